@@ -1,0 +1,126 @@
+"""An asyncio client for kie.ai's Suno music API: extends tracks without paying twice or losing what was paid."""
+
+from typing import TYPE_CHECKING
+
+from kie_async._later import later
+from kie_async._task import Task
+from kie_async.errors import (
+    AudioError,
+    AuthError,
+    BadResponseError,
+    BudgetError,
+    ConflictError,
+    ConnectError,
+    DownloadError,
+    FileError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    KeyQuotaError,
+    KieError,
+    ManifestError,
+    Problem,
+    RateLimitedError,
+    RefusedError,
+    ResultExpiredError,
+    ServerError,
+    SessionError,
+    SettingsError,
+    StorageError,
+    SubmitUnknownError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TLSError,
+    UnavailableError,
+    UnexpectedRedirectError,
+    WaitTimeoutError,
+)
+from kie_async.limiter import Limiter, SlidingLimiter
+from kie_async.models import (
+    MODELS,
+    CallbackEvent,
+    Credits,
+    ExtendRequest,
+    Outcome,
+    Request,
+    TaskEvent,
+    TaskRecord,
+    TaskResult,
+    Track,
+    UploadedFile,
+    UploadExtendRequest,
+)
+from kie_async.session import KieSession
+from kie_async.settings import Secret, Settings
+
+if TYPE_CHECKING:
+    from kie_async import callbacks
+    from kie_async.batch import Manifest, read_manifest, run_batch
+    from kie_async.journal import Job, Journal, PostgresJournal, SQLiteJournal, open_journal
+
+__all__ = [
+    "MODELS",
+    "AudioError",
+    "AuthError",
+    "BadResponseError",
+    "BudgetError",
+    "CallbackEvent",
+    "ConflictError",
+    "ConnectError",
+    "Credits",
+    "DownloadError",
+    "ExtendRequest",
+    "FileError",
+    "InsufficientCreditsError",
+    "InvalidRequestError",
+    "Job",
+    "Journal",
+    "KeyQuotaError",
+    "KieError",
+    "KieSession",
+    "Limiter",
+    "Manifest",
+    "ManifestError",
+    "Outcome",
+    "PostgresJournal",
+    "Problem",
+    "RateLimitedError",
+    "RefusedError",
+    "Request",
+    "ResultExpiredError",
+    "SQLiteJournal",
+    "Secret",
+    "ServerError",
+    "SessionError",
+    "Settings",
+    "SettingsError",
+    "SlidingLimiter",
+    "StorageError",
+    "SubmitUnknownError",
+    "TLSError",
+    "Task",
+    "TaskEvent",
+    "TaskFailedError",
+    "TaskNotFoundError",
+    "TaskRecord",
+    "TaskResult",
+    "Track",
+    "UnavailableError",
+    "UnexpectedRedirectError",
+    "UploadExtendRequest",
+    "UploadedFile",
+    "WaitTimeoutError",
+    "callbacks",
+    "open_journal",
+    "read_manifest",
+    "run_batch",
+]
+
+# Who extends one track needs no server, no journal and no manifest.
+__getattr__ = later(
+    __name__,
+    {
+        "callbacks": "callbacks",
+        **dict.fromkeys(("Manifest", "read_manifest", "run_batch"), "batch"),
+        **dict.fromkeys(("Job", "Journal", "PostgresJournal", "SQLiteJournal", "open_journal"), "journal"),
+    },
+)

@@ -1,0 +1,39 @@
+"""``kie-async`` and ``python -m kie_async``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+_NEEDED = frozenset({"cyclopts", "rich"})
+_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the words after the program's name; by default those it was started with.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        from kie_async.cli import run  # noqa: PLC0415  # an extra: the library works without it
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in _NEEDED:
+            raise
+        return _lacking(words, f'{missing} is missing: pip install "kie_async[cli]"')
+    return run(words)
+
+
+def _lacking(words: Sequence[str], message: str) -> int:
+    if "--json" in words:
+        facts = {"type": "UsageError", "message": message, "code": None, "task_id": None}
+        sys.stdout.write(json.dumps({"error": {**facts, "charged": "no", "retryable": False}}) + "\n")
+    sys.stderr.write(f"error: {message}\n")
+    return _USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Every error of the library: what may I do now?
+
+::
+
+    KieError
+    ├── SettingsError           a setting cannot be used                         fix it
+    ├── SessionError            the session is closed, or of another event loop  use the right one
+    ├── ConnectError            DNS or connect failed: nothing was sent          send again
+    │   └── TLSError            the server's certificate was refused             fix it
+    ├── RefusedError            the service said no; see ``code``
+    │   ├── InvalidRequestError the request is wrong; see ``problems``           fix it
+    │   │   └── ManifestError   a list of jobs is wrong; see ``faults``          fix it
+    │   ├── AuthError           401, 403: the key                                fix it
+    │   ├── InsufficientCreditsError  402                                        top up
+    │   ├── RateLimitedError    405, 429, 430: too fast                          send again, later
+    │   ├── KeyQuotaError       433: the spending cap of a sub-key               raise it
+    │   └── UnavailableError    455, 505: maintenance, feature off               send again, later
+    ├── SubmitUnknownError      a submission's answer was lost                   do not send again
+    ├── BadResponseError        the answer could not be understood
+    │   └── UnexpectedRedirectError
+    ├── ServerError             the server failed to answer a read               ask again
+    ├── TaskNotFoundError       the service does not know the task
+    ├── TaskFailedError         the task ended without a result; see ``refunded``
+    ├── WaitTimeoutError        the caller's patience ended; the task goes on    wait again
+    ├── BudgetError             the batch's own cap is reached                   raise it, go on
+    ├── ConflictError           the journal refused a move: somebody else has the job, or it is done
+    └── FileError               a file could not be used, sent or fetched
+        ├── AudioError          the source is not usable audio
+        ├── DownloadError       a result could not be fetched whole              fetch again
+        │   └── ResultExpiredError  the service no longer keeps it
+        └── StorageError        the local disk refused                           make room, fetch again
+
+Each error carries ``task_id`` (where known), ``code`` (the service's or HTTP's), ``retryable`` (may the same
+call be made again as it is?) and ``charged`` (have credits been spent on it: ``no``, ``maybe``, ``yes``?).
+All of them can be pickled and copied, and none ever holds the API key.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import attrs
+
+Charged: TypeAlias = Literal["no", "maybe", "yes"]
+
+
+@attrs.frozen
+class Problem:
+    """One thing wrong with a request: the field, what is the matter with its value, what to do about it."""
+
+    field: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+
+@attrs.frozen
+class Fault:
+    """One thing wrong with a manifest.
+
+    Attributes:
+        line: where, counted from 1 (in a folder: which file); 0 when it is not about a single line.
+        field: the column; empty when it is about the line as a whole.
+        problem: what is the matter.
+        remedy: what to do about it.
+        place: what is said in place of the line: the name of a file, or "defaults".
+    """
+
+    line: int
+    field: str
+    problem: str
+    remedy: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        parts = (self.place or f"line {self.line}", self.field, f"{self.problem}; {self.remedy}")
+        return ": ".join(part for part in parts if part)
+
+
+@attrs.define(slots=False)
+class KieError(Exception):
+    """The root of all errors of this library.
+
+    Attributes:
+        message: what happened and what to do, in words. No key, no signed URL.
+        task_id: the task it is about, if one is known.
+        code: the body code of the service, or else the HTTP status.
+        charged: whether credits have been spent.
+        retryable: whether the same call may be made again as it is.
+    """
+
+    message: str
+    task_id: str | None = None
+    code: int | None = None
+    charged: Charged = "no"
+    retryable: bool = False
+
+    def __str__(self) -> str:
+        facts = [
+            f"{name} {value}" for name, value in (("task", self.task_id), ("code", self.code)) if value is not None
+        ]
+        return f"{self.message} ({', '.join(facts)})" if facts else self.message
+
+
+class SettingsError(KieError, ValueError):
+    """A setting cannot be used. The message names it; a key's value is never shown."""
+
+
+class SessionError(KieError, RuntimeError):
+    """The session is not open, or belongs to another event loop or process. Nothing was sent."""
+
+
+@attrs.define(slots=False)
+class ConnectError(KieError):
+    """No connection was made (DNS, connect, no time left for it), so nothing was sent and nothing charged."""
+
+    retryable: bool = True
+
+
+@attrs.define(slots=False)
+class TLSError(ConnectError):
+    """The server could not prove who it is. Nothing was sent; it will not get better by itself."""
+
+    retryable: bool = False
+
+
+class RefusedError(KieError):
+    """The service answered with a refusal; ``code`` and ``message`` are its own words."""
+
+
+@attrs.define(slots=False)
+class InvalidRequestError(RefusedError, ValueError):
+    """The request is wrong, by our own check before sending (``code`` is None) or by the service's.
+
+    Attributes:
+        problems: all that our own check found, each naming its field; empty when the service refused.
+    """
+
+    problems: tuple[Problem, ...] = ()
+
+
+@attrs.define(slots=False)
+class ManifestError(InvalidRequestError):
+    """A manifest is wrong. Nothing was sent.
+
+    Attributes:
+        faults: the first of them, in the order of their lines.
+        count: how many there are in all.
+    """
+
+    faults: tuple[Fault, ...] = ()
+    count: int = 0
+
+
+class AuthError(RefusedError):
+    """The key was refused (401, 403). The session sends no further submission."""
+
+
+class InsufficientCreditsError(RefusedError):
+    """The account has too few credits (402)."""
+
+
+@attrs.define(slots=False)
+class RateLimitedError(RefusedError):
+    """Too fast (405, 429, 430), for longer than the session was told to wait.
+
+    Attributes:
+        retry_after: seconds the service asked to wait, if it did.
+    """
+
+    retryable: bool = True
+    retry_after: float | None = None
+
+
+class KeyQuotaError(RefusedError):
+    """The spending cap of a sub-key is reached (433)."""
+
+
+@attrs.define(slots=False)
+class UnavailableError(RefusedError):
+    """Maintenance (455) or a feature switched off (505)."""
+
+    retryable: bool = True
+
+
+@attrs.define(slots=False)
+class SubmitUnknownError(KieError):
+    """A submission was sent and its answer lost: it may be running and charged.
+
+    Do not send it again blindly. Look at the service's own log of tasks, or follow the task with
+    ``session.track(task_id)`` once its id is known.
+
+    Attributes:
+        token: the token in the callback URL of this submission; a callback that bears it names the task.
+    """
+
+    charged: Charged = "maybe"
+    token: str | None = attrs.field(default=None, repr=False)
+
+
+class BadResponseError(KieError):
+    """The answer is not what the service is known to send; ``message`` shows how it begins, scrubbed."""
+
+
+class UnexpectedRedirectError(BadResponseError):
+    """The API answered with a redirect. It was not followed, so that the key stays with its host."""
+
+
+@attrs.define(slots=False)
+class ServerError(KieError):
+    """The server failed (5xx, a lost connection, a timeout) on a call that spends nothing."""
+
+    retryable: bool = True
+
+
+class TaskNotFoundError(KieError):
+    """The service does not know this task, even after the time it may take to appear."""
+
+
+@attrs.define(slots=False)
+class TaskFailedError(KieError):
+    """The task ended without a result; ``code`` and ``message`` are the service's, URLs redacted.
+
+    Attributes:
+        status: the last status word of the service.
+        refunded: whether the service said that the credits were given back (code 531).
+    """
+
+    charged: Charged = "maybe"
+    status: str = ""
+    refunded: bool = False
+
+
+@attrs.define(slots=False)
+class WaitTimeoutError(KieError, TimeoutError):
+    """The caller's patience ended, not the task: it goes on, and ``session.track(task_id)`` follows it again."""
+
+    charged: Charged = "yes"
+    retryable: bool = True
+
+
+class BudgetError(KieError):
+    """The batch's own cap (``max_credits``) leaves no room for another task. Nothing was sent.
+
+    ``retryable`` says that tasks under way may give some of it back.
+    """
+
+
+class ConflictError(KieError):
+    """The journal refused a move: another process has the job or the batch, or it is past that state."""
+
+
+class FileError(KieError):
+    """A file could not be used, sent or fetched."""
+
+
+class AudioError(FileError, ValueError):
+    """The source is no audio that the service could extend, or its length cannot be told. Nothing was sent."""
+
+
+@attrs.define(slots=False)
+class DownloadError(FileError):
+    """A result could not be fetched whole; what came is kept in ``NAME.part`` and resumed by the next try."""
+
+    retryable: bool = True
+
+
+@attrs.define(slots=False)
+class ResultExpiredError(DownloadError):
+    """The service no longer keeps this file."""
+
+    retryable: bool = False
+
+
+@attrs.define(slots=False)
+class StorageError(FileError):
+    """The local disk refused: no room, no permission, a name in use."""
+
+    retryable: bool = True

@@ -1,0 +1,306 @@
+"""Values: what is asked of the service and what it answers. No input or output happens here.
+
+The service checks next to nothing when a task is submitted and refuses later, perhaps after the credits are gone; so
+a request that breaks one of its rules cannot even be built here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from os import PathLike
+from typing import ClassVar, Literal, Required, TypeAlias, TypedDict
+
+import attrs
+
+from kie_async._rules import MODELS as MODELS  # noqa: PLC0414  # users look for the models here
+from kie_async._rules import ModelLimits as ModelLimits  # noqa: PLC0414  # likewise
+from kie_async._rules import find_problems
+from kie_async.errors import InvalidRequestError
+
+Stage: TypeAlias = Literal["text", "first", "complete"]
+Operation: TypeAlias = Literal["extend", "upload_extend"]
+
+STAGES: tuple[Stage, ...] = ("text", "first", "complete")
+
+
+@attrs.frozen(kw_only=True)
+class _Request:
+    """What both operations share. Lengths count characters; moments and lengths of audio are seconds.
+
+    Attributes:
+        model: one of ``MODELS``; for ``extend`` it must be the model that made the source track.
+        prompt: exact lyrics; left out when instrumental.
+        style: the style of music.
+        title: the title of the new tracks.
+        continue_at: where the source is cut and continued, seconds, above 0 and below its length.
+        instrumental: no voice.
+        negative_tags: styles to keep out.
+        vocal_gender: "m" or "f"; a tendency only.
+        style_weight: 0 to 1 in steps of 0.01, as are the next two.
+        weirdness_constraint: see ``style_weight``.
+        audio_weight: see ``style_weight``.
+        persona_id: a persona made with the service.
+        persona_model: "style_persona" (the service's default) or "voice_persona"; V5 and V5_5 only.
+        default_param_flag: True: own parameters; False: those of the source. None: follows from what is given.
+        source_duration: the length of the source in seconds, if known. Never sent; ``continue_at`` is held to it.
+    """
+
+    operation: ClassVar[Operation]
+
+    model: str
+    prompt: str | None = None
+    style: str | None = None
+    title: str | None = None
+    continue_at: float | None = None
+    instrumental: bool = False
+    negative_tags: str | None = None
+    vocal_gender: Literal["m", "f"] | None = None
+    style_weight: float | None = None
+    weirdness_constraint: float | None = None
+    audio_weight: float | None = None
+    persona_id: str | None = None
+    persona_model: Literal["style_persona", "voice_persona"] | None = None
+    default_param_flag: bool | None = None
+    source_duration: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        fields = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
+        if problems := tuple(find_problems(fields, own_parameters=self.own_parameters)):
+            raise InvalidRequestError("; ".join(map(str, problems)), problems=problems)
+
+    @property
+    def own_parameters(self) -> bool:
+        """``default_param_flag`` as it will be sent: as given, or else by what is given."""
+        if self.default_param_flag is not None:
+            return self.default_param_flag
+        return any(value is not None for value in self._own_parameters())
+
+    def _own_parameters(self) -> tuple[object, ...]:
+        return (self.prompt, self.style, self.title)
+
+
+@attrs.frozen(kw_only=True)
+class ExtendRequest(_Request):
+    """Extend a track that the service made (``POST /api/v1/generate/extend``).
+
+    With neither prompt, style, title nor continue_at the parameters of the source track are inherited; with any
+    of them all are required (the prompt unless instrumental).
+
+    Attributes:
+        audio_id: the id of the *track* (``Track.id``), not of its task.
+
+    Raises:
+        InvalidRequestError: with every problem of the request at once.
+    """
+
+    operation: ClassVar[Operation] = "extend"
+
+    audio_id: str = attrs.field(kw_only=False)
+
+    def _own_parameters(self) -> tuple[object, ...]:
+        return (*super()._own_parameters(), self.continue_at)
+
+
+@attrs.frozen(kw_only=True)
+class UploadExtendRequest(_Request):
+    """Extend audio of your own (``POST /api/v1/generate/upload-extend``).
+
+    ``continue_at`` is always required. With any of prompt, style and title, the style and the title are required,
+    and the prompt (as exact lyrics) unless instrumental. With ``default_param_flag=False`` lyrics are made from the
+    prompt, if there is one.
+
+    Attributes:
+        source: a path, which is uploaded first, or the URL of audio that the service can fetch. At most 8 minutes
+            (1 minute for V4_5ALL).
+
+    Raises:
+        InvalidRequestError: with every problem of the request at once.
+    """
+
+    operation: ClassVar[Operation] = "upload_extend"
+
+    source: str | PathLike[str] = attrs.field(kw_only=False)
+
+
+Request: TypeAlias = ExtendRequest | UploadExtendRequest
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields that both requests share, for ``session.extend`` and ``session.upload_extend``."""
+
+    model: Required[str]
+    prompt: str | None
+    style: str | None
+    title: str | None
+    continue_at: float | None
+    instrumental: bool
+    negative_tags: str | None
+    vocal_gender: Literal["m", "f"] | None
+    style_weight: float | None
+    weirdness_constraint: float | None
+    audio_weight: float | None
+    persona_id: str | None
+    persona_model: Literal["style_persona", "voice_persona"] | None
+    default_param_flag: bool | None
+    source_duration: float | None
+
+
+@attrs.frozen
+class Track:
+    """A track of a task. A text the service did not give is None; tolerant of whatever else it gives.
+
+    Attributes:
+        id: the id of the track; what ``extend`` takes as ``audio_id``.
+        audio_url: the finished audio (mp3), kept for days only: download at once. None until it is ready.
+        stream_audio_url: audio to listen to while it is being made; decays to nothing later.
+        duration: seconds.
+        created_at: when the service made it (aware, UTC).
+        prompt: the lyrics.
+        tags: the style.
+        model_name: the model's code name, such as "chirp-crow".
+    """
+
+    id: str = ""
+    audio_url: str | None = None
+    stream_audio_url: str | None = None
+    image_url: str | None = None
+    prompt: str | None = None
+    model_name: str | None = None
+    title: str | None = None
+    tags: str | None = None
+    duration: float | None = None
+    created_at: datetime | None = None
+    source_audio_url: str | None = None
+    source_stream_audio_url: str | None = None
+    source_image_url: str | None = None
+
+
+@attrs.frozen
+class TaskRecord:
+    """What the service says of a task (record-info), the same for both routes.
+
+    Attributes:
+        task_id: the id asked for, as the service gave it back.
+        status: the service's word, upper case; an open set.
+        tracks: those known so far, placeholders without an id left out.
+        error_code: a number other than 0 when the service refused or failed the task, whatever the status says.
+        error_message: its words; can hold signed addresses, so redact it before showing it.
+        operation_type: "extend", "upload_extend" and others.
+        type: the model's code name, or other words; an open set.
+        param: the request as the service echoes it (JSON text).
+        credits_consumed: what the task cost, where the service says so (the jobs route).
+        created_at: when it was submitted (aware, UTC).
+        completed_at: when it ended, where the service says so (the jobs route).
+    """
+
+    task_id: str = ""
+    status: str = ""
+    tracks: tuple[Track, ...] = ()
+    error_code: int | None = None
+    error_message: str | None = None
+    operation_type: str | None = None
+    type: str | None = None
+    parent_music_id: str | None = None
+    param: str | None = None
+    credits_consumed: float | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+
+
+@attrs.frozen
+class CallbackEvent:
+    """The body of a callback: a hint that a task moved, never the truth about it.
+
+    Attributes:
+        task_id: the task it speaks of.
+        stage: the service's ``callbackType``: text, first, complete, error, or a word not known yet.
+        code: 200, or why the task failed.
+        message: the service's words; real texts differ from the documented ones.
+        tracks: as the body claims; read from it when they are asked for, for the library never asks.
+    """
+
+    task_id: str
+    stage: str = ""
+    code: int | None = None
+    message: str = ""
+    _read_tracks: Callable[[], tuple[Track, ...]] = attrs.field(default=tuple, repr=False, eq=False)
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:  # noqa: D102  # above
+        return self._read_tracks()
+
+
+@attrs.frozen
+class Credits:
+    """The credits left on the account; a fraction is possible."""
+
+    amount: float
+
+    def __float__(self) -> float:
+        return self.amount
+
+
+@attrs.frozen
+class UploadedFile:
+    """A file taken by the service's upload host; treat it as kept for 24 hours.
+
+    Attributes:
+        download_url: the address to give as the source of ``UploadExtendRequest``.
+        size: bytes, as the host counted them.
+        duration: seconds, as measured before sending; None where that was not asked for.
+    """
+
+    download_url: str
+    file_name: str = ""
+    file_path: str | None = None
+    size: int | None = None
+    mime_type: str | None = None
+    uploaded_at: datetime | None = None
+    duration: float | None = None
+
+
+@attrs.frozen
+class TaskEvent:
+    """A stage that a task has reached: "text", "first" or "complete", with the tracks known by then."""
+
+    task_id: str
+    stage: Stage
+    tracks: tuple[Track, ...] = ()
+
+    @property
+    def stream_urls(self) -> tuple[str, ...]:
+        """Where the tracks can be listened to already."""
+        return tuple(track.stream_audio_url for track in self.tracks if track.stream_audio_url)
+
+
+@attrs.frozen
+class TaskResult:
+    """What a task made: normally two tracks, of very different length.
+
+    Attributes:
+        task_id: the task.
+        tracks: those with audio.
+        record: the record that settled it.
+        partial: whether some tracks of the task never got their audio.
+    """
+
+    task_id: str
+    tracks: tuple[Track, ...]
+    record: TaskRecord = attrs.field(repr=False)
+    partial: bool = False
+
+
+@attrs.frozen
+class Outcome:
+    """The end of one request of ``submit_all``: a result or an error, never both.
+
+    Attributes:
+        request: the request, as given.
+        task_id: the task it became; None when it was refused, or its answer was lost.
+    """
+
+    request: Request
+    task_id: str | None = None
+    result: TaskResult | None = None
+    error: Exception | None = None

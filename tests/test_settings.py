@@ -1,0 +1,166 @@
+"""Settings: the environment, refusals that name the setting, and secrets that stay secret."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import ssl
+from typing import Any
+
+import attrs
+import pytest
+
+from kie_async import events
+from kie_async.errors import SettingsError
+from kie_async.settings import BASE_URL, UPLOAD_BASE_URL, Secret, Settings
+
+KEY = "f00dfeed0123456789"
+
+
+def test_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIE_API_KEY", KEY)
+    monkeypatch.setenv("KIE_BASE_URL", "http://127.0.0.1:8080/")
+    monkeypatch.setenv("KIE_CALLBACK_URL", "https://me.example/kie/")
+    monkeypatch.setenv("KIE_WEBHOOK_KEY", "w1")
+    settings = Settings()
+    assert settings.api_key.reveal() == KEY
+    assert settings.base_url == settings.upload_base_url == "http://127.0.0.1:8080"
+    assert settings.on_loopback
+    assert settings.callback_url == "https://me.example/kie"
+    assert [key.reveal() for key in settings.webhook_keys] == ["w1"]
+
+
+def test_what_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIE_API_KEY", "other")
+    settings = Settings(api_key=KEY, webhook_key=("old", Secret("new"), ""))
+    assert settings.api_key.reveal() == KEY
+    assert (settings.base_url, settings.upload_base_url) == (BASE_URL, UPLOAD_BASE_URL)
+    assert not settings.on_loopback
+    assert [key.reveal() for key in settings.webhook_keys] == ["old", "new"]
+    assert Settings(api_key=KEY).webhook_keys == ()
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "a b", "abc\n", "'abc'", 'k"k', "Bearer abc", "YOUR_API_KEY", "your-key", "kéy", "a\0"]
+)
+def test_a_key_that_cannot_be_one_is_refused_unseen(key: str) -> None:
+    with pytest.raises(SettingsError, match="api_key") as caught:
+        Settings(api_key=key)
+    assert not key.strip() or key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "api.kie.ai", "ftp://api.kie.ai", "http://api.kie.ai", "http://10.0.0.1", "https://u:p@api.kie.ai",
+        "https://api.kie.ai?x=1", "https://api.kie.ai#x", "https://", "https://[::1", "https://a b", "https://a:port",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["base_url", "upload_base_url", "callback_url"])
+def test_an_address_that_is_none_is_refused(name: str, url: str) -> None:
+    fields: dict[str, Any] = {name: url}
+    with pytest.raises(SettingsError, match=name):
+        Settings(api_key=KEY, **fields)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "127.1.2.3"])
+def test_plain_http_is_for_loopback(host: str) -> None:
+    assert Settings(api_key=KEY, base_url=f"http://{host}:1").on_loopback
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("route", "other"), ("quota", 0), ("max_in_flight", 1.5), ("looks_at_once", -1), ("total_timeout", -1),
+        ("task_timeout", float("nan")), ("connect_timeout", 0),
+        ("quota_window", 0), ("audio_grace", True), ("quota_margin", "1"), ("read_timeout", float("inf")),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings(api_key=KEY, **{name: value})
+
+
+def test_tls_is_never_switched_off() -> None:
+    context = ssl.create_default_context()
+    assert Settings(api_key=KEY, ssl_context=context).ssl_context is context
+    context.check_hostname = False
+    with pytest.raises(SettingsError, match="ssl_context"):
+        Settings(api_key=KEY, ssl_context=context)
+    context.verify_mode = ssl.CERT_NONE
+    with pytest.raises(SettingsError, match="ssl_context"):
+        Settings(api_key=KEY, ssl_context=context)
+
+
+def test_a_secret_shows_itself_to_nobody() -> None:
+    settings = Settings(api_key=KEY, webhook_key=KEY)
+    shown = [repr(settings), str(settings), f"{settings.api_key}", repr(attrs.asdict(settings)), repr(vars(Settings))]
+    shown.append(repr(attrs.astuple(settings)))
+    assert "pass" not in repr(Settings(api_key=KEY, proxy="http://user:pass@127.0.0.1:1"))
+    assert not any(KEY in text for text in shown)
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(settings.api_key)
+    assert copy.copy(settings.api_key) is copy.deepcopy(settings.api_key) is settings.api_key
+    assert settings.api_key
+    assert not Secret("")
+    assert repr(Secret("")) == "Secret('')"
+
+
+EVENTS: list[events.Event] = [
+    events.Submitted("t1", "extend", "V5", 0.5),
+    events.Looked("t1", "PENDING", 3.0),
+    events.LookFailed("t1", "x https://a.example/b?sig=1"),
+    events.CallbackReceived("t1", "text\nforged", 200),
+    events.Retried("credits", "x", 1, 0.5),
+    events.Waited("quota", 3),
+    events.StageReached("t1", "text"),
+    events.Settled("t1", "extend", 90.0, 4),
+    events.Anomaly("t1", "odd"),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_events_are_logged_on_one_clean_line(event: events.Event, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="kie_async"):
+        events.log_event(event)
+    (record,) = caplog.records
+    assert record.name.startswith("kie_async.")
+    assert record.getMessage().startswith(type(event).__name__)
+    assert "\n" not in record.getMessage()
+    assert "sig=" not in record.getMessage()
+
+
+def test_a_callback_that_is_refused_is_logged_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="kie_async"):
+        events.log_event(events.CallbackReceived("", "", 200))
+        events.log_event(events.CallbackReceived("", "", 401, "clock skew 600 s"))
+    assert ["clock skew" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_events_below_the_level_cost_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, logger="kie_async"):
+        events.log_event(EVENTS[1])
+    assert not caplog.records
+
+
+def test_an_observer_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(event: events.Event) -> None:
+        raise RuntimeError(type(event).__name__)
+
+    events.guarded(broken)(EVENTS[0])
+    assert "the observer failed on Submitted" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("see https://u:p@h.example/a/b?token=1 now", "see https://h.example/… now"),
+        ("https://h.example", "https://h.example"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer …"),
+        ("a\x1b[31mb\r\nc", "a�[31mb��c"),
+        ("x" * 600, "x" * 500 + "…"),
+    ],
+)
+def test_foreign_text_is_made_fit_to_show(text: str, clean: str) -> None:
+    assert events.clean(text) == clean
