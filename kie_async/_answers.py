@@ -1,0 +1,172 @@
+"""What an answer means: a value, or which error. Pure: a status, a body code and words in, a verdict out.
+
+The service refuses with HTTP 200 and a code in the body nearly always; real HTTP errors and a CDN's HTML pages occur
+too. Both count: only 2xx *and* code 200 is a success, and a code that is not known never is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from typing import TypeVar
+
+import attrs
+
+from kie_async import _wire
+from kie_async._routes import Call
+from kie_async.errors import (
+    AuthError,
+    BadResponseError,
+    Charged,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    KeyQuotaError,
+    KieError,
+    RateLimitedError,
+    RefusedError,
+    ServerError,
+    SubmitUnknownError,
+    UnavailableError,
+    UnexpectedRedirectError,
+)
+from kie_async.events import clean
+
+T = TypeVar("T")
+
+OK = 200
+_REDIRECTS, _CLIENT_ERRORS, _SERVER_ERRORS = 300, 400, 500
+
+
+@attrs.frozen
+class Refusal:
+    """What a definite no means."""
+
+    kind: type[RefusedError] = RefusedError
+    charged: Charged = "no"
+    retryable: bool = False
+
+
+_INVALID = Refusal(InvalidRequestError)
+_AUTH = Refusal(AuthError)
+_NO_CREDITS = Refusal(InsufficientCreditsError)
+_TOO_FAST = Refusal(RateLimitedError, retryable=True)
+
+# FACTS §6. A body code in this table is a definite answer: the service refused.
+BODY_CODES: Mapping[int, Refusal] = MappingProxyType(
+    {
+        400: _INVALID,
+        401: _AUTH,
+        402: _NO_CREDITS,
+        403: _AUTH,
+        404: _INVALID,
+        405: _TOO_FAST,  # sibling services
+        409: Refusal(),
+        413: _INVALID,
+        422: _INVALID,
+        429: _TOO_FAST,
+        430: _TOO_FAST,
+        433: Refusal(KeyQuotaError),
+        451: _INVALID,
+        455: Refusal(UnavailableError, retryable=True),
+        500: Refusal(charged="maybe"),  # can be permanent: "The original Suno task does not exist."
+        501: Refusal(charged="maybe"),
+        505: Refusal(UnavailableError),
+        531: Refusal(),
+    }
+)
+# HTTP statuses that a server, a proxy or a CDN gives without acting. Any other leaves a submission unknown.
+HTTP_STATUSES: Mapping[int, Refusal] = MappingProxyType(
+    dict.fromkeys((404, 405, 406, 407, 410, 411, 414, 415, 417, 421, 426, 428, 431), Refusal())
+    | dict.fromkeys((400, 413, 422, 451), _INVALID)
+    | {401: _AUTH, 402: _NO_CREDITS, 403: _AUTH, 429: _TOO_FAST}
+)
+MOMENTARY = frozenset({429, 430, 455})  # refused for the moment only: the same submission may be sent again
+
+
+@attrs.frozen
+class Answer:
+    """An HTTP answer, whole.
+
+    Attributes:
+        retry_after: the header as it came, if it did.
+    """
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+
+
+def understand(call: Call[T], answer: Answer) -> T:
+    """Return what the answer says.
+
+    Raises:
+        KieError: what it says, if that is no success. For a call that spends, anything but a clear refusal is
+            ``SubmitUnknownError``.
+    """
+    if _REDIRECTS <= answer.status < _CLIENT_ERRORS:
+        message = f"{call.name}: the API answered with a redirect, which is not followed: check base_url"
+        raise UnexpectedRedirectError(message, code=answer.status, charged="maybe" if call.spends else "no")
+    try:
+        envelope = _wire.read_envelope(answer.body)
+    except BadResponseError as error:
+        raise _unread(call, answer, error.message) from None
+    if envelope.code == OK and answer.status < _REDIRECTS:
+        return _read(call, envelope)
+    code = answer.status if envelope.code in {None, OK} else envelope.code
+    if code in call.absent:
+        return call.read(None)
+    raise _refused(call, answer, envelope)
+
+
+def _read(call: Call[T], envelope: _wire.Envelope) -> T:
+    try:
+        return call.read(envelope.data)
+    except BadResponseError as error:
+        if not call.spends:
+            raise
+        raise SubmitUnknownError(f"{call.name}: accepted, but {error.message}", code=OK) from None
+
+
+def _unread(call: Call[T], answer: Answer, reason: str) -> KieError:
+    """What a body that cannot be read means: the HTTP status alone speaks."""
+    if answer.status < _REDIRECTS and not call.spends:
+        return BadResponseError(f"{call.name}: {reason}", code=answer.status)
+    return _refused(call, answer, _wire.Envelope(msg=reason))
+
+
+def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieError:
+    code = answer.status if envelope.code in {None, OK} else envelope.code
+    message = f"{call.name}: {clean(envelope.msg) or 'refused without a word'}"
+    refusal = _refusal(call, answer.status, envelope.code)
+    if refusal is None:
+        return SubmitUnknownError(message, code=code) if call.spends else ServerError(message, code=code)
+    error = refusal.kind(message, code=code, charged=refusal.charged, retryable=refusal.retryable)
+    if isinstance(error, RateLimitedError):
+        error.retry_after = seconds_to_wait(answer.retry_after, datetime.now(UTC))
+    return error
+
+
+def _refusal(call: Call[T], status: int, code: int | None) -> Refusal | None:
+    """The definite no that a status and a body code make together; None if they make none."""
+    if code is None or code == OK:
+        return HTTP_STATUSES.get(status)
+    if code >= _SERVER_ERRORS and (status >= _SERVER_ERRORS or not call.spends):
+        return None  # a server's failure, not its decision
+    return BODY_CODES.get(code)
+
+
+def seconds_to_wait(header: str | None, now: datetime) -> float | None:
+    """Read a Retry-After header: seconds or a date; None if it says nothing that can be used."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(header).astimezone(UTC) - now).total_seconds()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -1,0 +1,118 @@
+"""JSON of the service: read strictly first, and mended where a real answer is known to have been malformed.
+
+Inside ``data.param`` and ``data.paramJson`` of a real answer of the jobs route the innermost quotes had one backslash
+too few, so that a finished, paid task could not be read (FACTS §9). Both are echoes of the request: they are cut out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from kie_async.errors import BadResponseError
+from kie_async.events import clean
+
+try:
+    import orjson
+except ImportError:  # pragma: no cover (the extra "speed" is not installed)
+    orjson = None  # type: ignore[assignment]  # absent: the standard library reads all
+
+_ECHO = re.compile(r'(?<!\\)"(?:param|paramJson|param_json)"\s*:\s*(?=")')
+_ECHO_END = re.compile(r'(?<!\\)"(?=\s*(?:,\s*"|\}))')
+_TRIES = 64
+
+
+def dump(value: object) -> bytes:
+    """Write JSON as the service takes it: UTF-8, no NaN."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def load(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
+    """Read JSON strictly.
+
+    Raises:
+        BadResponseError: the bytes are no JSON, or none that can be read safely.
+    """
+    if orjson is not None:
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            pass  # orjson refuses some bodies that can be read (a lone surrogate): the standard library decides
+    try:
+        return loads(decode(body))
+    except (ValueError, RecursionError):
+        raise BadResponseError(f"the answer is no JSON; it begins {beginning(body)}") from None
+
+
+def decode(body: bytes) -> str:
+    """The text of a body, without a byte order mark; the codec "utf-8-sig" takes four times as long."""
+    return body.removeprefix(BOM_UTF8).decode()
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def reader(**options: Any) -> Callable[[str], Any]:  # noqa: ANN401  # those of json.JSONDecoder
+    """Make a strict reader of text, once: ``json.loads`` with options makes one anew for each text."""
+    return json.JSONDecoder(parse_constant=_no_constant, **options).decode
+
+
+loads = reader()
+_load_pairs = reader(object_pairs_hook=tuple)
+
+
+def load_pairs(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
+    """Read JSON with each object as a tuple of its members, so that a key that is written twice can be seen.
+
+    Raises:
+        ValueError, RecursionError: the bytes are no JSON.
+    """
+    return _load_pairs(decode(body))
+
+
+def beginning(body: bytes) -> str:
+    """The first bytes of an answer, fit to be shown."""
+    return repr(clean(body[:200].decode("utf-8", "replace")))
+
+
+def load_mended(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
+    """Read a malformed answer with its echoes of the request cut out; None if that does not mend it."""
+    try:
+        text = decode(body)
+    except UnicodeDecodeError:
+        return None
+    position = 0
+    while echo := _ECHO.search(text, position):
+        following = _ECHO.search(text, echo.end() + 1)
+        limit = following.start() if following else len(text)
+        text, value = _cut(text, echo.end(), limit)
+        if value is not None:
+            return value
+        position = echo.end() + 1
+    return None
+
+
+def _cut(text: str, start: int, limit: int) -> tuple[str, Any]:
+    """Put null in place of the echo at ``start``, up to the first end after which the text reads on to ``limit``."""
+    for end in islice(_ECHO_END.finditer(text, start + 1, limit + 1), _TRIES):
+        mended = f"{text[:start]}null{text[end.end() :]}"
+        reach, value = _readable(mended)
+        if value is not None or reach >= limit - len(text) + len(mended):
+            return mended, value
+    return text, None
+
+
+def _readable(text: str) -> tuple[int, Any]:
+    """How far a text can be read as JSON, and its value if it is all."""
+    try:
+        value = loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos, None
+    except (ValueError, RecursionError):
+        return 0, None
+    return len(text), value

@@ -1,0 +1,155 @@
+"""When to look at a task next: pure, no clock, randomness passed in.
+
+A look costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
+and a look worth ``price`` seconds of lateness, the density of looks that costs least in all is
+``sqrt(h(t) / (2 * price))`` (Keller's optimal inspection): none in the dead time at the start, dense where the end is
+likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a prior,
+and anew from each stage seen.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from itertools import pairwise
+
+import attrs
+
+from kie_async._retry import Random
+from kie_async.models import Stage
+
+PRICE = 0.3  # seconds of lateness that one look is worth
+PRICE_EMULATED = 0.1
+LEAST = 0.34  # seconds between two looks at a task. FACTS: at most 3 requests/s per task
+MOST = 30.0  # seconds between two looks in the tail. FACTS: the service's own advice
+DEAD = 30.0  # seconds that the first look may be put off: so long a refusal that callbacks do not tell stays unseen
+NET = 150.0  # seconds between two looks when callbacks are to bring the news: later than most tasks end
+
+_RATIO = 1.1
+_EDGES = tuple(0.25 * _RATIO**power for power in range(99))  # a quarter of a second to 2850 s
+_MEDIAN, _SPREAD = 95.0, 0.5  # FACTS: 57-74 s in one measurement, 130-137 s in others, usually 1-3 min
+_PRIOR_WEIGHT = 3.0  # counts like three tasks seen
+_FLAT_SHARE = 0.15  # of the prior: any length is as likely as any other, by its logarithm
+_SMEAR = 1.08  # a duration stands for those within 8 % of it
+_LARGEST = 1e100
+_MEMORY = 1 - 1 / 48  # what a task still counts after the next one: a shift is learnt within some dozens
+
+
+def _prior(flat_share: float) -> list[float]:
+    def below(seconds: float) -> float:
+        bell = 0.5 * (1 + math.erf(math.log(seconds / _MEDIAN) / (_SPREAD * math.sqrt(2))))
+        flat = math.log(seconds / _EDGES[0]) / math.log(_EDGES[-1] / _EDGES[0])
+        return (1 - flat_share) * bell + flat_share * flat
+
+    return [_PRIOR_WEIGHT * (below(end) - below(start)) for start, end in pairwise(_EDGES)]
+
+
+_SERVICE, _ANYTHING = _prior(_FLAT_SHARE), _prior(1.0)
+
+
+@attrs.define
+class Sketch:
+    """How long something takes: weights over steps of a tenth, the latest tasks counting most.
+
+    Attributes:
+        unit: the weight of one task. It grows with each, so that the older count less without being touched.
+    """
+
+    weights: list[float]
+    unit: float = 1.0
+
+    def learn(self, earliest: float, latest: float) -> None:
+        """Count one duration, known to lie between two looks; it is smeared a little, for no two are the same."""
+        self.unit /= _MEMORY
+        if self.unit > _LARGEST:
+            self.weights = [weight / self.unit for weight in self.weights]
+            self.unit = 1.0
+        start, end = earliest / _SMEAR, latest * _SMEAR
+        first, last = bisect_right(_EDGES, start) - 1, bisect_right(_EDGES, end)
+        for step in range(max(first, 0), min(last, len(self.weights))):
+            overlap = min(end, _EDGES[step + 1]) - max(start, _EDGES[step])
+            self.weights[step] += self.unit * overlap / (end - start)
+
+    def copy(self) -> Sketch:
+        """One that learns apart from this."""
+        return Sketch(self.weights.copy(), self.unit)
+
+    def next_look(self, age: float, price: float) -> float:
+        """The age at which the looks due since ``age`` add up to one."""
+        step = max(bisect_right(_EDGES, age) - 1, 0)
+        alive = sum(self.weights[step:])
+        at, due = age, 0.0
+        for weight, end in zip(self.weights[step:], _EDGES[step + 1 :], strict=False):
+            width = end - at
+            hazard = weight / (max(alive - weight / 2, weight / 2, self.unit * 1e-9) * (end - _EDGES[step]))
+            density = math.sqrt(hazard / (2 * price))
+            if due + density * width >= 1:
+                return at + (1 - due) / density
+            due += density * width
+            at = end
+            alive -= weight
+            step += 1
+        return math.inf
+
+
+@attrs.frozen
+class Key:
+    """What durations depend on."""
+
+    operation: str
+    model: str
+
+
+class Pacing:
+    """What has been learnt of durations, and the delays that follow from it.
+
+    Args:
+        emulated: the service is an emulator: its tasks may last any time, and a look at it is cheap.
+        price: seconds of lateness that one look is worth.
+        dead: seconds that the first look may be put off.
+    """
+
+    def __init__(self, *, emulated: bool = False, price: float | None = None, dead: float = DEAD) -> None:
+        self._dead = dead
+        self._prior = Sketch(_ANYTHING if emulated else _SERVICE)
+        self._price = price or (PRICE_EMULATED if emulated else PRICE)
+        self._sketches: dict[tuple[Key, Stage | None], Sketch] = {}
+
+    def learn(self, key: Key, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
+        """Count a task that ended.
+
+        Args:
+            key: what it was.
+            earliest: its age at the last look that found it running.
+            latest: its age at the look that found it ended.
+            stages: the age at which each stage was first seen.
+        """
+        self._sketch(key, None).learn(earliest, max(latest, LEAST))
+        for stage, age in stages.items():
+            if age < latest:
+                self._sketch(key, stage).learn(max(earliest - age, 0.0), latest - age)
+
+    def delay(self, key: Key, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
+        """Seconds until the next look at a task that runs.
+
+        Args:
+            key: what it is.
+            age: seconds since its submission.
+            stage: the last stage seen, if any.
+            stage_age: seconds since that was seen.
+            random: spreads tasks that were submitted together.
+        """
+        sketch, since = (self._sketches.get((key, stage)), stage_age) if stage else (None, age)
+        if sketch is None:  # no stage, or nothing is known from this one on: go by the age
+            sketch, since = self._sketches.get((key, None), self._prior), age
+        wait = sketch.next_look(since, self._price) - since
+        return min(max(wait * (0.95 + 0.1 * random()), LEAST), max(MOST, self._dead - age))
+
+    def _sketch(self, key: Key, stage: Stage | None) -> Sketch:
+        return self._sketches.setdefault((key, stage), self._prior.copy())
+
+
+def retry_delay(failures: int, random: Random) -> float:
+    """Seconds until the next look after so many in a row that failed."""
+    return LEAST + (0.5 + 0.5 * random()) * min(MOST, 2.0 ** min(failures, 10) - 1)

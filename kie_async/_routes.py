@@ -1,0 +1,160 @@
+"""What the service can do: how to ask, and how to read what it answers.
+
+Both routes stand here, and nothing above knows which of them is in use.
+
+The addresses are those of kie.ai's pages "Extend Music", "Upload And Extend Audio", "Get Music Task Details" and
+"Get Remaining Credits"; of the jobs route, "Create Task" and "Get Task Details".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import attrs
+
+from kie_async import _wire
+from kie_async.errors import BadResponseError
+from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile
+from kie_async.settings import RouteName
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class FilePart:
+    """A file to be sent.
+
+    Attributes:
+        size: bytes; what is sent is held to it.
+        file_name: the name it gets there; the same name would overwrite.
+        upload_path: the folder it gets there.
+        on_bytes: told how many bytes have gone out so far.
+    """
+
+    path: Path
+    size: int
+    file_name: str
+    upload_path: str
+    on_bytes: Callable[[int], None] | None = None
+
+
+@attrs.frozen
+class Call(Generic[T]):
+    """One thing the service can do: how to ask, and what it answers.
+
+    Attributes:
+        name: for errors and observers.
+        read: the body's ``data`` to the answer.
+        spends: whether it costs credits, so that it must never be sent twice.
+        absent: body codes (or HTTP statuses) that only say "no such thing": the answer to None is given.
+        host: the API, or the host that takes files.
+    """
+
+    name: str
+    method: Literal["GET", "POST"]
+    path: str
+    read: Callable[[Any], T]
+    query: Mapping[str, str] = attrs.field(factory=dict)
+    body: Mapping[str, Any] | None = attrs.field(default=None, repr=False)  # it holds the callback's token
+    file: FilePart | None = None
+    spends: bool = False
+    absent: frozenset[int] = frozenset()
+    host: Literal["api", "upload"] = "api"
+
+
+@attrs.frozen
+class Route:
+    """One of the two ways to the same tasks.
+
+    Attributes:
+        looks_per_second: how often record-info may be read in all; None where no such limit is known.
+        submit: the call that submits a request; an uploaded source is an address by then.
+        record_info: the call that reads a task.
+    """
+
+    name: RouteName
+    looks_per_second: float | None
+    submit: Callable[[Request, str], Call[str]]
+    record_info: Callable[[str], Call[TaskRecord | None]]
+
+
+def parameters(request: Request) -> dict[str, Any]:
+    """The fields of a request in snake_case, without those not given; what is left out is left to the service."""
+    fields: dict[str, Any] = {
+        "audio_id" if isinstance(request, ExtendRequest) else "upload_url": _source(request),
+        "model": request.model,
+        "instrumental": request.instrumental,
+    }
+    for name in ("prompt", "style", "title", "continue_at", "negative_tags", "vocal_gender"):
+        fields[name] = getattr(request, name)
+    for name in ("style_weight", "weirdness_constraint", "audio_weight"):
+        weight = getattr(request, name)
+        fields[name] = None if weight is None else round(weight, 2)
+    fields["persona_id"], fields["persona_model"] = request.persona_id, request.persona_model
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _source(request: Request) -> str:
+    return request.audio_id if isinstance(request, ExtendRequest) else str(request.source)
+
+
+def camel(name: str) -> str:
+    """``negative_tags`` as the classic route spells it: ``negativeTags``."""
+    head, *tail = name.split("_")
+    return head + "".join(map(str.capitalize, tail))
+
+
+def _submit_classic(request: Request, callback_url: str) -> Call[str]:
+    fields = {camel(name): value for name, value in parameters(request).items()}
+    if isinstance(request, ExtendRequest) and not request.instrumental:
+        del fields["instrumental"]  # newer than the rest of extend: sent only when it says something
+    body = {"defaultParamFlag": request.own_parameters, **fields, "callBackUrl": callback_url}
+    path = "/api/v1/generate/" + request.operation.replace("_", "-")
+    return Call(request.operation, "POST", path, _wire.read_task_id, body=body, spends=True)
+
+
+JOBS_MODELS = {"extend": "ai-music-api/extend", "upload_extend": "ai-music-api/upload-and-extend-audio"}
+
+
+def _submit_jobs(request: Request, callback_url: str) -> Call[str]:
+    body = {
+        "model": JOBS_MODELS[request.operation],
+        "callBackUrl": callback_url,
+        "input": parameters(request),
+    }
+    return Call(request.operation, "POST", "/api/v1/jobs/createTask", _wire.read_task_id, body=body, spends=True)
+
+
+def _record_info(path: str) -> Callable[[str], Call[TaskRecord | None]]:
+    def call(task_id: str) -> Call[TaskRecord | None]:
+        def read(data: object) -> TaskRecord | None:
+            record = _wire.read_record(data)
+            if record is not None and record.task_id not in {task_id, ""}:  # an answer that a proxy mixed up
+                raise BadResponseError("record-info speaks of another task", retryable=True)
+            return record
+
+        # FACTS: unknown is 200 with null data on the classic route, 422 "recordInfo is null" on the other.
+        query = {"taskId": task_id}
+        return Call("record_info", "GET", path, read, query, absent=frozenset({404, 422}))
+
+    return call
+
+
+ROUTES: Mapping[RouteName, Route] = {
+    "classic": Route("classic", None, _submit_classic, _record_info("/api/v1/generate/record-info")),
+    "jobs": Route("jobs", 10.0, _submit_jobs, _record_info("/api/v1/jobs/recordInfo")),
+}
+
+credits_left: Call[Credits] = Call("credits", "GET", "/api/v1/chat/credit", _wire.read_credits)
+
+
+def download_url(url: str) -> Call[str]:
+    """A direct link to a generated file, good for 20 minutes; other addresses are refused (422)."""
+    return Call("download_url", "POST", "/api/v1/common/download-url", _wire.read_link, body={"url": url})
+
+
+def upload(part: FilePart) -> Call[UploadedFile]:
+    """Send a file to the upload host; it costs nothing, so it may be sent again."""
+    return Call("upload", "POST", "/api/file-stream-upload", _wire.read_upload, file=part, host="upload")

@@ -1,0 +1,138 @@
+"""The states of a task as one table, and the rule that reads a record by it.
+
+The words are those of kie.ai's page "Get Music Task Details", and the states of the jobs route. GENERATING and
+FAILED are reported by users. The set is open: a word that is not listed is not terminal.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import attrs
+
+from kie_async.errors import Charged
+from kie_async.models import STAGES, Stage, TaskRecord, Track
+
+
+class Word(Enum):
+    """What a status word means."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    UNDELIVERED = "undelivered"  # the callback could not be delivered; the tracks may all be there
+    FAILED = "failed"
+
+
+WORDS = MappingProxyType(
+    {
+        "PENDING": Word.RUNNING,
+        "WAITING": Word.RUNNING,
+        "QUEUING": Word.RUNNING,
+        "GENERATING": Word.RUNNING,
+        "TEXT_SUCCESS": Word.RUNNING,
+        "FIRST_SUCCESS": Word.RUNNING,
+        "SUCCESS": Word.SUCCEEDED,
+        "CALLBACK_EXCEPTION": Word.UNDELIVERED,
+        "CREATE_TASK_FAILED": Word.FAILED,
+        "GENERATE_AUDIO_FAILED": Word.FAILED,
+        "SENSITIVE_WORD_ERROR": Word.FAILED,
+        "FAILED": Word.FAILED,
+        "FAIL": Word.FAILED,
+    }
+)
+STAGE_WORDS: MappingProxyType[str, Stage] = MappingProxyType({"TEXT_SUCCESS": "text", "FIRST_SUCCESS": "first"})
+REFUNDED = 531  # FACTS: failed, credits given back
+_NO_ERROR = (None, 0, 200)  # 0 is reported beside null, and 200 is the service's word for "well"
+
+
+@attrs.frozen
+class Running:
+    """Not at its end.
+
+    Attributes:
+        stage: the last stage reached, if any.
+        odd: what is odd about the record; such a state is borne for a time only.
+    """
+
+    stage: Stage | None = None
+    odd: Literal["", "not visible", "no audio", "unknown word"] = ""
+
+
+@attrs.frozen
+class Succeeded:
+    """At its end, with audio; ``partial`` if some tracks never got theirs."""
+
+    tracks: tuple[Track, ...]
+    partial: bool = False
+
+
+@attrs.frozen
+class Failed:
+    """At its end, without a result."""
+
+    message: str
+    code: int | None = None
+    charged: Charged = "maybe"
+    refunded: bool = False
+
+
+@attrs.frozen
+class NotFound:
+    """Unknown to the service for longer than a new task may be."""
+
+
+Verdict: TypeAlias = Running | Succeeded | Failed | NotFound
+
+
+def judge(record: TaskRecord | None, *, patient: bool) -> Verdict:
+    """Say what a record means.
+
+    Args:
+        record: what record-info gave; None if it does not know the task.
+        patient: whether an odd state (not visible, success without audio) may still be borne. It is turned off
+            when its time of grace is over.
+    """
+    if record is None:
+        return Running(odd="not visible") if patient else NotFound()
+    word = WORDS.get(record.status)
+    whole = bool(record.tracks) and all(track.audio_url for track in record.tracks)
+    if word in {Word.SUCCEEDED, Word.UNDELIVERED} and whole:
+        return Succeeded(record.tracks)
+    if record.error_code not in _NO_ERROR or word is Word.FAILED:
+        return _failed(record)
+    if word in {Word.SUCCEEDED, Word.UNDELIVERED}:
+        return Running(stage_of(record), odd="no audio") if patient else _without_audio(record)
+    return Running(stage_of(record), odd="" if word else "unknown word")
+
+
+def stage_of(record: TaskRecord) -> Stage | None:
+    """The last stage a running task has reached, by its word or by what its tracks show."""
+    if any(track.audio_url for track in record.tracks):
+        return "first"
+    return STAGE_WORDS.get(record.status) or ("text" if record.tracks else None)
+
+
+def reached(stage: Stage | None) -> int:
+    """How many stages are behind a task that is at ``stage``; reports that go backwards have a smaller number."""
+    return 0 if stage is None else STAGES.index(stage) + 1
+
+
+def _failed(record: TaskRecord) -> Failed:
+    refunded = record.error_code == REFUNDED
+    charged: Charged = "maybe"
+    if refunded or record.credits_consumed == 0:
+        charged = "no"
+    elif record.credits_consumed:
+        charged = "yes"
+    message = record.error_message or f"the task failed with status {record.status or 'missing'}"
+    return Failed(message, record.error_code or None, charged, refunded)
+
+
+def _without_audio(record: TaskRecord) -> Verdict:
+    """The end of patience with a success that has no audio: what can be had is taken, the original files too."""
+    usable = tuple(track for track in record.tracks if track.audio_url or track.source_audio_url)
+    if usable:
+        return Succeeded(usable, partial=len(usable) < len(record.tracks))
+    return Failed(f"the service says {record.status}, but gave no audio", record.error_code or None, "yes")

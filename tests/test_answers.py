@@ -1,0 +1,165 @@
+"""What an answer means: status and body code, for calls that spend and calls that do not."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from conftest import sample_json
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie_async import errors
+from kie_async._answers import BODY_CODES, HTTP_STATUSES, MOMENTARY, Answer, seconds_to_wait, understand
+from kie_async._routes import ROUTES, credits_left
+from kie_async.errors import KieError, SubmitUnknownError
+from kie_async.models import ExtendRequest
+
+SUBMIT = ROUTES["classic"].submit(ExtendRequest("a1", model="V5"), "https://me.example/cb")
+LOOK = ROUTES["classic"].record_info("t1")
+
+
+def body(code: object, msg: object = "words", data: object = None) -> bytes:
+    return json.dumps({"code": code, "msg": msg, "data": data}).encode()
+
+
+def refusal(call: object, answer: Answer) -> KieError:
+    with pytest.raises(KieError) as caught:
+        understand(call, answer)  # type: ignore[arg-type]  # any call
+    assert caught.value.__cause__ is None
+    return caught.value
+
+
+def test_success() -> None:
+    answer = Answer(200, json.dumps(sample_json("submit_ok.documented.json")).encode())
+    assert understand(SUBMIT, answer) == "85cb349b9722e050d8ea299b88c12e96"
+    assert understand(SUBMIT, Answer(200, body("200", data={"taskId": "t1"}))) == "t1"
+    assert understand(credits_left, Answer(200, body(200, data=5916.25))).amount == 5916.25
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "charged", "retryable"),
+    [
+        (400, errors.InvalidRequestError, "no", False),
+        (401, errors.AuthError, "no", False),
+        (402, errors.InsufficientCreditsError, "no", False),
+        (403, errors.AuthError, "no", False),
+        (405, errors.RateLimitedError, "no", True),
+        (409, errors.RefusedError, "no", False),
+        (413, errors.InvalidRequestError, "no", False),
+        (422, errors.InvalidRequestError, "no", False),
+        (429, errors.RateLimitedError, "no", True),
+        (430, errors.RateLimitedError, "no", True),
+        (433, errors.KeyQuotaError, "no", False),
+        (451, errors.InvalidRequestError, "no", False),
+        (455, errors.UnavailableError, "no", True),
+        (500, errors.RefusedError, "maybe", False),
+        (501, errors.RefusedError, "maybe", False),
+        (505, errors.UnavailableError, "no", False),
+        (531, errors.RefusedError, "no", False),
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_refusal_hidden_in_http_200(code: int, kind: type, charged: str, retryable: bool, as_text: bool) -> None:  # noqa: FBT001  # parameters of a table
+    error = refusal(SUBMIT, Answer(200, body(str(code) if as_text else code)))
+    assert type(error) is kind
+    assert (error.code, error.charged, error.retryable) == (code, charged, retryable)
+    assert "words" in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (401, errors.AuthError), (403, errors.AuthError), (402, errors.InsufficientCreditsError),
+        (404, errors.RefusedError), (405, errors.RefusedError), (422, errors.InvalidRequestError),
+        (429, errors.RateLimitedError),
+    ],
+)  # fmt: skip
+def test_an_http_refusal_with_a_page(status: int, kind: type) -> None:
+    error = refusal(SUBMIT, Answer(status, b"<html>error code: 1010</html>"))
+    assert type(error) is kind
+    assert error.charged == "no"
+    assert "1010" in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (200, b"<html>sign in</html>"), (200, b""), (200, b'{"code":200,"data":{"taskId":"5c'), (502, b"<html>"),
+        (503, b""), (408, b""), (200, body(599)), (200, body(None)), (200, body(200)), (200, body(200, data={})),
+        (200, body(200, data={"taskId": 7})), (200, body(200, data={"taskId": "a.b"})), (500, body(500)),
+        (500, body(200, data={"taskId": "t1"})), (200, body(408)), (503, body(505)), (418, body(None)),
+    ],
+)  # fmt: skip
+def test_anything_else_leaves_a_submission_unknown(status: int, content: bytes) -> None:
+    error = refusal(SUBMIT, Answer(status, content))
+    assert isinstance(error, SubmitUnknownError)
+    assert (error.charged, error.retryable) == ("maybe", False)
+
+
+@given(st.integers(100, 599), st.binary() | st.integers().map(body))
+def test_no_odd_answer_is_a_success_or_a_wrong_no(status: int, content: bytes) -> None:
+    error = refusal(SUBMIT, Answer(status, content))
+    if error.charged == "no":
+        assert error.code in BODY_CODES or error.code in HTTP_STATUSES
+    assert (error.code in MOMENTARY and error.retryable) or error.code == 405 or not error.retryable
+
+
+def test_both_count() -> None:
+    assert refusal(SUBMIT, Answer(503, body(455))).charged == "no"
+    assert isinstance(refusal(SUBMIT, Answer(429, body(200))), errors.RateLimitedError)
+    assert isinstance(refusal(SUBMIT, Answer(401, body(200, data={"taskId": "t1"}))), errors.AuthError)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(status: int) -> None:
+    assert refusal(SUBMIT, Answer(status, b"")).charged == "maybe"
+    error = refusal(LOOK, Answer(status, b""))
+    assert isinstance(error, errors.UnexpectedRedirectError)
+    assert error.charged == "no"
+
+
+@pytest.mark.parametrize("answer", [Answer(502, b"<html>"), Answer(200, body(500)), Answer(200, body(599))])
+def test_a_read_that_failed_may_be_repeated(answer: Answer) -> None:
+    error = refusal(LOOK, answer)
+    assert isinstance(error, errors.ServerError)
+    assert (error.charged, error.retryable) == ("no", True)
+
+
+def test_a_read_of_another_page_is_a_bad_response() -> None:
+    assert type(refusal(LOOK, Answer(200, b"<html>sign in</html>"))) is errors.BadResponseError
+    assert type(refusal(LOOK, Answer(200, body(200, data=[1])))) is errors.BadResponseError
+
+
+@pytest.mark.parametrize("answer", [Answer(200, body(200)), Answer(200, body(422)), Answer(404, b"")])
+def test_a_task_that_is_not_there(answer: Answer) -> None:
+    if answer.body:
+        assert understand(LOOK, answer) is None
+    else:
+        assert isinstance(refusal(LOOK, answer), errors.RefusedError)
+    assert understand(LOOK, Answer(404, body(None))) is None
+
+
+def test_addresses_in_messages_are_cut() -> None:
+    error = refusal(SUBMIT, Answer(200, body(451, "no https://u.example/x.mp3?sig=SECRET\r\n\x1b[31m")))
+    assert "SECRET" not in str(error)
+    assert "\x1b" not in str(error)
+
+
+NOW = datetime(2026, 4, 16, 7, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None), ("12", 12.0), ("0", 0.0), ("-3", None), ("nan", None), ("inf", None), ("99999999", 99999999.0),
+        ("Thu, 16 Apr 2026 07:00:30 GMT", 30.0), ("Thu, 16 Apr 2026 06:00:00 GMT", None), ("soon", None), ("", None),
+        ("Thu, 99 Apr 99999 07:00:30 GMT", None),
+    ],
+)  # fmt: skip
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert seconds_to_wait(header, NOW) == seconds
+    error = refusal(SUBMIT, Answer(200, body(429), "7"))
+    assert isinstance(error, errors.RateLimitedError)
+    assert error.retry_after == 7

@@ -1,0 +1,112 @@
+"""Pacing and trying again: pure rules, with randomness passed in."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie_async._pacing import LEAST, MOST, Key, Pacing, retry_delay
+from kie_async._retry import MOST_DELAY, Budget, backoff
+from kie_async.models import Stage
+
+KEY = Key("extend", "V5")
+
+
+def looks(pacing: Pacing, duration: float, *, learn: bool = True) -> list[float]:
+    """The ages at which a task of this duration is looked at, up to its end."""
+    ages = [0.0]
+    while ages[-1] < duration:
+        ages.append(ages[-1] + pacing.delay(KEY, ages[-1], None, 0.0, random.random))
+    if learn:
+        pacing.learn(KEY, ages[-2], ages[-1], {})
+    return ages[1:]
+
+
+@given(st.floats(0, 1e5), st.sampled_from([None, "text", "first"]), st.floats(0, 1e4), st.floats(0, 0.999))
+def test_a_delay_is_within_its_bounds(age: float, stage: Stage | None, since: float, chance: float) -> None:
+    pacing = Pacing()
+    pacing.learn(KEY, 50, 60, {"text": 20.0, "first": 40.0, "complete": 60.0})
+    assert LEAST <= pacing.delay(KEY, age, stage, since, lambda: chance) <= MOST
+
+
+def test_durations_are_learnt_within_twenty_tasks() -> None:
+    before, pacing = len(looks(Pacing(), 300, learn=False)), Pacing()
+    for _ in range(20):
+        looks(pacing, 300 * random.uniform(0.98, 1.02))
+    after = looks(pacing, 300, learn=False)
+    assert len(after) < before
+    assert after[-1] - 300 < 5
+
+
+def test_a_shift_is_learnt() -> None:
+    pacing = Pacing()
+    for duration in [60.0] * 50 + [240.0] * 40:
+        found = looks(pacing, duration)
+    assert found[-1] - 240 < 8
+
+
+def test_the_dead_time_is_skipped_and_the_end_is_dense() -> None:
+    pacing = Pacing()
+    for _ in range(40):
+        looks(pacing, 120 * random.uniform(0.97, 1.03))
+    ages = looks(pacing, 120, learn=False)
+    assert ages[0] > 20
+    assert min(b - a for a, b in pairwise(ages) if b > 105) < 6
+
+
+def test_a_stage_sharpens_the_guess() -> None:
+    pacing = Pacing()
+    for _ in range(30):
+        pacing.learn(KEY, 99, 101, {"text": 10.0, "first": 95.0})
+    late = pacing.delay(KEY, 95, "first", 0.0, random.random)
+    assert late < 10
+    early = pacing.delay(KEY, 10, "text", 0.0, random.random)
+    assert early > 3 * late
+
+
+def test_what_was_learnt_long_ago_is_forgotten() -> None:
+    pacing = Pacing()
+    for duration in [20.0] * 12_000 + [200.0] * 200:  # more than a float could hold the weights of
+        pacing.learn(KEY, duration - 1, duration + 1, {})
+    fresh = Pacing()
+    for _ in range(200):
+        fresh.learn(KEY, 199, 201, {})
+    for age in (0.0, 50.0, 190.0, 200.0):
+        known, same = (each.delay(KEY, age, None, 0.0, lambda: 0.5) for each in (pacing, fresh))
+        assert abs(known - same) < 0.1 * same
+
+
+def test_a_task_beyond_all_that_is_known_is_looked_at_rarely() -> None:
+    pacing = Pacing()
+    pacing.learn(KEY, 4000, 5000, {})
+    pacing.learn(KEY, 0.0, 0.1, {"text": 3.0})
+    assert pacing.delay(KEY, 9000, None, 0.0, random.random) == MOST
+
+
+@given(st.integers(1, 10_000), st.floats(0, 0.999))
+def test_failures_are_repeated_less_and_less(failures: int, chance: float) -> None:
+    assert LEAST <= retry_delay(failures, lambda: chance) <= LEAST + MOST
+    assert retry_delay(failures, lambda: 0.0) <= retry_delay(failures + 1, lambda: 0.0)
+
+
+@given(st.integers(1, 10_000), st.floats(0, 0.999))
+def test_backoff_is_drawn_from_the_whole_range(attempt: int, chance: float) -> None:
+    assert 0 <= backoff(attempt, lambda: chance) <= MOST_DELAY
+    assert backoff(attempt, lambda: 0.0) == 0
+
+
+def test_clients_that_fail_together_come_back_apart() -> None:
+    delays = [backoff(20, random.random) for _ in range(1000)]
+    buckets = [sum(low <= delay < low + 5 for delay in delays) for low in range(0, 20, 5)]
+    assert min(buckets) > 150
+
+
+def test_the_budget_runs_dry_and_fills_again() -> None:
+    budget = Budget(capacity=10, cost=5)
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
+    for _ in range(20):
+        budget.succeed()
+    assert budget.tokens == 10
