@@ -1,0 +1,68 @@
+"""What a tracker knows of one task."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+import attrs
+
+from kie_async._pacing import Key
+from kie_async._states import Failed
+from kie_async.errors import KieError, SessionError, TaskFailedError
+from kie_async.events import clean
+from kie_async.models import Stage, TaskResult, Track
+
+
+@attrs.define(eq=False)
+class Entry:
+    """What is known of one task. Times are those of the event loop."""
+
+    task_id: str
+    key: Key
+    born: float
+    deadline: float
+    release: Callable[[], None] | None = None
+    submitted: bool = False  # by this session, so that its age is known and its callbacks come here
+    next_look: float = math.inf
+    looked: float | None = None  # the last look that was answered
+    looking: bool = False
+    hurry: bool = False  # a callback came in during a look
+    stage: Stage | None = None
+    stages: tuple[tuple[Stage, float], ...] = ()  # the age at which each was first seen
+    odd: str = ""
+    odd_since: float = 0.0
+    seen: bool = False
+    hints: int = 0  # looks since a callback said that the task is at its end
+    heard: bool = False  # a callback came for it
+    failures: int = 0
+    looks: int = 0
+    interest: int = 0
+    listeners: int = 0
+    parked: bool = False  # the last of those who waited went away
+    status: str = ""
+    tracks: tuple[Track, ...] = ()
+    waiters: tuple[asyncio.Future[None], ...] = ()
+    outcome: TaskResult | KieError | None = None
+    ended: Callable[[Entry], None] | None = None  # told once, at its end
+
+    def __lt__(self, other: Entry) -> bool:
+        """Whether it goes first when both are due at the same moment."""
+        return self.born < other.born
+
+
+def closed(task_id: str) -> SessionError:
+    message = f"the session was closed; the task goes on: session.track({task_id!r}) follows it in another session"
+    return SessionError(message, task_id, charged="yes", retryable=True)
+
+
+def failure(entry: Entry, verdict: Failed) -> TaskFailedError:
+    return TaskFailedError(
+        clean(verdict.message),
+        entry.task_id,
+        verdict.code,
+        charged=verdict.charged,
+        status=entry.status,
+        refunded=verdict.refunded,
+    )

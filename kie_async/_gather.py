@@ -1,0 +1,70 @@
+"""Many pieces of work, a bounded number at once, and what becomes of them in the order of completion."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from kie_async._groups import lone_errors
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+async def gather(
+    source: Iterable[A] | AsyncIterable[A], work: Callable[[A], Awaitable[B]], group: TaskGroup, *, most: int
+) -> AsyncGenerator[B, None]:
+    """Do work on each item of a source and give the outcomes in the order of completion.
+
+    At most ``most`` items are under way or wait to be fetched, so a slow reader slows the work down; items are taken
+    one by one as there is room for them. What the source or the work raises is raised here, and ends it.
+
+    Args:
+        source: any iterable.
+        work: what is done with an item.
+        group: where the work lives, so that it may be cancelled from any task.
+        most: how many at once.
+
+    Closing it takes no more items and cancels what is under way.
+    """
+    room = asyncio.Semaphore(most)
+    done: asyncio.Queue[tuple[B] | Exception | None] = asyncio.Queue()
+    scope = anyio.CancelScope()
+
+    async def run(item: A) -> None:
+        done.put_nowait((await work(item),))
+
+    async def feed() -> None:
+        end: Exception | None = None
+        try:
+            with scope, lone_errors():
+                async with anyio.create_task_group() as running:
+                    async for item in _each(source):
+                        await room.acquire()
+                        running.start_soon(run, item)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is raised where the outcomes are read
+            end = error
+        done.put_nowait(end)
+
+    group.start_soon(feed)
+    try:
+        while (outcome := await done.get()) is not None:
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome[0]
+            room.release()
+    finally:
+        scope.cancel()
+
+
+async def _each(source: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
+    if isinstance(source, AsyncIterable):
+        async for item in source:
+            yield item
+    else:
+        for item in source:
+            yield item

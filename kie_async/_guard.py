@@ -1,0 +1,148 @@
+"""Where a download may go: which addresses may be connected to, which URLs may be fetched.
+
+Addresses of results come from the network (record-info, callbacks, redirects), so each is treated as a stranger's:
+it must not reach into the user's own network. Nothing here asks DNS or opens a socket.
+
+The ranges stand in a table of their own, after IANA's special-purpose registries: ``ipaddress.is_global`` differs
+between Python versions and calls NAT64, 6to4, ``::127.0.0.1``, site-local and multicast addresses global.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from urllib.parse import SplitResult, quote, urlsplit
+
+from kie_async.errors import DownloadError
+from kie_async.settings import is_loopback
+
+URL_MOST = 2048  # characters; signed addresses stay below
+
+_LOOPBACK = "loopback"
+_V4: tuple[tuple[IPv4Network, str], ...] = tuple(
+    (IPv4Network(network), reason)
+    for network, reason in (
+        ("127.0.0.0/8", _LOOPBACK),
+        ("0.0.0.0/8", "unspecified"),
+        ("10.0.0.0/8", "private"),
+        ("172.16.0.0/12", "private"),
+        ("192.168.0.0/16", "private"),
+        ("169.254.0.0/16", "link-local"),
+        ("100.64.0.0/10", "carrier-grade NAT"),
+        ("192.0.0.0/24", "reserved"),
+        ("192.0.2.0/24", "documentation"),
+        ("198.51.100.0/24", "documentation"),
+        ("203.0.113.0/24", "documentation"),
+        ("192.88.99.0/24", "6to4 relay"),
+        ("198.18.0.0/15", "benchmarking"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),
+    )
+)
+_V6: tuple[tuple[IPv6Network, str], ...] = tuple(
+    (IPv6Network(network), reason)
+    for network, reason in (
+        ("::1/128", _LOOPBACK),
+        ("::/128", "unspecified"),
+        ("::/96", "IPv4-compatible"),
+        ("64:ff9b::/96", "NAT64"),
+        ("64:ff9b:1::/48", "NAT64"),
+        ("fc00::/7", "private"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+        ("2001::/23", "reserved"),  # Teredo, ORCHID and others that wrap or name, and do not route
+        ("2001:db8::/32", "documentation"),
+        ("3fff::/20", "documentation"),
+        ("2002::/16", "6to4"),
+    )
+)
+_V6_GLOBAL = IPv6Network("2000::/3")  # all that IANA has given out for the public network
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\.?\Z){_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
+
+
+def check_address(address: str, *, allow_loopback: bool) -> str | None:
+    """Say why an address must not be connected to; None when it may be.
+
+    Args:
+        address: an IPv4 or IPv6 address as text, as it stands in a socket address.
+        allow_loopback: whether this machine itself may be reached (only when the API is on it).
+    """
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return "not an address"
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    reason = _reason_v4(ip) if isinstance(ip, IPv4Address) else _reason_v6(ip)
+    return None if reason == _LOOPBACK and allow_loopback else reason
+
+
+def _reason_v4(ip: IPv4Address) -> str | None:
+    return next((reason for network, reason in _V4 if ip in network), None)
+
+
+def _reason_v6(ip: IPv6Address) -> str | None:
+    # An address with a zone ("%eth0") is link-local by its nature, and equal to no plain one.
+    plain = IPv6Address(int(ip))
+    found = next((reason for network, reason in _V6 if plain in network), None)
+    return found or (None if plain in _V6_GLOBAL else "reserved")
+
+
+def check_url(url: str, *, allow_loopback_http: bool) -> str:
+    """Return a URL in the form in which it may be fetched: ASCII, and nothing in it but what it needs.
+
+    Only https is fetched; plain http only on loopback, and only when the API itself is there. A name is not looked
+    up: where it leads is judged by ``check_address`` when the connection is made.
+
+    Raises:
+        DownloadError: the URL may not be fetched. Its message does not show it.
+    """
+    parts = _split(url)
+    host = _check_host(parts, allow_loopback=allow_loopback_http)
+    on_loopback = allow_loopback_http and is_loopback(host)
+    if parts.scheme != "https" and not (parts.scheme == "http" and on_loopback):
+        raise _refused(f"its scheme is {parts.scheme[:20]!r}, and only https is fetched")
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+    return f"{parts.scheme}://{parts.netloc}{path}{'?' if query else ''}{query}"
+
+
+def _split(url: str) -> SplitResult:
+    if len(url) > URL_MOST:
+        raise _refused(f"it is longer than {URL_MOST} characters")
+    if not url.isprintable() or any(character in url for character in " \\"):
+        raise _refused("it holds spaces, control characters or backslashes")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _refused("it cannot be read") from None
+    if port == 0 or parts.netloc.endswith(":"):
+        raise _refused("its port is no port")
+    if "@" in parts.netloc:
+        raise _refused("it holds a user name")
+    if parts.fragment:
+        raise _refused("it holds a fragment")
+    return parts
+
+
+def _check_host(parts: SplitResult, *, allow_loopback: bool) -> str:
+    host = parts.hostname
+    if not host:
+        raise _refused("it names no host")
+    if "[" in parts.netloc or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+        # A last label that is a number makes the whole an address, however odd (0x7f.1, 2130706433).
+        reason = check_address(host, allow_loopback=allow_loopback)
+        if reason is not None:
+            raise _refused(f"its address is refused ({reason})")
+    elif not _HOST.fullmatch(host):
+        raise _refused("its host is no name in ASCII letters, digits and hyphens")
+    return host
+
+
+def _refused(reason: str) -> DownloadError:
+    return DownloadError(f"an address given by the service is not fetched: {reason}", retryable=False)

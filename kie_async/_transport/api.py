@@ -1,0 +1,280 @@
+"""Calls to the API: the one place where the key goes out.
+
+No redirect is followed, an answer is capped while it streams, TLS is never switched off, and aiohttp's own errors,
+which carry the request's headers, never leave this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Self, TypeVar
+
+import aiohttp
+import anyio
+import attrs
+from aiohttp.client_reqrep import ClientRequest
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError  # no ClientError, but its parser in Python lets it out
+from aiohttp.tracing import Trace
+
+from kie_async._answers import Answer, understand
+from kie_async._json import dump
+from kie_async._retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
+from kie_async._routes import Call
+from kie_async._transport._agent import user_agent
+from kie_async._transport._file import form
+from kie_async.errors import (
+    BadResponseError,
+    ConnectError,
+    InvalidRequestError,
+    KieError,
+    RateLimitedError,
+    ServerError,
+    SubmitUnknownError,
+    TLSError,
+)
+from kie_async.events import Observer, Retried, clean
+from kie_async.settings import Settings
+
+T = TypeVar("T")
+
+MOST_BODY = 1 << 20  # bytes, decompressed: the largest answer known is a few kB
+UPLOADS_AT_ONCE = 4
+_DIRECT = 4  # reads that users ask for go out beside the looks
+_SERVER_ERRORS = 500
+_SHORTEST_KEY = 16  # a shorter one is no real key, and may be a word of the answer
+
+
+def _nothing() -> None:
+    return
+
+
+class Transport(anyio.AsyncContextManagerMixin):
+    """Sends calls and reads answers. Entered once, by the session that owns it.
+
+    Args:
+        settings: where to, with which key, and with what patience.
+        tell: is told of retries.
+    """
+
+    def __init__(self, settings: Settings, tell: Observer) -> None:
+        self.settings = settings
+        self.tell = tell
+        self._budget = Budget()
+        self._reads = asyncio.Semaphore(settings.looks_at_once + _DIRECT)
+        self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._timeout = aiohttp.ClientTimeout(
+            total=settings.total_timeout, connect=settings.connect_timeout, sock_read=settings.read_timeout
+        )
+        self._upload_timeout = attrs.evolve(self._timeout, total=settings.upload_timeout)
+        self._kept: aiohttp.ClientSession
+        self._fresh: aiohttp.ClientSession
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with self._open() as self._kept, self._open(force_close=True) as self._fresh:
+            yield self
+
+    def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:
+        settings = self.settings
+        return aiohttp.ClientSession(
+            connector=_Connector(ssl=settings.ssl_context or True, limit=0, force_close=force_close),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                "Authorization": _Bearer(f"Bearer {settings.api_key.reveal()}"),
+                "User-Agent": user_agent(),
+                "Accept": "application/json",
+            },
+            proxy=settings.proxy,
+            trust_env=False,
+        )
+
+    async def send(self, call: Call[T], *, on_headers: Callable[[], None] = _nothing, retry: bool = True) -> T:
+        """Send a call and return what it answers.
+
+        A call that spends is sent once. Others are sent again, within the budget all share, after a failure that
+        may pass.
+
+        Args:
+            call: what to ask.
+            on_headers: called each time when the headers of an answer are here, or lost; not if nothing was sent.
+            retry: False leaves all trying again to the caller.
+
+        Raises:
+            KieError: as ``_answers.understand`` says; ``ConnectError`` if nothing was sent.
+
+        Cancelling a call that spends leaves open whether it was sent: shield it.
+        """
+        attempt = 1
+        while True:
+            try:
+                value = understand(call, await self._exchange(call, on_headers))
+            except KieError as error:
+                error.message = error.message.replace(self.settings.api_key.reveal(), "…")
+                if call.spends or not retry or attempt == READ_ATTEMPTS or not self._again(error):
+                    raise
+                delay, reason = _delay(error, attempt), str(error)
+            else:
+                self._budget.succeed()
+                return value
+            self.tell(Retried(call.name, reason, attempt, delay))
+            await anyio.sleep(delay)
+            attempt += 1
+
+    def _again(self, error: KieError) -> bool:
+        if not error.retryable or (isinstance(error, RateLimitedError) and (error.retry_after or 0) > MOST_RETRY_AFTER):
+            return False
+        return self._budget.spend()
+
+    async def _exchange(self, call: Call[Any], on_headers: Callable[[], None]) -> Answer:
+        wire = _Wire(on_headers)
+        body = _json(call)
+        try:
+            async with self._place(call):
+                token = _WIRE.set(wire)
+                try:
+                    return await self._request(call, body, wire)
+                finally:
+                    _WIRE.reset(token)
+                    wire.end()
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            failure = _translate(call, error, wire)
+        raise failure  # outside of the handler, so that it does not carry aiohttp's error and its headers
+
+    def _place(self, call: Call[Any]) -> AbstractAsyncContextManager[object]:
+        """Bound what is under way at once; submissions are bounded by the limiter."""
+        if call.spends:
+            return nullcontext()
+        return self._reads if call.file is None else self._uploads
+
+    async def _request(self, call: Call[Any], body: bytes | None, wire: _Wire) -> Answer:
+        settings = self.settings
+        # A POST that raced the idle close of a kept connection would fail without anybody knowing how.
+        session = self._kept if call.method == "GET" else self._fresh
+        base = settings.base_url if call.host == "api" else settings.upload_base_url
+        async with session.request(
+            call.method,
+            base + call.path,
+            params=call.query,
+            data=body if call.file is None else form(call.file),
+            headers=None if body is None else {"Content-Type": "application/json; charset=utf-8"},
+            timeout=self._timeout if call.file is None else self._upload_timeout,
+            allow_redirects=False,
+        ) as response:
+            wire.end()
+            body = self._without_key(await _capped(response))
+            retry_after = response.headers.get("Retry-After", "").encode(errors="replace")
+            return Answer(response.status, body, self._without_key(retry_after).decode() or None)
+
+    def _without_key(self, received: bytes) -> bytes:
+        """An answer may echo the request's headers: what is made of it, errors and values, must not hold the key."""
+        if len(self.settings.api_key.reveal()) < _SHORTEST_KEY:
+            return received
+        return received.replace(self.settings.api_key.reveal().encode(), b"***")
+
+
+class _Bearer(str):
+    """The header that bears the key: sent as it is, but shown by no repr.
+
+    A cancelled call brings aiohttp's frames, and the headers in them, into tracebacks.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'Bearer …'"
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections on which nobody spoke before being asked.
+
+    aiohttp would take an answer that came on an idle connection for that to the next request.
+    """
+
+    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:  # noqa: ASYNC109  # aiohttp's own signature
+        connection = await super().connect(req, traces, timeout)
+        _WIRE.get().made = True
+        if connection.protocol is None or connection.protocol.should_close:
+            connection.close()
+            raise aiohttp.ServerDisconnectedError
+        return connection
+
+
+@attrs.define
+class _Wire:
+    """Whether a request got a connection: without one nothing was sent, with one nobody can tell."""
+
+    on_headers: Callable[[], None]
+    made: bool = False
+    ended: bool = False
+
+    def end(self) -> None:
+        """The headers of the answer are here, or lost: tell it once, if anything can have been sent."""
+        if self.made and not self.ended:
+            self.ended = True
+            self.on_headers()
+
+
+_WIRE: ContextVar[_Wire] = ContextVar("_WIRE")  # of the request that this task makes: how its connection finds it
+
+
+def _delay(error: KieError, attempt: int) -> float:
+    asked = error.retry_after if isinstance(error, RateLimitedError) else None
+    return (asked or 0.0) + backoff(attempt, random.random)
+
+
+def _json(call: Call[Any]) -> bytes | None:
+    try:
+        return None if call.body is None else dump(call.body)
+    except ValueError:
+        message = f"{call.name}: it holds what cannot be sent: half a surrogate pair, NaN or infinity; nothing was sent"
+        raise InvalidRequestError(message) from None
+
+
+class _TooLongError(aiohttp.ClientError):
+    """The answer is longer than any that is expected."""
+
+
+async def _capped(response: aiohttp.ClientResponse) -> bytes:
+    body = b""
+    while part := await response.content.readany():
+        body += part
+        if len(body) > MOST_BODY:
+            raise _TooLongError
+    return body
+
+
+def _translate(call: Call[Any], error: Exception, wire: _Wire) -> KieError:
+    """Our own error for one of aiohttp's: could the server have acted?"""
+    if isinstance(error.__cause__, KieError):  # the file, not the wire
+        return error.__cause__.with_traceback(None)
+    reason = _reason(error)
+    if not wire.made:
+        return _unsent(call, error, reason)
+    if call.spends:
+        return SubmitUnknownError(
+            f"{call.name}: sent, but the answer was lost ({reason}); it may be running and charged, so it is not "
+            "sent again"
+        )
+    if isinstance(error, _TooLongError):
+        return BadResponseError(f"{call.name}: the answer is longer than {MOST_BODY} bytes")
+    return ServerError(f"{call.name}: no answer ({reason})")
+
+
+def _unsent(call: Call[Any], error: Exception, reason: str) -> ConnectError:
+    if isinstance(error, aiohttp.ClientSSLError):
+        return TLSError(f"{call.name}: the server could not prove who it is ({reason})")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        message = f"{call.name}: the proxy refused to connect, nothing was sent: check Settings.proxy"
+        return ConnectError(message, code=error.status, retryable=error.status >= _SERVER_ERRORS)
+    return ConnectError(f"{call.name}: no connection, nothing was sent ({reason})")
+
+
+def _reason(error: Exception) -> str:
+    """Name an error of aiohttp's. Only the system's words are repeated: its own quote headers."""
+    words = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {clean(words)}" if words else type(error).__name__

@@ -1,0 +1,243 @@
+"""The client that downloads: it knows no key, keeps no cookies, and goes only where ``_guard`` lets it.
+
+Results lie on hosts that the service names as it likes, so a download shares nothing with the session of the API.
+Every connection is judged by the address it is really made to (``socket_factory``), which covers names, odd
+spellings of addresses, every hop of a redirect, and names that change their address between two looks. Behind
+``Settings.proxy`` only the proxy is connected to: there the proxy decides, and only the URLs are judged here.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Self, TypeAlias
+from urllib.parse import urljoin
+
+import aiohttp
+import anyio
+import attrs
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from kie_async._guard import check_address, check_url
+from kie_async._transport._agent import user_agent
+from kie_async.errors import DownloadError, ResultExpiredError
+from kie_async.events import Observer, clean
+from kie_async.settings import Settings
+
+HOPS = 5  # redirects followed
+EXCHANGES = 16  # at once; the others wait their turn
+_BUFFER = 256 * 1024  # bytes read ahead of the writer, per exchange
+_VALIDATOR_MOST = 256  # characters; a longer one is not worth keeping
+
+# What aiohttp raises: its own, those of sockets, and ValueError for what it cannot parse or send.
+_FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_GONE = frozenset({403, 404, 410})
+_READABLE = frozenset({200, 206, 416})
+
+_AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[object, ...]]
+
+
+def _guarded(*, allow_loopback: bool) -> Callable[[_AddressInfo], socket.socket]:
+    """Make sockets for addresses that may be connected to; refuse the others before a packet is sent."""
+
+    def make(info: _AddressInfo) -> socket.socket:
+        family, kind, protocol, _, address = info
+        reason = check_address(str(address[0]), allow_loopback=allow_loopback)
+        if reason is not None:
+            raise PermissionError(errno.EPERM, f"its address is refused ({reason})")
+        return socket.socket(family, kind, protocol)
+
+    return make
+
+
+@attrs.frozen
+class Answer:
+    """An answer to a download, to be read by ``async for`` in chunks of any size (raises ``DownloadError``).
+
+    Attributes:
+        status: 200 (from the start), 206 (from ``start`` on) or 416 (there is nothing at ``start``).
+        start: where the body begins in the file; None where the server does not say so.
+        total: the size of the whole file in bytes, as far as the server says it.
+        validator: what proves by If-Range that the file is still the same: a strong ETag, or else its date.
+        encoding: a Content-Encoding that was not asked for; empty for plain bytes.
+    """
+
+    status: int
+    start: int | None
+    total: int | None
+    validator: str | None
+    encoding: str
+    _body: aiohttp.StreamReader = attrs.field(repr=False)
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await self._body.readany()
+        except _FOREIGN as error:
+            failure = _translate(error)
+        else:
+            if chunk:
+                return chunk
+            raise StopAsyncIteration
+        raise failure  # outside of the handler, so that it does not carry aiohttp's error and its headers
+
+
+class Fetcher(anyio.AsyncContextManagerMixin):
+    """The download client of a session: ``async with Fetcher(settings) as fetcher``.
+
+    Args:
+        settings: the timeouts, the proxy, the TLS context, and whether the API is on loopback.
+        tell: is told of retries and oddities; by default the observer of the settings.
+    """
+
+    def __init__(self, settings: Settings, tell: Observer | None = None) -> None:
+        self.settings = settings
+        self.tell = tell or settings.observer
+        self._turns = anyio.Semaphore(EXCHANGES)
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with _client(self.settings) as self._client:
+            yield self
+
+    @asynccontextmanager
+    async def open(self, url: str, *, start: int = 0, validator: str | None = None) -> AsyncGenerator[Answer]:
+        """Ask for a file from byte ``start`` on, following redirects; leaving the context ends the exchange.
+
+        Args:
+            url: where it lies; judged by ``check_url``, as is each redirect.
+            start: bytes that are there already.
+            validator: that of the answer they came from; if the file has changed, it comes whole (200).
+
+        Raises:
+            ResultExpiredError: 403, 404 or 410.
+            DownloadError: the URL may not be fetched (not retryable), or the exchange failed.
+        """
+        async with self._turns, self._ask(url, _headers(start, validator)) as response:
+            _check_status(response.status)
+            yield _answer(response)
+
+    @asynccontextmanager
+    async def _ask(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """Go from hop to hop until an answer is no redirect."""
+        own = self.settings.on_loopback
+        for _ in range(HOPS + 1):
+            url = check_url(url, allow_loopback_http=own)
+            response = await self._get(url, headers)
+            try:
+                if response.status not in _REDIRECTS:
+                    yield response
+                    return
+                url = _next_hop(url, response.headers.get("Location", ""))
+            finally:
+                response.release()  # closes the connection, unless the body was read to its end
+        raise DownloadError(f"the download was redirected more than {HOPS} times", retryable=False)
+
+    async def _get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        try:
+            with anyio.fail_after(self.settings.total_timeout):
+                return await self._client.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
+        except _FOREIGN as error:
+            failure = _translate(error)
+        raise failure  # as above
+
+
+def _client(settings: Settings) -> aiohttp.ClientSession:
+    guard = None if settings.proxy else _guarded(allow_loopback=settings.on_loopback)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0,  # the turns bound it, and waiting for one runs into no timeout
+            socket_factory=guard,
+            ssl=settings.ssl_context or True,
+            use_dns_cache=False,
+        ),
+        headers={"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        proxy=settings.proxy,
+        trust_env=False,
+        read_bufsize=_BUFFER,
+        timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout, sock_read=settings.read_timeout),
+    )
+
+
+def _headers(start: int, validator: str | None) -> dict[str, str]:
+    if not start:
+        return {}
+    headers = {"Range": f"bytes={start}-"}
+    return {**headers, "If-Range": validator} if validator else headers
+
+
+def _check_status(status: int) -> None:
+    if status in _GONE:
+        raise ResultExpiredError("the file is not there any more, or its link has expired", code=status)
+    if status not in _READABLE:
+        busy = status in {408, 425, 429} or status >= 500  # noqa: PLR2004  # HTTP's server errors
+        raise DownloadError("the file's host answered with an error", code=status, retryable=busy)
+
+
+def _answer(response: aiohttp.ClientResponse) -> Answer:
+    start, total = _extent(response)
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    return Answer(
+        status=response.status,
+        start=start,
+        total=total,
+        validator=_validator(response.headers),
+        encoding="" if encoding == "identity" else encoding,
+        body=response.content,
+    )
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    etag = headers.get("ETag", "")
+    strong = etag if etag.startswith('"') else ""  # a weak one does not promise the same bytes
+    validator = strong or headers.get("Last-Modified", "")
+    fit = validator.isascii() and validator.isprintable() and len(validator) <= _VALIDATOR_MOST
+    return validator if validator and fit else None
+
+
+def _extent(response: aiohttp.ClientResponse) -> tuple[int | None, int | None]:
+    """Read from where on the body counts, and how large the whole is."""
+    if response.status == 200:  # noqa: PLR2004  # the whole file
+        return 0, response.content_length
+    unit, _, extent = response.headers.get("Content-Range", "").strip().partition(" ")
+    span, _, total = extent.partition("/")
+    if unit.lower() != "bytes":
+        return None, None
+    return _count(span.partition("-")[0]), _count(total)
+
+
+def _count(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # noqa: PLR2004  # a 64-bit size
+
+
+def _next_hop(url: str, location: str) -> str:
+    try:
+        target = urljoin(url, location)
+    except ValueError:
+        target = ""
+    if not location or not target:
+        raise DownloadError("the download was redirected to nowhere", retryable=False)
+    if url.startswith("https:") and target.lower().startswith("http:"):
+        raise DownloadError("the download was redirected from https to plain http", retryable=False)
+    return target
+
+
+def _translate(error: Exception) -> DownloadError:
+    """Our own error for one of aiohttp's, which holds headers and whole addresses."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return DownloadError("the host's certificate was refused", retryable=False)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        words = clean(error.os_error.strerror or "no connection")
+        return DownloadError(f"the host was not reached: {words}", retryable=error.os_error.errno != errno.EPERM)
+    if isinstance(error, TimeoutError):
+        return DownloadError("the host was silent for too long")
+    return DownloadError(f"the download broke off ({type(error).__name__})")

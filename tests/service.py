@@ -1,0 +1,67 @@
+"""A session against the emulator, on the virtual clock, and what it told its observer."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import attrs
+from virtual_time import VirtualTimeLoop
+
+import kie_async as kie
+from kie_async import emulator, events
+from kie_async.limiter import Limiter
+
+E = TypeVar("E")
+
+REQUEST = kie.ExtendRequest("a1", model="V5")
+TIMELINE = (10.0, 45.0, 90.0)
+
+
+@attrs.define
+class Service:
+    """An emulated service, a session with it, and the events told."""
+
+    emulator: emulator.Emulator
+    session: kie.KieSession
+    told: list[events.Event]
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one kind."""
+        return [event for event in self.told if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def serving(
+    *,
+    callbacks: bool = False,
+    settings: dict[str, Any] | None = None,
+    limiter: Limiter | None = None,
+    **options: Any,
+) -> AsyncGenerator[Service]:
+    """Serve the emulator and open a session with it; with callbacks on, the session is served too."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.watch_threads()
+    told: list[events.Event] = []
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(emulator.serve(**{"timeline": TIMELINE, **options}))
+        fields: dict[str, Any] = {"api_key": service.key, "base_url": service.base_url, "observer": told.append}
+        port = free_port()
+        if callbacks:
+            fields["callback_url"] = f"http://127.0.0.1:{port}/kie"
+        session = kie.KieSession(kie.Settings(**{**fields, **(settings or {})}), limiter=limiter)
+        await stack.enter_async_context(session)
+        if callbacks:
+            await stack.enter_async_context(kie.callbacks.serve(session, port=port))
+        yield Service(service, session, told)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,144 @@
+"""The quota: never more than the limit in any window, first come first served, cancel-safe, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import anyio
+import anyio.lowlevel
+import pytest
+from virtual_time import VirtualTimeLoop
+
+from kie_async.limiter import Permit, SlidingLimiter
+
+pytestmark = pytest.mark.anyio
+
+LIMIT, WINDOW = 20, 10.0
+
+
+def most_in_window(stamps: list[float], window: float = WINDOW) -> int:
+    stamps = sorted(stamps)
+    return max(sum(start <= stamp <= start + window for stamp in stamps) for start in stamps)
+
+
+async def test_two_hundred_at_once(clock: VirtualTimeLoop) -> None:
+    limiter = SlidingLimiter(LIMIT, WINDOW)
+    granted: list[tuple[int, float]] = []
+
+    async def one(number: int) -> None:
+        permit = await limiter.acquire()
+        granted.append((number, clock.time()))
+        await anyio.sleep(random.uniform(0, 0.005))
+        permit.release()
+
+    started = clock.time()
+    async with anyio.create_task_group() as group:
+        for number in range(200):
+            group.start_soon(one, number)
+    stamps = [stamp for _, stamp in granted]
+    assert [number for number, _ in granted] == list(range(200))
+    assert most_in_window(stamps) == LIMIT
+    assert (200 / LIMIT - 1) * WINDOW / (stamps[-1] - started) > 0.98
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_any_order_of_acquire_cancel_and_release(clock: VirtualTimeLoop, seed: int) -> None:
+    chance = random.Random(seed)
+    limiter = SlidingLimiter(3, 1.0, margin=0.001)
+    arrivals: list[float] = []
+    done = 0
+
+    async def one() -> None:
+        nonlocal done
+        permit = await limiter.acquire()
+        try:
+            await anyio.sleep(chance.uniform(0, 0.2))
+            arrivals.append(clock.time())
+            await anyio.sleep(chance.uniform(0, 0.2))
+        finally:
+            permit.release()
+        done += 1
+
+    tasks = []
+    for _ in range(60):
+        tasks.append(asyncio.create_task(one()))
+        if chance.random() < 0.3:
+            await anyio.sleep(chance.uniform(0, 0.3))
+        if chance.random() < 0.25:
+            chance.choice(tasks).cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert most_in_window(arrivals, 1.0) <= 3
+    assert done == sum(result is None for result in results)
+    permits = [await limiter.acquire() for _ in range(3)]  # none was lost
+    assert limiter.queued == 0
+    for permit in permits:
+        permit.give_back()
+
+
+async def test_cancelled_waiters_take_nothing(clock: VirtualTimeLoop) -> None:
+    limiter = SlidingLimiter(1, WINDOW)
+    (await limiter.acquire()).release()
+    waiting = [asyncio.create_task(limiter.acquire()) for _ in range(60)]
+    last = asyncio.create_task(limiter.acquire())
+    await anyio.sleep(1)
+    assert limiter.queued == 61
+    for task in waiting:
+        task.cancel()
+    before = clock.time()
+    (await last).release()
+    assert clock.time() - before < WINDOW
+
+
+@pytest.mark.usefixtures("clock")
+async def test_a_waiter_cancelled_in_the_turn_of_its_grant_hands_on() -> None:
+    limiter = SlidingLimiter(1, WINDOW)
+    permit = await limiter.acquire()
+    first, second = (asyncio.create_task(limiter.acquire()) for _ in range(2))
+    await anyio.lowlevel.checkpoint()
+    permit.give_back()  # granted to the first, who does not run yet
+    first.cancel()
+    (await second).release()
+    assert first.cancelled()
+
+
+async def test_a_permit_ends_once() -> None:
+    limiter = SlidingLimiter(1, WINDOW)
+    permit = await limiter.acquire()
+    permit.give_back()
+    permit.give_back()
+    permit.release()
+    permit = await limiter.acquire()
+    with pytest.raises(TimeoutError), anyio.fail_after(1):
+        await limiter.acquire()
+    permit.release()
+
+
+async def test_too_fast_closes_the_gate_for_all_and_keeps_the_order(clock: VirtualTimeLoop) -> None:
+    limiter = SlidingLimiter(2, WINDOW, margin=0)
+    started, order = clock.time(), []
+
+    async def one(name: str, *, again: bool = False) -> None:
+        permit: Permit = await limiter.acquire(again=again)
+        order.append((name, round(clock.time() - started)))
+        permit.release()
+
+    await one("a")
+    limiter.penalize(15)
+    limiter.penalize(3)
+    async with anyio.create_task_group() as group:
+        for name in "bcd":
+            group.start_soon(one, name)
+        await anyio.sleep(1)
+        group.start_soon(lambda: one("a again", again=True))
+    assert order == [("a", 0), ("a again", 15), ("b", 15), ("c", 25), ("d", 25)]
+
+
+async def test_a_permit_is_held_until_the_answer(clock: VirtualTimeLoop) -> None:
+    limiter = SlidingLimiter(1, WINDOW, margin=0)
+    first = await limiter.acquire()
+    await anyio.sleep(30)
+    first.release()
+    before = clock.time()
+    (await limiter.acquire()).release()
+    assert clock.time() - before == pytest.approx(WINDOW, abs=0.1)

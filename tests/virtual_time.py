@@ -1,0 +1,73 @@
+"""An event loop whose clock skips idle time: real sockets on loopback, and no sleeping.
+
+It waits a moment for sockets; if nothing comes, it jumps to the next timer. While a worker thread is busy the
+clock stands still, so that slow disks or decoders do not run into virtual deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Callable
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+
+GRACE = 0.005  # real seconds to wait for a socket before the clock jumps
+THREAD_PATIENCE = 0.05  # real seconds between two looks at a busy thread
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """A selector that reports "nothing came" early and tells by how much the clock may jump."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jump: Callable[[float], None] = lambda _seconds: None
+        self.busy: Callable[[], bool] = lambda: False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout <= GRACE:
+            return super().select(timeout)
+        ready = super().select(GRACE)
+        while not ready and self.busy():
+            ready = super().select(THREAD_PATIENCE)
+        if not ready:
+            self.jump(timeout)
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """Time goes on by itself only when nothing else can happen."""
+
+    def __init__(self) -> None:
+        selector = _JumpingSelector()
+        self._skipped = 0.0
+        self._executing = 0
+        self._threads: CapacityLimiter | None = None
+        super().__init__(selector)
+        selector.jump = self.advance
+        selector.busy = self._is_busy
+
+    def time(self) -> float:
+        return time.monotonic() + self._skipped
+
+    def advance(self, seconds: float) -> None:
+        """Let the clock jump, as it does by itself when idle."""
+        self._skipped += seconds
+
+    def watch_threads(self) -> None:
+        """Let the clock stand still while anyio's worker threads are busy. Called inside the loop."""
+        self._threads = to_thread.current_default_thread_limiter()
+
+    def _is_busy(self) -> bool:
+        return self._executing > 0 or (self._threads is not None and self._threads.borrowed_tokens > 0)
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]  # as loose as its callers
+        future = super().run_in_executor(executor, func, *args)
+        self._executing += 1
+        future.add_done_callback(self._executed)
+        return future
+
+    def _executed(self, _future: object) -> None:
+        self._executing -= 1
