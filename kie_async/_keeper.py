@@ -1,0 +1,318 @@
+"""Keeps a session's journal in step with what happens: intents, task ids, ends, and callbacks taken in by anyone.
+
+A crash can fall between any two of its writes. What the journal then says is always enough to go on: an intent without
+an answer whose owner is gone is unknown, unless a callback with its token was kept; a submitted task is followed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+
+from kie_async._answers import MOMENTARY
+from kie_async._entry import Entry
+from kie_async._submitter import Submitter
+from kie_async._tracker import Tracker
+from kie_async.errors import (
+    AuthError,
+    ConflictError,
+    ConnectError,
+    InsufficientCreditsError,
+    KeyQuotaError,
+    KieError,
+    SessionError,
+    StorageError,
+    TaskFailedError,
+    TaskNotFoundError,
+)
+from kie_async.events import Anomaly, Observer, clean
+from kie_async.journal import Heard, Job, JobError, Journal, State
+from kie_async.models import TaskResult
+
+PRICE = 12.0  # FACTS: credits of a task
+BEAT = 5.0  # seconds between two signs of life
+LIFE = 30.0  # seconds without one after which an owner is taken for dead
+_PATIENCE = 120.0  # seconds that a store may be away while a task id is in hand
+_PENDING = (
+    AuthError,
+    InsufficientCreditsError,
+    KeyQuotaError,
+    ConnectError,
+)  # it stays planned: nothing is wrong with it
+
+
+def job_error(error: KieError) -> JobError:
+    """The facts of an error, as a journal keeps them."""
+    return JobError(
+        type=type(error).__name__,
+        message=clean(error.message),
+        code=error.code,
+        charged=error.charged,
+        retryable=error.retryable,
+        refunded=isinstance(error, TaskFailedError) and error.refunded,
+    )
+
+
+class Keeper(anyio.AsyncContextManagerMixin):
+    """The journal of a session at work.
+
+    Args:
+        journal: open already.
+        submitter: told of callbacks that name lost submissions.
+        tracker: told of callbacks that wake tasks.
+        tell: told of what is odd.
+        route: noted with each job.
+        group: where its background lives: the session's.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917  # it stands between all of these
+        self, journal: Journal, submitter: Submitter, tracker: Tracker, tell: Observer, route: str, group: TaskGroup
+    ) -> None:
+        self.journal = journal
+        self._submitter = submitter
+        self._tracker = tracker
+        self._tell = tell
+        self._route = route
+        self._group = group
+        self._ended: asyncio.Queue[tuple[str, Entry]] = asyncio.Queue()
+        self._records: dict[str, asyncio.Future[None]] = {}
+        self._held: set[str] = set()
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with self.holding(_life(self.journal.owner)):
+            scope, over = anyio.CancelScope(), anyio.Event()
+            self._group.start_soon(self._background, scope, over)
+            try:
+                yield self
+            finally:
+                scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await over.wait()
+
+    async def _background(self, scope: anyio.CancelScope, over: anyio.Event) -> None:
+        # In the session's group, so that the keeper may be left from any task: an async generator's, for one.
+        try:
+            with scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._beat)
+                    group.start_soon(self._listen)
+                    group.start_soon(self._settle)
+        finally:
+            over.set()
+
+    @asynccontextmanager
+    async def holding(self, name: str) -> AsyncGenerator[None]:
+        """Hold a lease, and renew it, for as long as the block lasts.
+
+        Raises:
+            ConflictError: another process holds it.
+        """
+        await self.journal.lease(name, LIFE)
+        self._held.add(name)
+        try:
+            yield
+        finally:
+            self._held.discard(name)
+            with anyio.CancelScope(shield=True):
+                await self._leave(name)
+
+    async def _leave(self, name: str) -> None:
+        try:
+            await self.journal.release(name)
+        except KieError as error:  # it runs out by itself
+            self._tell(Anomaly("", f"a lease could not be given back: {clean(error.message)}"))
+
+    # ------------------------------------------------------------ one submission
+
+    def witness(self, key: str) -> JobWitness:
+        """The record of a planned job's submission."""
+        return JobWitness(self.journal, key, self._route, self._tell)
+
+    def keep_end(self, key: str, entry: Entry) -> None:
+        """Record the end of a task when it comes, whoever waits for it."""
+        self._records.setdefault(key, asyncio.get_running_loop().create_future())
+        if entry.outcome is not None:
+            self._ended.put_nowait((key, entry))
+        else:
+            entry.ended = lambda ended: self._ended.put_nowait((key, ended))
+
+    async def recorded(self, key: str) -> None:
+        """Wait until the end of a job's task is in the journal, if it is kept here."""
+        record = self._records.get(key)
+        if record is not None:
+            await asyncio.shield(record)
+
+    async def _record(self, key: str, outcome: TaskResult | KieError | None) -> None:
+        """Move a job to the end its task has come to, if it has come to one and the job is not past it."""
+        try:
+            if isinstance(outcome, TaskResult):
+                spent = outcome.record.credits_consumed
+                facts: dict[str, Any] = {"tracks": outcome.tracks, "partial": outcome.partial, "stage": "complete"}
+                await self.journal.move(key, State.SUCCEEDED, credits=PRICE if spent is None else spent, **facts)
+            elif isinstance(outcome, (TaskFailedError, TaskNotFoundError)):
+                spent = 0.0 if outcome.charged == "no" else PRICE
+                await self.journal.move(key, State.FAILED, error=job_error(outcome), credits=spent)
+        except ConflictError as error:
+            self._tell(Anomaly("", f"the end of a job was recorded before: {error.message}"))
+
+    # ------------------------------------------------------------ callbacks
+
+    async def hear(self, token: str, task_id: str, stage: str) -> None:
+        """Keep a callback, durably, before it is answered; the listener acts on it, here or elsewhere."""
+        await self.journal.hear(Heard(token=token, task_id=task_id, stage=stage, at=time.time()))
+
+    async def _listen(self) -> None:
+        async for heard in self.journal.listen():
+            note = self._submitter.heard(heard.token, heard.task_id)
+            if note:
+                self._tell(Anomaly(heard.task_id, note))
+                continue
+            if not self._submitter.knows(heard.token):
+                await self._name(heard)
+            self._tracker.wake(heard.task_id, heard.stage)
+
+    async def _name(self, heard: Heard) -> None:
+        """A callback of a submission that is not this process's: if it was given up as unknown, it is not any more."""
+        try:
+            job = await self.journal.find(token=heard.token)
+            if job is not None and job.state is State.UNKNOWN and job.token == heard.token:
+                await self.recover(job)
+        except (ConflictError, StorageError) as error:
+            self._tell(Anomaly(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
+
+    async def recover(self, job: Job) -> Job:
+        """Say what became of an intent whose owner is gone, or of an unknown: a callback may have named its task.
+
+        Raises:
+            ConflictError: its owner lives, or somebody else was quicker.
+        """
+        if job.token is not None and self._submitter.knows(job.token):
+            raise ConflictError(f"job {job.key!r} is being submitted by this process", job.task_id)
+        named = await self.journal.heard(token=job.token)
+        if job.state is State.INTENT and job.owner != self.journal.owner:
+            await self._check_dead(job.owner or "")
+        if named:
+            return await self.journal.move(job.key, State.SUBMITTED, token=job.token, task_id=named[0].task_id)
+        if job.state is State.INTENT:
+            error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
+            return await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
+        return job
+
+    async def _check_dead(self, owner: str) -> None:
+        """Raise ConflictError if the owner shows signs of life."""
+        await self.journal.lease(_life(owner), BEAT)
+        await self.journal.release(_life(owner))
+
+    async def recover_all(self, batch: str) -> None:
+        """Say what became of every intent of a batch whose owner is gone, and of every unknown."""
+        async for job in self.jobs(State.INTENT, State.UNKNOWN, batch=batch):
+            try:
+                await self.recover(job)
+            except ConflictError as error:
+                self._tell(Anomaly(job.task_id or "", f"a submission is another's: {error.message}"))
+
+    async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job, None]:
+        """Give the jobs in these states, page by page."""
+        after = 0
+        while page := await self.journal.page(*states, batch=batch, after=after):
+            for after, job in page:  # noqa: B007  # the last place is where the next page begins
+                yield job
+
+    # ------------------------------------------------------------ the background
+
+    async def _beat(self) -> None:
+        while True:
+            await anyio.sleep(BEAT)
+            for name in tuple(self._held):
+                try:
+                    await self.journal.lease(name, LIFE)
+                except KieError as error:
+                    self._tell(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
+
+    async def _settle(self) -> None:
+        while True:
+            key, entry = await self._ended.get()
+            with anyio.CancelScope(shield=True):  # taken from the queue, it must get into the journal
+                await self._record_end(key, entry)
+
+    async def _record_end(self, key: str, entry: Entry) -> None:
+        try:
+            await self._record(key, entry.outcome)
+        except StorageError as error:  # it is still submitted: a restart asks the service again
+            self._tell(Anomaly(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
+        finally:
+            self._records.pop(key, asyncio.get_running_loop().create_future()).set_result(None)
+
+
+@attrs.frozen
+class JobWitness:
+    """Records one job's submission in a journal."""
+
+    _journal: Journal
+    _key: str
+    _route: str
+    _tell: Observer
+
+    async def intend(self, token: str) -> None:
+        """Record the intent; without it nothing is sent."""
+        await self._journal.intend(self._key, token)
+
+    async def accepted(self, token: str, task_id: str) -> None:
+        """Record the task id; while the store is away it is tried again, for the task is paid."""
+        facts = {"task_id": task_id, "route": self._route, "credits": PRICE}
+        await self._insist(lambda: self._journal.move(self._key, State.SUBMITTED, token=token, **facts), task_id)
+
+    async def missed(self, token: str, error: KieError) -> None:
+        """Record what became of a submission that is no task."""
+        to = state_after(error)
+        facts = {} if to is State.PLANNED else {"error": job_error(error)}
+        await self._insist(lambda: self._journal.move(self._key, to, token=token, **facts), "")
+
+    async def _insist(self, write: Callable[[], object], task_id: str) -> None:
+        deadline, delay = time.monotonic() + _PATIENCE, 0.1
+        while True:
+            try:
+                await write()  # type: ignore[misc]  # an awaitable of the journal's
+            except ConflictError as error:  # a callback that names it was quicker
+                self._tell(Anomaly(task_id, f"recorded before: {error.message}"))
+            except StorageError as error:
+                self._tell(Anomaly(task_id, f"the journal is away, trying again: {clean(error.message)}"))
+                if time.monotonic() > deadline:
+                    error.task_id, error.charged = task_id or None, "yes" if task_id else error.charged
+                    raise
+                await anyio.sleep(delay)
+                delay = min(2 * delay, 5.0)
+                continue
+            return
+
+
+def state_after(error: KieError) -> State:
+    """Where a job goes whose submission ended with this error."""
+    if isinstance(error, _PENDING) or (error.code in MOMENTARY and error.charged == "no"):
+        return State.PLANNED
+    if error.charged == "maybe" and error.code not in {500, 501}:  # refused in the service's own words: no task
+        return State.UNKNOWN
+    return State.REJECTED
+
+
+def _life(owner: str) -> str:
+    return f"life:{owner}"
+
+
+def check_open(keeper: Keeper | None) -> Keeper:
+    """The keeper of a session that has a journal.
+
+    Raises:
+        SessionError: it has none.
+    """
+    if keeper is None:
+        raise SessionError("the session has no journal: give KieSession(journal=...)")
+    return keeper

@@ -1,0 +1,327 @@
+"""Submitting: a place among the tasks in flight, a permit of the quota, then the paid POST, once.
+
+The POST is shielded: a caller may go away, the answer is still awaited and its task followed. It is sent again only
+when the service refused it for its moment (429, 430, 455) or when nothing was sent at all. When its answer is lost,
+a callback that bears its token names the task; without one it stays unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Protocol
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+
+from kie_async._answers import MOMENTARY
+from kie_async._entry import Entry
+from kie_async._pacing import Key
+from kie_async._retry import backoff
+from kie_async._routes import Route
+from kie_async._tracker import Tracker
+from kie_async._transport import Transport
+from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, SubmitUnknownError
+from kie_async.events import Anomaly, Observer, Retried, Submitted, Waited
+from kie_async.limiter import Limiter, Permit
+from kie_async.models import Request
+from kie_async.settings import PLACEHOLDER_CALLBACK_URL, Settings
+
+Prepare = Callable[[Request], Awaitable[Request]]
+
+_LOST_MOST = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
+_SLOW_DOWN = 2.0  # seconds the gate stays closed at the least after "too fast"
+
+
+class Witness(Protocol):
+    """Who keeps a record of one submission that survives a crash; a plain session has none.
+
+    What it raises before the POST stops the POST: no record, no spending.
+    """
+
+    async def intend(self, token: str) -> None:
+        """Record, durably, that a POST with this token is about to be sent."""
+        ...
+
+    async def accepted(self, token: str, task_id: str) -> None:
+        """Record, durably, the task that came of it; nobody has been told of it yet."""
+        ...
+
+    async def missed(self, token: str, error: KieError) -> None:
+        """Record that it did not become a task, or that nobody knows whether it did."""
+        ...
+
+
+class NoWitness:
+    """Keeps no record."""
+
+    async def intend(self, token: str) -> None:
+        """Keep nothing."""
+
+    async def accepted(self, token: str, task_id: str) -> None:
+        """Keep nothing."""
+
+    async def missed(self, token: str, error: KieError) -> None:
+        """Keep nothing."""
+
+
+@attrs.define(eq=False)
+class _Submission:
+    """One request on its way.
+
+    Attributes:
+        token: in its callback URL; it names the task when the answer is lost.
+        named: the task id that a callback with the token brought.
+    """
+
+    request: Request
+    token: str = attrs.field(repr=False)
+    named: asyncio.Future[str]
+    started: float
+    release: Callable[[], None]
+    witness: Witness
+
+
+class Submitter:
+    """Turns requests into followed tasks.
+
+    Args:
+        group: where the shielded POSTs live: the session's.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917  # it is the meeting point of all that a submission needs
+        self,
+        settings: Settings,
+        transport: Transport,
+        limiter: Limiter,
+        tracker: Tracker,
+        route: Route,
+        tell: Observer,
+        group: TaskGroup,
+    ) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._limiter = limiter
+        self._tracker = tracker
+        self._route = route
+        self._tell = tell
+        self._group = group
+        self._places = asyncio.Semaphore(settings.max_in_flight)
+        self._entering = 0
+        self._open: dict[str, _Submission] = {}
+        self._tasks: dict[str, str] = {}  # token to task id, while the task is followed
+        self._lost: OrderedDict[str, None] = OrderedDict()
+        self._slowed = 0
+        self._stopped: AuthError | None = None
+
+    async def submit(self, request: Request, prepare: Prepare, witness: Witness | None = None) -> Entry:
+        """Submit a request and follow its task.
+
+        Args:
+            request: what is asked.
+            prepare: makes it ready once there is a place for it: uploads its source.
+            witness: keeps a record of it.
+
+        Raises:
+            KieError: it did not become a task.
+
+        Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: its task, if there
+        is one, is followed and told to the observer.
+        """
+        started = asyncio.get_running_loop().time()
+        release = await self._enter()
+        post: asyncio.Future[Entry] | None = None
+        try:
+            ready = await prepare(request)
+            for attempt in count(1):
+                permit = await self._permit(again=attempt > 1)
+                submission = self._new(ready, release, started, witness or NoWitness())
+                post = self._start(submission, permit)
+                try:
+                    return await asyncio.shield(post)
+                except KieError as error:
+                    await self._pause(error, attempt, started)
+        except BaseException:
+            if post is None or post.done():
+                release()
+            else:
+                post.add_done_callback(lambda left: _forsaken(left, release))
+            raise
+        raise AssertionError  # pragma: no cover (the loop has no end of its own)
+
+    def heard(self, token: str, task_id: str) -> str:
+        """A callback with this token came; return why it is set aside, or nothing."""
+        if (known := self._tasks.get(token)) is not None:
+            return "" if known == task_id else "its token belongs to another task"
+        if (submission := self._open.get(token)) is not None:
+            if not submission.named.done():
+                submission.named.set_result(task_id)
+            return "" if submission.named.result() == task_id else "its token belongs to another task"
+        if token in self._lost:
+            del self._lost[token]
+            self._tell(Anomaly(task_id, "a submission given up as unknown is this task: session.track() follows it"))
+        return ""
+
+    def knows(self, token: str) -> bool:
+        """Whether a submission with this token is under way or followed here."""
+        return token in self._open or token in self._tasks
+
+    # ------------------------------------------------------------ before the POST
+
+    async def _enter(self) -> Callable[[], None]:
+        """Wait for a place among the tasks in flight; the place is given back by calling what is returned."""
+        if self._places.locked():
+            self._tell(Waited("in flight", self._entering))
+        self._entering += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._entering -= 1
+        held = [self._places]
+
+        def release() -> None:
+            if held:
+                held.pop().release()
+
+        return release
+
+    async def _permit(self, *, again: bool) -> Permit:
+        permit = await self._limiter.acquire(again=again)
+        if self._stopped is not None:  # the key was refused: not one more request with it
+            permit.give_back()
+            raise copy.copy(self._stopped)
+        return permit
+
+    async def _pause(self, error: KieError, attempt: int, started: float) -> None:
+        """After a submission that did not become a task: wait if it may be sent again, or raise."""
+        if isinstance(error, AuthError):
+            self._stopped = error
+        momentary = error.code in MOMENTARY and error.charged == "no"
+        if not (momentary or isinstance(error, ConnectError)) or not error.retryable:
+            raise error
+        delay = backoff(attempt, random.random)
+        if momentary:
+            asked = error.retry_after if isinstance(error, RateLimitedError) else None
+            self._slowed += 1
+            delay = max(asked or 0.0, _SLOW_DOWN + backoff(self._slowed, random.random))
+        if asyncio.get_running_loop().time() + delay > started + self._settings.submit_patience:
+            raise error
+        self._tell(Retried("submit", str(error), attempt, delay))
+        if momentary:
+            self._limiter.penalize(delay)
+        else:
+            await anyio.sleep(delay)
+
+    # ------------------------------------------------------------ the POST
+
+    def _new(self, request: Request, release: Callable[[], None], started: float, witness: Witness) -> _Submission:
+        named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return _Submission(request, secrets.token_urlsafe(32), named, started, release, witness)
+
+    def _start(self, submission: _Submission, permit: Permit) -> asyncio.Future[Entry]:
+        post: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+        self._open[submission.token] = submission
+        self._group.start_soon(self._run, submission, permit, post)
+        return post
+
+    async def _run(self, submission: _Submission, permit: Permit, post: asyncio.Future[Entry]) -> None:
+        try:
+            entry = await self._post(submission, permit)
+        except KieError as error:
+            post.set_exception(error)
+        except asyncio.CancelledError:
+            message = f"{submission.request.operation}: the session was closed before its answer or its callback came"
+            post.set_exception(SubmitUnknownError(message, token=submission.token))
+            raise
+        except BaseException as error:
+            post.set_exception(error)
+            raise
+        else:
+            post.set_result(entry)
+        finally:
+            self._open.pop(submission.token, None)
+
+    async def _post(self, submission: _Submission, permit: Permit) -> Entry:
+        try:
+            with anyio.CancelScope(shield=True):
+                task_id = await self._send(submission, permit)
+        except SubmitUnknownError as error:
+            task_id = await self._recover(submission, error)
+        self._slowed = 0
+        return self._accepted(submission, task_id)
+
+    async def _send(self, submission: _Submission, permit: Permit) -> str:
+        """Send the POST, between the record of its intent and the record of its answer."""
+        witness, token = submission.witness, submission.token
+        try:
+            await witness.intend(token)
+        except BaseException:
+            permit.give_back()
+            raise
+        call = self._route.submit(submission.request, self._callback_url(token))
+        try:
+            if not permit.is_valid:  # the record of the intent took long, or the process was stopped
+                raise ConnectError(
+                    f"{submission.request.operation}: its permit ran out before it began: nothing was sent"
+                )
+            task_id = await self._transport.send(call, on_headers=permit.release)
+        except SubmitUnknownError:
+            raise
+        except KieError as error:
+            if isinstance(error, ConnectError):
+                permit.give_back()
+            await witness.missed(token, error)
+            raise
+        await witness.accepted(token, task_id)
+        return task_id
+
+    def _accepted(self, submission: _Submission, task_id: str) -> Entry:
+        request, token = submission.request, submission.token
+        waited = asyncio.get_running_loop().time() - submission.started
+        recovered = submission.named.done()
+        self._tell(Submitted(task_id, request.operation, request.model, waited, recovered=recovered))
+        self._tasks[token] = task_id
+
+        def release() -> None:
+            self._tasks.pop(token, None)
+            submission.release()
+
+        return self._tracker.follow(task_id, Key(request.operation, request.model), release=release)
+
+    async def _recover(self, submission: _Submission, error: SubmitUnknownError) -> str:
+        """Wait for the callback that names the task of a submission whose answer was lost."""
+        error.token = submission.token
+        if self._settings.callback_url:
+            self._tell(Anomaly("", f"an answer was lost; waiting for its callback: {error.message}"))
+            patience = self._settings.recover_patience
+            with anyio.move_on_after(patience):
+                task_id = await submission.named
+                with anyio.CancelScope(shield=True):
+                    await submission.witness.accepted(submission.token, task_id)
+                return task_id
+            error.message += f"; no callback named it within {patience:.0f} s"
+        self._lose(submission.token)
+        await submission.witness.missed(submission.token, error)
+        raise error
+
+    def _lose(self, token: str) -> None:
+        self._lost[token] = None
+        if len(self._lost) > _LOST_MOST:
+            self._lost.popitem(last=False)
+
+    def _callback_url(self, token: str) -> str:
+        if not self._settings.callback_url:
+            return PLACEHOLDER_CALLBACK_URL
+        return f"{self._settings.callback_url}/{token}"
+
+
+def _forsaken(post: asyncio.Future[Entry], release: Callable[[], None]) -> None:
+    """The caller went away during its POST: a task that came of it is followed, a place held for nothing goes back."""
+    if post.cancelled() or post.exception() is not None:
+        release()

@@ -1,0 +1,80 @@
+"""A task as a user holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+
+from kie_async._entry import Entry
+from kie_async._tracker import Tracker
+from kie_async.errors import WaitTimeoutError
+from kie_async.models import TaskEvent, TaskResult
+
+
+class Task:
+    """A task of the service, followed by a session. Await it for its result; many may.
+
+    A waiter that goes away stops nothing for the others; when the last one goes, the task is no longer looked at
+    until somebody waits again. It goes on at the service all the same.
+    """
+
+    __slots__ = ("__weakref__", "_entry", "_key", "_tracker")
+
+    def __init__(self, entry: Entry, tracker: Tracker, key: str | None = None) -> None:
+        self._entry = entry
+        self._tracker = tracker
+        self._key = key
+
+    @property
+    def id(self) -> str:
+        """The id of the task."""
+        return self._entry.task_id
+
+    @property
+    def key(self) -> str | None:
+        """The name of its job in the session's journal; None without one."""
+        return self._key
+
+    @property
+    def status(self) -> str:
+        """The last status word known; empty before the first look."""
+        return self._entry.status
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {self.status or 'not looked at yet'}>"
+
+    def __await__(self) -> Generator[object, None, TaskResult]:
+        return self._tracker.wait(self._entry).__await__()
+
+    async def result(self, *, timeout: float | None = None) -> TaskResult:  # noqa: ASYNC109  # a shorthand users expect
+        """Wait for the result.
+
+        Args:
+            timeout: seconds to wait; None waits as long as ``Settings.task_timeout``.
+
+        Raises:
+            TaskFailedError: the task ended without a result.
+            TaskNotFoundError: the service does not know it.
+            WaitTimeoutError: the time is over; the task goes on.
+
+        Cancelling stops nothing at the service.
+        """
+        if timeout is None:
+            return await self._tracker.wait(self._entry)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._tracker.wait(self._entry)
+        except WaitTimeoutError:
+            raise
+        except TimeoutError:
+            message = f"no end within {timeout} s; the task goes on: wait again, or session.track({self.id!r}) later"
+            raise WaitTimeoutError(message, self.id) from None
+
+    async def events(self) -> AsyncGenerator[TaskEvent, None]:
+        """Give the stages "text", "first" and "complete", each once and in this order, and end with the task.
+
+        A success passes through all three; a stage that was never seen by itself is given with the next. A failure
+        ends the stages early and is raised by awaiting the task.
+        """
+        async for event in self._tracker.stages(self._entry):
+            yield event

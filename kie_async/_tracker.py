@@ -1,0 +1,388 @@
+"""One coroutine that follows every task: a heap of "look at this task next at", and a bounded number of looks at once.
+
+A callback is a hint: it moves a task's next look to now, and the look settles it. Each look has its own error, so one
+bad id blocks nobody. Reports go through ``_states.judge``; the first final one wins, and a settled task leaves the
+table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import heapq
+import math
+import random
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from sys import intern
+
+from kie_async import _pacing
+from kie_async._entry import Entry, closed, failure
+from kie_async._pacing import Key, Pacing
+from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
+from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
+from kie_async.events import Anomaly, Looked, LookFailed, Observer, Settled, StageReached, clean
+from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
+from kie_async.settings import Settings
+
+Fetch = Callable[[str], Awaitable[TaskRecord | None]]
+
+_key = lru_cache(1000)(Key)  # few kinds, many tasks
+UNKNOWN = Key("unknown", "unknown")  # of a task that was submitted elsewhere, until its first record
+_LISTENED = 8.0  # most seconds between two looks while somebody listens to the stages
+_ODD = 10.0  # most seconds between two looks in an odd state
+_EARLY_MOST, _EARLY_AGE = 10_000, 600.0  # callbacks for tasks not known yet: how many, and for how long
+_WORDS_MOST = 100  # unknown words told of; there is no end of them in a hostile answer
+_OLDEST = 86_400.0  # a task said to be older than a day: its clock is not believed
+
+
+class Tracker:
+    """Follows tasks until they end.
+
+    Args:
+        settings: patience, and how many looks at once.
+        fetch: reads record-info once, without trying again.
+        tell: is told of looks, stages and ends.
+        looks_per_second: a limit of the route on all looks together.
+    """
+
+    def __init__(
+        self, settings: Settings, fetch: Fetch, tell: Observer, *, looks_per_second: float | None = None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._fetch = fetch
+        self._tell = tell
+        self._pacing = Pacing(emulated=settings.on_loopback)
+        self._gap = 1 / looks_per_second if looks_per_second else 0.0
+        self._next_look = 0.0  # by the route's limit
+        self._table: dict[str, Entry] = {}
+        self._heap: list[tuple[float, Entry]] = []
+        self._active = 0
+        self._bell = asyncio.Event()
+        self._early: OrderedDict[str, tuple[float, bool]] = OrderedDict()
+        self._words: set[str] = set()
+        self._net = bool(settings.callback_url)  # callbacks bring the news, looks are the net
+        self._closed = False
+
+    # ------------------------------------------------------------ what others ask
+
+    def follow(self, task_id: str, key: Key = UNKNOWN, *, release: Callable[[], None] | None = None) -> Entry:
+        """Follow a task from now on; ``release`` is called once, when it is no longer followed."""
+        if (known := self._table.get(task_id)) is not None:
+            if release is not None:
+                release()
+            return known
+        now = self._now()
+        deadline = now + self._settings.task_timeout
+        entry = Entry(task_id, key, now, deadline, release, submitted=key is not UNKNOWN)
+        if self._closed:
+            self._end(entry, closed(task_id))
+            return entry
+        self._table[task_id] = entry
+        early = self._early.pop(task_id, None)
+        if early is not None:
+            entry.heard, entry.hints = True, int(early[1])
+        self._schedule(entry, now if early is not None or key is UNKNOWN else now + self._wait(entry, now))
+        return entry
+
+    def wake(self, task_id: str, stage: str) -> bool:
+        """A callback came: look soon. False if the task is not known (yet); then it is kept for a while."""
+        self._net = bool(self._settings.callback_url)
+        final = stage not in {"text", "first"}
+        entry = self._table.get(task_id)
+        if entry is None:
+            self._keep(task_id, final=final)
+            return False
+        entry.heard = True
+        entry.hints = entry.hints or int(final)
+        if final or entry.listeners:
+            if entry.looking:
+                entry.hurry = True
+            else:
+                self._schedule(entry, self._soonest(entry))
+        return True
+
+    async def wait(self, entry: Entry) -> TaskResult:
+        """Wait until a task has ended.
+
+        Raises:
+            KieError: why it has no result; each waiter gets an error of its own.
+
+        Cancelling stops nothing for others; when the last one goes, the task is no longer looked at.
+        """
+        self._check()
+        self._gain(entry)
+        try:
+            while entry.outcome is None:
+                await self._moved(entry)
+        finally:
+            self._lose(entry)
+        if isinstance(entry.outcome, TaskResult):
+            return entry.outcome
+        raise copy.copy(entry.outcome)
+
+    async def stages(self, entry: Entry) -> AsyncGenerator[TaskEvent, None]:
+        """Give each stage once, in order; a success passes through all of them. Ends with the task."""
+        self._check()
+        self._gain(entry)
+        entry.listeners += 1
+        try:
+            for stage in STAGES:
+                while entry.outcome is None and reached(entry.stage) < reached(stage):
+                    await self._moved(entry)
+                if reached(entry.stage) < reached(stage):
+                    return
+                yield TaskEvent(entry.task_id, stage, entry.tracks)
+        finally:
+            entry.listeners -= 1
+            self._lose(entry)
+
+    # ------------------------------------------------------------ the one coroutine
+
+    async def run(self) -> None:
+        """Look at the tasks as they fall due, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as looks:  # one of anyio costs a third of a look
+                while True:
+                    await self._sleep(self._start_due(looks))
+        finally:
+            self._closed = True
+            for entry in list(self._table.values()):
+                self._end(entry, closed(entry.task_id))
+
+    def _start_due(self, looks: asyncio.TaskGroup) -> float | None:
+        """Start the looks that are due and may be; return when the next one is, None if a look must end first."""
+        now = self._now()
+        while self._heap:
+            when, entry = self._heap[0]
+            if entry.next_look != when or entry.outcome is not None:  # moved since, or settled
+                heapq.heappop(self._heap)
+                continue
+            when = max(when, self._next_look)
+            if when > now:
+                return when
+            if self._active >= self._settings.looks_at_once:
+                return None
+            heapq.heappop(self._heap)
+            self._next_look = now + self._gap
+            self._active += 1
+            entry.looking, entry.next_look = True, math.inf
+            looks.create_task(self._look(entry))
+        return None
+
+    async def _sleep(self, until: float | None) -> None:
+        self._bell.clear()
+        timer = None if until is None else self._loop.call_at(until, self._bell.set)
+        try:
+            await self._bell.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _look(self, entry: Entry) -> None:
+        try:
+            record = await self._fetch(entry.task_id)
+        except KieError as error:
+            entry.looking = False
+            self._failed_look(entry, error)
+        else:
+            entry.looking = False
+            self.report(entry, record)
+        finally:
+            self._active -= 1
+            self._bell.set()
+
+    # ------------------------------------------------------------ reports
+
+    def report(self, entry: Entry, record: TaskRecord | None) -> None:
+        """Take what record-info says of a task; the first final report wins."""
+        if entry.outcome is not None:
+            return
+        now = self._now()
+        entry.looks += 1
+        entry.failures = 0
+        if record is not None:
+            self._learn_about(entry, record)
+        self._tell(Looked(entry.task_id, entry.status if record else "not visible", now - entry.born))
+        verdict = self._judge(entry, record, now)
+        if isinstance(verdict, Running):
+            self._advance(entry, verdict.stage, now)
+            entry.looked = now
+            entry.hints += bool(entry.hints)
+            self._again(entry, now)
+        else:
+            self._settle(entry, verdict, record, now)
+
+    def _learn_about(self, entry: Entry, record: TaskRecord) -> None:
+        entry.seen = True
+        entry.status = intern(record.status)  # few words, many tasks
+        entry.tracks = record.tracks or entry.tracks
+        if entry.key is UNKNOWN:
+            entry.key = _key(record.operation_type or "unknown", record.type or "unknown")
+            if record.created_at is not None:
+                age = (datetime.now(UTC) - record.created_at).total_seconds()
+                entry.born -= age if 0 < age < _OLDEST else 0.0
+        if record.status not in WORDS and record.status not in self._words and len(self._words) < _WORDS_MOST:
+            self._words.add(record.status)
+            self._tell(Anomaly(entry.task_id, f"the status {clean(record.status)!r} is not known: taken as running"))
+
+    def _judge(self, entry: Entry, record: TaskRecord | None, now: float) -> Verdict:
+        verdict = judge(record, patient=True)
+        odd = verdict.odd if isinstance(verdict, Running) else ""
+        if odd != entry.odd:
+            entry.odd, entry.odd_since = odd, now
+        if odd == "not visible" and entry.seen:
+            return Running(entry.stage)  # a lagging copy of the service's own: it was there before
+        graces = {"not visible": self._settings.visible_grace, "no audio": self._settings.audio_grace}
+        patient = now - entry.odd_since < graces.get(odd, math.inf)
+        return verdict if patient else judge(record, patient=False)
+
+    def _advance(self, entry: Entry, stage: Stage | None, now: float) -> None:
+        """Note the stages that are new; a report that goes backwards changes nothing."""
+        new = STAGES[reached(entry.stage) : reached(stage)]
+        for each in new:
+            entry.stages = (*entry.stages, (each, now - entry.born))
+            self._tell(StageReached(entry.task_id, each))
+        if new:
+            entry.stage = new[-1]
+            self._ring(entry)
+
+    def _settle(
+        self, entry: Entry, verdict: Succeeded | Failed | NotFound, record: TaskRecord | None, now: float
+    ) -> None:
+        if isinstance(verdict, Succeeded):
+            record = record or TaskRecord(entry.task_id)
+            entry.tracks = verdict.tracks
+            self._advance(entry, "complete", now)
+            self._count(entry, now)
+            self._end(entry, TaskResult(entry.task_id, verdict.tracks, record, partial=verdict.partial))
+        elif isinstance(verdict, Failed):
+            self._end(entry, failure(entry, verdict))
+        else:
+            grace = self._settings.visible_grace
+            message = f"the service does not know this task, {grace:.0f} s after the first look"
+            self._end(entry, TaskNotFoundError(message, entry.task_id))
+
+    def _count(self, entry: Entry, now: float) -> None:
+        """Learn from a success how long such tasks take, if its start or a look before its end was seen."""
+        if entry.submitted or entry.looked is not None:
+            earliest = (entry.looked or entry.born) - entry.born
+            self._pacing.learn(entry.key, earliest, now - entry.born, dict(entry.stages))
+        if self._net and not entry.heard:
+            self._net = False
+            note = "it ended and no callback came: is callback_url reachable? Looks bring the news for now"
+            self._tell(Anomaly(entry.task_id, note))
+
+    def _failed_look(self, entry: Entry, error: KieError) -> None:
+        entry.failures += 1
+        self._tell(LookFailed(entry.task_id, clean(str(error))))
+        if isinstance(error, AuthError):
+            error.task_id, error.charged = entry.task_id, "yes"
+            self._end(entry, error)
+        else:
+            self._again(entry, self._now())
+
+    # ------------------------------------------------------------ when to look next
+
+    def _again(self, entry: Entry, now: float) -> None:
+        if now >= entry.deadline:
+            message = (
+                f"no end after {self._settings.task_timeout:.0f} s; the task may still end: "
+                f"session.track({entry.task_id!r}) follows it again"
+            )
+            self._end(entry, WaitTimeoutError(message, entry.task_id))
+        elif not entry.parked:
+            when = self._soonest(entry) if entry.hurry else now + self._wait(entry, now)
+            entry.hurry = False
+            self._schedule(entry, min(when, entry.deadline))
+
+    def _wait(self, entry: Entry, now: float) -> float:
+        if entry.failures:
+            return _pacing.retry_delay(entry.failures, random.random)
+        if entry.odd in {"not visible", "no audio"}:
+            return min(_ODD, 1 + (now - entry.odd_since) / 4)
+        if entry.hints:  # a callback said "complete", the record not yet
+            return _pacing.retry_delay(entry.hints - 1, random.random)
+        if self._net and (entry.submitted or entry.heard):
+            return _pacing.NET
+        age, since = now - entry.born, entry.stages[-1][1] if entry.stages else 0.0
+        wait = self._pacing.delay(entry.key, age, entry.stage, age - since, random.random)
+        return min(wait, _LISTENED) if entry.listeners else wait
+
+    def _soonest(self, entry: Entry) -> float:
+        now = self._now()
+        return now if entry.looked is None else max(now, entry.looked + _pacing.LEAST)
+
+    def _schedule(self, entry: Entry, when: float) -> None:
+        entry.next_look = when
+        item = (when, entry)
+        heapq.heappush(self._heap, item)
+        if self._heap[0] is item:
+            self._bell.set()
+
+    # ------------------------------------------------------------ who waits
+
+    def _gain(self, entry: Entry) -> None:
+        entry.interest += 1
+        if self._closed and entry.outcome is None:
+            self._end(entry, closed(entry.task_id))
+        elif entry.parked and entry.outcome is None:
+            entry.parked = False
+            self._table[entry.task_id] = entry
+            self._schedule(entry, self._soonest(entry))
+
+    def _lose(self, entry: Entry) -> None:
+        entry.interest -= 1
+        entry.waiters = tuple(waiter for waiter in entry.waiters if not waiter.done())
+        if entry.interest == 0 and entry.outcome is None:
+            entry.parked, entry.next_look = True, math.inf
+            self._table.pop(entry.task_id, None)
+            self._let_go(entry)
+
+    def _moved(self, entry: Entry) -> asyncio.Future[None]:
+        """What is done when something about the task has changed."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        entry.waiters = (*entry.waiters, waiter)
+        return waiter
+
+    def _ring(self, entry: Entry) -> None:
+        waiters, entry.waiters = entry.waiters, ()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _end(self, entry: Entry, outcome: TaskResult | KieError) -> None:
+        entry.outcome = outcome
+        self._table.pop(entry.task_id, None)
+        error = "" if isinstance(outcome, TaskResult) else f"{type(outcome).__name__}: {clean(outcome.message)}"
+        seconds = self._now() - entry.born
+        self._tell(Settled(entry.task_id, entry.key.operation, seconds, entry.looks, error))
+        self._ring(entry)
+        if entry.ended is not None:
+            entry.ended(entry)
+        self._let_go(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        release, entry.release = entry.release, None
+        if release is not None:
+            release()
+
+    def _keep(self, task_id: str, *, final: bool) -> None:
+        """Keep a callback for a task that is not known yet; its submission's answer may be on the way."""
+        now = self._now()
+        while self._early and (
+            len(self._early) >= _EARLY_MOST or next(iter(self._early.values()))[0] < now - _EARLY_AGE
+        ):
+            self._early.popitem(last=False)
+        _, before = self._early.pop(task_id, (now, False))
+        self._early[task_id] = (now, final or before)
+
+    def _now(self) -> float:
+        return self._loop.time()
+
+    def _check(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise SessionError("the task belongs to another event loop: await it there")

@@ -1,0 +1,353 @@
+"""A session and its journal: what is recorded when, what a dead owner leaves, and a store that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+import attrs
+import pytest
+from service import REQUEST, Service, serving
+
+import kie_async as kie
+from kie_async._keeper import BEAT, JobWitness, state_after
+from kie_async.emulator import Fault
+from kie_async.errors import ConflictError, KieError, StorageError, SubmitUnknownError
+from kie_async.events import Anomaly
+from kie_async.journal import Heard, Job, Journal, PostgresJournal, SQLiteJournal, State, is_shared, open_journal
+
+pytestmark = pytest.mark.anyio
+
+
+def store(folder: Path, owner: str | None = None) -> SQLiteJournal:
+    return SQLiteJournal(folder / "journal.sqlite", owner=owner, poll=5.0)
+
+
+class Away:
+    """A journal whose methods fail as often as they are told to."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.failures: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._journal, name)
+
+        async def away(*args: Any, **fields: Any) -> Any:
+            if self.failures.get(name, 0) > 0:
+                self.failures[name] -= 1
+                raise StorageError(f"{name}: the store is away")
+            return await method(*args, **fields)
+
+        return away if self.failures.get(name) else method
+
+    async def __aenter__(self) -> Self:
+        await self._journal.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._journal.__aexit__(None, None, None)
+
+
+@attrs.define
+class Kept:
+    """A session with a journal that can be away."""
+
+    service: Service
+    session: kie.KieSession
+    journal: Away
+
+    async def job(self, key: str) -> Job:
+        """The job as the journal has it."""
+        job = await self.journal.get(key)
+        assert isinstance(job, Job)
+        return job
+
+    def notes(self) -> str:
+        """All that was odd."""
+        return "\n".join(event.note for event in self.service.of(Anomaly))
+
+
+@asynccontextmanager
+async def keeping(folder: Path, owner: str | None = None, **options: Any) -> AsyncIterator[Kept]:
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(serving(credits=1e6, **options))
+        journal = Away(store(folder, owner))
+        session = kie.KieSession(service.session.settings, journal=journal)
+        yield Kept(service, await stack.enter_async_context(session), journal)
+
+
+async def test_a_task_is_recorded_from_intent_to_end(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        task = await kept.session.submit(REQUEST, key="k")
+        job = await kept.job("k")
+        assert (job.state, job.task_id, job.route, job.attempt) == (State.SUBMITTED, task.id, "classic", 1)
+        result = await task
+        await anyio.sleep(1)
+        job = await kept.job("k")
+        assert (job.state, job.tracks, job.credits) == (State.SUCCEEDED, result.tracks, 12)
+        assert task.key == "k"
+
+
+@pytest.mark.parametrize(("code", "charged", "spent"), [(501, "maybe", 12.0), (531, "no", 0.0)])
+async def test_a_failure_is_recorded(tmp_path: Path, code: int, charged: str, spent: float) -> None:
+    async with keeping(tmp_path, faults=[Fault("failed", code=code)]) as kept:
+        task = await kept.session.submit(REQUEST, key="k")
+        with pytest.raises(kie.TaskFailedError):
+            await task
+        await anyio.sleep(1)
+        job = await kept.job("k")
+        assert job.error is not None
+        assert (job.state, job.error.code, job.error.charged, job.credits) == (State.FAILED, code, charged, spent)
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [(422, "rejected"), (500, "rejected"), (402, "planned"), (401, "planned"), (433, "planned"), (599, "unknown")],
+)
+async def test_a_submission_that_is_no_task_is_recorded(tmp_path: Path, code: int, state: str) -> None:
+    async with keeping(tmp_path, faults=[Fault("code", code=code)]) as kept:
+        with pytest.raises(KieError):
+            await kept.session.submit(REQUEST, key="k")
+        job = await kept.job("k")
+        assert job.state == state
+        assert (job.error is None) == (state == "planned")
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (kie.ConnectError("x"), State.PLANNED),
+        (kie.RateLimitedError("x", code=429), State.PLANNED),
+        (kie.UnexpectedRedirectError("x", code=307, charged="maybe"), State.UNKNOWN),
+        (SubmitUnknownError("x"), State.UNKNOWN),
+        (kie.InvalidRequestError("x", code=422), State.REJECTED),
+    ],
+)
+def test_where_a_job_goes_after_an_error(error: KieError, state: State) -> None:
+    assert state_after(error) is state
+
+
+async def test_no_intent_no_spending(tmp_path: Path) -> None:
+    async with keeping(tmp_path, settings={"quota": 1, "quota_window": 1000.0}) as kept:
+        kept.journal.failures["intend"] = 1
+        with pytest.raises(StorageError):
+            await kept.session.submit(REQUEST, key="k")
+        assert len(kept.service.emulator.arrivals) == 0
+        await kept.session.submit(REQUEST, key="k")  # the only permit was given back
+        assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_a_task_id_is_kept_until_the_store_is_back(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        kept.journal.failures["move"] = 4
+        task = await kept.session.submit(REQUEST, key="k")
+        assert (await kept.job("k")).task_id == task.id
+        assert "trying again" in kept.notes()
+
+
+async def test_a_store_that_stays_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kie_async._keeper._PATIENCE", -1.0)
+    async with keeping(tmp_path) as kept:
+        kept.journal.failures["move"] = 100
+        with pytest.raises(StorageError) as caught:
+            await kept.session.submit(REQUEST, key="k")
+        assert caught.value.task_id == kept.service.emulator.ledger[0].task_id
+        assert caught.value.charged == "yes"
+
+
+async def test_an_end_that_cannot_be_recorded_is_found_again(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        task = await kept.session.submit(REQUEST, key="k")
+        kept.journal.failures["move"] = 1
+        await task
+        await anyio.sleep(1)
+        assert "could not be recorded" in kept.notes()
+        (again,) = [task async for task in kept.session.resume()]
+        await again
+        await anyio.sleep(1)
+        assert (await kept.job("k")).state is State.SUCCEEDED
+
+
+async def test_an_end_that_was_recorded_before_changes_nothing(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        task = await kept.session.submit(REQUEST, key="k")
+        await kept.journal.move("k", State.FAILED)
+        await task
+        await anyio.sleep(1)
+        assert (await kept.job("k")).state is State.FAILED
+        assert "recorded before" in kept.notes()
+
+
+async def test_the_end_of_a_closing_session_is_recorded(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        task = await kept.session.submit(REQUEST, key="k")
+        await task
+    async with store(tmp_path) as journal:
+        job = await journal.get("k")
+        assert job is not None
+        assert job.state is State.SUCCEEDED
+
+
+async def test_a_task_that_has_ended_already_is_recorded_at_once(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        task = await kept.session.submit(REQUEST, key="k")
+        keeper = kept.session._keeper
+        assert keeper is not None
+        await task
+        await keeper.recorded("k")
+        await keeper.recorded("k")
+        keeper.keep_end("k", task._entry)
+        await keeper.recorded("k")
+        keeper.keep_end("k", task._entry)
+        keeper.keep_end("k", task._entry)
+    assert kept.notes().count("recorded before") == 3
+
+
+async def test_a_lease_that_cannot_be_renewed_is_told(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        kept.journal.failures["lease"] = 1
+        await anyio.sleep(BEAT + 1)
+        assert "renewed" in kept.notes()
+        kept.journal.failures["release"] = 1
+    assert "given back" in kept.notes()
+
+
+# ---------------------------------------------------------------- what a dead owner leaves
+
+
+async def intent_of(folder: Path, key: str, owner: str, token: str) -> None:
+    """An intent whose owner died before it could record an answer."""
+    async with store(folder, owner) as journal:
+        await journal.add([Job(key=key, request=REQUEST)])
+        await journal.intend(key, token)
+
+
+async def test_an_intent_of_a_dead_owner_is_unknown(tmp_path: Path) -> None:
+    await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
+    async with keeping(tmp_path) as kept:
+        assert [task async for task in kept.session.resume()] == []
+        job = await kept.job("k")
+        assert job.error is not None
+        assert (job.state, job.error.charged) == (State.UNKNOWN, "maybe")
+        assert [task async for task in kept.session.resume()] == []
+
+
+async def test_an_intent_whose_callback_was_kept_is_followed(tmp_path: Path) -> None:
+    await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
+    async with keeping(tmp_path) as kept:
+        task_id = (await kept.service.session.submit(REQUEST)).id
+        await kept.journal.hear(Heard(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
+        (task,) = [task async for task in kept.session.resume()]
+        assert (task.id, task.key) == (task_id, "k")
+        assert len((await task).tracks) == 2
+
+
+async def test_an_intent_of_a_living_owner_is_left_alone(tmp_path: Path) -> None:
+    await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
+    async with keeping(tmp_path) as kept, store(tmp_path, "elsewhere:1:aa") as other:
+        await other.lease("life:elsewhere:1:aa", 600)
+        assert [task async for task in kept.session.resume()] == []
+        assert (await kept.job("k")).state is State.INTENT
+        assert "another's" in kept.notes()
+
+
+async def test_one_s_own_submission_under_way_is_left_alone(tmp_path: Path) -> None:
+    async with keeping(tmp_path, faults=[Fault("slow", seconds=20)]) as kept:
+        submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
+        await anyio.sleep(5)
+        assert [task async for task in kept.session.resume()] == []
+        with pytest.raises(ConflictError):
+            await kept.session.submit(REQUEST, key="k")
+        task = await submitting
+        assert (await kept.job("k")).task_id == task.id
+        assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_a_callback_names_an_unknown_while_the_session_runs(tmp_path: Path) -> None:
+    await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
+    async with keeping(tmp_path) as kept:
+        assert [task async for task in kept.session.resume()] == []
+        await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
+        await anyio.sleep(20)
+        job = await kept.job("k")
+        assert (job.state, job.task_id) == (State.SUBMITTED, "task1")
+
+
+async def test_a_callback_that_cannot_be_recorded_now_is_told(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        kept.journal.failures["find"] = 1
+        await anyio.sleep(1)  # by now it listens
+        await kept.journal.hear(Heard(token="u" * 43, task_id="task1", stage="complete", at=time.time()))
+        await anyio.sleep(20)
+        assert "could not be recorded now" in kept.notes()
+
+
+async def test_a_token_of_another_task_is_set_aside(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        task = await kept.session.submit(REQUEST, key="k")
+        token = (await kept.job("k")).token
+        assert token is not None
+        await kept.journal.hear(Heard(token=token, task_id="other", stage="complete", at=time.time()))
+        await anyio.sleep(20)
+        assert "belongs to another task" in kept.notes()
+        await task
+
+
+async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) -> None:
+    """The owner slept, another process took it for dead, and a callback named the task before it woke."""
+    await intent_of(tmp_path, "k", "me:1:aa", "t" * 43)
+    told: list[Any] = []
+    async with store(tmp_path) as journal:
+        await journal.move("k", State.UNKNOWN, token="t" * 43)
+        await journal.move("k", State.SUBMITTED, token="t" * 43, task_id="task1")
+        await JobWitness(journal, "k", "classic", told.append).accepted("t" * 43, "task1")
+        job = await journal.get("k")
+    assert job is not None
+    assert (job.state, job.task_id) == (State.SUBMITTED, "task1")
+    assert "recorded before" in told[0].note
+
+
+async def test_with_callbacks_the_journal_comes_first(tmp_path: Path) -> None:
+    async with serving(callbacks=True, credits=1e6) as service:
+        settings = service.session.settings
+        async with kie.KieSession(settings, journal=store(tmp_path)) as session:
+            service.session.receiver._deliver = session._deliver  # the server hands on to the session with a journal
+            task = await session.submit(REQUEST, key="k")
+            assert len((await task).tracks) == 2
+            assert service.emulator.looks(task.id) == 1
+
+
+# ---------------------------------------------------------------- journals and sessions
+
+
+async def test_a_session_has_one_journal(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        async with kept.session.keeping(kept.journal) as keeper:
+            assert keeper is kept.session._keeper
+        with pytest.raises(kie.SessionError, match="another journal"):
+            async with kept.session.keeping(store(tmp_path)):
+                pass
+
+
+async def test_a_key_that_came_to_nothing_is_not_sent_again(tmp_path: Path) -> None:
+    async with keeping(tmp_path, faults=[Fault("lost")]) as kept:
+        with pytest.raises(SubmitUnknownError):
+            await kept.session.submit(REQUEST, key="k")
+        with pytest.raises(ConflictError):
+            await kept.session.submit(REQUEST, key="k")
+        assert len(kept.service.emulator.ledger) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "kind", "shared"),
+    [("postgresql://u@h/d", PostgresJournal, True), ("jobs.sqlite", SQLiteJournal, False)],
+)
+def test_a_journal_by_its_address(where: str, kind: Callable[..., object], shared: bool) -> None:  # noqa: FBT001  # a table's column
+    assert isinstance(open_journal(where), kind)  # type: ignore[arg-type]  # classes
+    assert is_shared(where) is shared

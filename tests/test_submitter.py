@@ -1,0 +1,298 @@
+"""Submitting: the quota at the server, what is sent again and what never is, and lost answers."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import aiohttp
+import anyio
+import attrs
+import pytest
+from service import REQUEST, free_port, serving
+from virtual_time import VirtualTimeLoop
+
+import kie_async as kie
+from kie_async import emulator
+from kie_async.emulator import Fault
+from kie_async.errors import SubmitUnknownError
+from kie_async.events import Anomaly, Retried, Submitted, Waited
+from kie_async.limiter import Permit, SlidingLimiter
+
+pytestmark = pytest.mark.anyio
+
+
+def numbered(count: int) -> list[kie.ExtendRequest]:
+    fields: dict[str, Any] = {"model": "V5", "style": "s", "prompt": "p", "continue_at": 5}
+    return [kie.ExtendRequest("a1", title=f"{number}", **fields) for number in range(count)]
+
+
+def titles(service: Any) -> list[int]:
+    return [int(charge.body["title"]) for charge in service.emulator.ledger]
+
+
+async def test_two_hundred_at_once_stay_in_the_quota_and_use_it() -> None:
+    async with serving(credits=1e6, settings={"max_in_flight": 1000}) as service:
+        async with anyio.create_task_group() as group:
+            for request in numbered(200):
+                group.start_soon(service.session.submit, request)
+        arrivals = [arrival.at for arrival in service.emulator.arrivals]
+        assert titles(service) == list(range(200))  # first come, first served
+        assert service.emulator.max_in_window(10.0) == 20
+        assert (200 / 20 - 1) * 10 / (arrivals[-1] - arrivals[0]) >= 0.98
+
+
+async def test_sixty_cancelled_waiters_consume_no_permit() -> None:
+    async with serving(credits=1e6) as service:
+        tasks = [asyncio.create_task(service.session.submit(request)) for request in numbered(100)]
+        await anyio.sleep(1)
+        for task in tasks[20:80]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(result, asyncio.CancelledError) for result in results) == 60
+        assert titles(service) == [*range(20), *range(80, 100)]
+        stamps = [arrival.at for arrival in service.emulator.arrivals]
+        assert stamps[-1] - stamps[0] < 10.5
+        assert service.emulator.max_in_window(10.0) == 20
+
+
+@pytest.mark.parametrize("code", [429, 430, 455, "429"])
+async def test_a_refusal_for_the_moment_is_sent_again_in_order(code: int | str) -> None:
+    faults = [Fault("code", code=code, times=3)]
+    async with serving(faults=faults) as service:
+        await asyncio.gather(*(service.session.submit(request) for request in numbered(6)))
+        assert sorted(titles(service)) == list(range(6))
+        assert len(service.emulator.arrivals) == 9
+        assert len(service.of(Retried)) == 3
+
+
+async def test_too_fast_for_too_long_is_raised() -> None:
+    async with serving(faults=[Fault("code", code=429)], settings={"submit_patience": 60}) as service:
+        with pytest.raises(kie.RateLimitedError) as caught:
+            await service.session.submit(REQUEST)
+        assert caught.value.charged == "no"
+        assert len(service.emulator.ledger) == 0
+        assert 3 < len(service.emulator.arrivals) < 30
+
+
+async def test_the_real_quota_of_a_busy_account_is_waited_for() -> None:
+    """Another client spends the same account's quota: nobody is charged twice, all get through."""
+    async with serving(credits=1e6) as service, aiohttp.ClientSession() as other:
+        body = {"audioId": "b", "model": "V5", "defaultParamFlag": False, "callBackUrl": "https://example.com/x"}
+        for _ in range(15):
+            url = f"{service.emulator.base_url}/api/v1/generate/extend"
+            await other.post(url, json=body, headers={"Authorization": f"Bearer {service.emulator.key}"})
+        await asyncio.gather(*(service.session.submit(request) for request in numbered(30)))
+        assert len(service.emulator.ledger) == 45
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (402, kie.InsufficientCreditsError), (422, kie.InvalidRequestError), (433, kie.KeyQuotaError),
+        (500, kie.RefusedError), (505, kie.UnavailableError), (405, kie.RateLimitedError),
+        (599, SubmitUnknownError), (408, SubmitUnknownError),
+    ],
+)  # fmt: skip
+async def test_anything_else_is_sent_once(code: int, kind: type[kie.KieError]) -> None:
+    async with serving(faults=[Fault("code", code=code)]) as service:
+        with pytest.raises(kind):
+            await service.session.submit(REQUEST)
+        assert len(service.emulator.arrivals) == 1
+
+
+async def test_a_refused_key_stops_all() -> None:
+    async with serving(faults=[Fault("code", code=401)], settings={"quota": 1}) as service:
+        results = await asyncio.gather(
+            *(service.session.submit(request) for request in numbered(5)), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [kie.AuthError] * 5
+        assert len(service.emulator.arrivals) == 1
+        with pytest.raises(kie.AuthError):
+            await service.session.submit(REQUEST)
+        assert len(service.emulator.arrivals) == 1
+
+
+async def test_what_was_never_sent_is_sent_when_the_server_is_there(clock: VirtualTimeLoop) -> None:
+    port = free_port()
+    async with kie.KieSession(kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{port}")) as session:
+        submitting = asyncio.create_task(session.submit(REQUEST))
+        await anyio.sleep(30)
+        async with emulator.serve(port=port) as service:
+            task = await submitting
+            assert [charge.task_id for charge in service.ledger] == [task.id]
+    assert clock.time() > 0
+
+
+@attrs.frozen
+class Lapsing:
+    """A permit of a limiter whose first ones run out before they are used."""
+
+    is_valid: bool
+    permit: Permit
+
+    def release(self) -> None:
+        assert self.is_valid
+        self.permit.release()
+
+    def give_back(self) -> None:
+        self.permit.give_back()
+
+
+class Drowsy(SlidingLimiter):
+    granted = 0
+
+    async def acquire(self, *, again: bool = False) -> Permit:
+        self.granted += 1
+        return Lapsing(self.granted > 2, await super().acquire(again=again))
+
+
+async def test_a_permit_that_ran_out_is_not_used() -> None:
+    limiter = Drowsy(limit=1)
+    async with serving(limiter=limiter) as service:
+        await service.session.submit(REQUEST)
+        assert (limiter.granted, len(service.emulator.arrivals)) == (3, 1)
+        assert ["nothing was sent" in retried.reason for retried in service.of(Retried)] == [True, True]
+
+
+async def test_a_server_that_stays_away_is_a_connect_error() -> None:
+    settings = kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{free_port()}", submit_patience=20)
+    async with kie.KieSession(settings) as session:
+        with pytest.raises(kie.ConnectError) as caught:
+            await session.submit(REQUEST)
+    assert (caught.value.charged, caught.value.retryable) == ("no", True)
+
+
+@pytest.mark.parametrize("fault", ["lost", "reset", "truncated", "garbage"])
+async def test_a_lost_answer_is_charged_once_and_unknown(fault: str) -> None:
+    async with serving(faults=[Fault(fault)]) as service:
+        with pytest.raises(SubmitUnknownError) as caught:
+            await service.session.submit(REQUEST)
+        assert caught.value.charged == "maybe"
+        assert caught.value.token
+        assert caught.value.token not in f"{caught.value}{caught.value!r}"
+        assert len(service.emulator.ledger) == len(service.emulator.arrivals) == 1
+
+
+@pytest.mark.parametrize("fault", ["lost", "reset"])
+async def test_with_callbacks_a_lost_task_is_recovered_by_its_token(fault: str) -> None:
+    async with serving(callbacks=True, faults=[Fault(fault)]) as service:
+        task = await service.session.submit(REQUEST)
+        result = await task
+        assert len(result.tracks) == 2
+        assert [charge.task_id for charge in service.emulator.ledger] == [task.id]
+        assert [event.recovered for event in service.of(Submitted)] == [True]
+
+
+async def test_without_its_callback_it_stays_unknown_and_a_late_one_is_told() -> None:
+    faults = [Fault("lost"), Fault("late", stage="text", seconds=100), Fault("lost", on="callback", stage="first")]
+    faults.append(Fault("lost", on="callback", stage="complete"))
+    async with serving(callbacks=True, faults=faults, settings={"recover_patience": 60}) as service:
+        with pytest.raises(SubmitUnknownError, match="no callback named it within 60 s"):
+            await service.session.submit(REQUEST)
+        await anyio.sleep(120)
+        (charge,) = service.emulator.ledger
+        notes = [event.note for event in service.of(Anomaly) if event.task_id == charge.task_id]
+        assert any("session.track()" in note for note in notes)
+
+
+async def test_a_callback_before_the_answer_settles_all_the_same() -> None:
+    async with serving(callbacks=True, faults=[Fault("early", stage="complete")]) as service:
+        task = await service.session.submit(REQUEST)
+        assert len((await task).tracks) == 2
+        assert len(service.emulator.ledger) == 1
+
+
+async def test_a_token_cannot_name_another_task() -> None:
+    async with serving(callbacks=True) as service:
+        task = await service.session.submit(REQUEST)
+        token = service.emulator.ledger[0].callback_url.rpartition("/")[2]
+        assert service.session._submitter.heard(token, task.id) == ""
+        assert "another task" in service.session._submitter.heard(token, "other")
+        await task
+        assert service.session._submitter.heard(token, "other") == ""  # forgotten with the task
+
+
+async def test_the_first_callback_of_a_submission_under_way_names_it() -> None:
+    async with serving(callbacks=True, faults=[Fault("slow", seconds=5)]) as service:
+        submitting = asyncio.create_task(service.session.submit(REQUEST))
+        await anyio.sleep(1)
+        (token,) = service.session._submitter._open
+        assert service.session._submitter.heard(token, "t1") == ""
+        assert service.session._submitter.heard(token, "t1") == ""
+        assert "another task" in service.session._submitter.heard(token, "t2")
+        assert (await submitting).id != "t1"  # the answer itself is the truth
+
+
+async def test_a_caller_that_goes_away_does_not_stop_the_post() -> None:
+    faults = [Fault("slow", seconds=30, nth=1)]
+    async with serving(faults=faults, settings={"max_in_flight": 1}) as service:
+        submitting = asyncio.create_task(service.session.submit(REQUEST))
+        await anyio.sleep(5)
+        submitting.cancel()
+        assert await asyncio.gather(submitting, return_exceptions=True)
+        task = await service.session.submit(REQUEST)  # waits for the place of the first
+        first, second = service.of(Submitted)
+        assert second.task_id == task.id
+        assert {charge.task_id for charge in service.emulator.ledger} == {first.task_id, second.task_id}
+        assert service.of(Waited)
+
+
+async def test_a_caller_that_goes_away_from_a_failing_post_holds_no_place() -> None:
+    faults = [Fault("slow", seconds=30, nth=1), Fault("code", code=422, nth=1)]
+    async with serving(faults=faults, settings={"max_in_flight": 1}) as service:
+        submitting = asyncio.create_task(service.session.submit(REQUEST))
+        await anyio.sleep(5)
+        submitting.cancel()
+        await asyncio.gather(submitting, return_exceptions=True)
+        await (await service.session.submit(REQUEST))
+
+
+async def test_leaving_the_session_waits_for_the_answer_of_a_post() -> None:
+    async with serving(faults=[Fault("slow", seconds=30)]) as service:
+        async with kie.KieSession(service.session.settings) as session:
+            submitting = asyncio.create_task(session.submit(REQUEST))
+            await anyio.sleep(1)
+        task = await submitting
+        assert [charge.task_id for charge in service.emulator.ledger] == [task.id]
+        with pytest.raises(kie.SessionError) as caught:
+            await task
+        assert caught.value.task_id == task.id
+
+
+async def test_leaving_the_session_ends_the_wait_for_a_callback() -> None:
+    async with serving(callbacks=True, faults=[Fault("lost"), Fault("lost", on="callback")]) as service:
+        async with kie.KieSession(service.session.settings) as session:
+            submitting = asyncio.create_task(session.submit(REQUEST))
+            await anyio.sleep(1)
+        with pytest.raises(SubmitUnknownError, match="session was closed") as caught:
+            await submitting
+        assert caught.value.charged == "maybe"
+
+
+async def test_a_fault_of_ours_reaches_the_caller_and_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as service:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with kie.KieSession(service.session.settings) as session:
+                monkeypatch.setattr(session._tracker, "follow", None)
+                await session.submit(REQUEST)
+        assert all(isinstance(error, TypeError) for error in caught.value.exceptions)
+
+
+async def test_no_more_in_flight_than_allowed() -> None:
+    async with serving(credits=1e6, settings={"max_in_flight": 5}) as service:
+        async with anyio.create_task_group() as group:
+            for request in numbered(20):
+                group.start_soon(service.session.submit, request)
+        stamps = [arrival.at for arrival in service.emulator.arrivals]
+        assert all(later - earlier > 80 for earlier, later in pairwise(stamps[::5]))
+
+
+async def test_tokens_given_up_are_bounded() -> None:
+    async with serving() as service:
+        submitter = service.session._submitter
+        for number in range(10_010):
+            submitter._lose(f"token{number}")
+        assert len(submitter._lost) == 10_000
+        assert submitter.heard("token5", "t1") == ""

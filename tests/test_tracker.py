@@ -1,0 +1,443 @@
+"""Following tasks: every odd state of the service, callbacks as hints, and who waits."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+from service import REQUEST, TIMELINE, Service, serving
+from virtual_time import VirtualTimeLoop
+
+import kie_async as kie
+from kie_async._entry import Entry
+from kie_async._tracker import UNKNOWN
+from kie_async.emulator import Fault, Rules
+from kie_async.errors import KieError
+from kie_async.events import Anomaly, CallbackReceived, Looked, LookFailed, Settled, StageReached
+
+pytestmark = pytest.mark.anyio
+
+ROUTES = ("classic", "jobs")
+
+
+async def end_of(service: Service) -> kie.TaskResult | KieError:
+    """Submit one task and wait for what becomes of it."""
+    task = await service.session.submit(REQUEST)
+    try:
+        return await task
+    except KieError as error:
+        assert error.task_id == task.id
+        return error
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_a_task_ends_with_its_tracks(route: str) -> None:
+    async with serving(settings={"route": route}) as service:
+        result = await end_of(service)
+        assert isinstance(result, kie.TaskResult)
+        assert len(result.tracks) == 2
+        assert all(track.audio_url and track.duration for track in result.tracks)
+        (settled,) = service.of(Settled)
+        assert 0 < settled.seconds - TIMELINE[2] < 12
+        assert settled.looks == service.emulator.looks(result.task_id) == len(service.of(Looked))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault("refused"), 413),
+        (Fault("failed"), 501),
+        (Fault("failed", code=531), 531),
+        (Fault("failed", word="FAILED"), 501),
+    ],
+)
+async def test_a_failure_says_why(route: str, fault: Fault, code: int) -> None:
+    async with serving(settings={"route": route}, faults=[fault]) as service:
+        error = await end_of(service)
+        assert isinstance(error, kie.TaskFailedError)
+        assert (error.code, error.refunded) == (code, code == 531)
+        assert error.charged == ("no" if code == 531 else error.charged)
+        assert error.message
+
+
+async def test_a_refusal_that_stays_pending_is_found_at_once() -> None:
+    async with serving(faults=[Fault("refused")]) as service:
+        error = await end_of(service)
+        assert isinstance(error, kie.TaskFailedError)
+        assert error.status == "PENDING"
+
+
+async def test_a_new_task_may_be_invisible_for_a_while() -> None:
+    async with serving(faults=[Fault("invisible", seconds=50)]) as service:
+        assert isinstance(await end_of(service), kie.TaskResult)
+
+
+async def test_a_task_that_never_appears_is_not_found() -> None:
+    async with serving() as service:
+        with pytest.raises(kie.TaskNotFoundError, match="60 s"):
+            await service.session.track("no-such-task")
+
+
+async def test_a_task_once_seen_does_not_vanish() -> None:
+    async with serving() as service:
+        task = await service.session.submit(REQUEST)
+        await anyio.sleep(80)
+        service.emulator.faults.add(Fault("invisible", on="record_info", times=3))
+        assert len((await task).tracks) == 2
+
+
+async def test_success_without_audio_is_waited_for() -> None:
+    async with serving(faults=[Fault("no_audio", seconds=60)]) as service:
+        assert isinstance(await end_of(service), kie.TaskResult)
+
+
+async def test_success_that_never_gets_audio_is_a_failure() -> None:
+    async with serving(faults=[Fault("no_audio")], settings={"audio_grace": 30}) as service:
+        error = await end_of(service)
+        assert isinstance(error, kie.TaskFailedError)
+        assert error.charged == "yes"
+
+
+async def test_an_undelivered_callback_is_no_failure() -> None:
+    async with serving(rules=Rules(placeholder_fails=True)) as service:
+        result = await end_of(service)
+        assert isinstance(result, kie.TaskResult)
+        assert result.record.status == "CALLBACK_EXCEPTION"
+
+
+async def test_reports_that_go_backwards_change_nothing() -> None:
+    async with serving() as service:
+        task = await service.session.submit(REQUEST)
+        seen = []
+        async for event in task.events():
+            seen.append(event.stage)
+            service.emulator.faults.add(Fault("backwards", times=1))
+        assert seen == ["text", "first", "complete"]
+        assert [event.stage for event in service.of(StageReached)] == seen
+
+
+async def test_an_unknown_word_is_told_once_and_waited_out() -> None:
+    async with serving(faults=[Fault("unknown_word", times=3)]) as service:
+        assert isinstance(await end_of(service), kie.TaskResult)
+        (anomaly,) = service.of(Anomaly)
+        assert "MIXING" in anomaly.note
+
+
+async def test_a_stuck_task_times_out_and_may_still_end() -> None:
+    async with serving(faults=[Fault("stuck")], settings={"task_timeout": 300}) as service:
+        error = await end_of(service)
+        assert isinstance(error, kie.WaitTimeoutError)
+        assert (error.charged, error.retryable) == ("yes", True)
+        assert "session.track(" in error.message
+        (settled,) = service.of(Settled)
+        assert settled.seconds == pytest.approx(300, abs=2)
+
+
+@pytest.mark.parametrize("fault", [Fault("html", on="record_info", times=4), Fault("drop", on="record_info", times=2),
+                                   Fault("garbage", on="record_info", times=4),
+                                   Fault("code", on="record_info", code=429, times=4)])  # fmt: skip
+async def test_looks_that_fail_are_repeated(fault: Fault) -> None:
+    async with serving(faults=[fault]) as service:
+        assert isinstance(await end_of(service), kie.TaskResult)
+        assert service.of(LookFailed) or fault.kind == "drop"
+
+
+async def test_a_key_refused_at_a_look_ends_the_wait() -> None:
+    async with serving(faults=[Fault("code", on="record_info", code=401)]) as service:
+        error = await end_of(service)
+        assert isinstance(error, kie.AuthError)
+        assert error.charged == "yes"
+
+
+async def test_one_bad_id_blocks_nobody() -> None:
+    async with serving(credits=1e6, settings={"looks_at_once": 2, "task_timeout": 400}) as service:
+        tasks = [await service.session.submit(REQUEST) for _ in range(10)]
+        service.emulator.faults.add(Fault("html", on="record_info", task_id=tasks[0].id))
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[0], kie.WaitTimeoutError)
+        assert all(isinstance(result, kie.TaskResult) for result in results[1:])
+
+
+async def test_the_jobs_route_is_looked_at_ten_times_a_second_at_most() -> None:
+    async with serving(credits=1e6, settings={"route": "jobs"}) as service:
+        tasks = [await service.session.submit(REQUEST) for _ in range(20)]
+        tracker = service.session._tracker
+        for task in tasks:
+            tracker._schedule(task._entry, asyncio.get_running_loop().time())
+        before = len(service.of(Looked))
+        await anyio.sleep(1.0)
+        assert 5 <= len(service.of(Looked)) - before <= 12
+        await asyncio.gather(*tasks)
+
+
+async def test_a_task_is_looked_at_thrice_a_second_at_most(clock: VirtualTimeLoop) -> None:
+    async with serving(callbacks=True) as service:
+        task = await service.session.submit(REQUEST)
+        started = clock.time()
+        while clock.time() - started < 10:
+            service.session._tracker.wake(task.id, "complete")
+            await anyio.sleep(0.02)
+        assert service.emulator.looks(task.id) <= 30
+        await task
+
+
+# ---------------------------------------------------------------- callbacks are hints
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("webhook_key", [None, "w1"])
+async def test_with_callbacks_one_look_confirms(route: str, webhook_key: str | None) -> None:
+    settings = {"route": route, "webhook_key": webhook_key or ""}
+    async with serving(callbacks=True, webhook_key=webhook_key, settings=settings) as service:
+        result = await end_of(service)
+        assert isinstance(result, kie.TaskResult)
+        assert service.emulator.looks(result.task_id) == 1
+        (settled,) = service.of(Settled)
+        assert settled.seconds - TIMELINE[2] < 0.5
+        assert [event.stage for event in service.of(CallbackReceived)] == ["text", "first", "complete"]
+
+
+async def test_listeners_learn_each_stage_when_its_callback_comes(clock: VirtualTimeLoop) -> None:
+    async with serving(callbacks=True) as service:
+        started = clock.time()
+        task = await service.session.submit(REQUEST)
+        found = [(event.stage, round(clock.time() - started), len(event.tracks)) async for event in task.events()]
+        assert found == [("text", 10, 2), ("first", 45, 2), ("complete", 90, 2)]
+        assert service.emulator.looks(task.id) == 3
+
+
+@pytest.mark.parametrize("fault", ["doubled", "reordered", "late"])
+async def test_callbacks_out_of_order_change_nothing(fault: str) -> None:
+    async with serving(callbacks=True, faults=[Fault(fault, on="callback", seconds=20)]) as service:
+        assert isinstance(await end_of(service), kie.TaskResult)
+        await service.emulator.settled()
+        assert len(service.of(Settled)) == 1
+
+
+@pytest.mark.parametrize("code", [200, 501])
+async def test_a_forged_callback_changes_nothing(code: int) -> None:
+    """A true signature over a false body: a false end, or an evil address."""
+    evil = "https://evil.example/x.mp3"
+    stage = "complete" if code == 200 else "error"
+    forged = Fault("forged", seconds=20, stage=stage, code=code, url=evil)
+    async with serving(callbacks=True, webhook_key="w1", faults=[forged], settings={"webhook_key": "w1"}) as service:
+        task = await service.session.submit(REQUEST)
+        stages = [event async for event in task.events()]
+        result = await task
+        assert len(result.tracks) == 2
+        assert "evil" not in f"{result}{result.record}{stages}{service.told}"
+
+
+async def test_callbacks_that_never_come_are_noticed_and_polling_settles() -> None:
+    async with serving(callbacks=True, faults=[Fault("lost", on="callback")]) as service:
+        first = await end_of(service)
+        assert isinstance(first, kie.TaskResult)
+        (anomaly,) = [event for event in service.of(Anomaly) if "no callback came" in event.note]
+        assert anomaly.task_id == first.task_id
+        await end_of(service)
+        slow, quick = service.of(Settled)
+        assert slow.seconds > 140
+        assert quick.seconds < 120
+        service.emulator.faults.clear()
+        third = await end_of(service)
+        assert isinstance(third, kie.TaskResult)
+
+
+async def test_a_complete_callback_may_be_ahead_of_the_record() -> None:
+    async with serving(callbacks=True) as service:
+        task = await service.session.submit(REQUEST)
+        service.emulator.faults.add(Fault("backwards", times=3))
+        result = await task
+        assert len(result.tracks) == 2
+        (settled,) = service.of(Settled)
+        assert settled.seconds < TIMELINE[2] + 20
+
+
+async def test_callbacks_for_strangers_are_taken_and_bounded() -> None:
+    async with serving(callbacks=True) as service, aiohttp.ClientSession() as client:
+        url = f"{service.session.settings.callback_url}/{'x' * 43}"
+        async with client.post(
+            url, json={"code": 200, "data": {"task_id": "stranger", "callbackType": "first"}}
+        ) as answer:
+            assert answer.status == 200
+        (told,) = service.of(CallbackReceived)
+        assert "not followed here" in told.note
+        tracker = service.session._tracker
+        for number in range(10_050):
+            tracker.wake(f"t{number}", "text")
+        assert len(tracker._early) == 10_000
+        await anyio.sleep(700)
+        tracker.wake("t", "complete")
+        assert list(tracker._early) == ["t"]
+
+
+async def test_an_early_callback_is_kept_for_its_task() -> None:
+    async with serving(callbacks=True) as service:
+        task = await service.session.submit(REQUEST)
+        async with kie.KieSession(service.session.settings) as other:
+            other._tracker.wake(task.id, "text")
+            other._tracker.wake(task.id, "complete")
+            again = other.track(task.id)
+            assert len((await again).tracks) == 2
+        await task
+
+
+async def test_a_callback_during_a_look_is_not_lost() -> None:
+    async with serving(callbacks=True, faults=[Fault("slow", on="record_info", seconds=2, times=1)]) as service:
+        task = await service.session.submit(REQUEST)
+        tracker = service.session._tracker
+        tracker.wake(task.id, "complete")
+        await anyio.sleep(1)
+        tracker.wake(task.id, "complete")
+        await anyio.sleep(1.5)
+        assert service.emulator.looks(task.id) == 2
+        await task
+
+
+# ---------------------------------------------------------------- who waits
+
+
+async def test_many_wait_and_each_gets_an_error_of_its_own() -> None:
+    async with serving(faults=[Fault("failed")]) as service:
+        task = await service.session.submit(REQUEST)
+        errors = await asyncio.gather(*(task.result() for _ in range(3)), return_exceptions=True)
+        assert len({id(error) for error in errors}) == 3
+        assert all(isinstance(error, kie.TaskFailedError) for error in errors)
+        with pytest.raises(kie.TaskFailedError):
+            await task
+
+
+async def test_when_the_last_waiter_goes_the_looks_stop_until_one_comes() -> None:
+    async with serving() as service:
+        task = await service.session.submit(REQUEST)
+        waiting = [asyncio.create_task(task.result()) for _ in range(2)]
+        await anyio.sleep(20)
+        waiting[0].cancel()
+        await anyio.sleep(20)
+        looks = service.emulator.looks(task.id)
+        assert looks
+        waiting[1].cancel()
+        await anyio.sleep(300)
+        assert service.emulator.looks(task.id) == looks
+        service.session._tracker.wake(task.id, "complete")
+        assert len((await task).tracks) == 2
+        assert "SUCCESS" in repr(task)
+
+
+async def test_a_look_under_way_when_the_last_waiter_goes_is_the_last() -> None:
+    async with serving(faults=[Fault("slow", on="record_info", seconds=5)]) as service:
+        task = service.session.track((await service.session.submit(REQUEST)).id)
+        with anyio.move_on_after(20):
+            await task
+        looks = service.emulator.looks(task.id)
+        await anyio.sleep(200)
+        assert service.emulator.looks(task.id) == looks
+
+
+async def test_a_task_nobody_waits_for_is_followed_all_the_same() -> None:
+    async with serving() as service:
+        task = await service.session.submit(REQUEST)
+        assert task.status == ""
+        assert "not looked at" in repr(task)
+        await anyio.sleep(130)
+        assert task.status == "SUCCESS"
+        assert (await task).task_id == task.id
+
+
+async def test_patience_ends_and_the_task_goes_on() -> None:
+    async with serving() as service:
+        task = await service.session.submit(REQUEST)
+        with pytest.raises(kie.WaitTimeoutError, match=task.id) as caught:
+            await task.result(timeout=5)
+        assert isinstance(caught.value, TimeoutError)
+        assert len((await task.result(timeout=500)).tracks) == 2
+
+
+async def test_the_session_s_own_timeout_comes_out_of_result_too() -> None:
+    async with serving(faults=[Fault("stuck")], settings={"task_timeout": 60}) as service:
+        with pytest.raises(kie.WaitTimeoutError, match="after 60 s"):
+            await (await service.session.submit(REQUEST)).result(timeout=100)
+
+
+async def test_events_come_to_late_listeners_and_end_with_a_failure() -> None:
+    async with serving(faults=[Fault("failed", nth=2)]) as service:
+        good = await service.session.submit(REQUEST)
+        await good
+        assert [event.stage async for event in good.events()] == ["text", "first", "complete"]
+        bad = await service.session.submit(REQUEST)
+        stages = [event.stage async for event in bad.events()]
+        assert "complete" not in stages
+        with pytest.raises(kie.TaskFailedError):
+            await bad
+
+
+async def test_a_listener_that_breaks_off_leaves_the_task() -> None:
+    async with serving() as service:
+        task = await service.session.submit(REQUEST)
+        async for event in task.events():
+            assert event.stream_urls
+            break
+        assert len((await task).tracks) == 2
+
+
+async def test_a_task_from_before_a_restart_is_followed() -> None:
+    async with serving() as service:
+        task_id = (await service.session.submit(REQUEST)).id
+        async with kie.KieSession(service.session.settings) as later:
+            task = later.track(task_id)
+            assert later.track(task_id)._entry is task._entry
+            assert len((await task).tracks) == 2
+
+
+async def test_the_first_final_report_wins() -> None:
+    async with serving() as service:
+        task = await service.session.submit(REQUEST)
+        result = await task
+        service.session._tracker.report(task._entry, kie.TaskRecord(task.id, "FAILED", error_code=501))
+        assert await task is result
+
+
+async def test_a_record_without_its_moment_is_taken_as_new() -> None:
+    async with serving() as service:
+        task = service.session.track((await service.session.submit(REQUEST)).id)
+        other = service.session._tracker.follow("t2")
+        service.session._tracker.report(other, kie.TaskRecord("t2", "PENDING"))
+        assert (other.key.operation, other.status) == ("unknown", "PENDING")
+        await task
+
+
+async def test_a_thousand_tasks_in_flight() -> None:
+    settings: dict[str, Any] = {"max_in_flight": 1000, "quota": 1000}
+    timeline = (3.0, 6.0, 12.0)
+    async with serving(credits=1e6, timeline=timeline, rules=Rules(quota=1000), settings=settings) as service:
+        ids = [task.id for task in [await service.session.submit(REQUEST) for _ in range(1000)]]
+        tasks = [service.session.track(task_id) for task_id in ids]
+        most, connections = 0, 0
+
+        async def watch() -> None:
+            nonlocal most, connections
+            while True:
+                most = max(most, len(asyncio.all_tasks()))
+                connections = max(connections, len(list(Path("/proc/self/fd").iterdir())))
+                await anyio.sleep(1)
+
+        before, connections_before = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            while not all(isinstance(task._entry.outcome, kie.TaskResult) for task in tasks):
+                await anyio.sleep(1)
+            group.cancel_scope.cancel()
+        assert most < before + 100  # one tracker, its looks, and the emulator's side of each
+        assert connections - connections_before < 2 * 36  # both ends are in this process
+        assert service.session._tracker._table == {}
+        assert len(service.session._transport._kept.connector._conns) == 1  # type: ignore[union-attr]  # one host
+
+
+async def test_of_two_that_are_due_at_once_the_older_goes_first() -> None:
+    entries = [Entry(name, UNKNOWN, born, 100.0) for name, born in (("young", 2.0), ("old", 1.0))]
+    assert [entry.task_id for _, entry in sorted((5.0, entry) for entry in entries)] == ["old", "young"]
