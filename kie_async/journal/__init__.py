@@ -1,0 +1,49 @@
+"""The journal: what was meant, sent, accepted and delivered, kept so that a crash loses and repeats nothing."""
+
+from typing import TYPE_CHECKING
+
+from kie_async._later import later
+from kie_async.journal._job import Attempt, Heard, Job, JobError, Source
+from kie_async.journal._protocol import Journal
+from kie_async.journal._states import FINAL, MOVES, PAID, State, is_legal
+
+if TYPE_CHECKING:
+    from kie_async.journal._open import is_shared, open_journal
+    from kie_async.journal._postgres import PostgresJournal
+    from kie_async.journal._quota import PostgresLimiter, SharedPermit
+    from kie_async.journal._salvage import Salvaged, salvage
+    from kie_async.journal._sqlite import SQLiteJournal
+
+__all__ = [
+    "FINAL",
+    "MOVES",
+    "PAID",
+    "Attempt",
+    "Heard",
+    "Job",
+    "JobError",
+    "Journal",
+    "PostgresJournal",
+    "PostgresLimiter",
+    "SQLiteJournal",
+    "Salvaged",
+    "SharedPermit",
+    "Source",
+    "State",
+    "is_legal",
+    "is_shared",
+    "open_journal",
+    "salvage",
+]
+
+# Most sessions have no journal.
+__getattr__ = later(
+    __name__,
+    {
+        "PostgresJournal": "_postgres",
+        "SQLiteJournal": "_sqlite",
+        **dict.fromkeys(("PostgresLimiter", "SharedPermit"), "_quota"),
+        **dict.fromkeys(("Salvaged", "salvage"), "_salvage"),
+        **dict.fromkeys(("is_shared", "open_journal"), "_open"),
+    },
+)

@@ -1,0 +1,168 @@
+"""The file of a SQLite journal: made whole or not at all, checked when opened, never made anew over another.
+
+What SQLite says is put into words that tell what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+
+from kie_async._fsync import sync_directory
+from kie_async.errors import StorageError
+from kie_async.journal import _tables
+from kie_async.journal._lane import FAILURES
+
+_MAGIC = b"SQLite format 3\0"
+_APPLICATION = int.from_bytes(b"kiej")
+_VERSION = 1
+_HEADER = 100  # bytes, of any SQLite file
+_THOROUGH = 8 * 2**20  # bytes up to which a file is checked throughout when opened: some 0.2 s
+
+_Words = tuple[str, bool]  # what happened and what to do; whether the same call may succeed later
+_WORDS: Mapping[int, _Words] = {
+    sqlite3.SQLITE_BUSY: ("is kept busy by another process: call again when that is done", True),
+    sqlite3.SQLITE_LOCKED: ("is kept busy by another process: call again when that is done", True),
+    sqlite3.SQLITE_FULL: ("finds no room on its disk: make room, then call again", True),
+    sqlite3.SQLITE_IOERR: ("has a disk that fails or is full: see to the disk, then call again", True),
+    sqlite3.SQLITE_READONLY: ("may not be written: give access to it and its directory, then call again", True),
+    sqlite3.SQLITE_PERM: ("may not be written: give access to it and its directory, then call again", True),
+    sqlite3.SQLITE_CANTOPEN: ("cannot be opened: give access to it and its directory, then call again", True),
+}
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: our words are right
+
+
+def explain(path: Path, error: Exception) -> StorageError:
+    """Say what an error of SQLite means for the journal at this path."""
+    # What has no code comes of bytes that are no text. Of a code, the upper bits are details.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    if code in _DAMAGED:
+        return damaged(path, str(error))
+    words, retryable = _WORDS.get(code, (f"cannot be used: {error}", False))
+    return StorageError(f"the journal {path} {words}", retryable=retryable)
+
+
+def damaged(path: Path, how: str) -> StorageError:
+    """The error of a file that cannot be trusted any more."""
+    return StorageError(
+        f"the journal {path} is damaged ({how}): nothing was changed. Put back a copy, or see which tasks it held "
+        f"by 'kie-async jobs salvage {path}'",
+        retryable=False,
+    )
+
+
+def open_journal(path: Path, patience: float) -> sqlite3.Connection:
+    """Open the journal for writing; make it if it is not there.
+
+    Args:
+        path: absolute.
+        patience: seconds to wait for other processes that write.
+
+    Raises:
+        StorageError: it is no journal, damaged, of another version, or the disk refused.
+    """
+    try:
+        if not os.path.lexists(path):
+            _make(path, patience)
+        _check_header(path)
+        connection = connect(path, patience)
+        try:
+            _check(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except OSError as error:
+        raise StorageError(
+            f"the journal {path} cannot be opened: {error.strerror}; give access or use a local disk"
+        ) from error
+    except FAILURES as error:
+        raise explain(path, error) from error
+    return connection
+
+
+def connect(path: Path, patience: float) -> sqlite3.Connection:
+    """Open a connection to a file that is there.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
+    try:
+        _use_log(connection)
+        for pragma in ("synchronous = FULL", "fullfsync = ON", "cell_size_check = ON", "trusted_schema = OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise OSError(errno.EOPNOTSUPP, "its disk cannot hold a log that processes share")
+
+
+def _make(path: Path, patience: float) -> None:
+    """Make it beside, whole, and give it its name only then: an empty file there is a loss, and never a beginning."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise damaged(path, f"the file is gone, but its log {log.name} is there")
+    for directory in reversed([each for each in path.parents if not each.exists()]):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        with closing(connect(draft, patience)) as connection:
+            connection.executescript(_tables.SCHEMA)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        _name(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _name(draft: Path, path: Path) -> None:
+    """Give a file its name, unless another process was quicker."""
+    try:
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    except OSError:  # a disk without hard links
+        if not os.path.lexists(path):
+            draft.rename(path)
+    sync_directory(path.parent)
+
+
+def _check_header(path: Path) -> None:
+    """Look at the file before SQLite does, which would take an empty one for a new database."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+    if not header:
+        raise damaged(path, "the file is empty")
+    if len(header) < _HEADER or not header.startswith(_MAGIC):
+        raise damaged(path, "the file is no SQLite database")
+    application, version = int.from_bytes(header[68:72]), int.from_bytes(header[60:64])
+    if application != _APPLICATION:
+        raise damaged(path, "it is a database of something else")
+    if version != _VERSION:
+        raise StorageError(
+            f"the journal {path} is of version {version}, and this kie_async knows version {_VERSION}: "
+            "use the kie_async that made it, or another file",
+            retryable=False,
+        )
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Check the file throughout, unless it is huge: then what is damaged shows itself when it is read."""
+    _tables.check_schema(connection)
+    if path.stat().st_size > _THOROUGH:
+        return
+    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        raise damaged(path, " ".join(str(verdict).split()))
+    _tables.check(connection)

@@ -1,0 +1,95 @@
+"""What a move does to a job: pure rules, the same in every store.
+
+A store reads a job, lets these rules make the next one, and writes it, all in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from kie_async.errors import ConflictError
+from kie_async.journal._job import Attempt, Job
+from kie_async.journal._states import State, is_legal
+
+RESERVED = 12.0  # credits taken for a submission as long as its true cost is not known
+FACTS = frozenset({"task_id", "tracks", "files", "error", "credits", "stage", "partial", "route"})
+_FORGOTTEN = {  # a job that is planned again begins anew; its attempts keep what they were
+    name: attrs.fields_dict(Job)[name].default for name in (*FACTS, "token", "owner")
+}
+_FREE = frozenset({State.PLANNED, State.REJECTED})  # certainly not accepted, so certainly not charged
+
+
+def intended(job: Job, token: str, owner: str, at: float) -> Job:
+    """The job as a new attempt that is meant to be sent.
+
+    Raises:
+        ConflictError: it is not planned.
+    """
+    if job.state is not State.PLANNED:
+        raise ConflictError(f"job {job.key!r} is {job.state}, not planned (any more)", job.task_id)
+    return attrs.evolve(
+        job,
+        state=State.INTENT,
+        attempt=job.attempt + 1,
+        token=token,
+        owner=owner,
+        error=None,
+        moments={**job.moments, State.INTENT.value: at},
+    )
+
+
+def moved(job: Job, to: State, facts: Mapping[str, Any], *, token: str | None, at: float) -> Job:
+    """The job after a move, with the facts learnt.
+
+    Raises:
+        ConflictError: the move is not legal from where it stands, of another attempt, or names another task.
+        TypeError: a fact is none that can be learnt, or the task id of a submission is missing.
+    """
+    if odd := facts.keys() - FACTS:
+        raise TypeError(f"no facts of a job: {', '.join(sorted(odd))}")
+    _guard(job, to, token)
+    _guard_task(job, to, facts.get("task_id"))
+    changes = {**_forgotten(job, to), **facts}
+    return attrs.evolve(job, state=to, moments={**job.moments, to.value: at}, **changes)
+
+
+def _guard(job: Job, to: State, token: str | None) -> None:
+    if token is not None and token != job.token:
+        raise ConflictError(f"job {job.key!r} is at another attempt by now: the move to {to} is refused", job.task_id)
+    if not is_legal(job.state, to) or to is State.INTENT:  # an intent is a new attempt: only ``intend`` makes one
+        raise ConflictError(f"job {job.key!r} is {job.state}: it cannot become {to}", job.task_id)
+
+
+def _guard_task(job: Job, to: State, task_id: str | None) -> None:
+    if to is State.SUBMITTED and task_id is None:
+        raise TypeError("what was submitted has a task_id")
+    if task_id is not None and (job.token is None or job.task_id not in {None, task_id}):
+        raise ConflictError(f"job {job.key!r} cannot be given task {task_id}", job.task_id)
+
+
+def _forgotten(job: Job, to: State) -> Mapping[str, Any]:
+    return {**_FORGOTTEN, "earlier_credits": cost(job)} if to is State.PLANNED else {}
+
+
+def cost(job: Job) -> float:
+    """Credits that all attempts of a job have cost, or may have: what is not known counts as ``RESERVED``."""
+    given_back = job.error is not None and (job.error.refunded or job.error.charged == "no")
+    if job.state in _FREE or (job.state is State.FAILED and given_back):
+        return job.earlier_credits
+    return job.earlier_credits + (RESERVED if job.credits is None else job.credits)
+
+
+def attempt_of(job: Job) -> Attempt:
+    """The attempt that a job is at."""
+    assert job.token is not None  # noqa: S101  # only asked of jobs that were intended
+    return Attempt(
+        key=job.key,
+        number=job.attempt,
+        token=job.token,
+        task_id=job.task_id,
+        owner=job.owner or "",
+        intended_at=job.moments[State.INTENT.value],
+    )

@@ -1,0 +1,574 @@
+"""What every journal must do, whatever it keeps its jobs in.
+
+A store's test module derives from ``JournalContract`` and gives the fixture ``make``; and from ``JournalMachine`` and
+gives ``make`` as a method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from datetime import UTC, datetime
+from itertools import product
+from typing import Any, TypeVar, cast
+
+import anyio
+import attrs
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kie_async.errors import ConflictError, StorageError
+from kie_async.journal import MOVES, PAID, Attempt, Heard, Job, JobError, Journal, Source, State
+from kie_async.models import ExtendRequest, Track, UploadExtendRequest
+
+T = TypeVar("T")
+Make = Callable[[], Journal]
+
+REQUEST = ExtendRequest("track-1", model="V5")
+UPLOAD = UploadExtendRequest("a song.mp3", model="V5", continue_at=45.5, style="Jazz, ä 🎵", title="T", prompt="x\ny")
+SOURCE = Source(path="a song.mp3", size=7, sha256="ab" * 32, duration=61.5)
+TRACK = Track("id", "https://x.example/a.mp3", duration=60.5, title="Ü", created_at=datetime(2026, 1, 2, tzinfo=UTC))
+ROUTES: Mapping[State, tuple[State, ...]] = {  # how a job gets into each state
+    State.PLANNED: (),
+    State.INTENT: (State.INTENT,),
+    State.SUBMITTED: (State.INTENT, State.SUBMITTED),
+    State.SUCCEEDED: (State.INTENT, State.SUBMITTED, State.SUCCEEDED),
+    State.DELIVERED: (State.INTENT, State.SUBMITTED, State.SUCCEEDED, State.DELIVERED),
+    State.FAILED: (State.INTENT, State.SUBMITTED, State.FAILED),
+    State.REJECTED: (State.INTENT, State.REJECTED),
+    State.UNKNOWN: (State.INTENT, State.UNKNOWN),
+    State.ABANDONED: (State.INTENT, State.UNKNOWN, State.ABANDONED),
+}
+
+
+def planned(key: str, *, batch: str = "") -> Job:
+    return Job(key=key, batch=batch, request=REQUEST)
+
+
+def callback(token: str, task_id: str = "task", stage: str = "text", at: float = 1.5) -> Heard:
+    return Heard(token=token, task_id=task_id, stage=stage, at=at)
+
+
+async def step(journal: Journal, key: str, to: State) -> Job:
+    """One move; tokens and task ids follow from the key."""
+    if to is State.INTENT:
+        return await journal.intend(key, f"token-{key}")
+    facts = {"task_id": f"task-{key}"} if to is State.SUBMITTED else {}
+    return await journal.move(key, to, **facts)
+
+
+async def bring(journal: Journal, key: str, state: State, *, batch: str = "") -> None:
+    """Add a job and bring it into a state."""
+    await journal.add([planned(key, batch=batch)])
+    for to in ROUTES[state]:
+        await step(journal, key, to)
+
+
+async def job_of(journal: Journal, key: str) -> Job:
+    job = await journal.get(key)
+    assert job is not None
+    return job
+
+
+async def keys(journal: Journal, *states: State, batch: str | None = None) -> list[str]:
+    return [job.key for _, job in await journal.page(*states, batch=batch)]
+
+
+def listening(journal: Journal) -> AsyncGenerator[Heard, None]:
+    return cast("AsyncGenerator[Heard, None]", journal.listen())
+
+
+async def collect(listener: AsyncGenerator[Heard, None], wanted: Iterable[Heard]) -> None:
+    """Listen until all that is wanted came; others, and doubles, are allowed."""
+    missing = set(wanted)
+    with anyio.fail_after(10):
+        while missing:
+            missing.discard(await anext(listener))
+
+
+async def all_of(*calls: Coroutine[Any, Any, T]) -> list[T | BaseException]:
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+class JournalContract:
+    """The tests, each with an empty store."""
+
+    @pytest.fixture
+    def make(self) -> Make:
+        """Make a journal of another process life, each time, on one store."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    async def journal(self, make: Make) -> AsyncGenerator[Journal, None]:
+        async with make() as journal:
+            yield journal
+
+    @pytest.fixture
+    async def other(self, make: Make) -> AsyncGenerator[Journal, None]:
+        async with make() as journal:
+            yield journal
+
+    # ------------------------------------------------------------ adding and reading
+
+    async def test_what_was_added_is_read_again(self, journal: Journal) -> None:
+        job = Job(key="schlüssel 🎵", batch="b", request=UPLOAD, source=SOURCE)
+        assert await journal.add([job]) == 1
+        assert await journal.get(job.key) == job
+        assert await journal.get("other") is None
+
+    async def test_adding_again_changes_nothing(self, journal: Journal) -> None:
+        assert await journal.add([planned("a"), planned("b"), planned("a")]) == 2
+        await step(journal, "a", State.INTENT)
+        before = await journal.get("a")
+        assert await journal.add([planned("a"), planned("c", batch="x")]) == 1
+        assert await journal.get("a") == before
+        assert await journal.add([]) == 0
+
+    async def test_many_are_added_from_any_iterable(self, journal: Journal) -> None:
+        assert await journal.add(planned(f"{number:04}") for number in range(1234)) == 1234
+        assert (await journal.counts())[State.PLANNED] == 1234
+
+    async def test_only_planned_jobs_are_added(self, journal: Journal) -> None:
+        with pytest.raises(ValueError, match="planned"):
+            await journal.add([planned("a"), attrs.evolve(planned("b"), state=State.SUBMITTED)])
+
+    async def test_what_was_written_outlives_the_process(self, make: Make) -> None:
+        async with make() as journal:
+            await bring(journal, "a", State.SUBMITTED)
+            job = await journal.get("a")
+        async with make() as journal:
+            assert await journal.get("a") == job
+
+    async def test_it_says_when_it_is_not_open(self, make: Make) -> None:
+        journal = make()
+        async with journal:
+            await journal.add([planned("a")])
+        with pytest.raises(StorageError):
+            await journal.get("a")
+
+    # ------------------------------------------------------------ moves
+
+    async def test_every_pair_of_states(self, journal: Journal) -> None:
+        for now, to in product(State, State):
+            key = f"{now}-{to}"
+            await bring(journal, key, now)
+            before = await job_of(journal, key)
+            if to in MOVES[now]:
+                after = await step(journal, key, to)
+                assert (after.state, await journal.get(key)) == (to, after)
+                assert after.moments[to] > 0
+                continue
+            for move in (step(journal, key, to), journal.move(key, to, task_id="other", error=None)):
+                with pytest.raises(ConflictError):
+                    await move
+            assert await journal.get(key) == before
+
+    async def test_every_state_has_a_route(self) -> None:
+        for state, route in ROUTES.items():
+            assert (State.PLANNED, *route)[-1] is state
+
+    async def test_facts_are_kept(self, journal: Journal) -> None:
+        await bring(journal, "a", State.INTENT)
+        await journal.move("a", State.SUBMITTED, token="token-a", task_id="t", route="generate")
+        error = JobError(type="X", message="ä", code=531, charged="yes", retryable=True, refunded=True)
+        await journal.move("a", State.SUCCEEDED, tracks=(TRACK, Track()), partial=True, stage="first", credits=11.5)
+        await journal.move("a", State.DELIVERED, files=("x/y.mp3", "z.mp3"), error=error)
+        job = await job_of(journal, "a")
+        assert (job.task_id, job.token, job.route, job.stage) == ("t", "token-a", "generate", "first")
+        assert (job.tracks, job.partial, job.credits) == ((TRACK, Track()), True, 11.5)
+        assert (job.files, job.error, job.owner) == (("x/y.mp3", "z.mp3"), error, journal.owner)
+        assert list(job.moments) == ["planned", "intent", "submitted", "succeeded", "delivered"]
+
+    async def test_only_facts_can_be_set(self, journal: Journal) -> None:
+        await bring(journal, "a", State.INTENT)
+        before = await journal.get("a")
+        odd: tuple[dict[str, Any], ...] = ({"state": State.PLANNED}, {"attempt": 7}, {"nonsense": 1})
+        for facts in odd:
+            with pytest.raises(TypeError, match="facts"):
+                await journal.move("a", State.SUBMITTED, task_id="t", **facts)
+        with pytest.raises(TypeError, match="task_id"):
+            await journal.move("a", State.SUBMITTED)
+        assert await journal.get("a") == before
+
+    async def test_what_is_not_there_cannot_be_moved(self, journal: Journal) -> None:
+        for move in (
+            journal.intend("a", "t"),
+            journal.move("a", State.REJECTED),
+            journal.upload("a", SOURCE),
+        ):
+            with pytest.raises(ConflictError, match="'a'"):
+                await move
+        assert await journal.attempts("a") == []
+
+    async def test_one_of_two_intents_wins(self, journal: Journal, other: Journal) -> None:
+        await journal.add([planned(f"{number}") for number in range(20)])
+        for key in await keys(journal):
+            calls = [each.intend(key, f"{each.owner}{key}{n}") for n in range(3) for each in (journal, other)]
+            ends = await all_of(*calls)
+            winners = [end for end in ends if isinstance(end, Job)]
+            assert len(winners) == 1
+            assert all(isinstance(end, (Job, ConflictError)) for end in ends)
+            assert await other.get(key) == winners[0]
+            assert len(await journal.attempts(key)) == 1
+
+    async def test_a_token_is_used_once(self, journal: Journal) -> None:
+        await journal.add([planned("a"), planned("b")])
+        await journal.intend("a", "token")
+        with pytest.raises(ConflictError):
+            await journal.intend("b", "token")
+        assert (await job_of(journal, "b")).state is State.PLANNED
+        assert await journal.attempts("b") == []
+
+    async def test_the_move_of_an_older_attempt_is_refused(self, journal: Journal) -> None:
+        await bring(journal, "a", State.UNKNOWN)
+        await journal.move("a", State.PLANNED, token="token-a")
+        await journal.intend("a", "second")
+        before = await journal.get("a")
+        for to, facts in ((State.SUBMITTED, {"task_id": "late"}), (State.UNKNOWN, {}), (State.PLANNED, {})):
+            with pytest.raises(ConflictError):
+                await journal.move("a", to, token="token-a", **facts)
+        assert await journal.get("a") == before
+        assert (await journal.move("a", State.SUBMITTED, token="second", task_id="t")).task_id == "t"
+
+    async def test_a_job_planned_again_forgets_its_attempt(self, journal: Journal) -> None:
+        await bring(journal, "a", State.SUBMITTED)
+        error = JobError(type="X", message="m")
+        await journal.move("a", State.FAILED, error=error, stage="first", route="r", tracks=(TRACK,))
+        job = await journal.move("a", State.PLANNED)
+        begun = planned("a")
+        assert attrs.evolve(job, moments=begun.moments) == attrs.evolve(begun, attempt=1)
+        assert (await journal.intend("a", "second")).attempt == 2
+
+    # ------------------------------------------------------------ attempts
+
+    async def test_attempts_keep_their_task_ids(self, journal: Journal, other: Journal) -> None:
+        await bring(journal, "a", State.FAILED)
+        await journal.move("a", State.PLANNED)
+        await other.intend("a", "second")
+        await other.move("a", State.UNKNOWN)
+        await journal.move("a", State.PLANNED)
+        await journal.intend("a", "third")
+        await journal.move("a", State.SUBMITTED, task_id="t3")
+        attempts = await journal.attempts("a")
+        assert [(each.number, each.token, each.task_id, each.owner) for each in attempts] == [
+            (1, "token-a", "task-a", journal.owner),
+            (2, "second", None, other.owner),
+            (3, "third", "t3", journal.owner),
+        ]
+        assert attempts[-1].intended_at == (await job_of(journal, "a")).moments["intent"]
+        assert isinstance(attempts[0], Attempt)
+
+    async def test_a_job_is_found_by_all_its_attempts(self, journal: Journal) -> None:
+        await bring(journal, "a", State.FAILED)
+        await journal.move("a", State.PLANNED)
+        await journal.intend("a", "second")
+        job = await journal.get("a")
+        assert await journal.find(token="token-a") == await journal.find(token="second") == job
+        assert await journal.find(task_id="task-a") == job
+        assert await journal.find(token="none", task_id="task-a") == job
+        assert await journal.find(token="none") is await journal.find(task_id="none") is await journal.find() is None
+
+    async def test_a_task_is_of_one_attempt_only(self, journal: Journal) -> None:
+        await bring(journal, "a", State.SUBMITTED)
+        await bring(journal, "b", State.INTENT)
+        before = await journal.get("b")
+        with pytest.raises(ConflictError, match="task-a"):
+            await journal.move("b", State.SUBMITTED, task_id="task-a")
+        assert await journal.get("b") == before
+        with pytest.raises(ConflictError, match="other"):
+            await journal.move("a", State.SUCCEEDED, task_id="other")
+        assert (await journal.move("a", State.SUCCEEDED, task_id="task-a")).task_id == "task-a"
+
+    # ------------------------------------------------------------ pages and numbers
+
+    async def test_pages_come_in_the_order_of_adding(self, journal: Journal) -> None:
+        names = [f"{number * 7 % 100:02}" for number in range(100)]
+        await journal.add(planned(key) for key in names)
+        await step(journal, names[50], State.INTENT)
+        seen: list[str] = []
+        after = 0
+        while page := await journal.page(after=after, limit=33):
+            seen += [job.key for _, job in page]
+            after = page[-1][0]
+        assert seen == names
+        planned_now = await keys(journal, State.PLANNED)
+        assert planned_now == [key for key in names if key != names[50]]
+
+    async def test_pages_by_state_and_batch(self, journal: Journal) -> None:
+        for number, state in enumerate(State):
+            await bring(journal, f"{state}", state, batch="even" if number % 2 == 0 else "odd")
+        every = [str(state) for state in State]
+        assert await keys(journal) == every
+        assert await keys(journal, batch="even") == every[::2]
+        assert await keys(journal, State.INTENT, State.DELIVERED, State.INTENT) == ["intent", "delivered"]
+        assert await keys(journal, State.INTENT, batch="odd") == ["intent"]
+        assert await keys(journal, State.INTENT, batch="even") == await keys(journal, batch="none") == []
+
+    async def test_counts(self, journal: Journal) -> None:
+        assert dict(await journal.counts()) == dict.fromkeys(State, 0)
+        await journal.add([planned("a", batch="x"), planned("b", batch="x"), planned("c")])
+        await step(journal, "a", State.INTENT)
+        assert dict(await journal.counts()) == {**dict.fromkeys(State, 0), State.PLANNED: 2, State.INTENT: 1}
+        assert dict(await journal.counts("x")) == {**dict.fromkeys(State, 0), State.PLANNED: 1, State.INTENT: 1}
+        assert sum((await journal.counts("none")).values()) == 0
+
+    async def test_spent(self, journal: Journal) -> None:
+        for state in State:
+            await bring(journal, f"{state}", state, batch=f"{state}")
+        free = {State.PLANNED, State.REJECTED}
+        for state in State:
+            assert await journal.spent(state) == (0 if state in free else 12), state
+        assert await journal.spent("none") == 0
+
+    async def test_spent_is_corrected_by_what_is_known(self, journal: Journal) -> None:
+        for key in ("a", "b", "c", "d"):
+            await bring(journal, key, State.SUBMITTED, batch="x")
+        await journal.move("a", State.SUCCEEDED, credits=10.5)
+        await journal.move("b", State.FAILED, error=JobError(type="X", message="", charged="maybe", refunded=True))
+        await journal.move("c", State.FAILED, error=JobError(type="X", message="", charged="no"))
+        await journal.move("d", State.FAILED, error=JobError(type="X", message="", charged="yes"))
+        assert await journal.spent("x") == 10.5 + 12
+        await journal.move("d", State.PLANNED)
+        assert await journal.spent("x") == 10.5 + 12
+        await journal.intend("d", "again")
+        assert await journal.spent("x") == 10.5 + 24
+
+    # ------------------------------------------------------------ uploads
+
+    async def test_an_upload_is_noted_and_found_by_its_content(self, journal: Journal, other: Journal) -> None:
+        await journal.add([attrs.evolve(planned("a"), source=SOURCE), planned("b")])
+        assert await journal.uploaded(SOURCE.sha256, 0) is None
+        there = attrs.evolve(SOURCE, upload_url="https://x.example/1?sig=ü", uploaded_at=100.5)
+        await journal.upload("a", there)
+        assert (await job_of(journal, "a")).source == there
+        assert await other.uploaded(SOURCE.sha256, 100.5) == there
+        assert await other.uploaded(SOURCE.sha256, 100.6) is None
+        assert await other.uploaded("cd", 0) is None
+
+    async def test_the_latest_upload_counts(self, journal: Journal) -> None:
+        await journal.add([planned("a"), planned("b"), planned("c")])
+        late = attrs.evolve(SOURCE, upload_url="https://x.example/2", uploaded_at=200.0)
+        await journal.upload("a", attrs.evolve(late, upload_url="https://x.example/1", uploaded_at=100.0))
+        await journal.upload("b", late)
+        await journal.upload("a", attrs.evolve(late, upload_url="https://x.example/0", uploaded_at=50.0))
+        await journal.upload("c", SOURCE)
+        assert await journal.uploaded(SOURCE.sha256, 0) == late
+        assert (await job_of(journal, "c")).source == SOURCE
+
+    # ------------------------------------------------------------ callbacks
+
+    async def test_callbacks_are_kept(self, journal: Journal, make: Make) -> None:
+        first, second = callback("t1"), callback("t1", stage="complete", at=2.5)
+        third = callback("t2", "other")
+        for heard in (first, second, third, attrs.evolve(first, at=9.0)):
+            await journal.hear(heard)
+        async with make() as other:
+            assert await other.heard(token="t1") == await other.heard(task_id="task") == [first, second]
+            assert set(await other.heard(token="t1", task_id="other")) == {first, second, third}
+            assert await other.heard(token="t3") == await other.heard() == []
+
+    async def test_a_listener_hears_other_processes(self, journal: Journal, other: Journal) -> None:
+        async with aclosing(listening(journal)) as listener:
+            for number in range(3):
+                await other.hear(callback("t", f"other-{number}"))
+                await journal.hear(callback("t", f"own-{number}"))
+            await collect(listener, [callback("t", f"{who}-{n}") for who in ("own", "other") for n in range(3)])
+
+    async def test_a_listener_that_waits_is_woken(self, journal: Journal, other: Journal) -> None:
+        async with aclosing(listening(journal)) as listener:
+            for number, source in enumerate((journal, other)):
+                heard = callback("t", f"{number}")
+                waiting = asyncio.ensure_future(collect(listener, [heard]))
+                await asyncio.sleep(0.1)
+                await source.hear(heard)
+                async with asyncio.timeout(1):
+                    await waiting
+
+    async def test_a_slow_listener_misses_nothing(self, journal: Journal, other: Journal) -> None:
+        async with aclosing(listening(journal)) as listener:
+            await other.hear(callback("t", "first"))
+            await collect(listener, [callback("t", "first")])
+            many = [callback("t", f"{number}") for number in range(600)]
+            await all_of(*map(other.hear, many))
+            await collect(listener, many)
+
+    async def test_many_listen(self, journal: Journal, other: Journal) -> None:
+        async with AsyncExitStack() as stack:
+            listeners = [await stack.enter_async_context(aclosing(listening(j))) for j in (journal, journal, other)]
+            await journal.hear(callback("t"))
+            for listener in listeners:
+                await collect(listener, [callback("t")])
+
+    # ------------------------------------------------------------ leases
+
+    async def test_a_lease_is_of_one(self, journal: Journal, other: Journal) -> None:
+        await journal.lease("batch", 60)
+        await journal.lease("batch", 60)
+        with pytest.raises(ConflictError) as caught:
+            await other.lease("batch", 60)
+        assert "batch" in str(caught.value)
+        assert journal.owner in str(caught.value)
+        await other.release("batch")
+        with pytest.raises(ConflictError):
+            await other.lease("batch", 60)
+        await other.lease("another", 60)
+        await journal.release("batch")
+        await other.lease("batch", 60)
+
+    async def test_a_lease_runs_out(self, journal: Journal, other: Journal) -> None:
+        await journal.lease("batch", 0)
+        await other.lease("batch", 60)
+        with pytest.raises(ConflictError):
+            await journal.lease("batch", 60)
+        await other.lease("batch", 0)
+        await journal.lease("batch", 60)
+
+    async def test_one_of_many_gets_the_lease(self, journal: Journal, other: Journal) -> None:
+        ends = await all_of(*(each.lease("batch", 60) for each in (journal, other)))
+        assert sorted(type(end).__name__ for end in ends) == ["ConflictError", "NoneType"]
+
+    # ------------------------------------------------------------ cancelling
+
+    async def test_a_cancelled_write_has_happened_or_not(self, journal: Journal) -> None:
+        await journal.add(planned(f"{number}") for number in range(50))
+        for number in range(50):
+            call = asyncio.ensure_future(journal.intend(f"{number}", f"{number}"))
+            for _ in range(number % 7):
+                await asyncio.sleep(0)
+            await asyncio.sleep(number % 5 / 2000)
+            call.cancel()
+            await asyncio.wait([call])
+        await journal.add([planned("last")])
+        for number in range(50):
+            job = await job_of(journal, f"{number}")
+            attempts = await journal.attempts(job.key)
+            assert (job.state, len(attempts)) in {(State.PLANNED, 0), (State.INTENT, 1)}
+
+
+# ---------------------------------------------------------------- any sequence of calls
+
+_KEYS = st.sampled_from(["a", "b", "c"])
+_TASKS = st.sampled_from(["t1", "t2", "t3", "t4"])
+_TOKENS = st.sampled_from(["x", "y", "z", "u", "v", "w"])
+
+
+@attrs.define
+class Known:
+    """What the model knows of a job."""
+
+    batch: str
+    state: State = State.PLANNED
+    token: str | None = None
+    task_id: str | None = None
+    attempts: list[list[str | None]] = attrs.field(factory=list)
+
+
+class JournalMachine(RuleBasedStateMachine):
+    """A store and a plain dict are told the same, and must say the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.stack = AsyncExitStack()
+        self.known: dict[str, Known] = {}
+        self.inbox: set[tuple[str, str]] = set()
+
+    def make(self) -> Journal:
+        raise NotImplementedError
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(call)
+
+    async def _open(self) -> None:
+        self.journal = await self.stack.enter_async_context(self.make())
+
+    @initialize()
+    def open(self) -> None:
+        self.run(self._open())
+
+    @rule()
+    def reopen(self) -> None:
+        self.run(self.stack.aclose())
+        self.run(self._open())
+
+    @rule(key=_KEYS, batch=st.sampled_from(["", "other"]))
+    def add(self, key: str, batch: str) -> None:
+        new = self.run(self.journal.add([planned(key, batch=batch)]))
+        assert new == (key not in self.known)
+        self.known.setdefault(key, Known(batch))
+
+    def _taken(self, place: int, name: str) -> bool:
+        return any(attempt[place] == name for job in self.known.values() for attempt in job.attempts)
+
+    def _try(self, call: Coroutine[Any, Any, Job], *, allowed: bool) -> None:
+        try:
+            self.run(call)
+        except ConflictError:
+            assert not allowed
+        else:
+            assert allowed
+
+    @rule(key=_KEYS, token=_TOKENS)
+    def intend(self, key: str, token: str) -> None:
+        job = self.known.get(key)
+        allowed = job is not None and job.state is State.PLANNED and not self._taken(0, token)
+        self._try(self.journal.intend(key, token), allowed=allowed)
+        if job is not None and allowed:
+            job.state, job.token = State.INTENT, token
+            job.attempts.append([token, None])
+
+    @rule(key=_KEYS, token=st.none() | _TOKENS, to=st.sampled_from(State), task_id=_TASKS)
+    def move(self, key: str, token: str | None, to: State, task_id: str) -> None:
+        job = self.known.get(key)
+        allowed = (
+            job is not None
+            and token in {None, job.token}
+            and to in MOVES[job.state] - {State.INTENT}
+            and not (to is State.SUBMITTED and self._taken(1, task_id))
+        )
+        facts = {"task_id": task_id} if to is State.SUBMITTED else {}
+        self._try(self.journal.move(key, to, token=token, **facts), allowed=allowed)
+        if job is not None and allowed:
+            job.state = to
+            if to is State.SUBMITTED:
+                job.task_id = job.attempts[-1][1] = task_id
+            if to is State.PLANNED:
+                job.token = job.task_id = None
+
+    @rule(token=_TOKENS, task_id=_TASKS)
+    def hear(self, token: str, task_id: str) -> None:
+        self.run(self.journal.hear(callback(token, task_id)))
+        self.inbox.add((token, task_id))
+
+    @invariant()
+    def jobs_are_as_known(self) -> None:
+        page = [job for _, job in self.run(self.journal.page())]
+        assert [job.key for job in page] == list(self.known)
+        for job in page:
+            known = self.known[job.key]
+            assert (job.batch, job.state, job.token) == (known.batch, known.state, known.token)
+            assert (job.task_id, job.attempt) == (known.task_id, len(known.attempts))
+            assert job.state not in PAID or job.task_id is not None
+            attempts = self.run(self.journal.attempts(job.key))
+            assert [[each.token, each.task_id] for each in attempts] == known.attempts
+
+    @rule(token=_TOKENS, task_id=_TASKS)
+    def look(self, token: str, task_id: str) -> None:
+        for place, found in enumerate((self.journal.find(token=token), self.journal.find(task_id=task_id))):
+            job = self.run(found)
+            name = (token, task_id)[place]
+            owners = [key for key, known in self.known.items() if any(a[place] == name for a in known.attempts)]
+            assert [job.key] == owners if job is not None else not owners
+        heard = self.run(self.journal.heard(token=token))
+        assert {(each.token, each.task_id) for each in heard} == {each for each in self.inbox if each[0] == token}
+
+    @rule(batch=st.sampled_from([None, "", "other"]))
+    def count(self, batch: str | None) -> None:
+        states = [known.state for known in self.known.values() if batch in {None, known.batch}]
+        assert dict(self.run(self.journal.counts(batch))) == {state: states.count(state) for state in State}
+
+    def teardown(self) -> None:
+        self.run(self.stack.aclose())
+        self.runner.close()

@@ -1,0 +1,428 @@
+"""The journal's file: damage is said and never mended by force; what was acknowledged is there, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from child_process import child, read_line, read_rest
+from journal_contract import REQUEST, SOURCE, bring, callback, job_of, planned
+
+from kie_async.errors import StorageError
+from kie_async.journal import Job, SQLiteJournal, State, _file, _owner, _tables
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+async def small(path: Path) -> Path:
+    """A closed journal with something in every table."""
+    async with SQLiteJournal(path) as journal:
+        for state in (State.PLANNED, State.SUBMITTED, State.UNKNOWN):
+            await bring(journal, f"{state}", state)
+        await journal.upload("planned", attrs.evolve(SOURCE, upload_url="https://x.example/1", uploaded_at=1.5))
+        await journal.hear(callback("t"))
+    return path
+
+
+async def content(path: Path) -> list[object]:
+    """All that can be read of a journal."""
+    async with SQLiteJournal(path) as journal:
+        jobs = [job for _, job in await journal.page()]
+        attempts = [await journal.attempts(job.key) for job in jobs]
+        found = [await journal.find(token=f"token-{job.key}", task_id=f"task-{job.key}") for job in jobs]
+        rest = [await journal.counts(), await journal.spent(""), await journal.heard(token="t")]
+        return [jobs, attempts, found, *rest, await journal.uploaded(SOURCE.sha256, 0)]
+
+
+async def refused(path: Path, match: str) -> StorageError:
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(StorageError, match=match) as caught:
+        async with SQLiteJournal(path):
+            raise AssertionError
+    assert (path.read_bytes() if path.is_file() else None) == before
+    return caught.value
+
+
+# ---------------------------------------------------------------- what is no journal
+
+
+async def test_an_empty_file_is_damage(path: Path) -> None:
+    path.touch()
+    error = await refused(path, "is damaged")
+    assert f"kie-async jobs salvage {path}" in error.message
+    assert not error.retryable
+
+
+@pytest.mark.parametrize("foreign", [b"x", b"id,title\n1,Song\n" * 100, b"SQLite format 3\0" + bytes(200)])
+async def test_another_file_is_refused(path: Path, foreign: bytes) -> None:
+    path.write_bytes(foreign)
+    await refused(path, "damaged")
+
+
+async def test_a_database_of_something_else_is_refused(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE job (key TEXT)")
+    await refused(path, "something else")
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+async def test_another_version_is_refused(small: Path, version: int) -> None:
+    with closing(sqlite3.connect(small)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    error = await refused(small, f"version {version}")
+    assert not error.retryable
+
+
+async def test_a_directory_is_refused(path: Path) -> None:
+    path.mkdir()
+    await refused(path, "directory")
+
+
+async def test_a_log_without_its_file_is_kept(path: Path) -> None:
+    log = path.with_name("journal.db-wal")
+    log.write_bytes(b"x")
+    await refused(path, "its log journal.db-wal is there")
+    assert log.read_bytes() == b"x"
+    log.write_bytes(b"")
+    assert await content(path)
+
+
+async def test_a_file_that_may_not_be_written_is_refused() -> None:
+    program = """
+        async with SQLiteJournal(path):
+            pass
+        os.chmod(path, 0o444)
+        os.chmod(path.parent, 0o555)
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            async with SQLiteJournal(path) as journal:
+                await journal.add([Job(key="a", request=ExtendRequest("x", model="V5"))])
+        except StorageError as error:
+            print(error, flush=True)
+        os._exit(0)
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)  # for root is refused nothing: the child becomes somebody else
+        with child(program, Path(directory) / "jobs" / "journal.db") as process:
+            assert "give access" in read_line(process)
+
+
+async def test_a_disk_without_a_log_is_refused() -> None:
+    with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(OSError, match="processes share"):
+        _file._use_log(connection)
+
+
+async def test_what_is_rare_is_said_in_sqlites_words(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        await journal.add([planned("a")])
+        with pytest.raises(StorageError, match="cannot be used: datatype mismatch") as caught:
+            await journal._write(lambda connection: connection.execute("UPDATE job SET place = 'x'").fetchall())
+        assert not caught.value.retryable
+
+
+# ---------------------------------------------------------------- damage
+
+
+async def detected_or_harmless(path: Path, damaged: bytes, expected: object) -> bool:
+    """Put a damaged file in the place of a sound one, and tell whether that was detected."""
+    for each in path.parent.glob(f"{path.name}-*"):
+        each.unlink()
+    path.write_bytes(damaged)
+    try:
+        assert await content(path) == expected
+    except StorageError as error:
+        assert re.search("salvage|version", error.message)  # allowed, not expected
+        assert not error.retryable
+        return True
+    return False
+
+
+async def test_truncated_anywhere(small: Path) -> None:
+    whole, expected = small.read_bytes(), await content(small)
+    assert not await detected_or_harmless(small, whole, expected)
+    for length in [*range(1, 200, 13), *range(200, len(whole), 997), *range(4096, len(whole), 4096), len(whole) - 1]:
+        detected = await detected_or_harmless(small, whole[:length], expected)
+        assert detected or len(whole) - length < 4096  # the end of the last page may be empty
+
+
+async def test_any_byte_changed(small: Path) -> None:
+    whole, expected = small.read_bytes(), await content(small)
+    rng = random.Random(1)
+    used = [place for place, byte in enumerate(whole) if byte]
+    places = [*range(100), *rng.sample(used, 200), *rng.sample(range(len(whole)), 20)]
+    detected = 0
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= rng.choice((1, 0x10, 0x80, 0xFF))
+        detected += await detected_or_harmless(small, bytes(changed), expected)
+    assert detected > 0.6 * len(places)
+
+
+async def tamper(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE job SET state = 'planned' WHERE key = 'submitted'",
+        "UPDATE job SET document = replace(document, 'task-', 'tusk-') WHERE key = 'submitted'",
+        "UPDATE attempt SET task_id = 'other' WHERE key = 'submitted'",
+        "UPDATE heard SET stage = 'complete'",
+        "UPDATE upload SET uploaded_at = 5",
+    ],
+)
+async def test_a_row_that_was_changed_is_damage(small: Path, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await tamper(small, statement)
+    await refused(small, "not what was written")
+    monkeypatch.setattr(_file, "_THOROUGH", 0)  # a huge file is not checked when opened, but when read
+    with pytest.raises(StorageError, match="salvage"):
+        await content(small)
+
+
+async def test_tables_that_were_changed_are_damage(small: Path) -> None:
+    await tamper(small, "DROP INDEX job_batch")
+    await refused(small, "tables are not as they were made")
+
+
+async def test_a_record_that_cannot_be_understood_is_damage(small: Path) -> None:
+    _, *columns, _seal = _tables._sealed("", "strange", "", "planned", 0.0, "{}")
+    with closing(sqlite3.connect(small, isolation_level=None)) as connection:
+        connection.execute(
+            "INSERT INTO job (key, batch, state, cost, document, seal) VALUES (?, ?, ?, ?, ?, ?)",
+            _tables._sealed(*columns),
+        )
+    await refused(small, "no Job can be read")
+
+
+# ---------------------------------------------------------------- making it
+
+
+async def test_two_that_make_it_at_once_share_it(path: Path) -> None:
+    async def use(key: str) -> None:
+        async with SQLiteJournal(path) as journal:
+            await journal.add([planned(key)])
+
+    await asyncio.gather(*(use(f"{number}") for number in range(5)))
+    async with SQLiteJournal(path) as journal:
+        assert (await journal.counts())[State.PLANNED] == 5
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_disk_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:
+    def link(_draft: Path, target: Path) -> None:
+        if is_there:
+            target.write_bytes(b"another's")
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", link)
+    if is_there:
+        with pytest.raises(StorageError, match="no SQLite database"):
+            await content(path)
+        assert path.read_bytes() == b"another's"
+    else:
+        assert await content(path)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+async def test_it_cannot_be_made(path: Path) -> None:
+    path.write_bytes(b"")
+    with pytest.raises(StorageError, match=r"cannot be opened: .*give access"):
+        async with SQLiteJournal(path / "below" / "journal.db"):
+            raise AssertionError
+
+
+async def test_a_draft_that_fails_is_taken_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tables, "SCHEMA", "nonsense")
+    with pytest.raises(StorageError, match="syntax error"):
+        await content(path)
+    assert not list(path.parent.iterdir())
+
+
+# ---------------------------------------------------------------- killed
+
+_WORK = """
+    async with SQLiteJournal(path) as journal:
+        async def work(name):
+            for number in range(10_000):
+                key = f"{name}.{number}"
+                await journal.add([Job(key=key, request=ExtendRequest("x", model="V5"))])
+                await journal.intend(key, f"token-{key}")
+                print("intent", key, flush=True)
+                await journal.move(key, State.SUBMITTED, token=f"token-{key}", task_id=f"task-{key}")
+                print("submitted", key, flush=True)
+                await journal.hear(Heard(token=f"token-{key}", task_id=f"task-{key}", stage="text", at=1.0))
+                print("heard", key, flush=True)
+        print("ready", flush=True)
+        await asyncio.gather(*(work(f"{path.stem}{os.getpid()}.{number}") for number in range(5)))
+"""
+
+
+async def check_acknowledged(path: Path, lines: list[str]) -> None:
+    """What was acknowledged is there, and nothing is half there."""
+    order = [State.PLANNED, State.INTENT, State.SUBMITTED]
+    async with SQLiteJournal(path) as journal:
+        for line in lines:
+            what, key = line.split()
+            job = await job_of(journal, key)
+            if what == "heard":
+                assert len(await journal.heard(token=job.token)) == 1
+            else:
+                assert order.index(job.state) >= order.index(State(what))
+        for _, job in await journal.page(limit=100_000):
+            attempts = await journal.attempts(job.key)
+            assert [(each.token, each.task_id) for each in attempts] == [(job.token, job.task_id)][: job.attempt]
+            assert (job.task_id is not None) is (job.state is State.SUBMITTED)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_killed_at_any_moment_nothing_acknowledged_is_lost(path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    lines: list[str] = []
+    for _ in range(2):  # the second goes on with what the first left
+        with child(_WORK, path) as process:
+            assert read_line(process) == "ready"
+            lines += [read_line(process) for _ in range(rng.randrange(1, 200))]
+            await asyncio.sleep(rng.random() / 50)
+            process.send_signal(signal.SIGKILL)
+            lines += read_rest(process)
+    await check_acknowledged(path, lines)
+    assert path.with_name("journal.db").stat().st_mode & 0o777 == 0o600
+
+
+async def test_one_of_two_killed_does_not_hinder_the_other(path: Path) -> None:
+    with child(_WORK, path) as one, child(_WORK, path) as two:
+        lines = [read_line(process) for process in (one, two) for _ in range(100)]
+        one.kill()
+        lines += read_rest(one)
+        lines += [read_line(two) for _ in range(100)]
+        two.kill()
+        lines += read_rest(two)
+    await check_acknowledged(path, [line for line in lines if line != "ready"])
+
+
+async def test_killed_while_it_is_made(tmp_path: Path) -> None:
+    program = "async with SQLiteJournal(path): print('open', flush=True); await asyncio.sleep(60)"
+    for number in range(4):
+        path = tmp_path / f"{number}" / "journal.db"
+        with child("print('ready', flush=True)\n" + program, path) as process:
+            assert read_line(process) == "ready"
+            await asyncio.sleep(number / 100)
+            process.kill()
+            process.wait()
+        assert await content(path)
+
+
+# ---------------------------------------------------------------- the disk refuses
+
+_UNTIL_FULL = """
+    async with SQLiteJournal(path) as journal:
+        limit = int(sys.stdin.readline())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            for number in range(10_000):
+                await journal.add([Job(key=f"{number}", request=ExtendRequest("x", model="V5"))])
+                await journal.intend(f"{number}", f"token-{number}")
+                print("intent", number, flush=True)
+        except StorageError as error:
+            print("refused", error.retryable, flush=True)
+        assert sum((await journal.counts()).values()) >= number
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        for job in [job for _, job in await journal.page(State.PLANNED)]:
+            await journal.intend(job.key, f"token-{job.key}")
+            print("intent", job.key, flush=True)
+        await journal.add([Job(key="after", request=ExtendRequest("x", model="V5"))])
+        await journal.intend("after", "after")
+        print("intent", "after", flush=True)
+"""
+
+
+@pytest.mark.parametrize("limit", [10, 5_000, 40_000, 131_072, 400_000])
+async def test_a_disk_that_is_full_at_any_write(path: Path, limit: int) -> None:
+    with child(_UNTIL_FULL, path) as process:
+        assert process.stdin is not None
+        process.stdin.write(f"{limit}\n")
+        process.stdin.flush()
+        lines = read_rest(process)
+        assert process.wait() == 0
+    assert lines.count("refused True") == 1
+    assert lines[-1] == "intent after"
+    await check_acknowledged(path, [line for line in lines if line != "refused True"])
+
+
+async def test_no_room_in_the_file(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        await journal._write(lambda connection: connection.execute("PRAGMA max_page_count = 40").fetchall())
+        with pytest.raises(StorageError, match="no room") as caught:
+            for number in range(1000):
+                await journal.add([Job(key=f"{number}", request=REQUEST)])
+        assert caught.value.retryable
+        count = (await journal.counts())[State.PLANNED]
+        ends = await asyncio.gather(
+            journal.add([planned("x" * 5000)]), journal.lease("l", 1), return_exceptions=True
+        )  # one does not fit, and does not harm the other
+        assert [type(end) for end in ends] == [StorageError, type(None)]
+        await journal._write(lambda connection: connection.execute("PRAGMA max_page_count = 4000").fetchall())
+        assert await journal.add([planned("more")]) == 1
+        assert (await journal.counts())[State.PLANNED] == count + 1
+
+
+# ---------------------------------------------------------------- owners
+
+
+def test_an_owner_is_named_by_its_process() -> None:
+    owner = _owner.new_owner()
+    assert owner != _owner.new_owner()
+    assert owner.startswith(socket.gethostname())
+    assert f":{os.getpid()}:" in owner
+    assert not _owner.is_gone(owner)
+
+
+def test_only_a_dead_process_of_this_machine_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, _, life = _owner.new_owner().split(":")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:  # our own words
+        process.wait()
+    assert _owner.is_gone(f"{machine}:{process.pid}:{life}")
+    for other in (f"other:{process.pid}:x", "a name", "", f"{machine}:x:y", f"{machine}:{10**30}:x", f"{machine}:1:x"):
+        assert not _owner.is_gone(other)
+
+    def forbid(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", forbid)
+    assert not _owner.is_gone(f"{machine}:{process.pid}:{life}")
+
+
+def test_a_machine_without_spaces_of_pids(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "stat", fail)
+    assert _owner.new_owner().startswith(f"{socket.gethostname()}:")

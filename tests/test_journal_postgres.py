@@ -1,0 +1,414 @@
+"""The journal in PostgreSQL: the contract of all journals, and what is particular to a server that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from hypothesis import settings
+from journal_contract import JournalContract, JournalMachine, callback, collect, listening, planned
+from postgres import Server, execute, new_database
+
+from kie_async.errors import ConflictError, SettingsError, StorageError
+from kie_async.journal import Heard, Journal, PostgresJournal, State, _database
+from kie_async.journal._owner import new_owner
+
+pytestmark = pytest.mark.anyio
+
+OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+CUT = f"SELECT pg_terminate_backend(pid) {OTHERS}"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # the real clock: a server does not know of a virtual one
+
+
+@pytest.fixture
+async def journal(database_url: str) -> AsyncGenerator[PostgresJournal, None]:
+    async with PostgresJournal(database_url) as journal:
+        yield journal
+
+
+class TestContract(JournalContract):
+    @pytest.fixture
+    def make(self, database_url: str) -> Callable[[], Journal]:
+        return lambda: PostgresJournal(database_url)
+
+
+class _Machine(JournalMachine):
+    server = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.url = new_database(self.server)
+
+    def make(self) -> Journal:
+        return PostgresJournal(self.url)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server_of_the_machine(postgres_url: str) -> Iterator[None]:
+    _Machine.server = postgres_url
+    yield
+    _Machine.server = ""
+
+
+TestMachine = _Machine.TestCase
+TestMachine.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+
+
+# ---------------------------------------------------------------- opening
+
+
+async def test_many_open_a_new_database_at_once(database_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        journals = [PostgresJournal(database_url) for _ in range(8)]
+        await asyncio.gather(*map(stack.enter_async_context, journals))
+        assert await journals[0].add([planned("a")]) == 1
+        assert await journals[7].get("a") is not None
+
+
+async def test_another_version_is_not_touched(database_url: str) -> None:
+    async with PostgresJournal(database_url):
+        execute(database_url, "UPDATE kie_schema SET version = 99")
+    with pytest.raises(StorageError, match="version 99") as caught:
+        async with PostgresJournal(database_url):
+            pass
+    assert not caught.value.retryable
+
+
+async def test_it_does_not_open_where_it_cannot_listen(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kie_async.journal._sql.HORIZON", "SELECT nonsense")
+    with pytest.raises(StorageError, match="nonsense"):
+        async with PostgresJournal(database_url):
+            pass
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://me:SESAME@home@host/name",
+        "postgresql://me:SESAME/x@host/name",
+        "postgresql://me:12/SESAME@host/name",
+        "postgresql://me:SESAME%zz@host/name",
+        "host=h password='SESAME",
+        "SESAME",
+    ],
+)
+async def test_an_address_that_cannot_be_read_is_not_shown(address: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        PostgresJournal(address)
+    shown = "".join(traceback.TracebackException.from_exception(caught.value).format())
+    assert "SESAME" not in shown
+
+
+def _with_password(url: str) -> str:
+    return url.replace("postgres:@", "postgres:SESAME@")
+
+
+async def test_the_password_is_never_shown(server: Server, frail_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    journal, second = (PostgresJournal(_with_password(frail_url), patience=0.3) for _ in range(2))
+    errors: list[BaseException] = []
+    async with journal:
+        server.stop()
+        with pytest.raises(StorageError) as caught:
+            await journal.get("a")
+        errors.append(caught.value)
+        with pytest.raises(StorageError) as caught:
+            await second.__aenter__()
+        errors.append(caught.value)
+    shown = [repr(journal), caplog.text]
+    for error in errors:
+        shown += traceback.TracebackException.from_exception(error, capture_locals=True).format()
+    assert "SESAME" not in "".join(shown)
+    assert "the database kie_test" in repr(journal)
+
+
+async def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kie_async.journal._database", None)
+    with pytest.raises(SettingsError, match=r'pip install "kie_async\[cluster\]"'):
+        PostgresJournal("postgresql://host/name")
+
+
+async def test_a_commit_waits_for_the_disk(database_url: str) -> None:
+    setting = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$"
+    execute(database_url, setting)
+    assert execute(database_url, "SHOW synchronous_commit") == [("off",)]
+    async with PostgresJournal(database_url) as journal:
+        assert await journal._one("SHOW synchronous_commit") == "on"
+
+
+# ---------------------------------------------------------------- a write that was cut off
+
+
+def lose_connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lose each connection after its statement was done, once for each statement; give those."""
+    once, lost = _database.Database._once, list[str]()
+
+    async def lose(database: _database.Database, statement: str, values: Any) -> Any:
+        rows = await once(database, statement, values)
+        if statement not in lost:
+            lost.append(statement)
+            raise psycopg.OperationalError("the connection is lost")
+        return rows
+
+    monkeypatch.setattr(_database.Database, "_once", lose)
+    return lost
+
+
+async def test_what_was_done_is_not_done_twice(journal: PostgresJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = lose_connections(monkeypatch)
+    assert await journal.add([planned("a"), planned("b")]) == 2
+    assert await journal.add([planned("a"), planned("c")]) == 1
+    assert (await journal.intend("a", "token")).attempt == 1
+    assert (await journal.move("a", State.SUBMITTED, token="token", task_id="task")).state is State.SUBMITTED
+    assert len(await journal.attempts("a")) == 1
+    await journal.hear(callback("token"))
+    assert await journal.heard(token="token") == [callback("token")]
+    await journal.lease("x", 60)
+    assert len(lost) == 8
+
+
+async def test_a_move_lost_with_its_connection_is_still_refused_to_others(
+    journal: PostgresJournal, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await journal.add([planned("a")])
+    async with PostgresJournal(database_url) as other:
+        lose_connections(monkeypatch)
+        ends = await asyncio.gather(journal.intend("a", "1"), other.intend("a", "2"), return_exceptions=True)
+    assert sorted(type(end).__name__ for end in ends) == ["ConflictError", "Job"]
+
+
+async def test_a_job_written_by_another_meanwhile_is_read_again(
+    journal: PostgresJournal, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await journal.add([planned("a")])
+    once = _database.Database._once
+    met: list[str] = []
+
+    async def meet(database: Any, statement: str, *arguments: Any) -> Any:
+        rows = await once(database, statement, *arguments)
+        if not met:
+            met.append(statement)
+            execute(database_url, "UPDATE kie_job SET written = gen_random_uuid()")
+        return rows
+
+    monkeypatch.setattr(_database.Database, "_once", meet)
+    assert (await journal.intend("a", "token")).state is State.INTENT
+
+
+# ---------------------------------------------------------------- a server that goes away
+
+
+async def test_it_goes_on_when_the_server_is_back(server: Server, frail_url: str) -> None:
+    async with PostgresJournal(frail_url) as journal:
+        await journal.add(planned(f"{number}") for number in range(100))
+        server.stop()
+        calls = [asyncio.ensure_future(journal.intend(f"{number}", f"{number}")) for number in range(100)]
+        await asyncio.sleep(1)
+        assert not any(call.done() for call in calls)
+        server.start()
+        assert {job.state for job in await asyncio.gather(*calls)} == {State.INTENT}
+        assert (await journal.counts())[State.INTENT] == 100
+
+
+async def test_a_server_restarted_amid_writes(server: Server, frail_url: str) -> None:
+    async with PostgresJournal(frail_url, patience=20) as journal:
+        await journal.add(planned(f"{number}") for number in range(300))
+
+        async def submit(number: int) -> None:
+            await journal.intend(f"{number}", f"token-{number}")
+            await journal.move(f"{number}", State.SUBMITTED, token=f"token-{number}", task_id=f"task-{number}")
+
+        calls = [asyncio.ensure_future(submit(number)) for number in range(300)]
+        await asyncio.sleep(0.3)
+        server.stop()
+        assert not all(call.done() for call in calls)
+        server.start()
+        await asyncio.gather(*calls)
+        assert (await journal.counts())[State.SUBMITTED] == 300
+        assert execute(frail_url, "SELECT count(*), count(DISTINCT task_id) FROM kie_attempt") == [(300, 300)]
+
+
+async def test_patience_ends(server: Server, frail_url: str) -> None:
+    async with PostgresJournal(frail_url, patience=0.5) as journal:
+        server.stop()
+        started = time.monotonic()
+        with pytest.raises(StorageError) as caught:
+            await journal.add([planned("a")])
+        assert time.monotonic() - started < 5
+        assert caught.value.retryable
+        server.start()
+        assert await journal.add([planned("a")]) == 1
+
+
+async def test_a_connection_that_hangs_is_given_up(server: Server, frail_url: str) -> None:
+    async with PostgresJournal(frail_url, patience=0.5) as journal:
+        await journal.get("a")
+        with stopped(*backends(frail_url)):
+            assert await journal.get("a") is None
+            with stopped(server.pid, *backends(frail_url)), pytest.raises(StorageError, match="Timeout"):
+                await journal.get("a")
+
+
+def backends(url: str) -> list[int]:
+    return [pid for [pid] in execute(url, f"SELECT pid {OTHERS}")]
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # asked to end while it was stopped
+                os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_refusal_is_not_tried_again(journal: PostgresJournal, database_url: str) -> None:
+    execute(database_url, "DROP TABLE kie_lease")
+    with pytest.raises(StorageError, match="does not exist") as caught:
+        await journal.lease("x", 1)
+    assert not caught.value.retryable
+
+
+async def test_the_lease_of_a_process_that_is_gone_is_taken_over(database_url: str) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await process.wait()
+    dead = new_owner().replace(f":{os.getpid()}:", f":{process.pid}:")
+    async with PostgresJournal(database_url, owner=dead) as gone, PostgresJournal(database_url) as journal:
+        await gone.lease("x", 60)
+        await journal.lease("x", 60)
+        with pytest.raises(ConflictError, match=journal.owner):
+            await gone.lease("x", 60)
+
+
+async def test_a_fork_cannot_use_it(journal: PostgresJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(StorageError, match="process"):
+            await journal.get("a")
+    assert await journal.get("a") is None
+
+
+async def test_damage_is_said(journal: PostgresJournal, database_url: str) -> None:
+    await journal.add([planned("a")])
+    execute(database_url, "UPDATE kie_job SET document = '{}'")
+    with pytest.raises(StorageError, match="damaged") as caught:
+        await journal.get("a")
+    assert not caught.value.retryable
+
+
+async def test_a_lease_that_ran_out_meanwhile_has_no_holder(
+    journal: PostgresJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kie_async.journal._sql.LEASE", "SELECT 1 WHERE false")
+    with pytest.raises(ConflictError, match="another process"):
+        await journal.lease("x", 1)
+
+
+# ---------------------------------------------------------------- callbacks
+
+PUBLISH = """
+import asyncio, sys, time
+from kie_async.journal import Heard, PostgresJournal
+
+async def main(url, many, pause):
+    async with PostgresJournal(url) as journal:
+        for number in range(int(many)):
+            await journal.hear(Heard(token="t", task_id=str(number), stage="text", at=time.time()))
+            await asyncio.sleep(float(pause))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def publish(url: str, many: int, pause: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", PUBLISH, url, str(many), str(pause)])  # noqa: S603  # our own code
+
+
+async def gather_ids(listener: AsyncGenerator[Heard, None], many: int) -> tuple[set[str], list[float]]:
+    ids: set[str] = set()
+    delays: list[float] = []
+    with anyio.fail_after(30):
+        while len(ids) < many:
+            heard = await anext(listener)
+            ids.add(heard.task_id)
+            delays.append(time.time() - heard.at)
+    return ids, delays
+
+
+async def test_another_process_wakes_at_once(journal: PostgresJournal, database_url: str) -> None:
+    async with aclosing(listening(journal)) as listener:
+        with publish(database_url, 100, 0.01) as publisher:
+            ids, delays = await gather_ids(listener, 100)
+        assert publisher.returncode == 0
+    assert ids == {str(number) for number in range(100)}
+    assert sorted(delays)[len(delays) // 2] < 0.1
+
+
+async def test_no_callback_is_lost_when_connections_are(journal: PostgresJournal, database_url: str) -> None:
+    async with aclosing(listening(journal)) as listener, anyio.create_task_group() as group:
+
+        async def cut() -> None:
+            while True:
+                await anyio.sleep(0.4)
+                await anyio.to_thread.run_sync(execute, database_url, CUT)
+
+        group.start_soon(cut)
+        with publish(database_url, 500, 0.002) as publisher:
+            ids, _ = await gather_ids(listener, 500)
+        assert publisher.returncode == 0
+        group.cancel_scope.cancel()
+    assert len(ids) == 500
+
+
+async def test_no_callback_is_lost_when_the_server_restarts(server: Server, frail_url: str) -> None:
+    async with PostgresJournal(frail_url) as journal, aclosing(listening(journal)) as listener:
+        with publish(frail_url, 500, 0.002) as publisher:
+            early, _ = await gather_ids(listener, 100)
+            await anyio.to_thread.run_sync(server.stop)
+            await anyio.to_thread.run_sync(server.start)
+            late, _ = await gather_ids(listener, 500 - len(early))
+        assert publisher.returncode == 0
+    assert len(early | late) == 500
+
+
+async def test_a_listener_waits_for_a_store_that_cannot_be_read(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_database, "_IDLE", 0.05)
+    async with PostgresJournal(database_url) as journal, aclosing(listening(journal)) as listener:
+        execute(database_url, "ALTER TABLE kie_inbox RENAME TO elsewhere")
+        waiting = asyncio.ensure_future(collect(listener, [callback("t")]))
+        await asyncio.sleep(0.3)
+        execute(database_url, "ALTER TABLE elsewhere RENAME TO kie_inbox")
+        await journal.hear(callback("t"))
+        await waiting
+
+
+async def test_a_callback_whose_transaction_ends_late_is_heard(journal: PostgresJournal, database_url: str) -> None:
+    async with aclosing(listening(journal)) as listener:
+        async with await psycopg.AsyncConnection.connect(database_url) as slow:
+            await slow.execute("INSERT INTO kie_inbox VALUES ('t', 'slow', 'text', 1.5)")
+            for number in range(3):
+                await journal.hear(callback("t", f"{number}"))
+                assert await anext(listener) == callback("t", f"{number}")
+        await journal.hear(callback("t", "last"))
+        assert {(await anext(listener)).task_id for _ in range(2)} == {"slow", "last"}

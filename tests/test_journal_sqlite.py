@@ -1,0 +1,325 @@
+"""The journal in a SQLite file: the contract of all journals, and what is particular to a file."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import aclosing, closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from child_process import child, read_line, say
+from hypothesis import settings
+from journal_contract import JournalContract, JournalMachine, callback, collect, listening, planned
+
+from kie_async.errors import ConflictError, StorageError
+from kie_async.journal import Heard, Journal, SQLiteJournal, State, _tables
+from kie_async.journal import _sqlite as module
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # the real clock: other processes do not know of a virtual one
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs" / "journal.db"
+
+
+class TestContract(JournalContract):
+    @pytest.fixture
+    def make(self, path: Path) -> Callable[[], Journal]:
+        return lambda: SQLiteJournal(path)
+
+
+class _Machine(JournalMachine):
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp())
+        super().__init__()
+
+    def make(self) -> Journal:
+        return SQLiteJournal(self.directory / "journal.db")
+
+    def teardown(self) -> None:
+        super().teardown()
+        shutil.rmtree(self.directory)
+
+
+TestMachine = _Machine.TestCase
+TestMachine.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+
+
+async def test_the_first_of_a_million_is_found_by_an_index(path: Path) -> None:
+    async with SQLiteJournal(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        statements: list[str] = []
+        connection.set_trace_callback(statements.append)
+        for batch in (None, "x"):
+            _tables.page(connection, State, batch, 0, 100)
+            _tables.counts(connection, batch)
+        _tables.spent(connection, "x")
+        _tables.find(connection, "t", "t")
+        _tables.heard(connection, "t", "t")
+        connection.set_trace_callback(None)
+        for statement in statements:
+            plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
+            assert "USING COVERING INDEX" in plan or "SEARCH" in plan, (statement, plan)
+            assert "TEMP B-TREE FOR ORDER" not in plan or "heard" in statement
+
+
+# ---------------------------------------------------------------- opening and closing
+
+
+async def test_only_its_owner_may_read_it(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        await journal.add([planned("a")])
+        modes = {each.name: each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
+        assert modes == {"journal.db": 0o600, "journal.db-wal": 0o600, "journal.db-shm": 0o600}
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert [each.name for each in path.parent.iterdir()] == ["journal.db"]
+
+
+async def test_writes_are_synchronous_in_a_write_ahead_log(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        for name, value in (("synchronous", 2), ("journal_mode", "wal"), ("fullfsync", 1)):
+            assert (await journal._write(partial(_ask_pragma, name=name))) == value
+
+
+def _ask_pragma(connection: sqlite3.Connection, name: str) -> object:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+async def test_no_thread_stays_behind(path: Path) -> None:
+    before = set(threading.enumerate())
+    for _ in range(3):
+        async with SQLiteJournal(path):
+            names = {thread.name for thread in set(threading.enumerate()) - before}
+            assert names == {"kie-journal-read", "kie-journal-write"}
+    directory = path.parent / "directory"
+    directory.mkdir()
+    with pytest.raises(StorageError):
+        async with SQLiteJournal(directory):
+            raise AssertionError
+    assert set(threading.enumerate()) == before
+
+
+async def test_it_can_be_opened_again(path: Path) -> None:
+    journal = SQLiteJournal(path, owner="me")
+    assert (journal.owner, repr(journal)) == ("me", f"<SQLiteJournal {path}>")
+    for number in range(2):
+        async with journal:
+            assert await journal.add([planned("a")]) == (number == 0)
+        for call in (journal.get("a"), journal.add([planned("b")])):
+            with pytest.raises(StorageError, match="not open"):
+                await call
+        with pytest.raises(StorageError, match="not open"):
+            journal.listen()
+
+
+async def test_closing_writes_what_is_under_way(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        await journal.add(planned(f"{number}") for number in range(50))
+        calls = [asyncio.ensure_future(journal.intend(f"{number}", f"{number}")) for number in range(50)]
+        await asyncio.sleep(0)
+    assert all(job.state is State.INTENT for job in await asyncio.gather(*calls))
+    async with SQLiteJournal(path) as journal:
+        assert (await journal.counts())[State.INTENT] == 50
+
+
+async def test_cancelled_while_closing_it_closes_all_the_same(path: Path) -> None:
+    gate, before = threading.Event(), set(threading.enumerate())
+
+    async def use() -> None:
+        async with SQLiteJournal(path) as journal:
+            busy = asyncio.ensure_future(journal._write(lambda _connection: gate.wait()))
+            await asyncio.sleep(0)
+        await busy
+
+    task = asyncio.ensure_future(use())
+    while len(set(threading.enumerate()) - before) != 1:  # the reader has gone, the writer waits
+        await asyncio.sleep(0.01)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert set(threading.enumerate()) == before
+
+
+async def test_cancelled_while_opening_it_closes(path: Path) -> None:
+    before = set(threading.enumerate())
+    for turns in range(12):
+        task = asyncio.ensure_future(SQLiteJournal(path).__aenter__())
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        if task.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert set(threading.enumerate()) == before
+            continue
+        await (await task).__aexit__(None, None, None)
+
+
+# ---------------------------------------------------------------- other processes
+
+
+async def test_it_says_that_another_keeps_it_busy(path: Path) -> None:
+    async with SQLiteJournal(path, patience=0.05) as journal:
+        await journal.add([planned("a"), planned("b")])
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StorageError, match="busy by another process") as caught:
+                await journal.intend("a", "t")
+            assert caught.value.retryable
+            assert await journal.get("b") == (await journal.page(after=1))[0][1]  # reading goes on
+        assert (await journal.intend("a", "t")).state is State.INTENT
+
+
+async def test_it_waits_for_another_that_writes(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            call = asyncio.ensure_future(journal.add([planned("a")]))
+            await asyncio.sleep(0.05)
+            assert not call.done()
+            other.execute("COMMIT")
+            assert await call == 1
+
+
+async def test_the_lease_of_a_dead_process_is_free_at_once(path: Path) -> None:
+    program = """
+        async with SQLiteJournal(path) as journal:
+            await journal.lease("batch", 3600)
+            print(journal.owner, flush=True)
+            await asyncio.sleep(60)
+    """
+    async with SQLiteJournal(path) as journal:
+        with child(program, path) as process:
+            owner = read_line(process)
+            with pytest.raises(ConflictError, match=re.escape(owner)):
+                await journal.lease("batch", 1)
+            process.kill()
+            process.wait()
+        await journal.lease("batch", 1)
+
+
+async def test_a_journal_that_is_closed_gives_its_leases_back(path: Path) -> None:
+    async with SQLiteJournal(path) as other:
+        async with SQLiteJournal(path) as journal:
+            await journal.lease("a", 3600)
+            await journal.lease("b", 3600)
+        await other.lease("a", 1)
+        await other.lease("b", 1)
+
+
+async def test_two_processes_write_one_file(path: Path) -> None:
+    program = """
+        async with SQLiteJournal(path) as journal:
+            async def claim(number):
+                try:
+                    await journal.intend(f"{number}", f"{journal.owner} {number}")
+                    return 1
+                except ConflictError:
+                    return 0
+            print("ready", flush=True)
+            sys.stdin.readline()
+            print(sum(await asyncio.gather(*map(claim, range(300)))))
+    """
+    async with SQLiteJournal(path) as journal:
+        await journal.add(planned(f"{number}") for number in range(300))
+        with child(program, path) as one, child(program, path) as two:
+            for process in (one, two):
+                read_line(process)
+            for process in (one, two):
+                say(process)
+            won = [int(read_line(process)) for process in (one, two)]
+        assert sum(won) == 300
+        assert (await journal.counts())[State.INTENT] == 300
+        for _, job in await journal.page():
+            assert len(await journal.attempts(job.key)) == 1
+
+
+async def test_a_child_after_a_fork_is_refused(path: Path) -> None:
+    program = """
+        journal = SQLiteJournal(path)
+        async with journal:
+            await journal.add([Job(key="a", request=ExtendRequest("x", model="V5"))])
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    await journal.get("a")
+                except StorageError as error:
+                    os.write(1, str(error).encode())
+                await journal.__aexit__(None, None, None)
+                os.write(1, b" closed\\n")
+                os._exit(0)
+            os.waitpid(pid, 0)
+            assert await journal.get("a")
+    """
+    with child(program, path) as process:
+        assert re.match(r"the journal was opened before a fork.* closed", read_line(process))
+        assert process.wait() == 0
+
+
+async def test_another_process_leaves_the_threads_alone(path: Path) -> None:
+    journal = await SQLiteJournal(path).__aenter__()
+    lanes = journal._open_lanes()
+    journal._pid += 1
+    with pytest.raises(StorageError, match="before a fork"):
+        await journal.get("a")
+    await journal.__aexit__(None, None, None)
+    for lane in lanes:
+        assert lane.is_open
+        lane.close()
+        lane.join()
+
+
+# ---------------------------------------------------------------- listening
+
+
+async def test_a_listener_outlasts_a_file_that_cannot_be_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_AWAY", 0.01)
+    async with SQLiteJournal(path) as journal, aclosing(listening(journal)) as listener:
+        failures = iter(range(3))
+        read = _tables.heard_after
+
+        def fail(connection: sqlite3.Connection, after: int) -> list[tuple[int, Heard]]:
+            if next(failures, None) is not None:
+                raise sqlite3.OperationalError("away")
+            return read(connection, after)
+
+        monkeypatch.setattr(_tables, "heard_after", fail)
+        await journal.hear(callback("t"))
+        await collect(listener, [callback("t")])
+        assert caplog.text.count("trying again") == 3
+
+
+async def test_a_listener_ends_with_the_journal(path: Path) -> None:
+    async with SQLiteJournal(path, poll=60) as journal:
+        listener = listening(journal)
+        waiting = asyncio.ensure_future(anext(listener, None))
+        await asyncio.sleep(0.05)
+    assert await asyncio.wait_for(waiting, 1) is None
+
+
+async def test_a_listener_hears_what_came_between_the_call_and_the_first_look(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        await journal.hear(callback("before"))
+        listener = listening(journal)
+        await journal.hear(callback("after"))
+        assert await anext(listener) == callback("after")
+        await listener.aclose()
