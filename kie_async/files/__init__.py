@@ -1,0 +1,8 @@
+"""Files on their way to the service and back: upload, download, and how long audio really is."""
+
+from kie_async.files._disk import Progress
+from kie_async.files._download import Refresh, download, download_track
+from kie_async.files._length import measure
+from kie_async.files._upload import upload
+
+__all__ = ["Progress", "Refresh", "download", "download_track", "measure", "upload"]

@@ -1,0 +1,71 @@
+"""Blocking work on files, done in a worker thread; what the disk refuses becomes our own error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import attrs
+from anyio import CancelScope, to_thread
+
+from kie_async.errors import StorageError
+from kie_async.events import Anomaly, Observer, clean
+
+T = TypeVar("T")
+
+Progress: TypeAlias = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
+
+logger = logging.getLogger("kie_async.files")
+
+
+async def on_disk(function: Callable[..., T], *arguments: object) -> T:
+    """Run a function in a thread.
+
+    Raises:
+        StorageError: the disk refused.
+
+    Cancelling waits for the thread, so that nothing goes on behind the caller's back: a scope's shield alone would
+    not hold off ``Task.cancel()``.
+    """
+    work = asyncio.ensure_future(to_thread.run_sync(function, *arguments))
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    failure = work.exception()
+    if cancelled is not None:
+        raise cancelled
+    if isinstance(failure, OSError):
+        raise StorageError(_words(failure)) from failure
+    return work.result()
+
+
+def _words(error: OSError) -> str:
+    where = f" {clean(Path(error.filename).name)}" if isinstance(error.filename, str) else ""
+    return f"the disk refused{where}: {error.strerror or error}; make room or give access, then call again"
+
+
+@attrs.define
+class Reporter:
+    """Tells a caller's callback how far a transfer is. If the callback fails, the transfer does not."""
+
+    _progress: Progress | None
+    _tell: Observer
+    _task_id: str = ""
+
+    def report(self, done: int, total: int | None) -> None:
+        """Tell once more; a callback that failed is not called again."""
+        if self._progress is None:
+            return
+        try:
+            self._progress(done, total)
+        except Exception as error:
+            self._progress = None
+            logger.warning("a progress callback failed and is not called any more", exc_info=True)
+            self._tell(Anomaly(self._task_id, f"a progress callback failed: {type(error).__name__}"))

@@ -1,0 +1,341 @@
+"""Fetch results: a file is whole under its name, or it is not there.
+
+The bytes go to ``NAME.part``. A connection that breaks off, stands still or crawls is taken up where it ended
+(Range, If-Range), a bounded number of times; what is left then stays for the next call. Only a file of the announced
+size, that is audio by its content and as long as the service said, gets its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import anyio
+import attrs
+
+from kie_async._retry import backoff
+from kie_async._transport.fetch import Answer, Fetcher
+from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
+from kie_async.events import Retried
+from kie_async.files._disk import Progress, Reporter, logger, on_disk
+from kie_async.files._kinds import HEAD, begins_like_audio
+from kie_async.files._length import can_measure, measure
+from kie_async.files._names import safe_name, track_name
+from kie_async.files._part import Note, Part
+from kie_async.models import Track
+
+Refresh: TypeAlias = Callable[[], Awaitable[str | None]]  # gives a new address for an expired one
+
+EXCHANGES = 8  # for one file in one call: the first and its resumptions
+DURATION_TOLERANCE = 2.0  # seconds between the record's word and the file
+SLOWEST = 1000  # bytes/s, over ``SLOW_FOR`` seconds of waiting
+SLOW_FOR = 30.0
+_BLOCK = 1 << 20  # bytes per trip to the disk
+_SPARE = 1 << 20  # bytes of the disk that a download leaves free
+
+
+@attrs.frozen(kw_only=True)
+class _Wanted:
+    """What a download must turn out to be."""
+
+    expected_duration: float | None
+    max_bytes: int
+    reporter: Reporter
+    refresh: Refresh | None
+
+
+async def download(  # noqa: PLR0913  # keyword-only but for the subject
+    fetcher: Fetcher,
+    url: str,
+    directory: str | PathLike[str],
+    *,
+    name: str | None = None,
+    expected_duration: float | None = None,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    task_id: str | None = None,
+    refresh: Refresh | None = None,
+) -> Path:
+    """Download a file of audio into a directory, which is made if need be, and return its path.
+
+    Args:
+        fetcher: carries it.
+        url: where it lies.
+        directory: where it goes.
+        name: what to call it; made safe, and given the suffix of what it is. An existing file is never
+            overwritten: the new one gets a number.
+        expected_duration: seconds it must last, within 2 s; checked where the extra ``audio`` is installed.
+        max_bytes: the largest file accepted; by default that of the settings.
+        progress: called with the bytes so far and the bytes in all (None if unknown).
+        task_id: for errors.
+        refresh: asked once for a new address, should this one have expired.
+
+    Raises:
+        ResultExpiredError: the file is gone, and ``refresh`` knew no other address.
+        DownloadError: it could not be fetched whole, or is not what it should be; what is good of it is kept in
+            ``NAME.part`` and taken up by the next call.
+        StorageError: the disk refused; the part is kept.
+
+    Cancelling keeps the part too. A file whose size the host does not tell is proven whole by nothing but its
+    duration: give ``expected_duration`` where it is known.
+    """
+    wanted = _Wanted(
+        expected_duration=expected_duration,
+        max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
+        reporter=Reporter(progress, fetcher.tell, task_id or ""),
+        refresh=refresh,
+    )
+    stem = safe_name(name or f"audio-{_source(url)[:12]}")
+    with _about(task_id):
+        return await _fetch(fetcher, [url], Path(directory), stem, wanted)
+
+
+async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
+    fetcher: Fetcher,
+    track: Track,
+    directory: str | PathLike[str],
+    *,
+    name: str | None = None,
+    check_duration: bool = True,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    task_id: str | None = None,
+    refresh: Refresh | None = None,
+) -> Path:
+    """Download a track, named by its title and id unless a name is given; otherwise as ``download``.
+
+    FACTS: ``audio_url`` comes first and ``source_audio_url`` next; a stream's address decays to nothing and is
+    never used.
+
+    Args:
+        fetcher: carries it.
+        track: what to download.
+        directory: where it goes.
+        name: what to call it.
+        check_duration: hold the file to ``track.duration``.
+        max_bytes: the largest file accepted.
+        progress: called with the bytes so far and the bytes in all.
+        task_id: for errors.
+        refresh: asked once for a new address.
+
+    Raises:
+        DownloadError: it could not be fetched whole, or has no audio yet.
+        StorageError: the disk refused.
+    """
+    wanted = _Wanted(
+        expected_duration=track.duration if check_duration else None,
+        max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
+        reporter=Reporter(progress, fetcher.tell, task_id or ""),
+        refresh=refresh,
+    )
+    stem = safe_name(name) if name else track_name(track.title, track.id)
+    urls = list(dict.fromkeys(url for url in (track.audio_url, track.source_audio_url) if url))
+    with _about(task_id):
+        if not urls:
+            raise DownloadError("the track has no audio yet: wait for its task")
+        return await _fetch(fetcher, urls, Path(directory), stem, wanted)
+
+
+@contextmanager
+def _about(task_id: str | None) -> Iterator[None]:
+    """Let errors say which task they are about."""
+    try:
+        yield
+    except KieError as error:
+        error.task_id = error.task_id or task_id
+        raise
+
+
+async def _fetch(fetcher: Fetcher, urls: Sequence[str], directory: Path, stem: str, wanted: _Wanted) -> Path:
+    taken: list[Part] = []  # filled by the thread, so that a part is given back even if its opening was cancelled
+    try:
+        await on_disk(lambda: taken.append(Part.open(directory, stem)))
+        (part,) = taken
+        return part.published or await _Download(fetcher, part, wanted).run(urls)
+    finally:
+        for part in taken:
+            await on_disk(part.leave)
+
+
+@attrs.define
+class _Pace:
+    """Measures the time spent waiting for the network alone, and gives up on a host that crawls."""
+
+    _since: float
+    _waited: float = 0.0
+    _came: int = 0
+
+    def count(self, size: int) -> None:
+        self._came += size
+        self._waited += anyio.current_time() - self._since
+        if self._waited < SLOW_FOR:
+            return
+        if self._came < SLOWEST * self._waited:
+            raise DownloadError(f"the host sent less than {SLOWEST} bytes/s for {SLOW_FOR:.0f} s")
+        self._waited, self._came = 0.0, 0
+
+    def go_on(self) -> None:
+        self._since = anyio.current_time()
+
+
+@attrs.define
+class _Download:
+    """One file on its way into one part."""
+
+    fetcher: Fetcher
+    part: Part
+    wanted: _Wanted
+
+    async def run(self, urls: Sequence[str]) -> Path:
+        """Try the addresses in their order, then a new one if one of them has expired."""
+        errors: list[DownloadError] = []
+        for url in urls:
+            try:
+                return await self._from(url)
+            except DownloadError as error:
+                errors.append(error)
+        if self.wanted.refresh is not None and any(isinstance(error, ResultExpiredError) for error in errors):
+            renewed = await self.wanted.refresh()
+            if renewed:
+                return await self._from(renewed)
+        raise next((error for error in errors if error.retryable), errors[0])
+
+    async def _from(self, url: str) -> Path:
+        """Fetch from one address, with as many exchanges as it may take."""
+        for attempt in range(1, EXCHANGES):
+            try:
+                return await self._try(url)
+            except DownloadError as error:
+                if not error.retryable:
+                    raise
+                reason = str(error)
+            delay = backoff(attempt, random.random)
+            self.fetcher.tell(Retried("download", reason, attempt, delay))
+            await anyio.sleep(delay)
+        return await self._try(url)
+
+    async def _try(self, url: str) -> Path:
+        whole = await self._exchange(url)
+        kind = await on_disk(self.part.kind)
+        if kind is None:
+            raise await self._worthless("what came is no audio")
+        await self._check_duration(whole=whole)
+        return await on_disk(self.part.publish, kind.suffix)
+
+    async def _exchange(self, url: str) -> bool:
+        """Fetch what is missing; tell whether the size proves that it is all there."""
+        source, note, start, validator = _source(url), self.part.note, 0, None
+        if note is not None and note.source == source and note.validator is not None:
+            start, validator = self.part.size, note.validator
+        async with self.fetcher.open(url, start=start, validator=validator) as answer:
+            if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                await self._check_end(answer.total)
+                return True
+            self._check_promise(answer)
+            if answer.start == 0:
+                await on_disk(self.part.restart, Note(source, answer.validator, answer.total))
+            elif answer.start != start or not _same(answer.total, self.part.note):
+                raise await self._worthless("the host went on elsewhere, or in another file", retryable=True)
+            await self._check_room(answer.total)
+            await self._stream(answer)
+        return await self._check_size(self._total(answer))
+
+    def _check_promise(self, answer: Answer) -> None:
+        if answer.encoding:
+            raise DownloadError(f"the host sent the file encoded ({answer.encoding[:20]})", retryable=False)
+        if answer.total is not None and answer.total > self.wanted.max_bytes:
+            words = f"the file has {answer.total} bytes, over the {self.wanted.max_bytes} accepted"
+            raise DownloadError(words, retryable=False)
+
+    async def _check_room(self, total: int | None) -> None:
+        missing = max((total or 0) - self.part.size, 0)
+        if missing + _SPARE > await on_disk(self.part.free_space):
+            raise StorageError(f"the disk has no room for the {missing} bytes to come: make room, then call again")
+
+    async def _check_end(self, total: int | None) -> None:
+        if not self.part.size or total != self.part.size:
+            raise await self._worthless("the host has less of the file than is here", retryable=True)
+
+    async def _stream(self, answer: Answer) -> None:
+        """Write what comes. When a connection breaks, what aiohttp has not handed out by then is fetched again."""
+        block = bytearray()
+        pace = _Pace(anyio.current_time())
+        try:
+            async for chunk in answer:
+                pace.count(len(chunk))
+                self._check_cap(len(block) + len(chunk))
+                block += chunk
+                if len(block) >= _BLOCK:
+                    full, block = block, bytearray()
+                    await self._write(full)
+                self.wanted.reporter.report(self.part.size + len(block), answer.total)
+                pace.go_on()
+        except BaseException:
+            with suppress(StorageError):  # the error that ended it is the one to tell
+                await on_disk(self.part.append, block)
+            raise
+        await self._write(block)
+
+    def _check_cap(self, more: int) -> None:
+        if self.part.size + more > self.wanted.max_bytes:
+            raise DownloadError(f"the file goes on beyond the {self.wanted.max_bytes} bytes accepted", retryable=False)
+
+    async def _write(self, block: bytearray) -> None:
+        if self.part.size == 0 and len(block) >= HEAD and not begins_like_audio(bytes(block[:HEAD])):
+            raise await self._worthless("what came is no audio")
+        await on_disk(self.part.append, block)
+
+    def _total(self, answer: Answer) -> int | None:
+        """Tell the size of the whole, as this answer or the one it continues has said it."""
+        return self.part.note.total if answer.total is None and self.part.note else answer.total
+
+    async def _check_size(self, total: int | None) -> bool:
+        if self.part.size == 0:
+            raise DownloadError("the host sent an empty file")
+        if total is None:
+            return False
+        if self.part.size > total:
+            raise await self._worthless(f"the host sent more than the {total} bytes of the file", retryable=True)
+        if self.part.size < total:
+            raise DownloadError(f"the download broke off at {self.part.size} of {total} bytes")
+        return True
+
+    async def _check_duration(self, *, whole: bool) -> None:
+        """Hold the file to the length in the record; a short one may be the beginning of the right one."""
+        expected = self.wanted.expected_duration
+        if not expected:  # the service also says 0 for what it does not know
+            return
+        if not can_measure():
+            logger.debug("the duration of a download is not checked: the extra 'audio' is not installed")
+            return
+        try:
+            seconds = await on_disk(measure, self.part.path)
+        except AudioError:
+            seconds = 0.0
+        if abs(seconds - expected) <= DURATION_TOLERANCE:
+            return
+        words = f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s"
+        if seconds < expected and not whole:
+            raise DownloadError(f"{words}: the download broke off")
+        raise await self._worthless(words)
+
+    async def _worthless(self, words: str, *, retryable: bool = False) -> DownloadError:
+        """Throw away what came, so that nothing is built on it."""
+        await on_disk(self.part.restart, Note("", None, None))
+        return DownloadError(words, retryable=retryable)
+
+
+def _source(url: str) -> str:
+    """Name where a file lies without its query, which holds signatures and changes with each of them."""
+    return hashlib.sha256(url.partition("?")[0].encode("utf-8", "replace")).hexdigest()
+
+
+def _same(total: int | None, note: Note | None) -> bool:
+    """Tell whether a size is that of the file begun; one that either side does not know contradicts nothing."""
+    return total is None or note is None or note.total in {None, total}

@@ -1,0 +1,243 @@
+"""A download on disk: ``NAME.part`` while it comes, ``NAME.mp3`` once it is whole. Everything here blocks.
+
+What proves that a later answer continues the same file stands in ``NAME.part.json``; without that proof a download
+begins anew. A part is locked while it is written, so that two processes never mix their bytes in one: the second
+takes the next free name. The final name appears by a hard link, which is atomic and overwrites nothing, and only
+after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO, Self, cast
+
+import attrs
+
+from kie_async._fsync import sync_directory
+from kie_async.errors import StorageError
+from kie_async.files._kinds import Kind, kind_of
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links
+_BINARY = getattr(os, "O_BINARY", 0)
+_NOTE_MOST = 4096  # bytes
+
+
+@attrs.frozen
+class Note:
+    """What is known of the file that a part is the beginning of.
+
+    Attributes:
+        source: names where it comes from, without the secrets of its address.
+        validator: proves by If-Range that the file is still the same.
+        total: its size in bytes, if known.
+    """
+
+    source: str
+    validator: str | None
+    total: int | None
+
+
+@attrs.define
+class Part:
+    """An open and locked ``NAME.part``.
+
+    Attributes:
+        size: the bytes in it.
+        note: what it is the beginning of; None if that is not known.
+        published: the final file, if a process died between giving it its name and removing the part.
+    """
+
+    path: Path
+    stem: str
+    _file: BinaryIO = attrs.field(repr=False)
+    size: int
+    note: Note | None = None
+    published: Path | None = None
+
+    @classmethod
+    def open(cls, directory: Path, stem: str) -> Self:
+        """Take the part of a name, or of the next free one if another download holds it."""
+        directory.mkdir(parents=True, exist_ok=True)
+        directory = directory.resolve()
+        for name in _numbered(stem):
+            path = _inside(directory, f"{name}.part")
+            while (file := _take(path)) is not None:
+                try:
+                    if _is_current(file, path):
+                        return cls._opened(path, stem, file)
+                except BaseException:
+                    file.close()
+                    raise
+                file.close()  # it was finished or removed by its holder meanwhile
+        raise AssertionError  # pragma: no cover (names are numbered without end)
+
+    @classmethod
+    def _opened(cls, path: Path, stem: str, file: BinaryIO) -> Self:
+        about = os.fstat(file.fileno())
+        part = cls(path, stem, file, about.st_size)
+        if about.st_nlink > 1:
+            # Its bytes are somebody's file already: that of a process that died before it removed the part.
+            part.published = _sibling(path, stem, about)
+            part.remove()
+            return part if part.published else cls.open(path.parent, stem)
+        part.note = _read_note(part.note_path)
+        file.seek(0, os.SEEK_END)
+        return part
+
+    @property
+    def note_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.json")
+
+    def restart(self, note: Note) -> None:
+        """Throw away what is there and write down what will come."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.size = 0
+        self.note = note
+        _write_note(self.note_path, note)
+
+    def append(self, data: bytes | bytearray) -> None:
+        """Write all of the data, or as much as there is room for."""
+        left = memoryview(data)
+        while left:
+            written = self._file.write(left)
+            self.size += written
+            left = left[written:]
+
+    def free_space(self) -> int:
+        """Bytes that may still be written to this disk."""
+        return shutil.disk_usage(self.path.parent).free
+
+    def kind(self) -> Kind | None:
+        """Tell by its content what it is."""
+        with self.path.open("rb") as file:
+            return kind_of(file)
+
+    def publish(self, suffix: str) -> Path:
+        """Bring the bytes to the disk, give them their final name, and return it. An existing file is kept."""
+        os.fsync(self._file.fileno())
+        for name in _numbered(self.stem):  # pragma: no branch  # without end
+            target = _inside(self.path.parent, f"{name}{suffix}")
+            with contextlib.suppress(FileExistsError):
+                _link(self.path, target)
+                break
+        self.remove()
+        return target
+
+    def remove(self) -> None:
+        """Remove the part and its note; the file stays under its final name, if it has one."""
+        if sys.platform == "win32":  # pragma: no cover  # where an open file cannot be removed
+            self._file.close()
+        self.note_path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)  # after its note: while it is there, it shows that the file is done
+        sync_directory(self.path.parent)
+        self._file.close()  # last, so that nobody takes the part while it goes
+
+    def leave(self) -> None:
+        """Give the part free for others, and take it away if there is nothing in it."""
+        if not self._file.closed and self.size == 0:
+            with contextlib.suppress(OSError):  # an empty part that stays behind harms nobody
+                self.remove()
+        self._file.close()
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    for number in count(2):  # pragma: no branch  # without end
+        yield f"{stem}-{number}"
+
+
+def _inside(directory: Path, name: str) -> Path:
+    path = directory / name
+    if path.parent.resolve() != directory:
+        raise StorageError(f"{name} leads out of {directory}: remove it, or choose another directory")
+    return path
+
+
+def _take(path: Path) -> BinaryIO | None:
+    """Open and lock; None if another download holds it."""
+    if path.is_symlink():  # asked besides the flag, for systems without it
+        raise StorageError(f"{path} is a symbolic link: remove it, or choose another directory")
+    number = os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW | _BINARY, 0o666)
+    file = cast("BinaryIO", os.fdopen(number, "r+b", buffering=0))
+    try:
+        lock(number)
+    except BlockingIOError:
+        file.close()
+        return None
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def lock(number: int) -> None:
+    """Lock an open file for this opening of it alone, until it is closed.
+
+    Raises:
+        BlockingIOError: another has it.
+    """
+    if sys.platform == "win32":  # pragma: no cover  # the same promise, kept by Windows' own means
+        import msvcrt  # noqa: PLC0415  # exists on Windows only
+
+        os.lseek(number, 1 << 62, os.SEEK_SET)  # beyond all data: locked bytes cannot be read there
+        try:
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl  # noqa: PLC0415  # exists elsewhere only
+
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_current(file: BinaryIO, path: Path) -> bool:
+    """Tell whether the path still leads to the file that was locked."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _sibling(path: Path, stem: str, about: os.stat_result) -> Path | None:
+    for other in path.parent.glob(f"{stem}*"):
+        if other != path and os.path.samestat(other.lstat(), about):
+            return other
+    return None
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A disk without hard links (FAT, some shares). Renaming is atomic too, but would overwrite.
+        if os.path.lexists(target):
+            raise FileExistsError from None
+        path.rename(target)
+
+
+def _read_note(path: Path) -> Note | None:
+    """Read what a part is the beginning of; anything odd is as good as nothing."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW | _BINARY), "rb") as file:
+            facts = json.loads(file.read(_NOTE_MOST))
+        source, validator, total = (facts[field.name] for field in attrs.fields(Note))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    sound = isinstance(source, str) and isinstance(validator, str | None) and isinstance(total, int | None)
+    return Note(source, validator, total) if sound else None
+
+
+def _write_note(path: Path, note: Note) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW | _BINARY
+    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(json.dumps(attrs.asdict(note)).encode())

@@ -1,0 +1,113 @@
+"""Send a file to the service's upload host, after a look at what it is."""
+
+from __future__ import annotations
+
+import secrets
+import stat
+from os import PathLike
+from pathlib import Path
+
+import attrs
+
+from kie_async._guard import check_url
+from kie_async._routes import FilePart
+from kie_async._routes import upload as upload_call
+from kie_async._transport.api import Transport
+from kie_async.errors import AudioError, BadResponseError, DownloadError
+from kie_async.events import clean
+from kie_async.files._disk import Progress, Reporter, on_disk
+from kie_async.files._kinds import NAMES, Kind, kind_of
+from kie_async.files._length import measure as measure_length
+from kie_async.models import UploadedFile
+
+LARGEST = 200_000_000  # bytes; 8 min of studio wav have 140 MB
+
+
+@attrs.frozen
+class Look:
+    """A file as it was at one moment; if two looks differ, it changed in between."""
+
+    size: int
+    modified: int
+    inode: int
+
+
+async def upload(
+    transport: Transport,
+    path: str | PathLike[str],
+    *,
+    progress: Progress | None = None,
+    measure: bool = True,
+    upload_path: str = "kie-async",
+) -> UploadedFile:
+    """Upload a file of audio and return where the service keeps it, for 24 hours.
+
+    FACTS: an upload costs nothing, so one that broke off is sent again as a whole; the same file name would
+    overwrite, so each upload gets a random one.
+
+    Args:
+        transport: carries it.
+        path: a plain file, at most 200 MB.
+        progress: called with the bytes sent and the bytes in all.
+        measure: tell how long it is (``duration`` of the answer); needs the extra ``audio``.
+        upload_path: the folder at the service.
+
+    Raises:
+        AudioError: the file is no audio, or changed while it was sent; nothing was submitted.
+        StorageError: it cannot be read.
+        BadResponseError: the answer is not about this file.
+        KieError: what the upload itself raises.
+    """
+    path = Path(path)
+    kind, before = await on_disk(inspect, path)
+    duration = await on_disk(measure_length, path) if measure else None
+    reporter = Reporter(progress, transport.tell)
+    part = FilePart(
+        path=path,
+        size=before.size,
+        file_name=f"{secrets.token_hex(16)}{kind.suffix}",
+        upload_path=upload_path,
+        on_bytes=lambda sent: reporter.report(sent, before.size),
+    )
+    answer = await transport.send(upload_call(part))
+    if await on_disk(_look, path) != before:
+        raise AudioError(f"{_shown(path)} changed while it was uploaded: wait until it is finished, then try again")
+    _check_answer(answer, before.size, allow_loopback_http=transport.settings.on_loopback)
+    return attrs.evolve(answer, duration=duration)
+
+
+def _check_answer(answer: UploadedFile, sent: int, *, allow_loopback_http: bool) -> None:
+    try:
+        check_url(answer.download_url, allow_loopback_http=allow_loopback_http)
+    except DownloadError as error:
+        raise BadResponseError(f"the upload host keeps the file at an odd address: {error.message}") from None
+    if answer.size is not None and answer.size != sent:
+        raise BadResponseError(f"the upload host kept {answer.size} bytes of {sent}: try again", retryable=True)
+
+
+def inspect(path: Path) -> tuple[Kind, Look]:
+    """Look at a file before it is sent; blocks."""
+    look = _look(path)
+    if look.size == 0:
+        raise AudioError(f"{_shown(path)} is empty: give a file of audio")
+    if look.size > LARGEST:
+        raise AudioError(f"{_shown(path)} has {look.size} bytes, over the {LARGEST} accepted: shorten or compress it")
+    with path.open("rb") as file:
+        kind = kind_of(file)
+    if kind is None:
+        raise AudioError(f"{_shown(path)} is no audio by its content, whatever its name says: give one of {NAMES}")
+    return kind, look
+
+
+def _look(path: Path) -> Look:
+    try:
+        about = path.stat()
+    except (FileNotFoundError, ValueError):  # ValueError: a NUL in the path
+        raise AudioError(f"{_shown(path)} does not exist: give the path of a file of audio") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise AudioError(f"{_shown(path)} is no plain file: give the path of a file of audio")
+    return Look(about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+def _shown(path: Path) -> str:
+    return clean(path.name or str(path))

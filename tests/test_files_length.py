@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import random
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import audio_files
+import pytest
+from audio_files import HTML, ID3, PNG, SECONDS
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from kie_async.errors import AudioError, StorageError
+from kie_async.files import _kinds, _length, measure
+
+
+def written(directory: Path, data: bytes, name: str = "song.mp3") -> Path:
+    path = directory / name
+    path.write_bytes(data)
+    return path
+
+
+WHOLE = {
+    "mp3": audio_files.mp3,
+    "mp3 with another name": lambda: audio_files.encoded("libmp3lame", "mp3", title="Ünïcode\N{SNOWMAN}"),
+    "mp3, no Xing header": audio_files.mp3_without_xing,
+    "mp3 with an odd title": lambda: audio_files.with_odd_title(audio_files.mp3_without_xing()),
+    "mp3 with a cover": lambda: audio_files.with_cover(audio_files.mp3()),
+    "mp3 with padding after its tag": lambda: ID3 + bytes(1000) + audio_files.mp3_without_xing(),
+    "wav": audio_files.wav,
+    "wav from a pipe": lambda: audio_files.wav_that_claims(0xFFFFFFFF),
+    "wav that claims hours": lambda: audio_files.wav_that_claims(0xFFFFFFF0),
+    "wav that claims nothing": lambda: audio_files.wav_that_claims(0),
+    "flac": audio_files.flac,
+    "flac that claims nothing": lambda: audio_files.flac_that_claims(0),
+    "flac that claims weeks": lambda: audio_files.flac_that_claims((1 << 36) - 1),
+    "aac": audio_files.aac,
+    "m4a": audio_files.m4a,
+    "m4a, index first": lambda: audio_files.m4a(index_first=True),
+    "m4a that claims hours": lambda: audio_files.m4a_that_claims(1_000_000),
+    "m4a that claims no time": lambda: audio_files.m4a_that_claims(0),
+    "m4a that claims an instant": lambda: audio_files.m4a_that_claims(1),
+    "ogg": audio_files.ogg,
+    "aiff": audio_files.aiff,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_file_is_as_long_as_its_audio_whatever_it_claims(name: str, tmp_path: Path) -> None:
+    assert measure(written(tmp_path, WHOLE[name]())) == pytest.approx(SECONDS, abs=0.15)
+
+
+HALVES = {
+    "mp3": (audio_files.mp3, 0.3),
+    "wav": (audio_files.wav, 0.1),
+    "aac": (audio_files.aac, 4.0),  # a variable bit rate: half of the bytes is not half of the time
+    "flac": (audio_files.flac, 4.0),
+    "ogg": (audio_files.ogg, 4.0),
+    "aiff": (audio_files.aiff, 0.1),
+    "m4a, index first": (lambda: audio_files.m4a(index_first=True), 4.0),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_half_a_file_is_not_as_long_as_its_header_says(name: str, tmp_path: Path) -> None:
+    make, tolerance = HALVES[name]
+    data = make()
+    assert measure(written(tmp_path, data[: len(data) // 2])) == pytest.approx(SECONDS / 2, abs=tolerance)
+
+
+def test_what_was_replaced_by_a_page_does_not_count(tmp_path: Path) -> None:
+    data = audio_files.mp3()
+    assert measure(written(tmp_path, data[: len(data) // 2] + HTML)) == pytest.approx(SECONDS / 2, abs=0.3)
+
+
+def test_zeros_in_place_of_audio_do_not_count(tmp_path: Path) -> None:
+    data = audio_files.mp3()
+    half = len(data) // 2
+    assert measure(written(tmp_path, data[:half] + bytes(half))) == pytest.approx(SECONDS / 2, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("data", "matter"),
+    [
+        (b"", "no audio of a known kind"),
+        (HTML, "no audio of a known kind"),
+        (PNG, "no audio of a known kind"),
+        (ID3, "no audio of a known kind"),
+        (ID3 * 20, "no audio of a known kind"),
+        (ID3 + HTML, "no audio of a known kind"),
+        (b"\xff\xfe<\0h\0t\0m\0l\0>\0" * 50, "no audio of a known kind"),
+        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n" * 5, "no audio of a known kind"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "no audio of a known kind"),
+        (b"fLaC" + bytes(500), "damaged"),
+        (b"RIFF\0\0\0\0WAVE" + bytes(500), "damaged"),
+        (b"OggS" + bytes(500), "damaged"),
+    ],
+)
+def test_what_is_no_audio_is_never_given_a_length(data: bytes, matter: str, tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=matter):
+        measure(written(tmp_path, data))
+
+
+def test_m4a_without_its_index_is_damaged(tmp_path: Path) -> None:
+    data = audio_files.m4a()
+    with pytest.raises(AudioError, match=r"song\.mp3 is damaged.*convert"):
+        measure(written(tmp_path, data[: len(data) // 2]))
+
+
+def test_a_wav_with_a_header_alone_holds_no_audio(tmp_path: Path) -> None:
+    data = audio_files.wav()
+    with pytest.raises(AudioError, match="holds no audio"):
+        measure(written(tmp_path, data[: data.index(b"data") + 8]))
+
+
+def test_a_film_without_sound_holds_no_audio(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="holds no audio"):
+        measure(written(tmp_path, audio_files.silent_film()))
+
+
+def test_a_format_that_no_decoder_knows_is_not_guessed_at(tmp_path: Path) -> None:
+    data = bytearray(audio_files.wav())
+    at = data.index(b"fmt ") + 8
+    data[at : at + 2] = b"\xef\xbe"
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        measure(written(tmp_path, bytes(data)))
+
+
+def test_an_edit_list_that_leaves_out_everything_leaves_no_audio(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="holds no audio"):
+        measure(written(tmp_path, audio_files.m4a_that_claims(1_000_000, edit_list=True)))
+
+
+def test_what_an_edit_list_leaves_is_all_that_counts(tmp_path: Path) -> None:
+    assert measure(written(tmp_path, audio_files.m4a_that_claims(1, edit_list=True))) < 0.1
+    assert measure(written(tmp_path, audio_files.m4a_cut_by_its_edit_list(5, 7000))) == pytest.approx(7.0, abs=0.15)
+
+
+def test_a_length_beyond_belief_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_length, "LONGEST", 10.0)
+    with pytest.raises(AudioError, match="absurd"):
+        measure(written(tmp_path, audio_files.mp3()))
+
+
+def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_length, "PATIENCE", -1.0)
+    with pytest.raises(AudioError, match="too long"):
+        measure(written(tmp_path, audio_files.mp3()))
+
+
+def test_eight_minutes_of_mp3_are_measured_well_under_a_second(tmp_path: Path) -> None:
+    path = written(tmp_path, audio_files.mp3() * 24)
+    measure(path)  # the import is paid once
+    started = time.process_time()
+    assert measure(path) == pytest.approx(24 * SECONDS, rel=0.01)
+    assert time.process_time() - started < 0.5
+
+
+def test_without_the_library_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert not _length.can_measure()
+    with pytest.raises(AudioError, match=r"kie_async\[audio\].*source_duration="):
+        measure(written(tmp_path, audio_files.mp3()))
+
+
+@pytest.mark.parametrize("name", ["missing.mp3", ".", "song.mp3/x"])
+def test_what_cannot_be_read_is_the_disks_matter(name: str, tmp_path: Path) -> None:
+    written(tmp_path, audio_files.mp3())
+    with pytest.raises(StorageError):
+        measure(tmp_path / name)
+
+
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    make=st.sampled_from([audio_files.mp3, audio_files.flac, audio_files.m4a, audio_files.ogg, audio_files.wav]),
+    seed=st.integers(0, 2**32),
+    flips=st.integers(0, 200),
+    end=st.floats(0, 1),
+)
+def test_a_mangled_file_has_a_length_or_an_error_of_ours(
+    make: Callable[[], bytes], seed: int, flips: int, end: float, tmp_path: Path
+) -> None:
+    data = bytearray(make())
+    dice = random.Random(seed)  # hypothesis gives the seed
+    for _ in range(flips):
+        data[dice.randrange(min(len(data), dice.choice((64, 4096, len(data)))))] = dice.randrange(256)
+    with contextlib.suppress(AudioError):
+        assert 0 < measure(written(tmp_path, bytes(data[: int(len(data) * end)]))) <= _length.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"RIFF\0\0\0\0WAVEfmt \0", _kinds.WAV),
+        (b"RF64\0\0\0\0WAVEfmt \0", _kinds.WAV),
+        (b"RIFF\0\0\0\0WEBPVP8 \0", None),
+        (b"FORM\0\0\0\0AIFCCOMM\0", _kinds.AIFF),
+        (b"\0\0\0\x20ftypM4A \0\0\0\0\0", _kinds.M4A),
+        (b"\0\0\0\x20ftypheic\0\0\0\0\0", None),
+        (b"\0\0\0\x20ftypavif\0\0\0\0\0", None),
+        (b"\xff\xf1" + bytes(20), _kinds.AAC),
+        (b"\xff\xfb\x90\x00" + bytes(20), _kinds.MP3),
+        (b"\xff\xf3\x90\x00" + bytes(20), _kinds.MP3),
+        (b"\xff\xe3\x90\x00" + bytes(20), _kinds.MP3),
+        (b"\xff\xeb\x90\x00" + bytes(20), None),  # a version that is reserved
+        (b"\xff\xfb\xf0\x00" + bytes(20), None),  # a bit rate that is
+        (b"\xff\xfb\x00\x00" + bytes(20), None),  # none
+        (b"\xff\xfb\x9c\x00" + bytes(20), None),  # a sample rate that is reserved
+        (b"\xff\xfd\x90\x00" + bytes(20), None),  # layer II
+        (b"\xff\xfb\x90", None),
+    ],
+)
+def test_a_kind_is_told_by_its_first_bytes(head: bytes, kind: _kinds.Kind | None, tmp_path: Path) -> None:
+    assert _kinds.begins_like_audio(head) is (kind is not None)
+    with written(tmp_path, head).open("rb") as file:
+        assert _kinds.kind_of(file) is kind
+
+
+def test_a_tag_with_a_footer_is_skipped_whole(tmp_path: Path) -> None:
+    tag = b"ID3\x04\x00\x10" + struct.pack("4B", 0, 0, 0, 100) + b"x" * 100 + b"3DI" + bytes(7)
+    with written(tmp_path, tag + audio_files.flac()).open("rb") as file:
+        assert _kinds.kind_of(file) is _kinds.FLAC
