@@ -1,0 +1,16 @@
+"""Where the service's callbacks come in: in aiohttp, in any ASGI framework, or in a small server of their own."""
+
+from typing import TYPE_CHECKING
+
+from kie_async._later import later
+from kie_async._signing import sign_callback
+from kie_async.callbacks._asgi import asgi
+from kie_async.callbacks._receiver import Receiver, Receiving
+
+if TYPE_CHECKING:
+    from kie_async.callbacks._aiohttp import Serving, add_routes, serve
+
+__all__ = ["Receiver", "Receiving", "Serving", "add_routes", "asgi", "serve", "sign_callback"]
+
+# Every session has a receiver, few need aiohttp's server.
+__getattr__ = later(__name__, dict.fromkeys(("Serving", "add_routes", "serve"), "_aiohttp"))

@@ -1,0 +1,203 @@
+"""Callbacks in an aiohttp application, or on a small server of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+from aiohttp import HttpVersion11, web
+from anyio import CancelScope
+
+from kie_async.callbacks._receiver import PATIENCE, Receiving
+from kie_async.errors import SettingsError
+
+MOST_CONNECTIONS = 512  # half of the open files that a process is commonly allowed
+_LINGER = 1.0  # seconds to read on after a refusal, so that its sender sees the answer and not a reset
+_GRACE = 1.0  # seconds for callbacks under way when a server ends
+_NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
+_BANNER = "kie_async"  # no version: it tells a stranger what to try
+_OPTIONS: dict[str, Any] = {
+    "access_log": None,  # it would hold the tokens
+    "auto_decompress": False,  # a compressed body is refused
+    "keepalive_timeout": PATIENCE,  # holds for a request's head as well, until it is complete
+    "lingering_time": _LINGER,
+}
+
+
+def add_routes(app: web.Application, session: Receiving, *, path: str | None = None) -> None:
+    """Let an aiohttp application take a session's callbacks in, at ``POST {path}/{token}``.
+
+    aiohttp's access log holds the paths, and so the tokens: leave it off, or cut them. How long a request's head may
+    take is set where the application is run: ``web.run_app(app, keepalive_timeout=10)`` ends the slow ones. ::
+
+        def make_app() -> web.Application:
+            session = kie.KieSession()
+
+            async def run_session(_app: web.Application):
+                async with session:
+                    yield
+
+            app = web.Application()
+            app.cleanup_ctx.append(run_session)
+            kie.callbacks.add_routes(app, session)
+            return app
+
+    Args:
+        app: to which the route is added, before it starts.
+        session: whose callbacks they are.
+        path: by default that of the setting ``callback_url``.
+    """
+
+    async def take(request: web.Request) -> web.Response:
+        return await _answer(session, request, request.match_info["token"])
+
+    app.router.add_route("*", f"{_prefix(session, path)}/{{token}}", take, expect_handler=_expect_later)
+
+
+@attrs.frozen
+class Serving:
+    """Where a server of ``serve`` listens.
+
+    Attributes:
+        host: the address, as bound.
+        port: the port, as bound.
+        url: for the setting ``callback_url``, as seen from this machine.
+    """
+
+    host: str
+    port: int
+    url: str
+
+
+@asynccontextmanager
+async def serve(
+    session: Receiving, *, host: str = "127.0.0.1", port: int = 0, path: str | None = None
+) -> AsyncIterator[Serving]:
+    """Listen for a session's callbacks, as long as the block runs.
+
+    It speaks plain HTTP: for the outside, put a TLS proxy before it. A sender has 10 s for the head of a request and
+    10 s for its body; each connection carries one request; beyond 512 connections the oldest are closed.
+
+    Args:
+        session: whose callbacks they are.
+        host: an address or name of this machine.
+        port: 0 takes a free one.
+        path: by default that of the setting ``callback_url``.
+
+    Raises:
+        SettingsError: the port is in use, or the host not of this machine.
+    """
+    prefix = _prefix(session, path)
+    server = web.Server(partial(_answer_at, prefix, session))
+    runner = web.ServerRunner(server, shutdown_timeout=_GRACE)
+    await runner.setup()
+    listener = await _listen(server, host, port)
+    try:
+        yield _serving(listener, prefix)
+    finally:
+        listener.close()
+        with CancelScope(shield=True):  # a cancelled block must not leave connections behind; it takes _GRACE at most
+            await runner.cleanup()
+
+
+async def _listen(server: web.Server, host: str, port: int) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_server(partial(_accept, server), host, port)
+    except (OSError, OverflowError) as error:
+        raise SettingsError(f"cannot listen for callbacks on {host} port {port}: {error}") from error
+
+
+def _serving(listener: asyncio.Server, prefix: str) -> Serving:
+    host, port = listener.sockets[0].getsockname()[:2]
+    address = ip_address(host.partition("%")[0])
+    if address.is_unspecified:
+        address = ip_address("127.0.0.1" if address.version == 4 else "::1")  # noqa: PLR2004  # IPv4
+    name = str(address) if address.version == 4 else f"[{address}]"  # noqa: PLR2004  # IPv4
+    return Serving(host, port, f"http://{name}:{port}{prefix}")
+
+
+class _Connection(web.RequestHandler):
+    """One that answers what is no HTTP without a version, an echo, or a log line of the sender's making."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that could not be read (400) or a fault of our own (500, logged)."""
+        fault = status == HTTPStatus.INTERNAL_SERVER_ERROR
+        answer = super().handle_error(request, status, exc, message) if fault else _response(status)
+        answer.headers["Server"] = _BANNER
+        return answer
+
+
+def _accept(server: web.Server) -> _Connection:
+    """Make a new connection's protocol; in a crowd the oldest go, for those are the slow ones."""
+    crowd = server.connections
+    for oldest in crowd[: max(0, len(crowd) - MOST_CONNECTIONS + 1)]:
+        oldest.force_close()
+    return _Connection(server, loop=asyncio.get_running_loop(), **_OPTIONS)
+
+
+async def _answer_at(prefix: str, session: Receiving, request: web.BaseRequest) -> web.Response:
+    place, _, token = request.path.rpartition("/")
+    answer = await _answer(session, request, token if place == prefix else "")
+    answer.force_close()  # a connection that may stay would have to be guarded against slowness once more
+    return answer
+
+
+async def _answer(session: Receiving, request: web.BaseRequest, token: str) -> web.Response:
+    body = _Body(request)
+    status = await session.receiver.receive(request.method, request.headers.items(), token, body.read)
+    return _response(status)
+
+
+@attrs.define
+class _Body:
+    _request: web.BaseRequest
+    _begun: bool = False
+
+    async def read(self) -> bytes:
+        """The next piece; ``b""`` at the end."""
+        if not self._begun:
+            self._begun = True
+            await self._continue()
+        try:
+            return await self._request.content.readany()
+        except web.RequestPayloadError as error:
+            raise ConnectionResetError from error
+
+    async def _continue(self) -> None:
+        """Ask for the body of a sender that waits to be asked, which is one whose head was not refused."""
+        expected = self._request.headers.get("Expect", "").lower() == "100-continue"
+        if expected and self._request.version >= HttpVersion11:
+            writer = self._request.writer
+            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            writer.output_size = 0  # the answer itself has not begun
+
+
+async def _expect_later(_request: web.Request) -> None:
+    """Leave the header Expect to the reader of the body: aiohttp's own handler fails on odd bytes in it."""
+
+
+def _response(status: int) -> web.Response:
+    answer = web.Response(status=status, headers={"Server": _BANNER})
+    if status == _NOT_ALLOWED:
+        answer.headers["Allow"] = "POST"
+    return answer
+
+
+def _prefix(session: Receiving, path: str | None) -> str:
+    """The path under which tokens stand: "" or with a slash before and none after."""
+    given = urlsplit(session.settings.callback_url).path if path is None else path
+    return f"/{given.strip('/')}" if given.strip("/") else ""

@@ -1,0 +1,84 @@
+"""Callbacks in Starlette, FastAPI, Litestar, Quart, Django or under a bare server: a plain ASGI callable.
+
+https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import attrs
+
+from kie_async.callbacks._receiver import Receiving
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+def asgi(session: Receiving) -> Application:
+    """Make the ASGI application that takes a session's callbacks in; the last segment of the path is the token.
+
+    It may be made before the session is entered. Frameworks set no limit to a body and most servers none to its
+    slowness: this does both. An access log of the server would hold the tokens: leave it off, or cut the paths.
+
+    Args:
+        session: whose callbacks they are.
+    """
+
+    async def application(scope: Message, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await _answer(session, scope, receive, send)
+        elif kind == "lifespan":
+            await _live(receive, send)
+        elif kind == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            raise NotImplementedError(f"callbacks do not come as {kind!r}")
+
+    return application
+
+
+async def _answer(session: Receiving, scope: Message, receive: Receive, send: Send) -> None:
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+    token = scope["path"].rpartition("/")[2]
+    body = _Body(receive)
+    status = await session.receiver.receive(scope["method"], headers, token, body.read)
+    answer = [(b"content-length", b"0")]
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.append((b"allow", b"POST"))
+    if body.more and scope.get("http_version", "1.1").startswith("1"):
+        answer.append((b"connection", b"close"))  # or the server would go on reading what nobody wants
+    with suppress(OSError):  # the sender may be gone
+        await send({"type": "http.response.start", "status": status, "headers": answer})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@attrs.define
+class _Body:
+    _receive: Receive
+    more: bool = True
+
+    async def read(self) -> bytes:
+        """The next piece; ``b""`` at the end."""
+        while self.more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError
+            self.more = message.get("more_body", False)
+            if piece := message.get("body"):
+                return bytes(piece)
+        return b""
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Nothing is started or stopped here: the session does that."""
+    phase = ""
+    while phase != "shutdown":
+        phase = (await receive())["type"].removeprefix("lifespan.")
+        await send({"type": f"lifespan.{phase}.complete"})
