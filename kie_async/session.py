@@ -1,0 +1,317 @@
+"""The session: opens what is below, and wires it. What it starts, it owns, and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Self, TypeVar, Unpack
+
+import anyio
+import attrs
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from kie_async import files
+from kie_async._calls import Calls, check_task_id
+from kie_async._gather import gather
+from kie_async._groups import lone_errors
+from kie_async._keeper import Keeper, check_open
+from kie_async._routes import ROUTES
+from kie_async._rules import is_url
+from kie_async._submitter import Prepare, Submitter
+from kie_async._task import Task
+from kie_async._tracker import Tracker
+from kie_async._transport import Fetcher, Transport
+from kie_async.callbacks import Receiver
+from kie_async.errors import KieError, SessionError
+from kie_async.events import guarded
+from kie_async.journal import PAID, Job, Journal, State
+from kie_async.limiter import Limiter, SlidingLimiter
+from kie_async.models import (
+    CallbackEvent,
+    ExtendRequest,
+    Outcome,
+    Request,
+    RequestFields,
+    TaskRecord,
+    Track,
+    UploadExtendRequest,
+)
+from kie_async.settings import Settings
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class KieSession(Calls, anyio.AsyncContextManagerMixin):
+    """A session with the service: ``async with KieSession() as session``.
+
+    Args:
+        settings: how to behave; by default from the environment (``KIE_API_KEY`` and others).
+        limiter: who may submit now; by default ``Settings.quota`` for this session alone. Give sessions of the same
+            account the same one.
+        journal: keeps what was meant, sent and accepted, so that a crash loses and repeats nothing; see ``resume``.
+            It is opened and closed with the session.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+
+    Leaving the block waits for the answers of submissions that are under way, and stops following tasks. They go on
+    at the service; ``track`` follows them again.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, limiter: Limiter | None = None, journal: Journal | None = None
+    ) -> None:
+        self.settings = Settings() if settings is None else settings
+        self._tell = guarded(self.settings.observer)
+        self._limiter = limiter or SlidingLimiter(
+            self.settings.quota, self.settings.quota_window, margin=self.settings.quota_margin
+        )
+        self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._tell)
+        self._journal = journal
+        self._keeper: Keeper | None = None
+        self._home: tuple[asyncio.AbstractEventLoop | None, int] | None = None
+        self._transport: Transport
+        self._fetcher: Fetcher
+        self._tracker: Tracker
+        self._submitter: Submitter
+        self._group: TaskGroup
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        if self._home is not None:
+            raise SessionError("this session was entered before: make a new one")
+        self._home = asyncio.get_running_loop(), os.getpid()
+        settings, route = self.settings, ROUTES[self.settings.route]
+        try:
+            with lone_errors():
+                async with (
+                    Transport(settings, self._tell) as self._transport,
+                    Fetcher(settings, self._tell) as self._fetcher,
+                    anyio.create_task_group() as self._group,
+                ):
+                    looks_per_second = route.looks_per_second
+                    self._tracker = Tracker(settings, self._look, self._tell, looks_per_second=looks_per_second)
+                    self._submitter = Submitter(
+                        settings, self._transport, self._limiter, self._tracker, route, self._tell, self._group
+                    )
+                    self._group.start_soon(self._tracker.run)
+                    async with self._own_journal():
+                        yield self
+                    self._group.cancel_scope.cancel()
+        finally:
+            self._home = None, 0  # no loop is the loop of a closed session
+
+    # ------------------------------------------------------------ tasks
+
+    async def extend(self, audio: str | Track, **fields: Unpack[RequestFields]) -> Task:
+        """Extend a track that the service made; see ``ExtendRequest`` for the fields.
+
+        Args:
+            audio: the id of the track (not of its task), or the ``Track``, whose length is then checked.
+            fields: the other fields of ``ExtendRequest``.
+
+        Raises:
+            KieError: as ``submit``.
+        """
+        if isinstance(audio, Track):
+            fields.setdefault("source_duration", audio.duration)
+            audio = audio.id
+        return await self.submit(ExtendRequest(audio, **fields))
+
+    async def upload_extend(self, source: str | os.PathLike[str], **fields: Unpack[RequestFields]) -> Task:
+        """Extend audio of your own; see ``UploadExtendRequest`` for the fields.
+
+        Args:
+            source: a path, whose length is checked and which is uploaded first, or a URL the service can fetch.
+            fields: the other fields of ``UploadExtendRequest``.
+
+        Raises:
+            KieError: as ``submit``.
+        """
+        return await self.submit(UploadExtendRequest(source, **fields))
+
+    async def submit(self, request: Request, *, key: str | None = None) -> Task:
+        """Submit a request; it costs credits (FACTS: 12) from here on.
+
+        Waits for a place in flight and for the quota, first come first served. The task is followed from its
+        acceptance on, whether somebody waits for it or not.
+
+        Args:
+            request: what is asked.
+            key: its name in the session's journal; a random one by default. A key that was submitted before is not
+                submitted again: its task is followed.
+
+        Raises:
+            ConflictError: the key is being submitted, or its submission came to nothing; see the journal.
+            InvalidRequestError: it breaks a rule, or the service says so.
+            AudioError, FileError: the source cannot be used; nothing was spent.
+            RefusedError: the service refused; ``code`` says why.
+            ConnectError: nothing was sent.
+            SubmitUnknownError: the answer was lost; do not send it again blindly.
+
+        Cancelling before the POST spends nothing; a POST under way is completed and its task told to the observer.
+        """
+        self._check()
+        request = await self._measured(request)
+        if self._keeper is None:
+            return Task(await self._submitter.submit(request, self._uploaded), self._tracker)
+        key = key or secrets.token_hex(16)
+        await self._keeper.journal.add([Job(key=key, request=request)])
+        job = await self._keeper.journal.get(key)
+        if job is not None and job.state in PAID and job.task_id:
+            return self.follow(job)
+        return await self.submit_job(key, request)
+
+    async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None) -> Task:
+        """Submit a planned job of the journal in use; its moves, and its end, are recorded.
+
+        Args:
+            key: of the job.
+            request: as it is to be sent, or prepared.
+            prepare: makes it ready once there is a place for it; by default, uploads its source.
+
+        Raises:
+            ConflictError: it is not planned.
+            KieError: as ``submit``.
+        """
+        self._check()
+        keeper = check_open(self._keeper)
+        entry = await self._submitter.submit(request, prepare or self._uploaded, keeper.witness(key))
+        keeper.keep_end(key, entry)
+        return Task(entry, self._tracker, key)
+
+    def follow(self, job: Job) -> Task:
+        """Follow the task of a submitted job of the journal in use; its end is recorded."""
+        self._check()
+        entry = self._tracker.follow(check_task_id(job.task_id))
+        check_open(self._keeper).keep_end(job.key, entry)
+        return Task(entry, self._tracker, job.key)
+
+    async def resume(self) -> AsyncGenerator[Task, None]:
+        """Follow what a session with this journal left open, before a restart or a crash.
+
+        A submission whose answer was not recorded is followed if a callback named its task; if none did, it is
+        recorded as unknown and told to the observer, never sent again.
+
+        Raises:
+            SessionError: the session has no journal.
+        """
+        self._check()
+        keeper = check_open(self._keeper)
+        await keeper.recover_all("")
+        async for job in keeper.jobs(State.SUBMITTED, batch=""):
+            yield self.follow(job)
+
+    def track(self, task_id: str) -> Task:
+        """Follow a task that was submitted elsewhere, or before a restart.
+
+        Raises:
+            InvalidRequestError: no id of a task.
+        """
+        self._check()
+        return Task(self._tracker.follow(check_task_id(task_id)), self._tracker)
+
+    async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
+        """Submit many requests and give their outcomes in the order of completion.
+
+        At most ``Settings.max_in_flight`` are under way or wait to be fetched, so a slow reader slows the
+        submissions down; requests are taken one by one as there is room for them.
+
+        Args:
+            requests: requests, from any iterable.
+
+        Yields:
+            An outcome for each request; its error is a ``KieError``.
+
+        Breaking off submits nothing more and stops waiting; what was submitted goes on at the service.
+        """
+        async with aclosing(self.gather(requests, self._outcome)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+    def gather(
+        self, source: Iterable[A] | AsyncIterable[A], work: Callable[[A], Awaitable[B]], *, most: int | None = None
+    ) -> AsyncGenerator[B, None]:
+        """Do work on each item of a source, at most ``most`` at once, and give what it returns as it is done.
+
+        What ``submit_all`` and ``run_batch`` are made of; by default ``Settings.max_in_flight`` at once. What the
+        source or the work raises ends it. Closing it cancels what is under way.
+        """
+        self._check()
+        return gather(source, work, self._group, most=most or self.settings.max_in_flight)
+
+    async def _outcome(self, request: Request) -> Outcome:
+        task_id = None
+        try:
+            task = await self.submit(request)
+            task_id = task.id
+            return Outcome(request, task_id, result=await task)
+        except KieError as error:
+            return Outcome(request, task_id or error.task_id, error=error)
+
+    # ------------------------------------------------------------ wiring
+
+    async def _look(self, task_id: str) -> TaskRecord | None:
+        return await self._transport.send(ROUTES[self.settings.route].record_info(task_id), retry=False)
+
+    async def _measured(self, request: Request) -> Request:
+        """Check a local source before anything waits or is spent."""
+        if not isinstance(request, UploadExtendRequest) or is_url(request.source) or request.source_duration:
+            return request
+        duration = await to_thread.run_sync(files.measure, Path(request.source))
+        return attrs.evolve(request, source_duration=duration)
+
+    async def _uploaded(self, request: Request) -> Request:
+        if not isinstance(request, UploadExtendRequest) or is_url(request.source):
+            return request
+        uploaded = await files.upload(self._transport, Path(request.source), measure=False)
+        return attrs.evolve(request, source=uploaded.download_url)
+
+    @asynccontextmanager
+    async def _own_journal(self) -> AsyncGenerator[None]:
+        if self._journal is None:
+            yield
+        else:
+            async with self.keeping(self._journal):
+                yield
+
+    @asynccontextmanager
+    async def keeping(self, journal: Journal) -> AsyncGenerator[Keeper]:
+        """Open a journal and keep it for as long as the block lasts; the session's own is open already.
+
+        Raises:
+            SessionError: the session has another.
+        """
+        self._check()
+        if self._keeper is not None:
+            if self._keeper.journal is not journal:
+                raise SessionError("the session has another journal: use that one, or another session")
+            yield self._keeper
+            return
+        route = self.settings.route
+        async with (
+            journal,
+            Keeper(journal, self._submitter, self._tracker, self._tell, route, self._group) as keeper,
+        ):
+            self._keeper = keeper
+            try:
+                yield keeper
+            finally:
+                self._keeper = None
+
+    async def _deliver(self, token: str, event: CallbackEvent) -> str:
+        """Take a callback: it may name a lost task, and it wakes the one it speaks of."""
+        self._check()
+        if self._keeper is not None:  # durable before it is answered; whoever owns the task listens
+            await self._keeper.hear(token, event.task_id, event.stage)
+            return ""
+        note = self._submitter.heard(token, event.task_id)
+        if not note and not self._tracker.wake(event.task_id, event.stage):
+            note = "a task that is not followed here (yet)"
+        return note
