@@ -1,0 +1,134 @@
+"""Real audio, by PyAV: reads whatever a user uploads, writes mp3 that begins with it and audibly goes on.
+
+This module needs the extra ``kie_async[audio]``; ``_studio`` loads it when audio is first asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import cast
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.container import InputContainer
+
+from kie_async.emulator import _music
+from kie_async.emulator._music import RATE, Sound, samples
+
+BIT_RATE = 128_000
+_FRAME = 1152  # samples in a frame of mp3
+_MARGIN = 0.5  # seconds read beyond a cut
+
+
+def measure(content: bytes) -> float:
+    """The length of audio in seconds, counted over all that can be decoded: headers and time stamps lie.
+
+    Raises:
+        ValueError: no audio.
+    """
+    with _reading(content) as container:
+        return sum(frame.samples / frame.sample_rate for frame in _frames(container))
+
+
+@contextmanager
+def _reading(content: bytes) -> Iterator[InputContainer]:
+    try:
+        with av.open(io.BytesIO(content)) as container:
+            yield cast("InputContainer", container)
+    except av.FFmpegError as error:
+        raise ValueError("the file is no audio that can be read") from error
+
+
+def _frames(container: InputContainer) -> Iterator[AudioFrame]:
+    """All frames up to the end, or up to the first damage."""
+    got = 0
+    with suppress(av.FFmpegError):
+        for frame in container.decode(audio=0) if container.streams.audio else ():
+            got += frame.samples
+            yield frame
+    if not got:
+        raise ValueError("the file holds no audio")
+
+
+def decode(content: bytes, until: float) -> Sound:
+    """Read audio of any kind, up to a moment, as 44.1 kHz stereo. What is damaged ends it early.
+
+    Raises:
+        ValueError: no audio.
+    """
+    with _reading(content) as container:
+        blocks = list(_blocks(container, samples(until)))
+    return np.concatenate(blocks or [_music.silence(0)])[: samples(until)]
+
+
+def _blocks(container: InputContainer, wanted: int) -> Iterator[Sound]:
+    resampler = AudioResampler(format="flt", layout="stereo", rate=RATE)
+    got = 0
+    for frame in _frames(container):
+        for part in resampler.resample(frame):
+            got += part.samples
+            yield _stereo(part)
+        if got >= wanted:
+            return
+    for part in resampler.resample(None):
+        yield _stereo(part)
+
+
+def _stereo(frame: AudioFrame) -> Sound:
+    return frame.to_ndarray().astype(np.float32, copy=False).reshape(-1, 2)
+
+
+def encode(sound: Sound) -> bytes:
+    """Write mp3."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp3") as container:
+        stream = container.add_stream("libmp3lame", rate=RATE, layout="stereo", options={"compression_level": "7"})
+        stream.bit_rate = BIT_RATE
+        planes = np.ascontiguousarray(sound.T, dtype=np.float32)
+        for start in range(0, len(sound), _FRAME):
+            block = np.ascontiguousarray(planes[:, start : start + _FRAME])
+            frame = AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = RATE, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def continued(source: bytes | str, *, start: float, seconds: float, take: int, seed: str) -> bytes:
+    """Make an mp3 that begins as the source and goes on after ``start``.
+
+    Args:
+        source: audio of any kind, or the name of a song that nobody has.
+        start: where it is cut, in seconds.
+        seconds: the length of the whole.
+        take: 0 or 1: the two differ.
+        seed: of what is random in it.
+
+    Raises:
+        ValueError: the source is no audio.
+    """
+    until = start + _MARGIN
+    heard = _music.unknown_sound(until, source) if isinstance(source, str) else decode(source, until)
+    cut = samples(start)
+    head, after = heard[:cut], heard[cut:]
+    if len(head) < cut:  # shorter than promised: silence keeps the moments right
+        head = np.concatenate([head, np.zeros((cut - len(head), 2), dtype=np.float32)])
+    tail = _music.going_on(head, after, seconds - start, take=take, seed=seed)
+    return encode(np.concatenate([head, tail])[: samples(seconds)])
+
+
+def demo_song() -> bytes:
+    """Make a short song, as a wav file."""
+    sound = _music.demo_sound()
+    target = io.BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
+    return target.getvalue()

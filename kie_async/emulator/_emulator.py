@@ -1,0 +1,203 @@
+"""``serve``: the service in miniature, on loopback, and what a test may ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import anyio
+from aiohttp import web
+
+from kie_async._groups import lone_errors
+from kie_async.emulator._app import Service
+from kie_async.emulator._courier import Courier, Sent
+from kie_async.emulator._faults import Fault, Faults
+from kie_async.emulator._files import MOST_BYTES
+from kie_async.emulator._library import Library
+from kie_async.emulator._plan import Pace
+from kie_async.emulator._sources import Sources
+from kie_async.emulator._state import Arrival, Charge, Rules, State, Task, most_in_window
+from kie_async.emulator._studio import Studio
+from kie_async.settings import is_loopback
+
+KEY = "emulated-account-1"
+
+
+class Emulator:
+    """A running emulator: what a client needs to reach it, and what a test may ask and change.
+
+    Attributes:
+        base_url: the address to give as ``Settings.base_url``.
+        key: a key that it takes.
+        faults: the faults in force; add and remove them at any time.
+    """
+
+    def __init__(self, service: Service, key: str) -> None:
+        self.base_url = service.base_url
+        self.key = key
+        self.faults: Faults = service.state.faults
+        self._service = service
+        self._state: State = service.state
+
+    @property
+    def credits(self) -> float:
+        """The credits left."""
+        return self._state.credits_left(self._service.clock())
+
+    def top_up(self, amount: float) -> None:
+        """Add credits."""
+        self._state.top_up(amount)
+
+    @property
+    def ledger(self) -> Sequence[Charge]:
+        """Every accepted submission, which is one charge each, in order."""
+        self._state.credits_left(self._service.clock())  # what is due is refunded first
+        return self._state.ledger
+
+    @property
+    def arrivals(self) -> Sequence[Arrival]:
+        """Every submission that came in, accepted or not, in order."""
+        return self._state.arrivals
+
+    @property
+    def callbacks(self) -> Sequence[Sent]:
+        """Every callback that was sent, each try, in order."""
+        return self._service.courier.sent
+
+    def max_in_window(self, seconds: float = 10.0) -> int:
+        """The largest number of submissions that came in within any such window."""
+        return most_in_window((arrival.at for arrival in self._state.arrivals), seconds)
+
+    def looks(self, task_id: str) -> int:
+        """How often record-info was read for a task."""
+        return self._state.looks[task_id]
+
+    def task(self, task_id: str) -> Task:
+        """A task with its plan.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._state.tasks[task_id]
+
+    async def audio(self, track_id: str) -> bytes:
+        """The audio of a track, as a download gives it, whether or not its time has come.
+
+        Raises:
+            KeyError: there is no such track.
+        """
+        found = self._state.track(track_id)
+        if found is None:
+            raise KeyError(track_id)
+        return await self._service.library.audio(*found)
+
+    async def settled(self) -> None:
+        """Wait until every task has ended (those that never end left out) and every callback is delivered."""
+        service = self._service
+        while True:
+            if (wait := self._state.last_end - service.clock()) > 0:
+                await anyio.sleep(wait)
+            elif service.courier.idle and service.sources.unchecked == 0:
+                return
+            else:
+                await service.courier.moved()
+
+
+@asynccontextmanager
+async def serve(  # noqa: PLR0913  # each is one setting, by name
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    key: str | None = None,
+    credits: float = 1000.0,  # noqa: A002  # the word of the service
+    seed: int = 0,
+    speed: float = 1.0,
+    timeline: tuple[float, float, float] | None = None,
+    goes_on: tuple[float, float] | None = None,
+    webhook_key: str | None = None,
+    faults: Iterable[Fault] = (),
+    rules: Rules | None = None,
+    check_sources: bool = True,
+    spoil_jobs: bool = True,
+) -> AsyncIterator[Emulator]:
+    """Serve the service in miniature, on loopback only, for as long as the block lasts.
+
+    It contacts no other machine: callbacks go to, and sources come from, loopback addresses alone. Its clock is the
+    running loop's.
+
+    Args:
+        host: a loopback address.
+        port: 0 takes a free one.
+        key: the only key that is taken; None: any.
+        credits: what the account holds; a task costs 12.
+        seed: of all that is random.
+        speed: tasks live that many times faster; the quota does not.
+        timeline: when a task reaches text, first, complete, in seconds before ``speed``; None: as the real service.
+        goes_on: by how many seconds the two tracks go on after ``continue_at``; None: some 20 and some 35.
+        webhook_key: signs the callbacks.
+        faults: what shall go wrong; see ``Fault``.
+        rules: how strict it is; see ``Rules``.
+        check_sources: whether the sources of uploads are fetched and looked at.
+        spoil_jobs: whether recordInfo of the jobs route is malformed JSON, as a real answer was.
+
+    Raises:
+        ValueError: the host is not on loopback.
+    """
+    if not is_loopback(host):
+        raise ValueError(f"the emulator serves on loopback only, not on {host!r}")
+    clock = asyncio.get_running_loop().time
+    state = State(
+        seed=seed,
+        credits_left=credits,
+        pace=Pace(speed, timeline, goes_on),
+        rules=rules or Rules(),
+        faults=faults,
+    )
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        service = _wire_up(state, client, webhook_key=webhook_key, clock=clock)
+        service.key, service.check, service.spoil = key, check_sources, spoil_jobs
+        async with _listening(service, host, port), _background(service):
+            yield Emulator(service, key or KEY)
+
+
+@asynccontextmanager
+async def _background(service: Service) -> AsyncIterator[None]:
+    with lone_errors():
+        async with anyio.create_task_group() as group:
+            group.start_soon(service.courier.run)
+            group.start_soon(service.sources.run)
+            yield
+            group.cancel_scope.cancel()
+
+
+def _wire_up(
+    state: State, client: aiohttp.ClientSession, *, webhook_key: str | None, clock: Callable[[], float]
+) -> Service:
+    studio = Studio()
+    library = Library(state, studio, clock)
+    courier = Courier(state, client, webhook_key=webhook_key, clock=clock)
+    sources = Sources(state, client, own=library.read, measure=studio.measure, clock=clock, planned=courier.wake)
+    library.sources = sources
+    return Service(state, courier, sources, library, clock)
+
+
+@asynccontextmanager
+async def _listening(service: Service, host: str, port: int) -> AsyncIterator[None]:
+    app = web.Application(client_max_size=MOST_BYTES)
+    app.add_routes(service.routes())
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        address = runner.addresses[0]
+        name = f"[{address[0]}]" if ":" in address[0] else address[0]
+        base_url = f"http://{name}:{address[1]}"
+        for each in (service, service.courier, service.sources, service.library):
+            each.base_url = base_url
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await runner.cleanup()

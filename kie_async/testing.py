@@ -1,0 +1,115 @@
+"""Fixtures for the tests of programs that use this library: ``kie_emulator``, an emulated service.
+
+pytest finds them by itself once the library is installed. Light on purpose: pytest loads this module in every run,
+so the emulator is loaded when a test first asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+    from kie_async.emulator import Arrival, Charge, Emulator, Fault, Sent
+
+SPEED = 100.0
+
+
+@attrs.frozen
+class EmulatorHandle:
+    """An emulator in a thread of its own; every method may be called from any thread.
+
+    Attributes:
+        base_url: the address to give as ``Settings.base_url``; also in ``KIE_BASE_URL`` during the test.
+        key: a key that it takes; also in ``KIE_API_KEY`` during the test.
+    """
+
+    base_url: str
+    key: str
+    _emulator: Emulator = attrs.field(repr=False)
+    _portal: BlockingPortal = attrs.field(repr=False)
+
+    @property
+    def credits(self) -> float:
+        """The credits left."""
+        return self._portal.call(lambda: self._emulator.credits)
+
+    @property
+    def ledger(self) -> list[Charge]:
+        """Every accepted submission, which is one charge each, in order."""
+        return self._portal.call(lambda: list(self._emulator.ledger))
+
+    @property
+    def arrivals(self) -> list[Arrival]:
+        """Every submission that came in, accepted or not, in order."""
+        return self._portal.call(lambda: list(self._emulator.arrivals))
+
+    @property
+    def callbacks(self) -> list[Sent]:
+        """Every callback that was sent, each try, in order."""
+        return self._portal.call(lambda: list(self._emulator.callbacks))
+
+    def looks(self, task_id: str) -> int:
+        """How often record-info was read for a task."""
+        return self._portal.call(self._emulator.looks, task_id)
+
+    def top_up(self, amount: float) -> None:
+        """Add credits."""
+        self._portal.call(self._emulator.top_up, amount)
+
+    def add_faults(self, *faults: Fault) -> None:
+        """Put faults in force, from now on."""
+        self._portal.call(self._emulator.faults.add, *faults)
+
+    def remove_faults(self, *faults: Fault) -> None:
+        """Take faults out of force."""
+        self._portal.call(self._emulator.faults.remove, *faults)
+
+    def settled(self) -> None:
+        """Wait until every task has ended and every callback is delivered."""
+        self._portal.call(self._emulator.settled)
+
+
+@contextmanager
+def serve_in_thread(**options: Any) -> Iterator[EmulatorHandle]:  # noqa: ANN401  # those of ``serve``
+    """Run an emulator in a thread of its own, with the options of ``kie_async.emulator.serve``.
+
+    Tasks live 100 times faster than those of the real service, unless ``speed`` is given.
+    """
+    from anyio.from_thread import start_blocking_portal  # noqa: PLC0415  # see the module's docstring
+
+    from kie_async.emulator import serve  # noqa: PLC0415  # likewise
+
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(serve(**{"speed": SPEED, **options})) as emulator,
+    ):
+        yield EmulatorHandle(emulator.base_url, emulator.key, emulator, portal)
+
+
+@pytest.fixture
+def kie_emulator_options() -> dict[str, Any]:
+    """The options of the emulator (those of ``kie_async.emulator.serve``); override it to change them."""
+    return {}
+
+
+@pytest.fixture
+def kie_emulator(
+    monkeypatch: pytest.MonkeyPatch, kie_emulator_options: dict[str, Any]
+) -> Iterator[EmulatorHandle]:  # fmt: skip
+    """An emulated service, fresh for each test; ``KIE_BASE_URL`` and ``KIE_API_KEY`` lead to it.
+
+    Works in synchronous tests and under any async plugin: it has a thread and an event loop of its own.
+    """
+    with serve_in_thread(**kie_emulator_options) as handle:
+        monkeypatch.setenv("KIE_BASE_URL", handle.base_url)
+        monkeypatch.setenv("KIE_API_KEY", handle.key)
+        for name in ("KIE_CALLBACK_URL", "KIE_WEBHOOK_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        yield handle

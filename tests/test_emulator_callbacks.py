@@ -1,0 +1,218 @@
+"""Callbacks of the emulator: what is sent when, to whom, and what becomes of a task that nobody listens to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+import pytest
+from aiohttp import web
+from emulator_client import emulated, receiving
+from virtual_time import VirtualTimeLoop
+
+from kie_async._signing import Check, check
+from kie_async.emulator import Fault, Rules
+from kie_async.settings import Secret
+
+pytestmark = pytest.mark.anyio
+
+TIMELINE = (10.0, 40.0, 60.0)
+
+
+async def test_the_stages_are_sent_when_they_are_reached(clock: VirtualTimeLoop) -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE) as client:
+        start = clock.time()
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await client.emulator.settled()
+        assert receiver.stages() == ["text", "first", "complete"]
+        assert {body["data"]["task_id"] for body in receiver.bodies} == {task_id}
+        sent = client.emulator.callbacks
+        assert [round(each.at - start) for each in sent] == [10, 40, 60]
+        assert [(each.task_id, each.status, each.attempt, each.forged) for each in sent] == [
+            (task_id, 200, 1, False)
+        ] * 3
+        assert not any("X-Webhook-Signature" in headers for headers in receiver.headers)
+
+
+async def test_the_jobs_route_has_callbacks_too() -> None:
+    async with receiving() as receiver, emulated(speed=10.0) as client:
+        await client.job(callBackUrl=receiver.url)
+        await client.emulator.settled()
+        assert receiver.stages() == ["text", "first", "complete"]
+
+
+async def test_they_are_signed_if_there_is_a_key() -> None:
+    async with receiving() as receiver, emulated(webhook_key="hook") as client:
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await client.emulator.settled()
+    for headers in receiver.headers:
+        lower = {name.lower(): value for name, value in headers.items()}
+        assert check([Secret("hook")], lower, task_id, time.time()) is Check.GOOD
+
+
+async def test_a_delivery_that_fails_is_tried_three_times(clock: VirtualTimeLoop) -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE) as client:
+        receiver.status = 500
+        start = clock.time()
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await client.emulator.settled()
+        assert receiver.stages() == ["text"] * 3
+        assert [(round(each.at - start), each.attempt, each.status) for each in client.emulator.callbacks] == [
+            (10, 1, 500), (12, 2, 500), (22, 3, 500),
+        ]  # fmt: skip
+        record = (await client.record(task_id))["data"]
+        assert record["status"] == "CALLBACK_EXCEPTION"
+        assert all(track["audioUrl"] for track in record["response"]["sunoData"])
+
+
+async def test_a_delivery_that_succeeds_at_last_is_enough() -> None:
+    calls = 0
+
+    async def twice_down(_request: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        return web.Response(status=503 if calls < 3 else 204)
+
+    async with receiving(twice_down) as receiver, emulated(timeline=TIMELINE) as client:
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await client.emulator.settled()
+        assert (await client.record(task_id))["data"]["status"] == "SUCCESS"
+        assert calls == 5
+
+
+async def test_nobody_there_is_a_failure_too() -> None:
+    async with emulated(timeline=TIMELINE) as client:
+        task_id = (await client.extend(callBackUrl="http://127.0.0.1:1/cb"))["data"]["taskId"]
+        await client.emulator.settled()
+        assert [each.status for each in client.emulator.callbacks] == [0, 0, 0]
+        assert (await client.record(task_id))["data"]["status"] == "CALLBACK_EXCEPTION"
+
+
+async def test_a_receiver_has_fifteen_seconds_and_holds_up_nobody_else(clock: VirtualTimeLoop) -> None:
+    async def asleep(_request: web.Request) -> web.Response:
+        await asyncio.sleep(16)
+        return web.Response()
+
+    async with receiving(asleep) as slow, receiving() as quick, emulated(timeline=TIMELINE) as client:
+        start = clock.time()
+        first = (await client.extend(callBackUrl=slow.url))["data"]["taskId"]
+        await client.extend(callBackUrl=quick.url)
+        await client.emulator.settled()
+        failed = [each for each in client.emulator.callbacks if (each.task_id, each.stage) == (first, "text")]
+        assert [(round(each.at - start), each.status) for each in failed] == [(25, 0), (42, 0), (67, 0)]
+        assert quick.stages() == ["text", "first", "complete"]
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async with receiving() as other:
+
+        async def elsewhere(_request: web.Request) -> web.Response:
+            raise web.HTTPTemporaryRedirect(other.url)
+
+        async with receiving(elsewhere) as receiver, emulated(timeline=TIMELINE) as client:
+            await client.extend(callBackUrl=receiver.url)
+            await client.emulator.settled()
+            assert {each.status for each in client.emulator.callbacks} == {307}
+        assert other.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("url", "rules", "end"),
+    [
+        ("https://example.com/cb", Rules(), "SUCCESS"),
+        ("https://example.com/cb", Rules(placeholder_fails=True), "CALLBACK_EXCEPTION"),
+        ("https://elsewhere.invalid/cb", Rules(), "CALLBACK_EXCEPTION"),
+    ],
+)
+async def test_other_machines_are_never_called(url: str, rules: Rules, end: str) -> None:
+    async with emulated(timeline=TIMELINE, rules=rules) as client:
+        task_id = (await client.extend(callBackUrl=url))["data"]["taskId"]
+        await client.emulator.settled()
+        assert client.emulator.callbacks == []
+        record = (await client.record(task_id))["data"]
+        assert record["status"] == end
+        assert all(track["audioUrl"] for track in record["response"]["sunoData"])
+
+
+async def test_two_stages_at_once_arrive_in_the_order_of_the_plan() -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[Fault("reordered")]) as client:
+        for _ in range(5):
+            await client.extend(callBackUrl=receiver.url)
+        await client.emulator.settled()
+        for task in client.emulator.ledger:
+            order = [body["data"] for body in receiver.bodies if body["data"]["task_id"] == task.task_id]
+            assert [each["callbackType"] for each in order] == ["complete", "first", "text"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "stages"),
+    [
+        (Fault("lost", "callback"), []),
+        (Fault("doubled", stage="complete"), ["text", "first", "complete", "complete"]),
+        (Fault("late", stage="first", seconds=100.0), ["text", "complete", "first"]),
+    ],
+)
+async def test_callbacks_go_astray(fault: Fault, stages: list[str]) -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[fault]) as client:
+        await client.extend(callBackUrl=receiver.url)
+        await client.emulator.settled()
+        assert receiver.stages() == stages
+
+
+async def test_a_callback_comes_before_the_answer() -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[Fault("early")]) as client:
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        assert receiver.stages() == ["text"]
+        assert receiver.bodies[0]["data"]["task_id"] == task_id
+        assert (await client.record(task_id))["data"]["status"] == "TEXT_SUCCESS"
+        await client.emulator.settled()
+        assert receiver.stages() == ["text", "first", "complete"]
+
+
+async def test_all_callbacks_come_before_an_answer_that_is_lost() -> None:
+    faults = [Fault("early", stage="complete"), Fault("lost")]
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await client.extend(callBackUrl=receiver.url)
+        assert receiver.stages() == ["text", "first", "complete"]
+        task_id = receiver.bodies[0]["data"]["task_id"]
+        assert client.emulator.ledger[0].task_id == task_id
+        assert (await client.record(task_id))["data"]["status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("signed", [True, False])
+async def test_a_false_callback_bears_false_audio(signed: bool) -> None:  # noqa: FBT001  # a parameter
+    fault = Fault("forged", url="http://127.0.0.1:9/evil.mp3", seconds=1.0, signed=signed)
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[fault], webhook_key="hook") as client:
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await client.emulator.settled()
+        assert receiver.stages() == ["complete", "text", "first", "complete"]
+        assert ("X-Webhook-Signature" in receiver.headers[0]) is signed
+        assert {track["audio_url"] for track in receiver.bodies[0]["data"]["data"]} == {"http://127.0.0.1:9/evil.mp3"}
+        assert [each.forged for each in client.emulator.callbacks] == [True, False, False, False]
+        assert "evil" not in str(await client.record(task_id))
+
+
+async def test_a_false_callback_claims_a_failure() -> None:
+    fault = Fault("forged", code=501, message="no", stage="error")
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[fault]) as client:
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await client.emulator.settled()
+        false = receiver.bodies[0]
+        assert false == {
+            "code": 501, "msg": "no", "data": {"callbackType": "error", "data": None, "task_id": task_id},
+        }  # fmt: skip
+        assert (await client.record(task_id))["data"]["status"] == "SUCCESS"
+
+
+async def test_a_thousand_callbacks_at_once_arrive(clock: VirtualTimeLoop) -> None:
+    options = {"credits": 1e6, "rules": Rules(quota=1000), "timeline": TIMELINE}
+    async with receiving() as receiver, emulated(**options) as client:
+        for _ in range(300):
+            await client.extend(callBackUrl=receiver.url)
+        assert len(asyncio.all_tasks()) < 20
+        await client.emulator.settled()
+        assert len(receiver.bodies) == 900
+        assert {each.status for each in client.emulator.callbacks} == {200}
+    assert clock.time() > 0

@@ -1,0 +1,120 @@
+"""Where the emulator takes its sources from: its own uploads and loopback, and what it makes of the rest."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from emulator_client import Client, emulated, receiving
+from virtual_time import VirtualTimeLoop
+
+from kie_async.emulator import demo_song
+
+pytestmark = pytest.mark.anyio
+
+SHORT = {"timeline": (1.0, 2.0, 3.0), "goes_on": (2.0, 4.0)}
+
+
+@pytest.fixture(scope="session")
+def song() -> bytes:
+    return demo_song()
+
+
+async def failure(client: Client, url: str, clock: VirtualTimeLoop, **fields: object) -> tuple[str, int | None]:
+    """The status and the code of a task some time after its failure."""
+    answer = await client.upload_extend(uploadUrl=url, **fields)
+    await client.emulator.settled()
+    clock.advance(1)
+    data = (await client.record(answer["data"]["taskId"]))["data"]
+    return data["status"], data["errorCode"]
+
+
+async def test_a_source_that_cannot_be_fetched_says_pending_and_then_fails(clock: VirtualTimeLoop) -> None:
+    async with receiving() as receiver, emulated() as client:
+        answer = await client.upload_extend(callBackUrl=receiver.url)
+        task_id = answer["data"]["taskId"]
+        clock.advance(60)
+        record = (await client.record(task_id))["data"]
+        assert (record["status"], record["errorCode"]) == ("PENDING", 451)
+        await client.emulator.settled()
+        assert (await client.record(task_id))["data"]["status"] == "CREATE_TASK_FAILED"
+        assert [body["code"] for body in receiver.bodies][-1] == 451
+        assert receiver.stages()[-1] == "error"
+        assert len(client.emulator.ledger) == 1
+
+
+async def test_what_is_no_audio_fails(clock: VirtualTimeLoop) -> None:
+    async with emulated() as client:
+        url = await client.upload(b"<html>not found</html>", "song.mp3")
+        assert await failure(client, url, clock) == ("CREATE_TASK_FAILED", 451)
+        missing = client.url("/files/kieai/100001/in/gone.mp3")
+        assert await failure(client, missing, clock) == ("CREATE_TASK_FAILED", 451)
+
+
+async def test_a_moment_beyond_the_source_fails(song: bytes, clock: VirtualTimeLoop) -> None:
+    async with emulated() as client:
+        url = await client.upload(song)
+        assert await failure(client, url, clock, continueAt=25) == ("SUCCESS", None)
+        assert await failure(client, url, clock, continueAt=26) == ("CREATE_TASK_FAILED", 422)
+
+
+@pytest.mark.parametrize("answer", ["404", "slow", "broken"])
+async def test_another_host_on_loopback_can_fail(answer: str, clock: VirtualTimeLoop) -> None:
+    async def serve_file(request: web.Request) -> web.StreamResponse:
+        if answer == "404":
+            raise web.HTTPNotFound
+        if answer == "slow":
+            await asyncio.sleep(60)
+        stream = web.StreamResponse(headers={"Content-Length": "100"})
+        await stream.prepare(request)
+        return stream
+
+    async with receiving(serve_file) as host, emulated() as client:
+        assert await failure(client, host.url, clock) == ("CREATE_TASK_FAILED", 451)
+
+
+async def test_a_source_that_is_too_large_fails(monkeypatch: pytest.MonkeyPatch, clock: VirtualTimeLoop) -> None:
+    monkeypatch.setattr("kie_async.emulator._sources.MOST_BYTES", 1000)
+
+    async def serve_file(_request: web.Request) -> web.Response:
+        return web.Response(body=bytes(2000))
+
+    async with receiving(serve_file) as host, emulated() as client:
+        assert await failure(client, host.url, clock) == ("CREATE_TASK_FAILED", 451)
+
+
+async def test_sources_are_fetched_once_and_kept_within_bounds(
+    song: bytes, clock: VirtualTimeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr("kie_async.emulator._sources.KEPT", 1)
+    asked = []
+
+    async def serve_file(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(body=song)
+
+    async with receiving(serve_file) as host, emulated() as client:
+        for name in ("a", "b", "a"):
+            assert await failure(client, host.url + name, clock, continueAt=3) == ("SUCCESS", None)
+        assert len(asked) == 2
+
+
+async def test_both_tracks_are_made_from_one_fetch(song: bytes) -> None:
+    asked = []
+
+    async def serve_file(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(body=song)
+
+    async with receiving(serve_file) as host, emulated(**SHORT) as client:
+        task_id = (await client.upload_extend(uploadUrl=host.url, continueAt=3))["data"]["taskId"]
+        await client.emulator.settled()
+        one, other = [await client.emulator.audio(each) for each in client.emulator.task(task_id).track_ids]
+        assert one != other
+        assert len(asked) == 1
+
+
+async def test_sources_are_not_looked_at_if_told_so(clock: VirtualTimeLoop) -> None:
+    async with emulated(check_sources=False) as client:
+        assert await failure(client, "https://kie.invalid/x.mp3", clock) == ("SUCCESS", None)
