@@ -1,0 +1,116 @@
+"""A whole batch on one machine: jobs into the journal, then each to its end, a bounded number at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import AsyncExitStack, aclosing
+from os import PathLike
+from pathlib import Path
+
+import anyio
+import attrs
+
+from kie_async._keeper import Keeper
+from kie_async.batch._budget import Budget
+from kie_async.batch._results import Results
+from kie_async.batch._runner import JobObserver, Runner
+from kie_async.journal import Job, Journal, State
+from kie_async.session import KieSession
+
+_ADDED_AT_ONCE = 500
+# Paid work first; what is planned costs, and waits.
+_ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.PLANNED,))
+_WITHOUT_TRACKS = (State.FAILED, State.REJECTED, State.UNKNOWN)  # the line of a delivered job is older than its end
+_LATE = 600.0  # seconds that a line may be behind its job's end: clocks differ
+
+
+def _nothing(_job: Job) -> None:
+    return
+
+
+async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
+    session: KieSession,
+    jobs: Iterable[Job] | AsyncIterable[Job],
+    *,
+    journal: Journal,
+    directory: str | PathLike[str],
+    observer: JobObserver = _nothing,
+    batch: str | None = None,
+    max_credits: float | None = None,
+) -> AsyncGenerator[Job, None]:
+    """Run a batch to its end, or go on with one: upload, submit, follow, download, and remember.
+
+    Jobs that the journal knows are not paid again; those at their end are not given again. A job whose submission's
+    answer was lost stays unknown until its callback comes or a person decides.
+
+    Args:
+        session: submits, follows and downloads.
+        jobs: from ``read_manifest``, or made by hand. Taken one by one; memory does not grow with their number.
+        journal: opened for the run, unless it is the session's own.
+        directory: where tracks, their sidecars and ``results.jsonl`` go.
+        observer: called with each job when it has moved.
+        batch: the name of the batch in the journal; by default, the directory.
+        max_credits: never spend more on this batch, reserved before each submission.
+
+    Yields:
+        Each job as it comes to its end; or, with an error, as it stands if it has to wait for another run.
+
+    Raises:
+        ConflictError: another process runs this batch.
+        KieError: what stopped the batch: the key, the credits, the disk. Running it again goes on from there.
+
+    Breaking off submits nothing more; what was submitted goes on at the service, and with the next run.
+    """
+    name = batch or str(await anyio.Path(directory).resolve())
+    async with AsyncExitStack() as stack:
+        keeper = await stack.enter_async_context(session.keeping(journal))
+        await stack.enter_async_context(keeper.holding(f"batch:{name}"))
+        await add_jobs(journal, jobs, name)
+        budget, results = Budget(max_credits, spent=await journal.spent(name)), Results(Path(directory))
+        async for job in left_over(keeper, results, name):
+            observer(job)
+            yield job
+        runner = Runner(session, keeper, results, budget, observer)
+        outcomes = session.gather(_keys(keeper, runner, name), runner.run_job)
+        async with aclosing(outcomes):
+            async for job in outcomes:
+                yield job
+    if runner.stopped is not None:
+        raise runner.stopped
+
+
+async def add_jobs(journal: Journal, jobs: Iterable[Job] | AsyncIterable[Job], batch: str) -> None:
+    """Put jobs into a journal, as a batch; those it knows stay as they are."""
+    waiting: list[Job] = []
+
+    async def put(job: Job) -> None:
+        waiting.append(attrs.evolve(job, batch=batch))
+        if len(waiting) == _ADDED_AT_ONCE:
+            await journal.add(waiting)
+            waiting.clear()
+
+    if isinstance(jobs, AsyncIterable):
+        async for job in jobs:
+            await put(job)
+    else:
+        for job in jobs:
+            await put(job)
+    await journal.add(waiting)
+
+
+async def left_over(keeper: Keeper, results: Results, batch: str) -> AsyncGenerator[Job, None]:
+    """Say what became of the submissions of dead owners, and write down the ends that a crash kept from being so."""
+    await keeper.recover_all(batch)
+    since = await results.last_noted() - _LATE
+    async for job in keeper.jobs(*_WITHOUT_TRACKS, batch=batch):
+        if job.moments[job.state.value] > since and await results.note(job):
+            yield job
+
+
+async def _keys(keeper: Keeper, runner: Runner, batch: str) -> AsyncGenerator[str, None]:
+    """The keys of a batch's jobs that are not at their end."""
+    for states in _ORDER:
+        async for job in keeper.jobs(*states, batch=batch):
+            if job.state is State.PLANNED and runner.stopped is not None:
+                return
+            yield job.key

@@ -1,0 +1,71 @@
+"""What a person decides about jobs that came to nothing, or to nobody knows what. Only these send a job again."""
+
+from __future__ import annotations
+
+from kie_async.errors import ConflictError
+from kie_async.journal import Job, Journal, State
+
+_RETRIED = frozenset({State.FAILED, State.REJECTED})
+
+
+async def retry(journal: Journal, key: str) -> Job:
+    """Plan a failed or rejected job once more; it is paid again.
+
+    Raises:
+        ConflictError: there is no such job, or it is neither.
+    """
+    job = await find(journal, key)
+    if job.state not in _RETRIED:
+        raise ConflictError(f"job {key!r} is {job.state}: only what failed or was rejected can be tried again")
+    return await journal.move(key, State.PLANNED, token=job.token)
+
+
+async def name_task(journal: Journal, key: str, task_id: str) -> Job:
+    """Say which task an unknown job became; the next run follows it.
+
+    Raises:
+        ConflictError: there is no such job, it is not unknown, or the task is another's.
+    """
+    job = await _unknown(journal, key)
+    return await journal.move(key, State.SUBMITTED, token=job.token, task_id=task_id)
+
+
+async def resubmit(journal: Journal, key: str) -> Job:
+    """Plan an unknown job once more; if it was accepted after all, it is paid twice.
+
+    Raises:
+        ConflictError: there is no such job, it is not unknown, or a callback has named its task.
+    """
+    job = await _unknown(journal, key)
+    if named := await journal.heard(token=job.token):
+        raise ConflictError(f"a callback has named the task of job {key!r}: it was accepted", named[0].task_id)
+    return await journal.move(key, State.PLANNED, token=job.token)
+
+
+async def abandon(journal: Journal, key: str) -> Job:
+    """Leave an unknown job as it is, for good.
+
+    Raises:
+        ConflictError: there is no such job, or it is not unknown.
+    """
+    job = await _unknown(journal, key)
+    return await journal.move(key, State.ABANDONED, token=job.token)
+
+
+async def find(journal: Journal, key: str) -> Job:
+    """Read a job.
+
+    Raises:
+        ConflictError: there is none of this key.
+    """
+    job = await journal.get(key)
+    if job is None:
+        raise ConflictError(f"the journal has no job {key!r}")
+    return job
+
+
+async def _unknown(journal: Journal, key: str) -> Job:
+    job = await find(journal, key)
+    if job.state is not State.UNKNOWN:
+        raise ConflictError(f"job {key!r} is {job.state}, and not unknown: there is nothing to decide")
+    return job

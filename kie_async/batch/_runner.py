@@ -1,0 +1,193 @@
+"""Jobs on their way, one step at a time; where a job stands in the journal says which step is next.
+
+``Runner.run_job(key)`` knows nothing of who calls it: the loop of ``run_batch``, or an engine that hands out keys and
+may hand out one twice. The journal decides what may be paid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import anyio
+import attrs
+from anyio import to_thread
+
+from kie_async._keeper import Keeper, job_error
+from kie_async._rules import is_url
+from kie_async.batch._budget import Action, Budget, StopRules
+from kie_async.batch._results import Results
+from kie_async.errors import AudioError, ConflictError, InvalidRequestError, KieError
+from kie_async.journal import FINAL, Job, Source, State
+from kie_async.models import Request, UploadExtendRequest
+from kie_async.session import KieSession
+
+JobObserver = Callable[[Job], None]
+
+UPLOAD_LIFE = 20 * 3600.0  # seconds. FACTS: uploads are kept 24 h or 3 days; treat them as older after 20 h
+_CHUNK = 1 << 20
+
+
+class Runner:
+    """Takes jobs to their end.
+
+    Args:
+        session: submits, follows and downloads.
+        keeper: of the journal in use.
+        results: where the files go.
+        budget: what may be spent.
+        observer: told of each job when it has moved.
+    """
+
+    def __init__(
+        self, session: KieSession, keeper: Keeper, results: Results, budget: Budget, observer: JobObserver
+    ) -> None:
+        self.stopped: KieError | None = None
+        self._session = session
+        self._keeper = keeper
+        self._journal = keeper.journal
+        self._results = results
+        self._budget = budget
+        self._observer = observer
+        self._rules = StopRules()
+        self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._steps = {
+            State.PLANNED: self._submit,
+            State.INTENT: self._keeper.recover,
+            State.SUBMITTED: self._follow,
+            State.SUCCEEDED: self._deliver,
+        }
+
+    async def run_job(self, key: str) -> Job:
+        """Take a job as far as it goes, and return it as it stands then.
+
+        Returns:
+            The job at its end; or as the journal has it, with an error, if it has to wait for another run.
+
+        Raises:
+            StorageError: the journal is away.
+
+        Cancelling leaves it where the journal says; the next call goes on from there.
+        """
+        job = await self._get(key)
+        while job.state not in FINAL:
+            if job.state is State.PLANNED and self.stopped is not None:
+                return job
+            try:
+                job = await self._steps[job.state](job)
+            except ConflictError as error:  # another process has it
+                return attrs.evolve(await self._get(key), error=job_error(error))
+            except KieError as error:
+                job = await self._get(key)
+                delay = self._judge(error)
+                if job.state not in FINAL and delay is None:
+                    job = attrs.evolve(job, error=job_error(error))
+                    self._moved(job)
+                    return job
+                await anyio.sleep(delay or 0.0)
+            self._moved(job)
+        if job.state is not State.DELIVERED:  # that was noted before the move
+            await self._results.note(job)
+        return job
+
+    def _moved(self, job: Job) -> None:
+        self._budget.settle(job)
+        self._observer(job)
+
+    def _judge(self, error: KieError) -> float | None:
+        """Seconds until a job that this error left on its way is tried again; None if it is not, in this run."""
+        decision = self._rules.judge(error)
+        if decision.action in {Action.STOP, Action.PAUSE}:
+            self.stopped = self.stopped or error
+        return decision.delay if decision.action is Action.SLOW else None
+
+    async def _get(self, key: str) -> Job:
+        job = await self._journal.get(key)
+        if job is None:
+            raise ConflictError(f"the journal has no job {key!r}")
+        return job
+
+    # ------------------------------------------------------------ the steps
+
+    async def _submit(self, job: Job) -> Job:
+        """Upload, submit, and wait for the end."""
+        self._budget.reserve(job.key)
+        try:
+            task = await self._session.submit_job(job.key, job.request, prepare=lambda _: self._ready(job))
+        except (AudioError, InvalidRequestError) as error:
+            if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent
+                return await self._journal.move(job.key, State.REJECTED, error=job_error(error))
+            raise
+        self._rules.succeed()
+        self._observer(await self._get(job.key))
+        return await self._ended(job.key, task)
+
+    async def _follow(self, job: Job) -> Job:
+        self._budget.adopt(job.key)
+        return await self._ended(job.key, self._session.follow(job))
+
+    async def _ended(self, key: str, task: Awaitable[object]) -> Job:
+        failure = None
+        try:
+            await task
+        except KieError as error:
+            failure = error
+        await self._keeper.recorded(key)
+        job = await self._get(key)
+        if job.state is State.SUBMITTED and failure is not None:
+            raise failure  # no end: patience is over, or the key was refused
+        return job
+
+    async def _deliver(self, job: Job) -> Job:
+        """Fetch both tracks; whoever has the lease does it, and only once."""
+        async with self._keeper.holding(f"deliver:{job.key}"):
+            job = await self._get(job.key)
+            if job.state is not State.SUCCEEDED:
+                return job
+            files = tuple([await self._results.save(self._session, job, track) for track in job.tracks])
+            moments = {**job.moments, State.DELIVERED.value: time.time()}
+            await self._results.note(attrs.evolve(job, state=State.DELIVERED, files=files, moments=moments))
+            return await self._journal.move(job.key, State.DELIVERED, files=files)
+
+    # ------------------------------------------------------------ sources
+
+    async def _ready(self, job: Job) -> Request:
+        """The request as it is sent: a local source is uploaded, once per content."""
+        request = job.request
+        if not isinstance(request, UploadExtendRequest) or is_url(request.source):
+            return request
+        source = job.source
+        if source is None:
+            source = await to_thread.run_sync(_facts_of, Path(request.source))
+        lock = self._uploading.setdefault(source.sha256, asyncio.Lock())
+        async with lock:
+            kept = await self._journal.uploaded(source.sha256, time.time() - UPLOAD_LIFE)
+            known = kept or await self._upload(job, source)
+        return attrs.evolve(request, source=known.upload_url or "")
+
+    async def _upload(self, job: Job, source: Source) -> Source:
+        now = await to_thread.run_sync(_facts_of, Path(source.path))
+        if now.sha256 != source.sha256:
+            raise AudioError(f"{Path(source.path).name} changed since the batch was planned: plan it anew")
+        uploaded = await self._session.upload(source.path, measure=False)
+        known = attrs.evolve(source, upload_url=uploaded.download_url, uploaded_at=time.time())
+        await self._journal.upload(job.key, known)
+        return known
+
+
+def _facts_of(path: Path) -> Source:
+    """Size and content of a file; blocks."""
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise AudioError(f"{path.name} cannot be read: {error.strerror}") from None
+    return Source(path=str(path), size=size, sha256=digest.hexdigest())

@@ -1,0 +1,437 @@
+"""What a batch leaves: names that are safe and never shared, sidecars, and a line per end of a job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie_async.batch import _lines
+from kie_async.batch._results import SIDECAR, Results, bare, line_of, sidecar_of, track_stem, write_whole
+from kie_async.errors import DownloadError, StorageError
+from kie_async.files import _part
+from kie_async.files._names import safe_name
+from kie_async.files._part import Part
+from kie_async.journal import Job, JobError, Source, State
+from kie_async.models import ExtendRequest, Track, UploadExtendRequest
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "s3cret"
+SIGNED = f"https://user:{SECRET}@cdn.example/a.mp3?sig={SECRET}#{SECRET}"
+TRACKS = tuple(
+    Track(
+        f"t{number}",
+        SIGNED,
+        stream_audio_url=SIGNED,
+        duration=20.5,
+        title="Longer",
+        created_at=datetime(2026, 9, 1, tzinfo=UTC),
+    )
+    for number in (1, 2)
+)
+EXTEND = ExtendRequest("a1", model="V5", prompt="la", style="pop", title="Longer é", continue_at=10.0)
+JOB = Job(
+    key="song-7",
+    request=EXTEND,
+    state=State.SUCCEEDED,
+    attempt=1,
+    token=SECRET,
+    task_id="5c79",
+    tracks=TRACKS,
+    credits=12.0,
+    moments={"planned": 0.0, "succeeded": 60.5},
+)
+
+
+@attrs.define
+class Downloads:
+    """A session that fetches what it is told to."""
+
+    audio: bytes = b"ID3 music"
+    fetched: list[str | None] = attrs.field(factory=list)
+
+    async def download(self, track: Track, directory: Path, *, name: str | None = None) -> Path:
+        assert track in TRACKS
+        self.fetched.append(name)
+        path = directory / f"{name}.mp3"
+        assert not path.exists()
+        path.write_bytes(self.audio)
+        return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def lines(results: Results) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results.directory / "results.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("key", "stem"),
+    [
+        ("song-7", "song-7-1"),
+        ("3f2a" * 6, f"Longer-e-{'3f2a' * 6}-1"),
+        ("3f2a" * 6 + "-2", f"Longer-e-{'3f2a' * 6}-2-1"),
+        ("../up", "up-[0-9a-f]{16}-1"),
+        ("Song", "Song-[0-9a-f]{16}-1"),
+        ("con", "con-1"),
+        ("_x", "x-[0-9a-f]{16}-1"),
+        ("音", "track-[0-9a-f]{16}-1"),
+        ("", "track-[0-9a-f]{16}-1"),
+    ],
+)
+def test_a_track_is_named_by_the_key_of_its_job(key: str, stem: str) -> None:
+    assert re.fullmatch(stem, track_stem(attrs.evolve(JOB, key=key), 1))
+
+
+@pytest.mark.parametrize(
+    ("request_", "label"),
+    [
+        (UploadExtendRequest("in/My Song.wav", model="V5", continue_at=5), "My-Song"),
+        (UploadExtendRequest(SIGNED, model="V5", continue_at=5), "track"),
+        (ExtendRequest("a1", model="V5"), "track"),
+    ],
+)
+def test_a_job_without_an_id_or_a_title_is_named_by_its_source(request_: Any, label: str) -> None:
+    job = Job(key="3f2a" * 6, request=request_)
+    assert track_stem(job, 2) == f"{label}-{'3f2a' * 6}-2"
+
+
+KEYS = st.text(max_size=80) | st.from_regex(r"[a-z0-9_-]{1,8}", fullmatch=True) | st.from_regex(r"[0-9a-f]{24}")
+
+
+@given(st.lists(KEYS, min_size=2, max_size=6, unique=True), st.integers(1, 12), st.integers(1, 12))
+def test_no_two_tracks_share_a_name_and_each_is_safe(keys: list[str], one: int, other: int) -> None:
+    stems = [track_stem(attrs.evolve(JOB, key=key), number) for key in keys for number in {one, other}]
+    assert len({stem.lower() for stem in stems}) == len(stems)
+    assert all(safe_name(stem) == stem for stem in stems)
+
+
+# ---------------------------------------------------------------- tracks and their sidecars
+
+
+async def test_a_track_gets_a_sidecar(tmp_path: Path) -> None:
+    session, results = Downloads(), Results(tmp_path / "out" / "deep")
+    assert [await results.save(session, JOB, track) for track in TRACKS] == ["song-7-1.mp3", "song-7-2.mp3"]
+    found = read(results.directory / f"song-7-2{SIDECAR}")
+    assert found == {
+        "format": 1,
+        "key": "song-7",
+        "task_id": "5c79",
+        "operation": "extend",
+        "request": {
+            "audio_id": "a1",
+            "model": "V5",
+            "prompt": "la",
+            "style": "pop",
+            "title": "Longer é",
+            "continue_at": 10.0,
+        },
+        "source": None,
+        "track": {
+            "number": 2,
+            "of": 2,
+            "id": "t2",
+            "audio_url": "https://cdn.example/a.mp3",
+            "stream_audio_url": "https://cdn.example/a.mp3",
+            "title": "Longer",
+            "duration": 20.5,
+            "created_at": "2026-09-01T00:00:00+00:00",
+        },
+        "credits": 12.0,
+        "moments": {"planned": "1970-01-01T00:00:00+00:00", "succeeded": "1970-01-01T00:01:00.500000+00:00"},
+        "file": {
+            "name": "song-7-2.mp3",
+            "size": 9,
+            "sha256": hashlib.sha256(b"ID3 music").hexdigest(),
+        },
+    }
+    assert sorted(path.suffix for path in results.directory.iterdir()) == [".json", ".json", ".mp3", ".mp3"]
+
+
+async def test_nothing_secret_is_written(tmp_path: Path) -> None:
+    source = Source(path="in/a.wav", size=1, sha256="0" * 64, duration=9.0, upload_url=SIGNED)
+    request = UploadExtendRequest(SIGNED, model="V5", continue_at=5)
+    error = JobError(type="RefusedError", message=f"could not fetch {SIGNED}")
+    job = attrs.evolve(JOB, request=request, source=source, error=error)
+    results = Results(tmp_path)
+    await results.save(Downloads(), job, TRACKS[0])
+    await results.note(job)
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert SECRET.encode() not in written
+    assert read(tmp_path / f"song-7-1{SIDECAR}")["source"] == {
+        "path": "in/a.wav",
+        "size": 1,
+        "sha256": "0" * 64,
+        "duration": 9.0,
+    }
+    assert read(tmp_path / f"song-7-1{SIDECAR}")["request"]["source"] == "https://cdn.example/a.mp3"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [("in/a?b.wav", "in/a?b.wav"), ("http://[::1/x?sig=1", "http://[::1/…"), ("HTTPS://h/p;x?q#f", "https://h/p;x")],
+)
+def test_an_address_is_cut_to_what_is_public(text: str, left: str) -> None:
+    assert bare(text) == left
+
+
+async def test_a_track_that_is_here_is_not_fetched_again(tmp_path: Path) -> None:
+    session, results = Downloads(), Results(tmp_path)
+    await results.save(session, JOB, TRACKS[0])
+    again = Results(tmp_path)
+    assert await again.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert session.fetched == ["song-7-1"]
+
+
+async def test_a_crash_before_the_sidecar_is_complete_fetches_nothing_twice(tmp_path: Path) -> None:
+    session, results = Downloads(), Results(tmp_path)
+    await results.save(session, JOB, TRACKS[0])
+    write_whole(tmp_path / f"song-7-1{SIDECAR}", json.dumps(sidecar_of(JOB, 1)).encode())
+    assert await results.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert read(tmp_path / f"song-7-1{SIDECAR}")["file"]["size"] == 9
+    assert len(session.fetched) == 1
+
+
+async def test_a_download_that_failed_is_taken_up_under_its_name(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+
+    class Broken(Downloads):
+        async def download(self, track: Track, directory: Path, *, name: str | None = None) -> Path:
+            (directory / f"{name}.part").write_bytes(b"ID3")
+            raise DownloadError(f"{track.id} broke off")
+
+    with pytest.raises(DownloadError):
+        await results.save(Broken(), JOB, TRACKS[0])
+    assert read(tmp_path / f"song-7-1{SIDECAR}")["file"] is None
+    session = Downloads()
+    assert await results.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert session.fetched == ["song-7-1"]
+
+
+async def test_a_part_that_a_crash_has_left_is_seen_to_by_the_download(tmp_path: Path) -> None:
+    session, results = Downloads(), Results(tmp_path)
+    await results.save(session, JOB, TRACKS[0])
+    os.link(tmp_path / "song-7-1.mp3", tmp_path / "song-7-1.part")
+
+    class Finishing(Downloads):
+        async def download(self, track: Track, directory: Path, *, name: str | None = None) -> Path:
+            part = Part.open(directory, name or track.id)
+            assert part.published is not None
+            return part.published
+
+    assert await results.save(Finishing(), JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert not (tmp_path / "song-7-1.part").exists()
+
+
+@pytest.mark.parametrize("taken", ["song-7-1.mp3", "song-7-1.wav", "song-7-1.part", f"song-7-1{SIDECAR}"])
+async def test_a_file_of_somebody_else_is_left_alone(taken: str, tmp_path: Path) -> None:
+    (tmp_path / taken).write_bytes(b"mine")
+    results = Results(tmp_path)
+    for _ in range(2):
+        assert await results.save(Downloads(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+    assert (tmp_path / taken).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("change", [{"key": "other"}, {"task_id": "other"}, {"track": {"number": 2}}, {"track": None}])
+async def test_a_sidecar_of_something_else_is_left_alone(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / f"song-7-1{SIDECAR}"
+    path.write_text(json.dumps(sidecar_of(JOB, 1) | change))
+    before = path.read_bytes()
+    assert await Results(tmp_path).save(Downloads(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+    assert path.read_bytes() == before
+
+
+async def test_a_sidecar_of_no_object_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / f"song-7-1{SIDECAR}").write_text("[]")
+    assert await Results(tmp_path).save(Downloads(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, b"before")
+
+    def full(_number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"after")
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"before"]
+
+
+async def test_a_full_disk_is_our_own_error(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(StorageError, match="the disk refused out"):
+        await Results(tmp_path / "out").save(Downloads(), JOB, TRACKS[0])
+
+
+# ---------------------------------------------------------------- results.jsonl
+
+
+async def test_an_end_is_one_line(tmp_path: Path) -> None:
+    results = Results(tmp_path / "out")
+    delivered = attrs.evolve(JOB, state=State.DELIVERED, files=("song-7-1.mp3",))
+    assert await results.note(delivered)
+    assert not await results.note(delivered)
+    assert not await Results(tmp_path / "out").note(delivered)
+    (line,) = lines(results)
+    assert line == {
+        "format": 1,
+        "key": "song-7",
+        "state": "delivered",
+        "attempt": 1,
+        "task_id": "5c79",
+        "operation": "extend",
+        "model": "V5",
+        "title": "Longer é",
+        "files": ["song-7-1.mp3"],
+        "credits": 12.0,
+        "partial": False,
+        "error": None,
+        "moments": {"planned": "1970-01-01T00:00:00+00:00", "succeeded": "1970-01-01T00:01:00.500000+00:00"},
+    }
+
+
+async def test_another_attempt_is_another_line(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    error = JobError(type="TaskFailedError", message="failed", code=501, charged="maybe")
+    failed = attrs.evolve(JOB, state=State.FAILED, error=error)
+    assert await results.note(failed)
+    assert await results.note(attrs.evolve(failed, attempt=2))
+    assert await results.note(attrs.evolve(JOB, state=State.DELIVERED, attempt=3))
+    assert [line["state"] for line in lines(results)] == ["failed", "failed", "delivered"]
+    assert lines(results)[0]["error"]["code"] == 501
+
+
+OTHER = line_of(attrs.evolve(JOB, key="other"))
+
+
+def test_a_line_torn_anywhere_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    for cut in range(len(OTHER)):
+        path.write_bytes(line_of(JOB) + OTHER[:cut])
+        lacks_its_end_only = cut == len(OTHER) - 1
+        assert _lines.Lines(path).append(("other", 1, "succeeded"), OTHER) is not lacks_its_end_only
+        assert path.read_bytes() == line_of(JOB) + OTHER
+
+
+async def test_foreign_lines_stay(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'not ours\n{"key": []}\n[]\n')
+    results = Results(tmp_path)
+    assert await results.note(JOB)
+    assert path.read_bytes() == b'not ours\n{"key": []}\n[]\n' + line_of(JOB)
+
+
+async def test_a_last_line_without_its_end_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(line_of(JOB)[:-1])
+    assert await Results(tmp_path).note(attrs.evolve(JOB, key="other"))
+    assert len(lines(Results(tmp_path))) == 2
+
+
+async def test_only_the_end_of_a_long_file_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lines, "TAIL", 100)
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b"x" * 1000)
+    assert await Results(tmp_path).note(JOB)
+    assert path.read_bytes() == b"x" * 1000 + b"\n" + line_of(JOB)
+
+
+async def test_lines_of_others_are_seen_and_a_file_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    one, other = Results(tmp_path), Results(tmp_path)
+    assert await one.note(JOB)
+    assert not await other.note(JOB)
+    assert await other.note(attrs.evolve(JOB, key="b"))
+    assert not await one.note(attrs.evolve(JOB, key="b"))
+    (tmp_path / "results.jsonl").rename(tmp_path / "old.jsonl")
+    assert await one.note(JOB)
+    assert len(lines(one)) == 1
+
+
+async def test_what_is_known_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lines, "_KNOWN_MOST", 2)
+    results = Results(tmp_path)
+    for key in "abc":
+        assert await results.note(attrs.evolve(JOB, key=key))
+    assert not await results.note(attrs.evolve(JOB, key="c"))
+    assert len(results._lines._known) == 2
+
+
+async def test_a_write_that_fails_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(tmp_path)
+    await results.note(JOB)
+
+    def full(_number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="No space"):
+            await results.note(attrs.evolve(JOB, key="b"))
+    assert len(lines(results)) == 1
+    assert await results.note(attrs.evolve(JOB, key="b"))
+
+
+def test_a_short_write_is_a_full_disk() -> None:
+    class Short:
+        def write(self, data: bytes) -> int:
+            return len(data) - 1
+
+    with pytest.raises(OSError, match="No space"):
+        _lines._write(Short(), b"line\n")  # type: ignore[arg-type]  # all that is asked of it
+
+
+async def test_a_file_that_somebody_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(tmp_path)
+    await results.note(JOB)
+    monkeypatch.setattr(_lines, "_PATIENCE", 0.05)
+    with (tmp_path / "results.jsonl").open() as file:
+        _part.lock(file.fileno())
+        with pytest.raises(StorageError, match="held by another"):
+            await results.note(attrs.evolve(JOB, key="b"))
+        monkeypatch.setattr(_lines, "_PATIENCE", 30.0)
+        threading.Timer(0.05, file.close).start()
+        assert await results.note(attrs.evolve(JOB, key="b"))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from kie_async.batch._lines import Lines
+lines = Lines(Path(sys.argv[1]))
+for number in range(100):
+    lines.append((f"{sys.argv[2]}-{number}", 1, "delivered"),
+        b'{"key":"%s-%d","attempt":1,"state":"delivered"}\\n' % (sys.argv[2].encode(), number))
+"""
+
+
+def test_processes_write_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name])  # noqa: S603  # our own code
+        for name in "abc"
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 300
