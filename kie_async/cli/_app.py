@@ -1,0 +1,272 @@
+"""The commands, as they are typed. The docstrings here are the help."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from io import StringIO
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from kie_async._transport._agent import user_agent
+from kie_async.cli import _batch, _demo, _servers, _tasks, _worker
+from kie_async.cli._app_jobs import jobs
+from kie_async.cli._exits import UsageError, exit_table
+from kie_async.cli._options import (
+    BATCH,
+    CALLS,
+    COMMON,
+    SUBMISSION,
+    VOICE,
+    WORKER,
+    BatchWishes,
+    Calls,
+    Common,
+    Directory,
+    Out,
+    ScreenArg,
+    Submission,
+    Timeout,
+    Voice,
+    WorkerWishes,
+)  # fmt: skip
+from kie_async.cli._screen import Screen, repair_streams
+
+_ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
+_EPILOGUE = f"""\
+Try it without a key:  kie-async demo --out DIR
+
+Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY, KIE_DATABASE_URL.
+
+Exit codes:
+{exit_table()}
+"""
+
+TaskArg = Annotated[str, Parameter(help="The id of a task.")]
+
+app = App(
+    name="kie-async",
+    help=_ABOUT,
+    help_epilogue=_EPILOGUE,
+    help_format="plaintext",
+    version=user_agent().partition("/")[2],
+    default_parameter=Parameter(negative=(), show_default=False),
+)
+
+_command = partial(app.command, help_epilogue="")  # or each would repeat the app's
+
+
+@_command
+async def demo(*, screen: ScreenArg, out: Directory, _voice: Voice = VOICE) -> None:
+    """Make a song, have the built-in emulator extend it, and download the result: no key, no cost.
+
+    Example: kie-async demo --out demo
+    """
+    await _demo.demo(screen, out)
+
+
+@_command
+async def upload_extend(
+    song: Annotated[str, Parameter(help="A file of audio, or the address of one.")],
+    /,
+    *,
+    screen: ScreenArg,
+    wishes: Submission = SUBMISSION,
+) -> None:
+    """Extend audio of your own: cut it at a moment and let the service go on.
+
+    Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
+    """
+    await _tasks.upload_extend(screen, song, wishes)
+
+
+@_command
+async def extend(
+    audio_id: Annotated[str, Parameter(help="The id of the track, not of its task.")],
+    /,
+    *,
+    screen: ScreenArg,
+    wishes: Submission = SUBMISSION,
+) -> None:
+    """Extend a track that the service made; with no further options as it was made.
+
+    Example: kie-async extend e231c5c0-7a52 --model V5 --out new
+    """
+    await _tasks.extend(screen, audio_id, wishes)
+
+
+@_command
+async def batch(
+    manifest: Annotated[Path, Parameter(help="A CSV or JSONL file with a row for each job, or a folder of songs.")],
+    /,
+    *,
+    screen: ScreenArg,
+    out: Directory,
+    wishes: BatchWishes = BATCH,
+) -> None:
+    """Extend many songs, and download what comes of them; the same command again goes on where it was stopped.
+
+    The options of music hold for all jobs whose row does not say otherwise.
+
+    Example: kie-async batch songs --at 75% --instrumental --style folk --title Longer --out new
+    """
+    await _batch.batch(screen, manifest, out, wishes)
+
+
+@_command
+async def worker(*, screen: ScreenArg, out: Directory, wishes: WorkerWishes = WORKER) -> None:
+    """Work on the jobs of a shared database among other workers, on any number of machines.
+
+    Example: kie-async worker --database postgresql://kie@db.example/kie --out new
+    """
+    await _worker.worker(screen, out, wishes)
+
+
+app.command(jobs)
+
+
+@_command
+async def status(task_id: TaskArg, /, *, screen: ScreenArg, common: Common = COMMON) -> None:
+    """Show what the service says of a task, whatever it is.
+
+    Example: kie-async status 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f
+    """
+    await _tasks.status(screen, task_id, route=common.route)
+
+
+@_command
+async def wait(
+    task_id: TaskArg,
+    /,
+    *,
+    screen: ScreenArg,
+    out: Out = None,
+    timeout: Timeout = None,  # noqa: ASYNC109  # an option
+    common: Common = COMMON,
+) -> None:
+    """Wait for a task that was submitted before, and show or download its tracks.
+
+    Example: kie-async wait 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --timeout 600 --out new
+    """
+    await _tasks.wait(screen, task_id, route=common.route, timeout=timeout, out=out)
+
+
+@_command
+async def download(
+    task_id: TaskArg,
+    /,
+    *,
+    screen: ScreenArg,
+    out: Directory,
+    common: Common = COMMON,
+) -> None:
+    """Download all tracks of a finished task; a file is whole or absent.
+
+    Example: kie-async download 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --out new
+    """
+    await _tasks.download(screen, task_id, route=common.route, out=out)
+
+
+@_command
+async def credits(  # noqa: A001  # the word of the service
+    *, screen: ScreenArg, common: Common = COMMON
+) -> None:
+    """Show the credits left on the account.
+
+    Example: kie-async credits
+    """
+    await _tasks.credits_left(screen, route=common.route)
+
+
+@_command
+async def listen(
+    *task_ids: Annotated[str, Parameter(help="Tasks to wait for; without any it listens until Ctrl-C.")],
+    screen: ScreenArg,
+    calls: Calls = CALLS,
+    common: Common = COMMON,
+) -> None:
+    """Receive callbacks and show each as it comes in.
+
+    Example: kie-async listen --bind 127.0.0.1:8080 --callback-url https://me.example/kie
+    """
+    await _servers.listen(screen, task_ids, calls, route=common.route)
+
+
+@_command
+async def emulate(  # noqa: PLR0913  # each is an option
+    *,
+    screen: ScreenArg,
+    port: Annotated[int, Parameter(help="0 takes a free one.", validator=Number(gte=0, lte=65_535))] = 0,
+    seed: Annotated[int, Parameter(help="Of all that is random.")] = 0,
+    speed: Annotated[float, Parameter(help="Tasks live that many times faster (10).", validator=Number(gt=0))] = 10.0,
+    credits_left: Annotated[float, Parameter(name="--credits", help="What the account holds (1000).")] = 1000.0,
+    webhook_key: Annotated[str | None, Parameter(help="Sign the callbacks with this invented key.")] = None,
+    fault: Annotated[tuple[str, ...], Parameter(help="What shall go wrong; may be repeated.")] = (),
+    _voice: Voice = VOICE,
+) -> None:
+    """Run the service in miniature on this machine, until Ctrl-C.
+
+    Example: kie-async emulate --port 8765 --fault lost
+    """
+    await _servers.emulate(
+        screen,
+        port=port,
+        seed=seed,
+        speed=speed,
+        credits_left=credits_left,
+        webhook_key=webhook_key,
+        faults=fault,
+    )
+
+
+# ---------------------------------------------------------------- running
+
+
+def run(words: Sequence[str], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        words: the command line without the program's name.
+        loop_factory: makes the event loop; by default as asyncio does.
+    """
+    repair_streams()
+    options = set(takewhile("--".__ne__, words))
+    with Screen(
+        as_json="--json" in options, verbose=not options.isdisjoint({"-v", "--verbose"}), words=words
+    ) as screen:
+        error: BaseException | None = None
+        try:
+            work = _parse(words, screen)
+            if work is not None:
+                with asyncio.Runner(loop_factory=loop_factory) as runner:
+                    runner.run(work)
+        except BaseException as caught:  # noqa: BLE001  # whatever it is, it is told, and has its code
+            error = caught
+        return screen.finish(error).code
+
+
+def _parse(words: Sequence[str], screen: Screen) -> Coroutine[Any, Any, None] | None:
+    """Find what is to be done; help and version are shown at once."""
+    text = StringIO()
+    console = Console(file=text) if screen.as_json else screen.page()
+    try:
+        command, bound, injected = app.parse_args(words, console=console, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        raise UsageError(f"{error}\nhelp: {_help_for(error)}") from None
+    if "screen" in injected:
+        work: Coroutine[Any, Any, None] = command(*bound.args, **bound.kwargs, screen=screen)
+        return work
+    bound.arguments["console"] = console
+    command(*bound.args, **bound.kwargs)
+    screen.facts["text"] = text.getvalue()
+    return None
+
+
+def _help_for(error: CycloptsError) -> str:
+    return " ".join([*app.name, *(error.command_chain or ()), "--help"])

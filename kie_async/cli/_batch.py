@@ -1,0 +1,191 @@
+"""The batch: from a manifest, or a folder of songs, to files on disk; the same command again goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from kie_async._keeper import PRICE
+from kie_async.batch import Manifest, Plan, read_manifest, run_batch
+from kie_async.batch._sharing import share_batch
+from kie_async.cli import _link
+from kie_async.cli._board import Board
+from kie_async.cli._consent import agree
+from kie_async.cli._exits import StoppedError, UsageError
+from kie_async.cli._link import linked
+from kie_async.cli._options import BatchWishes
+from kie_async.cli._screen import Screen
+from kie_async.cli._stop import stoppable
+from kie_async.cli._store import Store, find_store
+from kie_async.cli._verdict import judge
+from kie_async.journal import Journal
+from kie_async.session import KieSession
+
+ASK_ABOVE = 20  # new jobs
+# Of the built-in emulator: what a batch waits for is the quota alone.
+_EMULATOR = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
+
+
+@attrs.frozen
+class Order:
+    """What was ordered.
+
+    Attributes:
+        listed: the jobs.
+        plan: what they come to.
+        out: where the files go.
+        store: where the jobs are kept.
+        wishes: how it is to be done.
+    """
+
+    listed: Manifest
+    plan: Plan
+    out: Path
+    store: Store
+    wishes: BatchWishes
+
+    @property
+    def name(self) -> str:
+        """The batch's name in the journal."""
+        return self.store.batch or ""
+
+    async def count_new(self) -> int:
+        """How many of the jobs the journal does not know yet."""
+        if not self.store.exists:
+            return self.plan.total
+        async with self.store.journal() as journal:
+            if not any((await journal.counts()).values()):
+                return self.plan.total
+            return sum([await journal.get(job.key) is None async for job in self.listed])
+
+
+async def batch(screen: Screen, manifest: Path, out: Path, wishes: BatchWishes) -> None:
+    """Run a batch, or show what it would do."""
+    _check(screen, wishes)
+    store = find_store(wishes.batch.database, out, emulate=wishes.batch.emulate)
+    if store.is_shared:
+        _check_shared(wishes)
+    listed = read_manifest(manifest, defaults=wishes.music.shared())
+    order = Order(listed, await listed.check(), out, store, wishes)
+    if wishes.batch.dry_run:
+        await _rehearse(screen, order)
+        return
+    if not wishes.batch.yes and (new := await order.count_new()) > ASK_ABOVE:
+        agree(screen, f"{new} new jobs will cost about {new * PRICE:.10g} credits", yes=False)
+    with stoppable(_stopped):
+        await _run(screen, order)
+
+
+def _stopped() -> None:
+    raise StoppedError("stopped by SIGTERM")
+
+
+def _check(screen: Screen, wishes: BatchWishes) -> None:
+    if screen.as_json and wishes.batch.jsonl:
+        raise UsageError("--json and --jsonl are both given: leave one out")
+    wishes.calls.check()
+
+
+def _check_shared(wishes: BatchWishes) -> None:
+    if wishes.batch.emulate:
+        raise UsageError("--emulate is for one process; for several, run 'kie-async emulate' and set what it prints")
+    if wishes.batch.max_credits is not None:
+        raise UsageError("--max-credits cannot bind the other workers of a shared database: leave it out")
+
+
+# ---------------------------------------------------------------- the plan
+
+
+async def _rehearse(screen: Screen, order: Order) -> None:
+    """Show what would be done, what it would cost, and what is there to pay it."""
+    plan, new = order.plan, await order.count_new()
+    counts = [
+        {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in plan.counts.items()
+    ]
+    value = {"jobs": plan.total, "new": new, "twins": plan.twins, "credits": new * PRICE, "counts": counts}
+    screen.facts["plan"] = value
+    for (operation, model), jobs in plan.counts.items():
+        screen.out(f"{jobs:>7}  {operation}, {model}")
+    screen.out(f"{new:>7}  of {plan.total} jobs are new")
+    if plan.twins:
+        screen.out(f"{plan.twins:>7}  ask for the same as another, and are made and paid all the same")
+    screen.out(f"{new * PRICE:>7.10g}  credits is what the new ones will cost, about {PRICE:g} each")
+    async with linked(screen, _link_plan(order)) as link:
+        left = (await link.session.credits()).amount
+    value["credits_left"] = left
+    screen.out(f"{left:>7.10g}  credits are left on the account")
+
+
+# ---------------------------------------------------------------- the run
+
+
+def _link_plan(order: Order) -> _link.Plan:
+    calls, run = order.wishes.calls, order.wishes.batch
+    url = calls.callback_url
+    if url is None and not (calls.callbacks or order.store.is_shared):
+        url = ""  # that of the environment leads to another process, which cannot tell this one
+    return _link.Plan(
+        route=order.wishes.common.route,
+        emulate=run.emulate,
+        emulator=_EMULATOR,
+        receive=calls.callbacks or run.emulate,  # those of the emulator always find their way
+        callback_url=url,
+        bind=calls.bind,
+    )
+
+
+async def _run(screen: Screen, order: Order) -> None:
+    """Take every job to its end, and say how it went."""
+    command = order.store.retyped(screen.words)
+    screen.hints = _hints(command, emulated=order.wishes.batch.emulate)
+    board = Board(screen, order.out, jsonl=order.wishes.batch.jsonl)
+    journal = order.store.journal()
+    async with order.store.quota() as limiter:
+        plan = attrs.evolve(_link_plan(order), observer=board.tell, journal=journal, limiter=limiter)
+        async with linked(screen, plan) as link, board.following(journal, order.name):
+            await _work(order, link.session, journal, board)
+    if (others := order.plan.total - board.standing.total) > 0:
+        screen.say(f"{others} of the jobs belong to another batch of this database, and are left to it")
+    judge(screen, board.standing, order.store.options, command)
+
+
+async def _work(order: Order, session: KieSession, journal: Journal, board: Board) -> None:
+    if order.store.is_shared:
+        await share_batch(
+            session,
+            order.listed,
+            journal=journal,
+            dsn=order.store.place,
+            directory=order.out,
+            observer=board.moved,
+            batch=order.name,
+        )
+        return
+    outcomes = run_batch(
+        session,
+        order.listed,
+        journal=journal,
+        directory=order.out,
+        observer=board.moved,
+        batch=order.name,
+        max_credits=order.wishes.batch.max_credits,
+    )
+    async for _ in outcomes:
+        pass
+
+
+def _hints(command: str, *, emulated: bool) -> Mapping[int, str]:
+    """What to do after the batch was stopped, by its exit code."""
+    if emulated:
+        gone = "the emulator and its tasks are gone; to stop and go on, run 'kie-async emulate' in another terminal"
+        return dict.fromkeys((3, 4, 5, 8, 130), gone)
+    again = f"go on with the same command:\n  {command}"
+    return {
+        3: f"when that is mended, {again}",
+        4: f"top up at https://kie.ai, or raise --max-credits; then {again}",
+        5: f"put the key into the environment variable KIE_API_KEY; then {again}",
+        8: f"when that is mended, {again}",
+        130: f"what was submitted goes on at the service, and is kept; {again}",
+    }

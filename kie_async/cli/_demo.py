@@ -1,0 +1,56 @@
+"""The demo: the whole way of a song, on the built-in emulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anyio import to_thread
+
+from kie_async import emulator, files
+from kie_async.cli._link import Plan, linked
+from kie_async.cli._screen import Screen
+from kie_async.cli._tasks import fetch, follow
+from kie_async.models import UploadExtendRequest
+
+_SHARE = 0.75
+_STORY = """\
+A song of {length:.1f} s was made and uploaded: {song}
+The emulator, which stands in for the service, cut it at {cut:.1f} s and went on from there.
+Signed callbacks told of it ({came}), and the record was read to make sure ({looks}): a callback is only a hint.
+Listen to the song and to its two ways of going on:
+  {song}"""
+
+
+async def demo(screen: Screen, out: Path) -> None:
+    """Make a song, let the emulator extend it, fetch what came of it, and tell of it."""
+    song = await to_thread.run_sync(_write_song, out)
+    length = await to_thread.run_sync(files.measure, song)
+    cut = round(length * _SHARE, 2)
+    request = UploadExtendRequest(
+        song,
+        model="V5",
+        continue_at=cut,
+        source_duration=length,
+        instrumental=True,
+        style="gentle folk, plucked strings",
+        title="The demo goes on",
+    )
+    screen.say(f"a song of {length:.1f} s is made; the emulator is to go on with it after {cut:.1f} s")
+    async with linked(screen, Plan(emulate=True, receive=True)) as link:
+        task = await link.session.submit(request)
+        result = await follow(screen, link, task, timeout=None)
+        await fetch(screen, link.session, result, out)
+    screen.facts |= {"song": str(song), "length": length, "continue_at": cut}
+    for line in _STORY.format(
+        cut=cut, length=length, song=song, came=screen.callbacks, looks=screen.looks
+    ).splitlines():
+        screen.out(line)
+    for path in screen.facts["files"]:
+        screen.out(f"  {path}")
+
+
+def _write_song(out: Path) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    song = out / "demo-song.wav"
+    song.write_bytes(emulator.demo_song())
+    return song

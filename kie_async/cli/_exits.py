@@ -1,0 +1,97 @@
+"""How a command can end: one table, which the code, the help and the tests read."""
+
+from __future__ import annotations
+
+import attrs
+
+from kie_async.emulator import AudioMissingError
+from kie_async.errors import (
+    AudioError,
+    AuthError,
+    BudgetError,
+    ConflictError,
+    FileError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    KeyQuotaError,
+    KieError,
+    SettingsError,
+    SubmitUnknownError,
+    WaitTimeoutError,
+)
+
+
+@attrs.define(slots=False)
+class UsageError(KieError):
+    """The command was called in a way that means nothing."""
+
+
+@attrs.define(slots=False)
+class KeyUnusableError(SettingsError):
+    """There is no key, or none that could be one."""
+
+
+@attrs.define(slots=False)
+class StoppedError(KieError):
+    """The process was told to end (SIGTERM)."""
+
+
+@attrs.frozen
+class Exit:
+    """One way to end.
+
+    Attributes:
+        code: what the shell is told.
+        meaning: in words.
+        errors: which errors end so; of an error's classes the nearest counts.
+        hint: what to do now; ``{task}`` and ``{again}`` are filled in, and without a task it is left out.
+    """
+
+    code: int
+    meaning: str
+    errors: tuple[type[BaseException], ...] = ()
+    hint: str = ""
+
+
+EXITS: tuple[Exit, ...] = (
+    Exit(0, "done"),
+    Exit(1, "a fault of this program", (BaseException,), "run it again with -v and report what it says"),
+    Exit(2, "wrong use", (UsageError, SettingsError, InvalidRequestError, AudioError, AudioMissingError)),
+    Exit(3, "the task failed, or the service refused or did not answer", (KieError,)),
+    Exit(
+        4, "no credits", (InsufficientCreditsError, KeyQuotaError, BudgetError),
+        "top up at https://kie.ai, then run it again",
+    ),
+    Exit(
+        5, "no key, or a wrong one", (AuthError, KeyUnusableError),
+        "put the key into the environment variable KIE_API_KEY; 'kie-async demo' needs none",
+    ),
+    Exit(6, "still running", (WaitTimeoutError,), "it goes on; wait again: kie-async wait {task}{again}"),
+    Exit(
+        7, "outcome unknown", (SubmitUnknownError,),
+        "do not run it again blindly, it may be charged twice: look at https://kie.ai/logs first",
+    ),
+    Exit(
+        8, "the disk, the journal, or a download", (FileError, ConflictError, OSError),
+        "fetch it again: kie-async download {task}{again}",
+    ),
+    Exit(
+        130, "Ctrl-C", (KeyboardInterrupt, StoppedError),
+        "the task goes on; take it up: kie-async wait {task}{again}",
+    ),
+    Exit(141, "the reader of the output went away", (BrokenPipeError,)),
+)  # fmt: skip
+
+_BY_ERROR = {error: each for each in EXITS for error in each.errors}
+
+
+def exit_for(error: BaseException | None) -> Exit:
+    """The way to end after an error; after none, well."""
+    if error is None:
+        return EXITS[0]
+    return next(_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
+
+
+def exit_table() -> str:
+    """The table in words, for the help."""
+    return "\n".join(f"{each.code:>5}  {each.meaning}" for each in EXITS)

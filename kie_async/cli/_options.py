@@ -1,0 +1,248 @@
+"""The options that commands share, each group a frozen value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias, cast
+
+import attrs
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from kie_async.cli._exits import UsageError
+from kie_async.cli._screen import Screen
+from kie_async.models import MODELS, RequestFields
+from kie_async.settings import RouteName
+
+_MUSIC = Group("Music", sort_key=1)
+_RUN = Group("Run", sort_key=2)
+_CALLBACKS = Group("Callbacks", sort_key=3)
+_COMMON = Group("Common", sort_key=4)
+
+ScreenArg: TypeAlias = Annotated[Screen, Parameter(parse=False)]
+Seconds: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
+Directory: TypeAlias = Annotated[Path, Parameter(name="--out", group=_RUN, help="Where the files go.")]
+Out: TypeAlias = Annotated[
+    Path | None, Parameter(name="--out", group=_RUN, help="Download the tracks into this directory.")
+]
+Timeout: TypeAlias = Annotated[
+    Seconds | None, Parameter(group=_RUN, help="Seconds to wait for the result; the task goes on beyond them.")
+]
+
+
+@Parameter(name="*", group=_COMMON)
+@attrs.frozen(kw_only=True)
+class Voice:
+    """How a command speaks; it is read before the others, for errors in them are told that way too."""
+
+    json: Annotated[bool, Parameter(help="Write one JSON value to stdout, errors included.")] = False
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), help="Show the log.")] = False
+
+
+@Parameter(name="*", group=_COMMON)
+@attrs.frozen(kw_only=True)
+class Common(Voice):
+    """What every command takes that asks the service."""
+
+    route: Annotated[RouteName, Parameter(help="Which of the service's two routes to take.")] = "classic"
+
+
+Database: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name="--database",
+        group=_RUN,
+        metavar="PLACE",
+        help="Where the jobs are kept: a file, or postgresql://... for many machines; by default $KIE_DATABASE_URL, or "
+        "else a file in --out.",
+    ),
+]
+Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=_RUN, help="Do not ask, but do it.")]
+
+Jsonl: TypeAlias = Annotated[bool, Parameter(group=_RUN, help="Write a line of JSON to stdout for each move of a job.")]
+
+_OWN = frozenset({"at", "duration", "prompt_file"})  # of Music: no fields of a request
+_SUNG = ("instrumental", False)  # a switch that was not given
+
+
+@Parameter(name="*", group=_MUSIC)
+@attrs.frozen(kw_only=True)
+class Music:
+    """The fields of a request. A field that breaks a rule is refused before anything is spent."""
+
+    at: Annotated[
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            metavar="MOMENT",
+            help="Where to cut the song and go on: 45.5 or 1:05 (seconds), 75%, or -10s (before its end).",
+        ),
+    ] = None
+    duration: Annotated[
+        float | None, Parameter(help="The length of the song in seconds, where it cannot be measured.")
+    ] = None
+    model: Annotated[str, Parameter(help=f"One of {', '.join(MODELS)} (V5).")] = "V5"
+    prompt: Annotated[str | None, Parameter(help="The lyrics.")] = None
+    prompt_file: Annotated[Path | None, Parameter(help="A text file with the lyrics.")] = None
+    style: Annotated[str | None, Parameter(help="The style of music.")] = None
+    title: Annotated[str | None, Parameter(help="The title of the new tracks.")] = None
+    instrumental: Annotated[bool, Parameter(help="No voice.")] = False
+    negative_tags: Annotated[str | None, Parameter(help="Styles to keep out.")] = None
+    vocal_gender: Annotated[Literal["m", "f"] | None, Parameter(help="A tendency only.")] = None
+    style_weight: Annotated[float | None, Parameter(help="From 0 to 1 in steps of 0.01, as the next two.")] = None
+    weirdness_constraint: float | None = None
+    audio_weight: float | None = None
+    persona_id: Annotated[str | None, Parameter(help="A persona made with the service.")] = None
+    persona_model: Literal["style_persona", "voice_persona"] | None = None
+    default_param_flag: Annotated[
+        bool | None,
+        Parameter(
+            negative="--no-default-param-flag",
+            help="Own parameters, or those of the source; by default it follows from what is given.",
+        ),
+    ] = None
+
+    def fields(self, continue_at: float | None, length: float | None) -> RequestFields:
+        """The fields of the request."""
+        given = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN)
+        given |= {"prompt": self._lyrics(), "continue_at": continue_at, "source_duration": length}
+        return cast("RequestFields", given)
+
+    def shared(self) -> dict[str, object]:
+        """The fields that all jobs of a manifest share, as ``read_manifest`` takes them."""
+        given: dict[str, object] = {**self.fields(None, self.duration), "continue_at": self.at}
+        return {name: value for name, value in given.items() if value is not None and (name, value) != _SUNG}
+
+    def _lyrics(self) -> str | None:
+        if self.prompt_file is None:
+            return self.prompt
+        if self.prompt is not None:
+            raise UsageError("--prompt and --prompt-file are both given: leave one out")
+        try:
+            return self.prompt_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--prompt-file cannot be read: {error}") from None
+
+
+@Parameter(name="*", group=_RUN)
+@attrs.frozen(kw_only=True)
+class Run:
+    """What happens around a submission."""
+
+    out: Out = None
+    emulate: Annotated[bool, Parameter(help="Use the built-in emulator: no key, no cost, invented music.")] = False
+    no_wait: Annotated[bool, Parameter(help="Print the id of the task and leave.")] = False
+    timeout: Timeout = None
+
+
+@Parameter(name="*", group=_CALLBACKS)
+@attrs.frozen(kw_only=True)
+class Calls:
+    """How the service's callbacks come in."""
+
+    callbacks: Annotated[
+        bool, Parameter(help="Receive callbacks in this process, instead of asking again and again.")
+    ] = False
+    callback_url: Annotated[
+        str | None, Parameter(help="Where the service reaches the receiver; by default KIE_CALLBACK_URL.")
+    ] = None
+    bind: Annotated[
+        str | None,
+        Parameter(
+            name=("--bind", "--listen"), metavar="HOST:PORT", help="Where the receiver listens (127.0.0.1:8080)."
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Refuse what has no meaning without another option."""
+        if self.bind and not self.callbacks:
+            raise UsageError("--bind is given without --callbacks")
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Submission:
+    """All the options of a command that submits."""
+
+    music: Music = Music()
+    run: Run = Run()
+    calls: Calls = Calls()
+    common: Common = Common()
+
+
+@Parameter(name="*", group=_RUN)
+@attrs.frozen(kw_only=True)
+class Batch:
+    """How a batch runs."""
+
+    database: Database = None
+    yes: Yes = False
+    dry_run: Annotated[bool, Parameter(help="Show what would be done and what it would cost; send nothing.")] = False
+    max_credits: Annotated[
+        float | None, Parameter(validator=Number(gte=0), help="Never spend more than this on the batch.")
+    ] = None
+    emulate: Annotated[
+        bool,
+        Parameter(
+            help="Use a built-in emulator: no key, no cost. It ends with the command; 'kie-async emulate' lasts."
+        ),
+    ] = False
+    jsonl: Jsonl = False
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class BatchWishes:
+    """All the options of a batch, besides its directory."""
+
+    music: Music = Music()
+    batch: Batch = Batch()
+    calls: Calls = Calls()
+    common: Common = Common()
+
+
+@Parameter(name="*", group=_RUN)
+@attrs.frozen(kw_only=True)
+class Work:
+    """How a worker works."""
+
+    database: Database = None
+    at_once: Annotated[int, Parameter(help="Jobs under way here at once (100).", validator=Number(gte=1))] = 100
+    until_done: Annotated[bool, Parameter(help="Leave when every job has come to its end.")] = False
+    jsonl: Jsonl = False
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class WorkerWishes:
+    """All the options of a worker, besides its directory."""
+
+    worker: Work = Work()
+    calls: Calls = Calls()
+    common: Common = Common()
+
+
+@Parameter(name="*", group=_RUN)
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where jobs are."""
+
+    out: Annotated[Path | None, Parameter(help="The directory of the batch.")] = None
+    database: Annotated[Database, Parameter(help="Where its jobs are kept, if not in --out.")] = None
+
+
+# Without any option given.
+VOICE, COMMON, CALLS, SUBMISSION = Voice(), Common(), Calls(), Submission()
+BATCH, WORKER, PLACE = BatchWishes(), WorkerWishes(), Place()
+
+
+def address(text: str) -> tuple[str, int]:
+    """Read ``HOST:PORT``, ``:PORT`` or ``PORT``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004  # the last port there is
+        raise UsageError(f"--bind: {text[:60]!r} is no address; write HOST:PORT, as in 127.0.0.1:8080")
+    return host.strip("[]") or "127.0.0.1", int(port)

@@ -1,0 +1,116 @@
+"""Where the jobs are kept: a file beside the results or elsewhere, or a PostgreSQL that many machines share."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import attrs
+
+from kie_async.cli._exits import UsageError
+from kie_async.journal import Journal, is_shared, open_journal
+from kie_async.journal._quota import PostgresLimiter
+from kie_async.limiter import Limiter
+from kie_async.settings import named_database
+
+FILE = "kie-async.sqlite"
+EMULATED_FILE = "kie-async-emulated.sqlite"  # apart, or what was merely tried out would count as done
+_OWN = "batch"  # in a file beside the results, so that their directory may be moved
+_VARIABLE = '"$KIE_DATABASE_URL"'  # stands for an address that is not to be shown
+
+
+@attrs.frozen
+class Store:
+    """A place of jobs.
+
+    Attributes:
+        place: a path, or an address, which may hold a password.
+        options: what leads another command to it, for a shell; without a password.
+        batch: the name of the batch that is meant; None: all there are.
+    """
+
+    place: str = attrs.field(repr=False)
+    options: str
+    batch: str | None = None
+
+    @property
+    def only(self) -> str | None:
+        """The batch that a list is limited to; a file beside the results is no one else's."""
+        return None if self.batch == _OWN else self.batch
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may work on it too."""
+        return is_shared(self.place)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there may be jobs in it."""
+        return self.is_shared or Path(self.place).exists()
+
+    def journal(self) -> Journal:
+        """Make the way to it, without opening it."""
+        return open_journal(self.place)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Journal]:
+        """Open what is there already.
+
+        Raises:
+            UsageError: there is nothing.
+        """
+        if not self.exists:
+            raise UsageError(f"there are no jobs: {self.place} does not exist")
+        async with self.journal() as journal:
+            yield journal
+
+    @asynccontextmanager
+    async def quota(self) -> AsyncIterator[Limiter | None]:
+        """The quota that all who share it keep; None where nobody does."""
+        if not self.is_shared:
+            yield None
+            return
+        async with PostgresLimiter(self.place) as limiter:
+            yield limiter
+
+    def retyped(self, words: Sequence[str]) -> str:
+        """A command of ours as it can be typed again, without a password."""
+        return " ".join(["kie-async", *map(self._retyped, words)])
+
+    def _retyped(self, word: str) -> str:
+        before, found, _ = word.partition(self.place)
+        return f"{before}{_VARIABLE}" if found and _is_secret(self.place) else shlex.quote(word)
+
+
+def find_store(database: str | None, out: Path | None, *, emulate: bool = False) -> Store:
+    """Say where the jobs are kept.
+
+    Raises:
+        UsageError: nothing leads to them.
+    """
+    database = database or named_database()
+    if database:
+        if "://" in database and not is_shared(database):
+            raise UsageError("--database is neither a path nor postgresql://...")
+        options = f"--database {_VARIABLE if _is_secret(database) else shlex.quote(database)}"
+        return Store(database, options, str(out.resolve()) if out else None)
+    if out is None:
+        raise UsageError("--out or --database must say where the jobs are kept")
+    if emulate:
+        path = str(out / EMULATED_FILE)
+        return Store(path, f"--database {shlex.quote(path)}", _OWN)
+    return Store(str(out / FILE), f"--out {shlex.quote(str(out))}", _OWN)
+
+
+def _is_secret(place: str) -> bool:
+    """Whether an address says more than user, host and database."""
+    if not is_shared(place):
+        return False
+    try:
+        parts = urlsplit(place)
+        return bool(parts.password or parts.query)
+    except ValueError:
+        return True

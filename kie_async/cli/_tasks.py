@@ -1,0 +1,226 @@
+"""The commands about tasks: submit, follow, fetch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+from anyio import to_thread
+
+from kie_async import files
+from kie_async._rules import is_url
+from kie_async._task import Task
+from kie_async.cli._exits import UsageError
+from kie_async.cli._link import Link, Plan, linked
+from kie_async.cli._moment import parse_moment
+from kie_async.cli._options import Music, Submission
+from kie_async.cli._screen import Screen, take_up
+from kie_async.cli._words import flag_of
+from kie_async.errors import KieError, TaskNotFoundError
+from kie_async.events import clean
+from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadExtendRequest
+from kie_async.session import KieSession
+
+_PARTIAL = " (the others never got their audio)"
+_FETCH_PATIENCE = 30.0  # seconds that a download gives a task to show that it is finished
+
+
+async def upload_extend(screen: Screen, song: str, wishes: Submission) -> None:
+    """Extend audio of one's own."""
+    music = wishes.music
+    if not is_url(song) and not await to_thread.run_sync(Path(song).is_file):
+        raise UsageError(f"{flag_of('source')}: there is no file {song!r}")
+    length = music.duration
+    if length is None and not is_url(song) and _needs_length(music):
+        length = await to_thread.run_sync(files.measure, Path(song))
+    fields = music.fields(_cut(screen, music, length), length)
+    await _submit(screen, UploadExtendRequest(song, **fields), wishes)
+
+
+async def extend(screen: Screen, audio_id: str, wishes: Submission) -> None:
+    """Extend a track that the service made."""
+    music = wishes.music
+    fields = music.fields(_cut(screen, music, music.duration), music.duration)
+    await _submit(screen, ExtendRequest(audio_id, **fields), wishes)
+
+
+def _needs_length(music: Music) -> bool:
+    return music.at is not None and parse_moment(music.at).needs_length
+
+
+def _cut(screen: Screen, music: Music, length: float | None) -> float | None:
+    if music.at is None:
+        return None
+    seconds = parse_moment(music.at).within(length)
+    if length is not None:
+        screen.say(f"the song lasts {length:.2f} s; it goes on after {seconds:.2f} s")
+    return seconds
+
+
+def _plan(wishes: Submission) -> Plan:
+    run, calls = wishes.run, wishes.calls
+    if calls.callbacks and run.no_wait:
+        raise UsageError("--callbacks and --no-wait are both given: nobody would be there to receive them")
+    calls.check()
+    url = calls.callback_url
+    if url is None and (run.emulate or not (calls.callbacks or run.no_wait)):
+        url = ""  # that of the environment leads elsewhere, and this process would wait for it in vain
+    return Plan(
+        route=wishes.common.route,
+        emulate=run.emulate,
+        receive=calls.callbacks,
+        callback_url=url,
+        bind=calls.bind,
+        timeout=run.timeout,
+    )
+
+
+async def _submit(screen: Screen, request: Request, wishes: Submission) -> None:
+    plan, run = _plan(wishes), wishes.run
+    screen.again = take_up(plan.route, run.out)
+    async with linked(screen, plan) as link:
+        screen.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
+        task = await link.session.submit(request)
+        if run.no_wait:
+            screen.out(task.id)
+            return
+        await _settle(screen, link, task, run.timeout, run.out)
+
+
+# ------------------------------------------------------------ following
+
+
+async def _settle(screen: Screen, link: Link, task: Task, timeout: float | None, out: Path | None) -> None:  # noqa: ASYNC109  # handed on
+    """Wait for a task and show what came of it: the files, or else the addresses."""
+    result = await follow(screen, link, task, timeout=timeout)
+    if out is None:
+        for track in result.tracks:
+            screen.out(track.audio_url or "")
+        return
+    try:
+        await fetch(screen, link.session, result, out)
+    finally:
+        for path in screen.facts["files"]:
+            screen.out(path)
+
+
+async def follow(screen: Screen, link: Link, task: Task, *, timeout: float | None) -> TaskResult:  # noqa: ASYNC109  # handed on
+    """Wait for a task and tell how it goes."""
+    screen.facts["task_id"] = task.id
+    screen.doing("waiting for the music")
+    if link.callback_url:  # callbacks tell the stages: to listen to them as well would cost a look for each
+        result = await task.result(timeout=timeout)
+    else:
+        async with _listening(task):
+            result = await task.result(timeout=timeout)
+    lengths = " and ".join(
+        f"{track.duration:.1f} s" if track.duration else "an unknown time" for track in result.tracks
+    )
+    screen.say(f"{len(result.tracks)} tracks that last {lengths}" + (_PARTIAL if result.partial else ""))
+    screen.facts |= {"status": result.record.status, "partial": result.partial}
+    screen.facts |= {"callbacks_received": screen.callbacks, "looks": screen.looks}
+    screen.facts["tracks"] = [as_value(track) for track in result.tracks]
+    return result
+
+
+@asynccontextmanager
+async def _listening(task: Task) -> AsyncIterator[None]:
+    """Listen to the stages, so that the session looks often enough for them to be seen; it tells the observer."""
+
+    async def listen() -> None:
+        async for _ in task.events():
+            pass
+
+    listener = asyncio.create_task(listen())
+    try:
+        yield
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+
+
+async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Path) -> None:
+    """Download the tracks of a task; one that cannot be fetched does not keep the others away.
+
+    Raises:
+        KieError: the first one why a track is missing, after the others were fetched.
+    """
+    paths: list[str] = []
+    errors: list[KieError] = []
+    screen.facts["files"] = paths
+    for number, track in enumerate(result.tracks, start=1):
+        progress = screen.transfer(f"downloading track {number}")
+        try:
+            paths.append(str(await session.download(track, out, progress=progress)))
+        except KieError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+# ------------------------------------------------------------ tasks submitted before
+
+
+async def wait(screen: Screen, task_id: str, *, route: str, timeout: float | None, out: Path | None) -> None:  # noqa: ASYNC109  # handed on
+    """Follow a task to its end."""
+    screen.again = take_up(route, out)
+    async with linked(screen, Plan(route=route, timeout=timeout)) as link:
+        await _settle(screen, link, link.session.track(task_id), timeout, out)
+
+
+async def download(screen: Screen, task_id: str, *, route: str, out: Path) -> None:
+    """Fetch the tracks of a finished task."""
+    await wait(screen, task_id, route=route, timeout=_FETCH_PATIENCE, out=out)
+
+
+async def status(screen: Screen, task_id: str, *, route: str) -> None:
+    """Show what the service says of a task."""
+    screen.again = take_up(route, None)
+    async with linked(screen, Plan(route=route)) as link:
+        record = await link.session.record_info(task_id)
+    if record is None:
+        raise TaskNotFoundError("the service does not know this task", task_id)
+    screen.facts |= {
+        "task_id": task_id,
+        "status": record.status,
+        "operation": record.operation_type,
+        "error_code": record.error_code,
+        "error_message": clean(record.error_message or "") or None,
+        "created_at": _plain(None, None, record.created_at),
+        "tracks": [as_value(track) for track in record.tracks],
+    }
+    screen.out(f"{task_id} {record.status}" + _said(record.error_code, record.error_message))
+    for track in record.tracks:
+        screen.out(_track_line(track))
+
+
+def _said(code: int | None, message: str | None) -> str:
+    return "" if code is None else f" (code {code}: {clean(message or 'no words')})"
+
+
+def _track_line(track: Track) -> str:
+    length = f"{track.duration:.1f} s" if track.duration else "not ready"
+    url = track.audio_url or track.stream_audio_url or ""
+    return "  ".join(part for part in (track.id, length, clean(track.title or ""), url) if part)
+
+
+async def credits_left(screen: Screen, *, route: str) -> None:
+    """Show the credits of the account."""
+    async with linked(screen, Plan(route=route)) as link:
+        amount = (await link.session.credits()).amount
+    screen.facts["credits"] = amount
+    screen.out(f"{amount:g}")
+
+
+def as_value(track: Track) -> dict[str, Any]:
+    """A track as JSON."""
+    return attrs.asdict(track, value_serializer=_plain)
+
+
+def _plain(_instance: object, _field: object, value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,57 @@
+"""How a batch went, as a way to end."""
+
+from __future__ import annotations
+
+from kie_async.cli._board import Standing
+from kie_async.cli._screen import Screen
+from kie_async.errors import KieError, StorageError, SubmitUnknownError, WaitTimeoutError
+
+
+def judge(screen: Screen, standing: Standing, where: str, command: str) -> None:
+    """Raise what describes a batch that is not delivered as a whole; what matters most comes first.
+
+    Args:
+        screen: told what to do now.
+        standing: of the batch.
+        where: the options that lead to the jobs.
+        command: the one that goes on.
+
+    Raises:
+        SubmitUnknownError: some may have been paid, and nobody knows.
+        StorageError: some are made, but could not be fetched.
+        WaitTimeoutError: some have not ended yet.
+        KieError: some failed, or were refused.
+    """
+    again = f"go on with the same command:\n  {command}"
+    if standing.unknown:
+        screen.hints = {7: _after_unknown(where)}
+        raise SubmitUnknownError(f"what became of {_jobs(standing.unknown)} is not known")
+    if standing.made:
+        screen.hints = {8: again}
+        raise StorageError(f"the tracks of {_jobs(standing.made)} could not be fetched", charged="yes")
+    if standing.open:
+        screen.hints = {6: again}
+        raise WaitTimeoutError(f"{_jobs(standing.open)} did not come to an end", charged="maybe")
+    if standing.failed:
+        screen.hints = {3: _after_failure(where)}
+        raise KieError(f"{_jobs(standing.failed)} failed or were refused")
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'s' if count > 1 else ''}"
+
+
+def _after_unknown(where: str) -> str:
+    return (
+        "they are not sent again by themselves, for they may be paid; see which:\n"
+        f"  kie-async jobs list --state unknown {where}\n"
+        f"then look at https://kie.ai/logs, and decide: kie-async jobs resolve KEY --task-id ID {where}"
+    )
+
+
+def _after_failure(where: str) -> str:
+    return (
+        "see why:\n"
+        f"  kie-async jobs list --state failed --state rejected {where}\n"
+        f"to have one made after all, and paid again: kie-async jobs retry KEY {where}"
+    )

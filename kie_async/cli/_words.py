@@ -1,0 +1,42 @@
+"""The library's words as those of the command line: fields are options, and nothing foreign moves the cursor."""
+
+from __future__ import annotations
+
+import re
+
+_FLAGS = {
+    "audio_id": "AUDIO_ID",
+    "source": "SONG",
+    "task_id": "TASK_ID",
+    "continue_at": "--at",
+    "source_duration": "--duration",
+}
+_PYTHON = re.compile(
+    r"\b(?P<switch>default_param_flag|instrumental)=(?P<on>True|False)\b"
+    r"|\bsession\.track\('(?P<task>[^']*)'\)"
+    r"|, or give Settings\([^)]*\)"
+    r"|\b(?P<field>audio_id|continue_at|default_param_flag|negative_tags|persona_id|persona_model|source_duration|vocal_gender)\b=?"
+)
+
+
+def flag_of(field: str) -> str:
+    """The option or argument that sets a field of a request."""
+    return _FLAGS.get(field) or f"--{field.replace('_', '-')}"
+
+
+def in_flags(text: str) -> str:
+    """A message of the library with options in the place of Python."""
+    return _PYTHON.sub(_in_flags, text)
+
+
+def _in_flags(found: re.Match[str]) -> str:
+    if found["switch"]:
+        return f"--{'' if found['on'] == 'True' else 'no-'}{found['switch'].replace('_', '-')}"
+    if found["task"]:
+        return f"kie-async wait {found['task']}"
+    return flag_of(found["field"]) if found["field"] else ""
+
+
+def shown(text: str) -> str:
+    """A text without control characters, so that it cannot move the cursor or colour the screen."""
+    return "".join(character if character.isprintable() else "�" for character in text)

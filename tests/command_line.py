@@ -1,0 +1,117 @@
+"""The command line as a test types it: in this process, or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import attrs
+import pytest
+from virtual_time import VirtualTimeLoop
+
+from kie_async.cli import run
+from kie_async.testing import EmulatorHandle, serve_in_thread
+
+PATIENCE = 60.0  # seconds for a process
+FAST = 20_000.0  # of an emulator: a task takes some milliseconds
+
+
+@attrs.frozen
+class Answer:
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def value(self) -> Any:  # JSON can be anything
+        """The one JSON value on stdout; ValueError if there is more, or none."""
+        return json.loads(self.out)
+
+
+class Terminal:
+    """Types commands in this process.
+
+    Args:
+        capsys: catches what they write.
+    """
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *words: str, virtual: bool = False) -> Answer:
+        """Run a command; ``virtual``: on the virtual clock, for what needs no other process or thread."""
+        self._capsys.readouterr()
+        code = run(words, loop_factory=_virtual_loop if virtual else None)
+        return Answer(code, *self._capsys.readouterr())
+
+
+def _virtual_loop() -> VirtualTimeLoop:
+    loop = VirtualTimeLoop()
+    loop.call_soon(loop.watch_threads)
+    return loop
+
+
+def environment(service: EmulatorHandle | None = None, **more: str) -> dict[str, str]:
+    """The environment of a process that is to use an emulator."""
+    own = {} if service is None else {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}
+    return {**os.environ, **own, **more}
+
+
+@contextmanager
+def started(*words: str, env: dict[str, str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:  # of Popen
+    """Run a command in a process of its own, which does not outlive the block."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen([sys.executable, "-m", "kie_async", *words], env=env, **pipes) as process:  # noqa: S603  # ourselves
+        watchdog = Timer(PATIENCE, process.kill)  # a process that hangs must not hang the test that reads from it
+        watchdog.start()
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+def lines(process: subprocess.Popen[bytes], *, until: bytes) -> str:
+    """Read what a process says on stderr, up to a line that holds ``until``."""
+    assert process.stderr is not None
+    said = b""
+    while until not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return said.decode()
+
+
+def ended(process: subprocess.Popen[bytes]) -> Answer:
+    """Wait for a command's end."""
+    out, err = process.communicate(timeout=PATIENCE)
+    return Answer(process.returncode, (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace"))
+
+
+def short_song(path: Path) -> Path:
+    """Write two seconds of silence."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(b"\0\0" * 8000 * 2)
+    return path
+
+
+@contextmanager
+def served(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[EmulatorHandle]:  # of ``serve``
+    """An emulator in a thread, where the environment leads to; its music is short, for it takes time to make."""
+    with serve_in_thread(**{"speed": FAST, "goes_on": (1.0, 2.0), **options}) as service:
+        monkeypatch.setenv("KIE_BASE_URL", service.base_url)
+        monkeypatch.setenv("KIE_API_KEY", service.key)
+        yield service

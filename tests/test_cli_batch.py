@@ -1,0 +1,621 @@
+"""``batch``: folders and manifests to files on disk, stopped and resumed, in this process and in others."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shlex
+import signal
+import sys
+import time
+import wave
+from collections.abc import Iterator
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import FAST, Answer, Terminal, ended, environment, served, started
+
+from kie_async.cli import _batch, _board, _verdict
+from kie_async.cli._board import Board, Standing, expected
+from kie_async.cli._exits import StoppedError, exit_for
+from kie_async.cli._screen import Screen
+from kie_async.emulator import Fault
+from kie_async.errors import KieError
+from kie_async.events import CallbackReceived, Settled, Submitted
+from kie_async.testing import EmulatorHandle
+
+MUSIC = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer")
+STEADY = 60.0  # of an emulator: a task takes one or two seconds
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch) as handle:
+        yield handle
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "new songs"
+
+
+def songs(folder: Path, count: int) -> Path:
+    """Write short songs, no two alike, into a folder."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        with wave.open(str(folder / f"song {number}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes(bytes((number + 1, 0)) * 8000 * 2)
+    return folder
+
+
+def tracks(path: Path, count: int) -> Path:
+    """Write a manifest that extends tracks of the service; briefly, for music takes time to make."""
+    rows = [f"track{number},a{number},V5,1,s,t,yes\n" for number in range(count)]
+    path.write_text("id,audio_id,model,continue_at,style,title,instrumental\n" + "".join(rows))
+    return path
+
+
+def paths(answer: Answer) -> list[Path]:
+    """The paths on stdout."""
+    return [Path(line) for line in answer.out.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KIE_DATABASE_URL", raising=False)
+    spoil(monkeypatch)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *faults: Fault, **options: Any) -> None:
+    """Let something go wrong in the built-in emulator."""
+    monkeypatch.setattr(_batch, "_EMULATOR", {"speed": FAST, "goes_on": (1.0, 2.0), "faults": faults, **options})
+
+
+# ---------------------------------------------------------------- all goes well
+
+
+def test_a_folder_is_delivered_and_the_same_again_pays_nothing(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:
+    words = ("batch", str(songs(tmp_path / "in", 3)), "--out", str(out), *MUSIC, "--callbacks")
+    first = terminal(*words)
+    assert first.code == 0
+    assert len(paths(first)) == 6
+    assert all(path.stat().st_size and path.parent == out for path in paths(first))
+    assert "3 done, 0 failed of 3 jobs" in first.err
+    assert sorted(charge.body["continueAt"] for charge in service.ledger) == [1.0, 1.0, 1.0]
+    again = terminal(*words, "--json")
+    assert again.code == 0
+    assert again.value["counts"]["done"] == 3
+    assert again.value["credits"] == 36.0
+    songs(tmp_path / "in", 4)
+    assert len(paths(terminal(*words))) == 2
+    assert len(service.ledger) == 4
+
+
+def test_a_built_in_emulator_has_jobs_of_its_own(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    manifest = tracks(tmp_path / "jobs.csv", 2)
+    answer = terminal("batch", str(manifest), "--out", str(out), "--emulate")
+    assert answer.code == 0
+    assert len(paths(answer)) == 4
+    assert (out / "kie-async-emulated.sqlite").exists()
+    assert not (out / "kie-async.sqlite").exists()
+
+
+def test_each_move_is_an_event(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    manifest = tracks(tmp_path / "jobs.csv", 2)
+    answer = terminal("batch", str(manifest), "--out", str(out), "--emulate", "--jsonl")
+    told = [json.loads(line) for line in answer.out.splitlines()]
+    for key in ("track0", "track1"):
+        moves = [event for event in told if event["key"] == key]
+        assert [event["state"] for event in moves] == ["submitted", "succeeded", "delivered"]
+        assert {event["task_id"] for event in moves} == {moves[0]["task_id"]}
+        assert len(moves[-1]["files"]) == 2
+
+
+def test_a_database_elsewhere(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    place = tmp_path / "deep" / "jobs.db"
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--emulate", "--database", str(place))
+    assert terminal(*words).code == 0
+    assert place.exists()
+    assert not list(out.glob("*.sqlite"))
+
+
+def test_the_environment_may_name_the_database(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    monkeypatch.setenv("KIE_DATABASE_URL", str(tmp_path / "jobs.db"))
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--emulate")
+    assert terminal(*words).code == 0
+    assert (tmp_path / "jobs.db").exists()
+
+
+# ---------------------------------------------------------------- before anything is spent
+
+
+def test_a_rehearsal_sends_nothing(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    manifest = tracks(tmp_path / "jobs.csv", 2)
+    with manifest.open("a") as file:
+        file.write(",b,V4,1,s,t,yes\n" * 2)
+    words = ("batch", str(manifest), "--out", str(out), "--dry-run")
+    answer = terminal(*words)
+    assert answer.code == 0
+    told = [" ".join(line.split()) for line in answer.out.splitlines()]
+    assert told == [
+        "2 extend, V5",
+        "2 extend, V4",
+        "4 of 4 jobs are new",
+        "1 ask for the same as another, and are made and paid all the same",
+        "48 credits is what the new ones will cost, about 12 each",
+        "1000 credits are left on the account",
+    ]
+    assert not out.exists()
+    assert not service.ledger
+    assert terminal("batch", str(tracks(tmp_path / "few.csv", 1)), "--out", str(out), "--callbacks").code == 0
+    plan = terminal(*words, "--json").value["plan"]
+    assert plan.pop("counts") == [
+        {"operation": "extend", "model": "V5", "jobs": 2},
+        {"operation": "extend", "model": "V4", "jobs": 2},
+    ]
+    assert plan == {"jobs": 4, "new": 3, "twins": 1, "credits": 36.0, "credits_left": 988.0}
+
+
+def test_a_journal_without_jobs_knows_none(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    empty = tmp_path / "none"
+    empty.mkdir()
+    words = ("--out", str(out), "--callbacks")
+    assert terminal("batch", str(tracks(tmp_path / "jobs.csv", 0)), *words).code in {0, 2}
+    service.top_up(1)
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), *words, "--dry-run", "--json")
+    assert answer.value["plan"]["new"] == 2
+
+
+def test_a_rehearsal_without_a_key_shows_the_plan_first(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--dry-run")
+    assert answer.code == 5
+    assert "2  of 2 jobs are new" in answer.out
+    assert "KIE_API_KEY" in answer.err
+
+
+def test_all_faults_are_shown_with_their_lines(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    manifest = tmp_path / "jobs.csv"
+    manifest.write_text("audio_id,model,style_weight\na,V5,2\nb,V9,\nc,V5,\n")
+    words = ("batch", str(manifest), "--out", str(out))
+    answer = terminal(*words)
+    assert answer.code == 2
+    assert [line.split(":")[:3] for line in answer.err.splitlines()] == [
+        ["error", " line 2", " style_weight"],
+        ["error", " line 3", " model"],
+    ]
+    error = terminal(*words, "--json").value["error"]
+    assert error["type"] == "ManifestError"
+    assert error["count"] == 2
+    assert [(fault["line"], fault["field"]) for fault in error["faults"]] == [(2, "style_weight"), (3, "model")]
+    assert not out.exists()
+
+
+def test_faults_of_the_options_are_worded_as_options(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--at", "soon")
+    answer = terminal(*words)
+    assert answer.code == 2
+    assert answer.err.startswith("error: --at is 'soon'; write 45.5")
+
+
+def test_more_faults_than_can_be_shown(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    manifest = tmp_path / "jobs.csv"
+    manifest.write_text("audio_id,model\n" + "a,V9\n" * 105)
+    answer = terminal("batch", str(manifest), "--out", str(out))
+    assert answer.code == 2
+    told = answer.err.splitlines()
+    assert len(told) == 101
+    assert told[-1] == "error: and 5 more"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--json", "--jsonl"), "--jsonl"),
+        (("--bind", ":80"), "--bind is given without --callbacks"),
+        (("--database", "postgresql:///kie", "--emulate"), "--emulate is for one process"),
+        (("--database", "postgresql:///kie", "--max-credits", "5"), "--max-credits cannot bind"),
+        (("--database", "mysql://u:hush@h/kie"), "--database is neither a path nor postgresql://"),
+        (("--max-credits", "-5"), "--max-credits"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    terminal: Terminal, tmp_path: Path, out: Path, words: tuple[str, ...], says: str
+) -> None:
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), *words)
+    assert answer.code == 2
+    assert says in answer.err
+    assert "hush" not in answer.err
+
+
+def test_no_manifest(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    answer = terminal("batch", str(tmp_path / "none.csv"), "--out", str(out))
+    assert answer.code == 2
+    assert "does not exist" in answer.err
+
+
+# ---------------------------------------------------------------- asking
+
+
+class Keyboard(StringIO):
+    """A terminal at which somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Silence(Keyboard):
+    """One at which Ctrl-C is typed."""
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # noqa: ARG002  # as the one it replaces
+        signal.raise_signal(signal.SIGINT)
+        return ""
+
+
+MANY = 4
+
+
+@pytest.fixture
+def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_batch, "ASK_ABOVE", MANY - 1)
+
+
+@pytest.mark.usefixtures("_few_are_many")
+def test_many_new_jobs_need_a_yes(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate")
+    for stdin in (None, StringIO("y\n")):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        answer = terminal(*words)
+        assert answer.code == 2
+        assert f"{MANY} new jobs will cost about {12 * MANY} credits: nothing was done" in answer.err
+        assert "--yes" in answer.err
+    assert not out.exists()
+    spoil(monkeypatch, credits=1e6)
+    assert terminal(*words, "--yes").code == 0
+    assert terminal(*words).code == 0  # known by now
+
+
+@pytest.mark.usefixtures("_few_are_many")
+def test_a_terminal_is_asked(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    spoil(monkeypatch, credits=1e6)
+    monkeypatch.setattr("kie_async.cli._consent._is_terminal", lambda _stream: True)
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate")
+    for typed in ("n\n", "", "yep\n"):
+        monkeypatch.setattr(sys, "stdin", Keyboard(typed))
+        answer = terminal(*words)
+        assert answer.code == 2
+        assert "go on? [y/N]" in answer.err
+        assert "not agreed: nothing was done" in answer.err
+    monkeypatch.setattr(sys, "stdin", Silence())
+    before = signal.getsignal(signal.SIGINT)
+    assert terminal(*words).code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not out.exists()
+    monkeypatch.setattr(sys, "stdin", Keyboard("Y\n"))
+    assert terminal(*words).code == 0
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_failures_are_told_and_end_with_3(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    spoil(monkeypatch, Fault("failed", nth=1), Fault("code", code=422, nth=2))
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--emulate")
+    answer = terminal(*words)
+    assert answer.code == 3
+    assert len(paths(answer)) == 2
+    assert "2 jobs failed or were refused" in answer.err
+    assert "kie-async jobs list --state failed --state rejected --database" in answer.err
+    spoil(monkeypatch)
+    value = terminal(*words, "--json").value
+    assert value["error"]["type"] == "KieError"
+    assert value["counts"]["failed"] == 2
+    assert value["troubles"] == []
+
+
+def test_an_unknown_outcome_ends_with_7(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    service.add_faults(Fault("lost"))
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out))
+    answer = terminal(*words, "--json")
+    assert answer.code == 7
+    (trouble,) = answer.value["troubles"]
+    assert (trouble["state"], trouble["error"]["charged"]) == ("unknown", "maybe")
+    service.remove_faults(Fault("lost"))
+    again = terminal(*words)
+    assert again.code == 7
+    assert "what became of 1 job is not known" in again.err
+    assert f"kie-async jobs resolve KEY --task-id ID --out '{out}'" in again.err
+    assert len(service.ledger) == 1
+
+
+def test_no_credits_end_with_4_and_the_line_that_goes_on(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    with served(monkeypatch, credits=24.0) as service:
+        words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+        answer = terminal(*words)
+        assert answer.code == 4
+        assert "top up at https://kie.ai, or raise --max-credits; then go on" in answer.err
+        line = answer.err.splitlines()[-1].strip()
+        assert line == shlex.join(["kie-async", *words])
+        assert "1 waiting, 2 done" in answer.err
+        service.top_up(100)
+        assert terminal(*shlex.split(line)[1:]).code == 0
+        assert len(service.ledger) == 3
+
+
+def test_the_cap_ends_with_4(terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path) -> None:
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+    assert terminal(*words, "--max-credits", "25").code == 4
+    assert len(service.ledger) == 2
+    assert terminal(*words, "--max-credits", "36").code == 0
+    assert len(service.ledger) == 3
+
+
+def test_a_wrong_key_ends_with_5(terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path) -> None:
+    service.add_faults(Fault("code", code=401))
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out))
+    assert answer.code == 5
+    assert "3 waiting" in answer.err
+    assert not service.ledger
+
+
+def test_no_key_ends_with_5(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out))
+    assert answer.code == 5
+    assert "KIE_API_KEY" in answer.err
+
+
+def test_a_damaged_journal_ends_with_8(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    out.mkdir()
+    (out / "kie-async.sqlite").write_bytes(b"not a journal" * 100)
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--yes")
+    assert answer.code == 8
+    assert "jobs salvage" in answer.err
+    assert not service.ledger
+
+
+def test_a_track_that_cannot_be_fetched_ends_with_8(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:
+    service.add_faults(Fault("page"))
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks")
+    answer = terminal(*words)
+    assert answer.code == 8
+    assert "the tracks of 2 jobs could not be fetched" in answer.err
+    service.remove_faults(Fault("page"))
+    assert terminal(*words).code == 0
+    assert len(service.ledger) == 2
+
+
+def test_two_at_once_do_not_run_the_same_batch(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks")
+    with served(monkeypatch, speed=1.0) as service, started(*words, "--jsonl", env=environment(service)) as other:
+        assert other.stdout is not None
+        assert json.loads(other.stdout.readline())["state"] == "submitted"
+        answer = terminal(*words)
+        assert answer.code == 8
+        assert "in the hands of" in answer.err
+
+
+def test_the_password_of_a_database_is_never_shown(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    for place in ("postgresql://kie:hush-7f3a@127.0.0.1:1/kie", "postgresql://127.0.0.1:1/kie?password=hush-7f3a"):
+        words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--yes", "-v")
+        for given in (("--database", place), (f"--database={place}",)):
+            answer = terminal(*words, *given)
+            assert answer.code == 8
+            assert '--database="$KIE_DATABASE_URL"' in answer.err.replace("--database ", "--database=")
+            assert "hush" not in answer.err + answer.out
+    answer = terminal("batch", str(tmp_path / "jobs.csv"), "--out", str(out), "--database", "postgresql://[x/y", "-v")
+    assert answer.code in {2, 8}
+    assert "[x" not in answer.err.splitlines()[-1]
+
+
+def test_what_another_batch_has_is_left_to_it(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--callbacks", "--database", str(tmp_path / "jobs.sqlite"))
+    assert terminal(*words, "--out", str(out)).code == 0
+    answer = terminal(*words, "--out", str(tmp_path / "elsewhere"))
+    assert answer.code == 0
+    assert "2 of the jobs belong to another batch" in answer.err
+    assert len(service.ledger) == 2
+
+
+@pytest.mark.parametrize(
+    ("standing", "code"),
+    [
+        (Standing(done=3, abandoned=1), 0),
+        (Standing(failed=1, unknown=1, made=1), 7),
+        (Standing(failed=1, submitted=1, made=1), 8),
+        (Standing(failed=1, submitted=1), 6),
+        (Standing(failed=1, waiting=1), 6),
+        (Standing(failed=1, done=1), 3),
+    ],
+)
+def test_what_matters_most_decides_how_it_ends(standing: Standing, code: int) -> None:
+    screen = Screen()
+    error = None
+    try:
+        _verdict.judge(screen, standing, "--out new", "kie-async batch songs --out new")
+    except KieError as caught:
+        error = caught
+    assert exit_for(error).code == code
+    assert set(screen.hints) == ({code} if code else set())
+
+
+def test_a_signal_to_end_is_like_ctrl_c() -> None:
+    assert exit_for(StoppedError("")).code == 130
+
+
+# ---------------------------------------------------------------- stopped and taken up, as a user does
+
+
+def stop(service: EmulatorHandle, words: tuple[str, ...], number: signal.Signals) -> Answer:
+    """Start a batch, and send it a signal when the first tracks are there."""
+    with started(*words, env=environment(service)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(number)
+        return ended(process)
+
+
+def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    with served(monkeypatch, speed=STEADY) as service:
+        words = ("batch", str(songs(tmp_path / "my songs", 10)), "--out", str(out), *MUSIC, "--callbacks")
+        answer = stop(service, words, signal.SIGINT)
+        assert answer.code == 130
+        assert "Traceback" not in answer.err
+        assert "stopped by Ctrl-C" in answer.err
+        line = answer.err.splitlines()[-1].strip()
+        with started(*shlex.split(line)[1:], env=environment(service)) as process:
+            again = ended(process)
+        assert again.code == 0
+        assert "10 done, 0 failed of 10 jobs" in again.err
+        assert len(list(out.glob("*.mp3"))) == 20
+        assert len(service.ledger) == 10
+
+
+def test_sigterm_does_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
+    with served(monkeypatch, speed=STEADY) as service:
+        words = ("batch", str(tracks(tmp_path / "jobs.csv", 4)), "--out", str(out), "--callbacks")
+        answer = stop(service, words, signal.SIGTERM)
+        assert answer.code == 130
+        assert "stopped by SIGTERM" in answer.err
+        assert answer.err.splitlines()[-1].strip() == shlex.join(["kie-async", *words])
+
+
+def test_an_emulator_that_ended_cannot_be_gone_on_with(tmp_path: Path, out: Path) -> None:
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 20)), "--out", str(out), "--emulate", "--jsonl")
+    with started(*words, env=environment()) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        answer = ended(process)
+    assert answer.code == 130
+    assert "run 'kie-async emulate' in another terminal" in answer.err
+
+
+def test_a_reader_who_goes_away_stops_nothing(service: EmulatorHandle, tmp_path: Path, out: Path) -> None:
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+    with started(*words, env=environment(service)) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        assert ended(process).code == 141
+    assert len(list(out.glob("*.mp3"))) == 6
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_a_real_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+    ours, theirs = pty.openpty()
+    with served(monkeypatch, speed=STEADY) as service:
+        env = environment(service, TERM="xterm", COLUMNS="100")
+        with started(*words, env=env, stderr=theirs) as process:
+            os.close(theirs)
+            shown = b""
+            with suppress(OSError):  # EIO: nobody has the terminal open any more
+                while piece := os.read(ours, 4096):
+                    shown += piece
+            answer = ended(process)
+        os.close(ours)
+    assert answer.code == 0
+    assert b"waiting" in shown
+    assert b" of 20" in shown
+    assert b"Traceback" not in shown
+    assert "\x1b" not in answer.out
+
+
+@pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "20"}])
+def test_tables_of_all_kinds(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path, more: dict[str, str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", **more}.items():
+        monkeypatch.setenv(name, value)
+    spoil(monkeypatch, speed=100.0)
+    manifest = tracks(tmp_path / "jobs.csv", 2)
+    answer = terminal("batch", str(manifest), "--out", str(out), "--emulate")
+    assert answer.code == 0
+    assert "\x1b[?25l" in answer.err
+    assert "\x1b[?25h" in answer.err
+    assert len(paths(answer)) == 4
+
+
+def board(**options: Any) -> Board:
+    return Board(Screen(), Path("new"), jsonl=False, **options)
+
+
+def test_the_end_is_expected_by_the_quota_or_by_what_was_seen() -> None:
+    assert expected(Standing(done=5, failed=2), gone=7, elapsed=60.0, length=120.0) == 0.0
+    assert expected(Standing(submitted=5), gone=0, elapsed=1.0, length=120.0) == 120.0
+    assert expected(Standing(made=5), gone=0, elapsed=1.0, length=120.0) == 1.0
+    assert expected(Standing(waiting=40), gone=0, elapsed=0.0, length=100.0) == 120.0
+    assert expected(Standing(waiting=40), gone=20, elapsed=40.0, length=100.0) == 180.0
+
+
+def test_how_it_stands_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    shown = board()
+    shown.standing = Standing(waiting=600, submitted=100, done=3, unknown=1)
+    assert shown.line() == "600 waiting, 100 submitted, 3 done, 0 failed, 1 unknown; quota 0 of 20; ends in 7 min"
+    for _ in range(3):
+        shown.tell(Submitted("t1", "extend", "V5", 0.1))
+    shown.tell(Settled("t1", "extend", 20.0, 3))
+    shown.tell(CallbackReceived("t1", "text", 200))
+    shown.standing = Standing(submitted=100)
+    assert shown.line() == "100 submitted, 0 done, 0 failed; quota 3 of 20; ends in 20 s"
+    now += 11.0
+    assert "quota 0 of 20" in shown.line()
+    shown.standing = Standing(waiting=100_000)
+    assert shown.line().endswith("ends in 13 h")
+    assert shown.standing.total == 100_000
+    assert not capsys.readouterr().out
+
+
+def test_only_the_first_troubles_are_kept(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    monkeypatch.setattr(_board, "TROUBLES_MOST", 1)
+    spoil(monkeypatch, Fault("failed"))
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--emulate", "--json")
+    answer = terminal(*words)
+    assert answer.code == 3
+    assert len(answer.value["troubles"]) == 1
+    assert answer.value["counts"]["failed"] == 3

@@ -1,0 +1,313 @@
+"""``jobs``: what became of them, and what a person decides."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import pytest
+from command_line import Terminal, ended, environment, served, started
+
+import kie_async as kie
+from kie_async.cli._store import FILE
+from kie_async.emulator import Fault
+from kie_async.journal import Heard, Job, JobError, SQLiteJournal, State
+from kie_async.testing import EmulatorHandle
+
+T = TypeVar("T")
+
+TASK = "5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f"
+TOKEN = "hush-token"
+REASON = JobError(
+    type="TaskFailedError", message="it\x1b failed, see https://x.example/a?sig=hush", code=501, charged="maybe"
+)
+UNKNOWN = JobError(type="SubmitUnknownError", message="no answer came", charged="maybe")
+
+
+@pytest.fixture(autouse=True)
+def _no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KIE_DATABASE_URL", raising=False)
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+def with_journal(path: Path, work: Callable[[SQLiteJournal], Awaitable[T]]) -> T:
+    """Do something with a journal."""
+
+    async def run() -> T:
+        async with SQLiteJournal(path) as journal:
+            return await work(journal)
+
+    return asyncio.run(run())
+
+
+def job(key: str, **fields: Any) -> Job:
+    request = kie.ExtendRequest("a1", model="V5", **fields)
+    return Job(key=key, request=request, batch="elsewhere" if key == "other" else "")
+
+
+async def _fill(journal: SQLiteJournal, batch: str) -> None:
+    source = kie.UploadExtendRequest("https://x.example/song.mp3?sig=hush", model="V5", continue_at=5.0)
+    jobs = [job("new"), job("failed"), job("rejected"), job("unknown"), job("done"), job("other")]
+    jobs[3] = attrs.evolve(jobs[3], request=source)
+    await journal.add(each if each.batch else attrs.evolve(each, batch=batch) for each in jobs)
+    for each in jobs[1:5]:
+        await journal.intend(each.key, f"{TOKEN}-{each.key}")
+    await journal.move("failed", State.SUBMITTED, task_id=f"{TASK[:-1]}0")
+    await journal.move("failed", State.FAILED, error=REASON, credits=12.0)
+    await journal.move("rejected", State.REJECTED, error=REASON)
+    await journal.move("unknown", State.UNKNOWN, error=UNKNOWN)
+    await journal.move("done", State.SUBMITTED, task_id=f"{TASK[:-1]}1")
+    await journal.move("done", State.SUCCEEDED)
+    await journal.move("done", State.DELIVERED, files=("one.mp3", "two.mp3"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The directory of a batch with a job in most states."""
+    path = tmp_path / "out"
+    with_journal(path / FILE, lambda journal: _fill(journal, str(path.resolve())))
+    return path
+
+
+def state(out: Path, key: str) -> Job:
+    """A job as it stands."""
+
+    async def read(journal: SQLiteJournal) -> Job:
+        found = await journal.get(key)
+        assert found is not None
+        return found
+
+    return with_journal(out / FILE, read)
+
+
+# ---------------------------------------------------------------- list, show
+
+
+def test_the_list(terminal: Terminal, out: Path) -> None:
+    answer = terminal("jobs", "list", "--out", str(out))
+    assert answer.code == 0
+    rows = [line.split("  ") for line in answer.out.splitlines()]
+    assert [row[:2] for row in rows] == [
+        ["new", "planned"],
+        ["failed", "failed"],
+        ["rejected", "rejected"],
+        ["unknown", "unknown"],
+        ["done", "delivered"],
+        ["other", "planned"],
+    ]
+    assert rows[1][2:] == [f"{TASK[:-1]}0", "it\ufffd failed, see https://x.example/…"]
+    assert "2 waiting, 1 done, 2 failed, 1 unknown of 6 jobs" in answer.err
+    assert "hush" not in answer.out
+
+
+def test_the_list_of_some(terminal: Terminal, out: Path) -> None:
+    answer = terminal("jobs", "list", "--state", "failed", "--state", "unknown", "--out", str(out), "--json")
+    assert {each["key"] for each in answer.value["jobs"]} == {"failed", "unknown"}
+    assert answer.value["counts"] | {"planned": 2, "failed": 1} == answer.value["counts"]
+    assert answer.value["jobs"][0]["error"]["code"] == 501
+    assert "hush" not in answer.out
+    answer = terminal("jobs", "list", "--database", str(out / FILE), "--out", str(out), "--json")
+    assert "other" not in {each["key"] for each in answer.value["jobs"]}
+    assert terminal("jobs", "list", "--state", "lost", "--out", str(out)).code == 2
+
+
+def test_a_list_longer_than_a_page_whose_reader_goes_away(tmp_path: Path) -> None:
+    with_journal(tmp_path / FILE, lambda journal: journal.add(job(f"job{number}") for number in range(1200)))
+    words = ("jobs", "list", "--out", str(tmp_path))
+    with started(*words, env=environment()) as process:
+        assert len(ended(process).out.splitlines()) == 1200
+    with started(*words, env=environment()) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        assert ended(process).code == 141
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "k"), ("retry", "k", "--yes"), ("resolve", "k", "--abandon")])
+def test_no_jobs_to_be_found(terminal: Terminal, tmp_path: Path, words: tuple[str, ...]) -> None:
+    answer = terminal("jobs", *words)
+    assert answer.code == 2
+    assert "--out or --database" in answer.err
+    answer = terminal("jobs", *words, "--out", str(tmp_path / "none"))
+    assert answer.code == 2
+    assert "does not exist" in answer.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_all_of_a_job(terminal: Terminal, out: Path) -> None:
+    answer = terminal("jobs", "show", "done", "--out", str(out))
+    assert answer.code == 0
+    lines = answer.out.splitlines()
+    assert "state: delivered" in lines
+    assert "  two.mp3" in lines
+    assert any(line.startswith(f"  number 1  task_id {TASK[:-1]}1  intended_at 20") for line in lines)
+    assert any(line.startswith("  delivered: 20") for line in lines)
+    failed = terminal("jobs", "show", "failed", "--out", str(out))
+    assert "  code: 501" in failed.out.splitlines()
+    unknown = terminal("jobs", "show", "unknown", "--out", str(out), "--json")
+    assert unknown.value["source"] == "https://x.example/song.mp3"
+    assert unknown.value["title"] is None
+    assert [each["task_id"] for each in unknown.value["attempts"]] == [None]
+    assert set(unknown.value["moments"]) == {"planned", "intent", "unknown"}
+    for shown in (answer, failed, unknown):
+        assert "hush" not in shown.out + shown.err
+
+
+def test_a_title_is_shown(terminal: Terminal, tmp_path: Path) -> None:
+    fields = {"title": "Größe", "style": "s", "instrumental": True, "continue_at": 5.0}
+    with_journal(tmp_path / FILE, lambda journal: journal.add([job("one", **fields)]))
+    assert "title: Größe" in terminal("jobs", "show", "one", "--out", str(tmp_path)).out
+
+
+def test_no_such_job(terminal: Terminal, out: Path) -> None:
+    answer = terminal("jobs", "show", "none", "--out", str(out))
+    assert answer.code == 8
+    assert "no job 'none'" in answer.err
+
+
+# ---------------------------------------------------------------- retry
+
+
+def test_retry_pays_again_and_asks(terminal: Terminal, out: Path) -> None:
+    words = ("jobs", "retry", "failed", "rejected", "--out", str(out))
+    answer = terminal(*words)
+    assert answer.code == 2
+    assert "2 jobs will be made once more and paid again, about 24 credits" in answer.err
+    assert "--yes" in answer.err
+    assert state(out, "failed").state is State.FAILED
+    answer = terminal(*words, "--yes", "--json")
+    assert [each["state"] for each in answer.value["jobs"]] == ["planned", "planned"]
+    retried = state(out, "failed")
+    assert (retried.state, retried.earlier_credits) == (State.PLANNED, 12.0)
+
+
+def test_retry_of_nothing(terminal: Terminal, out: Path) -> None:
+    assert terminal("jobs", "retry", "--out", str(out), "--yes").code == 2
+
+
+@pytest.mark.parametrize("key", ["new", "unknown", "done", "none"])
+def test_only_failures_are_retried(terminal: Terminal, out: Path, key: str) -> None:
+    answer = terminal("jobs", "retry", "failed", key, "--out", str(out), "--yes", "--json")
+    assert answer.code == 8
+    assert [each["key"] for each in answer.value["jobs"]] == ["failed"]
+    assert key in answer.value["error"]["message"]
+
+
+# ---------------------------------------------------------------- resolve
+
+
+def test_an_unknown_job_is_given_its_task(terminal: Terminal, out: Path) -> None:
+    answer = terminal("jobs", "resolve", "unknown", "--task-id", TASK, "--out", str(out))
+    assert answer.code == 0
+    assert answer.out.split()[:3] == ["unknown", "submitted", TASK]
+    resolved = state(out, "unknown")
+    assert (resolved.state, resolved.task_id) == (State.SUBMITTED, TASK)
+
+
+def test_an_unknown_job_is_sent_again(terminal: Terminal, out: Path) -> None:
+    words = ("jobs", "resolve", "unknown", "--resubmit", "--out", str(out))
+    answer = terminal(*words)
+    assert answer.code == 2
+    assert "it is paid twice" in answer.err
+    assert terminal(*words, "--yes").code == 0
+    assert state(out, "unknown").state is State.PLANNED
+
+
+def test_what_a_callback_has_named_is_not_sent_again(terminal: Terminal, out: Path) -> None:
+    heard = Heard(token=f"{TOKEN}-unknown", task_id=TASK, stage="text", at=1.0)
+    with_journal(out / FILE, lambda journal: journal.hear(heard))
+    answer = terminal("jobs", "resolve", "unknown", "--resubmit", "--yes", "--out", str(out))
+    assert answer.code == 8
+    assert TASK in answer.err
+    assert state(out, "unknown").state is State.UNKNOWN
+
+
+def test_an_unknown_job_is_left(terminal: Terminal, out: Path) -> None:
+    answer = terminal("jobs", "resolve", "unknown", "--abandon", "--out", str(out))
+    assert answer.code == 0
+    assert not answer.err
+    assert state(out, "unknown").state is State.ABANDONED
+    assert terminal("jobs", "resolve", "unknown", "--abandon", "--out", str(out)).code == 8
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--abandon", "--resubmit"), ("--abandon", "--task-id", TASK), ("--task-id", "../x")]
+)
+def test_decisions_that_are_none(terminal: Terminal, out: Path, words: tuple[str, ...]) -> None:
+    answer = terminal("jobs", "resolve", "unknown", *words, "--yes", "--out", str(out))
+    assert answer.code == 2
+    assert "--task-id" in answer.err
+    assert state(out, "unknown").state is State.UNKNOWN
+
+
+# ---------------------------------------------------------------- with a batch
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch) as handle:
+        yield handle
+
+
+def test_decisions_take_effect_with_the_next_run(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:
+    manifest, out = tmp_path / "jobs.jsonl", tmp_path / "new"
+    fields = '"model": "V5", "continue_at": 1, "style": "s", "title": "t", "instrumental": true'
+    manifest.write_text("".join(f'{{"id": "{key}", "audio_id": "a", {fields}}}\n' for key in ("one", "two")))
+    words = ("batch", str(manifest), "--out", str(out))
+    faults = (Fault("lost", nth=1), Fault("failed", nth=2))
+    service.add_faults(*faults)
+    assert terminal(*words).code == 7
+    service.remove_faults(*faults)
+    jobs = terminal("jobs", "list", "--out", str(out), "--json").value["jobs"]
+    keys = {each["state"]: each["key"] for each in jobs}
+    (lost,) = {charge.task_id for charge in service.ledger} - {each["task_id"] for each in jobs}
+    assert terminal("jobs", "resolve", keys["unknown"], "--task-id", lost, "--out", str(out)).code == 0
+    assert terminal("jobs", "retry", keys["failed"], "--yes", "--out", str(out)).code == 0
+    assert terminal(*words, "--callbacks").code == 0
+    assert len(service.ledger) == 3
+    shown = terminal("jobs", "show", keys["failed"], "--out", str(out), "--json").value
+    assert [each["number"] for each in shown["attempts"]] == [1, 2]
+    assert len({each["task_id"] for each in shown["attempts"]}) == 2
+
+
+# ---------------------------------------------------------------- salvage
+
+
+def test_salvage(terminal: Terminal, out: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(out / FILE)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    damaged = tmp_path / "damaged.sqlite"
+    shutil.copyfile(out / FILE, damaged)
+    content = bytearray(damaged.read_bytes())
+    content[:100] = bytes(100)
+    damaged.write_bytes(content)
+    assert terminal("jobs", "list", "--database", str(damaged)).code == 8
+    answer = terminal("jobs", "salvage", str(damaged))
+    assert answer.code == 0
+    assert f"done  {TASK[:-1]}1" in answer.out.splitlines()
+    assert "unknown  -" in answer.out.splitlines()
+    assert "kie-async wait TASK_ID" in answer.err
+    value = terminal("jobs", "salvage", str(damaged), "--json").value
+    assert {"key": "failed", "task_id": f"{TASK[:-1]}0"} in value["tasks"]
+    assert "hush" not in answer.out
+    assert damaged.read_bytes() == bytes(content)
+    assert terminal("jobs", "salvage", str(tmp_path / "none")).code == 8
+
+
+def test_help(terminal: Terminal) -> None:
+    for name in ("list", "show", "retry", "resolve", "salvage"):
+        answer = terminal("jobs", name, "--help")
+        assert answer.code == 0
+        assert f"Example: kie-async jobs {name}" in answer.out
+    assert "salvage" in terminal("jobs").out
+    assert "help: kie-async jobs show --help" in terminal("jobs", "show").err

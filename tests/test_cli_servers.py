@@ -1,0 +1,198 @@
+"""The commands that run until Ctrl-C: ``emulate`` and ``listen``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from urllib.request import Request, urlopen
+
+import pytest
+from command_line import Terminal, ended, environment, lines, served, started
+
+from kie_async.cli import _screen
+from kie_async.emulator import Fault
+from kie_async.testing import EmulatorHandle
+
+TOKEN = "t" * 43
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch) as handle:
+        yield handle
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def post(url: str, task_id: str, stage: str) -> int:
+    """Send a callback, as the service would."""
+    body = json.dumps({"code": 200, "msg": "", "data": {"callbackType": stage, "task_id": task_id, "data": []}})
+    assert url.startswith("http://127.0.0.1:")
+    request = Request(f"{url}/{TOKEN}", body.encode(), {"Content-Type": "application/json"})  # noqa: S310  # loopback
+    with urlopen(request, timeout=10) as answer:  # noqa: S310  # loopback
+        return int(answer.status)
+
+
+def first_line(process: subprocess.Popen[bytes]) -> str:
+    """The first line on stdout."""
+    assert process.stdout is not None
+    return process.stdout.readline().decode().strip()
+
+
+@contextmanager
+def listening(
+    service: EmulatorHandle, *words: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:  # fmt: skip
+    """``listen`` in a process, and the address at which it listens."""
+    with started("listen", *words, env=environment(service)) as process:
+        said = lines(process, until=b"callbacks are received for")
+        yield process, said.strip().rpartition(" ")[2]
+
+
+# ---------------------------------------------------------------- emulate
+
+
+def test_emulate_serves_until_ctrl_c(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started("emulate", "--credits", "5", "--webhook-key", "a key", env=environment()) as process:
+        url = first_line(process).removeprefix("export KIE_BASE_URL=")
+        key = first_line(process).removeprefix("export KIE_API_KEY=")
+        assert first_line(process) == "export KIE_WEBHOOK_KEY='a key'"
+        monkeypatch.setenv("KIE_BASE_URL", url)
+        monkeypatch.setenv("KIE_API_KEY", key)
+        assert terminal("credits").out == "5\n"
+        process.send_signal(signal.SIGINT)
+        answer = ended(process)
+    assert answer.code == 130
+    assert "Ctrl-C ends it" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_emulate_gives_its_json_at_once(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started("emulate", "--json", "--fault", "lost", "--fault", "stuck", env=environment()) as process:
+        value = json.loads(first_line(process))
+        url = value["base_url"]
+        assert value["env"] == {"KIE_BASE_URL": url, "KIE_API_KEY": value["env"]["KIE_API_KEY"]}
+        for name, text in value["env"].items():
+            monkeypatch.setenv(name, text)
+        assert terminal("extend", "a1").code == 7
+        process.send_signal(signal.SIGINT)
+        answer = ended(process)
+    assert (answer.code, answer.out) == (130, "")
+
+
+def test_emulate_in_this_process(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with interrupted_when_said(monkeypatch):
+        answer = terminal("emulate", "--port", "0", "--seed", "3", "--speed", "5", "--json")
+    assert answer.code == 130
+    assert answer.value["base_url"].startswith("http://127.0.0.1:")
+
+
+@contextmanager
+def interrupted_when_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Press Ctrl-C when the command has told that it runs."""
+    say = _screen.Screen.say
+
+    def say_and_stop(screen: _screen.Screen, line: str) -> None:
+        say(screen, line)
+        if "Ctrl-C ends it" in line:
+            Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+
+    monkeypatch.setattr(_screen.Screen, "say", say_and_stop)
+    yield
+
+
+# ---------------------------------------------------------------- listen
+
+
+def test_listen_shows_each_callback_as_it_comes(service: EmulatorHandle) -> None:
+    with listening(service) as (process, url):
+        assert post(url, "f" * 32, "text") == 200
+        assert first_line(process).startswith(f"{'f' * 32} text, answered 200 (a task that is not followed here")
+        assert post(url, "f" * 32, "od\x1b[2Jd") == 200
+        assert "\x1b" not in first_line(process)
+        process.send_signal(signal.SIGINT)
+        answer = ended(process)
+    assert answer.code == 130
+    assert "Traceback" not in answer.err
+
+
+def test_listen_gives_its_json_at_the_end(service: EmulatorHandle) -> None:
+    with listening(service, "--json", "--bind", "127.0.0.1:0") as (process, url):
+        assert post(url, "f" * 32, "first") == 200
+        process.send_signal(signal.SIGINT)
+        answer = ended(process)
+    (heard,) = answer.value["callbacks"]
+    assert (heard["task_id"], heard["stage"], heard["status"]) == ("f" * 32, "first", 200)
+    assert answer.value["error"]["type"] == "KeyboardInterrupt"
+    assert answer.code == 130
+
+
+def test_listen_ends_when_its_reader_goes_away(service: EmulatorHandle) -> None:
+    with listening(service) as (process, url):
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        assert post(url, "f" * 32, "text") == 200
+        assert ended(process).code == 141
+
+
+def test_listen_waits_for_tasks(terminal: Terminal, service: EmulatorHandle) -> None:
+    good = terminal("extend", "a1", "--no-wait").out.strip()
+    service.add_faults(Fault("failed"))
+    bad = terminal("extend", "a2", "--no-wait").out.strip()
+    service.settled()
+    answer = terminal("listen", good)
+    assert answer.code == 0
+    assert answer.out == f"{good} SUCCESS: 2 tracks\n"
+    answer = terminal("listen", bad, good)
+    assert answer.code == 3
+    assert f"{good} SUCCESS: 2 tracks\n" in answer.out
+    assert f"{bad} Audio generation failed" in answer.out
+    value = terminal("listen", bad, good, "--json").value
+    assert value["error"]["task_id"] == bad
+    assert [each["task_id"] for each in value["tasks"]] == [good]
+    assert value["callbacks"] == []
+
+
+def test_listen_at_the_address_of_the_environment(
+    terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    url = f"http://127.0.0.1:{free_port}/mine"
+    monkeypatch.setenv("KIE_CALLBACK_URL", url)
+    with listening(service) as (process, told):
+        assert told == url
+        words = ("extend", "a1", "--no-wait")
+        task_id = terminal(*words).out.strip()
+        service.settled()
+        seen = {first_line(process) for _ in range(3)}
+        process.send_signal(signal.SIGINT)
+        assert ended(process).code == 130
+    assert {line.partition(",")[0] for line in seen} == {
+        f"{task_id} {stage}" for stage in ("text", "first", "complete")
+    }
+
+
+def test_listen_behind_a_proxy(
+    terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    task_id = terminal("extend", "a1", "--no-wait").out.strip()
+    service.settled()
+    monkeypatch.setattr("kie_async.cli._link._BIND", f"127.0.0.1:{free_port}")
+    answer = terminal("listen", task_id, "--callback-url", "https://me.example/kie")
+    assert answer.code == 0
+    assert "callbacks are received for https://me.example/kie" in answer.err

@@ -1,0 +1,266 @@
+"""What stands around a command: terminals of all kinds, missing streams and libraries, logs, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from command_line import Terminal, ended, environment, served, short_song, started
+
+from kie_async import __main__ as program
+from kie_async import events
+from kie_async._transport._agent import user_agent
+from kie_async.cli import _screen, run
+from kie_async.cli._screen import Screen
+from kie_async.emulator import Fault
+from kie_async.testing import EmulatorHandle
+
+VERSION = user_agent().removeprefix("kie_async/")
+COMMANDS = ("demo", "upload-extend", "extend", "status", "wait", "download", "credits", "listen", "emulate")
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch) as handle:
+        yield handle
+
+
+# ---------------------------------------------------------------- help, version, the program
+
+
+def test_the_help_names_every_command(terminal: Terminal) -> None:
+    answer = terminal("--help")
+    assert answer.code == 0
+    assert not answer.err
+    for name in COMMANDS:
+        assert f" {name} " in answer.out
+    assert terminal() == answer
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_with_an_example(terminal: Terminal, name: str) -> None:
+    answer = terminal(name, "--help")
+    assert answer.code == 0
+    assert f"Example: kie-async {name}" in answer.out
+    assert "--json" in answer.out
+    assert "--api-key" not in answer.out
+    assert len(answer.out.splitlines()) < 60
+
+
+def test_help_and_version_are_json_too(terminal: Terminal) -> None:
+    assert "kie-async wait" in terminal("wait", "--help", "--json").value["text"]
+    assert terminal("--version", "--json").value == {"text": f"{VERSION}\n"}
+    assert terminal("--version").out == f"{VERSION}\n"
+
+
+def test_words_after_the_end_of_options_are_no_options(terminal: Terminal) -> None:
+    answer = terminal("upload-extend", "--", "--json")
+    assert answer.err == "error: SONG: there is no file '--json'\n"
+    assert not answer.out
+
+
+def test_the_program_runs_what_it_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    assert program.main(["--version"]) == 0
+    monkeypatch.setattr(sys, "argv", ["kie-async", "zap"])
+    assert program.main() == 2
+    assert "zap" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["cyclopts", "rich"])
+def test_a_missing_library_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == missing or name.startswith("kie_async.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert program.main(["credits", "--json"]) == 2
+    answer = capsys.readouterr()
+    assert answer.err == f'error: {missing} is missing: pip install "kie_async[cli]"\n'
+    assert json.loads(answer.out)["error"]["message"] == answer.err.removeprefix("error: ").strip()
+    assert program.main(["credits"]) == 2
+    assert not capsys.readouterr().out
+
+
+def test_another_missing_module_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("kie_async.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "kie_async.cli", None)
+    with pytest.raises(ModuleNotFoundError):
+        program.main(["credits"])
+
+
+# ---------------------------------------------------------------- streams
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-"])
+def test_a_closed_stream(service: EmulatorHandle, closed: str) -> None:
+    words = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "kie_async", "credits"]
+    process = subprocess.run(words, env=environment(service), capture_output=True, timeout=30, check=False)  # noqa: S603  # ourselves
+    assert process.returncode == 0
+    assert process.stderr == b""
+    assert process.stdout == (b"" if closed.startswith("1") else b"1000\n")
+
+
+def test_a_stderr_that_nobody_reads_stops_nothing(service: EmulatorHandle) -> None:
+    with started("extend", "a1", "--callbacks", "-v", env=environment(service)) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        answer = ended(process)
+    assert answer.code == 0
+    assert len(answer.out.splitlines()) == 2
+
+
+def test_a_locale_without_unicode(service: EmulatorHandle, tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
+    with started("--help", env=environment(service, **plain)) as process:
+        answer = ended(process)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.isascii()
+    song = short_song(tmp_path / "song.wav")
+    words = ("--at", "1", "--instrumental", "--style", "s", "--title", "Longer", "--out", str(tmp_path / "neü"))
+    with started("upload-extend", str(song), *words, "--callbacks", env=environment(service, **plain)) as process:
+        answer = ended(process)
+    assert (answer.code, len(answer.out.splitlines())) == (0, 2)
+    assert "Traceback" not in answer.err
+
+
+def test_a_stream_that_is_no_file(service: EmulatorHandle) -> None:
+    with redirect_stdout(StringIO()) as out:
+        assert run(["credits"]) == 0
+    assert out.getvalue() == f"{service.credits:g}\n"
+
+
+# ---------------------------------------------------------------- terminals
+
+
+def test_a_real_terminal_shows_a_bar(service: EmulatorHandle) -> None:
+    service.add_faults(Fault("slow", "submit", seconds=0.5))
+    ours, theirs = pty.openpty()
+    env = environment(service, TERM="xterm", COLUMNS="20")
+    with started("extend", "a1", "--callbacks", env=env, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # EIO: nobody has the terminal open any more
+            while piece := os.read(ours, 4096):
+                shown += piece
+        answer = ended(process)
+    os.close(ours)
+    assert answer.code == 0
+    assert b"\x1b[" in shown
+    assert b"submitted: task " in shown
+    assert b"Traceback" not in shown
+    assert "\x1b" not in answer.out
+
+
+@pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "20"}])
+@pytest.mark.usefixtures("service")
+def test_bars_of_a_terminal(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: dict[str, str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", **more}.items():
+        monkeypatch.setenv(name, value)
+    song = short_song(tmp_path / "song.wav")
+    answer = terminal("upload-extend", str(song), "--at", "1", "--callbacks", "--out", str(tmp_path))
+    assert answer.code == 0
+    assert "\x1b[?25l" in answer.err  # the cursor is hidden for a bar
+    assert "\x1b[?25h" in answer.err  # and shown again
+    assert "\x1b" not in answer.out
+    assert len(answer.out.splitlines()) == 2
+
+
+def test_a_dumb_terminal_gets_lines(
+    terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    answer = terminal("extend", "a1", "--callbacks")
+    assert answer.code == 0
+    assert "\x1b" not in answer.err
+    assert "submitted: task" in answer.err
+    assert len(service.ledger) == 1
+
+
+def test_mere_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    screen = Screen()
+    progress = screen.transfer("downloading")
+    progress(100, 200)
+    progress(150, 200)
+    now += _screen.QUIET
+    progress(2_000_000, None)
+    assert capsys.readouterr().err.splitlines() == ["downloading: 50%", "downloading: 2.0 MB"]
+
+
+def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    told = (
+        events.Submitted("t\x1b1", "extend", "V5", 0.1),
+        events.Looked("t1", "MIX\x1bING", 10.0),
+        events.LookFailed("t1", "it\x1b"),
+        events.Retried("submit", "too\x1b fast", 1, 2.5),
+        events.Waited("quota", 3),
+        events.Anomaly("t1", "odd\x1b"),
+        events.StageReached("t1", "text"),
+        events.CallbackReceived("t1", "te\x1bxt", 200),
+        events.CallbackReceived("", "", 401, "wrong\x1b signature"),
+        events.Settled("t1", "extend", 90.0, 3),
+    )
+    for event in told:
+        screen._last = -_screen.QUIET
+        screen.tell(event)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(told) - 1
+    assert not any("\x1b" in line for line in lines)
+    assert screen.facts["task_id"] == "t\x1b1"
+    assert (screen.callbacks, screen.looks, screen.submitted) == (2, 1, True)
+
+
+# ---------------------------------------------------------------- logs and secrets
+
+
+def test_the_log_is_shown_on_demand(terminal: Terminal, service: EmulatorHandle) -> None:
+    assert "kie_async." not in terminal("extend", "a1", "--callbacks").err
+    answer = terminal("extend", "a1", "--callbacks", "-v")
+    assert "kie_async.tracker: Settled" in answer.err
+    assert service.key not in answer.err
+    assert "kie_async." not in terminal("extend", "a1", "--callbacks").err
+
+
+def test_the_key_is_nowhere(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    marker = "marker-7f3a9c"
+    monkeypatch.setenv("KIE_WEBHOOK_KEY", f"{marker}-webhook")
+    with served(monkeypatch, webhook_key=f"{marker}-webhook") as service:
+        monkeypatch.setenv("KIE_API_KEY", f"{marker}-api")
+        song = short_song(tmp_path / "song.wav")
+        extend = ["upload-extend", str(song), "--at", "1", "--callbacks", "--out", str(tmp_path), "--timeout", "1"]
+        commands = (extend, ["extend", "a1", "--no-wait"], ["credits"], ["status", "f" * 32])
+        for fault in (None, Fault("code", code=500), Fault("lost"), Fault("html"), Fault("redirect"), Fault("failed")):
+            if fault is not None:
+                service.add_faults(fault)
+            for words in commands:
+                answer = terminal(*words, "-v", "--json")
+                assert marker not in answer.out + answer.err
+            if fault is not None:
+                service.remove_faults(fault)
+    for path in tmp_path.iterdir():
+        assert marker.encode() not in path.read_bytes()
