@@ -1,0 +1,40 @@
+"""What all tests share: the virtual clock, the samples, and an environment without the user's own settings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virtual_time import VirtualTimeLoop
+
+pytest_plugins = ["postgres"]
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KIE_API_KEY", "KIE_BASE_URL", "KIE_CALLBACK_URL", "KIE_WEBHOOK_KEY", "KIE_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+async def clock() -> VirtualTimeLoop:
+    """The virtual clock of the running loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.watch_threads()
+    return loop
+
+
+def sample_json(name: str) -> Any:  # a body can be anything
+    """Read a recorded body of the service as JSON."""
+    return json.loads((SAMPLES / name).read_bytes())
