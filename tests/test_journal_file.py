@@ -244,7 +244,7 @@ async def test_a_disk_without_hard_links(path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "link", link)
     if is_there:
-        with pytest.raises(StorageError, match="no SQLite database"):
+        with pytest.raises(StorageError, match="is not a database"):
             await content(path)
         assert path.read_bytes() == b"another's"
     else:
@@ -264,6 +264,30 @@ async def test_a_draft_that_fails_is_taken_away(path: Path, monkeypatch: pytest.
     with pytest.raises(StorageError, match="syntax error"):
         await content(path)
     assert not list(path.parent.iterdir())
+
+
+# ---------------------------------------------------------------- shared
+
+
+async def test_closed_it_is_one_file(path: Path) -> None:
+    for number in range(50):  # for what goes wrong here does so now and then
+        async with SQLiteJournal(path) as journal:
+            await journal.add([planned(f"{number}")])
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+async def test_the_last_to_close_it_is_the_last(path: Path) -> None:
+    program = """
+        async with SQLiteJournal(path) as journal:
+            print(len(await journal.page()), flush=True)
+    """
+    async with SQLiteJournal(path) as journal:
+        async with SQLiteJournal(path):  # once more in this process, whose locks all count as one
+            pass
+        for number in range(3):
+            await journal.add([planned(f"{number}")])
+            with child(program, path) as process:  # it must not take itself for the last, and the log away
+                assert read_rest(process) == [f"{number + 1}"]
 
 
 # ---------------------------------------------------------------- killed

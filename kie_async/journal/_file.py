@@ -18,10 +18,8 @@ from kie_async.errors import StorageError
 from kie_async.journal import _tables
 from kie_async.journal._lane import FAILURES
 
-_MAGIC = b"SQLite format 3\0"
 _APPLICATION = int.from_bytes(b"kiej")
 _VERSION = 1
-_HEADER = 100  # bytes, of any SQLite file
 _THOROUGH = 8 * 2**20  # bytes up to which a file is checked throughout when opened: some 0.2 s
 
 _Words = tuple[str, bool]  # what happened and what to do; whether the same call may succeed later
@@ -69,7 +67,6 @@ def open_journal(path: Path, patience: float) -> sqlite3.Connection:
     try:
         if not os.path.lexists(path):
             _make(path, patience)
-        _check_header(path)
         connection = connect(path, patience)
         try:
             _check(connection, path)
@@ -86,20 +83,49 @@ def open_journal(path: Path, patience: float) -> sqlite3.Connection:
 
 
 def connect(path: Path, patience: float) -> sqlite3.Connection:
-    """Open a connection to a file that is there.
+    """Open a connection to a journal that is there.
 
     Raises:
+        StorageError: it is no journal, or of another version.
         sqlite3.Error: it cannot be opened.
     """
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
+    connection = _attach(path, patience)
     try:
-        _use_log(connection)
-        for pragma in ("synchronous = FULL", "fullfsync = ON", "cell_size_check = ON", "trusted_schema = OFF"):
-            connection.execute(f"PRAGMA {pragma}")
+        _identify(connection, path)
+        _prepare(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _attach(path: Path, patience: float) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
+
+
+def _identify(connection: sqlite3.Connection, path: Path) -> None:
+    """See that it is a journal, before anything of it is changed.
+
+    By SQLite alone: to open and close the file beside it would give up the locks of this process's other connections.
+    """
+    if not path.stat().st_size:  # SQLite would take it for a new database
+        raise damaged(path, "the file is empty")
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION:
+        raise damaged(path, "it is a database of something else")
+    if version != _VERSION:
+        raise StorageError(
+            f"the journal {path} is of version {version}, and this kie_async knows version {_VERSION}: "
+            "use the kie_async that made it, or another file",
+            retryable=False,
+        )
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    _use_log(connection)
+    for pragma in ("synchronous = FULL", "fullfsync = ON", "cell_size_check = ON", "trusted_schema = OFF"):
+        connection.execute(f"PRAGMA {pragma}")
 
 
 def _use_log(connection: sqlite3.Connection) -> None:
@@ -118,7 +144,8 @@ def _make(path: Path, patience: float) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with closing(connect(draft, patience)) as connection:
+        with closing(_attach(draft, patience)) as connection:
+            _prepare(connection)
             connection.executescript(_tables.SCHEMA)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {_VERSION}")
@@ -136,25 +163,6 @@ def _name(draft: Path, path: Path) -> None:
         if not os.path.lexists(path):
             draft.rename(path)
     sync_directory(path.parent)
-
-
-def _check_header(path: Path) -> None:
-    """Look at the file before SQLite does, which would take an empty one for a new database."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER)
-    if not header:
-        raise damaged(path, "the file is empty")
-    if len(header) < _HEADER or not header.startswith(_MAGIC):
-        raise damaged(path, "the file is no SQLite database")
-    application, version = int.from_bytes(header[68:72]), int.from_bytes(header[60:64])
-    if application != _APPLICATION:
-        raise damaged(path, "it is a database of something else")
-    if version != _VERSION:
-        raise StorageError(
-            f"the journal {path} is of version {version}, and this kie_async knows version {_VERSION}: "
-            "use the kie_async that made it, or another file",
-            retryable=False,
-        )
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

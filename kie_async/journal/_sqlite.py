@@ -94,11 +94,7 @@ class SQLiteJournal(AsyncContextManagerMixin):
             self._leases.clear()
         for listener in self._listeners:
             listener.set()
-        try:
-            await _outlast([asyncio.wrap_future(lane.close()) for lane in lanes])
-        finally:
-            for lane in lanes:
-                lane.join()
+        await _end(reversed(lanes))
 
     # ------------------------------------------------------------ asking
 
@@ -245,14 +241,20 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         alarm.cancel()
 
 
-async def _outlast(ends: Sequence[asyncio.Future[None]]) -> None:
-    """Wait for all, also if cancelled meanwhile, so that no thread stays behind."""
+async def _end(lanes: Iterable[Lane]) -> None:
+    """End them one after another, also if cancelled meanwhile, so that no thread stays behind.
+
+    Connections that close at the same time each leave the log to the other, and the file alone would not be whole.
+    """
     cancelled: asyncio.CancelledError | None = None
     with CancelScope(shield=True):
-        while not all(end.done() for end in ends):
-            try:
-                await asyncio.wait(ends)
-            except asyncio.CancelledError as error:
-                cancelled = error
+        for lane in lanes:
+            end = asyncio.wrap_future(lane.close())
+            while not end.done():
+                try:
+                    await asyncio.wait([end])
+                except asyncio.CancelledError as error:
+                    cancelled = error
+            lane.join()
     if cancelled is not None:
         raise cancelled
