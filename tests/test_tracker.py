@@ -329,6 +329,21 @@ async def test_when_the_last_waiter_goes_the_looks_stop_until_one_comes() -> Non
         assert "SUCCESS" in repr(task)
 
 
+async def test_a_waiter_cancelled_as_the_task_ends_does_not_hinder_another() -> None:
+    waiting: list[asyncio.Task[kie.TaskResult]] = []
+
+    def cancel_the_first(event: kie.Event) -> None:
+        if isinstance(event, StageReached):
+            waiting[0].cancel()
+
+    async with serving(settings={"observer": cancel_the_first}) as service:
+        task = await service.session.submit(REQUEST)
+        waiting += [asyncio.create_task(task.result()) for _ in range(2)]
+        cancelled, result = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(cancelled, asyncio.CancelledError)
+        assert isinstance(result, kie.TaskResult)
+
+
 async def test_a_look_under_way_when_the_last_waiter_goes_is_the_last() -> None:
     async with serving(faults=[Fault("slow", on="record_info", seconds=5)]) as service:
         task = service.session.track((await service.session.submit(REQUEST)).id)
