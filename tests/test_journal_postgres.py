@@ -235,7 +235,7 @@ async def test_a_server_restarted_amid_writes(server: Server, frail_url: str) ->
             await journal.move(f"{number}", State.SUBMITTED, token=f"token-{number}", task_id=f"task-{number}")
 
         calls = [asyncio.ensure_future(submit(number)) for number in range(300)]
-        await asyncio.sleep(0.3)
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         server.stop()
         assert not all(call.done() for call in calls)
         server.start()
