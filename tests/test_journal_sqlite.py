@@ -137,15 +137,17 @@ async def test_closing_writes_what_is_under_way(path: Path) -> None:
 
 
 async def test_cancelled_while_closing_it_closes_all_the_same(path: Path) -> None:
-    gate, before = threading.Event(), set(threading.enumerate())
+    gate, before, closing = threading.Event(), set(threading.enumerate()), asyncio.Event()
 
     async def use() -> None:
         async with SQLiteJournal(path) as journal:
             busy = asyncio.ensure_future(journal._write(lambda _connection: gate.wait()))
             await asyncio.sleep(0)
+            closing.set()
         await busy
 
     task = asyncio.ensure_future(use())
+    await closing.wait()
     while len(set(threading.enumerate()) - before) != 1:  # the reader has gone, the writer waits
         await asyncio.sleep(0.01)
     for _ in range(2):
