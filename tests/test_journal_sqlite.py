@@ -318,10 +318,10 @@ async def test_a_listener_ends_with_the_journal(path: Path) -> None:
     assert await asyncio.wait_for(waiting, 1) is None
 
 
-async def test_a_listener_hears_what_came_between_the_call_and_the_first_look(path: Path) -> None:
+async def test_a_listener_hears_what_came_since_the_journal_was_opened(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
         await journal.hear(callback("before"))
-        listener = listening(journal)
+    async with SQLiteJournal(path) as journal:
         await journal.hear(callback("after"))
-        assert await anext(listener) == callback("after")
-        await listener.aclose()
+        async with aclosing(listening(journal)) as listener:
+            assert await anext(listener) == callback("after")

@@ -160,10 +160,7 @@ class PostgresJournal:
         await self._database.execute(_sql.HEAR, attrs.asdict(heard))
 
     async def listen(self) -> AsyncGenerator[Heard]:
-        """Give the callbacks that come in from now on, by any process, until cancelled.
-
-        May give one twice, and those that came since the journal was opened.
-        """
+        """Give the callbacks that come in since the journal was opened; see ``Journal``."""
         horizon, given = self._horizon, set[Heard]()
         async with aclosing(self._database.wakes("kie_inbox")) as wakes:
             while True:

@@ -119,7 +119,7 @@ class Journal(Protocol):
         ...
 
     def listen(self) -> AsyncIterator[Heard]:
-        """Give the callbacks that come in from now on, by any process, until cancelled.
+        """Give the callbacks that come in since the journal was opened, by any process, until cancelled.
 
         May give one twice; after an interruption, those missed are given. Keeps trying while the store is away.
         """

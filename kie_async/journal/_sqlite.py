@@ -11,7 +11,6 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
@@ -58,6 +57,7 @@ class SQLiteJournal(AsyncContextManagerMixin):
         self._poll = poll
         self._pid = os.getpid()
         self._lanes: tuple[Lane, Lane] | None = None
+        self._horizon = 0  # the last callback there was when it was opened
         self._leases: set[str] = set()
         self._listeners: set[asyncio.Event] = set()
 
@@ -76,7 +76,7 @@ class SQLiteJournal(AsyncContextManagerMixin):
         writer = Lane("kie-journal-write", partial(open_journal, self._path, self._patience), commit, say)
         lanes = [writer]
         try:
-            await self._ask(writer, _nothing)
+            self._horizon = await self._ask(writer, _tables.last_heard)
             reader = Lane("kie-journal-read", partial(connect, self._path, self._patience), answer, say)
             lanes.append(reader)
             await self._ask(reader, _nothing)
@@ -184,11 +184,12 @@ class SQLiteJournal(AsyncContextManagerMixin):
         return await self._read(partial(_tables.heard, token=token, task_id=task_id))
 
     def listen(self) -> AsyncIterator[Heard]:
-        """Give the callbacks that come in from this call on; see ``Journal``. Ends when the journal is closed."""
-        return self._listen(self._open_lanes()[0].submit(_tables.last_heard))
+        """Give the callbacks that come in since the journal was opened; see ``Journal``. Ends when it is closed."""
+        self._open_lanes()
+        return self._listen()
 
-    async def _listen(self, start: Future[int]) -> AsyncGenerator[Heard]:
-        after, seen, changed = await asyncio.wrap_future(start), -1, asyncio.Event()
+    async def _listen(self) -> AsyncGenerator[Heard]:
+        after, seen, changed = self._horizon, -1, asyncio.Event()
         self._listeners.add(changed)
         try:
             while self._lanes is not None:
