@@ -254,6 +254,27 @@ async def test_a_paid_job_that_cannot_be_finished_is_put_off(shop: Shop) -> None
     await shop.check(2)
 
 
+async def test_a_job_that_moves_while_all_are_looked_at_is_not_missed(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.plan(1)
+    async with shop.desk() as one:
+        keeper = one.worker._keeper
+        read = keeper.jobs
+
+        async def read_and_move(*states: State, batch: str | None) -> AsyncGenerator[Job]:
+            async for job in read(*states, batch=batch):
+                yield job
+            if await shop.states() == {State.PLANNED: 1}:
+                await keeper.journal.intend("job0", "token")
+                await keeper.journal.move("job0", State.SUBMITTED, token="token", task_id="task")
+
+        monkeypatch.setattr(keeper, "jobs", read_and_move)
+        async with one.worker._open():
+            await one.worker._look(BATCH)
+        assert not one.worker._over.is_set()
+
+
 async def test_what_stops_the_runner_is_raised(shop: Shop) -> None:
     await shop.plan(3)
     shop.emulator.add_faults(Fault("code", code=401))

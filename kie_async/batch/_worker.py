@@ -15,6 +15,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -249,18 +250,13 @@ class Worker:
     async def _fill(self) -> None:
         known = {handed.lock for handed in await self._uncut(self._held.list_jobs_async(queue=QUEUE))}
         room = WINDOW - len(known)
-        async with aclosing(self._open_keys()) as keys:
-            async for key in keys:
-                if room <= 0:
-                    return
-                if key not in known:
-                    room -= await self._hand_out(key)
-
-    async def _open_keys(self, batch: str | None = None) -> AsyncGenerator[str, None]:
         for states in _ORDER:
-            async with aclosing(self._keeper.jobs(*states, batch=batch)) as jobs:
+            async with aclosing(self._keeper.jobs(*states)) as jobs:
                 async for job in jobs:
-                    yield job.key
+                    if room <= 0:
+                        return
+                    if job.key not in known:
+                        room -= await self._hand_out(job.key)
 
     async def _hand_out(self, key: str, *, after: int | None = None) -> bool:
         """Give a key to the engine, and tell whether it did not wait there already."""
@@ -277,11 +273,12 @@ class Worker:
     async def _look(self, batch: str | None) -> None:
         """See whether no job is open, but for those that were put off."""
         put_off = None
-        async with aclosing(self._open_keys(batch)) as keys:
-            async for key in keys:
+        # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
+        async with aclosing(self._keeper.jobs(*chain(*_ORDER), batch=batch)) as jobs:
+            async for job in jobs:
                 if put_off is None:
                     put_off = await self._put_off()
-                if key not in put_off:
+                if job.key not in put_off:
                     return
         self._over.set()
 
