@@ -37,7 +37,7 @@ from kie_async.events import clean
 T = TypeVar("T")
 
 OK = 200
-_REDIRECTS, _CLIENT_ERRORS, _SERVER_ERRORS = 300, 400, 500
+_REDIRECTS, _CLIENT_ERRORS, _FORBIDDEN, _SERVER_ERRORS = 300, 400, 403, 500
 
 
 @attrs.frozen
@@ -115,10 +115,22 @@ def understand(call: Call[T], answer: Answer) -> T:
         raise _unread(call, answer, error.message) from None
     if envelope.code == OK and answer.status < _REDIRECTS:
         return _read(call, envelope)
-    code = answer.status if envelope.code in {None, OK} else envelope.code
+    if call.ends and _wire.is_record(envelope.data):
+        return _read(call, envelope)  # the code speaks of the task, and so does its record
+    code = _code(answer, envelope)
     if code in call.absent:
         return call.read(None)
+    if envelope.code in call.ends and answer.status < _REDIRECTS:
+        return call.read({"state": "fail", "failCode": code, "failMsg": envelope.msg})
     raise _refused(call, answer, envelope)
+
+
+def _code(answer: Answer, envelope: _wire.Envelope) -> int:
+    """The code that decides: the body's, unless only the HTTP status says something that is known."""
+    code = envelope.code
+    if code is None or code == OK or (code not in BODY_CODES and answer.status in HTTP_STATUSES):
+        return answer.status
+    return code
 
 
 def _read(call: Call[T], envelope: _wire.Envelope) -> T:
@@ -134,11 +146,13 @@ def _unread(call: Call[T], answer: Answer, reason: str) -> KieError:
     """What a body that cannot be read means: the HTTP status alone speaks."""
     if answer.status < _REDIRECTS and not call.spends:
         return BadResponseError(f"{call.name}: {reason}", code=answer.status)
+    if answer.status == _FORBIDDEN and not call.spends:  # a page of the CDN's, not the service's word on the key
+        return ServerError(f"{call.name}: {reason}", code=answer.status)
     return _refused(call, answer, _wire.Envelope(msg=reason))
 
 
 def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieError:
-    code = answer.status if envelope.code in {None, OK} else envelope.code
+    code = _code(answer, envelope)
     message = f"{call.name}: {clean(envelope.msg) or 'refused without a word'}"
     refusal = _refusal(call, answer.status, envelope.code)
     if refusal is None:
@@ -151,7 +165,7 @@ def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieErro
 
 def _refusal(call: Call[T], status: int, code: int | None) -> Refusal | None:
     """The definite no that a status and a body code make together; None if they make none."""
-    if code is None or code == OK:
+    if code is None or code not in BODY_CODES:
         return HTTP_STATUSES.get(status)
     if code >= _SERVER_ERRORS and (status >= _SERVER_ERRORS or not call.spends):
         return None  # a server's failure, not its decision

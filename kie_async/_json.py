@@ -1,4 +1,4 @@
-"""JSON of the service: read strictly first, and mended where a real answer is known to have been malformed.
+"""JSON of the service: read strictly first, and mended if that cannot be.
 
 Inside ``data.param`` and ``data.paramJson`` of a real answer of the jobs route the innermost quotes had one backslash
 too few, so that a finished, paid task could not be read (FACTS §9). Both are echoes of the request: they are cut out.
@@ -64,15 +64,23 @@ def reader(**options: Any) -> Callable[[str], Any]:  # noqa: ANN401  # those of 
 
 loads = reader()
 _load_pairs = reader(object_pairs_hook=tuple)
+_lenient = json.JSONDecoder(strict=False, parse_constant=lambda _word: None).decode
+_lenient_pairs = json.JSONDecoder(strict=False, parse_constant=lambda _word: None, object_pairs_hook=tuple).decode
 
 
 def load_pairs(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
-    """Read JSON with each object as a tuple of its members, so that a key that is written twice can be seen.
+    """Read JSON, mended if need be, with each object as a tuple of its members, so that doubled keys can be seen.
 
     Raises:
-        ValueError, RecursionError: the bytes are no JSON.
+        ValueError: the bytes are no JSON.
     """
-    return _load_pairs(decode(body))
+    try:
+        return _load_pairs(decode(body))
+    except (ValueError, RecursionError):
+        value = mend(body, _lenient_pairs)
+        if value is None:
+            raise ValueError("no JSON") from None
+        return value
 
 
 def beginning(body: bytes) -> str:
@@ -80,37 +88,51 @@ def beginning(body: bytes) -> str:
     return repr(clean(body[:200].decode("utf-8", "replace")))
 
 
-def load_mended(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
-    """Read a malformed answer with its echoes of the request cut out; None if that does not mend it."""
+def load_tolerantly(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
+    """Read JSON strictly, and mended if that cannot be.
+
+    Raises:
+        BadResponseError: nothing mends it.
+    """
     try:
-        text = decode(body)
-    except UnicodeDecodeError:
-        return None
+        return load(body)
+    except BadResponseError:
+        value = mend(body)
+        if value is None:
+            raise
+        return value
+
+
+def mend(body: bytes, read: Callable[[str], Any] = _lenient) -> Any:  # noqa: ANN401  # JSON is anything
+    """Read a malformed answer: letters cut in half, control characters, NaN; then without its echoes of the request.
+
+    None if that does not mend it.
+    """
+    text = body.removeprefix(BOM_UTF8).decode("utf-8", "replace").rstrip("\0 \t\r\n")
+    value = _readable(text, read)[1]
     position = 0
-    while echo := _ECHO.search(text, position):
+    while value is None and (echo := _ECHO.search(text, position)):
         following = _ECHO.search(text, echo.end() + 1)
         limit = following.start() if following else len(text)
-        text, value = _cut(text, echo.end(), limit)
-        if value is not None:
-            return value
+        text, value = _cut(text, echo.end(), limit, read)
         position = echo.end() + 1
-    return None
+    return value
 
 
-def _cut(text: str, start: int, limit: int) -> tuple[str, Any]:
+def _cut(text: str, start: int, limit: int, read: Callable[[str], Any]) -> tuple[str, Any]:
     """Put null in place of the echo at ``start``, up to the first end after which the text reads on to ``limit``."""
     for end in islice(_ECHO_END.finditer(text, start + 1, limit + 1), _TRIES):
         mended = f"{text[:start]}null{text[end.end() :]}"
-        reach, value = _readable(mended)
+        reach, value = _readable(mended, read)
         if value is not None or reach >= limit - len(text) + len(mended):
             return mended, value
     return text, None
 
 
-def _readable(text: str) -> tuple[int, Any]:
+def _readable(text: str, read: Callable[[str], Any]) -> tuple[int, Any]:
     """How far a text can be read as JSON, and its value if it is all."""
     try:
-        value = loads(text)
+        value = read(text)
     except json.JSONDecodeError as error:
         return error.pos, None
     except (ValueError, RecursionError):

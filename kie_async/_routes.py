@@ -49,6 +49,7 @@ class Call(Generic[T]):
         read: the body's ``data`` to the answer.
         spends: whether it costs credits, so that it must never be sent twice.
         absent: body codes (or HTTP statuses) that only say "no such thing": the answer to None is given.
+        ends: body codes that are no refusal, but say how the task that is asked for has ended.
         host: the API, or the host that takes files.
     """
 
@@ -61,6 +62,7 @@ class Call(Generic[T]):
     file: FilePart | None = None
     spends: bool = False
     absent: frozenset[int] = frozenset()
+    ends: frozenset[int] = frozenset()
     host: Literal["api", "upload"] = "api"
 
 
@@ -127,6 +129,9 @@ def _submit_jobs(request: Request, callback_url: str) -> Call[str]:
     return Call(request.operation, "POST", "/api/v1/jobs/createTask", _wire.read_task_id, body=body, spends=True)
 
 
+_ENDS = frozenset({413, 451, 501, 531})  # FACTS §4: ends of tasks; they say nothing of a question
+
+
 def _record_info(path: str) -> Callable[[str], Call[TaskRecord | None]]:
     def call(task_id: str) -> Call[TaskRecord | None]:
         def read(data: object) -> TaskRecord | None:
@@ -137,7 +142,7 @@ def _record_info(path: str) -> Callable[[str], Call[TaskRecord | None]]:
 
         # FACTS: unknown is 200 with null data on the classic route, 422 "recordInfo is null" on the other.
         query = {"taskId": task_id}
-        return Call("record_info", "GET", path, read, query, absent=frozenset({404, 422}))
+        return Call("record_info", "GET", path, read, query, absent=frozenset({404, 422}), ends=_ENDS)
 
     return call
 

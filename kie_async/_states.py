@@ -47,6 +47,9 @@ REFUNDED = 531  # FACTS: failed, credits given back
 _NO_ERROR = (None, 0, 200)  # 0 is reported beside null, and 200 is the service's word for "well"
 
 
+Odd: TypeAlias = Literal["", "not visible", "no audio", "undelivered", "unknown word"]
+
+
 @attrs.frozen
 class Running:
     """Not at its end.
@@ -57,7 +60,7 @@ class Running:
     """
 
     stage: Stage | None = None
-    odd: Literal["", "not visible", "no audio", "unknown word"] = ""
+    odd: Odd = ""
 
 
 @attrs.frozen
@@ -91,19 +94,24 @@ def judge(record: TaskRecord | None, *, patient: bool) -> Verdict:
 
     Args:
         record: what record-info gave; None if it does not know the task.
-        patient: whether an odd state (not visible, success without audio) may still be borne. It is turned off
+        patient: whether an odd state (not visible, an end without audio) may still be borne. It is turned off
             when its time of grace is over.
     """
     if record is None:
         return Running(odd="not visible") if patient else NotFound()
     word = WORDS.get(record.status)
-    whole = bool(record.tracks) and all(track.audio_url for track in record.tracks)
-    if word in {Word.SUCCEEDED, Word.UNDELIVERED} and whole:
-        return Succeeded(record.tracks)
+    finished = tuple(track for track in record.tracks if track.audio_url)
+    ended = word in {Word.SUCCEEDED, Word.UNDELIVERED}
+    if ended and finished and finished == record.tracks:
+        return Succeeded(finished)
     if record.error_code not in _NO_ERROR or word is Word.FAILED:
-        return _failed(record)
-    if word in {Word.SUCCEEDED, Word.UNDELIVERED}:
-        return Running(stage_of(record), odd="no audio") if patient else _without_audio(record)
+        if not finished:
+            return _failed(record)
+        if not ended:  # what was made before it failed is paid for, and is not withheld
+            return Succeeded(finished, partial=finished != record.tracks)
+    if ended:
+        odd: Odd = "no audio" if word is Word.SUCCEEDED else "undelivered"
+        return Running(stage_of(record), odd=odd) if patient else _without_audio(record)
     return Running(stage_of(record), odd="" if word else "unknown word")
 
 

@@ -32,6 +32,7 @@ Fetch = Callable[[str], Awaitable[TaskRecord | None]]
 _key = lru_cache(1000)(Key)  # few kinds, many tasks
 UNKNOWN = Key("unknown", "unknown")  # of a task that was submitted elsewhere, until its first record
 _LISTENED = 8.0  # most seconds between two looks while somebody listens to the stages
+_LATE = 600.0  # seconds; FACTS §3: 408, nothing for over 10 min
 _ODD = 10.0  # most seconds between two looks in an odd state
 _EARLY_MOST, _EARLY_AGE = 10_000, 600.0  # callbacks for tasks not known yet: how many, and for how long
 _WORDS_MOST = 100  # unknown words told of; there is no end of them in a hostile answer
@@ -236,7 +237,11 @@ class Tracker:
             entry.odd, entry.odd_since = odd, now
         if odd == "not visible" and entry.seen:
             return Running(entry.stage)  # a lagging copy of the service's own: it was there before
-        graces = {"not visible": self._settings.visible_grace, "no audio": self._settings.audio_grace}
+        graces = {
+            "not visible": self._settings.visible_grace,
+            "no audio": self._settings.audio_grace,
+            "undelivered": max(self._settings.audio_grace, _LATE),
+        }
         patient = now - entry.odd_since < graces.get(odd, math.inf)
         return verdict if patient else judge(record, patient=False)
 

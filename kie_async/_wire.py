@@ -6,10 +6,9 @@ or text; unknown keys fall away. Any bytes whatever end in a value or in one of 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from os import PathLike
 from typing import Any, TypeVar, get_type_hints
@@ -17,8 +16,9 @@ from typing import Any, TypeVar, get_type_hints
 import attrs
 import cattrs
 
-from kie_async._json import beginning, dump, load, load_mended, load_pairs
+from kie_async._json import beginning, dump, load, load_pairs, load_tolerantly
 from kie_async._states import WORDS, Word
+from kie_async._values import as_address, as_duration, as_integer, as_moment, as_number, as_text, as_word
 from kie_async.errors import BadResponseError
 from kie_async.models import (
     CallbackEvent,
@@ -44,73 +44,14 @@ class Envelope:
     data: Any = None
 
 
-# ---------------------------------------------------------------- plain values
-
-
-def _text(value: object) -> str | None:
-    if isinstance(value, str):
-        if value.isascii():
-            return value or None
-        return value.encode("utf-8", "replace").decode()  # a lone surrogate breaks databases and terminals
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    return None
-
-
-def _word(value: object) -> str:
-    return _text(value) or ""
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _duration(value: object) -> float | None:
-    number = _number(value)
-    return number if number is not None and number > 0 else None
-
-
-_MOST = 2**53  # beyond it a number is no code and no size
-
-
-def _integer(value: object) -> int | None:
-    if type(value) is int:
-        return value if abs(value) < _MOST else None
-    number = _number(value)
-    return int(number) if number is not None and number.is_integer() and abs(number) < _MOST else None
-
-
-_MILLISECONDS = 1e11  # as seconds, the year 5138: any number above it counts milliseconds
-
-
-def _moment(value: object) -> datetime | None:
-    """Epoch milliseconds (what the service sends), epoch seconds, or text; text without a zone is taken as UTC."""
-    number = _number(value)
-    try:
-        if number is not None:
-            return datetime.fromtimestamp(number / 1000 if abs(number) > _MILLISECONDS else number, UTC)
-        if not isinstance(value, str):
-            return None
-        moment = datetime.fromisoformat(value)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
 # ---------------------------------------------------------------- structuring
 
 _READERS: dict[object, Callable[[object], object]] = {
-    str: _word,
-    str | None: _text,
-    int | None: _integer,
-    float | None: _number,
-    datetime | None: _moment,
+    str: as_word,
+    str | None: as_text,
+    int | None: as_integer,
+    float | None: as_number,
+    datetime | None: as_moment,
 }
 _NAMES = {
     Track: {"created_at": "create_time"},
@@ -137,7 +78,7 @@ def _fields_of(cls: type[object], **own: Callable[[object], object]) -> Callable
     def read(data: Mapping[str, Any]) -> dict[str, Any]:
         fields = {}
         for key, value in data.items():
-            if value is not None and (member := find(key)) is not None:
+            if value is not None and value != "" and (member := find(key)) is not None:
                 field, convert = member
                 fields[field] = convert(value)
         return fields
@@ -150,7 +91,11 @@ def _spellings(name: str) -> tuple[str, str]:
     return name, head + "".join(map(str.capitalize, tail))
 
 
-_track_fields = _fields_of(Track, duration=_duration)
+_track_fields = _fields_of(
+    Track,
+    duration=as_duration,
+    **{field.name: as_address for field in attrs.fields(Track) if field.name.endswith("_url")},
+)
 _record_fields = _fields_of(TaskRecord)
 _upload_fields = _fields_of(UploadedFile)
 
@@ -165,16 +110,26 @@ def _get(data: object, *names: str) -> Any:  # noqa: ANN401  # JSON is anything
     return None
 
 
+_ID = ("taskId", "task_id")
+_BARE_ID = re.compile(r"[0-9a-f]{32}")  # FACTS §1
+_HOLDERS = ("sunoData", "suno_data", "data", "tracks", "response", "resultUrls", "result_urls")
+
+
+def _first(data: object, *names: str) -> str | None:
+    """The first of these members that is a text with something in it."""
+    return next((text for name in names if (text := as_text(_get(data, name)))), None)
+
+
 def _all_tracks(value: object) -> tuple[Track, ...]:
     """The tracks of a list. Placeholders, which have neither an id nor audio, are no tracks."""
     found = []
     for each in value if isinstance(value, list) else ():
         if isinstance(each, dict):
             track = Track(**_track_fields(each))
-            if track.id or track.audio_url:
+            if track.id or track.audio_url or track.source_audio_url:
                 found.append(track)
-        elif isinstance(each, str) and each.startswith("http"):
-            found.append(Track(audio_url=each))  # other members of the family list bare addresses
+        elif isinstance(each, str) and (url := as_address(each)):
+            found.append(Track(audio_url=url))  # other members of the family list bare addresses
     return tuple(found)
 
 
@@ -187,15 +142,17 @@ def read_envelope(body: bytes) -> Envelope:
     Raises:
         BadResponseError: no JSON object.
     """
-    try:
-        value = load(body)
-    except BadResponseError:
-        value = load_mended(body)
-        if value is None:
-            raise
+    value = load_tolerantly(body)
     if not isinstance(value, dict):
         raise BadResponseError(f"the answer is no JSON object; it begins {beginning(body)}")
-    return Envelope(_integer(value.get("code")), _word(value.get("msg")), value.get("data"))
+    data = value.get("data")
+    if data is None and not value.keys().isdisjoint(_ID):
+        data = value  # members of the family put the id at the root
+    return Envelope(as_integer(value.get("code")), _message(value), data)
+
+
+def _message(value: Mapping[str, Any]) -> str:
+    return as_text(value.get("msg")) or _first(value, "message", "error", "errorMessage", "detail") or ""
 
 
 def read_task_id(data: object) -> str:
@@ -204,10 +161,20 @@ def read_task_id(data: object) -> str:
     Raises:
         BadResponseError: there is none, or none that could be one.
     """
-    task_id = _get(data, "taskId", "task_id")
-    if not isinstance(task_id, str) or TASK_ID.fullmatch(task_id) is None:
+    if isinstance(data, str):
+        data = {"taskId": data} if _BARE_ID.fullmatch(data) else _unpacked(data)
+    if isinstance(data, list) and len(data) == 1:
+        [data] = data
+    ids = (_get(data, name) for name in _ID)
+    task_id = next((each.strip() for each in ids if isinstance(each, str) and each), "")
+    if TASK_ID.fullmatch(task_id) is None:
         raise BadResponseError("the answer names no task id that can be one")
     return task_id
+
+
+def is_record(data: object) -> bool:
+    """Whether this is what record-info says of a task, and not of the question."""
+    return bool(_first(data, "status", "state"))
 
 
 def read_record(data: object) -> TaskRecord | None:
@@ -216,35 +183,54 @@ def read_record(data: object) -> TaskRecord | None:
     Raises:
         BadResponseError: something else than a record.
     """
-    if data is None or data == {}:
+    if data is None or data in ({}, [], ""):
         return None
     if not isinstance(data, dict):
         raise BadResponseError("record-info is no object")
     fields = _record_fields(data)
-    response, result = _get(data, "response"), _get(data, "resultJson", "result_json")
     fields["status"] = _status(data)
-    fields["tracks"] = _all_tracks(_listed(response)) or _all_tracks(_listed(result))
-    fields["error_code"] = fields.get("error_code") or _integer(_get(data, "failCode", "fail_code")) or None
-    fields["error_message"] = fields.get("error_message") or _text(_get(data, "failMsg", "fail_msg"))
+    fields["tracks"] = _tracks_of(data)
+    fields["error_code"] = fields.get("error_code") or as_integer(_get(data, "failCode", "fail_code")) or None
+    fields["error_message"] = fields.get("error_message") or as_text(_get(data, "failMsg", "fail_msg"))
     return TaskRecord(**fields)
 
 
-def _listed(holder: object) -> object:
-    """The list of tracks, wherever a route or an old page puts it; JSON inside text is unpacked."""
+def _tracks_of(data: Mapping[str, Any]) -> tuple[Track, ...]:
+    """The tracks of a record, from the first place that has audio, or else the first that has any."""
+    places = (_get(data, "response"), _get(data, "resultJson", "result_json"), data)
+    found: tuple[Track, ...] = ()
+    for place in places:
+        tracks = _listed(place)
+        if any(track.audio_url for track in tracks):
+            return tracks
+        found = found or tracks
+    return found
+
+
+def _listed(holder: object, depth: int = 4) -> tuple[Track, ...]:
+    """The tracks, wherever a route or an old page puts them; JSON inside text is unpacked."""
     if isinstance(holder, str):
-        try:
-            holder = load(holder.encode("utf-8", "replace"))
-        except BadResponseError:
-            return None
-    if isinstance(holder, dict):
-        return _get(holder, "sunoData", "suno_data", "data", "tracks", "resultUrls", "result_urls")
-    return holder
+        if depth and not as_address(holder):
+            return _listed(_unpacked(holder), depth - 1)
+        holder = [holder]
+    if isinstance(holder, dict) and depth:
+        for name in _HOLDERS:
+            if (held := holder.get(name)) and (tracks := _listed(held, depth - 1)):
+                return tracks
+    return _all_tracks(holder)
+
+
+def _unpacked(text: str) -> Any:  # noqa: ANN401  # JSON is anything
+    try:
+        return load_tolerantly(text.encode("utf-8", "replace"))
+    except BadResponseError:
+        return None
 
 
 def _status(data: Mapping[str, Any]) -> str:
     """One word for both routes: the jobs route adds ``state``, which decides when it is at its end."""
-    status = _word(data.get("status")).strip().upper()
-    state = _word(data.get("state")).strip().upper()
+    status = as_word(data.get("status")).strip().upper()
+    state = as_word(data.get("state")).strip().upper()
     end = WORDS.get(state)
     if end is Word.FAILED:
         return status if WORDS.get(status) is Word.FAILED else state
@@ -259,7 +245,9 @@ def read_credits(data: object) -> Credits:
     Raises:
         BadResponseError: no number.
     """
-    amount = _number(data)
+    amount = as_number(data)
+    if amount is None:
+        amount = as_number(_get(data, "credit", "credits"))
     if amount is None:
         raise BadResponseError("the credits are no number")
     return Credits(amount)
@@ -271,7 +259,7 @@ def read_link(data: object) -> str:
     Raises:
         BadResponseError: no address.
     """
-    link = _text(data) or _text(_get(data, "url", "downloadUrl", "download_url"))
+    link = as_text(data) or _first(data, "url", "downloadUrl", "download_url")
     if link is None:
         raise BadResponseError("the answer holds no link")
     return link
@@ -285,7 +273,7 @@ def read_upload(data: object) -> UploadedFile:
     """
     if not isinstance(data, dict) or data.get("success") is False:
         raise BadResponseError("the upload host did not take the file")
-    url = _text(_get(data, "downloadUrl", "download_url", "fileUrl", "file_url"))
+    url = _first(data, "downloadUrl", "download_url", "fileUrl", "file_url", "url")
     if url is None:
         raise BadResponseError("the upload host gave no address of the file")
     return UploadedFile(**{**_upload_fields(data), "download_url": url})
@@ -304,18 +292,18 @@ def read_callback(body: bytes) -> CallbackEvent:
     try:
         value = _members(load_pairs(body))
         data = _members(value.get("data"))
-    except (ValueError, RecursionError):
+    except ValueError:
         raise BadResponseError("the callback is no JSON object that can be read in one way only") from None
     places = data.get("task_id"), data.get("taskId"), value.get("task_id"), value.get("taskId")
-    ids = {place for place in places if isinstance(place, str)}
+    ids = {place for place in places if isinstance(place, str) and place}
     task_id = ids.pop() if len(ids) == 1 else ""
     if TASK_ID.fullmatch(task_id) is None:
         raise BadResponseError("the callback names no task id that can be one, or two that differ")
     return CallbackEvent(
         task_id=task_id,
-        stage=_word(_get(data, "callbackType", "callback_type")),
-        code=_integer(value.get("code")),
-        message=_word(value.get("msg")),
+        stage=as_word(_get(data, "callbackType", "callback_type")),
+        code=as_integer(value.get("code")),
+        message=_message(value),
         read_tracks=partial(_claimed_tracks, data.get("data")),
     )
 

@@ -141,6 +141,40 @@ def test_a_task_that_is_not_there(answer: Answer) -> None:
     assert understand(LOOK, Answer(404, body(None))) is None
 
 
+@pytest.mark.parametrize("code", [200, 422, 501, 505])
+def test_a_record_is_read_whatever_code_is_beside_it(code: int) -> None:
+    data = {"taskId": "t1", "state": "fail", "failCode": "501", "failMsg": "bad style"}
+    record = understand(LOOK, Answer(200, body(code, data=data)))
+    assert record is not None
+    assert (record.status, record.error_code, record.error_message) == ("FAIL", 501, "bad style")
+
+
+@pytest.mark.parametrize("code", [413, 451, 501, 531])
+def test_a_code_that_only_a_task_can_have_is_its_end(code: int) -> None:
+    record = understand(LOOK, Answer(200, body(code)))
+    assert record is not None
+    assert (record.status, record.error_code, record.error_message) == ("FAIL", code, "words")
+    assert isinstance(refusal(LOOK, Answer(502, body(code))), KieError)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, errors.AuthError), (402, errors.InsufficientCreditsError), (429, errors.RateLimitedError)],
+)
+@pytest.mark.parametrize("code", [-1, 0, 1, 10001])
+def test_a_code_nobody_knows_does_not_hide_the_status(status: int, kind: type, code: int) -> None:
+    for call in (SUBMIT, LOOK):
+        error = refusal(call, Answer(status, body(code)))
+        assert type(error) is kind
+        assert error.code == status
+
+
+def test_a_page_that_forbids_a_look_is_not_the_services_word_on_the_key() -> None:
+    assert type(refusal(LOOK, Answer(403, b"error code: 1010"))) is errors.ServerError
+    assert type(refusal(SUBMIT, Answer(403, b"error code: 1010"))) is errors.AuthError
+    assert type(refusal(LOOK, Answer(403, body(403)))) is errors.AuthError
+
+
 def test_addresses_in_messages_are_cut() -> None:
     error = refusal(SUBMIT, Answer(200, body(451, "no https://u.example/x.mp3?sig=SECRET\r\n\x1b[31m")))
     assert "SECRET" not in str(error)

@@ -58,7 +58,21 @@ def test_an_undelivered_callback_with_audio_is_a_success() -> None:
 def test_success_without_audio_is_borne_for_a_time(status: str, tracks: tuple[Track, ...]) -> None:
     verdict = judge(TaskRecord("t", status, tracks), patient=True)
     assert isinstance(verdict, Running)
-    assert verdict.odd == "no audio"
+    assert verdict.odd == ("no audio" if status == "SUCCESS" else "undelivered")
+
+
+@pytest.mark.parametrize("status", ["FAILED", "GENERATE_AUDIO_FAILED", "PENDING", "FIRST_SUCCESS"])
+@pytest.mark.parametrize("tracks", [(DONE,), (DONE, BARE)])
+def test_what_was_made_before_a_failure_is_not_withheld(status: str, tracks: tuple[Track, ...]) -> None:
+    record = TaskRecord("t", status, tracks, error_code=501)
+    assert judge(record, patient=True) == Succeeded((DONE,), partial=len(tracks) > 1)
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "CALLBACK_EXCEPTION"])
+def test_half_a_success_with_an_error_code_is_borne_for_a_time(status: str) -> None:
+    record = TaskRecord("t", status, (DONE, BARE), error_code=500)
+    assert isinstance(judge(record, patient=True), Running)
+    assert judge(record, patient=False) == Succeeded((DONE,), partial=True)
 
 
 def test_then_what_there_is_is_taken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async import _json, _wire
-from kie_async._json import dump, load_mended
+from kie_async._json import dump, mend
 from kie_async.errors import BadResponseError, KieError
 from kie_async.models import TaskRecord
 
@@ -35,6 +36,10 @@ def record(body: bytes) -> TaskRecord:
     found = _wire.read_record(_wire.read_envelope(body).data)
     assert found is not None
     return found
+
+
+URL = "https://x.example/a.mp3"
+DONE = {"id": "a", "audio_url": URL}
 
 
 def record_of(**data: Any) -> TaskRecord:
@@ -77,7 +82,7 @@ def test_any_data_raises_only_our_errors(data: object) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"null", b"[]", b'"x"', b"1", b"<html>502</html>", b'{"code":NaN}', b'{"code":-Infinity}', b"\xff\xfe{",
+        b"", b"null", b"[]", b'"x"', b"1", b"<html>502</html>", b'{"code":', b'{"code":200}{}', b"\xff\xfe{",
         b"[" * 100_000, b'{"code":' + b"9" * 5000 + b"}", '{"code":200}'.encode("utf-16"),
     ],
 )  # fmt: skip
@@ -202,15 +207,55 @@ def test_error_codes_of_both_routes() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"response": {"data": [{"id": "a", "audio_url": "u"}]}},
-        {"response": json.dumps({"data": [{"id": "a", "audio_url": "u"}]})},
-        {"resultJson": json.dumps({"sunoData": [{"id": "a", "audioUrl": "u"}]})},
-        {"resultJson": json.dumps([{"id": "a", "audioUrl": "u"}]), "response": "no json"},
+        {"response": {"data": [DONE]}},
+        {"response": json.dumps({"data": [DONE]})},
+        {"response": {"sunoData": json.dumps([DONE])}},
+        {"response": {"sunoData": [], "data": [DONE]}},
+        {"response": {"data": {"sunoData": [DONE]}}},
+        {"response": {"sunoData": [{"id": "a"}]}, "resultJson": json.dumps({"data": [DONE]})},
+        {"resultJson": json.dumps({"sunoData": [{"id": "a", "audioUrl": URL}]})},
+        {"resultJson": json.dumps([DONE]), "response": "no json"},
+        {"resultJson": json.dumps(json.dumps({"tracks": [DONE]}))},
+        {"resultJson": json.dumps({"data": [{**DONE, "duration": math.nan}]})},
+        {"sunoData": [DONE], "response": None},
     ],
 )
 def test_tracks_wherever_a_route_puts_them(fields: dict[str, Any]) -> None:
     (track,) = record_of(**fields).tracks
-    assert (track.id, track.audio_url) == ("a", "u")
+    assert (track.id, track.audio_url) == ("a", URL)
+
+
+def test_tracks_too_deep_are_not_looked_for() -> None:
+    holder: object = [DONE]
+    for _ in range(6):
+        holder = {"data": holder}
+    assert record_of(response=holder).tracks == ()
+
+
+def test_bare_addresses_are_tracks() -> None:
+    for urls in ([URL], URL):
+        (track,) = record_of(resultJson=json.dumps({"resultUrls": urls})).tracks
+        assert (track.id, track.audio_url) == ("", URL)
+
+
+@pytest.mark.parametrize("url", ["", " ", "null", "pending", "/a.mp3", "//x/a.mp3", 0, "ftp://x.example/a.mp3"])
+def test_what_is_no_address_is_no_audio(url: object) -> None:
+    (track,) = record_of(response={"sunoData": [{"id": "a", "audioUrl": url}]}).tracks
+    assert track.audio_url is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"audio_url": URL, "audioUrl": ""}, {"audioUrl": "", "audio_url": f" {URL}\n"}, {"audioUrl": URL.upper()}],
+)
+def test_an_address_in_either_spelling(fields: dict[str, Any]) -> None:
+    (track,) = record_of(response={"sunoData": [fields]}).tracks
+    assert (track.audio_url or "").lower() == URL
+
+
+def test_a_track_of_which_only_the_original_is_there_is_one() -> None:
+    (track,) = record_of(response={"sunoData": [{"sourceAudioUrl": URL}]}).tracks
+    assert track.source_audio_url == URL
 
 
 def test_the_jobs_samples_are_read() -> None:
@@ -271,12 +316,12 @@ def test_any_lyrics_may_stand_in_the_malformed_body(prompt: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"param":"x","duration":NaN}', b'{"code":200,"param":"{\\\\"x', b'{"param":"' + b'",' * 200 + b'"',
+        b'{"param":"x","duration":nan}', b'{"code":200,"param":"{\\\\"x', b'{"param":"' + b'",' * 200 + b'"',
         b"\xff\xff",
     ],
 )  # fmt: skip
 def test_a_body_beyond_mending_is_a_bad_response(body: bytes) -> None:
-    assert load_mended(body) is None
+    assert mend(body) is None
     with pytest.raises(BadResponseError):
         _wire.read_envelope(body)
 
@@ -289,10 +334,58 @@ def test_a_task_id(good: str) -> None:
     assert _wire.read_task_id({"taskId": good}) == _wire.read_task_id({"task_id": good}) == good
 
 
-@pytest.mark.parametrize("bad", [None, 7, "", "a" * 129, "a/b", "a.b", "a\0", "a\n", "\u202ea", "é"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "0123456789abcdef" * 2,
+        json.dumps({"taskId": "0123456789abcdef" * 2}),
+        [{"task_id": "0123456789abcdef" * 2}],
+        {"taskId": "", "task_id": "0123456789abcdef" * 2 + "\n"},
+    ],
+)
+def test_a_task_id_in_other_places(data: object) -> None:
+    assert _wire.read_task_id(data) == "0123456789abcdef" * 2
+
+
+def test_a_task_id_at_the_root() -> None:
+    envelope = _wire.read_envelope(b'{"code":200,"msg":"success","taskId":"a"}')
+    assert _wire.read_task_id(envelope.data) == "a"
+
+
+@pytest.mark.parametrize("data", ["success", "a", [], [{"taskId": "a"}, {"taskId": "b"}], "[]"])
+def test_no_task_id_in_other_places(data: object) -> None:
+    with pytest.raises(BadResponseError):
+        _wire.read_task_id(data)
+
+
+@pytest.mark.parametrize("bad", [None, 7, "", "a" * 129, "a/b", "a.b", "a\0", "a b", "\u202ea", "é"])
 def test_no_task_id(bad: object) -> None:
     with pytest.raises(BadResponseError):
         _wire.read_task_id({"taskId": bad})
+
+
+@pytest.mark.parametrize("name", ["msg", "message", "error", "errorMessage", "detail"])
+def test_the_words_of_an_answer(name: str) -> None:
+    assert _wire.read_envelope(json.dumps({"code": 402, "msg": "", name: "words"}).encode()).msg == "words"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":200,"data":{"status":"SUCCESS","duration":NaN}}',
+        b'{"code":200,"data":{"status":"SUCCESS","prompt":"a\nb\tc"}}',
+        b'{"code":200,"data":{"status":"SUCCESS","title":"\xc3"}}',
+        b'{"code":200,"data":{"status":"SUCCESS"}}\0\0\r\n',
+        b'\xef\xbb\xbf{"code":200,"data":{"status":"SUCCESS","param":"{\\"x\\":"{"y"}","duration":NaN}}',
+    ],
+)
+def test_a_body_broken_in_what_nobody_needs_is_read(body: bytes) -> None:
+    assert record(body).status == "SUCCESS"
+
+
+@pytest.mark.parametrize("data", [5.25, {"credit": 5.25}, {"credits": "5.25"}])
+def test_credits_in_each_shape(data: object) -> None:
+    assert _wire.read_credits(data).amount == 5.25
 
 
 def test_credits_are_a_float() -> None:
@@ -377,3 +470,24 @@ def test_a_text_may_come_as_a_number(status: object, read: str) -> None:
     record = _wire.read_record({"taskId": "a", "status": "PENDING", "type": status})
     assert record is not None
     assert (record.type or "") == read
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":200,"data":{"callbackType":"first","task_id":"t1","data":[{"id":"a","duration":NaN}]}}\0',
+        b'{"code":200,"data":{"callbackType":"first","taskId":"","task_id":"t1","data":[{"id":"a"}]}}',
+        b'{"code":200,"data":{"param":"{\\"x\\":"{"y"}","callbackType":"first","taskId":"t1","data":[{"id":"a"}]}}',
+    ],
+)
+def test_a_callback_broken_in_what_nobody_needs_is_read(body: bytes) -> None:
+    event = _wire.read_callback(body)
+    assert (event.task_id, event.stage, [track.id for track in event.tracks]) == ("t1", "first", ["a"])
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"data":{"task_id":"a","task_id":"b","x":NaN}}', b'{"data":{"task_id":"a"', b"\xff"]
+)
+def test_a_callback_that_can_be_read_in_two_ways_or_none_is_refused(body: bytes) -> None:
+    with pytest.raises(BadResponseError):
+        _wire.read_callback(body)
