@@ -81,9 +81,10 @@ class Keeper(anyio.AsyncContextManagerMixin):
         self._tell = tell
         self._route = route
         self._group = group
-        self._ended: asyncio.Queue[tuple[str, Entry]] = asyncio.Queue()
+        self._ended: asyncio.Queue[tuple[str, str | None, Entry]] = asyncio.Queue()
         self._records: dict[str, asyncio.Future[None]] = {}
-        self._held: set[str] = set()
+        self._held: dict[str, float] = {}  # leases, and when each was last renewed
+        self._is_closing = False
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -93,8 +94,10 @@ class Keeper(anyio.AsyncContextManagerMixin):
             try:
                 yield self
             finally:
-                scope.cancel()
+                self._is_closing = True
                 with anyio.CancelScope(shield=True):
+                    await self._submitter.drained()  # the answers are paid for: they get into the journal
+                    scope.cancel()
                     await over.wait()
 
     async def _background(self, scope: anyio.CancelScope, over: anyio.Event) -> None:
@@ -113,16 +116,39 @@ class Keeper(anyio.AsyncContextManagerMixin):
         """Hold a lease, and renew it, for as long as the block lasts.
 
         Raises:
-            ConflictError: another process holds it.
+            ConflictError: another process holds it, or this one does.
         """
-        await self.journal.lease(name, LIFE)
-        self._held.add(name)
+        if name in self._held:
+            raise ConflictError(f"{name} is being worked on by this process already")
+        self._held[name] = time.time()
         try:
+            await self.journal.lease(name, LIFE)
             yield
         finally:
-            self._held.discard(name)
+            del self._held[name]
             with anyio.CancelScope(shield=True):
                 await self._leave(name)
+
+    async def _renew(self, name: str) -> None:
+        now = time.time()
+        await self.journal.lease(name, LIFE)
+        if name in self._held:
+            self._held[name] = now
+        else:  # it was given back meanwhile
+            await self._leave(name)
+
+    async def check_leases(self) -> None:
+        """See, before anything is spent, that nobody took over while this process slept.
+
+        Raises:
+            ConflictError: somebody did.
+            SessionError: the journal is being closed.
+        """
+        if self._is_closing:
+            raise SessionError("the journal is being closed: nothing was sent")
+        for name, renewed in tuple(self._held.items()):
+            if time.time() - renewed > LIFE:
+                await self._renew(name)
 
     async def _leave(self, name: str) -> None:
         try:
@@ -134,15 +160,15 @@ class Keeper(anyio.AsyncContextManagerMixin):
 
     def witness(self, key: str) -> JobWitness:
         """The record of a planned job's submission."""
-        return JobWitness(self.journal, key, self._route, self._tell)
+        return JobWitness(self, key, self._route, self._tell)
 
-    def keep_end(self, key: str, entry: Entry) -> None:
-        """Record the end of a task when it comes, whoever waits for it."""
+    def keep_end(self, key: str, token: str | None, entry: Entry) -> None:
+        """Record the end of a task when it comes, whoever waits for it, unless the job is at another attempt then."""
         self._records.setdefault(key, asyncio.get_running_loop().create_future())
         if entry.outcome is not None:
-            self._ended.put_nowait((key, entry))
+            self._ended.put_nowait((key, token, entry))
         else:
-            entry.ended = lambda ended: self._ended.put_nowait((key, ended))
+            entry.ended = lambda ended: self._ended.put_nowait((key, token, ended))
 
     async def recorded(self, key: str) -> None:
         """Wait until the end of a job's task is in the journal, if it is kept here."""
@@ -150,16 +176,17 @@ class Keeper(anyio.AsyncContextManagerMixin):
         if record is not None:
             await asyncio.shield(record)
 
-    async def _record(self, key: str, outcome: TaskResult | KieError | None) -> None:
+    async def _record(self, key: str, token: str | None, outcome: TaskResult | KieError | None) -> None:
         """Move a job to the end its task has come to, if it has come to one and the job is not past it."""
         try:
             if isinstance(outcome, TaskResult):
                 spent = outcome.record.credits_consumed
                 facts: dict[str, Any] = {"tracks": outcome.tracks, "partial": outcome.partial, "stage": "complete"}
-                await self.journal.move(key, State.SUCCEEDED, credits=PRICE if spent is None else spent, **facts)
+                facts["credits"] = PRICE if spent is None else spent
+                await self.journal.move(key, State.SUCCEEDED, token=token, **facts)
             elif isinstance(outcome, (TaskFailedError, TaskNotFoundError)):
                 spent = 0.0 if outcome.charged == "no" else PRICE
-                await self.journal.move(key, State.FAILED, error=job_error(outcome), credits=spent)
+                await self.journal.move(key, State.FAILED, token=token, error=job_error(outcome), credits=spent)
         except ConflictError as error:
             self._tell(Anomaly("", f"the end of a job was recorded before: {error.message}"))
 
@@ -199,11 +226,12 @@ class Keeper(anyio.AsyncContextManagerMixin):
         named = await self.journal.heard(token=job.token)
         if job.state is State.INTENT and job.owner != self.journal.owner:
             await self._check_dead(job.owner or "")
+        if job.state is State.INTENT and not named:
+            error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
+            job = await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
+            named = await self.journal.heard(token=job.token)  # what came meanwhile found no unknown to name
         if named:
             return await self.journal.move(job.key, State.SUBMITTED, token=job.token, task_id=named[0].task_id)
-        if job.state is State.INTENT:
-            error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
-            return await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
         return job
 
     async def _check_dead(self, owner: str) -> None:
@@ -233,19 +261,19 @@ class Keeper(anyio.AsyncContextManagerMixin):
             await anyio.sleep(BEAT)
             for name in tuple(self._held):
                 try:
-                    await self.journal.lease(name, LIFE)
+                    await self._renew(name)
                 except KieError as error:
                     self._tell(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
 
     async def _settle(self) -> None:
         while True:
-            key, entry = await self._ended.get()
+            key, token, entry = await self._ended.get()
             with anyio.CancelScope(shield=True):  # taken from the queue, it must get into the journal
-                await self._record_end(key, entry)
+                await self._record_end(key, token, entry)
 
-    async def _record_end(self, key: str, entry: Entry) -> None:
+    async def _record_end(self, key: str, token: str | None, entry: Entry) -> None:
         try:
-            await self._record(key, entry.outcome)
+            await self._record(key, token, entry.outcome)
         except StorageError as error:  # it is still submitted: a restart asks the service again
             self._tell(Anomaly(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
         finally:
@@ -256,25 +284,30 @@ class Keeper(anyio.AsyncContextManagerMixin):
 class JobWitness:
     """Records one job's submission in a journal."""
 
-    _journal: Journal
+    _keeper: Keeper
     _key: str
     _route: str
     _tell: Observer
 
     async def intend(self, token: str) -> None:
         """Record the intent; without it nothing is sent."""
-        await self._journal.intend(self._key, token)
+        await self._keeper.check_leases()
+        await self._keeper.journal.intend(self._key, token)
 
     async def accepted(self, token: str, task_id: str) -> None:
         """Record the task id; while the store is away it is tried again, for the task is paid."""
         facts = {"task_id": task_id, "route": self._route, "credits": PRICE}
-        await self._insist(lambda: self._journal.move(self._key, State.SUBMITTED, token=token, **facts), task_id)
+        await self._insist(lambda: self._keeper.journal.move(self._key, State.SUBMITTED, token=token, **facts), task_id)
 
     async def missed(self, token: str, error: KieError) -> None:
         """Record what became of a submission that is no task."""
         to = state_after(error)
         facts = {} if to is State.PLANNED else {"error": job_error(error)}
-        await self._insist(lambda: self._journal.move(self._key, to, token=token, **facts), "")
+        await self._insist(lambda: self._keeper.journal.move(self._key, to, token=token, **facts), "")
+
+    def follow(self, token: str, entry: Entry) -> None:
+        """Record the end of the task when it comes."""
+        self._keeper.keep_end(self._key, token, entry)
 
     async def _insist(self, write: Callable[[], object], task_id: str) -> None:
         deadline, delay = time.monotonic() + _PATIENCE, 0.1
@@ -285,7 +318,7 @@ class JobWitness:
                 self._tell(Anomaly(task_id, f"recorded before: {error.message}"))
             except StorageError as error:
                 self._tell(Anomaly(task_id, f"the journal is away, trying again: {clean(error.message)}"))
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or not error.retryable:
                     error.task_id, error.charged = task_id or None, "yes" if task_id else error.charged
                     raise
                 await anyio.sleep(delay)

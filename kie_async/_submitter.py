@@ -57,6 +57,10 @@ class Witness(Protocol):
         """Record that it did not become a task, or that nobody knows whether it did."""
         ...
 
+    def follow(self, token: str, entry: Entry) -> None:
+        """Record the end of the task when it comes."""
+        ...
+
 
 class NoWitness:
     """Keeps no record."""
@@ -68,6 +72,9 @@ class NoWitness:
         """Keep nothing."""
 
     async def missed(self, token: str, error: KieError) -> None:
+        """Keep nothing."""
+
+    def follow(self, token: str, entry: Entry) -> None:
         """Keep nothing."""
 
 
@@ -115,6 +122,7 @@ class Submitter:
         self._places = asyncio.Semaphore(settings.max_in_flight)
         self._entering = 0
         self._open: dict[str, _Submission] = {}
+        self._sending: dict[str, asyncio.Future[None]] = {}  # from before the intent to after the record of the answer
         self._tasks: dict[str, str] = {}  # token to task id, while the task is followed
         self._lost: OrderedDict[str, None] = OrderedDict()
         self._slowed = 0
@@ -171,6 +179,11 @@ class Submitter:
     def knows(self, token: str) -> bool:
         """Whether a submission with this token is under way or followed here."""
         return token in self._open or token in self._tasks
+
+    async def drained(self) -> None:
+        """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
+        if self._sending:
+            await asyncio.wait(tuple(self._sending.values()))
 
     # ------------------------------------------------------------ before the POST
 
@@ -248,11 +261,17 @@ class Submitter:
             self._open.pop(submission.token, None)
 
     async def _post(self, submission: _Submission, permit: Permit) -> Entry:
+        sent = self._sending[submission.token] = asyncio.get_running_loop().create_future()
         try:
             with anyio.CancelScope(shield=True):
                 task_id = await self._send(submission, permit)
         except SubmitUnknownError as error:
+            sent.set_result(None)
             task_id = await self._recover(submission, error)
+        finally:
+            del self._sending[submission.token]
+            if not sent.done():
+                sent.set_result(None)
         self._slowed = 0
         return self._accepted(submission, task_id)
 
@@ -292,7 +311,9 @@ class Submitter:
             self._tasks.pop(token, None)
             submission.release()
 
-        return self._tracker.follow(task_id, Key(request.operation, request.model), release=release)
+        entry = self._tracker.follow(task_id, Key(request.operation, request.model), release=release)
+        submission.witness.follow(token, entry)
+        return entry
 
     async def _recover(self, submission: _Submission, error: SubmitUnknownError) -> str:
         """Wait for the callback that names the task of a submission whose answer was lost."""
@@ -301,13 +322,16 @@ class Submitter:
             self._tell(Anomaly("", f"an answer was lost; waiting for its callback: {error.message}"))
             patience = self._settings.recover_patience
             with anyio.move_on_after(patience):
-                task_id = await submission.named
+                task_id = await asyncio.shield(submission.named)  # it may still come while that is recorded
                 with anyio.CancelScope(shield=True):
                     await submission.witness.accepted(submission.token, task_id)
                 return task_id
             error.message += f"; no callback named it within {patience:.0f} s"
         self._lose(submission.token)
         await submission.witness.missed(submission.token, error)
+        if submission.named.done():  # it was named while that was recorded
+            await submission.witness.accepted(submission.token, submission.named.result())
+            return submission.named.result()
         raise error
 
     def _lose(self, token: str) -> None:

@@ -75,6 +75,7 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._tell)
         self._journal = journal
         self._keeper: Keeper | None = None
+        self._is_keeping = False
         self._home: tuple[asyncio.AbstractEventLoop | None, int] | None = None
         self._transport: Transport
         self._fetcher: Fetcher
@@ -159,11 +160,13 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         """
         self._check()
         request = await self._measured(request)
-        if self._keeper is None:
+        keeper = self._keeper
+        if keeper is None:
+            self._check_journal()
             return Task(await self._submitter.submit(request, self._uploaded), self._tracker)
         key = key or secrets.token_hex(16)
-        await self._keeper.journal.add([Job(key=key, request=request)])
-        job = await self._keeper.journal.get(key)
+        await keeper.journal.add([Job(key=key, request=request)])
+        job = await keeper.journal.get(key)
         if job is not None and job.state in PAID and job.task_id:
             return self.follow(job)
         return await self.submit_job(key, request)
@@ -183,14 +186,13 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         self._check()
         keeper = check_open(self._keeper)
         entry = await self._submitter.submit(request, prepare or self._uploaded, keeper.witness(key))
-        keeper.keep_end(key, entry)
         return Task(entry, self._tracker, key)
 
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job of the journal in use; its end is recorded."""
         self._check()
         entry = self._tracker.follow(check_task_id(job.task_id))
-        check_open(self._keeper).keep_end(job.key, entry)
+        check_open(self._keeper).keep_end(job.key, job.token, entry)
         return Task(entry, self._tracker, job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
@@ -289,21 +291,33 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
             SessionError: the session has another.
         """
         self._check()
-        if self._keeper is not None:
-            if self._keeper.journal is not journal:
-                raise SessionError("the session has another journal: use that one, or another session")
+        if self._keeper is not None and journal is self._journal:
             yield self._keeper
             return
+        if self._is_keeping:
+            raise SessionError(
+                "the session is at work with a journal: for another journal, make another session; to share one, give "
+                "it to KieSession(journal=...)"
+            )
         route = self.settings.route
-        async with (
-            journal,
-            Keeper(journal, self._submitter, self._tracker, self._tell, route, self._group) as keeper,
-        ):
-            self._keeper = keeper
-            try:
-                yield keeper
-            finally:
-                self._keeper = None
+        self._is_keeping = True  # before anything is waited for, so that nobody comes between
+        try:
+            async with (
+                journal,
+                Keeper(journal, self._submitter, self._tracker, self._tell, route, self._group) as keeper,
+            ):
+                self._keeper = keeper
+                try:
+                    yield keeper
+                finally:
+                    self._keeper = None
+        finally:
+            self._is_keeping = False
+
+    def _check_journal(self) -> None:
+        """No record, no spending, and no callback taken: also while the session's own journal opens or closes."""
+        if self._journal is not None and self._keeper is None:
+            raise SessionError("the session's journal is not open (any more)")
 
     async def _deliver(self, token: str, event: CallbackEvent) -> str:
         """Take a callback: it may name a lost task, and it wakes the one it speaks of."""
@@ -311,6 +325,7 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         if self._keeper is not None:  # durable before it is answered; whoever owns the task listens
             await self._keeper.hear(token, event.task_id, event.stage)
             return ""
+        self._check_journal()  # the service sends it again
         note = self._submitter.heard(token, event.task_id)
         if not note and not self._tracker.wake(event.task_id, event.stage):
             note = "a task that is not followed here (yet)"

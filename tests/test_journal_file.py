@@ -252,6 +252,14 @@ async def test_a_disk_without_hard_links(path: Path, monkeypatch: pytest.MonkeyP
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+async def test_made_by_another_meanwhile_it_is_no_damage(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        await journal.add([planned("a")])
+        assert path.with_name("journal.db-wal").stat().st_size
+        _file._make(path, 1.0)
+        assert await journal.get("a")
+
+
 async def test_it_cannot_be_made(path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(StorageError, match=r"cannot be opened: .*give access"):

@@ -110,7 +110,9 @@ def test_planned_again_it_begins_anew() -> None:
     [
         (State.PLANNED, None, None, 0),
         (State.PLANNED, None, 7.0, 0),
-        (State.REJECTED, error("maybe"), None, 0),
+        (State.REJECTED, None, None, 0),
+        (State.REJECTED, error("no"), None, 0),
+        (State.REJECTED, error("maybe"), None, 12),
         (State.INTENT, None, None, 12),
         (State.UNKNOWN, error("maybe"), None, 12),
         (State.ABANDONED, None, None, 12),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import anyio
@@ -202,10 +203,10 @@ async def test_a_task_that_has_ended_already_is_recorded_at_once(tmp_path: Path)
         await task
         await keeper.recorded("k")
         await keeper.recorded("k")
-        keeper.keep_end("k", task._entry)
+        keeper.keep_end("k", None, task._entry)
         await keeper.recorded("k")
-        keeper.keep_end("k", task._entry)
-        keeper.keep_end("k", task._entry)
+        keeper.keep_end("k", None, task._entry)
+        keeper.keep_end("k", None, task._entry)
     assert kept.notes().count("recorded before") == 3
 
 
@@ -306,7 +307,8 @@ async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) 
     async with store(tmp_path) as journal:
         await journal.move("k", State.UNKNOWN, token="t" * 43)
         await journal.move("k", State.SUBMITTED, token="t" * 43, task_id="task1")
-        await JobWitness(journal, "k", "classic", told.append).accepted("t" * 43, "task1")
+        keeper: Any = SimpleNamespace(journal=journal)
+        await JobWitness(keeper, "k", "classic", told.append).accepted("t" * 43, "task1")
         job = await journal.get("k")
     assert job is not None
     assert (job.state, job.task_id) == (State.SUBMITTED, "task1")
@@ -351,3 +353,189 @@ async def test_a_key_that_came_to_nothing_is_not_sent_again(tmp_path: Path) -> N
 def test_a_journal_by_its_address(where: str, kind: Callable[..., object], shared: bool) -> None:  # noqa: FBT001  # a table's column
     assert isinstance(open_journal(where), kind)  # type: ignore[arg-type]  # classes
     assert is_shared(where) is shared
+
+
+# ---------------------------------------------------------------- leaving, and sleeping
+
+
+async def read(folder: Path, key: str) -> Job:
+    async with store(folder) as journal:
+        job = await journal.get(key)
+    assert job is not None
+    return job
+
+
+async def test_leaving_waits_until_an_answer_under_way_is_recorded(tmp_path: Path) -> None:
+    async with serving(credits=1e6, faults=[Fault("slow", seconds=5)]) as service:
+        with pytest.raises(TimeoutError):
+            async with kie.KieSession(service.session.settings, journal=store(tmp_path)) as session, asyncio.timeout(2):
+                await session.submit(REQUEST, key="k")
+        (charge,) = service.emulator.ledger
+    job = await read(tmp_path, "k")
+    assert (job.state, job.task_id) == (State.SUBMITTED, charge.task_id)
+
+
+async def test_a_batch_broken_off_waits_until_an_answer_under_way_is_recorded(tmp_path: Path) -> None:
+    async with serving(credits=1e6, faults=[Fault("slow", seconds=5)]) as service:
+        jobs = [Job(key="k", request=REQUEST)]
+        outcomes = kie.run_batch(service.session, jobs, journal=store(tmp_path), directory=tmp_path / "out")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2), aclosing(outcomes):
+                await anext(outcomes)
+        (charge,) = service.emulator.ledger
+    job = await read(tmp_path, "k")
+    assert (job.state, job.task_id) == (State.SUBMITTED, charge.task_id)
+
+
+async def test_leaving_does_not_wait_for_a_callback(tmp_path: Path) -> None:
+    async with serving(callbacks=True, credits=1e6, faults=[Fault("lost")]) as service:
+        settings = attrs.evolve(service.session.settings, recover_patience=3600.0)
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            async with kie.KieSession(settings, journal=store(tmp_path)) as session, asyncio.timeout(5):
+                await session.submit(REQUEST, key="k")
+        assert asyncio.get_running_loop().time() - started < 60
+    assert (await read(tmp_path, "k")).state is State.INTENT
+
+
+async def test_the_end_of_a_task_whose_caller_went_is_recorded(tmp_path: Path) -> None:
+    async with keeping(tmp_path, faults=[Fault("slow", seconds=5)]) as kept:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await kept.session.submit(REQUEST, key="k")
+        await anyio.sleep(300)
+        assert (await kept.job("k")).state is State.SUCCEEDED
+
+
+class Doorway(Away):
+    """A journal beside whose opening and closing something is done."""
+
+    def __init__(self, journal: Journal, beside: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(journal)
+        self._beside = beside
+
+    async def __aenter__(self) -> Self:
+        await self._beside()
+        return await super().__aenter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._beside()
+        await super().__aexit__(*error)
+
+
+async def test_a_callback_beside_the_opening_of_the_journal_is_asked_for_again(tmp_path: Path) -> None:
+    body = b'{"code":200,"msg":"","data":{"callbackType":"complete","task_id":"t1","data":[]}}'
+    statuses = []
+
+    async def call() -> None:
+        statuses.append(await session.receiver.handle({}, body, "t" * 43))
+
+    async with serving() as service:
+        session = kie.KieSession(service.session.settings, journal=Doorway(store(tmp_path), call))
+        async with session:
+            await call()
+    assert statuses == [503, 200, 503]
+
+
+async def test_nothing_is_sent_beside_the_closing_of_the_journal(tmp_path: Path) -> None:
+    async def submit() -> None:
+        with pytest.raises(kie.SessionError, match="not open"):
+            await session.submit(REQUEST)
+
+    async with serving() as service:
+        session = kie.KieSession(service.session.settings, journal=Doorway(store(tmp_path), submit))
+        async with session:
+            keeper = session._keeper
+            assert keeper is not None
+        with pytest.raises(kie.SessionError, match="being closed"):
+            await keeper.check_leases()
+        assert service.emulator.ledger == []
+
+
+async def test_the_end_of_an_old_attempt_is_not_written_over_a_new_one(tmp_path: Path) -> None:
+    async with keeping(tmp_path, faults=[Fault("failed", times=1)]) as kept:
+        keeper = kept.session._keeper
+        assert keeper is not None
+        old = await kept.session.submit(REQUEST, key="k")
+        token = (await kept.job("k")).token
+        with pytest.raises(kie.TaskFailedError):
+            await old
+        await keeper.recorded("k")
+        await kept.journal.move("k", State.PLANNED)
+        new = await kept.session.submit(REQUEST, key="k")
+        keeper._ended.put_nowait(("k", token, old._entry))  # a late look of another that followed it
+        await anyio.sleep(1)
+        job = await kept.job("k")
+        assert (job.state, job.task_id) == (State.SUBMITTED, new.id)
+        assert "another attempt" in kept.notes()
+        await new
+        await anyio.sleep(1)
+        assert (await kept.job("k")).state is State.SUCCEEDED
+
+
+async def test_a_process_that_slept_through_its_lease_asks_before_it_spends(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept, store(tmp_path, "another:1:x") as other:
+        keeper = kept.session._keeper
+        assert keeper is not None
+        async with keeper.holding("batch:b"):
+            await kept.journal.release("batch:b")
+            await other.lease("batch:b", 30)
+            keeper._held["batch:b"] -= 31
+            with pytest.raises(ConflictError):
+                await kept.session.submit(REQUEST, key="k")
+            assert kept.service.emulator.ledger == []
+            assert (await kept.job("k")).state is State.PLANNED
+            await other.release("batch:b")
+            await kept.session.submit(REQUEST, key="k")
+        assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_a_lease_is_held_once(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept, store(tmp_path, "another:1:x") as other:
+        keeper = kept.session._keeper
+        assert keeper is not None
+        async with keeper.holding("batch:b"):
+            with pytest.raises(ConflictError, match="this process"):
+                async with keeper.holding("batch:b"):
+                    raise AssertionError
+            with pytest.raises(ConflictError):
+                await other.lease("batch:b", 30)
+        await keeper._renew("batch:b")  # the heart was about to, when it was given back
+        await other.lease("batch:b", 30)
+
+
+async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await intent_of(tmp_path, "k", "dead:1:aa", "t" * 43)
+    async with keeping(tmp_path) as kept:
+        keeper = kept.session._keeper
+        assert keeper is not None
+
+        async def hear(_owner: str) -> None:
+            await keeper.hear("t" * 43, "task1", "complete")
+            await anyio.sleep(20)
+
+        monkeypatch.setattr(keeper, "_check_dead", hear)
+        await keeper.recover_all("")
+        job = await kept.job("k")
+        assert (job.state, job.task_id) == (State.SUBMITTED, "task1")
+
+
+async def test_a_callback_while_a_lost_submission_is_given_up_is_not_lost(tmp_path: Path) -> None:
+    async with serving(callbacks=True, credits=1e6, faults=[Fault("lost"), Fault("lost", on="callback")]) as service:
+        settings = attrs.evolve(service.session.settings, recover_patience=3.0)
+        journal = Away(store(tmp_path))
+        async with kie.KieSession(settings, journal=journal) as session:
+            submitter = session._submitter
+            lose = submitter._lose
+
+            def named(token: str) -> None:
+                lose(token)
+                assert not submitter.heard(token, service.emulator.ledger[0].task_id)
+
+            submitter._lose = named  # type: ignore[method-assign]  # a callback comes at this very moment
+            task = await session.submit(REQUEST, key="k")
+            assert task.id == service.emulator.ledger[0].task_id
+            job = await journal.get("k")
+            assert (job.state, job.task_id) == (State.SUBMITTED, task.id)

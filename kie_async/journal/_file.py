@@ -137,7 +137,7 @@ def _use_log(connection: sqlite3.Connection) -> None:
 def _make(path: Path, patience: float) -> None:
     """Make it beside, whole, and give it its name only then: an empty file there is a loss, and never a beginning."""
     log = path.with_name(f"{path.name}-wal")
-    if log.exists() and log.stat().st_size:
+    if log.exists() and log.stat().st_size and not os.path.lexists(path):  # asked last: another may make it now
         raise damaged(path, f"the file is gone, but its log {log.name} is there")
     for directory in reversed([each for each in path.parents if not each.exists()]):
         directory.mkdir(mode=0o700, exist_ok=True)

@@ -19,7 +19,6 @@ FACTS = frozenset({"task_id", "tracks", "files", "error", "credits", "stage", "p
 _FORGOTTEN = {  # a job that is planned again begins anew; its attempts keep what they were
     name: attrs.fields_dict(Job)[name].default for name in (*FACTS, "token", "owner")
 }
-_FREE = frozenset({State.PLANNED, State.REJECTED})  # certainly not accepted, so certainly not charged
 
 
 def intended(job: Job, token: str, owner: str, at: float) -> Job:
@@ -77,7 +76,8 @@ def _forgotten(job: Job, to: State) -> Mapping[str, Any]:
 def cost(job: Job) -> float:
     """Credits that all attempts of a job have cost, or may have: what is not known counts as ``RESERVED``."""
     given_back = job.error is not None and (job.error.refunded or job.error.charged == "no")
-    if job.state in _FREE or (job.state is State.FAILED and given_back):
+    is_free = job.state is State.PLANNED or (job.state is State.REJECTED and job.error is None)
+    if is_free or (given_back and job.state in {State.REJECTED, State.FAILED}):
         return job.earlier_credits
     return job.earlier_credits + (RESERVED if job.credits is None else job.credits)
 

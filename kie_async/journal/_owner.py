@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import sys
+from pathlib import Path
 
 
 def new_owner() -> str:
@@ -29,9 +30,10 @@ def is_gone(owner: str) -> bool:
 
 
 def _machine() -> str:
-    """The host, and the space its pids are counted in: containers may share the one without the other."""
+    """The host, its start, and the space its pids are counted in: names and spaces alone may be those of another."""
     try:
         space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  # no path, but a question to the kernel
+        start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
     except OSError:
         return socket.gethostname()
-    return f"{socket.gethostname()}.{space}"
+    return f"{socket.gethostname()}.{start}.{space}"
