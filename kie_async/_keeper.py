@@ -123,6 +123,10 @@ class Keeper(anyio.AsyncContextManagerMixin):
         self._held[name] = time.time()
         try:
             await self.journal.lease(name, LIFE)
+        except BaseException:
+            del self._held[name]
+            raise
+        try:
             yield
         finally:
             del self._held[name]

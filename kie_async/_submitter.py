@@ -12,7 +12,8 @@ import copy
 import random
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Protocol
 
@@ -122,7 +123,7 @@ class Submitter:
         self._places = asyncio.Semaphore(settings.max_in_flight)
         self._entering = 0
         self._open: dict[str, _Submission] = {}
-        self._sending: dict[str, asyncio.Future[None]] = {}  # from before the intent to after the record of the answer
+        self._sending: set[asyncio.Future[None]] = set()  # done when the answer is recorded
         self._tasks: dict[str, str] = {}  # token to task id, while the task is followed
         self._lost: OrderedDict[str, None] = OrderedDict()
         self._slowed = 0
@@ -183,7 +184,17 @@ class Submitter:
     async def drained(self) -> None:
         """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
         if self._sending:
-            await asyncio.wait(tuple(self._sending.values()))
+            await asyncio.wait(tuple(self._sending))
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sending.add(sent)
+        try:
+            yield
+        finally:
+            self._sending.discard(sent)
+            sent.set_result(None)
 
     # ------------------------------------------------------------ before the POST
 
@@ -261,17 +272,11 @@ class Submitter:
             self._open.pop(submission.token, None)
 
     async def _post(self, submission: _Submission, permit: Permit) -> Entry:
-        sent = self._sending[submission.token] = asyncio.get_running_loop().create_future()
         try:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True), self._under_way():
                 task_id = await self._send(submission, permit)
         except SubmitUnknownError as error:
-            sent.set_result(None)
             task_id = await self._recover(submission, error)
-        finally:
-            del self._sending[submission.token]
-            if not sent.done():
-                sent.set_result(None)
         self._slowed = 0
         return self._accepted(submission, task_id)
 
