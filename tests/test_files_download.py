@@ -385,7 +385,7 @@ async def test_a_short_file_of_unknown_size_is_taken_up_and_completed(tmp_path: 
     async with file_host(serve(SONG, cut=half, sized=False), serve(SONG, sized=False)) as host:
         path = await download(host, tmp_path, expected_duration=audio_files.SECONDS)
     assert path.read_bytes() == SONG
-    assert starts(host) == [0, half]
+    assert starts(host) == [0, half, half]  # the second asks whether there is more
 
 
 async def test_a_short_file_of_unknown_size_and_validator_is_begun_anew(tmp_path: Path) -> None:
@@ -409,6 +409,14 @@ async def test_a_whole_file_of_another_length_is_refused(expected: float, tmp_pa
             await download(host, tmp_path, expected_duration=expected)
     assert not caught.value.retryable
     assert len(host.asked) == 1
+    assert names(tmp_path) == set()
+
+
+async def test_a_whole_file_that_cannot_be_played_has_no_length(tmp_path: Path) -> None:
+    data = audio_files.m4a()
+    async with file_host(serve(data[: len(data) // 2])) as host:
+        with pytest.raises(DownloadError, match=r"lasts 0\.0 s"):
+            await download(host, tmp_path, expected_duration=audio_files.SECONDS)
     assert names(tmp_path) == set()
 
 

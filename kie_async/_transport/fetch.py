@@ -64,6 +64,8 @@ class Answer:
         total: the size of the whole file in bytes, as far as the server says it.
         validator: what proves by If-Range that the file is still the same: a strong ETag, or else its date.
         encoding: a Content-Encoding that was not asked for; empty for plain bytes.
+        delimited: HTTP itself tells where the body ends (Content-Length or chunks), so that a body cut in the middle
+            raises. Without that it ends when the connection does, for whatever reason.
     """
 
     status: int
@@ -71,6 +73,7 @@ class Answer:
     total: int | None
     validator: str | None
     encoding: str
+    delimited: bool
     _body: aiohttp.StreamReader = attrs.field(repr=False)
 
     def __aiter__(self) -> Answer:
@@ -191,8 +194,13 @@ def _answer(response: aiohttp.ClientResponse) -> Answer:
         total=total,
         validator=_validator(response.headers),
         encoding="" if encoding == "identity" else encoding,
+        delimited=response.content_length is not None or _is_chunked(response.headers),
         body=response.content,
     )
+
+
+def _is_chunked(headers: Mapping[str, str]) -> bool:
+    return headers.get("Transfer-Encoding", "").rpartition(",")[2].strip().lower() == "chunked"
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:

@@ -1,8 +1,10 @@
 """Fetch results: a file is whole under its name, or it is not there.
 
 The bytes go to ``NAME.part``. A connection that breaks off, stands still or crawls is taken up where it ended
-(Range, If-Range), a bounded number of times; what is left then stays for the next call. Only a file of the announced
-size, that is audio by its content and as long as the service said, gets its name.
+(Range, If-Range), a bounded number of times; what is left then stays for the next call. Only a file that is proven to
+be whole, that is audio by its content and as long as the service said, gets its name. What proves it is whole: the
+size or the chunks of HTTP; or the size that the host tells when it is asked for what comes after the last byte; or
+the end that the file itself declares.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from kie_async._transport.fetch import Answer, Fetcher
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
 from kie_async.events import Retried
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
-from kie_async.files._kinds import HEAD, begins_like_audio
+from kie_async.files._kinds import HEAD, Kind, begins_like_audio
 from kie_async.files._length import can_measure, measure
 from kie_async.files._names import safe_name, track_name
 from kie_async.files._part import Note, Part
@@ -82,8 +84,7 @@ async def download(  # noqa: PLR0913  # keyword-only but for the subject
             ``NAME.part`` and taken up by the next call.
         StorageError: the disk refused; the part is kept.
 
-    Cancelling keeps the part too. A file whose size the host does not tell is proven whole by nothing but its
-    duration: give ``expected_duration`` where it is known.
+    Cancelling keeps the part too.
     """
     wanted = _Wanted(
         expected_duration=expected_duration,
@@ -221,15 +222,17 @@ class _Download:
         return await self._try(url)
 
     async def _try(self, url: str) -> Path:
-        whole = await self._exchange(url)
+        is_whole = await self._exchange(url)
         kind = await on_disk(self.part.kind)
         if kind is None:
             raise await self._worthless("what came is no audio")
-        await self._check_duration(whole=whole)
+        if not is_whole:
+            await self._prove(url, kind)
+        await self._check_duration()
         return await on_disk(self.part.publish, kind.suffix)
 
     async def _exchange(self, url: str) -> bool:
-        """Fetch what is missing; tell whether the size proves that it is all there."""
+        """Fetch what is missing; tell whether HTTP proves that it is all there."""
         source, note, start, validator = _source(url), self.part.note, 0, None
         if note is not None and note.source == source and note.validator is not None:
             start, validator = self.part.size, note.validator
@@ -244,7 +247,31 @@ class _Download:
                 raise await self._worthless("the host went on elsewhere, or in another file", retryable=True)
             await self._check_room(answer.total)
             await self._stream(answer)
-        return await self._check_size(self._total(answer))
+        is_whole = answer.status == HTTPStatus.OK and answer.delimited
+        return await self._check_size(self._total(answer)) or is_whole
+
+    async def _prove(self, url: str, kind: Kind) -> None:
+        """Prove that it is all there, where the body ended with the connection: a broken one ends in the same way."""
+        if await self._check_size(await self._size_at_host(url)):
+            return
+        is_complete = await on_disk(self.part.is_complete, kind)
+        if is_complete is None:
+            raise DownloadError(
+                "the host tells no size, and neither does the file: nothing proves that all of it came; what did is "
+                f"kept in {self.part.path.name}",
+                retryable=False,
+            )
+        if not is_complete:
+            raise DownloadError(f"the download broke off after {self.part.size} bytes: the file declares more")
+
+    async def _size_at_host(self, url: str) -> int | None:
+        """Ask for what comes after the last byte here: the answer names the size; None if the host does not tell."""
+        validator = self.part.note.validator if self.part.note else None
+        try:
+            async with self.fetcher.open(url, start=self.part.size, validator=validator) as answer:
+                return answer.total
+        except DownloadError:
+            return None
 
     def _check_promise(self, answer: Answer) -> None:
         if answer.encoding:
@@ -296,6 +323,7 @@ class _Download:
         return self.part.note.total if answer.total is None and self.part.note else answer.total
 
     async def _check_size(self, total: int | None) -> bool:
+        """Hold what is there to the size of the whole; tell whether that is known."""
         if self.part.size == 0:
             raise DownloadError("the host sent an empty file")
         if total is None:
@@ -306,8 +334,8 @@ class _Download:
             raise DownloadError(f"the download broke off at {self.part.size} of {total} bytes")
         return True
 
-    async def _check_duration(self, *, whole: bool) -> None:
-        """Hold the file to the length in the record; a short one may be the beginning of the right one."""
+    async def _check_duration(self) -> None:
+        """Hold the file to the length in the record."""
         expected = self.wanted.expected_duration
         if not expected:  # the service also says 0 for what it does not know
             return
@@ -320,10 +348,7 @@ class _Download:
             seconds = 0.0
         if abs(seconds - expected) <= DURATION_TOLERANCE:
             return
-        words = f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s"
-        if seconds < expected and not whole:
-            raise DownloadError(f"{words}: the download broke off")
-        raise await self._worthless(words)
+        raise await self._worthless(f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s")
 
     async def _worthless(self, words: str, *, retryable: bool = False) -> DownloadError:
         """Throw away what came, so that nothing is built on it."""

@@ -39,12 +39,21 @@ def begins_like_audio(head: bytes) -> bool:
 
 def kind_of(file: BinaryIO) -> Kind | None:
     """Return the kind of an open file, whatever tags stand before its audio; None if it is no known audio."""
+    start = audio_start(file)
+    if start is None:
+        return None
+    file.seek(start)
+    return _kind(file.read(HEAD))
+
+
+def audio_start(file: BinaryIO) -> int | None:
+    """Return where the audio of an open file begins, behind its tags; None if there are too many of them."""
     at = 0
     for _ in range(_TAGS):
         file.seek(at)
         head = file.read(HEAD)
         if not head.startswith(b"ID3") or len(head) < HEAD:
-            return _kind(head)
+            return at
         # ID3v2: the size in 4 x 7 bits, without the header of 10 bytes and the footer of 10 (flag 0x10)
         size = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(reversed(head[6:10])))
         at = _after_padding(file, at + 10 + size + (10 if head[5] & 0x10 else 0))

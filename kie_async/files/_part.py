@@ -22,6 +22,7 @@ import attrs
 
 from kie_async._fsync import sync_directory
 from kie_async.errors import StorageError
+from kie_async.files._ending import ends_as_declared
 from kie_async.files._kinds import Kind, kind_of
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links
@@ -119,6 +120,11 @@ class Part:
         """Tell by its content what it is."""
         with self.path.open("rb") as file:
             return kind_of(file)
+
+    def is_complete(self, kind: Kind) -> bool | None:
+        """Tell by its content whether it is all there; None if the content does not say."""
+        with self.path.open("rb") as file:
+            return ends_as_declared(file, kind)
 
     def publish(self, suffix: str) -> Path:
         """Bring the bytes to the disk, give them their final name, and return it. An existing file is kept."""
