@@ -23,8 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = str(error.name).partition(".")[0]
         if missing not in _NEEDED:
             raise
+        if words == ["--version"]:
+            sys.stdout.write(f"{_version()}\n")
+            return 0
         return _lacking(words, f'{missing} is missing: pip install "kie_async[cli]"')
     return run(words)
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  # it takes long to load
+
+    return version("kie_async")
 
 
 def _lacking(words: Sequence[str], message: str) -> int:

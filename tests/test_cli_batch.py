@@ -577,16 +577,49 @@ def test_tables_of_all_kinds(
     assert len(paths(answer)) == 4
 
 
+@pytest.mark.parametrize("columns", [40, 60, 100])
+def test_a_narrow_terminal_shows_whole_words(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path, columns: int
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(columns)}.items():
+        monkeypatch.setenv(name, value)
+    spoil(monkeypatch, speed=100.0)
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--emulate")
+    assert answer.code == 0
+    assert "submitted" in answer.err
+    assert "quota" in answer.err
+    assert ("waiting" in answer.err) == (columns == 100)  # only the table names what is 0
+
+
+def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    answer = terminal("batch", str(songs(tmp_path / "in", 3)), "--out", str(out), "--emulate")
+    assert answer.code == 2
+    assert answer.err == "error: --at is missing; an upload needs it: give a number of seconds\n"
+    rows = "source\n" + "".join(f"in/song {number}.wav\n" for number in range(3))
+    (tmp_path / "jobs.csv").write_text(rows)
+    answer = terminal("batch", str(tmp_path / "jobs.csv"), "--out", str(out), "--emulate", "--json")
+    (fault,) = answer.value["error"]["faults"]
+    assert (fault["place"], fault["field"], answer.value["error"]["count"]) == ("every row", "continue_at", 1)
+
+
+def test_a_folder_without_songs_speaks_of_songs(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    answer = terminal("batch", str(songs(tmp_path / "in", 0)), "--out", str(out), *MUSIC, "--emulate")
+    assert answer.code == 2
+    assert answer.err.startswith("error: in: holds no songs; put some into it (mp3, wav,")
+    assert "pattern" not in answer.err
+
+
 def board(**options: Any) -> Board:
     return Board(Screen(), Path("new"), jsonl=False, **options)
 
 
 def test_the_end_is_expected_by_the_quota_or_by_what_was_seen() -> None:
-    assert expected(Standing(done=5, failed=2), gone=7, elapsed=60.0, length=120.0) == 0.0
-    assert expected(Standing(submitted=5), gone=0, elapsed=1.0, length=120.0) == 120.0
-    assert expected(Standing(made=5), gone=0, elapsed=1.0, length=120.0) == 1.0
-    assert expected(Standing(waiting=40), gone=0, elapsed=0.0, length=100.0) == 120.0
-    assert expected(Standing(waiting=40), gone=20, elapsed=40.0, length=100.0) == 180.0
+    assert expected(Standing(done=5, failed=2), gone=7, elapsed=60.0, length=120.0, age=60.0) == 0.0
+    assert expected(Standing(submitted=5), gone=0, elapsed=1.0, length=120.0, age=20.0) == 100.0
+    assert expected(Standing(submitted=5), gone=0, elapsed=1.0, length=120.0, age=200.0) == 0.0
+    assert expected(Standing(made=5), gone=0, elapsed=1.0, length=120.0, age=0.0) == 0.0
+    assert expected(Standing(waiting=40), gone=0, elapsed=0.0, length=100.0, age=0.0) == 120.0
+    assert expected(Standing(waiting=40), gone=20, elapsed=40.0, length=100.0, age=0.0) == 180.0
 
 
 def test_how_it_stands_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -602,7 +635,10 @@ def test_how_it_stands_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     shown.standing = Standing(submitted=100)
     assert shown.line() == "100 submitted, 0 done, 0 failed; quota 3 of 20; ends in 20 s"
     now += 11.0
-    assert "quota 0 of 20" in shown.line()
+    assert shown.line().endswith("quota 0 of 20; ends in 9 s")
+    now += 9.0
+    shown.standing = Standing(made=100)
+    assert shown.line() == "100 made, 0 done, 0 failed; quota 0 of 20"
     shown.standing = Standing(waiting=100_000)
     assert shown.line().endswith("ends in 13 h")
     assert shown.standing.total == 100_000

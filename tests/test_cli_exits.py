@@ -141,6 +141,7 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["credits", "--api-key", "x"], "--api-key"),
         (["upload-extend"], "SONG"),
         (["upload-extend", "no.mp3", "--at", "5"], "there is no file 'no.mp3'"),
+        (["upload-extend", "/", "--at", "5"], "'/' is a directory; give one file"),
         (["upload-extend", "no\x1b[2J.mp3", "--at", "5"], "there is no file"),
         (["upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "5%"], "--duration"),
         (["extend", "a1", "--at", "soon"], "is no moment"),
@@ -195,7 +196,7 @@ def test_2_a_prompt_file_that_is_no_text(terminal: Terminal, service: EmulatorHa
     words = ("extend", "a1", "--prompt-file")
     broken = song.with_suffix(".txt")
     broken.write_bytes(b"\xff\xfe")
-    check(terminal, 2, *words, str(broken), kind="UsageError", says="--prompt-file cannot be read")
+    check(terminal, 2, *words, str(broken), kind="UsageError", says="is not UTF-8: save it as UTF-8")
     assert not service.arrivals
 
 

@@ -72,7 +72,7 @@ def test_upload_extend_by_looks_alone(terminal: Terminal, song: Path) -> None:
     answer = terminal("upload-extend", str(song), "--at", "-10s", "--emulate", virtual=True)
     assert answer.code == 0
     assert len(answer.out.splitlines()) == 2
-    assert "the song lasts 25.40 s; it goes on after 15.40 s" in answer.err
+    assert "the song (0:25.4) is kept to 0:15.4 and continued" in answer.err
     stages = [line.partition(":")[0] for line in answer.err.splitlines() if line.startswith(("text", "first", "comp"))]
     assert stages == ["text", "first", "complete"]
 
@@ -283,6 +283,6 @@ def test_a_path_is_shown_though_another_track_is_gone(
 
 
 def test_credits(terminal: Terminal, service: EmulatorHandle) -> None:
-    service.top_up(0.25)
-    assert terminal("credits", "--route", "jobs").out == "1000.25\n"
-    assert terminal("credits", "--json").value == {"credits": 1000.25}
+    service.top_up(14_916.25)
+    assert terminal("credits", "--route", "jobs").out == "15916.25\n"
+    assert terminal("credits", "--json").value == {"credits": 15916.25}

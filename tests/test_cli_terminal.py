@@ -21,11 +21,22 @@ from kie_async import events
 from kie_async._transport._agent import user_agent
 from kie_async.cli import _screen, run
 from kie_async.cli._screen import Screen
-from kie_async.emulator import Fault
+from kie_async.emulator import KINDS, Fault
 from kie_async.testing import EmulatorHandle
 
 VERSION = user_agent().removeprefix("kie_async/")
-COMMANDS = ("demo", "upload-extend", "extend", "status", "wait", "download", "credits", "listen", "emulate")
+COMMANDS = (
+    "demo",
+    "upload-extend",
+    "extend",
+    "status",
+    "wait",
+    "download",
+    "credits",
+    "listen",
+    "emulate",
+    "completion",
+)
 
 
 @pytest.fixture
@@ -95,6 +106,49 @@ def test_a_missing_library_is_named(
     assert json.loads(answer.out)["error"]["message"] == answer.err.removeprefix("error: ").strip()
     assert program.main(["credits"]) == 2
     assert not capsys.readouterr().out
+
+
+def test_the_version_needs_no_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("kie_async.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    assert program.main(["--version"]) == 0
+    assert capsys.readouterr() == (f"{VERSION}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [(["upl"], "upload-extend"), (["jobs", "ret"], "retry"), (["upload-extend", "--inst"], "--instrumental")],
+)
+def test_bash_completes_the_words(terminal: Terminal, tmp_path: Path, words: list[str], completed: str) -> None:
+    script = tmp_path / "kie-async"
+    script.write_text(terminal("completion", "bash").out)
+    probe = f"""
+        . {script}
+        COMP_WORDS=(kie-async {" ".join(words)}) COMP_CWORD={len(words)}
+        _kie_async
+        echo "${{COMPREPLY[@]}}"
+    """
+    answer = subprocess.run(["bash", "-uc", probe], capture_output=True, text=True, check=True)  # noqa: S603, S607  # ours
+    assert answer.stdout.split() == [completed]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_completion(terminal: Terminal, shell: str) -> None:
+    answer = terminal("completion", shell)
+    assert (answer.code, answer.err) == (0, "")
+    assert all(name in answer.out for name in COMMANDS)
+    assert terminal("completion", shell, "--json").value["text"] == answer.out
+
+
+def test_the_faults_of_the_emulator_are_in_its_help(terminal: Terminal) -> None:
+    words = terminal("emulate", "--help").out.replace(",", " ").replace(".", " ").split()
+    assert KINDS.keys() <= set(words)
+
+
+def test_a_wrong_word_is_one_line_even_with_the_log(terminal: Terminal) -> None:
+    answer = terminal("upload-extend", "no.mp3", "--at", "75%", "-v")
+    assert answer.err == "error: SONG: there is no file 'no.mp3'\n"
 
 
 def test_another_missing_module_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

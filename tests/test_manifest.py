@@ -354,8 +354,33 @@ async def test_what_is_not_utf8_is_said_so(name: str, tmp_path: Path) -> None:
     head = b"audio_id,model,title\n" if name.endswith("csv") else b"\n"
     faults = await faults_of(manifest(tmp_path, head + b"a1,V5,caf\xe9\n", name))
     assert [(fault.line, fault.problem) for fault in faults] == [(2, "is not UTF-8")]
-    faults = await faults_of(manifest(tmp_path, "audio_id,model\na1,V5\n".encode("utf-16"), name))
-    assert (faults[0].line, faults[0].problem) == (1, "is not UTF-8")
+    for coding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        text = "audio_id,model\na1,V5\na2,V5\n"
+        faults = await faults_of(manifest(tmp_path, text.encode(coding), name))
+        assert [(fault.line, fault.problem) for fault in faults] == [(1, "is not UTF-8")]
+
+
+async def test_a_header_that_is_not_utf8_is_one_fault(tmp_path: Path) -> None:
+    faults = await faults_of(manifest(tmp_path, b"audio_id,titr\xe9\na1,x\na2,x\n"))
+    assert [(fault.line, fault.problem) for fault in faults] == [(1, "is not UTF-8")]
+
+
+async def test_what_every_row_lacks_is_told_once(tmp_path: Path) -> None:
+    missing = "every row: continue_at: is missing"
+    rows = "source\nhttps://x.example/a\nhttps://x.example/b\nhttps://x.example/c\n"
+    faults = await faults_of(manifest(tmp_path, rows, defaults={"model": "V5"}))
+    assert [str(fault).partition(";")[0] for fault in faults] == [missing]
+    faults = await faults_of(manifest(tmp_path, rows + "ftp://x.example/d\n", defaults={"model": "V5"}))
+    odd = "line 5: source: is a URL that is not http(s)"
+    assert [str(fault).partition(";")[0] for fault in faults] == [missing, odd]
+    faults = await faults_of(manifest(tmp_path, rows.replace("/b\n", "/b\n\x00\n"), defaults={"model": "V5"}))
+    assert len(faults) == 1  # a file with a NUL is no text
+
+
+async def test_what_some_rows_lack_is_told_of_each(tmp_path: Path) -> None:
+    rows = "source,continue_at\nhttps://x.example/a,\nhttps://x.example/b,5\nhttps://x.example/c,\n"
+    faults = await faults_of(manifest(tmp_path, rows, defaults={"model": "V5"}))
+    assert [(fault.line, fault.field) for fault in faults] == [(2, "continue_at"), (4, "continue_at")]
 
 
 async def test_faults_of_defaults_are_told_once(tmp_path: Path) -> None:

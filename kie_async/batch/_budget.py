@@ -74,8 +74,8 @@ class Budget:
         if key in self._held:
             return
         if self._cap is not None and self.spent + self._price > self._cap:
-            words = f"max_credits is {self._cap:g}, and {self.spent:g} are spent or reserved: raise it, then run again"
-            raise BudgetError(words, retryable=not self.is_exhausted)
+            used = f"max_credits is {self._cap:.12g}, and {self.spent:.12g} are spent or reserved"
+            raise BudgetError(f"{used}: raise it, then run again", retryable=not self.is_exhausted)
         self._held.add(key)
 
     def adopt(self, key: str) -> None:

@@ -45,12 +45,14 @@ class Entry:
         job: what it asks for, if there are no faults.
         has_id: whether the job's key was chosen, and not made from its content.
         faults: what is wrong with it.
+        given: the columns in which it has something; None if it could not be read.
     """
 
     line: int
     job: Job | None = None
     has_id: bool = False
     faults: Sequence[Fault] = ()
+    given: frozenset[str] | None = frozenset()
 
 
 @attrs.frozen
@@ -85,6 +87,8 @@ class Census:
     faults: list[Fault] = attrs.field(factory=list)
     fault_count: int = 0
     _counts: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False)
+    _rows: int = attrs.field(default=0, init=False)
+    _in_every_row: set[tuple[str, str, str]] = attrs.field(factory=set, init=False)
     _ids: Seen = attrs.field(factory=Seen, init=False)
     contents: Seen = attrs.field(factory=Seen, init=False)
 
@@ -92,6 +96,10 @@ class Census:
         """Count one more row."""
         for fault in entry.faults:
             self.blame(fault)
+        if entry.given is not None:
+            absent = {_what(fault) for fault in entry.faults if fault.field and fault.field not in entry.given}
+            self._in_every_row = self._in_every_row & absent if self._rows else absent
+            self._rows += 1
         if entry.job is not None:
             request = entry.job.request
             self._counts[request.operation, request.model] += 1
@@ -109,8 +117,20 @@ class Census:
         twins = sum(1 for _ in self.contents.doubles())
         return Plan(total=total, counts=dict(self._counts), twins=twins, credits=PRICE * total)
 
-    def close(self) -> None:
-        """Add the faults that show only when all rows are known."""
+    def close(self, common: str) -> None:
+        """Add the faults that show only when all rows are known, and say once what all rows lack.
+
+        Args:
+            common: what is said in place of the line where something is wrong with all rows.
+        """
+        if self._rows > 1 and self._in_every_row:
+            self.faults = [fault for fault in self.faults if _what(fault) not in self._in_every_row]
+            self.faults += [Fault(0, *what, common) for what in sorted(self._in_every_row)]
+            self.fault_count -= (self._rows - 1) * len(self._in_every_row)
         for line, first in self._ids.doubles():
             self.blame(Fault(line, "id", f"is that of line {first} too", "give each row an id of its own"))
         self.faults.sort(key=lambda fault: fault.line)
+
+
+def _what(fault: Fault) -> tuple[str, str, str]:
+    return fault.field, fault.problem, fault.remedy

@@ -58,6 +58,7 @@ class Draft:
         faults: what is wrong with it.
         path: its local source, absolute; None for a URL or a track.
         is_readable: whether there is anything in it besides faults.
+        given: the columns in which it has something.
     """
 
     line: int
@@ -69,6 +70,7 @@ class Draft:
     moment: Moment | None = None
     path: str | None = None
     is_readable: bool = True
+    given: frozenset[str] = frozenset()
 
     def blame(self, problem: Problem) -> None:
         """Add a fault, unless there is one of the same field already: its root cause."""
@@ -177,7 +179,8 @@ def draft(row: Row, *, common: Mapping[str, object], folder: str) -> Draft:
         common: fields for which it has nothing.
         folder: where relative sources begin, an absolute path.
     """
-    made = Draft(row.line, row.place, list(row.faults), is_readable=bool(row.cells) or not row.faults)
+    is_readable = bool(row.cells) or not row.faults
+    made = Draft(row.line, row.place, list(row.faults), is_readable=is_readable, given=frozenset(row.cells))
     if made.is_readable:
         _fill(made, row.cells, common, folder)
     return made

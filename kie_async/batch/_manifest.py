@@ -22,6 +22,7 @@ from kie_async.batch._sources import Sources
 from kie_async.errors import Fault, ManifestError, Problem
 from kie_async.events import clean
 from kie_async.files._disk import on_disk
+from kie_async.files._kinds import NAMES
 from kie_async.journal import Job, Source
 
 _TOLD = 3  # faults in an error's message
@@ -85,10 +86,11 @@ class Manifest:
         async with aclosing(self._entries()) as entries:
             async for entry in entries:
                 census.take(entry)
-        census.close()
+        is_folder = self._look is not None and self._look.is_folder
+        census.close("defaults" if is_folder else "every row")
         plan = census.plan()
         if not plan.total and not census.faults:
-            census.blame(self._odd("holds no jobs", "write a row for each, or name the files with pattern="))
+            census.blame(self._nothing(is_folder=is_folder))
         if census.faults:
             raise self._error(census.faults, census.fault_count)
         self._doubled = census.contents.doubled()
@@ -157,7 +159,7 @@ class Manifest:
         source = self._source(row)
         request = request_of(row, source.duration if source else None) if row.is_readable else None
         if request is None or row.faults:
-            return Entry(row.line, faults=row.faults)
+            return Entry(row.line, faults=row.faults, given=row.given if row.is_readable else None)
         job = Job(key=row.id or content_key(row, source), request=request, source=source)
         return Entry(row.line, job, has_id=row.id is not None)
 
@@ -176,6 +178,13 @@ class Manifest:
     def _lone(self, problem: str, remedy: str) -> ManifestError:
         """The error that says one thing about the manifest as a whole."""
         return self._error([self._odd(problem, remedy)], 1)
+
+    def _nothing(self, *, is_folder: bool) -> Fault:
+        if not is_folder:
+            return self._odd("holds no jobs", "write a row for each")
+        if self._pattern is not None:
+            return self._odd(f"holds no file that {self._pattern!r} fits", "give a pattern like '*.mp3' or '**/*.wav'")
+        return self._odd("holds no songs", f"put some into it ({NAMES}), or give another folder")
 
     def _odd(self, problem: str, remedy: str) -> Fault:
         return Fault(0, "", problem, remedy, clean(self.path.name or str(self.path)))

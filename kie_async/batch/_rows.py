@@ -19,6 +19,7 @@ from kie_async.events import clean
 from kie_async.files._kinds import KINDS
 
 LINE_MOST = 1 << 20  # characters; the longest request has some 6,000
+_HEAD = 4096  # bytes that tell whether it is text
 _DELIMITERS = ",;\t"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are no UTF-8
 _AUDIO = frozenset(kind.suffix for kind in KINDS) | {".aif", ".mp4", ".oga", ".opus", ".wave"}
@@ -48,6 +49,11 @@ def _is_result(path: Path) -> bool:
 
 def read_file(path: Path) -> Generator[Row, None, None]:
     """Read a manifest: JSONL if its name or its first sign says so, CSV otherwise."""
+    with path.open("rb") as raw:
+        head = raw.read(_HEAD)
+    if b"\0" in head:  # UTF-16, as some spreadsheets save it, or no text at all: each of its lines would be a fault
+        yield _no_job(1, "is not UTF-8", "save the file as UTF-8")
+        return
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         is_jsonl = path.suffix.lower() in {".jsonl", ".ndjson", ".json"} or file.read(1) == "{"
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -90,6 +96,8 @@ def _csv(lines: _Lines) -> Generator[Row, None, None]:
     head = tuple(_header_faults(lines.number, names, is_utf8=not _NOT_UTF8.search(header)))
     if head:
         yield Row(lines.number, faults=head, is_job=False)
+    if _NOT_UTF8.search(header):  # its columns have no names: each row would be a fault
+        return
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     while True:
         line = lines.number + 1

@@ -8,7 +8,7 @@ from functools import partial
 from io import StringIO
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -37,6 +37,7 @@ from kie_async.cli._options import (
     WorkerWishes,
 )  # fmt: skip
 from kie_async.cli._screen import Screen, repair_streams
+from kie_async.emulator import KINDS
 
 _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
 _EPILOGUE = f"""\
@@ -207,7 +208,9 @@ async def emulate(  # noqa: PLR0913  # each is an option
     speed: Annotated[float, Parameter(help="Tasks live that many times faster (10).", validator=Number(gt=0))] = 10.0,
     credits_left: Annotated[float, Parameter(name="--credits", help="What the account holds (1000).")] = 1000.0,
     webhook_key: Annotated[str | None, Parameter(help="Sign the callbacks with this invented key.")] = None,
-    fault: Annotated[tuple[str, ...], Parameter(help="What shall go wrong; may be repeated.")] = (),
+    fault: Annotated[
+        tuple[str, ...], Parameter(help=f"What shall go wrong; may be repeated. One of {', '.join(KINDS)}.")
+    ] = (),
     _voice: Voice = VOICE,
 ) -> None:
     """Run the service in miniature on this machine, until Ctrl-C.
@@ -223,6 +226,24 @@ async def emulate(  # noqa: PLR0913  # each is an option
         webhook_key=webhook_key,
         faults=fault,
     )
+
+
+@_command
+async def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="Whose completion.")],
+    /,
+    *,
+    screen: ScreenArg,
+    _voice: Voice = VOICE,
+) -> None:
+    """Print the script with which a shell completes the words of this command.
+
+    Example: kie-async completion bash > ~/.local/share/bash-completion/completions/kie-async
+    """
+    script = app.generate_completion(shell=shell)
+    screen.facts["text"] = script
+    if not screen.as_json:
+        screen.page().out(script, highlight=False, end="")
 
 
 # ---------------------------------------------------------------- running

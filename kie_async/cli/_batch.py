@@ -73,7 +73,7 @@ async def batch(screen: Screen, manifest: Path, out: Path, wishes: BatchWishes) 
         await _rehearse(screen, order)
         return
     if not wishes.batch.yes and (new := await order.count_new()) > ASK_ABOVE:
-        agree(screen, f"{new} new jobs will cost about {new * PRICE:.10g} credits", yes=False)
+        agree(screen, f"{new} new jobs will cost about {new * PRICE:.12g} credits", yes=False)
     with stoppable(_stopped):
         await _run(screen, order)
 
@@ -111,11 +111,11 @@ async def _rehearse(screen: Screen, order: Order) -> None:
     screen.out(f"{new:>7}  of {plan.total} jobs are new")
     if plan.twins:
         screen.out(f"{plan.twins:>7}  ask for the same as another, and are made and paid all the same")
-    screen.out(f"{new * PRICE:>7.10g}  credits is what the new ones will cost, about {PRICE:g} each")
+    screen.out(f"{new * PRICE:>7.12g}  credits is what the new ones will cost, about {PRICE:g} each")
     async with linked(screen, _link_plan(order)) as link:
         left = (await link.session.credits()).amount
     value["credits_left"] = left
-    screen.out(f"{left:>7.10g}  credits are left on the account")
+    screen.out(f"{left:>7.12g}  credits are left on the account")
 
 
 # ---------------------------------------------------------------- the run

@@ -183,29 +183,32 @@ class Board:
         return sum(moment > since for moment in self._sent)
 
     def _ends(self) -> str:
-        elapsed, left = (time.monotonic() - self._began[0], self._began[1]) if self._began else (0.0, 0)
+        now = time.monotonic()
+        began, left = self._began or (now, 0)
         seconds = expected(
             self.standing,
             gone=left - self.standing.waiting,
-            elapsed=elapsed,
+            elapsed=now - began,
             length=self._lengths[0] / self._lengths[1] if self._lengths[1] else _LENGTH,
+            age=now - (self._sent[-1] if self._sent else began),
         )
         return _duration(seconds) if seconds else ""
 
 
-def expected(standing: Standing, *, gone: int, elapsed: float, length: float) -> float:
-    """Seconds until all has ended, as far as can be told.
+def expected(standing: Standing, *, gone: int, elapsed: float, length: float, age: float) -> float:
+    """Seconds until the last task has ended; 0.0 when that cannot be told, as when only files are to be fetched.
 
     Args:
         standing: how it stands.
         gone: jobs that have left those that wait since the beginning.
         elapsed: seconds since then.
         length: seconds a task takes.
+        age: seconds since the last submission.
     """
-    if not standing.open:
-        return 0.0
-    rate = gone / elapsed if gone >= _QUOTA and elapsed else _QUOTA / _WINDOW
-    return standing.waiting / rate + (length if standing.waiting + standing.submitted else 1.0)
+    if standing.waiting:
+        rate = gone / elapsed if gone >= _QUOTA and elapsed else _QUOTA / _WINDOW
+        return standing.waiting / rate + length
+    return max(length - age, 0.0) if standing.submitted else 0.0
 
 
 def _duration(seconds: float) -> str:

@@ -102,7 +102,7 @@ async def retry_all(screen: Screen, store: Store, keys: Sequence[str], *, yes: b
     """Have failed and rejected jobs made once more."""
     if not keys:
         raise UsageError("KEY is missing: give the keys of the jobs that shall be made once more")
-    cost = f"about {len(keys) * PRICE:g} credits"
+    cost = f"about {len(keys) * PRICE:.12g} credits"
     agree(screen, f"{_jobs(len(keys))} will be made once more and paid again, {cost}", yes=yes)
     screen.facts["jobs"] = []
     async with store.opened() as journal:

@@ -120,8 +120,10 @@ class Music:
             raise UsageError("--prompt and --prompt-file are both given: leave one out")
         try:
             return self.prompt_file.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--prompt-file cannot be read: {error}") from None
+        except OSError as error:
+            raise UsageError(f"--prompt-file: {self.prompt_file} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"--prompt-file: {self.prompt_file} is not UTF-8: save it as UTF-8") from None
 
 
 @Parameter(name="*", group=_RUN)

@@ -23,7 +23,9 @@ from typing import Any, Self
 import attrs
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from kie_async import events
 from kie_async.cli._exits import Exit, exit_for
@@ -140,7 +142,7 @@ class Screen:
             self.say(words)
 
     def show(self, picture: RenderableType, line: str) -> None:
-        """Show how things stand: as a picture that stays up to date, or by a line now and then."""
+        """Show how things stand: a picture that stays up to date, or the line where the picture does not fit."""
         if not self.animated:
             self.doing(line)
             return
@@ -149,7 +151,9 @@ class Screen:
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
             )
             self._picture.start()
-        self._picture.update(picture, refresh=True)
+        unbounded = self._console.options.update(max_width=1000)
+        fits = Measurement.get(self._console, unbounded, picture).maximum <= self._console.width
+        self._picture.update(picture if fits else Text(line), refresh=True)
 
     def transfer(self, what: str) -> Callable[[int, int | None], None]:
         """Return what a transfer is to call with the bytes so far and in all."""
@@ -237,7 +241,7 @@ class Screen:
 
     def _explain(self, error: BaseException) -> None:
         way = exit_for(error)
-        if self.verbose:
+        if self.verbose and way.code == 1:  # elsewhere the message says all that helps
             for line in "".join(traceback.format_exception(error)).splitlines():
                 self.say(line)
         for line in _lines(error):

@@ -20,7 +20,7 @@ from kie_async.cli._link import Link, Plan, linked
 from kie_async.cli._moment import parse_moment
 from kie_async.cli._options import Music, Submission
 from kie_async.cli._screen import Screen, take_up
-from kie_async.cli._words import flag_of
+from kie_async.cli._words import clock, flag_of
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import clean
 from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadExtendRequest
@@ -33,8 +33,8 @@ _FETCH_PATIENCE = 30.0  # seconds that a download gives a task to show that it i
 async def upload_extend(screen: Screen, song: str, wishes: Submission) -> None:
     """Extend audio of one's own."""
     music = wishes.music
-    if not is_url(song) and not await to_thread.run_sync(Path(song).is_file):
-        raise UsageError(f"{flag_of('source')}: there is no file {song!r}")
+    if not is_url(song):
+        await to_thread.run_sync(_check_file, song)
     length = music.duration
     if length is None and not is_url(song) and _needs_length(music):
         length = await to_thread.run_sync(files.measure, Path(song))
@@ -49,6 +49,15 @@ async def extend(screen: Screen, audio_id: str, wishes: Submission) -> None:
     await _submit(screen, ExtendRequest(audio_id, **fields), wishes)
 
 
+def _check_file(song: str) -> None:
+    path = Path(song)
+    if path.is_dir():
+        remedy = "give one file, or extend all songs in it with kie-async batch"
+        raise UsageError(f"{flag_of('source')}: {song!r} is a directory; {remedy}")
+    if not path.is_file():
+        raise UsageError(f"{flag_of('source')}: there is no file {song!r}")
+
+
 def _needs_length(music: Music) -> bool:
     return music.at is not None and parse_moment(music.at).needs_length
 
@@ -57,8 +66,8 @@ def _cut(screen: Screen, music: Music, length: float | None) -> float | None:
     if music.at is None:
         return None
     seconds = parse_moment(music.at).within(length)
-    if length is not None:
-        screen.say(f"the song lasts {length:.2f} s; it goes on after {seconds:.2f} s")
+    lasts = "" if length is None else f" ({clock(length)})"
+    screen.say(f"the song{lasts} is kept to {clock(seconds)} and continued")
     return seconds
 
 
@@ -214,7 +223,7 @@ async def credits_left(screen: Screen, *, route: str) -> None:
     async with linked(screen, Plan(route=route)) as link:
         amount = (await link.session.credits()).amount
     screen.facts["credits"] = amount
-    screen.out(f"{amount:g}")
+    screen.out(f"{amount:.12g}")
 
 
 def as_value(track: Track) -> dict[str, Any]:

@@ -37,6 +37,12 @@ def _in_flags(found: re.Match[str]) -> str:
     return flag_of(found["field"]) if found["field"] else ""
 
 
+def clock(seconds: float) -> str:
+    """A moment or a length of audio, in minutes and seconds: 2:06, or 0:15.4."""
+    minutes, rest = divmod(round(seconds, 2), 60)
+    return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
+
+
 def shown(text: str) -> str:
     """A text without control characters, so that it cannot move the cursor or colour the screen."""
     return "".join(character if character.isprintable() else "�" for character in text)
