@@ -1,4 +1,4 @@
-"""A session's stand-in, and the four ways its callbacks can come in, each listening on loopback."""
+"""A session's stand-in, and the ways its callbacks can come in, each listening on loopback."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
+import litestar
+import quart
 import uvicorn
 from aiohttp import web
+from django.conf import settings as django_settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.urls import path as django_path
 from fastapi import FastAPI
+from hypercorn.middleware import DispatcherMiddleware
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
 
-from kie_async.callbacks import Receiver, add_routes, asgi, serve
-from kie_async.callbacks._asgi import Application
+from kie_async.callbacks import Receiver, Receiving, add_routes, asgi, serve
 from kie_async.events import CallbackReceived, Event
 from kie_async.models import CallbackEvent
 from kie_async.settings import Secret, Settings
@@ -71,41 +81,99 @@ async def in_aiohttp(inbox: Inbox, app: web.Application | None = None) -> AsyncI
 
 
 @asynccontextmanager
-async def under_uvicorn(application: Application, *, lifespan: str = "on") -> AsyncIterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
+async def under_uvicorn(
+    application: Any, listener: socket.socket | None = None, *, lifespan: str = "on", root_path: str = ""
+) -> AsyncIterator[str]:
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         application,
         http="h11",
-        ws="none",
+        ws="wsproto",
         lifespan=lifespan,  # type: ignore[arg-type]  # a literal of its own
+        root_path=root_path,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    async with anyio.create_task_group() as group:
-        group.start_soon(server.serve, [listener])
-        while not server.started:  # uvicorn has no event to wait for
-            await anyio.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/kie"
-        server.should_exit = True
+    with listener:
+        async with anyio.create_task_group() as group:
+            group.start_soon(server.serve, [listener])
+            while not server.started:  # uvicorn has no event to wait for
+                await anyio.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/kie"
+            server.should_exit = True
 
 
-def bare(inbox: Inbox) -> AbstractAsyncContextManager[str]:
-    return under_uvicorn(asgi(inbox))
-
-
-def in_fastapi(inbox: Inbox) -> AbstractAsyncContextManager[str]:
+def in_fastapi(session: Receiving) -> Any:
     app = FastAPI()
-    app.mount("/kie", asgi(inbox))
-    return under_uvicorn(app)
+    app.mount("/kie", asgi(session))
+    app.add_api_route("/hello", hello)
+    return app
 
+
+def in_starlette(session: Receiving) -> Any:
+    return Starlette(routes=[Mount("/kie", asgi(session)), Route("/hello", lambda _request: PlainTextResponse("hi"))])
+
+
+def in_litestar(session: Receiving) -> Any:
+    """As under "Mounting ASGI apps" in Litestar's documentation."""
+    mounted = litestar.asgi("/kie", is_mount=True, copy_scope=True)(asgi(session))
+    hello_route = litestar.get("/hello")(hello)
+    return litestar.Litestar([mounted, hello_route], logging_config=None)  # or it changes logging for all tests
+
+
+def in_quart(session: Receiving) -> Any:
+    """With the middleware of Hypercorn, which Quart comes with, for several applications under one server."""
+    app = quart.Quart(__name__)
+    app.add_url_rule("/hello", view_func=hello)
+    return DispatcherMiddleware({"/kie": asgi(session), "/": app})
+
+
+def in_django(session: Receiving) -> Any:
+    """As an asgi.py does it by hand: Django has no mounts, and knows requests alone."""
+    django_app = django_application()
+    ours = asgi(session)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        chosen = ours if scope["type"] != "http" or scope["path"].startswith("/kie/") else django_app
+        await chosen(scope, receive, send)
+
+    return application
+
+
+def django_in_starlette(session: Receiving) -> Any:
+    """Django embedded in another ASGI application, as its documentation on ASGI has it."""
+    return Starlette(routes=[Mount("/kie", asgi(session)), Mount("/", django_application())])
+
+
+async def hello() -> str:
+    return "hi"
+
+
+def django_application() -> Any:
+    if not django_settings.configured:
+        django_settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1"], LOGGING_CONFIG=None)
+    return get_asgi_application()
+
+
+urlpatterns = [django_path("hello", lambda _request: HttpResponse("hi"))]  # Django reads it
+
+FRAMEWORKS: dict[str, Callable[[Receiving], Any]] = {
+    "bare": asgi,
+    "starlette": in_starlette,
+    "fastapi": in_fastapi,
+    "litestar": in_litestar,
+    "quart": in_quart,
+    "django": in_django,
+    "django in starlette": django_in_starlette,
+}
 
 SKINS: dict[str, Callable[[Inbox], AbstractAsyncContextManager[str]]] = {
     "serve": own_server,
     "aiohttp": in_aiohttp,
-    "asgi": bare,
-    "fastapi": in_fastapi,
+    "asgi": lambda inbox: under_uvicorn(asgi(inbox)),
+    "fastapi": lambda inbox: under_uvicorn(in_fastapi(inbox)),
 }
 
 

@@ -8,6 +8,7 @@ import resource
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
@@ -17,6 +18,7 @@ from callback_skins import BODY, MOST, NOW, SKINS, TASK, TOKEN, Inbox, Raw, conn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualTimeLoop
+from yarl import URL
 
 from kie_async.callbacks import add_routes, serve, sign_callback
 from kie_async.errors import SettingsError
@@ -81,8 +83,15 @@ async def test_only_post(url: str, http: aiohttp.ClientSession, inbox: Inbox, me
     assert inbox.delivered == []
 
 
+async def test_slashes_after_the_token_and_escapes_within(url: str, http: aiohttp.ClientSession, inbox: Inbox) -> None:
+    for path in (f"/{TOKEN}/", f"/{TOKEN}//", "/" + TOKEN.replace("_", "%5F").replace("-", "%2d"), f"/{TOKEN}?x=1"):
+        async with http.post(URL(url + path, encoded=True), data=BODY) as answer:
+            assert (path, answer.status) == (path, 200)
+    assert [token for token, _ in inbox.delivered] == [TOKEN] * 4
+
+
 async def test_unknown_paths(url: str, http: aiohttp.ClientSession, inbox: Inbox) -> None:
-    for path in (url, f"{url}/", f"{url}/short", f"{url}/{TOKEN}.", f"{url}/{TOKEN}/", f"{url}/{TOKEN}%2F..%2Fx"):
+    for path in (url, f"{url}/", f"{url}/short", f"{url}/{TOKEN}.", f"{url}/{TOKEN}%2F..%2Fx"):
         async with http.post(path, data=BODY) as answer:
             assert answer.status == 404
     assert inbox.delivered == []
@@ -364,7 +373,27 @@ async def test_where_the_tokens_stand(callback_url: str, path: str | None, at: s
             assert answer.status == 404
 
 
+@pytest.mark.parametrize("path", ["/a%20b", "/a%20b/c+d", "/kié", "/ki%C3%A9", "//kie", "/a//b"])
+async def test_callbacks_come_in_where_the_service_is_told(path: str, http: aiohttp.ClientSession) -> None:
+    inbox = Inbox(callback_url=f"https://me.example{path}")
+    async with own_server(inbox) as own, in_aiohttp(inbox) as aiohttps:
+        for url in (own, aiohttps):
+            base = url.partition("://")[2].partition("/")[0]
+            sent = URL(f"http://{base}{urlsplit(inbox.settings.callback_url).path}/{TOKEN}", encoded=path.isascii())
+            async with http.post(sent, data=BODY) as answer:
+                assert answer.status == 200
+    assert len(inbox.delivered) == 2
+
+
 # ---------------------------------------------------------------- serve
+
+
+async def test_doubled_slashes_before_the_token(inbox: Inbox, http: aiohttp.ClientSession) -> None:
+    async with own_server(inbox) as url:
+        for path in (f"/kie//{TOKEN}", f"//kie/{TOKEN}"):
+            async with http.post(URL(url.removesuffix("/kie") + path, encoded=True), data=BODY) as answer:
+                assert answer.status == 200
+    assert len(inbox.delivered) == 2
 
 
 async def test_every_connection_carries_one_request(inbox: Inbox) -> None:

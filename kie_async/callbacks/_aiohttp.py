@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 from aiohttp import HttpVersion11, web
 from anyio import CancelScope
 
-from kie_async.callbacks._receiver import PATIENCE, Receiving
+from kie_async.callbacks._receiver import PATIENCE, Receiving, segments
 from kie_async.errors import SettingsError
 
 MOST_CONNECTIONS = 512  # half of the open files that a process is commonly allowed
@@ -56,9 +57,10 @@ def add_routes(app: web.Application, session: Receiving, *, path: str | None = N
     """
 
     async def take(request: web.Request) -> web.Response:
-        return await _answer(session, request, request.match_info["token"])
+        return await _answer(session, request, request.match_info["token"].rstrip("/"))
 
-    app.router.add_route("*", f"{_prefix(session, path)}/{{token}}", take, expect_handler=_expect_later)
+    at = _route(_prefix(session, path)) + "/{token:[^/]+/*}"  # some proxies add a slash
+    app.router.add_route("*", at, take, expect_handler=_expect_later)
 
 
 @attrs.frozen
@@ -150,8 +152,8 @@ def _accept(server: web.Server) -> _Connection:
 
 
 async def _answer_at(prefix: str, session: Receiving, request: web.BaseRequest) -> web.Response:
-    place, _, token = request.path.rpartition("/")
-    answer = await _answer(session, request, token if place == prefix else "")
+    *place, token = segments(request.path) or [""]
+    answer = await _answer(session, request, token if place == segments(unquote(prefix)) else "")
     answer.force_close()  # a connection that may stay would have to be guarded against slowness once more
     return answer
 
@@ -197,7 +199,14 @@ def _response(status: int) -> web.Response:
     return answer
 
 
+def _route(prefix: str) -> str:
+    """The prefix as aiohttp takes it: it compares decoded paths, but quotes all of a route that is no pattern."""
+    decoded = unquote(prefix)
+    return prefix if quote(decoded) == decoded else f"/{{place:{re.escape(decoded[1:])}}}"
+
+
 def _prefix(session: Receiving, path: str | None) -> str:
     """The path under which tokens stand: "" or with a slash before and none after."""
-    given = urlsplit(session.settings.callback_url).path if path is None else path
-    return f"/{given.strip('/')}" if given.strip("/") else ""
+    if path is None:
+        return urlsplit(session.settings.callback_url).path.rstrip("/")  # as the service is told
+    return f"/{path.strip('/')}" if path.strip("/") else ""

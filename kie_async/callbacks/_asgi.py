@@ -12,19 +12,26 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from kie_async.callbacks._receiver import Receiving
+from kie_async.callbacks._receiver import Receiving, segments
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]  # each framework has types of its own for these
 
 
 def asgi(session: Receiving) -> Application:
     """Make the ASGI application that takes a session's callbacks in; the last segment of the path is the token.
 
     It may be made before the session is entered. Frameworks set no limit to a body and most servers none to its
-    slowness: this does both. An access log of the server would hold the tokens: leave it off, or cut the paths.
+    slowness: this does both. An access log of the server would hold the tokens: leave it off, or cut the paths. ::
+
+        app.mount("/kie", asgi(session))  # Starlette and FastAPI
+        litestar.asgi("/kie", is_mount=True, copy_scope=True)(asgi(session))  # Litestar, among its route handlers
+        DispatcherMiddleware({"/kie": asgi(session), "/": app})  # Quart, with hypercorn.middleware
+
+    Django passes on nothing: in its asgi.py choose by the path, or mount both in a Starlette application, whose
+    lifespan can hold the session, too.
 
     Args:
         session: whose callbacks they are.
@@ -46,7 +53,7 @@ def asgi(session: Receiving) -> Application:
 
 async def _answer(session: Receiving, scope: Message, receive: Receive, send: Send) -> None:
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-    token = scope["path"].rpartition("/")[2]
+    token = (segments(scope["path"]) or [""])[-1]  # wherever it is mounted, root_path in the path or not
     body = _Body(receive)
     status = await session.receiver.receive(scope["method"], headers, token, body.read)
     answer = [(b"content-length", b"0")]

@@ -168,6 +168,14 @@ class Receiver:
         return answer
 
 
+def segments(path: str) -> list[str]:
+    """The parts of a decoded path, of which the last is the token.
+
+    Empty ones are left out: Litestar and some proxies add a slash at the end, or double one.
+    """
+    return [part for part in path.split("/") if part]
+
+
 def fold(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Headers by their name in lower case; of a doubled one both, so that nobody can choose which is read."""
     names: dict[str, str] = {}
