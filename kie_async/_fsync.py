@@ -1,9 +1,11 @@
-"""A name in a directory is durable only once the directory itself is on the disk."""
+"""Names in a directory: given to whole files only, never taken from another, durable once the directory is synced."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,8 +13,42 @@ def sync_directory(directory: Path) -> None:
     """Bring the names in a directory to the disk."""
     if sys.platform == "win32":  # pragma: no cover  # directories cannot be opened there
         return
+    with _opened(directory) as number:
+        os.fsync(number)
+
+
+def give_name(draft: Path, target: Path) -> None:
+    """Give a whole file its name, at once and on every disk; the draft may keep its own besides.
+
+    Raises:
+        FileExistsError: the name is taken; what has it is untouched.
+    """
+    try:
+        os.link(draft, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links (FAT, some shares)
+        _rename(draft, target)
+
+
+def _rename(draft: Path, target: Path) -> None:
+    """Rename without overwriting, which only Windows does by itself: elsewhere, one process at a time looks first."""
+    if sys.platform == "win32":  # pragma: no cover  # see above
+        draft.rename(target)
+        return
+    import fcntl  # noqa: PLC0415  # exists elsewhere only
+
+    with _opened(target.parent) as number:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        if os.path.lexists(target):
+            raise FileExistsError(target)
+        draft.rename(target)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
     number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(number)
+        yield number
     finally:
         os.close(number)

@@ -7,6 +7,7 @@ import resource
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -104,6 +105,27 @@ def test_a_disk_without_hard_links_serves_too(tmp_path: Path, monkeypatch: pytes
     assert path.name == "a-2.mp3"
     assert (tmp_path / "a.mp3").read_bytes() == b"mine"
     assert names(tmp_path) == {"a.mp3", "a-2.mp3"}
+
+
+def test_a_disk_without_hard_links_gives_a_name_to_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    one, other = written(tmp_path, b"one"), written(tmp_path, b"other")
+    publishing = threading.Thread(target=other.publish, args=(".mp3",))
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> None:
+        if path == one.path:  # found the name free; meanwhile the other looks for one
+            publishing.start()
+            publishing.join(0.2)
+        rename(path, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "rename", late)
+    assert one.publish(".mp3").name == "a.mp3"
+    publishing.join()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.mp3": b"one", "a-2.mp3": b"other"}
 
 
 def test_two_downloads_of_one_name_never_mix(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ async def test_two_that_make_it_at_once_share_it(path: Path) -> None:
 
 @pytest.mark.parametrize("is_there", [False, True])
 async def test_a_disk_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:
-    def link(_draft: Path, target: Path) -> None:
+    def link(_draft: Path, target: Path, **_options: bool) -> None:
         if is_there:
             target.write_bytes(b"another's")
         raise PermissionError
@@ -272,6 +272,78 @@ async def test_a_draft_that_fails_is_taken_away(path: Path, monkeypatch: pytest.
     with pytest.raises(StorageError, match="syntax error"):
         await content(path)
     assert not list(path.parent.iterdir())
+
+
+_ONE_STEP_FAILS = """
+import asyncio, errno, os, resource, sqlite3, sys
+from pathlib import Path
+
+steps = failing = 0
+
+def failing_once(real, *, says_so):
+    def step(*arguments, **options):
+        global steps
+        steps += 1
+        if steps != failing:
+            return real(*arguments, **options)
+        if says_so:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # while it lasts, the disk takes not a byte
+        try:
+            return real(*arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    return step
+
+class Connection(sqlite3.Connection):
+    pass
+
+connect = sqlite3.connect
+sqlite3.connect = lambda *arguments, **options: connect(*arguments, **{"factory": Connection, **options})
+for name in ("execute", "executescript", "executemany", "commit", "close"):
+    setattr(Connection, name, failing_once(getattr(sqlite3.Connection, name), says_so=False))
+for name in ("fsync", "link", "rename", "replace"):
+    setattr(os, name, failing_once(getattr(os, name), says_so=True))
+
+from kie_async.errors import StorageError
+from kie_async.journal import Job, open_journal
+from kie_async.models import ExtendRequest
+
+async def use(path):
+    async with open_journal(path) as journal:
+        await journal.add([Job(key="a", request=ExtendRequest("x", model="V5"))])
+        assert await journal.get("a")
+
+async def main(directory):
+    global steps, failing
+    failed = 0
+    for number in range(1, 1000):
+        path = directory / str(number) / "journal.sqlite"
+        steps, failing = 0, number
+        try:
+            await use(path)
+        except StorageError:
+            failed += 1
+        if steps < number:
+            break
+        failing = 0
+        await use(path)  # as if nothing had been
+        assert [each.name for each in path.parent.iterdir()] == [path.name], number
+    print(number, failed)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_a_disk_that_fails_once_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _ONE_STEP_FAILS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603  # our own words
+        said, words = process.communicate()
+    assert process.returncode == 0, words
+    steps, failed = map(int, said.split())
+    assert steps > 10
+    assert failed > 3
 
 
 # ---------------------------------------------------------------- shared

@@ -20,7 +20,7 @@ from typing import BinaryIO, Self, cast
 
 import attrs
 
-from kie_async._fsync import sync_directory
+from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
 from kie_async.files._ending import ends_as_declared
 from kie_async.files._kinds import Kind, kind_of
@@ -132,7 +132,7 @@ class Part:
         for name in _numbered(self.stem):  # pragma: no branch  # without end
             target = _inside(self.path.parent, f"{name}{suffix}")
             with contextlib.suppress(FileExistsError):
-                _link(self.path, target)
+                give_name(self.path, target)
                 break
         self.remove()
         return target
@@ -217,18 +217,6 @@ def _sibling(path: Path, stem: str, about: os.stat_result) -> Path | None:
         if other != path and os.path.samestat(other.lstat(), about):
             return other
     return None
-
-
-def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:
-        # A disk without hard links (FAT, some shares). Renaming is atomic too, but would overwrite.
-        if os.path.lexists(target):
-            raise FileExistsError from None
-        path.rename(target)
 
 
 def _read_note(path: Path) -> Note | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
-from kie_async._fsync import sync_directory
+from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
 from kie_async.journal import _tables
 from kie_async.journal._lane import FAILURES
@@ -123,7 +123,11 @@ def _identify(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
+    _set_safe(connection)
     _use_log(connection)
+
+
+def _set_safe(connection: sqlite3.Connection) -> None:
     for pragma in ("synchronous = FULL", "fullfsync = ON", "cell_size_check = ON", "trusted_schema = OFF"):
         connection.execute(f"PRAGMA {pragma}")
 
@@ -145,24 +149,25 @@ def _make(path: Path, patience: float) -> None:
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         with closing(_attach(draft, patience)) as connection:
-            _prepare(connection)
-            connection.executescript(_tables.SCHEMA)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-        _name(draft, path)
+            _write_tables(connection)
+        with suppress(FileExistsError):  # another process was quicker
+            give_name(draft, path)
+        sync_directory(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        for each in (draft, *path.parent.glob(f"{draft.name}-*")):  # what SQLite keeps beside it, if it failed
+            each.unlink(missing_ok=True)
 
 
-def _name(draft: Path, path: Path) -> None:
-    """Give a file its name, unless another process was quicker."""
-    try:
-        with suppress(FileExistsError):
-            os.link(draft, path)
-    except OSError:  # a disk without hard links
-        if not os.path.lexists(path):
-            draft.rename(path)
-    sync_directory(path.parent)
+def _write_tables(connection: sqlite3.Connection) -> None:
+    """Write all into the file itself, and let it use a log only then.
+
+    A log is brought into its file when the connection closes, and SQLite does not tell if that fails.
+    """
+    _set_safe(connection)
+    connection.executescript(_tables.SCHEMA)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {_VERSION}")
+    _use_log(connection)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
