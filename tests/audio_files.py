@@ -114,19 +114,24 @@ def m4a(*, index_first: bool = False) -> bytes:
     return encoded("aac", "ipod", muxing=(("movflags", "+faststart"),) if index_first else ())
 
 
-def m4a_that_claims(ticks: int, *, edit_list: bool = False) -> bytes:
-    """An index that gives each packet ``ticks`` samples, where it has 1024."""
+def m4a_that_claims(ticks: int, *, edit_list: bool = False, last: int | None = None) -> bytes:
+    """An index that gives each packet ``ticks`` samples, and perhaps the last one ``last``, where it has 1024."""
     data = bytearray(m4a() if edit_list else encoded("aac", "ipod", muxing=(("use_editlist", "0"),)))
     at = data.index(b"stts") + 8
-    for entry in range(struct.unpack_from(">I", data, at)[0]):
+    entries = struct.unpack_from(">I", data, at)[0]
+    for entry in range(entries):
         struct.pack_into(">I", data, at + 8 + 8 * entry, ticks)
+    if last is not None:
+        assert entries > 1
+        struct.pack_into(">I", data, at + 8 * entries, last)
     return bytes(data)
 
 
 def m4a_cut_by_its_edit_list(start: int, milliseconds: int) -> bytes:
     """An index that plays from ``start`` (seconds) on for so long."""
     data = bytearray(m4a())
-    struct.pack_into(">II", data, data.index(b"elst") + 12, milliseconds, 1024 + start * RATE)
+    (per_second,) = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)
+    struct.pack_into(">II", data, data.index(b"elst") + 12, milliseconds * per_second // 1000, 1024 + start * RATE)
     return bytes(data)
 
 

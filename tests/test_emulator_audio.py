@@ -6,6 +6,7 @@ import io
 import wave
 from typing import cast
 
+import audio_files
 import av
 import numpy as np
 import pytest
@@ -172,6 +173,10 @@ def test_a_picture_is_no_audio() -> None:
             read(picture())
     with pytest.raises(ValueError, match="no audio that can be read"):
         decode(b"nothing", 1.0)
+
+
+def test_a_title_that_is_no_text_is_no_matter() -> None:
+    assert measure(audio_files.with_odd_title(audio_files.mp3())) == pytest.approx(audio_files.SECONDS, abs=0.15)
 
 
 def test_what_is_cut_off_is_read_as_far_as_it_goes() -> None:

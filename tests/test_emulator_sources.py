@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import av
 import pytest
 from aiohttp import web
 from emulator_client import Client, emulated, receiving
@@ -113,6 +114,29 @@ async def test_both_tracks_are_made_from_one_fetch(song: bytes) -> None:
         one, other = [await client.emulator.audio(each) for each in client.emulator.task(task_id).track_ids]
         assert one != other
         assert len(asked) == 1
+
+
+async def test_a_library_that_fails_leaves_the_source_unchecked_and_the_service_at_work(
+    song: bytes, clock: VirtualTimeLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(av, "open", None)  # TypeError: not callable
+        async with emulated() as client:
+            url = await client.upload(song)
+            assert await failure(client, url, clock) == ("SUCCESS", None)
+            broken.undo()
+            url = await client.upload(b"no audio", "other.mp3")
+            assert await failure(client, url, clock) == ("CREATE_TASK_FAILED", 451)
+    assert "could not be checked" in caplog.text
+
+
+@pytest.mark.usefixtures("clock")
+async def test_who_waits_for_an_emulator_that_stops_is_told() -> None:
+    async with emulated(timeline=(1000.0, 2000.0, 3000.0)) as client:
+        await client.extend(callBackUrl="http://127.0.0.1:1/nobody")
+        waiting = asyncio.ensure_future(client.emulator.settled())
+    with pytest.raises(RuntimeError, match="the emulator has stopped"):
+        await waiting
 
 
 async def test_sources_are_not_looked_at_if_told_so(clock: VirtualTimeLoop) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import audio_files
+import av
 import pytest
 from audio_files import HTML
 from file_host import Asked, FileHost, Reply, file_host, head, raw, reset, serve, settings, status
@@ -435,6 +436,13 @@ async def test_without_the_library_the_length_is_not_guessed(
     async with file_host(serve(SONG)) as host:
         await download(host, tmp_path, expected_duration=999.0)
     assert "not checked" in caplog.text
+
+
+async def test_a_library_that_fails_costs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "open", None)  # TypeError: not callable
+    async with file_host(serve(SONG)) as host:
+        path = await download(host, tmp_path, expected_duration=audio_files.SECONDS)
+    assert path.read_bytes() == SONG
 
 
 # ------------------------------------------------------------ slow, cancelled, watched

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import audio_files
+import av
 import pytest
 from audio_files import HTML, ID3, PNG, SECONDS
 from hypothesis import HealthCheck, given
@@ -43,6 +44,7 @@ WHOLE = {
     "m4a, index first": lambda: audio_files.m4a(index_first=True),
     "m4a that claims hours": lambda: audio_files.m4a_that_claims(1_000_000),
     "m4a that claims no time": lambda: audio_files.m4a_that_claims(0),
+    "m4a whose last packet claims minutes": lambda: audio_files.m4a_that_claims(1024, last=10_000_000),
     "m4a that claims an instant": lambda: audio_files.m4a_that_claims(1),
     "ogg": audio_files.ogg,
     "aiff": audio_files.aiff,
@@ -161,6 +163,24 @@ def test_without_the_library_it_says_what_to_do(tmp_path: Path, monkeypatch: pyt
     assert not _length.can_measure()
     with pytest.raises(AudioError, match=r"kie_async\[audio\].*source_duration="):
         measure(written(tmp_path, audio_files.mp3()))
+
+
+@pytest.mark.parametrize(
+    "fault", [TypeError("open() got an unexpected keyword"), ValueError("x"), ImportError("libav")]
+)
+def test_a_library_that_fails_is_an_error_of_ours(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_words: object, **_options: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(
+        AudioError, match=rf"song\.mp3 could not be measured.*{type(fault).__name__}.*source_duration="
+    ) as caught:
+        measure(written(tmp_path, audio_files.mp3()))
+    assert caught.value.__cause__ is fault
+    assert caught.value.charged == "no"
 
 
 @pytest.mark.parametrize("name", ["missing.mp3", ".", "song.mp3/x"])

@@ -9,7 +9,6 @@ import io
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import cast
 
 import av
 import numpy as np
@@ -17,6 +16,7 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.container import InputContainer
 
+from kie_async._pyav import open_audio
 from kie_async.emulator import _music
 from kie_async.emulator._music import RATE, Sound, samples
 
@@ -38,8 +38,8 @@ def measure(content: bytes) -> float:
 @contextmanager
 def _reading(content: bytes) -> Iterator[InputContainer]:
     try:
-        with av.open(io.BytesIO(content)) as container:
-            yield cast("InputContainer", container)
+        with open_audio(io.BytesIO(content)) as container:
+            yield container
     except av.FFmpegError as error:
         raise ValueError("the file is no audio that can be read") from error
 

@@ -44,6 +44,7 @@ class Courier:
         self, state: State, client: aiohttp.ClientSession, *, webhook_key: str | None, clock: Callable[[], float]
     ) -> None:  # fmt: skip
         self.sent: list[Sent] = []
+        self.stopped = False
         self.base_url = ""
         self._state = state
         self._client = client
@@ -71,15 +72,19 @@ class Courier:
 
     async def run(self) -> None:
         """Send callbacks until cancelled."""
-        async with anyio.create_task_group() as group:
-            while True:
-                await self._until_due()
-                due = sorted(self._state.take_due(self._clock()), key=lambda each: each.task.number)
-                self._moved.set()  # what was due may have been nothing any more
-                for _, deliveries in groupby(due, key=lambda each: each.task.number):
-                    batch = list(deliveries)
-                    self._under_way += len(batch)
-                    group.start_soon(self._send_batch, batch)
+        try:
+            async with anyio.create_task_group() as group:
+                while True:
+                    await self._until_due()
+                    due = sorted(self._state.take_due(self._clock()), key=lambda each: each.task.number)
+                    self._moved.set()  # what was due may have been nothing any more
+                    for _, deliveries in groupby(due, key=lambda each: each.task.number):
+                        batch = list(deliveries)
+                        self._under_way += len(batch)
+                        group.start_soon(self._send_batch, batch)
+        finally:
+            self.stopped = True
+            self.wake()
 
     async def _until_due(self) -> None:
         self._wake.clear()
@@ -122,5 +127,5 @@ class Courier:
                 timeout=aiohttp.ClientTimeout(total=PATIENCE, ceil_threshold=2 * PATIENCE),
             ) as answer:
                 return answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return 0

@@ -94,9 +94,15 @@ class Emulator:
         return await self._service.library.audio(*found)
 
     async def settled(self) -> None:
-        """Wait until every task has ended (those that never end left out) and every callback is delivered."""
+        """Wait until every task has ended (those that never end left out) and every callback is delivered.
+
+        Raises:
+            RuntimeError: the emulator has stopped before that.
+        """
         service = self._service
         while True:
+            if service.courier.stopped:
+                raise RuntimeError("the emulator has stopped: what is left will not happen")
             if (wait := self._state.last_end - service.clock()) > 0:
                 await anyio.sleep(wait)
             elif service.courier.idle and service.sources.unchecked == 0:

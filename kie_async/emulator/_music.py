@@ -159,7 +159,7 @@ def keynote(sound: Sound) -> int:
     if not heard.any():
         return 0
     classes = np.round(12 * np.log2(pitches[heard] / A4) + 9).astype(int) % 12
-    return int(np.bincount(classes, weights=spectrum[heard] ** 2, minlength=12).argmax())
+    return int(np.argmax(np.bincount(classes, weights=spectrum[heard] ** 2, minlength=12)))
 
 
 def muffled(sound: Sound) -> Sound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ KEPT = 32
 
 _UNREACHABLE = "Failed to fetch the file. Kindly verify any access limits set by you or your service provider."
 _NO_AUDIO = "Failed to parse the audio file"
+
+logger = logging.getLogger("kie_async.emulator")
 
 
 class Sources:
@@ -60,9 +63,13 @@ class Sources:
         """Look at sources until cancelled."""
         async with self._send, self._receive:
             async for task in self._receive:
-                await self._check(task)
-                self.unchecked -= 1
-                self._planned()
+                try:
+                    await self._check(task)
+                except Exception:  # a library failed: that one task goes on unchecked, and the service goes on
+                    logger.exception("the source of task %s could not be checked", task.id)
+                finally:
+                    self.unchecked -= 1
+                    self._planned()
 
     async def _check(self, task: Task) -> None:
         url = task.ask.upload_url

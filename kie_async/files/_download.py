@@ -27,7 +27,7 @@ from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredE
 from kie_async.events import Retried
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
 from kie_async.files._kinds import HEAD, Kind, begins_like_audio
-from kie_async.files._length import can_measure, measure
+from kie_async.files._length import NotMeasuredError, measure
 from kie_async.files._names import safe_name, track_name
 from kie_async.files._part import Note, Part
 from kie_async.models import Track
@@ -339,11 +339,11 @@ class _Download:
         expected = self.wanted.expected_duration
         if not expected:  # the service also says 0 for what it does not know
             return
-        if not can_measure():
-            logger.debug("the duration of a download is not checked: the extra 'audio' is not installed")
-            return
         try:
             seconds = await on_disk(measure, self.part.path)
+        except NotMeasuredError as error:
+            logger.debug("the duration of a download is not checked: %s", error)
+            return
         except AudioError:
             seconds = 0.0
         if abs(seconds - expected) <= DURATION_TOLERANCE:

@@ -44,7 +44,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import attrs
 
-from kie_async.errors import AudioError, StorageError
+from kie_async._pyav import open_audio
+from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._kinds import NAMES, Kind, kind_of
 
@@ -56,7 +57,13 @@ if TYPE_CHECKING:
 LONGEST = 12 * 3600.0  # seconds; a file that claims more is not believed
 PATIENCE = 30.0  # seconds of work, for files made to cost more than they are worth
 _PROBED = 64  # packets that are decoded to see whether the others can be believed
+_UNLIKELY = 2  # times as long as the longest that was decoded: a later packet that claims more is not believed
 _TOLERANCE = 0.2  # seconds; codecs swallow a little at the start
+
+
+@attrs.define(slots=False)
+class NotMeasuredError(AudioError):
+    """The library that measures is missing, or failed: this says nothing about the file."""
 
 
 def can_measure() -> bool:
@@ -73,7 +80,7 @@ def measure(path: str | PathLike[str]) -> float:
     """
     path = Path(path)
     if not can_measure():
-        raise AudioError(
+        raise NotMeasuredError(
             'the length of audio cannot be measured: pip install "kie_async[audio]", or give source_duration='
         )
     try:
@@ -99,6 +106,15 @@ class _Work:
     _until: float = attrs.field(factory=lambda: time.monotonic() + PATIENCE, init=False)
 
     def seconds(self, file: BinaryIO) -> float:
+        try:
+            return self._counted(file)
+        except (KieError, OSError):
+            raise
+        except Exception as error:
+            matter = f"could not be measured, for PyAV failed ({type(error).__name__})"
+            raise NotMeasuredError(f"{self.name} {matter}: convert it anew, or give source_duration=") from error
+
+    def _counted(self, file: BinaryIO) -> float:
         import av  # noqa: PLC0415  # an extra, and slow to import
 
         try:
@@ -115,7 +131,7 @@ class _Work:
         """Add up what the packets claim; None if they cannot be believed."""
         with self._opened(file) as container:
             stream = self._stream(container)
-            total = 0
+            total = longest = 0
             first: list[Packet[AudioStream]] = []
             for packet in self._packets(container, stream):
                 if not packet.duration:
@@ -123,6 +139,9 @@ class _Work:
                 total += packet.duration
                 if len(first) < _PROBED:
                     first.append(packet)
+                    longest = max(longest, packet.duration)
+                elif packet.duration > _UNLIKELY * longest:
+                    return None
             return _seconds(stream, total) if _honest(stream, first) else None
 
     def _decoded(self, file: BinaryIO) -> float:
@@ -132,11 +151,9 @@ class _Work:
             return _decode(stream, self._packets(container, stream))
 
     def _opened(self, file: BinaryIO) -> InputContainer:
-        import av  # noqa: PLC0415  # as above
-
         file.seek(0)
         # The demuxer is named, so that no playlist or script is taken for audio and followed elsewhere.
-        return av.open(file, "r", format=self.kind.demuxer, metadata_errors="replace")
+        return open_audio(file, self.kind.demuxer)
 
     def _stream(self, container: InputContainer) -> AudioStream:
         if not container.streams.audio:
