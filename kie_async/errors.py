@@ -18,6 +18,7 @@
     ├── SubmitUnknownError      a submission's answer was lost                   do not send again
     ├── BadResponseError        the answer could not be understood
     │   └── UnexpectedRedirectError
+    ├── SignatureError          a callback is not signed as the service signs    answer it 401
     ├── ServerError             the server failed to answer a read               ask again
     ├── TaskNotFoundError       the service does not know the task
     ├── TaskFailedError         the task ended without a result; see ``refunded``
@@ -206,6 +207,10 @@ class BadResponseError(KieError):
 
 class UnexpectedRedirectError(BadResponseError):
     """The API answered with a redirect. It was not followed, so that the key stays with its host."""
+
+
+class SignatureError(KieError):
+    """A callback is not signed with the webhook key, or not now: it may come from anybody."""
 
 
 @attrs.define(slots=False)

@@ -6,11 +6,12 @@ from kie_async._later import later
 from kie_async._signing import sign_callback
 from kie_async.callbacks._asgi import asgi
 from kie_async.callbacks._receiver import Receiver, Receiving
+from kie_async.callbacks._unwrap import unwrap
 
 if TYPE_CHECKING:
     from kie_async.callbacks._aiohttp import Serving, add_routes, serve
 
-__all__ = ["Receiver", "Receiving", "Serving", "add_routes", "asgi", "serve", "sign_callback"]
+__all__ = ["Receiver", "Receiving", "Serving", "add_routes", "asgi", "serve", "sign_callback", "unwrap"]
 
 # Every session has a receiver, few need aiohttp's server.
 __getattr__ = later(__name__, dict.fromkeys(("Serving", "add_routes", "serve"), "_aiohttp"))

@@ -145,11 +145,7 @@ class Receiver:
         verdict = _signing.check(self.keys, headers, task_id, now)
         if verdict is _GOOD:
             return
-        note = verdict.value
-        if verdict is Check.STALE:
-            skew = abs(now - int(headers[_signing.TIMESTAMP_HEADER.lower()]))
-            note = f"{note}: clock skew {skew:.0f} s"
-        raise _RefusalError(_SIGNATURE_STATUS[verdict], note)
+        raise _RefusalError(_SIGNATURE_STATUS[verdict], explain(verdict, headers, now))
 
     async def _hand_over(self, token: str, event: CallbackEvent) -> str:
         try:
@@ -183,6 +179,15 @@ def fold(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
         lower = name.lower()
         names[lower] = f"{names[lower]}, {value}" if lower in names else value
     return names
+
+
+def explain(verdict: Check, headers: Mapping[str, str], now: float) -> str:
+    """What is the matter with a signature, in words; ``headers`` with names in lower case."""
+    note: str = verdict.value
+    if verdict is Check.STALE:
+        skew = abs(now - int(headers[_signing.TIMESTAMP_HEADER.lower()]))
+        note = f"{note}: clock skew {skew:.0f} s"
+    return note
 
 
 def _declared(headers: Mapping[str, str]) -> int:
