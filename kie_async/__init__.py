@@ -3,60 +3,60 @@
 from typing import TYPE_CHECKING
 
 from kie_async._later import later
-from kie_async._task import Task
-from kie_async.errors import (
-    AudioError,
-    AuthError,
-    BadResponseError,
-    BudgetError,
-    ConflictError,
-    ConnectError,
-    DownloadError,
-    FileError,
-    InsufficientCreditsError,
-    InvalidRequestError,
-    KeyQuotaError,
-    KieError,
-    ManifestError,
-    Problem,
-    RateLimitedError,
-    RefusedError,
-    ResultExpiredError,
-    ServerError,
-    SessionError,
-    SettingsError,
-    SignatureError,
-    StorageError,
-    SubmitUnknownError,
-    TaskFailedError,
-    TaskNotFoundError,
-    TLSError,
-    UnavailableError,
-    UnexpectedRedirectError,
-    WaitTimeoutError,
-)
-from kie_async.limiter import Limiter, SlidingLimiter
-from kie_async.models import (
-    MODELS,
-    CallbackEvent,
-    Credits,
-    ExtendRequest,
-    Outcome,
-    Request,
-    TaskEvent,
-    TaskRecord,
-    TaskResult,
-    Track,
-    UploadedFile,
-    UploadExtendRequest,
-)
-from kie_async.session import KieSession
-from kie_async.settings import Secret, Settings
 
 if TYPE_CHECKING:
     from kie_async import callbacks
+    from kie_async._task import Task
     from kie_async.batch import Manifest, read_manifest, run_batch
+    from kie_async.errors import (
+        AudioError,
+        AuthError,
+        BadResponseError,
+        BudgetError,
+        ConflictError,
+        ConnectError,
+        DownloadError,
+        FileError,
+        InsufficientCreditsError,
+        InvalidRequestError,
+        KeyQuotaError,
+        KieError,
+        ManifestError,
+        Problem,
+        RateLimitedError,
+        RefusedError,
+        ResultExpiredError,
+        ServerError,
+        SessionError,
+        SettingsError,
+        SignatureError,
+        StorageError,
+        SubmitUnknownError,
+        TaskFailedError,
+        TaskNotFoundError,
+        TLSError,
+        UnavailableError,
+        UnexpectedRedirectError,
+        WaitTimeoutError,
+    )
     from kie_async.journal import Job, Journal, PostgresJournal, SQLiteJournal, open_journal
+    from kie_async.limiter import Limiter, SlidingLimiter
+    from kie_async.models import (
+        MODELS,
+        CallbackEvent,
+        Credits,
+        ExtendRequest,
+        Outcome,
+        Request,
+        TaskEvent,
+        TaskRecord,
+        TaskResult,
+        Track,
+        UploadedFile,
+        UploadExtendRequest,
+    )
+    from kie_async.session import KieSession
+    from kie_async.settings import Secret, Settings
 
 __all__ = [
     "MODELS",
@@ -117,12 +117,29 @@ __all__ = [
     "run_batch",
 ]
 
-# Who extends one track needs no server, no journal and no manifest.
+# Each is loaded when it is first asked for: importing the package, as pytest does for its plugin, costs nothing.
 __getattr__ = later(
     __name__,
     {
         "callbacks": "callbacks",
+        **{name: "errors" for name in __all__ if name.endswith("Error")},
+        "Problem": "errors",
+        **dict.fromkeys(
+            (
+                "MODELS", "CallbackEvent", "Credits", "ExtendRequest", "Outcome", "Request", "TaskEvent", "TaskRecord",
+                "TaskResult", "Track", "UploadExtendRequest", "UploadedFile",
+            ),
+            "models",
+        ),
+        **dict.fromkeys(("Secret", "Settings"), "settings"),
+        **dict.fromkeys(("Limiter", "SlidingLimiter"), "limiter"),
+        "KieSession": "session",
+        "Task": "_task",
         **dict.fromkeys(("Manifest", "read_manifest", "run_batch"), "batch"),
         **dict.fromkeys(("Job", "Journal", "PostgresJournal", "SQLiteJournal", "open_journal"), "journal"),
     },
-)
+)  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 import attrs
 import cattrs
 
-from kie_async._json import beginning, dump, load, load_pairs, load_tolerantly
+from kie_async._jsontext import beginning, dump, load, load_pairs, load_tolerantly
 from kie_async._states import WORDS, Word
 from kie_async._values import as_address, as_duration, as_integer, as_moment, as_number, as_text, as_word
 from kie_async.errors import BadResponseError

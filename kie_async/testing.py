@@ -1,16 +1,16 @@
 """Fixtures for the tests of programs that use this library: ``kie_emulator``, an emulated service.
 
-pytest finds them by itself once the library is installed. Light on purpose: pytest loads this module in every run,
-so the emulator is loaded when a test first asks for it.
+pytest finds them by itself once the library is installed. It loads this module in every run of every project, so
+nothing but pytest is imported here; the emulator is loaded when a test first asks for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SPEED = 100.0
 
 
-@attrs.frozen
+@dataclass(frozen=True)  # attrs would be an import
 class EmulatorHandle:
     """An emulator in a thread of its own; every method may be called from any thread.
 
@@ -32,8 +32,8 @@ class EmulatorHandle:
 
     base_url: str
     key: str
-    _emulator: Emulator = attrs.field(repr=False)
-    _portal: BlockingPortal = attrs.field(repr=False)
+    _emulator: Emulator = field(repr=False)
+    _portal: BlockingPortal = field(repr=False)
 
     @property
     def credits(self) -> float:

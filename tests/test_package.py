@@ -87,6 +87,20 @@ def test_every_public_name_is_there_and_documented() -> None:
     assert undocumented <= {"MODELS", "Request"}  # a table and a union
 
 
+def test_no_module_has_a_name_of_the_standard_library() -> None:
+    """The folder of a script, or of the shell, goes first: its modules would stand in for the interpreter's own."""
+    names = {path.stem for path in ROOT.rglob("*.py")}
+    assert names & sys.stdlib_module_names == set()
+
+
+def test_the_command_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(ROOT / "__main__.py"), "extend", "--help"]
+    environment = {**_unmeasured(), "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # ourselves
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "kie-async extend" in done.stdout
+
+
 def test_modules_stay_small() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
     assert {path.name: length for path, length in lengths.items() if length > 400} == {}
@@ -94,7 +108,20 @@ def test_modules_stay_small() -> None:
 
 @pytest.mark.parametrize("extra", ["av", "numpy", "cyclopts", "rich", "pytest", "fastapi"])
 def test_the_core_drags_in_no_extra(extra: str) -> None:
-    assert run(f"import sys, kie_async, kie_async.emulator; sys.exit({extra!r} in sys.modules)").returncode == 0
+    code = f"import sys, kie_async.emulator; from kie_async import *; sys.exit({extra!r} in sys.modules)"
+    assert run(code).returncode == 0
+
+
+def test_importing_the_package_loads_names_only() -> None:
+    done = run("import sys; before = set(sys.modules); import kie_async; print(*sorted(set(sys.modules) - before))")
+    ours = ["kie_async", "kie_async._later"]
+    standard = [name for name in done.stdout.split() if name.partition(".")[0] in sys.stdlib_module_names]
+    assert sorted([*ours, *standard]) == done.stdout.split()
+    assert {"asyncio", "ssl", "json", "logging"}.isdisjoint(standard)
+
+
+def test_what_is_there_can_be_listed() -> None:
+    assert run("import kie_async; print(*dir(kie_async))").stdout.split() == sorted(kie_async.__all__)
 
 
 def test_one_room_opens_the_client_s_sessions() -> None:

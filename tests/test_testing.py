@@ -118,7 +118,13 @@ def test_the_fixtures_work_in_a_users_tests(tmp_path: Path) -> None:
     assert "3 passed" in run.stdout
 
 
-def test_the_plugin_is_light() -> None:
-    script = "import sys, kie_async.testing; print('kie_async.emulator' in sys.modules)"
-    run = python(["-c", script], cwd=Path(__file__).parent.parent)
-    assert run.stdout.strip() == "False"
+def test_the_plugin_loads_nothing_until_its_fixture_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text("import sys\n\n\ndef test_nothing():\n    print('loaded', *sys.modules)\n")
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    loaded = []
+    for plugin in ([], ["-p", "kie_async.testing"]):
+        command = ["-W", "error", "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *plugin, "test_mine.py"]
+        run = python(command, cwd=tmp_path, env=environment)
+        assert run.returncode == 0, run.stdout + run.stderr
+        loaded.append(next(set(line.split()) for line in run.stdout.splitlines() if line.startswith("loaded")))
+    assert loaded[1] - loaded[0] == {"kie_async", "kie_async._later", "kie_async.testing"}

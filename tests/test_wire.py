@@ -13,8 +13,8 @@ from conftest import SAMPLES, sample_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async import _json, _wire
-from kie_async._json import dump, mend
+from kie_async import _jsontext, _wire
+from kie_async._jsontext import dump, mend
 from kie_async.errors import BadResponseError, KieError
 from kie_async.models import TaskRecord
 
@@ -101,7 +101,7 @@ def test_a_byte_order_mark_is_skipped_and_a_lone_surrogate_replaced() -> None:
 def test_without_orjson_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     body = (SAMPLES / "record_info_success.reported.json").read_bytes()
     with_it = record(body)
-    monkeypatch.setattr(_json, "orjson", None)
+    monkeypatch.setattr(_jsontext, "orjson", None)
     assert record(body) == with_it
 
 

@@ -22,7 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError  # no ClientError, but i
 from aiohttp.tracing import Trace
 
 from kie_async._answers import Answer, understand
-from kie_async._json import dump
+from kie_async._jsontext import dump
 from kie_async._retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async._routes import Call
 from kie_async._transport._agent import user_agent
