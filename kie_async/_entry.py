@@ -58,11 +58,14 @@ def closed(task_id: str) -> SessionError:
 
 
 def failure(entry: Entry, verdict: Failed) -> TaskFailedError:
+    reason = clean(verdict.reason)
+    told = not reason or reason in verdict.message
     return TaskFailedError(
-        clean(verdict.message),
+        clean(verdict.message if told else f"{verdict.message} ({reason})"),
         entry.task_id,
         verdict.code,
         charged=verdict.charged,
         status=entry.status,
         refunded=verdict.refunded,
+        reason=reason,
     )

@@ -22,6 +22,7 @@ except ImportError:  # pragma: no cover (the extra "speed" is not installed)
     orjson = None  # type: ignore[assignment]  # absent: the standard library reads all
 
 _ECHO = re.compile(r'(?<!\\)"(?:param|paramJson|param_json)"\s*:\s*(?=")')
+_BACKSLASH_LOST = re.compile(r'(?<!\\)\\\\(?=")')
 _ECHO_END = re.compile(r'(?<!\\)"(?=\s*(?:,\s*"|\}))')
 _TRIES = 64
 
@@ -106,7 +107,7 @@ def load_tolerantly(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
 def mend(body: bytes, read: Callable[[str], Any] = _lenient) -> Any:  # noqa: ANN401  # JSON is anything
     """Read a malformed answer: letters cut in half, control characters, NaN; then without its echoes of the request.
 
-    None if that does not mend it.
+    Last, with the backslash that innermost quotes had too few put back everywhere. None if that does not mend it.
     """
     text = body.removeprefix(BOM_UTF8).decode("utf-8", "replace").rstrip("\0 \t\r\n")
     value = _readable(text, read)[1]
@@ -116,6 +117,8 @@ def mend(body: bytes, read: Callable[[str], Any] = _lenient) -> Any:  # noqa: AN
         limit = following.start() if following else len(text)
         text, value = _cut(text, echo.end(), limit, read)
         position = echo.end() + 1
+    if value is None:  # the same fault in what is no echo: the tracks
+        value = _readable(_BACKSLASH_LOST.sub(r"\\\\\\", text), read)[1]
     return value
 
 

@@ -1,7 +1,7 @@
 """The states of a task as one table, and the rule that reads a record by it.
 
-The words are those of kie.ai's page "Get Music Task Details", and the states of the jobs route. GENERATING and
-FAILED are reported by users. The set is open: a word that is not listed is not terminal.
+The words are those of kie.ai's page "Get Music Task Details", the states of the jobs route, and what users and other
+pages report: GENERATING, FAILED, RUNNING and its synonyms. The set is open: a word that is not listed is not terminal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Word(Enum):
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
+    ENDED = "ended"  # a synonym that no page documents: a success with all its audio, and else no end
     UNDELIVERED = "undelivered"  # the callback could not be delivered; the tracks may all be there
     FAILED = "failed"
 
@@ -33,7 +34,18 @@ WORDS = MappingProxyType(
         "GENERATING": Word.RUNNING,
         "TEXT_SUCCESS": Word.RUNNING,
         "FIRST_SUCCESS": Word.RUNNING,
+        **dict.fromkeys(
+            ("RUNNING", "PROCESSING", "IN_PROGRESS", "INPROGRESS", "IN_QUEUE", "QUEUE", "QUEUED", "QUEUEING", "WAIT"),
+            Word.RUNNING,
+        ),
+        **dict.fromkeys(
+            ("SUBMITTED", "CREATED", "ACCEPTED", "STARTED", "STARTING", "STREAMING", "TEXT", "FIRST"), Word.RUNNING
+        ),
         "SUCCESS": Word.SUCCEEDED,
+        **dict.fromkeys(
+            ("SUCCEED", "SUCCEEDED", "SUCCESSFUL", "COMPLETE", "COMPLETED", "FINISHED", "DONE", "ALL_SUCCESS"),
+            Word.ENDED,
+        ),
         "CALLBACK_EXCEPTION": Word.UNDELIVERED,
         "CREATE_TASK_FAILED": Word.FAILED,
         "GENERATE_AUDIO_FAILED": Word.FAILED,
@@ -42,9 +54,11 @@ WORDS = MappingProxyType(
         "FAIL": Word.FAILED,
     }
 )
-STAGE_WORDS: MappingProxyType[str, Stage] = MappingProxyType({"TEXT_SUCCESS": "text", "FIRST_SUCCESS": "first"})
+STAGE_WORDS: MappingProxyType[str, Stage] = MappingProxyType(
+    {"TEXT_SUCCESS": "text", "TEXT": "text", "FIRST_SUCCESS": "first", "FIRST": "first"}
+)
 REFUNDED = 531  # FACTS: failed, credits given back
-_NO_ERROR = (None, 0, 200)  # 0 is reported beside null, and 200 is the service's word for "well"
+NO_ERROR = (None, 0, 200)  # 0 is reported beside null, and 200 is the service's word for "well"
 
 
 Odd: TypeAlias = Literal["", "not visible", "no audio", "undelivered", "unknown word"]
@@ -79,6 +93,7 @@ class Failed:
     code: int | None = None
     charged: Charged = "maybe"
     refunded: bool = False
+    reason: str = ""
 
 
 @attrs.frozen
@@ -102,9 +117,9 @@ def judge(record: TaskRecord | None, *, patient: bool) -> Verdict:
     word = WORDS.get(record.status)
     finished = tuple(track for track in record.tracks if track.audio_url)
     ended = word in {Word.SUCCEEDED, Word.UNDELIVERED}
-    if ended and finished and finished == record.tracks:
+    if (ended or word is Word.ENDED) and finished and finished == record.tracks:
         return Succeeded(finished)
-    if record.error_code not in _NO_ERROR or word is Word.FAILED:
+    if record.error_code not in NO_ERROR or word is Word.FAILED:
         if not finished:
             return _failed(record)
         if not ended:  # what was made before it failed is paid for, and is not withheld
@@ -135,7 +150,7 @@ def _failed(record: TaskRecord) -> Failed:
     elif record.credits_consumed:
         charged = "yes"
     message = record.error_message or f"the task failed with status {record.status or 'missing'}"
-    return Failed(message, record.error_code or None, charged, refunded)
+    return Failed(message, record.error_code or None, charged, refunded, record.error_reason or "")
 
 
 def _without_audio(record: TaskRecord) -> Verdict:

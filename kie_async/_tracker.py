@@ -21,7 +21,7 @@ from sys import intern
 from kie_async import _pacing
 from kie_async._entry import Entry, closed, failure
 from kie_async._pacing import Key, Pacing
-from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
+from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, Word, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
 from kie_async.events import Anomaly, Looked, LookFailed, Observer, Settled, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
@@ -92,7 +92,7 @@ class Tracker:
     def wake(self, task_id: str, stage: str) -> bool:
         """A callback came: look soon. False if the task is not known (yet); then it is kept for a while."""
         self._net = bool(self._settings.callback_url)
-        final = stage not in {"text", "first"}
+        final = WORDS.get(stage.upper()) is not Word.RUNNING
         entry = self._table.get(task_id)
         if entry is None:
             self._keep(task_id, final=final)

@@ -7,18 +7,20 @@ or text; unknown keys fall away. Any bytes whatever end in a value or in one of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from os import PathLike
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import attrs
 import cattrs
 
+from kie_async._fields import record_fields, upload_fields
 from kie_async._jsontext import beginning, dump, load, load_pairs, load_tolerantly
-from kie_async._states import WORDS, Word
-from kie_async._values import as_address, as_duration, as_integer, as_moment, as_number, as_text, as_word
+from kie_async._states import NO_ERROR, STAGE_WORDS, WORDS, Word
+from kie_async._tracks import read_tracks, unpacked
+from kie_async._values import as_integer, as_number, as_text, as_word
 from kie_async.errors import BadResponseError
 from kie_async.models import (
     CallbackEvent,
@@ -44,62 +46,6 @@ class Envelope:
     data: Any = None
 
 
-# ---------------------------------------------------------------- structuring
-
-_READERS: dict[object, Callable[[object], object]] = {
-    str: as_word,
-    str | None: as_text,
-    int | None: as_integer,
-    float | None: as_number,
-    datetime | None: as_moment,
-}
-_NAMES = {
-    Track: {"created_at": "create_time"},
-    TaskRecord: {"created_at": "create_time", "completed_at": "complete_time"},
-    UploadedFile: {"size": "file_size"},
-}
-
-
-def _fields_of(cls: type[object], **own: Callable[[object], object]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Make the function that reads the fields of a ``cls`` from a mapping with keys in either spelling.
-
-    Fields of other types than plain values are left to the caller. This is the greater part of what reading an answer
-    costs, so it is one plain loop; the benchmark "decode" measures it.
-    """
-    names = _NAMES[cls]
-    members = {
-        spelling: (field, own.get(field) or _READERS[kind])
-        for field, kind in get_type_hints(cls).items()
-        if kind in _READERS
-        for spelling in _spellings(names.get(field, field))
-    }
-    find = members.get
-
-    def read(data: Mapping[str, Any]) -> dict[str, Any]:
-        fields = {}
-        for key, value in data.items():
-            if value is not None and value != "" and (member := find(key)) is not None:
-                field, convert = member
-                fields[field] = convert(value)
-        return fields
-
-    return read
-
-
-def _spellings(name: str) -> tuple[str, str]:
-    head, *tail = name.split("_")
-    return name, head + "".join(map(str.capitalize, tail))
-
-
-_track_fields = _fields_of(
-    Track,
-    duration=as_duration,
-    **{field.name: as_address for field in attrs.fields(Track) if field.name.endswith("_url")},
-)
-_record_fields = _fields_of(TaskRecord)
-_upload_fields = _fields_of(UploadedFile)
-
-
 def _get(data: object, *names: str) -> Any:  # noqa: ANN401  # JSON is anything
     """The first of these members that is there and not null; None for anything else."""
     if not isinstance(data, dict):
@@ -112,25 +58,11 @@ def _get(data: object, *names: str) -> Any:  # noqa: ANN401  # JSON is anything
 
 _ID = ("taskId", "task_id")
 _BARE_ID = re.compile(r"[0-9a-f]{32}")  # FACTS §1
-_HOLDERS = ("sunoData", "suno_data", "data", "tracks", "response", "resultUrls", "result_urls")
 
 
 def _first(data: object, *names: str) -> str | None:
     """The first of these members that is a text with something in it."""
     return next((text for name in names if (text := as_text(_get(data, name)))), None)
-
-
-def _all_tracks(value: object) -> tuple[Track, ...]:
-    """The tracks of a list. Placeholders, which have neither an id nor audio, are no tracks."""
-    found = []
-    for each in value if isinstance(value, list) else ():
-        if isinstance(each, dict):
-            track = Track(**_track_fields(each))
-            if track.id or track.audio_url or track.source_audio_url:
-                found.append(track)
-        elif isinstance(each, str) and (url := as_address(each)):
-            found.append(Track(audio_url=url))  # other members of the family list bare addresses
-    return tuple(found)
 
 
 # ---------------------------------------------------------------- answers
@@ -162,9 +94,8 @@ def read_task_id(data: object) -> str:
         BadResponseError: there is none, or none that could be one.
     """
     if isinstance(data, str):
-        data = {"taskId": data} if _BARE_ID.fullmatch(data) else _unpacked(data)
-    if isinstance(data, list) and len(data) == 1:
-        [data] = data
+        data = {"taskId": data} if _BARE_ID.fullmatch(data) else data
+    data = _bare(data)
     ids = (_get(data, name) for name in _ID)
     task_id = next((each.strip() for each in ids if isinstance(each, str) and each), "")
     if TASK_ID.fullmatch(task_id) is None:
@@ -174,7 +105,7 @@ def read_task_id(data: object) -> str:
 
 def is_record(data: object) -> bool:
     """Whether this is what record-info says of a task, and not of the question."""
-    return bool(_first(data, "status", "state"))
+    return bool(_first(_bare(data), "status", "state"))
 
 
 def read_record(data: object) -> TaskRecord | None:
@@ -185,58 +116,67 @@ def read_record(data: object) -> TaskRecord | None:
     """
     if data is None or data in ({}, [], ""):
         return None
+    data = _bare(data)
     if not isinstance(data, dict):
         raise BadResponseError("record-info is no object")
-    fields = _record_fields(data)
-    fields["status"] = _status(data)
-    fields["tracks"] = _tracks_of(data)
-    fields["error_code"] = fields.get("error_code") or as_integer(_get(data, "failCode", "fail_code")) or None
-    fields["error_message"] = fields.get("error_message") or as_text(_get(data, "failMsg", "fail_msg"))
+    fields = record_fields(data)
+    code, reason = _why(data)
+    fields["status"] = _status(data, reason)
+    fields["tracks"] = read_tracks(data)
+    fields["error_code"], fields["error_reason"] = code, reason
+    if "error_message" not in fields:
+        fields["error_message"] = as_text(_get(data, "failMsg", "fail_msg"))
     return TaskRecord(**fields)
 
 
-def _tracks_of(data: Mapping[str, Any]) -> tuple[Track, ...]:
-    """The tracks of a record, from the first place that has audio, or else the first that has any."""
-    places = (_get(data, "response"), _get(data, "resultJson", "result_json"), data)
-    found: tuple[Track, ...] = ()
-    for place in places:
-        tracks = _listed(place)
-        if any(track.audio_url for track in tracks):
-            return tracks
-        found = found or tracks
-    return found
+def _bare(data: object) -> Any:  # noqa: ANN401  # JSON is anything
+    """An object that came as JSON text, or as the only item of a list."""
+    if isinstance(data, str):
+        data = unpacked(data)
+    return data[0] if isinstance(data, list) and len(data) == 1 else data
 
 
-def _listed(holder: object, depth: int = 4) -> tuple[Track, ...]:
-    """The tracks, wherever a route or an old page puts them; JSON inside text is unpacked."""
-    if isinstance(holder, str):
-        if depth and not as_address(holder):
-            return _listed(_unpacked(holder), depth - 1)
-        holder = [holder]
-    if isinstance(holder, dict) and depth:
-        for name in _HOLDERS:
-            if (held := holder.get(name)) and (tracks := _listed(held, depth - 1)):
-                return tracks
-    return _all_tracks(holder)
+_CODES = ("errorCode", "failCode", "error_code", "fail_code")
+_NO_REASON = frozenset({"", "NULL", "NONE", "OK", "SUCCESS"})
 
 
-def _unpacked(text: str) -> Any:  # noqa: ANN401  # JSON is anything
-    try:
-        return load_tolerantly(text.encode("utf-8", "replace"))
-    except BadResponseError:
-        return None
+def _why(data: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Why a task failed: a number other than 0, and what stands in words in the place of one."""
+    code = reason = None
+    for name in _CODES:
+        if value := data.get(name):
+            number = as_integer(value)
+            if number is None and (text := as_text(value)) and _word(text) not in _NO_REASON:
+                reason = reason or text.strip()
+            code = code or number
+    return code or None, reason
 
 
-def _status(data: Mapping[str, Any]) -> str:
-    """One word for both routes: the jobs route adds ``state``, which decides when it is at its end."""
-    status = as_word(data.get("status")).strip().upper()
-    state = as_word(data.get("state")).strip().upper()
-    end = WORDS.get(state)
-    if end is Word.FAILED:
-        return status if WORDS.get(status) is Word.FAILED else state
-    if end is Word.SUCCEEDED:
-        return status if WORDS.get(status) in {Word.FAILED, Word.UNDELIVERED} else state
-    return status or state
+_RANK = {Word.ENDED: 1, Word.SUCCEEDED: 2, Word.UNDELIVERED: 3, Word.FAILED: 4}
+_FLAGS = {"0": "GENERATING", "1": "SUCCESS", "2": "CREATE_TASK_FAILED", "3": "GENERATE_AUDIO_FAILED"}
+
+
+def _word(value: object) -> str:
+    return as_word(value).strip().upper().replace(" ", "_").replace("-", "_")
+
+
+def _status(data: Mapping[str, Any], reason: str | None = None) -> str:
+    """One word for both routes: that of ``status``, unless another member says more of how the task has ended.
+
+    Others are ``state`` (the jobs route), a code in words that is itself the status of a failure, and, where there is
+    no word at all, ``successFlag``.
+    """
+    words = [_word(data.get("status"))]
+    if reason and WORDS.get(_word(reason)) is Word.FAILED:
+        words.append(_word(reason))
+    if state := data.get("state"):
+        words.append(_word(state))
+    if len(words) > 1:
+        words = sorted(filter(None, words), key=lambda word: -_RANK.get(WORDS[word], 0) if word in WORDS else 0)
+    if words and words[0]:
+        return words[0]
+    flag = _word(_get(data, "successFlag", "success_flag"))
+    return _FLAGS.get(flag, flag)
 
 
 def read_credits(data: object) -> Credits:
@@ -276,14 +216,14 @@ def read_upload(data: object) -> UploadedFile:
     url = _first(data, "downloadUrl", "download_url", "fileUrl", "file_url", "url")
     if url is None:
         raise BadResponseError("the upload host gave no address of the file")
-    return UploadedFile(**{**_upload_fields(data), "download_url": url})
+    return UploadedFile(**{**upload_fields(data), "download_url": url})
 
 
 # ---------------------------------------------------------------- callbacks
 
 
 def read_callback(body: bytes) -> CallbackEvent:
-    """Read the body of a callback.
+    """Read the body of a callback: the classic one, or the shape of record-info, as the jobs route has it.
 
     Raises:
         BadResponseError: no JSON object, a key of what is claimed written twice, or no task id that could be one, or
@@ -291,7 +231,10 @@ def read_callback(body: bytes) -> CallbackEvent:
     """
     try:
         value = _members(load_pairs(body))
-        data = _members(value.get("data"))
+        data = value.get("data")
+        if isinstance(data, str) and data.startswith("{"):
+            data = load_pairs(data.encode("utf-8", "replace"))
+        data = _members(data)
     except ValueError:
         raise BadResponseError("the callback is no JSON object that can be read in one way only") from None
     places = data.get("task_id"), data.get("taskId"), value.get("task_id"), value.get("taskId")
@@ -299,13 +242,25 @@ def read_callback(body: bytes) -> CallbackEvent:
     task_id = ids.pop() if len(ids) == 1 else ""
     if TASK_ID.fullmatch(task_id) is None:
         raise BadResponseError("the callback names no task id that can be one, or two that differ")
-    return CallbackEvent(
-        task_id=task_id,
-        stage=as_word(_get(data, "callbackType", "callback_type")),
-        code=as_integer(value.get("code")),
-        message=_message(value),
-        read_tracks=partial(_claimed_tracks, data.get("data")),
-    )
+    claims = data or value
+    code, message = as_integer(value.get("code")), _message(value)
+    stage = as_word(_get(claims, "callbackType", "callback_type") or _get(value, "callbackType", "callback_type"))
+    if not stage:
+        own_code, reason = _why(claims)
+        stage = _stage(_status(claims, reason)) or ("" if code in NO_ERROR else "error")
+        if stage == "error":
+            code = own_code or (None if code in NO_ERROR else code)
+            message = as_text(_get(claims, "failMsg", "fail_msg", "errorMessage", "error_message")) or message
+    return CallbackEvent(task_id, stage.strip().lower(), code, message, partial(_claimed_tracks, claims))
+
+
+_STAGES = {Word.FAILED: "error", Word.SUCCEEDED: "complete", Word.UNDELIVERED: "complete", Word.ENDED: "complete"}
+
+
+def _stage(status: str) -> str:
+    """The stage that a status word stands for; a running task without one keeps its word."""
+    word = WORDS.get(status)
+    return (word and _STAGES.get(word)) or STAGE_WORDS.get(status) or status
 
 
 def _members(pairs: object) -> dict[str, Any]:
@@ -318,9 +273,15 @@ def _members(pairs: object) -> dict[str, Any]:
     return members
 
 
-def _claimed_tracks(value: object) -> tuple[Track, ...]:
-    listed = value if isinstance(value, list) else []
-    return _all_tracks([dict(each) if isinstance(each, tuple) else each for each in listed])
+def _claimed_tracks(claims: Mapping[str, Any]) -> tuple[Track, ...]:
+    return read_tracks({key: _plain(value) for key, value in claims.items()})
+
+
+def _plain(value: object) -> object:
+    """JSON whose objects were read as tuples of their members."""
+    if isinstance(value, tuple):
+        return {key: _plain(each) for key, each in value}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------- our own values, for the journal

@@ -231,11 +231,13 @@ class TaskFailedError(KieError):
     Attributes:
         status: the last status word of the service.
         refunded: whether the service said that the credits were given back (code 531).
+        reason: the code, where the service gives it in words ("SENSITIVE_WORD_ERROR"); the message holds it too.
     """
 
     charged: Charged = "maybe"
     status: str = ""
     refunded: bool = False
+    reason: str = ""
 
 
 @attrs.define(slots=False)

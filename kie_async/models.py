@@ -192,6 +192,7 @@ class TaskRecord:
         credits_consumed: what the task cost, where the service says so (the jobs route).
         created_at: when it was submitted (aware, UTC).
         completed_at: when it ended, where the service says so (the jobs route).
+        error_reason: the code in words ("SENSITIVE_WORD_ERROR"), where the service gives it so (the jobs route).
     """
 
     task_id: str = ""
@@ -206,6 +207,7 @@ class TaskRecord:
     credits_consumed: float | None = None
     created_at: datetime | None = None
     completed_at: datetime | None = None
+    error_reason: str | None = None
 
 
 @attrs.frozen
@@ -214,7 +216,8 @@ class CallbackEvent:
 
     Attributes:
         task_id: the task it speaks of.
-        stage: the service's ``callbackType``: text, first, complete, error, or a word not known yet.
+        stage: the service's ``callbackType``: text, first, complete, error, or a word not known yet, lower case. In a
+            callback of the shape of record-info it follows from the status.
         code: 200, or why the task failed.
         message: the service's words; real texts differ from the documented ones.
         tracks: as the body claims; read from it when they are asked for, for the library never asks.

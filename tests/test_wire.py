@@ -227,7 +227,10 @@ def test_tracks_wherever_a_route_puts_them(fields: dict[str, Any]) -> None:
 
 def test_tracks_too_deep_are_not_looked_for() -> None:
     holder: object = [DONE]
-    for _ in range(6):
+    for _ in range(7):
+        holder = {"data": holder}
+    assert len(record_of(response=holder).tracks) == 1
+    for _ in range(7):
         holder = {"data": holder}
     assert record_of(response=holder).tracks == ()
 
@@ -264,7 +267,7 @@ def test_the_jobs_samples_are_read() -> None:
     done = record((SAMPLES / "jobs_recordinfo_success_other_model.captured.json").read_bytes())
     assert done.status == "SUCCESS"
     assert done.completed_at is not None
-    assert [track.audio_url is not None for track in done.tracks] == [True]
+    assert done.tracks == ()  # a picture
 
 
 # ---------------------------------------------------------------- the malformed body
@@ -449,7 +452,7 @@ def test_a_callback_that_can_be_read_in_two_ways_is_refused(body: bytes) -> None
 def test_the_tracks_of_a_callback_are_read_as_far_as_they_can_be() -> None:
     listed = [{"id": "a", "createTime": 1735689600000}, {}, 3, None, [], ["a"], "https://x.example/1"]
     event = _wire.read_callback(json.dumps({"task_id": "t1", "data": {"data": listed}}).encode())
-    assert [(track.id, track.audio_url) for track in event.tracks] == [("a", None), ("", "https://x.example/1")]
+    assert [(track.id, track.audio_url) for track in event.tracks] == [("a", "https://x.example/1")]
     assert event.tracks[0].created_at == MOMENT
     for no_list in ({}, "text", None, 5, {"id": "a"}):
         assert _wire.read_callback(json.dumps({"task_id": "t1", "data": {"data": no_list}}).encode()).tracks == ()
