@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -102,15 +103,34 @@ def test_emulate_in_this_process(terminal: Terminal, monkeypatch: pytest.MonkeyP
     assert answer.value["base_url"].startswith("http://127.0.0.1:")
 
 
+def test_ctrl_c_ends_an_idle_command_whichever_thread_receives_it(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As by chance when it comes just before the loop begins to wait: nothing interrupts the wait itself.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with interrupted_when_said(monkeypatch, unblock=True):
+            answer = terminal("emulate", "--port", "0")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert answer.code == 130
+
+
 @contextmanager
-def interrupted_when_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Press Ctrl-C when the command has told that it runs."""
+def interrupted_when_said(monkeypatch: pytest.MonkeyPatch, *, unblock: bool = False) -> Iterator[None]:
+    """Press Ctrl-C when the command has told that it runs; ``unblock``: in a thread that receives it itself."""
     say = _screen.Screen.say
+
+    def stop() -> None:
+        if unblock:
+            time.sleep(0.2)  # until the command is idle, most likely
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        os.kill(os.getpid(), signal.SIGINT)
 
     def say_and_stop(screen: _screen.Screen, line: str) -> None:
         say(screen, line)
         if "Ctrl-C ends it" in line:
-            Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+            Thread(target=stop).start()
 
     monkeypatch.setattr(_screen.Screen, "say", say_and_stop)
     yield

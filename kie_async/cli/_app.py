@@ -37,6 +37,7 @@ from kie_async.cli._options import (
     WorkerWishes,
 )  # fmt: skip
 from kie_async.cli._screen import Screen, repair_streams
+from kie_async.cli._stop import wake_at_signals
 from kie_async.emulator import KINDS
 
 _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
@@ -266,6 +267,7 @@ def run(words: Sequence[str], *, loop_factory: Callable[[], asyncio.AbstractEven
             work = _parse(words, screen)
             if work is not None:
                 with asyncio.Runner(loop_factory=loop_factory) as runner:
+                    wake_at_signals(runner.get_loop())
                     runner.run(work)
         except BaseException as caught:  # noqa: BLE001  # whatever it is, it is told, and has its code
             error = caught
