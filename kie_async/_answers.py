@@ -7,6 +7,7 @@ too. Both count: only 2xx *and* code 200 is a success, and a code that is not kn
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -83,6 +84,13 @@ HTTP_STATUSES: Mapping[int, Refusal] = MappingProxyType(
     | dict.fromkeys((400, 413, 422, 451), _INVALID)
     | {401: _AUTH, 402: _NO_CREDITS, 403: _AUTH, 429: _TOO_FAST}
 )
+# Refusals under another code whose words are about the credits: trying again cannot help. Of the codes that are a
+# server's failure (500 and above) none is believed to have cost nothing, whatever its words.
+_ABOUT_CREDITS = re.compile(
+    r"\b(?:credits?|balance)\b[^.]{0,40}\b(?:insufficient|not enough|too low|used up|exhausted)\b"
+    r"|(?:\b(?:insufficient|not(?: have)? enough|out of)|n't have enough)\b[^.]{0,20}\b(?:credits?|balance)\b",
+    re.IGNORECASE,
+)
 MOMENTARY = frozenset({429, 430, 455})  # refused for the moment only: the same submission may be sent again
 
 
@@ -115,8 +123,9 @@ def understand(call: Call[T], answer: Answer) -> T:
         raise _unread(call, answer, error.message) from None
     if envelope.code == OK and answer.status < _REDIRECTS:
         return _read(call, envelope)
-    if call.ends and _wire.is_record(envelope.data):
-        return _read(call, envelope)  # the code speaks of the task, and so does its record
+    if call.ends and _wire.is_record(envelope.data):  # the code speaks of the task, and so does its record
+        data = envelope.data if envelope.code not in call.ends else _wire.with_reason(envelope)
+        return _read(call, attrs.evolve(envelope, data=data))
     code = _code(answer, envelope)
     if code in call.absent:
         return call.read(None)
@@ -153,23 +162,50 @@ def _unread(call: Call[T], answer: Answer, reason: str) -> KieError:
 
 def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieError:
     code = _code(answer, envelope)
-    message = f"{call.name}: {clean(envelope.msg) or 'refused without a word'}"
-    refusal = _refusal(call, answer.status, envelope.code)
+    message = f"{call.name}: {_words(answer, envelope)}"
+    refusal = _refusal(call, answer.status, envelope)
+    if refusal is None and call.spends:
+        task_id = _named_task(envelope)
+        message += "; it may be running and charged, so it is not sent again"
+        message += f": session.track({task_id!r}) follows it" if task_id else ""
+        return SubmitUnknownError(message, task_id, code)
     if refusal is None:
-        return SubmitUnknownError(message, code=code) if call.spends else ServerError(message, code=code)
+        return ServerError(message, code=code)
     error = refusal.kind(message, code=code, charged=refusal.charged, retryable=refusal.retryable)
     if isinstance(error, RateLimitedError):
         error.retry_after = seconds_to_wait(answer.retry_after, datetime.now(UTC))
     return error
 
 
-def _refusal(call: Call[T], status: int, code: int | None) -> Refusal | None:
-    """The definite no that a status and a body code make together; None if they make none."""
+def _words(answer: Answer, envelope: _wire.Envelope) -> str:
+    """Why it is no success, in the service's words if they say why."""
+    words = clean(envelope.msg)
+    if envelope.code == OK or words.lower() in {"success", "ok"}:
+        inner = "no code" if envelope.code is None else f"code {envelope.code}"
+        return f"HTTP status {answer.status}, but the body says {inner}" + (f" and {words!r}" if words else "")
+    return words or "refused without a word"
+
+
+def _named_task(envelope: _wire.Envelope) -> str | None:
+    """The task that an answer names although it is no success: it may be running and charged."""
+    try:
+        return _wire.read_task_id(envelope.data)
+    except BadResponseError:
+        return None
+
+
+def _refusal(call: Call[T], status: int, envelope: _wire.Envelope) -> Refusal | None:
+    """The definite no that a status, a body code and its words make together; None if they make none."""
+    code = envelope.code
     if code is None or code not in BODY_CODES:
-        return HTTP_STATUSES.get(status)
-    if code >= _SERVER_ERRORS and (status >= _SERVER_ERRORS or not call.spends):
+        refusal = HTTP_STATUSES.get(status)
+    elif code < _SERVER_ERRORS:
+        refusal = BODY_CODES[code]
+    elif status >= _SERVER_ERRORS or not call.spends:
         return None  # a server's failure, not its decision
-    return BODY_CODES.get(code)
+    else:
+        return BODY_CODES[code]
+    return _NO_CREDITS if refusal and _ABOUT_CREDITS.search(envelope.msg) else refusal
 
 
 def seconds_to_wait(header: str | None, now: datetime) -> float | None:

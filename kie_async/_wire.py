@@ -108,6 +108,16 @@ def is_record(data: object) -> bool:
     return bool(_first(_bare(data), "status", "state"))
 
 
+def with_reason(envelope: Envelope) -> Any:  # noqa: ANN401  # JSON is anything
+    """A record; one that failed and does not say why gets the code and the words that stand beside it."""
+    data = _bare(envelope.data)
+    code, reason = _why(data)
+    if code or WORDS.get(_status(data, reason)) is not Word.FAILED:
+        return data
+    message = _first(data, "errorMessage", "error_message", "failMsg", "fail_msg") or envelope.msg
+    return {**data, "failCode": envelope.code, "failMsg": message}
+
+
 def read_record(data: object) -> TaskRecord | None:
     """Read record-info of either route; None if the service does not know the task (yet).
 

@@ -169,6 +169,87 @@ def test_a_code_nobody_knows_does_not_hide_the_status(status: int, kind: type, c
         assert error.code == status
 
 
+@pytest.mark.parametrize(
+    ("data", "said", "why"),
+    [
+        ({"status": "GENERATE_AUDIO_FAILED"}, (531, "given back"), (531, "given back")),
+        ({"state": "fail", "failCode": "SENSITIVE_WORD_ERROR", "failMsg": "own"}, (501, "words"), (501, "own")),
+        ({"state": "fail", "failCode": "413", "failMsg": "own"}, (501, "words"), (413, "own")),
+        ({"state": "generating"}, (501, "words"), (None, None)),
+        ({"state": "fail"}, (505, "words"), (None, None)),
+    ],
+)
+def test_a_failure_without_a_reason_has_the_one_beside_it(
+    data: dict[str, str], said: tuple[int, str], why: tuple[int | None, str | None]
+) -> None:
+    record = understand(LOOK, Answer(200, body(*said, data={"taskId": "t1", **data})))
+    assert record is not None
+    assert (record.error_code, record.error_message) == why
+
+
+CREDITS = (
+    "The current credits are insufficient. Please top up.",
+    "Insufficient credits",
+    "Credits insufficient",
+    "You don't have enough credits to run this task",
+    "Your account balance is not enough",
+    "insufficient balance",
+)
+
+
+@pytest.mark.parametrize("words", CREDITS)
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(200, 429), (429, 429), (429, None), (429, 10001), (200, 430), (200, 422), (200, 403), (200, 402)],
+)
+def test_a_refusal_for_want_of_credits_is_one_under_any_code(status: int, code: int | None, words: str) -> None:
+    for call in (SUBMIT, LOOK) if code != 422 else (SUBMIT,):
+        error = refusal(call, Answer(status, body(code, words)))
+        assert type(error) is errors.InsufficientCreditsError
+        assert (error.charged, error.retryable) == ("no", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words", "kind"),
+    [
+        (200, 429, "Your call frequency is too high. Please try again later.", errors.RateLimitedError),
+        (200, 429, "Too many requests; you have enough credits", errors.RateLimitedError),
+        (200, 500, "Insufficient credits", errors.RefusedError),
+        (500, 500, "Insufficient credits", SubmitUnknownError),
+        (200, 599, "Insufficient credits", SubmitUnknownError),
+        (502, None, "Insufficient credits", SubmitUnknownError),
+    ],
+)
+def test_words_about_credits_prove_nothing_elsewhere(status: int, code: int | None, words: str, kind: type) -> None:
+    error = refusal(SUBMIT, Answer(status, body(code, words)))
+    assert type(error) is kind
+    assert error.charged == ("maybe" if kind in {SubmitUnknownError, errors.RefusedError} else "no")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (500, 200, "HTTP status 500, but the body says code 200 and 'success'"),
+        (401, "200", "HTTP status 401, but the body says code 200 and 'success'"),
+        (200, 599, "HTTP status 200, but the body says code 599 and 'success'"),
+        (503, None, "HTTP status 503, but the body says no code and 'success'"),
+    ],
+)
+def test_what_contradicts_itself_is_told_so(status: int, code: object, words: str) -> None:
+    for call in (SUBMIT, LOOK):
+        assert words in refusal(call, Answer(status, body(code, "success"))).message
+    assert "success" not in refusal(SUBMIT, Answer(500, body(200, ""))).message
+
+
+def test_an_answer_that_is_no_success_may_name_its_task_all_the_same() -> None:
+    error = refusal(SUBMIT, Answer(500, body(200, "success", {"taskId": "t1"})))
+    assert isinstance(error, SubmitUnknownError)
+    assert (error.task_id, error.code) == ("t1", 500)
+    assert error.message.endswith(
+        "it may be running and charged, so it is not sent again: session.track('t1') follows it"
+    )
+
+
 def test_a_page_that_forbids_a_look_is_not_the_services_word_on_the_key() -> None:
     assert type(refusal(LOOK, Answer(403, b"error code: 1010"))) is errors.ServerError
     assert type(refusal(SUBMIT, Answer(403, b"error code: 1010"))) is errors.AuthError

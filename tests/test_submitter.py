@@ -67,6 +67,26 @@ async def test_a_refusal_for_the_moment_is_sent_again_in_order(code: int | str) 
         assert len(service.of(Retried)) == 3
 
 
+async def test_a_throttle_that_means_the_credits_is_raised_at_once() -> None:
+    words = "The current credits are insufficient. Please top up."
+    async with serving(faults=[Fault("code", code=429, message=words, times=1)]) as service:
+        with pytest.raises(kie.InsufficientCreditsError, match="top up") as caught:
+            await service.session.submit(REQUEST)
+        assert (caught.value.code, caught.value.charged, caught.value.retryable) == (429, "no", False)
+        assert len(service.emulator.arrivals) == 1
+        assert not service.of(Retried)
+        await service.session.submit(REQUEST)  # the gate is not closed by it
+
+
+async def test_a_server_error_with_the_body_of_a_success_names_the_task() -> None:
+    body = b'{"code":200,"msg":"success","data":{"taskId":"5c79"}}'
+    async with serving(faults=[Fault("answer", body=body, status=500)]) as service:
+        with pytest.raises(SubmitUnknownError, match="HTTP status 500, but the body says code 200") as caught:
+            await service.session.submit(REQUEST)
+        assert (caught.value.task_id, caught.value.charged) == ("5c79", "maybe")
+        assert len(service.emulator.arrivals) == 1
+
+
 async def test_too_fast_for_too_long_is_raised() -> None:
     async with serving(faults=[Fault("code", code=429)], settings={"submit_patience": 60}) as service:
         with pytest.raises(kie.RateLimitedError) as caught:
