@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any, TypeVar, cast
@@ -25,6 +25,7 @@ from kie_async.models import ExtendRequest, Track, UploadExtendRequest
 
 T = TypeVar("T")
 Make = Callable[[], Journal]
+Lose = Callable[[], None]
 
 REQUEST = ExtendRequest("track-1", model="V5")
 UPLOAD = UploadExtendRequest("a song.mp3", model="V5", continue_at=45.5, style="Jazz, ä 🎵", title="T", prompt="x\ny")
@@ -98,6 +99,11 @@ class JournalContract:
     @pytest.fixture
     def make(self) -> Make:
         """Make a journal of another process life, each time, on one store."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def lose(self) -> Lose:
+        """Take the store away, as somebody does who does not know that it is in use."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -428,6 +434,23 @@ class JournalContract:
     async def test_one_of_many_gets_the_lease(self, journal: Journal, other: Journal) -> None:
         ends = await all_of(*(each.lease("batch", 60) for each in (journal, other)))
         assert sorted(type(end).__name__ for end in ends) == ["ConflictError", "NoneType"]
+
+    # ------------------------------------------------------------ a store that is taken away
+
+    async def test_nothing_is_intended_in_a_store_that_is_gone(self, make: Make, lose: Lose) -> None:
+        journal = make()
+        await journal.__aenter__()
+        try:
+            await bring(journal, "a", State.SUBMITTED)
+            await journal.add([planned("b"), planned("c")])
+            lose()
+            for key in ("b", "c"):
+                with pytest.raises(StorageError) as caught:
+                    await journal.intend(key, f"token-{key}")
+                assert not caught.value.retryable
+        finally:
+            with suppress(StorageError):
+                await journal.__aexit__(None, None, None)
 
     # ------------------------------------------------------------ cancelling
 

@@ -47,6 +47,13 @@ class TestContract(JournalContract):
     def make(self, database_url: str) -> Callable[[], Journal]:
         return lambda: PostgresJournal(database_url)
 
+    @pytest.fixture
+    def lose(self, database_url: str) -> Callable[[], None]:
+        def lose() -> None:
+            execute(database_url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+
+        return lose
+
 
 class _Machine(JournalMachine):
     server = ""

@@ -40,6 +40,10 @@ class TestContract(JournalContract):
     def make(self, path: Path) -> Callable[[], Journal]:
         return lambda: SQLiteJournal(path)
 
+    @pytest.fixture
+    def lose(self, path: Path) -> Callable[[], None]:
+        return lambda: shutil.rmtree(path.parent)
+
 
 class _Machine(JournalMachine):
     def __init__(self) -> None:

@@ -24,13 +24,13 @@ _THOROUGH = 8 * 2**20  # bytes up to which a file is checked throughout when ope
 
 _Words = tuple[str, bool]  # what happened and what to do; whether the same call may succeed later
 _WORDS: Mapping[int, _Words] = {
-    sqlite3.SQLITE_BUSY: ("is kept busy by another process: call again when that is done", True),
-    sqlite3.SQLITE_LOCKED: ("is kept busy by another process: call again when that is done", True),
-    sqlite3.SQLITE_FULL: ("finds no room on its disk: make room, then call again", True),
-    sqlite3.SQLITE_IOERR: ("has a disk that fails or is full: see to the disk, then call again", True),
-    sqlite3.SQLITE_READONLY: ("may not be written: give access to it and its directory, then call again", True),
-    sqlite3.SQLITE_PERM: ("may not be written: give access to it and its directory, then call again", True),
-    sqlite3.SQLITE_CANTOPEN: ("cannot be opened: give access to it and its directory, then call again", True),
+    sqlite3.SQLITE_BUSY: ("is kept busy by another process: wait until that is done", True),
+    sqlite3.SQLITE_LOCKED: ("is kept busy by another process: wait until that is done", True),
+    sqlite3.SQLITE_FULL: ("finds no room on its disk: make room", True),
+    sqlite3.SQLITE_IOERR: ("has a disk that fails or is full: see to the disk", True),
+    sqlite3.SQLITE_READONLY: ("may not be written: give access to it and its directory", True),
+    sqlite3.SQLITE_PERM: ("may not be written: give access to it and its directory", True),
+    sqlite3.SQLITE_CANTOPEN: ("cannot be opened: give access to it and its directory", True),
 }
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: our words are right
 

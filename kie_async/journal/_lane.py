@@ -49,13 +49,22 @@ class Lane(Executor):
         connect: opens the connection, in the thread; if it fails, everything asked fails with its error.
         carry: ``commit`` or ``answer``.
         explain: makes an error of SQLite one of ours.
+        disconnect: closes the connection, in the thread.
     """
 
-    def __init__(self, name: str, connect: Callable[[], sqlite3.Connection], carry: Carry, explain: Explain) -> None:
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], sqlite3.Connection],
+        carry: Carry,
+        explain: Explain,
+        disconnect: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
+    ) -> None:
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._connect = connect
         self._carry = carry
         self._explain = explain
+        self._disconnect = disconnect
         self._open = True
         self._lock = threading.Lock()
         self._ended: Future[None] = Future()
@@ -101,7 +110,7 @@ class Lane(Executor):
             for group in groups:
                 self._carry(connection, group, self._explain)
             with suppress(*FAILURES):  # all that was promised is on disk: closing only tidies up
-                connection.close()
+                self._disconnect(connection)
         self._ended.set_result(None)
 
     def _refuse_all(self, groups: Iterator[list[Work]], error: Exception) -> None:
@@ -141,8 +150,16 @@ def answer(connection: sqlite3.Connection, group: Sequence[Work], explain: Expla
             work.future.set_result(result)
 
 
-def commit(connection: sqlite3.Connection, group: Sequence[Work], explain: Explain) -> None:
-    """Write: all in one transaction. If that fails, each in one of its own, so that none suffers for another."""
+def commit(
+    connection: sqlite3.Connection,
+    group: Sequence[Work],
+    explain: Explain,
+    written: Callable[[sqlite3.Connection], None] = lambda _connection: None,
+) -> None:
+    """Write: all in one transaction. If that fails, each in one of its own, so that none suffers for another.
+
+    ``written`` is called after a transaction, before anybody is told of it; it raises nothing.
+    """
     try:
         connection.execute("BEGIN IMMEDIATE")
     except FAILURES as error:  # nobody can write now
@@ -158,8 +175,9 @@ def commit(connection: sqlite3.Connection, group: Sequence[Work], explain: Expla
             group[0].refuse(explain(error))
             return
         for work in group:
-            commit(connection, [work], explain)
+            commit(connection, [work], explain, written)
     else:
+        written(connection)
         for end in ends:
             end()
 

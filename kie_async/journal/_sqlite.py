@@ -1,6 +1,7 @@
 """The journal of one machine: a SQLite file, for any number of processes.
 
-Every write is durable (fsync) before it returns. The file is mode 0600, for it holds addresses that need no password.
+Every write is durable (fsync) before it returns, and stands in the file itself, not in its log alone. The file is mode
+0600, for it holds addresses that need no password.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kie_async.journal._file import connect, explain, open_journal
 from kie_async.journal._job import Attempt, Heard, Job, Source
 from kie_async.journal._lane import Lane, answer, commit
 from kie_async.journal._owner import new_owner
+from kie_async.journal._path import JournalPath
 from kie_async.journal._states import State
 
 T = TypeVar("T")
@@ -45,7 +47,8 @@ class SQLiteJournal(AsyncContextManagerMixin):
         poll: seconds between two looks for callbacks that other processes have stored.
 
     Raises:
-        StorageError: (entering) it is no journal, damaged, of another version, or cannot be used.
+        StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving, and by
+            ``intend``) it was moved or deleted meanwhile. A whole copy is at its path then.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class SQLiteJournal(AsyncContextManagerMixin):
         self._poll = poll
         self._pid = os.getpid()
         self._lanes: tuple[Lane, Lane] | None = None
+        self._file: JournalPath
         self._horizon = 0  # the last callback there was when it was opened
         self._leases: set[str] = set()
         self._listeners: set[asyncio.Event] = set()
@@ -73,7 +77,14 @@ class SQLiteJournal(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         say = partial(explain, self._path)
         self._pid = os.getpid()
-        writer = Lane("kie-journal-write", partial(open_journal, self._path, self._patience), commit, say)
+        file = self._file = JournalPath(self._path, self._patience)
+        writer = Lane(
+            "kie-journal-write",
+            lambda: file.opened(open_journal(self._path, self._patience)),
+            partial(commit, written=file.written),
+            say,
+            file.close,
+        )
         lanes = [writer]
         try:
             self._horizon = await self._ask(writer, _tables.last_heard)
@@ -85,6 +96,8 @@ class SQLiteJournal(AsyncContextManagerMixin):
         finally:
             self._lanes = None
             await self._close(writer, lanes)
+        if file.lost is not None:  # at the latest now it is said
+            raise file.lost
 
     async def _close(self, writer: Lane, lanes: Sequence[Lane]) -> None:
         if self._pid != os.getpid():
@@ -147,7 +160,20 @@ class SQLiteJournal(AsyncContextManagerMixin):
 
     async def intend(self, key: str, token: str) -> Job:
         """Move a planned job to its intent; see ``Journal``."""
-        return await self._write(partial(_tables.intend, key=key, token=token, owner=self._owner, at=time.time()))
+        file = self._file
+
+        def write(connection: sqlite3.Connection) -> Job:
+            file.check()
+            return _tables.intend(connection, key, token, self._owner, time.time())
+
+        try:
+            job = await self._write(write)
+        except StorageError as error:
+            raise (file.lost or error) from None
+        if file.lost is not None:  # the copy that was put back may have it, or not: nothing is sent
+            await self.move(key, State.PLANNED, token=token)
+            raise file.lost
+        return job
 
     async def move(self, key: str, to: State, *, token: str | None = None, **facts: Any) -> Job:  # noqa: ANN401  # fields of ``Job``
         """Move a job, with the facts learnt; see ``Journal``."""
