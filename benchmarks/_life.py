@@ -69,7 +69,7 @@ async def live(plan: dict[str, Any]) -> int:
         die(f"told:{type(event).__name__}")
 
     settings = kie.Settings(
-        api_key="k",
+        api_key="emulated-account-1",
         base_url=plan["base_url"],
         callback_url=plan["callback_url"],
         observer=observe,

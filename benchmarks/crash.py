@@ -106,7 +106,7 @@ class Receiver:
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        quiet = kie.Settings(api_key="k", base_url=self._base_url, observer=lambda _event: None)
+        quiet = kie.Settings(api_key="emulated-account-1", base_url=self._base_url, observer=lambda _event: None)
         async with (
             kie.KieSession(quiet, journal=open_journal(self._store)) as session,
             kie.callbacks.serve(session, path="/kie") as server,

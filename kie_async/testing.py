@@ -27,7 +27,7 @@ class EmulatorHandle:
 
     Attributes:
         base_url: the address to give as ``Settings.base_url``; also in ``KIE_BASE_URL`` during the test.
-        key: a key that it takes; also in ``KIE_API_KEY`` during the test.
+        key: a key that it takes, any other being refused with code 401; also in ``KIE_API_KEY`` during the test.
     """
 
     base_url: str

@@ -57,7 +57,7 @@ class Terminal:
 
 def _virtual_loop() -> VirtualTimeLoop:
     loop = VirtualTimeLoop()
-    loop.call_soon(loop.watch_threads)
+    loop.watch_threads_later()
     return loop
 
 

@@ -83,6 +83,24 @@ def test_emulate_serves_until_ctrl_c(terminal: Terminal, monkeypatch: pytest.Mon
     assert "Traceback" not in answer.err
 
 
+def test_emulate_takes_only_the_keys_it_names(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started("emulate", "--key", "mine", "--key", "yours", env=environment()) as process:
+        monkeypatch.setenv("KIE_BASE_URL", first_line(process).removeprefix("export KIE_BASE_URL="))
+        assert first_line(process) == "export KIE_API_KEY=mine"
+        for key, code in (("mine", 0), ("yours", 0), ("emulated-account-1", 5), ("Mine", 5)):
+            monkeypatch.setenv("KIE_API_KEY", key)
+            assert (key, terminal("credits").code) == (key, code)
+        process.send_signal(signal.SIGINT)
+        assert ended(process).code == 130
+
+
+def test_emulate_refuses_a_key_that_no_client_could_send(terminal: Terminal) -> None:
+    for key in ("", "two words"):
+        answer = terminal("emulate", "--key", key)
+        assert answer.code == 2
+        assert "--key: a key is empty, or holds spaces" in answer.err
+
+
 def test_emulate_gives_its_json_at_once(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     with started("emulate", "--json", "--fault", "lost", "--fault", "stuck", env=environment()) as process:
         value = json.loads(first_line(process))

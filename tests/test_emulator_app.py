@@ -8,10 +8,12 @@ import logging
 from collections.abc import Iterator
 
 import aiohttp
+import anyio
 import pytest
 from emulator_client import EXTEND, JOB, Client, emulated
 from virtual_time import VirtualTimeLoop
 
+import kie_async as kie
 from kie_async.emulator import Fault, Rules, serve
 from kie_async.emulator._faults import Point
 
@@ -81,11 +83,125 @@ async def test_the_key_is_checked_if_one_is_set(header: str, code: int) -> None:
             assert (answer.status, (await answer.json())["code"]) == (200, code)
 
 
-async def test_any_key_is_taken_if_none_is_set() -> None:
-    async with serve() as emulator, aiohttp.ClientSession() as http:
-        for header, code in (("Bearer whatever", 200), ("", 401)):
-            async with http.get(emulator.base_url + CREDIT, headers={"Authorization": header}) as answer:
-                assert (await answer.json())["code"] == code
+@pytest.mark.parametrize(
+    ("key", "taken", "refused"),
+    [
+        (None, ["emulated-account-1", "emulated-account-27"], ["whatever", "emulated-account-", "emulated-account-0x"]),
+        ("mine", ["mine"], ["emulated-account-1", "Mine", "mine2"]),
+        (["mine", "yours"], ["mine", "yours"], ["emulated-account-1"]),
+    ],
+)
+async def test_only_keys_that_it_gave_are_taken(
+    key: str | list[str] | None, taken: list[str], refused: list[str]
+) -> None:
+    async with serve(key=key) as emulator, aiohttp.ClientSession() as http:
+        assert emulator.key == taken[0]
+        for each in taken + refused:
+            async with http.get(emulator.base_url + CREDIT, headers={"Authorization": f"Bearer {each}"}) as answer:
+                assert (each, answer.status) == (each, 200)
+                assert (await answer.json())["code"] == (200 if each in taken else 401)
+
+
+@pytest.mark.parametrize("key", ["", ["good", ""], "two words", "kéy", 'k"k', "line\n"])
+async def test_a_key_that_no_client_could_send(key: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="a key is empty, or holds spaces, quotes"):
+        async with serve(key=key):
+            pytest.fail("it serves")
+
+
+ROUTES = [
+    ("POST", "/api/v1/generate/extend"), ("POST", "/api/v1/generate/upload-extend"),
+    ("POST", "/api/v1/jobs/createTask"), ("POST", "/api/v1/common/download-url"),
+    ("POST", "/api/file-stream-upload"), ("POST", "/api/file-base64-upload"), ("POST", "/api/file-url-upload"),
+    ("GET", "/api/v1/generate/record-info?taskId=x"), ("GET", "/api/v1/jobs/recordInfo?taskId=x"), ("GET", CREDIT),
+]  # fmt: skip
+
+
+async def test_a_wrong_key_is_refused_on_every_route_as_the_service_does() -> None:
+    async with serve() as emulator, aiohttp.ClientSession(headers={"Authorization": "Bearer wrong"}) as http:
+        for method, path in ROUTES:
+            async with http.request(method, emulator.base_url + path, json=EXTEND) as answer:
+                assert (path, answer.status) == (path, 200)
+                assert await answer.json() == {"code": 401, "msg": "You do not have access permissions", "data": None}
+        for _ in range(30):
+            async with http.post(emulator.base_url + "/api/v1/generate/extend", json=EXTEND) as answer:
+                assert (await answer.json())["code"] == 401
+        headers = {"Authorization": f"Bearer {emulator.key}"}  # whose quota they have not used
+        async with http.post(emulator.base_url + "/api/v1/generate/extend", json=EXTEND, headers=headers) as answer:
+            assert (await answer.json())["code"] == 200
+
+
+async def test_a_program_can_be_tried_with_a_wrong_key() -> None:
+    async with serve() as emulator:
+        settings = kie.Settings(api_key="mistyped", base_url=emulator.base_url)
+        async with kie.KieSession(settings) as session:
+            with pytest.raises(kie.AuthError, match="access permissions") as caught:
+                await session.extend("a1", model="V5")
+        assert (caught.value.code, caught.value.charged) == (401, "no")
+        assert emulator.ledger == []
+
+
+# ---------------------------------------------------------------- hosts
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "127.0.0.1:{port}", "127.8.9.1:1", "localhost", "LocalHost:{port}", "[::1]", "[::1]:{port}",
+        "localhost:",
+    ],
+)  # fmt: skip
+async def test_names_of_this_machine(host: str) -> None:
+    async with emulated() as client:
+        host = host.format(port=client.emulator.base_url.rpartition(":")[2])
+        async with client.http.get(client.url(CREDIT), headers={"Host": host}) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example", "me@localhost",
+        "evil.example@127.0.0.1", "localhost/evil.example", "127.0.0.1#evil", "192.0.2.1", "0.0.0.0", "[::]",  # noqa: S104  # no binding
+        "[2001:db8::1]", "::1", "[::1", "localhost:80:80", "localhost:x", "", "local host", "evil.example, localhost",
+    ],
+)  # fmt: skip
+async def test_under_any_other_name_it_answers_nothing(host: str) -> None:
+    """The name of a page in a browser can be made to lead here: it must not get through to loopback by this server."""
+    async with emulated() as client:
+        address = client.emulator.base_url.removeprefix("http://")
+        host = host.format(port=address.rpartition(":")[2])
+        for method, path in [*ROUTES, ("GET", "/files/x"), ("GET", "/nothing"), ("OPTIONS", CREDIT)]:
+            head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\n"
+            head += f"Authorization: Bearer {client.emulator.key}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            answer = await exchange(address, head.encode())
+            assert answer.split()[1] in {b"403", b"400"}, answer
+            assert b"access-control" not in answer.lower()
+
+
+@pytest.mark.parametrize("hosts", [[], ["localhost", "evil.example"], ["evil.example", "localhost"]])
+async def test_no_host_or_two(hosts: list[str]) -> None:
+    async with emulated() as client:
+        lines = "".join(f"Host: {host}\r\n" for host in hosts)
+        head = f"GET {CREDIT} HTTP/1.0\r\n{lines}Authorization: Bearer {client.emulator.key}\r\n\r\n"
+        answer = await exchange(client.emulator.base_url.removeprefix("http://"), head.encode())
+        assert answer.split()[1] in {b"403", b"400"}
+
+
+async def exchange(address: str, request: bytes) -> bytes:
+    """Send bytes, and return all that comes back."""
+    host, _, port = address.rpartition(":")
+    async with await anyio.connect_tcp(host, int(port)) as stream:
+        await stream.send(request)
+        return b"".join([piece async for piece in stream])
+
+
+async def test_no_page_of_another_origin_may_read() -> None:
+    async with emulated() as client:
+        asking = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+        for method, path in [*ROUTES, ("OPTIONS", CREDIT), ("GET", "/files/x")]:
+            async with client.http.request(method, client.url(path), headers=asking) as answer:
+                assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 
 
 async def test_a_submission_with_a_wrong_key_is_noted_but_neither_made_nor_charged() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 import aiohttp
@@ -216,3 +217,48 @@ async def test_a_thousand_callbacks_at_once_arrive(clock: VirtualTimeLoop) -> No
         assert len(receiver.bodies) == 900
         assert {each.status for each in client.emulator.callbacks} == {200}
     assert clock.time() > 0
+
+
+# ---------------------------------------------------------------- addresses
+
+UNREADABLE = ["http://[::1", "http://localhost:99999/", "ftp://localhost/x", "http://127.0.0.1:1:1/", "\ud800", "//x"]
+
+
+async def test_addresses_that_cannot_be_read_stop_nothing() -> None:
+    async with receiving() as receiver, emulated(speed=10.0) as client:
+        for url in UNREADABLE:
+            for answer in (
+                await client.extend(callBackUrl=url),
+                await client.upload_extend(callBackUrl=receiver.url, uploadUrl=url),
+            ):
+                assert (url, answer["code"]) == (url, 200)
+            assert (await client.post("/api/v1/common/download-url", {"url": url}))["code"] == 422
+            upload = await client.post("/api/file-url-upload", {"fileUrl": url, "uploadPath": "in"})
+            assert (upload["success"], upload["msg"]) == (False, "Failed to download file")
+        await client.emulator.settled()
+        assert receiver.stages().count("error") == len(UNREADABLE)
+        assert len(client.emulator.ledger) == 2 * len(UNREADABLE)
+
+
+async def test_no_name_leads_to_another_machine(clock: VirtualTimeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can change what a name stands for does not get the emulator to connect there."""
+    connected: list[object] = []
+
+    async def connect(_sock: object, address: object) -> None:
+        connected.append(address)
+        raise OSError
+
+    async def elsewhere(host: str, port: int, **_options: object) -> list[object]:
+        assert host == "localhost"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+
+    async with emulated(speed=100.0) as client:
+        await client.http.get(client.url("/"))  # the client's own connection is made
+        monkeypatch.setattr(clock, "getaddrinfo", elsewhere)
+        monkeypatch.setattr(clock, "sock_connect", connect)
+        await client.extend(callBackUrl="http://localhost:81/x")
+        await client.upload_extend(uploadUrl="http://localhost:82/x")
+        assert (await client.post("/api/file-url-upload", {"fileUrl": "http://localhost:83/"}))["success"] is False
+        await client.emulator.settled()
+        assert {sent.status for sent in client.emulator.callbacks} == {0}
+    assert connected == []

@@ -202,6 +202,7 @@ async def test_a_direct_link_is_good_for_twenty_minutes(clock: VirtualTimeLoop) 
         assert (await client.read(link))[0] == 200
         clock.advance(1201)
         assert (await client.read(link))[0] == 403
+        assert (await client.read(f"{url}?until=soon"))[0] == 403
         assert (await client.read(url))[0] == 200
         for wrong in ({"url": client.url("/files/nothing.mp3")}, {}, {"url": "https://x.invalid/files/a.mp3"}):
             assert (await client.post("/api/v1/common/download-url", wrong))["code"] == 422

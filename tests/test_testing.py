@@ -20,15 +20,15 @@ from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
 
-def post(handle: EmulatorHandle, path: str, body: object) -> Any:  # JSON
-    headers = {"Authorization": f"Bearer {handle.key}", "Content-Type": "application/json"}
+def post(handle: EmulatorHandle, path: str, body: object, key: str = "") -> Any:  # JSON
+    headers = {"Authorization": f"Bearer {key or handle.key}", "Content-Type": "application/json"}
     request = urllib.request.Request(handle.base_url + path, json.dumps(body).encode(), headers)  # noqa: S310  # loopback
     with urllib.request.urlopen(request) as answer:  # noqa: S310  # loopback
         return json.load(answer)
 
 
-def extend(handle: EmulatorHandle, **fields: object) -> Any:  # JSON
-    return post(handle, "/api/v1/generate/extend", {**EXTEND, **fields})
+def extend(handle: EmulatorHandle, *, key: str = "", **fields: object) -> Any:  # JSON
+    return post(handle, "/api/v1/generate/extend", {**EXTEND, **fields}, key)
 
 
 def test_a_blocking_test_sees_what_the_service_saw() -> None:
@@ -54,6 +54,18 @@ def test_faults_come_and_go_from_any_thread() -> None:
         assert extend(handle)["code"] == 455
         handle.remove_faults(fault)
         assert extend(handle)["code"] == 200
+
+
+def test_a_wrong_key_is_refused_as_by_the_service() -> None:
+    with serve_in_thread(key=["mine", "yours"]) as handle:
+        assert handle.key == "mine"
+        assert extend(handle)["code"] == 200
+        assert extend(handle, key="emulated-account-1") == {
+            "code": 401,
+            "msg": "You do not have access permissions",
+            "data": None,
+        }
+        assert len(handle.ledger) == 1
 
 
 def test_the_repr_is_short() -> None:

@@ -60,6 +60,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Let the clock stand still while anyio's worker threads are busy. Called inside the loop."""
         self._threads = to_thread.current_default_thread_limiter()
 
+    def watch_threads_later(self) -> None:
+        """Do so when the loop runs; in a task, for where sniffio is installed anyio knows its loop only there."""
+
+        async def watch() -> None:
+            self.watch_threads()
+
+        self._watching = self.create_task(watch())
+
     def _is_busy(self) -> bool:
         return self._executing > 0 or (self._threads is not None and self._threads.borrowed_tokens > 0)
 

@@ -208,6 +208,10 @@ async def emulate(  # noqa: PLR0913  # each is an option
     seed: Annotated[int, Parameter(help="Of all that is random.")] = 0,
     speed: Annotated[float, Parameter(help="Tasks live that many times faster (10).", validator=Number(gt=0))] = 10.0,
     credits_left: Annotated[float, Parameter(name="--credits", help="What the account holds (1000).")] = 1000.0,
+    key: Annotated[
+        tuple[str, ...],
+        Parameter(help="The only invented key that is taken (emulated-account-1); may be repeated."),
+    ] = (),
     webhook_key: Annotated[str | None, Parameter(help="Sign the callbacks with this invented key.")] = None,
     fault: Annotated[
         tuple[str, ...], Parameter(help=f"What shall go wrong; may be repeated. One of {', '.join(KINDS)}.")
@@ -224,6 +228,7 @@ async def emulate(  # noqa: PLR0913  # each is an option
         seed=seed,
         speed=speed,
         credits_left=credits_left,
+        keys=key,
         webhook_key=webhook_key,
         faults=fault,
     )

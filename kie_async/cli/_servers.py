@@ -74,6 +74,7 @@ async def emulate(  # noqa: PLR0913  # each is an option of the command
     seed: int,
     speed: float,
     credits_left: float,
+    keys: Sequence[str],
     webhook_key: str | None,
     faults: Sequence[str],
 ) -> None:
@@ -86,11 +87,14 @@ async def emulate(  # noqa: PLR0913  # each is an option of the command
             seed=seed,
             speed=speed,
             credits=credits_left,
+            key=keys,
             webhook_key=webhook_key,
             faults=[Fault(kind) for kind in faults],
         ) as service:
             _announce(screen, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, webhook_key)
             await anyio.sleep_forever()
+    except ValueError as error:  # the only one that the options leave possible
+        raise UsageError(f"--key: {error}") from None
     except OSError as error:
         raise UsageError(f"--port: the emulator cannot listen on {port}: {error.strerror or error}") from None
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import attrs
 from aiohttp import web
+from aiohttp.typedefs import Handler as AppHandler
 
 from kie_async.emulator import _bodies
 from kie_async.emulator._courier import Courier
 from kie_async.emulator._effects import after, before
 from kie_async.emulator._faults import Fault, Point
+from kie_async.emulator._hosts import names_loopback
 from kie_async.emulator._library import Library
 from kie_async.emulator._plan import Ask, read_classic, read_jobs
 from kie_async.emulator._refusals import Refusal
@@ -23,6 +26,8 @@ from kie_async.models import Operation
 from kie_async.settings import RouteName
 
 MOST_BYTES = 1_000_000  # of a request's JSON
+KEY = "emulated-account-1"
+_OWN_KEYS = re.compile(r"emulated-account-[1-9][0-9]*")
 
 
 @attrs.frozen
@@ -58,12 +63,25 @@ async def _object(request: web.Request) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
+@web.middleware
+async def under_own_name(request: web.Request, handler: AppHandler) -> web.StreamResponse:
+    """Answer 403 unless the request was sent to a name of loopback.
+
+    The owner of a name can let it lead to 127.0.0.1 (DNS rebinding). Without this check a page in a browser could use
+    the emulator under that name as if it were its own server, and through it reach loopback.
+    """
+    hosts = request.headers.getall("Host", [])
+    if not hosts or not all(map(names_loopback, hosts)):
+        return web.Response(status=403, text="the emulator answers to 127.0.0.1, [::1] and localhost only\n")
+    return await handler(request)
+
+
 @attrs.define
 class Service:
     """The handlers, and what they work with.
 
     Attributes:
-        key: the only key that is taken; None: any.
+        keys: those that are taken; none: ``emulated-account-N``, whatever the number.
         spoil: whether recordInfo of the jobs route is malformed, as a real one was.
         check: whether the sources of uploads are looked at.
     """
@@ -73,7 +91,7 @@ class Service:
     sources: Sources
     library: Library
     clock: Callable[[], float]
-    key: str | None = None
+    keys: tuple[str, ...] = ()
     spoil: bool = True
     check: bool = True
     base_url: str = ""
@@ -108,11 +126,12 @@ class Service:
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:  # fmt: skip
         async def handle(request: web.Request) -> web.StreamResponse:
             now = self.clock()
-            arrival = self.state.arrive(route, now) if point == "submit" else Arrival(now, route)
+            known = keyless or self._knows(request)
+            arrival = self.state.arrive(route, now, counts=known) if point == "submit" else Arrival(now, route)
             faults = self.state.faults.pick(point, request.query.get("taskId"))
             if (answer := await before(request, faults)) is not None:
                 return answer
-            if not keyless and not self._knows(request):
+            if not known:
                 arrival.code = 401
                 return await after(request, faults, _refused(401))
             try:
@@ -125,7 +144,7 @@ class Service:
 
     def _knows(self, request: web.Request) -> bool:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        return scheme == "Bearer" and bool(key) and self.key in {None, key}
+        return scheme == "Bearer" and (key in self.keys if self.keys else _OWN_KEYS.fullmatch(key) is not None)
 
     # ------------------------------------------------------------ submissions
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -11,7 +13,7 @@ import anyio
 from aiohttp import web
 
 from kie_async._groups import lone_errors
-from kie_async.emulator._app import Service
+from kie_async.emulator._app import KEY, Service, under_own_name
 from kie_async.emulator._courier import Courier, Sent
 from kie_async.emulator._faults import Fault, Faults
 from kie_async.emulator._files import MOST_BYTES
@@ -21,8 +23,6 @@ from kie_async.emulator._sources import Sources
 from kie_async.emulator._state import Arrival, Charge, Rules, State, Task, most_in_window
 from kie_async.emulator._studio import Studio
 from kie_async.settings import is_loopback
-
-KEY = "emulated-account-1"
 
 
 class Emulator:
@@ -116,7 +116,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    key: str | None = None,
+    key: str | Iterable[str] | None = None,
     credits: float = 1000.0,  # noqa: A002  # the word of the service
     seed: int = 0,
     speed: float = 1.0,
@@ -130,13 +130,14 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
 ) -> AsyncIterator[Emulator]:
     """Serve the service in miniature, on loopback only, for as long as the block lasts.
 
-    It contacts no other machine: callbacks go to, and sources come from, loopback addresses alone. Its clock is the
-    running loop's.
+    It contacts no other machine: callbacks go to, and sources come from, loopback addresses alone; and it answers to
+    the names of loopback alone, so that no page in a browser can use it. Its clock is the running loop's.
 
     Args:
         host: a loopback address.
         port: 0 takes a free one.
-        key: the only key that is taken; None: any.
+        key: the key that is taken, or several of one account; None: ``emulated-account-1``, ``emulated-account-2`` and
+            so on. Any other is answered as by the service, with HTTP 200 and code 401.
         credits: what the account holds; a task costs 12.
         seed: of all that is random.
         speed: tasks live that many times faster; the quota does not.
@@ -149,10 +150,11 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         spoil_jobs: whether recordInfo of the jobs route is malformed JSON, as a real answer was.
 
     Raises:
-        ValueError: the host is not on loopback.
+        ValueError: the host is not on loopback, or a key cannot stand in a header.
     """
     if not is_loopback(host):
         raise ValueError(f"the emulator serves on loopback only, not on {host!r}")
+    keys = _checked(key)
     clock = asyncio.get_running_loop().time
     state = State(
         seed=seed,
@@ -161,11 +163,27 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         rules=rules or Rules(),
         faults=faults,
     )
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+    connector = aiohttp.TCPConnector(limit=0, socket_factory=_loopback_socket)
+    async with aiohttp.ClientSession(connector=connector) as client:
         service = _wire_up(state, client, webhook_key=webhook_key, clock=clock)
-        service.key, service.check, service.spoil = key, check_sources, spoil_jobs
+        service.keys, service.check, service.spoil = keys, check_sources, spoil_jobs
         async with _listening(service, host, port), _background(service):
-            yield Emulator(service, key or KEY)
+            yield Emulator(service, keys[0] if keys else KEY)
+
+
+def _checked(key: str | Iterable[str] | None) -> tuple[str, ...]:
+    keys = (key,) if isinstance(key, str) else tuple(key or ())
+    if not all(re.fullmatch(r"[!#-&(-~]+", each) for each in keys):
+        raise ValueError("a key is empty, or holds spaces, quotes or letters beyond ASCII: no client could send it")
+    return keys
+
+
+def _loopback_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+    """Make the socket of a connection, unless it would lead to another machine, whatever name led there."""
+    family, kind, protocol, _, address = info
+    if not is_loopback(str(address[0])):
+        raise OSError("the emulator contacts no other machine")
+    return socket.socket(family, kind, protocol)
 
 
 @asynccontextmanager
@@ -191,7 +209,7 @@ def _wire_up(
 
 @asynccontextmanager
 async def _listening(service: Service, host: str, port: int) -> AsyncIterator[None]:
-    app = web.Application(client_max_size=MOST_BYTES)
+    app = web.Application(client_max_size=MOST_BYTES, middlewares=[under_own_name])
     app.add_routes(service.routes())
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
     await runner.setup()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -66,7 +66,7 @@ class Library:
     async def give(self, request: web.Request, *, whole: bool) -> web.Response:
         """Answer a download; ``whole``: whatever the Range."""
         path = request.match_info["path"]
-        if float(request.query.get("until", "inf")) < self._clock():
+        if self._has_expired(request.query.get("until", "inf")):
             return web.Response(status=403, text="the link has expired")
         try:
             content = await self.read(path)
@@ -77,6 +77,12 @@ class Library:
         kind = "image/jpeg" if path.endswith(".jpeg") else "audio/mpeg"
         headers = {} if whole else request.headers
         return part(headers, content, f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"', kind)
+
+    def _has_expired(self, until: str) -> bool:
+        try:
+            return float(until) < self._clock()
+        except ValueError:  # no link of ours
+            return True
 
     async def read(self, path: str) -> bytes | None:
         """The file at a path below ``/files/``; None if there is none, or none yet, or none any more."""
@@ -108,7 +114,7 @@ class Library:
 
     def link(self, url: str) -> str | None:
         """A direct link to a generated file, good for a while; None for any other address."""
-        path = urlsplit(url).path.removeprefix("/files/")
+        path = url.removeprefix(f"{self.base_url}/files/").partition("?")[0]
         if not url.startswith(f"{self.base_url}/files/") or self._state.track(path.removesuffix(".mp3")) is None:
             return None
         return f"{self.base_url}/files/{path}?{urlencode({'until': self._clock() + LINK_FOR})}"

@@ -11,6 +11,7 @@ import aiohttp
 import anyio
 
 from kie_async.emulator._faults import Fault
+from kie_async.emulator._hosts import host_of
 from kie_async.emulator._state import State, Task
 from kie_async.settings import is_loopback
 
@@ -95,7 +96,7 @@ class Sources:
         if url.startswith(f"{self.base_url}/files/"):
             return await self._own(urlsplit(url).path.removeprefix("/files/"))
         if url not in self._fetched:
-            content = await self._fetch(url) if is_loopback(urlsplit(url).hostname) else None
+            content = await self._fetch(url) if is_loopback(host_of(url)) else None
             if content is None:
                 return None
             self._fetched[url] = content

@@ -14,11 +14,11 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import attrs
 
 from kie_async.emulator._faults import Fault, Faults
+from kie_async.emulator._hosts import host_of
 from kie_async.emulator._plan import UNKNOWN_SECONDS, Ask, Pace, Plan, late, live, too_far
 from kie_async.emulator._refusals import Refusal
 from kie_async.models import MODELS
@@ -179,12 +179,12 @@ class State:
         """Add credits to the account."""
         self._credits += amount
 
-    def arrive(self, route: RouteName, now: float) -> Arrival:
-        """Note a submission at the moment at which it comes in; the quota is counted here."""
+    def arrive(self, route: RouteName, now: float, *, counts: bool = True) -> Arrival:
+        """Note a submission at the moment at which it comes in; the quota is counted here, if it is the account's."""
         while self._admitted and self._admitted[0] <= now - self.rules.window:
             self._admitted.popleft()
         arrival = Arrival(now, route, admitted=len(self._admitted) < self.rules.quota)
-        if arrival.admitted or self.rules.refused_count:
+        if counts and (arrival.admitted or self.rules.refused_count):
             self._admitted.append(now)
         self.arrivals.append(arrival)
         return arrival
@@ -281,11 +281,11 @@ class State:
     # ------------------------------------------------------------ callbacks
 
     def _reaches(self, task: Task) -> bool:
-        return is_loopback(urlsplit(task.ask.callback_url).hostname)
+        return is_loopback(host_of(task.ask.callback_url))
 
     def _plan_callbacks(self, task: Task, faults: tuple[Fault, ...]) -> None:
         """Note when the callbacks of a task are due. Hosts other than loopback are never called: it fails for them."""
-        host = urlsplit(task.ask.callback_url).hostname
+        host = host_of(task.ask.callback_url)
         if not self._reaches(task):
             fails = host is not None and (host not in PLACEHOLDER_HOSTS or self.rules.placeholder_fails)
             task.plan = attrs.evolve(task.plan, callback_exception=task.plan.callback_exception or fails)
