@@ -10,6 +10,7 @@ between Python versions and calls NAT64, 6to4, ``::127.0.0.1``, site-local and m
 from __future__ import annotations
 
 import re
+import unicodedata
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -90,6 +91,24 @@ def _reason_v6(ip: IPv6Address) -> str | None:
     plain = IPv6Address(int(ip))
     found = next((reason for network, reason in _V6 if plain in network), None)
     return found or (None if plain in _V6_GLOBAL else "reserved")
+
+
+# RFC 6761, 6762, 7686 and 8375; the last line is of names that are in wide use, and never given out (ICANN).
+_LOCAL = frozenset(
+    ("localhost", "local", "internal", "home.arpa", "invalid", "test", "onion",
+     "lan", "home", "corp", "intranet", "localdomain")
+)  # fmt: skip
+
+
+def unreachable(url: str) -> str | None:
+    """Say why another machine cannot reach the host of a URL, judged by its name alone; None where it may."""
+    host = unicodedata.normalize("NFKC", urlsplit(url).hostname or "").replace("。", ".").rstrip(".")
+    labels = host.split(".")
+    if ":" in host or _NUMBER.fullmatch(labels[-1]):
+        return check_address(host, allow_loopback=False)
+    if len(labels) == 1 or not _LOCAL.isdisjoint((labels[-1], ".".join(labels[-2:]))):
+        return "a name of this machine or its network"
+    return None
 
 
 def check_url(url: str, *, allow_loopback_http: bool) -> str:

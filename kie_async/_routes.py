@@ -16,7 +16,7 @@ import attrs
 
 from kie_async import _wire
 from kie_async.errors import BadResponseError
-from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile
+from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile, UploadExtendRequest
 from kie_async.settings import RouteName
 
 T = TypeVar("T")
@@ -95,7 +95,14 @@ def parameters(request: Request) -> dict[str, Any]:
         weight = getattr(request, name)
         fields[name] = None if weight is None else round(weight, 2)
     fields["persona_id"], fields["persona_model"] = request.persona_id, request.persona_model
+    if isinstance(request, UploadExtendRequest):
+        fields["lyrics"], fields["variety"] = request.lyrics, _plain(request.variety)
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _plain(number: float | None) -> float | None:
+    """A whole number without a point, as the service writes it."""
+    return int(number) if number is not None and number == int(number) else number
 
 
 def _source(request: Request) -> str:

@@ -1,6 +1,8 @@
 """The rules of a request, as kie.ai's pages "Extend Music" and "Upload And Extend Audio" give them: pure.
 
-A rule takes the fields as they were given, of any type whatever, and yields what is wrong with them.
+A rule takes the fields as they were given, of any type whatever, and yields what is wrong with them. Refused is what
+the service is known to refuse, and what would be paid and cannot have the effect that is asked for. What is only
+pointless is no fault: see ``_notices``. The limits stand in ``_limits``.
 """
 
 from __future__ import annotations
@@ -8,44 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from types import MappingProxyType
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-import attrs
-
+from kie_async._limits import (
+    LYRICS,
+    MODELS,
+    MODELS_WITH_PERSONA_MODEL,
+    MODELS_WITHOUT_PERSONA_MODEL,
+    PERSONA_MODELS,
+    VARIETY,
+    limits_of,
+)
+from kie_async._moment import FORMS, read_moment
 from kie_async.errors import Problem
 
 Fields: TypeAlias = Mapping[str, object]
 
-
-@attrs.frozen
-class ModelLimits:
-    """What a model accepts: characters of prompt, style and title; seconds of an uploaded source."""
-
-    prompt: int
-    style: int
-    title: int
-    upload_seconds: float = 8 * 60.0
-
-
-# FACTS: characters by model; an upload may last 8 min, 1 min for V4_5ALL.
-MODELS: Mapping[str, ModelLimits] = MappingProxyType(
-    {
-        "V3_5": ModelLimits(3000, 200, 80),
-        "V4": ModelLimits(3000, 200, 80),
-        "V4_5": ModelLimits(5000, 1000, 100),
-        "V4_5PLUS": ModelLimits(5000, 1000, 100),
-        "V4_5ALL": ModelLimits(5000, 1000, 80, upload_seconds=60.0),
-        "V5": ModelLimits(5000, 1000, 100),
-        "V5_5": ModelLimits(5000, 1000, 100),
-        "V6": ModelLimits(5000, 1000, 100),
-        "V6_MINI": ModelLimits(5000, 1000, 100),
-        "V6_WILD": ModelLimits(5000, 1000, 100),
-    }
-)
-PERSONA_MODELS = ("style_persona", "voice_persona")
-MODELS_WITH_PERSONA_MODEL = ("V5", "V5_5")
 LONGEST = 1e6  # seconds; what is longer is no length of audio
 
 
@@ -57,20 +38,32 @@ def find_problems(given: Fields, *, own_parameters: bool) -> Iterator[Problem]:
         own_parameters: the ``default_param_flag`` that would be sent.
     """
     yield from _source(given["source"]) if "source" in given else _audio_id(given["audio_id"])
-    yield from _texts(given)
+    yield from _texts(given, tuple(needed_texts(given)) if own_parameters else ())
     yield from _flags(given)
     yield from _moments(given)
     for name in ("style_weight", "weirdness_constraint", "audio_weight"):
         yield from _weight(name, given[name])
+    yield from _variety(given.get("variety"))
+    yield from _model(given)
     yield from _choices(given)
-    if given["instrumental"] is True:
-        yield from _instrumental(given)
-    yield from _missing(given) if own_parameters else _ignored(given)
+    yield from _missing(given) if own_parameters else _inherited(given)
 
 
 def is_url(source: object) -> bool:
     """Tell whether a source is an address (http or https) rather than a path."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def is_blank(text: object) -> bool:
+    """Tell whether a value is text that says nothing."""
+    return isinstance(text, str) and not text.strip()
+
+
+def settle_moment(moment: object, duration: object) -> object:
+    """``continue_at`` in seconds, where it is written as text and can be told; or else as it was given."""
+    found = read_moment(moment.strip()) if isinstance(moment, str) else None
+    seconds = found.within(_seconds(duration)) if found else None
+    return moment if seconds is None else seconds
 
 
 def _shown(value: object) -> str:
@@ -87,11 +80,6 @@ def _shown(value: object) -> str:
 def _is_number(value: object) -> bool:
     """Tell whether a value is a number of a size that audio knows; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -LONGEST < value < LONGEST
-
-
-def _limits(given: Fields) -> ModelLimits | None:
-    model = given["model"]
-    return MODELS.get(model) if isinstance(model, str) else None
 
 
 def _audio_id(audio_id: object) -> Iterator[Problem]:
@@ -115,24 +103,41 @@ def _source(source: object) -> Iterator[Problem]:
 
 def _is_whole_url(url: str) -> bool:
     try:
-        host = urlsplit(url).hostname
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
     except ValueError:
         return False
     return bool(host) and url.isprintable() and " " not in url
 
 
-def _texts(given: Fields) -> Iterator[Problem]:
-    limits = _limits(given)
-    for name in ("prompt", "style", "title", "negative_tags", "persona_id"):
-        text = given[name]
-        if text is None:
+def _model(given: Fields) -> Iterator[Problem]:
+    model = given["model"]
+    if limits_of(model) is not None:
+        return
+    which = "one of" if "source" in given else "the one that made the track:"
+    is_what = "is missing" if model is None or is_blank(model) else f"is {_shown(model)}"
+    yield Problem("model", is_what, f"give {which} {', '.join(MODELS)}")
+
+
+def needed_texts(given: Fields) -> Iterator[str]:
+    """The texts that must be there as soon as own parameters are given."""
+    yield from ("style", "title")
+    if given["instrumental"] is not True and given.get("lyrics") is None:
+        yield "prompt"
+
+
+def _texts(given: Fields, needed: tuple[str, ...]) -> Iterator[Problem]:
+    limits = limits_of(given["model"])
+    for name in ("prompt", "lyrics", "style", "title", "negative_tags", "persona_id"):
+        text = given.get(name)
+        if text is None or (is_blank(text) and name not in {*needed, "persona_id", "lyrics"}):
             continue
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or is_blank(text):
             yield Problem(name, f"is {_shown(text)}", "give text, or leave it out")
             continue
         if bad := next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None):
             yield Problem(name, f"holds the character U+{ord(bad):04X}", "take it out")
-        most = getattr(limits, name, None)
+        most = LYRICS if name == "lyrics" else getattr(limits, name, None)
         if most is not None and len(text) > most:
             yield Problem(name, f"has {len(text)} characters", f"{given['model']} takes at most {most}")
 
@@ -151,16 +156,21 @@ def _seconds(value: object) -> float | None:
 
 
 def _moments(given: Fields) -> Iterator[Problem]:
+    continue_at = given["continue_at"]
     moment, duration = (_seconds(given[name]) for name in ("continue_at", "source_duration"))
-    for name, seconds in (("continue_at", moment), ("source_duration", duration)):
-        if given[name] is not None and seconds is None:
-            yield Problem(name, f"is {_shown(given[name])}", "give a number of seconds above 0")
+    if isinstance(continue_at, str):  # otherwise it waits for the length of the source
+        if read_moment(continue_at.strip()) is None:
+            yield Problem("continue_at", f"is {_shown(continue_at)}", f"give a number of seconds, or {FORMS}")
+    elif continue_at is not None and moment is None:
+        yield Problem("continue_at", f"is {_shown(continue_at)}", f"give a number of seconds above 0, or {FORMS}")
+    if given["source_duration"] is not None and duration is None:
+        yield Problem("source_duration", f"is {_shown(given['source_duration'])}", "give a number of seconds above 0")
     if duration is None:
         return
     if moment is not None and moment >= duration:
         remedy = f"the source lasts {duration:.2f} s: give a moment before its end"
         yield Problem("continue_at", f"is {moment:g} s", remedy)
-    limits = _limits(given)
+    limits = limits_of(given["model"])
     if "source" in given and limits and duration > limits.upload_seconds:
         remedy = f"{given['model']} takes at most {limits.upload_seconds:.0f} s: cut it first"
         yield Problem("source", f"lasts {duration:.2f} s", remedy)
@@ -175,9 +185,13 @@ def _weight(name: str, weight: object) -> Iterator[Problem]:
         yield Problem(name, f"is {_shown(weight)}", "give a number from 0 to 1 in steps of 0.01")
 
 
+def _variety(variety: object) -> Iterator[Problem]:
+    if variety is None or (_is_number(variety) and 0 <= variety <= VARIETY):  # type: ignore[operator]  # a number
+        return
+    yield Problem("variety", f"is {_shown(variety)}", f"give a number from 0 to {VARIETY}, or leave it out")
+
+
 def _choices(given: Fields) -> Iterator[Problem]:
-    if _limits(given) is None:
-        yield Problem("model", f"is {_shown(given['model'])}", f"give one of {', '.join(MODELS)}")
     if given["vocal_gender"] not in (None, "m", "f"):  # a value that cannot be hashed may be given
         yield Problem("vocal_gender", f"is {_shown(given['vocal_gender'])}", 'give "m" or "f", or leave it out')
     persona_model = given["persona_model"]
@@ -185,36 +199,25 @@ def _choices(given: Fields) -> Iterator[Problem]:
         return
     if persona_model not in PERSONA_MODELS:
         yield Problem("persona_model", f"is {_shown(persona_model)}", f"give one of {', '.join(PERSONA_MODELS)}")
-    if given["model"] not in MODELS_WITH_PERSONA_MODEL:
-        remedy = f"only {' and '.join(MODELS_WITH_PERSONA_MODEL)} take it: leave it out"
+    elif persona_model != PERSONA_MODELS[0] and given["model"] in MODELS_WITHOUT_PERSONA_MODEL:
+        remedy = f"it takes style_persona alone: leave it out, or use {' or '.join(MODELS_WITH_PERSONA_MODEL)}"
         yield Problem("persona_model", f"is given with {_shown(given['model'])}", remedy)
-    if given["persona_id"] is None:
-        yield Problem("persona_model", "is given without persona_id", "give persona_id too, or leave it out")
-
-
-def _instrumental(given: Fields) -> Iterator[Problem]:
-    for name in ("prompt", "vocal_gender"):
-        if given[name] is not None:
-            yield Problem(name, "is given with instrumental", "leave it out, or drop instrumental")
 
 
 def _missing(given: Fields) -> Iterator[Problem]:
     """What must be there as soon as own parameters are given."""
-    needed = ["style", "title", "continue_at"] + ["prompt"] * (given["instrumental"] is not True)
-    for name in needed:
+    for name in (*needed_texts(given), "continue_at"):
         if given[name] is None:
             remedy = "needed as soon as own parameters are given (default_param_flag true)"
             yield Problem(name, "is missing", f"{remedy}; or set instrumental=True" if name == "prompt" else remedy)
 
 
-def _ignored(given: Fields) -> Iterator[Problem]:
-    """What the service would leave aside without own parameters; an upload needs its moment all the same."""
-    ignored: tuple[str, ...] = ("prompt", "style", "title", "continue_at")
-    if "source" in given:
-        ignored = ("style", "title")
-        if given["continue_at"] is None:
-            yield Problem("continue_at", "is missing", "an upload needs it: give a number of seconds")
-    for name in ignored:
-        if given[name] is not None:
-            remedy = "the service would ignore it: leave it out, or drop default_param_flag=False"
-            yield Problem(name, "is given with default_param_flag=False", remedy)
+def _inherited(given: Fields) -> Iterator[Problem]:
+    """What cannot be had without own parameters."""
+    if "source" in given and given["continue_at"] is None:
+        yield Problem("continue_at", "is missing", f"an upload needs it: give a number of seconds, or {FORMS}")
+    if given["persona_id"] is not None:
+        remedy = (
+            "the service takes it with own parameters alone: give style and title (and prompt, unless instrumental)"
+        )
+        yield Problem("persona_id", "is given without own parameters", remedy)

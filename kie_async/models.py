@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from os import PathLike
-from typing import ClassVar, Literal, Required, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import attrs
 
-from kie_async._rules import MODELS as MODELS  # noqa: PLC0414  # users look for the models here
-from kie_async._rules import ModelLimits as ModelLimits  # noqa: PLC0414  # likewise
-from kie_async._rules import find_problems
-from kie_async.errors import InvalidRequestError
+from kie_async._limits import MODELS as MODELS  # noqa: PLC0414  # users look for the models here
+from kie_async._limits import MODELS_BY_CODE_NAME
+from kie_async._limits import ModelLimits as ModelLimits  # noqa: PLC0414  # users look for the limits here
+from kie_async._rules import find_problems, settle_moment
+from kie_async.errors import InvalidRequestError, Problem
 
 Stage: TypeAlias = Literal["text", "first", "complete"]
 Operation: TypeAlias = Literal["extend", "upload_extend"]
+KnownModel: TypeAlias = Literal[
+    "V3_5", "V4", "V4_5", "V4_5PLUS", "V4_5ALL", "V5", "V5_5", "V6", "V6_MINI", "V6_WILD"
+]  # fmt: skip
+Model: TypeAlias = KnownModel | str  # open for new names; editors offer those that are known
 
 STAGES: tuple[Stage, ...] = ("text", "first", "complete")
 
@@ -29,30 +34,34 @@ class _Request:
     """What both operations share. Lengths count characters; moments and lengths of audio are seconds.
 
     Attributes:
-        model: one of ``MODELS``; for ``extend`` it must be the model that made the source track.
-        prompt: exact lyrics; left out when instrumental.
+        model: one of ``MODELS``, or a newer one, which is sent with a notice to the observer.
+        prompt: exact lyrics; of no effect when instrumental.
         style: the style of music.
         title: the title of the new tracks.
-        continue_at: where the source is cut and continued, seconds, above 0 and below its length.
+        continue_at: where the source is cut and continued: seconds above 0 and below its length, or text: "45.5",
+            "1:05", or, where the length of the source can be known, "75%" or "-10s" (before its end).
         instrumental: no voice.
         negative_tags: styles to keep out.
         vocal_gender: "m" or "f"; a tendency only.
         style_weight: 0 to 1 in steps of 0.01, as are the next two.
         weirdness_constraint: see ``style_weight``.
         audio_weight: see ``style_weight``.
-        persona_id: a persona made with the service.
-        persona_model: "style_persona" (the service's default) or "voice_persona"; V5 and V5_5 only.
+        persona_id: a persona made with the service; it needs own parameters.
+        persona_model: "style_persona" (the service's default) or "voice_persona"; documented for V5 and V5_5 only,
+            sent with a notice to newer models.
         default_param_flag: True: own parameters; False: those of the source. None: follows from what is given.
         source_duration: the length of the source in seconds, if known. Never sent; ``continue_at`` is held to it.
+
+    What is only pointless is sent as it is given, and told to the session's observer.
     """
 
     operation: ClassVar[Operation]
 
-    model: str
+    model: Model = ""
     prompt: str | None = None
     style: str | None = None
     title: str | None = None
-    continue_at: float | None = None
+    continue_at: float | str | None = None
     instrumental: bool = False
     negative_tags: str | None = None
     vocal_gender: Literal["m", "f"] | None = None
@@ -65,9 +74,14 @@ class _Request:
     source_duration: float | None = None
 
     def __attrs_post_init__(self) -> None:
-        fields = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
+        object.__setattr__(self, "continue_at", settle_moment(self.continue_at, self.source_duration))
+        fields = self.fields()
         if problems := tuple(find_problems(fields, own_parameters=self.own_parameters)):
             raise InvalidRequestError("; ".join(map(str, problems)), problems=problems)
+
+    def fields(self) -> dict[str, object]:
+        """All fields by name, those not given included."""
+        return {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
 
     @property
     def own_parameters(self) -> bool:
@@ -85,7 +99,7 @@ class ExtendRequest(_Request):
     """Extend a track that the service made (``POST /api/v1/generate/extend``).
 
     With neither prompt, style, title nor continue_at the parameters of the source track are inherited; with any
-    of them all are required (the prompt unless instrumental).
+    of them all are required (the prompt unless instrumental). ``model`` is required: the one that made the track.
 
     Attributes:
         audio_id: the id of the *track* (``Track.id``), not of its task.
@@ -106,13 +120,16 @@ class ExtendRequest(_Request):
 class UploadExtendRequest(_Request):
     """Extend audio of your own (``POST /api/v1/generate/upload-extend``).
 
-    ``continue_at`` is always required. With any of prompt, style and title, the style and the title are required,
-    and the prompt (as exact lyrics) unless instrumental. With ``default_param_flag=False`` lyrics are made from the
-    prompt, if there is one.
+    ``continue_at`` is always required. With any of prompt, lyrics, style and title, the style and the title are
+    required, and the prompt (as exact lyrics) or ``lyrics`` unless instrumental. With ``default_param_flag=False``
+    lyrics are made from the prompt, if there is one.
 
     Attributes:
         source: a path, which is uploaded first, or the URL of audio that the service can fetch. At most 8 minutes
             (1 minute for V4_5ALL).
+        model: as for ``extend``, but any will do.
+        lyrics: exact lyrics, at most 5000 characters; they go before the prompt. The jobs route alone takes them.
+        variety: 0 to 4. The jobs route alone takes it.
 
     Raises:
         InvalidRequestError: with every problem of the request at once.
@@ -121,6 +138,12 @@ class UploadExtendRequest(_Request):
     operation: ClassVar[Operation] = "upload_extend"
 
     source: str | PathLike[str] = attrs.field(kw_only=False)
+    model: Model = "V5"
+    lyrics: str | None = None
+    variety: float | None = None
+
+    def _own_parameters(self) -> tuple[object, ...]:
+        return (*super()._own_parameters(), self.lyrics)
 
 
 Request: TypeAlias = ExtendRequest | UploadExtendRequest
@@ -129,11 +152,11 @@ Request: TypeAlias = ExtendRequest | UploadExtendRequest
 class RequestFields(TypedDict, total=False):
     """The fields that both requests share, for ``session.extend`` and ``session.upload_extend``."""
 
-    model: Required[str]
+    model: Model
     prompt: str | None
     style: str | None
     title: str | None
-    continue_at: float | None
+    continue_at: float | str | None
     instrumental: bool
     negative_tags: str | None
     vocal_gender: Literal["m", "f"] | None
@@ -144,6 +167,13 @@ class RequestFields(TypedDict, total=False):
     persona_model: Literal["style_persona", "voice_persona"] | None
     default_param_flag: bool | None
     source_duration: float | None
+
+
+class UploadFields(RequestFields, total=False):
+    """The fields of ``session.upload_extend``."""
+
+    lyrics: str | None
+    variety: float | None
 
 
 @attrs.frozen
@@ -174,6 +204,24 @@ class Track:
     source_audio_url: str | None = None
     source_stream_audio_url: str | None = None
     source_image_url: str | None = None
+
+
+def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
+    """Build the request that extends a track, with its length and, where that is certain, its model.
+
+    Raises:
+        InvalidRequestError: with every problem of the request; or another model has made the track.
+    """
+    made_by = MODELS_BY_CODE_NAME.get(track.model_name or "", ())
+    given: dict[str, Any] = {"source_duration": track.duration, **fields}
+    if len(made_by) == 1:
+        given.setdefault("model", made_by[0])
+    if made_by and given.get("model") not in made_by:
+        is_what = f"is {given['model']!r}" if given.get("model") else "is missing"
+        remedy = f"give the one that made the track ({track.model_name}): {' or '.join(made_by)}"
+        problem = Problem("model", is_what, remedy)
+        raise InvalidRequestError(str(problem), problems=(problem,))
+    return ExtendRequest(track.id, **given)
 
 
 @attrs.frozen

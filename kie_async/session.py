@@ -16,7 +16,9 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from kie_async import files
+from kie_async._admission import Admission, task_problem
 from kie_async._calls import Calls, check_task_id
+from kie_async._entry import Entry
 from kie_async._gather import gather
 from kie_async._groups import lone_errors
 from kie_async._keeper import Keeper, check_open
@@ -40,6 +42,8 @@ from kie_async.models import (
     TaskRecord,
     Track,
     UploadExtendRequest,
+    UploadFields,
+    extend_track,
 )
 from kie_async.settings import Settings
 
@@ -73,6 +77,7 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
             self.settings.quota, self.settings.quota_window, margin=self.settings.quota_margin
         )
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._tell)
+        self._admission = Admission(self.settings, self._tell)
         self._journal = journal
         self._keeper: Keeper | None = None
         self._is_keeping = False
@@ -114,18 +119,17 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         """Extend a track that the service made; see ``ExtendRequest`` for the fields.
 
         Args:
-            audio: the id of the track (not of its task), or the ``Track``, whose length is then checked.
+            audio: the id of the track (not of its task), or the ``Track``, whose length is then checked, and whose
+                model is taken where its code name is certain.
             fields: the other fields of ``ExtendRequest``.
 
         Raises:
             KieError: as ``submit``.
         """
-        if isinstance(audio, Track):
-            fields.setdefault("source_duration", audio.duration)
-            audio = audio.id
-        return await self.submit(ExtendRequest(audio, **fields))
+        request = extend_track(audio, fields) if isinstance(audio, Track) else ExtendRequest(audio, **fields)
+        return await self.submit(request)
 
-    async def upload_extend(self, source: str | os.PathLike[str], **fields: Unpack[RequestFields]) -> Task:
+    async def upload_extend(self, source: str | os.PathLike[str], **fields: Unpack[UploadFields]) -> Task:
         """Extend audio of your own; see ``UploadExtendRequest`` for the fields.
 
         Args:
@@ -159,17 +163,17 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         Cancelling before the POST spends nothing; a POST under way is completed and its task told to the observer.
         """
         self._check()
-        request = await self._measured(request)
+        request = await self._admitted(request)
         keeper = self._keeper
         if keeper is None:
             self._check_journal()
-            return Task(await self._submitter.submit(request, self._uploaded), self._tracker)
+            return self._task(await self._submitter.submit(request, self._ready(self._uploaded)))
         key = key or secrets.token_hex(16)
         await keeper.journal.add([Job(key=key, request=request)])
         job = await keeper.journal.get(key)
         if job is not None and job.state in PAID and job.task_id:
             return self.follow(job)
-        return await self.submit_job(key, request)
+        return await self._submit_job(key, request, self._uploaded)
 
     async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None) -> Task:
         """Submit a planned job of the journal in use; its moves, and its end, are recorded.
@@ -184,16 +188,27 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
             KieError: as ``submit``.
         """
         self._check()
-        keeper = check_open(self._keeper)
-        entry = await self._submitter.submit(request, prepare or self._uploaded, keeper.witness(key))
-        return Task(entry, self._tracker, key)
+        check_open(self._keeper)
+        return await self._submit_job(key, await self._admitted(request), prepare or self._uploaded)
+
+    async def _submit_job(self, key: str, request: Request, prepare: Prepare) -> Task:
+        witness = check_open(self._keeper).witness(key)
+        return self._task(await self._submitter.submit(request, self._ready(prepare), witness), key)
+
+    def check_request(self, request: Request) -> None:
+        """Refuse a request that this session would not pay for, as far as can be told now; nothing is sent.
+
+        Raises:
+            InvalidRequestError: with every problem.
+        """
+        self._admission.check(request)
 
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job of the journal in use; its end is recorded."""
         self._check()
         entry = self._tracker.follow(check_task_id(job.task_id))
         check_open(self._keeper).keep_end(job.key, job.token, entry)
-        return Task(entry, self._tracker, job.key)
+        return self._task(entry, job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
         """Follow what a session with this journal left open, before a restart or a crash.
@@ -217,7 +232,7 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
             InvalidRequestError: no id of a task.
         """
         self._check()
-        return Task(self._tracker.follow(check_task_id(task_id)), self._tracker)
+        return self._task(self._tracker.follow(check_task_id(task_id)))
 
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
         """Submit many requests and give their outcomes in the order of completion.
@@ -261,6 +276,35 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
 
     async def _look(self, task_id: str) -> TaskRecord | None:
         return await self._transport.send(ROUTES[self.settings.route].record_info(task_id), retry=False)
+
+    def _task(self, entry: Entry, key: str | None = None) -> Task:
+        self._admission.remember(entry.task_id)
+        return Task(entry, self._tracker, key)
+
+    async def _admitted(self, request: Request) -> Request:
+        """Check and measure a request before anything waits or is spent."""
+        if isinstance(request, ExtendRequest):
+            await self._check_audio_id(request.audio_id)
+        self._admission.check(request)
+        request = await self._measured(request)
+        self._admission.check(request)  # by its length, too
+        return request
+
+    async def _check_audio_id(self, audio_id: str) -> None:
+        """Refuse the id of a task of this session, or of its journal."""
+        job = await self._keeper.journal.find(task_id=audio_id) if self._keeper is not None else None
+        if job is not None or self._admission.knows(audio_id):
+            raise task_problem(tuple(track.id for track in job.tracks) if job is not None else ())
+
+    def _ready(self, prepare: Prepare) -> Prepare:
+        """What makes a request ready, and checks it once more when it goes out."""
+
+        async def ready(request: Request) -> Request:
+            request = await prepare(request)
+            self._admission.check(request, ready=True)
+            return request
+
+        return ready
 
     async def _measured(self, request: Request) -> Request:
         """Check a local source before anything waits or is spent."""

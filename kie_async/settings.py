@@ -120,6 +120,10 @@ class Settings:
             Written ``webhook_key=`` as well.
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).
         observer: called with each ``events.Event``; by default they are logged under ``kie_async``.
+        strict_limits: where two pages of the service disagree on a limit, refuse by the older one too; by default the
+            current one decides, and the observer is told of the other.
+        measure_urls: measure a source that is given by URL, just before its submission, with one request of at most
+            1 MiB and 3 s; ``continue_at`` is held to what that proves. Needs the extra ``audio``.
         max_in_flight: tasks running at once; further submissions wait. FACTS: the service allows 100 or more.
         quota: submissions in any ``quota_window``. FACTS: 20 in 10 s per account.
         quota_margin: added to the window, for the difference of two clocks.
@@ -150,6 +154,8 @@ class Settings:
     )
     route: RouteName = "classic"
     observer: Observer = log_event
+    strict_limits: bool = False
+    measure_urls: bool = True
     max_in_flight: int = 100
     quota: int = 20
     quota_window: float = 10.0
@@ -178,6 +184,7 @@ class Settings:
             put("callback_url", _check_url("callback_url", self.callback_url))
         if self.route not in {"classic", "jobs"}:
             raise SettingsError(f"route is {self.route!r}: give 'classic' or 'jobs'")
+        _check_switches(self)
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -196,6 +203,13 @@ class Settings:
     def on_loopback(self) -> bool:
         """Whether the API is on this machine: the emulator, not the real service."""
         return is_loopback(urlsplit(self.base_url).hostname)
+
+
+def _check_switches(settings: Settings) -> None:
+    for name in ("strict_limits", "measure_urls"):
+        value = getattr(settings, name)
+        if not isinstance(value, bool):
+            raise SettingsError(f"{name} is {value!r}: give True or False")
 
 
 _COUNTS = ("max_in_flight", "quota", "looks_at_once", "max_download_bytes")

@@ -195,7 +195,7 @@ def test_a_rehearsal_without_a_key_shows_the_plan_first(terminal: Terminal, tmp_
 
 def test_all_faults_are_shown_with_their_lines(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     manifest = tmp_path / "jobs.csv"
-    manifest.write_text("audio_id,model,style_weight\na,V5,2\nb,V9,\nc,V5,\n")
+    manifest.write_text("audio_id,model,style_weight\na,V5,2\nb,v9,\nc,V5,\n")
     words = ("batch", str(manifest), "--out", str(out))
     answer = terminal(*words)
     assert answer.code == 2
@@ -219,7 +219,7 @@ def test_faults_of_the_options_are_worded_as_options(terminal: Terminal, tmp_pat
 
 def test_more_faults_than_can_be_shown(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     manifest = tmp_path / "jobs.csv"
-    manifest.write_text("audio_id,model\n" + "a,V9\n" * 105)
+    manifest.write_text("audio_id,model\n" + "a,v9\n" * 105)
     answer = terminal("batch", str(manifest), "--out", str(out))
     assert answer.code == 2
     told = answer.err.splitlines()

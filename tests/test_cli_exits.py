@@ -143,7 +143,8 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["upload-extend", "no.mp3", "--at", "5"], "there is no file 'no.mp3'"),
         (["upload-extend", "/", "--at", "5"], "'/' is a directory; give one file"),
         (["upload-extend", "no\x1b[2J.mp3", "--at", "5"], "there is no file"),
-        (["upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "5%"], "--duration"),
+        (["upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "soon"], "--at is 'soon'"),
+        (["extend", "a1", "--lyrics", "la"], "--lyrics is for upload-extend"),
         (["extend", "a1", "--at", "soon"], "is no moment"),
         (["extend", "a1", "--at", "75%"], "--duration"),
         (["extend", "a1", "--prompt", "x", "--prompt-file", "y"], "leave one out"),
@@ -165,6 +166,12 @@ def test_2_wrong_use(terminal: Terminal, service: EmulatorHandle, words: list[st
     assert says in plain.err
     assert "\x1b" not in plain.err
     assert terminal(*words, "--json").value["error"]["charged"] == "no"
+    assert not service.arrivals
+
+
+def test_2_a_share_of_an_address_that_cannot_be_measured(terminal: Terminal, service: EmulatorHandle) -> None:
+    words = ("upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "5%")
+    check(terminal, 2, *words, kind="InvalidRequestError", says="give seconds, or --duration")
     assert not service.arrivals
 
 

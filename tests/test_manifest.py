@@ -170,7 +170,7 @@ async def test_a_length_that_is_given_is_not_measured(tmp_path: Path, monkeypatc
 
 
 async def test_old_line_ends_and_line_ends_in_lyrics(tmp_path: Path) -> None:
-    text = 'audio_id,model,prompt,style,title,continue_at\ra1,V5,"one\r\ntwo\nthree",s,t,5\ra2,V9,,,,\r'
+    text = 'audio_id,model,prompt,style,title,continue_at\ra1,V5,"one\r\ntwo\nthree",s,t,5\ra2,v9,,,,\r'
     assert [fault.line for fault in await faults_of(manifest(tmp_path, text))] == [5]
 
 
@@ -237,7 +237,7 @@ EDITS = st.fixed_dictionaries(
     optional={
         "style_weight": st.sampled_from(["0", "0.5", "0.65"]),
         "negative_tags": st.sampled_from(["rock", "pop"]),
-        "persona_id": st.sampled_from(["p", "q"]),
+        "weirdness_constraint": st.sampled_from(["0.1", "0.2"]),
         "source_duration": st.sampled_from(["100", "200"]),
         "default_param_flag": st.just("no"),
         "vocal_gender": st.sampled_from(["m", "f"]),
@@ -279,14 +279,14 @@ FAULTS = {
     "no subject for its operation": (HEAD + ",,V5,,,,,,,,extend\n", [(2, "audio_id", "is missing")]),
     "no model": (HEAD + "a1,,,,,,,,,,\n", [(2, "model", "is missing")]),
     "rules of the request": (
-        HEAD + "a1,,V9,p,s,t,0,,0.655,,\n",
-        [(2, "continue_at", "above 0"), (2, "style_weight", "0.01"), (2, "model", "V9")],
+        HEAD + "a1,,v9,p,s,t,0,,0.655,,\n",
+        [(2, "continue_at", "above 0"), (2, "style_weight", "0.01"), (2, "model", "v9")],
     ),
     "too many cells": (HEAD + "a1,,V5,la, la, la,s,t,5,,,x,\n", [(2, "", "quotes")]),
     "a cell under no name": ("audio_id,model,\na1,V5,x\n", [(2, "", "3 cells")]),
     "odd id": (HEAD + f"a1,,V5,,,,,,,{'x' * 201},\n" + 'a1,,V5,,,,,,,"a\nb",\n', [(2, "id", "200"), (3, "id", "")]),
     "doubled ids": (
-        HEAD + "a1,,V5,,,,,,,x,\n" + "a2,,V9,,,,,,,y,\n" + "a3,,V5,,,,,,,x,\n" + "a4,,V5,,,,,,,x,\n",
+        HEAD + "a1,,V5,,,,,,,x,\n" + "a2,,v9,,,,,,,y,\n" + "a3,,V5,,,,,,,x,\n" + "a4,,V5,,,,,,,x,\n",
         [(3, "model", ""), (4, "id", "line 2"), (5, "id", "line 2")],
     ),
     "a share of the unknown": (HEAD + ",https://x.example/a,V5,,,,75%,,,,\n", [(2, "continue_at", "source_duration")]),
@@ -394,7 +394,7 @@ async def test_faults_of_defaults_are_told_once(tmp_path: Path) -> None:
 
 
 async def test_many_faults_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
-    made = manifest(tmp_path, "audio_id,model\n" + "a1,V9\n" * 1000)
+    made = manifest(tmp_path, "audio_id,model\n" + "a1,v9\n" * 1000)
     with pytest.raises(ManifestError, match=r"has 1000 faults.*line 2: model.*and 997 more") as caught:
         await made.check()
     assert (caught.value.count, len(caught.value.faults)) == (1000, 100)

@@ -47,7 +47,7 @@ def test_all_problems_are_reported_at_once() -> None:
     found = problems_of(
         ExtendRequest,
         " ",
-        model="V9",
+        model="v9",
         continue_at=-1,
         style_weight=0.295,
         audio_weight=True,
@@ -88,7 +88,7 @@ def test_nothing_else_is_a_weight(weight: float) -> None:
     assert set(problems_of(ExtendRequest, "a1", **OWN, style_weight=weight)) == {"style_weight"}
 
 
-@pytest.mark.parametrize("moment", [0, -1, math.nan, math.inf, True, "60", 120.5, 121])
+@pytest.mark.parametrize("moment", [0, -1, math.nan, math.inf, True, "soon", "0", "121", "100%", "-2:10", 120.5, 121])
 def test_continue_at_lies_within_the_source(moment: object) -> None:
     fields = {**OWN, "continue_at": moment, "source_duration": 120.5}
     assert "continue_at" in problems_of(ExtendRequest, "a1", **fields)
@@ -106,25 +106,81 @@ def test_own_parameters_need_the_whole_set() -> None:
     ExtendRequest("a1", model="V5", style="s", title="t", continue_at=6, instrumental=True)
 
 
-def test_instrumental_leaves_the_voice_out() -> None:
-    found = problems_of(ExtendRequest, "a1", **OWN, instrumental=True, vocal_gender="f")
-    assert set(found) == {"prompt", "vocal_gender"}
-
-
-def test_what_would_be_ignored_is_refused() -> None:
-    found = problems_of(ExtendRequest, "a1", **OWN, default_param_flag=False)
-    assert set(found) == {"prompt", "style", "title", "continue_at"}
+def test_an_upload_needs_its_moment_whatever_else_is_given() -> None:
     found = problems_of(UploadExtendRequest, "s.mp3", model="V5", style="s", default_param_flag=False)
-    assert set(found) == {"continue_at", "style"}
+    assert set(found) == {"continue_at"}
     UploadExtendRequest("s.mp3", model="V5", prompt="an idea", continue_at=5, default_param_flag=False)
 
 
-def test_persona_model_goes_with_a_persona_and_v5() -> None:
+@pytest.mark.parametrize("name", ["style", "title", "prompt"])
+def test_a_text_that_is_needed_is_not_empty(name: str) -> None:
+    assert set(problems_of(ExtendRequest, "a1", **{**OWN, name: " "})) == {name}
+
+
+def test_a_voice_persona_needs_a_model_that_takes_one() -> None:
     ExtendRequest("a1", **OWN, persona_id="p", persona_model="voice_persona")
-    assert "persona_model" in problems_of(ExtendRequest, "a1", **OWN, persona_model="voice_persona")
     fields: dict[str, Any] = {**OWN, "model": "V4", "persona_id": "p", "persona_model": "voice_persona"}
-    assert "persona_model" in problems_of(ExtendRequest, "a1", **fields)
+    assert set(problems_of(ExtendRequest, "a1", **fields)) == {"persona_model"}
+    ExtendRequest("a1", **{**fields, "persona_model": "style_persona"})  # what the service does by default
     ExtendRequest("a1", **{**OWN, "model": "V4"}, persona_id="p")
+    assert set(problems_of(ExtendRequest, "a1", **OWN, persona_id="")) == {"persona_id"}
+
+
+def test_a_persona_needs_own_parameters() -> None:
+    for build in (
+        lambda: ExtendRequest("a1", model="V5", persona_id="p"),
+        lambda: ExtendRequest("a1", **OWN, persona_id="p", default_param_flag=False),
+        lambda: UploadExtendRequest("s.mp3", continue_at=5, persona_id="p"),
+    ):
+        with pytest.raises(InvalidRequestError, match="persona_id: is given without own parameters"):
+            build()
+
+
+@pytest.mark.parametrize("model", ["V7", "V6_5", "V6_PRO", "V5_TURBO", "V5_5PLUS", "V8_MINI"])
+def test_a_new_model_has_the_limits_of_the_newest(model: str) -> None:
+    ExtendRequest("a1", **{**OWN, "model": model, "prompt": "x" * 5000})
+    found = problems_of(ExtendRequest, "a1", **{**OWN, "model": model, "prompt": "x" * 5001})
+    assert set(found) == {"prompt"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["v5", "V 5", "V5.5", "V55", "V5-5", " V5", "V5 ", "V45", "V4_5 PLUS", "V4_5_PLUS", "V4_5PLU", "V4_6", "V3", "V0",
+     "V6MINI", "V6_MNI", "V6_MINNI", "V5_4", "chirp-v5", "suno", "V", "VV5", "V1000"],
+)  # fmt: skip
+def test_a_model_that_is_misspelt_is_refused(model: str) -> None:
+    assert set(problems_of(ExtendRequest, "a1", **{**OWN, "model": model})) == {"model"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"model": ""}, {"model": None}])
+def test_a_missing_model_is_no_type_error(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"model: is missing; give the one that made the track: V3_5, V4"):
+        ExtendRequest("a1", **fields)
+
+
+def test_an_upload_is_extended_by_v5_unless_told_otherwise() -> None:
+    assert UploadExtendRequest("s.mp3", continue_at=5).model == "V5"
+    assert "model" in problems_of(UploadExtendRequest, "s.mp3", continue_at=5, model="")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("45.5", 45.5), ("1:30", 90), ("75%", 90), ("-10s", 110), ("-0:10", 110), (" 75% ", 90), ("90s", 90)],
+)
+def test_a_moment_is_written_as_on_the_command_line(text: str, seconds: float) -> None:
+    assert ExtendRequest("a1", **{**OWN, "continue_at": text}, source_duration=120).continue_at == seconds
+    unknown = ExtendRequest("a1", **{**OWN, "continue_at": text})
+    assert unknown.continue_at == (text if "%" in text or "-" in text else seconds)
+    assert attrs.evolve(unknown, source_duration=120).continue_at == seconds
+
+
+def test_lyrics_take_the_place_of_the_prompt() -> None:
+    fields: dict[str, Any] = {"continue_at": 5, "style": "s", "title": "t"}
+    assert UploadExtendRequest("s.mp3", **fields, lyrics="la", variety=4).own_parameters
+    assert set(problems_of(UploadExtendRequest, "s.mp3", continue_at=5, lyrics="la")) == {"style", "title"}
+    assert set(problems_of(UploadExtendRequest, "s.mp3", **fields, lyrics="x" * 5001)) == {"lyrics"}
+    for variety in (-1, 4.5, True, "2", math.nan):
+        assert set(problems_of(UploadExtendRequest, "s.mp3", **fields, lyrics="l", variety=variety)) == {"variety"}
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800"])
@@ -137,7 +193,8 @@ def test_line_ends_belong_to_lyrics() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["", None, 7, "ftp://x/y.mp3", "file:///etc/passwd", "https://", "https://x y/z", "http://[::1"]
+    "source",
+    ["", None, 7, "ftp://x/y.mp3", "file:///etc/passwd", "https://", "https://x y/z", "http://[::1", "https://x:y/z"],
 )
 def test_a_source_is_a_path_or_a_url(source: Any) -> None:
     assert "source" in problems_of(UploadExtendRequest, source, model="V5", continue_at=5)

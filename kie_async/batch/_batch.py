@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from os import PathLike
 from pathlib import Path
@@ -12,9 +12,12 @@ import attrs
 
 from kie_async._keeper import Keeper
 from kie_async.batch._budget import Budget
+from kie_async.batch._census import faulty
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
+from kie_async.errors import Fault, InvalidRequestError
 from kie_async.journal import Job, Journal, State
+from kie_async.models import Request
 from kie_async.session import KieSession
 
 _ADDED_AT_ONCE = 500
@@ -25,6 +28,10 @@ _LATE = 600.0  # seconds that a line may be behind its job's end: clocks differ
 
 
 def _nothing(_job: Job) -> None:
+    return
+
+
+def _accept(_request: Request) -> None:
     return
 
 
@@ -57,6 +64,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
 
     Raises:
         ConflictError: another process runs this batch.
+        ManifestError: requests that the settings of this session refuse; nothing was spent.
         KieError: what stopped the batch: the key, the credits, the disk. Running it again goes on from there.
 
     Breaking off submits nothing more; what was submitted goes on at the service, and with the next run.
@@ -65,7 +73,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     async with AsyncExitStack() as stack:
         keeper = await stack.enter_async_context(session.keeping(journal))
         await stack.enter_async_context(keeper.holding(f"batch:{name}"))
-        await add_jobs(journal, jobs, name)
+        await add_jobs(journal, jobs, name, session.check_request)
         budget, results = Budget(max_credits, spent=await journal.spent(name)), Results(Path(directory))
         async for job in left_over(keeper, results, name):
             observer(job)
@@ -79,11 +87,33 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         raise runner.stopped
 
 
-async def add_jobs(journal: Journal, jobs: Iterable[Job] | AsyncIterable[Job], batch: str) -> None:
-    """Put jobs into a journal, as a batch; those it knows stay as they are."""
+async def add_jobs(
+    journal: Journal,
+    jobs: Iterable[Job] | AsyncIterable[Job],
+    batch: str,
+    check: Callable[[Request], None] = _accept,
+) -> None:
+    """Put jobs into a journal, as a batch; those it knows stay as they are.
+
+    Args:
+        journal: open.
+        jobs: taken one by one.
+        batch: its name.
+        check: raises ``InvalidRequestError`` for a request that would not be paid for.
+
+    Raises:
+        ManifestError: some would not, and the journal does not know them.
+    """
     waiting: list[Job] = []
+    faults: list[Fault] = []
 
     async def put(job: Job) -> None:
+        try:
+            check(job.request)
+        except InvalidRequestError as error:
+            if await journal.get(job.key) is None:  # what is on its way, or done, is not judged anew
+                faults.extend(Fault(0, p.field, p.problem, p.remedy, f"job {job.key}") for p in error.problems)
+                return
         waiting.append(attrs.evolve(job, batch=batch))
         if len(waiting) == _ADDED_AT_ONCE:
             await journal.add(waiting)
@@ -95,6 +125,8 @@ async def add_jobs(journal: Journal, jobs: Iterable[Job] | AsyncIterable[Job], b
     else:
         for job in jobs:
             await put(job)
+    if faults:
+        raise faulty(faults, len(faults), "the batch")
     await journal.add(waiting)
 
 

@@ -13,10 +13,18 @@ from itertools import pairwise
 import attrs
 
 from kie_async._keeper import PRICE
-from kie_async.errors import Fault
+from kie_async.errors import Fault, ManifestError
 from kie_async.journal import Job
 
 FAULTS_MOST = 100  # kept of one manifest
+_TOLD = 3  # faults in an error's message
+
+
+def faulty(faults: Sequence[Fault], count: int, what: str = "the manifest") -> ManifestError:
+    """The error that holds the faults of a list of jobs; its message tells the first of them."""
+    told = "; ".join(map(str, faults[:_TOLD])) + (f"; and {count - _TOLD} more" if count > _TOLD else "")
+    words = f"{what} has {count} fault{'s' if count > 1 else ''}, and nothing was sent: {told}"
+    return ManifestError(words, faults=tuple(faults[:FAULTS_MOST]), count=count)
 
 
 @attrs.frozen(kw_only=True)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import attrs
 
@@ -20,6 +20,7 @@ KINDS: Mapping[str, type[ExtendRequest | UploadExtendRequest]] = {
     kind.operation: kind for kind in (ExtendRequest, UploadExtendRequest)
 }
 _DEFAULTS = {field.name: field.default for kind in KINDS.values() for field in attrs.fields(kind)}
+_HINTS = {name: hint for kind in KINDS.values() for name, hint in get_type_hints(kind).items() if name in _DEFAULTS}
 COLUMNS = frozenset(_DEFAULTS) | {"id", "operation"}
 SUBJECTS = {"audio_id": "extend", "source": "upload_extend"}  # what is extended, and by which operation
 
@@ -140,8 +141,8 @@ def _text(_name: str, value: object) -> object:
 
 
 _READERS: Mapping[str, Callable[[str, object], object]] = (
-    dict.fromkeys(("instrumental", "default_param_flag"), _flag)
-    | dict.fromkeys(("style_weight", "weirdness_constraint", "audio_weight", "source_duration"), _number)
+    {name: _flag for name, hint in _HINTS.items() if bool in {hint, *get_args(hint)}}
+    | {name: _number for name, hint in _HINTS.items() if float in {hint, *get_args(hint)}}
     | {"continue_at": _moment, "id": _id, "operation": _operation}
 )
 
@@ -257,10 +258,13 @@ def request_of(row: Draft, length: float | None) -> Request | None:
             remedy = "the length of the source is not known: give seconds, or source_duration"
             row.blame(Problem("continue_at", "counts from the end, or is a share", remedy))
     subject = next(name for name, of in SUBJECTS.items() if of == row.operation)
-    fields.setdefault("model", None)
     fields.setdefault(subject, None)
+    kind = KINDS[row.operation]
+    for name in fields.keys() - attrs.fields_dict(kind).keys():
+        row.blame(Problem(name, f"is given with {subject}", "leave it out"))
+        del fields[name]
     try:
-        return KINDS[row.operation](**fields)
+        return kind(**fields)
     except InvalidRequestError as error:
         for problem in _root_causes(row, error.problems):
             row.blame(problem)
@@ -279,7 +283,12 @@ def content_key(row: Draft, source: Source | None) -> str:
     A local source counts by its content, wherever it lies; a moment counts as it is written, so that a length
     measured anew changes nothing.
     """
-    content = {name: value for name, value in row.fields.items() if value is not None and value != _DEFAULTS[name]}
+    given = {"model": _DEFAULTS["model"], **row.fields}  # named always, so that a new default is another job
+    content = {
+        name: value
+        for name, value in given.items()
+        if value is not None and (name == "model" or value != _DEFAULTS[name])
+    }
     if source is not None:
         content["source"] = f"sha256:{source.sha256}"
     if row.moment is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-from kie_async.batch._census import Census, Entry, Plan
+from kie_async.batch._census import Census, Entry, Plan, faulty
 from kie_async.batch._fields import Draft, Row, content_key, draft, read_defaults, request_of
 from kie_async.batch._rows import read_file, read_folder
 from kie_async.batch._sources import Sources
@@ -25,7 +25,6 @@ from kie_async.files._disk import on_disk
 from kie_async.files._kinds import NAMES
 from kie_async.journal import Job, Source
 
-_TOLD = 3  # faults in an error's message
 _AT_ONCE = 256  # rows
 
 
@@ -92,7 +91,7 @@ class Manifest:
         if not plan.total and not census.faults:
             census.blame(self._nothing(is_folder=is_folder))
         if census.faults:
-            raise self._error(census.faults, census.fault_count)
+            raise faulty(census.faults, census.fault_count)
         self._doubled = census.contents.doubled()
         self._plan, self._sources.settled = plan, True
         return plan
@@ -109,7 +108,7 @@ class Manifest:
         """The job of an entry; one that asks for the same as an earlier one gets a number."""
         job = entry.job
         if job is None:
-            raise self._error(entry.faults, len(entry.faults))
+            raise faulty(entry.faults, len(entry.faults))
         if entry.has_id or hash(job.key) not in self._doubled:
             return job
         numbers[job.key] += 1
@@ -177,7 +176,7 @@ class Manifest:
 
     def _lone(self, problem: str, remedy: str) -> ManifestError:
         """The error that says one thing about the manifest as a whole."""
-        return self._error([self._odd(problem, remedy)], 1)
+        return faulty([self._odd(problem, remedy)], 1)
 
     def _nothing(self, *, is_folder: bool) -> Fault:
         if not is_folder:
@@ -188,11 +187,6 @@ class Manifest:
 
     def _odd(self, problem: str, remedy: str) -> Fault:
         return Fault(0, "", problem, remedy, clean(self.path.name or str(self.path)))
-
-    def _error(self, faults: Sequence[Fault], count: int) -> ManifestError:
-        told = "; ".join(map(str, faults[:_TOLD])) + (f"; and {count - _TOLD} more" if count > _TOLD else "")
-        words = f"the manifest has {count} fault{'s' if count > 1 else ''}, and nothing was sent: {told}"
-        return ManifestError(words, faults=tuple(faults), count=count)
 
 
 def read_manifest(

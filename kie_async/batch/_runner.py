@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -117,7 +118,7 @@ class Runner:
         """Upload, submit, and wait for the end."""
         self._budget.reserve(job.key)
         try:
-            task = await self._session.submit_job(job.key, job.request, prepare=lambda _: self._ready(job))
+            task = await self._session.submit_job(job.key, job.request, prepare=partial(self._ready, job))
         except (AudioError, InvalidRequestError) as error:
             if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent
                 return await self._journal.move(job.key, State.REJECTED, error=job_error(error))
@@ -155,9 +156,8 @@ class Runner:
 
     # ------------------------------------------------------------ sources
 
-    async def _ready(self, job: Job) -> Request:
+    async def _ready(self, job: Job, request: Request) -> Request:
         """The request as it is sent: a local source is uploaded, once per content."""
-        request = job.request
         if not isinstance(request, UploadExtendRequest) or is_url(request.source):
             return request
         source = job.source

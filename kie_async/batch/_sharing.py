@@ -71,10 +71,11 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
         batch: the name of the batch in the journal.
 
     Raises:
+        ManifestError: requests that the settings of this session refuse; nothing was spent on this batch.
         KieError: what stopped this worker: the key, the credits, the disk. Others may go on.
     """
     async with session.keeping(journal) as keeper:
-        await add_jobs(journal, jobs, batch)
+        await add_jobs(journal, jobs, batch, session.check_request)
         async for job in left_over(keeper, Results(directory), batch):
             observer(job)
         worker = _worker(session, keeper, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)

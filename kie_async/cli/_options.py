@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 
 from kie_async.cli._exits import UsageError
 from kie_async.cli._screen import Screen
-from kie_async.models import MODELS, RequestFields
+from kie_async.models import MODELS, RequestFields, UploadFields
 from kie_async.settings import RouteName
 
 _MUSIC = Group("Music", sort_key=1)
@@ -63,6 +63,7 @@ Jsonl: TypeAlias = Annotated[bool, Parameter(group=_RUN, help="Write a line of J
 
 _OWN = frozenset({"at", "duration", "prompt_file"})  # of Music: no fields of a request
 _SUNG = ("instrumental", False)  # a switch that was not given
+_UPLOAD_ONLY = UploadFields.__annotations__.keys() - RequestFields.__annotations__.keys()
 
 
 @Parameter(name="*", group=_MUSIC)
@@ -94,6 +95,10 @@ class Music:
     audio_weight: float | None = None
     persona_id: Annotated[str | None, Parameter(help="A persona made with the service.")] = None
     persona_model: Literal["style_persona", "voice_persona"] | None = None
+    lyrics: Annotated[str | None, Parameter(help="Exact lyrics, which go before the prompt (--route jobs, SONG).")] = (
+        None
+    )
+    variety: Annotated[float | None, Parameter(help="From 0 to 4 (--route jobs, SONG).")] = None
     default_param_flag: Annotated[
         bool | None,
         Parameter(
@@ -102,18 +107,26 @@ class Music:
         ),
     ] = None
 
-    def fields(self, continue_at: float | None, length: float | None) -> RequestFields:
-        """The fields of the request."""
+    def of_upload(self, continue_at: float | str | None, length: float | None) -> UploadFields:
+        """The fields of a request that extends audio of one's own."""
         given = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN)
-        given |= {"prompt": self._lyrics(), "continue_at": continue_at, "source_duration": length}
-        return cast("RequestFields", given)
+        given |= {"prompt": self._prompt(), "continue_at": continue_at, "source_duration": length}
+        return cast("UploadFields", given)
+
+    def of_track(self, continue_at: float | str | None) -> RequestFields:
+        """The fields of a request that extends a track of the service."""
+        for name in _UPLOAD_ONLY:
+            if getattr(self, name) is not None:
+                raise UsageError(f"--{name} is for upload-extend alone: leave it out")
+        given = self.of_upload(continue_at, self.duration)
+        return cast("RequestFields", {name: value for name, value in given.items() if name not in _UPLOAD_ONLY})
 
     def shared(self) -> dict[str, object]:
         """The fields that all jobs of a manifest share, as ``read_manifest`` takes them."""
-        given: dict[str, object] = {**self.fields(None, self.duration), "continue_at": self.at}
+        given: dict[str, object] = {**self.of_upload(None, self.duration), "continue_at": self.at}
         return {name: value for name, value in given.items() if value is not None and (name, value) != _SUNG}
 
-    def _lyrics(self) -> str | None:
+    def _prompt(self) -> str | None:
         if self.prompt_file is None:
             return self.prompt
         if self.prompt is not None:

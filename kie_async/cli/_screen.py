@@ -291,7 +291,7 @@ _TOLD: dict[type[object], Callable[[Screen, Any], None]] = {
         f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}"
     ),
     events.Waited: lambda screen, event: screen.doing(f"waiting for a place ({event.what})"),
-    events.Anomaly: lambda screen, event: screen.say(f"note: {events.clean(event.note)}"),
+    events.Anomaly: lambda screen, event: screen.say(f"note: {in_flags(events.clean(event.note))}"),
     events.CallbackReceived: lambda screen, event: screen.hear(event),
 }
 

@@ -38,14 +38,15 @@ async def upload_extend(screen: Screen, song: str, wishes: Submission) -> None:
     length = music.duration
     if length is None and not is_url(song) and _needs_length(music):
         length = await to_thread.run_sync(files.measure, Path(song))
-    fields = music.fields(_cut(screen, music, length), length)
+    learnt_later = is_url(song) and length is None  # the session measures what it can
+    fields = music.of_upload(music.at if learnt_later else _cut(screen, music, length), length)
     await _submit(screen, UploadExtendRequest(song, **fields), wishes)
 
 
 async def extend(screen: Screen, audio_id: str, wishes: Submission) -> None:
     """Extend a track that the service made."""
     music = wishes.music
-    fields = music.fields(_cut(screen, music, music.duration), music.duration)
+    fields = music.of_track(_cut(screen, music, music.duration))
     await _submit(screen, ExtendRequest(audio_id, **fields), wishes)
 
 

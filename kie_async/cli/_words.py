@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+import attrs
+
+from kie_async.models import ExtendRequest, UploadExtendRequest
+
 _FLAGS = {
     "audio_id": "AUDIO_ID",
     "source": "SONG",
@@ -11,11 +15,13 @@ _FLAGS = {
     "continue_at": "--at",
     "source_duration": "--duration",
 }
+_FIELDS = {field.name for kind in (ExtendRequest, UploadExtendRequest) for field in attrs.fields(kind)}
 _PYTHON = re.compile(
     r"\b(?P<switch>default_param_flag|instrumental)=(?P<on>True|False)\b"
     r"|\bsession\.track\('(?P<task>[^']*)'\)"
     r"|, or give Settings\([^)]*\)"
-    r"|\b(?P<field>audio_id|continue_at|default_param_flag|negative_tags|persona_id|persona_model|source_duration|vocal_gender)\b=?"
+    r"|\bSettings\(route=\"(?P<route>\w+)\"\)"
+    rf"|\b(?P<field>{'|'.join(sorted(name for name in _FIELDS if '_' in name))})\b=?"
 )
 
 
@@ -34,6 +40,8 @@ def _in_flags(found: re.Match[str]) -> str:
         return f"--{'' if found['on'] == 'True' else 'no-'}{found['switch'].replace('_', '-')}"
     if found["task"]:
         return f"kie-async wait {found['task']}"
+    if found["route"]:
+        return f"--route {found['route']}"
     return flag_of(found["field"]) if found["field"] else ""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from kie_async.emulator._faults import Fault
-from kie_async.emulator._plan import CODE_NAMES
+from kie_async.emulator._plan import code_name
 from kie_async.emulator._state import PRICE, Task
 from kie_async.models import Operation
 
@@ -122,7 +122,7 @@ def _track(task: Task, index: int, seen: View, base_url: str) -> dict[str, Any]:
         "imageUrl": image,
         "sourceImageUrl": image,
         "prompt": task.ask.prompt or "[Instrumental]",
-        "modelName": CODE_NAMES[task.ask.model],
+        "modelName": code_name(task.ask.model),
         "title": task.ask.title or "Extended",
         "tags": task.ask.style or "extended",
         "createTime": task.created,
@@ -168,7 +168,7 @@ def record(task: Task, seen: View, base_url: str) -> dict[str, Any]:
             "param": _compact(task.charge.body),
             "response": response,
             "status": seen.word,
-            "type": CODE_NAMES[task.ask.model],
+            "type": code_name(task.ask.model),
             "operationType": task.ask.operation,
             "errorCode": seen.code,
             "errorMessage": seen.message,
@@ -210,7 +210,7 @@ def job_record(task: Task, seen: View, base_url: str) -> dict[str, Any]:
             "creditsConsumed": PRICE if done and not task.charge.refunded else 0.0,
             "status": seen.word,
             "successFlag": {"success": 1, "fail": 3}.get(state, 0),
-            "type": CODE_NAMES[task.ask.model],
+            "type": code_name(task.ask.model),
             "operationType": task.ask.operation,
             "paramJson": param,
             "response": {"taskId": task.id, "data": tracks} if seen.listed else None,

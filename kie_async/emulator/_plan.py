@@ -15,8 +15,9 @@ from typing import Any
 
 import attrs
 
+from kie_async._limits import LYRICS, NEWEST, VARIETY, limits_of
 from kie_async.emulator._faults import Fault
-from kie_async.models import MODELS, STAGES, Operation
+from kie_async.models import STAGES, Operation
 
 NEVER = math.inf
 PENDING_FOR = 180.0  # FACTS: "it stays PENDING for minutes"
@@ -39,6 +40,11 @@ CODE_NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 
+def code_name(model: str) -> str:
+    """The code name of a model; that of a new one is made up."""
+    return CODE_NAMES.get(model) or f"chirp-{model.lower()}"
+
+
 @attrs.frozen
 class Ask:
     """A submission as understood, whichever route it came by. A text that is missing is empty."""
@@ -55,6 +61,8 @@ class Ask:
     negative_tags: str = ""
     instrumental: bool = False
     own_parameters: bool = False
+    lyrics: str = ""
+    variety: float | None = None
 
 
 _TEXTS: Mapping[str, str] = MappingProxyType(  # in the spelling of each route
@@ -73,20 +81,21 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _seconds(value: object) -> float | None:
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def read_classic(operation: Operation, body: Mapping[str, Any]) -> Ask:
     """Read the body of the classic route (camelCase)."""
+    texts: dict[str, Any] = {name: _text(body.get(camel)) for name, camel in _TEXTS.items()}
     return Ask(
         operation,
         model=_text(body.get("model")),
         callback_url=_text(body.get("callBackUrl")),
-        continue_at=_seconds(body.get("continueAt")),
+        continue_at=_number(body.get("continueAt")),
         instrumental=body.get("instrumental") is True,
         own_parameters=body.get("defaultParamFlag") is True,
-        **{name: _text(body.get(camel)) for name, camel in _TEXTS.items()},
+        **texts,
     )
 
 
@@ -94,14 +103,16 @@ def read_jobs(operation: Operation, body: Mapping[str, Any]) -> Ask:
     """Read the body of the jobs route (snake_case under ``input``), where only an upload has required texts."""
     given = body.get("input")
     fields: Mapping[str, Any] = given if isinstance(given, dict) else {}
-    texts = {name: _text(fields.get(name)) for name in _TEXTS}
+    texts: dict[str, Any] = {name: _text(fields.get(name)) for name in _TEXTS}
     return Ask(
         operation,
         model=_text(fields.get("model")),
         callback_url=_text(body.get("callBackUrl")),
-        continue_at=_seconds(fields.get("continue_at")),
+        continue_at=_number(fields.get("continue_at")),
         instrumental=fields.get("instrumental") is True,
         own_parameters=operation == "upload_extend" and bool(texts["style"] or texts["title"]),
+        lyrics=_text(fields.get("lyrics")),
+        variety=_number(fields.get("variety")),
         **texts,
     )
 
@@ -317,11 +328,15 @@ def _invalid(complaint: str) -> Fault:
 
 
 def _complaints(ask: Ask) -> Iterator[str]:
-    needed = ("style", "title") if ask.instrumental else ("prompt", "style", "title")
+    needed = ("style", "title") if ask.instrumental or ask.lyrics else ("prompt", "style", "title")
     for name in needed if ask.own_parameters else ():
         if not getattr(ask, name):
             yield f"{name} is required when defaultParamFlag is true"
-    limits = MODELS[ask.model]
+    if len(ask.lyrics) > LYRICS:
+        yield f"lyrics must not exceed {LYRICS} characters"
+    if ask.variety is not None and not 0 <= ask.variety <= VARIETY:
+        yield f"variety must be from 0 to {VARIETY}"
+    limits = limits_of(ask.model) or NEWEST
     for name in ("prompt", "style", "title"):
         if len(getattr(ask, name)) > getattr(limits, name):
             yield f"{name} must not exceed {getattr(limits, name)} characters"

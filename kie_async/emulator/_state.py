@@ -17,11 +17,11 @@ from typing import Any
 
 import attrs
 
+from kie_async._limits import limits_of
 from kie_async.emulator._faults import Fault, Faults
 from kie_async.emulator._hosts import host_of
 from kie_async.emulator._plan import UNKNOWN_SECONDS, Ask, Pace, Plan, late, live, too_far
 from kie_async.emulator._refusals import Refusal
-from kie_async.models import MODELS
 from kie_async.settings import RouteName, is_loopback
 
 PRICE = 12.0  # FACTS §1: credits per task
@@ -207,7 +207,7 @@ class State:
         """What is checked at once: next to nothing (FACTS §2)."""
         if not arrival.admitted:
             return Refusal(429)
-        if ask.model not in MODELS:
+        if limits_of(ask.model) is None:
             return Refusal(422, "The model is not supported.")
         if arrival.route == "classic" and not ask.callback_url:
             return Refusal(422, "Please enter callBackUrl.")
