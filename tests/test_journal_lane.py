@@ -218,3 +218,22 @@ def test_a_loop_waits_for_it(writer: Lane) -> None:
         return await asyncio.gather(*(loop.run_in_executor(writer, call) for call in calls))
 
     assert asyncio.run(main()) == [1, 1, 1, [0, 1, 2]]
+
+
+def test_a_fault_of_ours_is_told_and_ends_nothing(start: Callable[[Carry], Lane]) -> None:
+    def carry(connection: sqlite3.Connection, group: Any, explain: Any) -> None:
+        answer(connection, group, explain)
+        raise RuntimeError("a fault")
+
+    lane = start(carry)
+    assert lane.submit(lambda _connection: 1).result(10) == 1  # it was told already
+    lane.close()
+    lane.join()
+
+    def fail(*_arguments: Any) -> None:
+        raise RuntimeError("a fault")
+
+    lane = start(fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="a fault"):
+            lane.submit(lambda _connection: 1).result(10)

@@ -143,7 +143,7 @@ async def test_where_no_copy_can_be_put_back_nobody_is_told_to_go_on(path: Path)
 
 
 async def test_a_disk_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(_draft: Path, _target: Path) -> None:
+    def link(*_names: Path, **_options: bool) -> None:
         raise PermissionError
 
     async with in_use(path) as journal:

@@ -108,10 +108,18 @@ class Lane(Executor):
             self._refuse_all(groups, error)
         else:
             for group in groups:
-                self._carry(connection, group, self._explain)
-            with suppress(*FAILURES):  # all that was promised is on disk: closing only tidies up
+                self._work(connection, group)
+            with suppress(*FAILURES, OSError):  # all that was promised is on disk: closing only tidies up
                 self._disconnect(connection)
         self._ended.set_result(None)
+
+    def _work(self, connection: sqlite3.Connection, group: Sequence[Work]) -> None:
+        try:
+            self._carry(connection, group, self._explain)
+        except Exception as error:  # noqa: BLE001  # a fault of ours: the thread goes on, or all would wait for ever
+            for work in group:
+                if not work.future.done():
+                    work.refuse(error)
 
     def _refuse_all(self, groups: Iterator[list[Work]], error: Exception) -> None:
         for group in groups:
