@@ -7,6 +7,7 @@ an answer whose owner is gone is unknown, unless a callback with its token was k
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ PRICE = 12.0  # FACTS: credits of a task
 BEAT = 5.0  # seconds between two signs of life
 LIFE = 30.0  # seconds without one after which an owner is taken for dead
 _PATIENCE = 120.0  # seconds that a store may be away while a task id is in hand
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds between two tries to write while it is away
 _PENDING = (
     AuthError,
     InsufficientCreditsError,
@@ -81,8 +83,8 @@ class Keeper(anyio.AsyncContextManagerMixin):
         self._tell = tell
         self._route = route
         self._group = group
-        self._ended: asyncio.Queue[tuple[str, str | None, Entry]] = asyncio.Queue()
-        self._records: dict[str, asyncio.Future[None]] = {}
+        self._ended: asyncio.Queue[tuple[str | None, str | None, Entry]] = asyncio.Queue()
+        self._records: dict[str, asyncio.Future[StorageError | None]] = {}  # done when the end was written, or not
         self._held: dict[str, float] = {}  # leases, and when each was last renewed
         self._is_closing = False
 
@@ -99,6 +101,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                     await self._submitter.drained()  # the answers are paid for: they get into the journal
                     scope.cancel()
                     await over.wait()
+                    await self._record_rest()
 
     async def _background(self, scope: anyio.CancelScope, over: anyio.Event) -> None:
         # In the session's group, so that the keeper may be left from any task: an async generator's, for one.
@@ -169,16 +172,22 @@ class Keeper(anyio.AsyncContextManagerMixin):
     def keep_end(self, key: str, token: str | None, entry: Entry) -> None:
         """Record the end of a task when it comes, whoever waits for it, unless the job is at another attempt then."""
         self._records.setdefault(key, asyncio.get_running_loop().create_future())
-        if entry.outcome is not None:
-            self._ended.put_nowait((key, token, entry))
-        else:
-            entry.ended = lambda ended: self._ended.put_nowait((key, token, ended))
+        self._tracker.record(entry, lambda ended: self._ended.put_nowait((key, token, ended)))
+
+    def keep_tracked(self, entry: Entry) -> None:
+        """Record the end of a task when it comes, if a job of the journal is submitted as this task then."""
+        if entry.ended is None:
+            self._tracker.record(entry, lambda ended: self._ended.put_nowait((None, None, ended)))
 
     async def recorded(self, key: str) -> None:
-        """Wait until the end of a job's task is in the journal, if it is kept here."""
+        """Wait until the end of a job's task is in the journal, if it is kept here.
+
+        Raises:
+            StorageError: it could not be written now. It is tried again for as long as the journal is open.
+        """
         record = self._records.get(key)
-        if record is not None:
-            await asyncio.shield(record)
+        if record is not None and (error := await asyncio.shield(record)) is not None:
+            raise copy.copy(error)
 
     async def _record(self, key: str, token: str | None, outcome: TaskResult | KieError | None) -> None:
         """Move a job to the end its task has come to, if it has come to one and the job is not past it."""
@@ -202,13 +211,11 @@ class Keeper(anyio.AsyncContextManagerMixin):
 
     async def _listen(self) -> None:
         async for heard in self.journal.listen():
-            note = self._submitter.heard(heard.token, heard.task_id)
-            if note:
-                self._tell(Anomaly(heard.task_id, note))
-                continue
             if not self._submitter.knows(heard.token):
                 await self._name(heard)
-            self._tracker.wake(heard.task_id, heard.stage)
+                self._tracker.wake(heard.task_id, heard.stage)
+            elif note := self._submitter.heard(heard.token, heard.task_id, heard.stage):
+                self._tell(Anomaly(heard.task_id, note))
 
     async def _name(self, heard: Heard) -> None:
         """A callback of a submission that is not this process's: if it was given up as unknown, it is not any more."""
@@ -270,18 +277,41 @@ class Keeper(anyio.AsyncContextManagerMixin):
                     self._tell(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
 
     async def _settle(self) -> None:
+        delay = _FIRST_DELAY
         while True:
             key, token, entry = await self._ended.get()
             with anyio.CancelScope(shield=True):  # taken from the queue, it must get into the journal
-                await self._record_end(key, token, entry)
+                is_done = await self._record_end(key, token, entry)
+            delay = _FIRST_DELAY if is_done else min(2 * delay, _LONGEST_DELAY)
+            if not is_done:
+                self._ended.put_nowait((key, token, entry))
+                await anyio.sleep(delay)
 
-    async def _record_end(self, key: str, token: str | None, entry: Entry) -> None:
+    async def _record_rest(self) -> None:
+        """Record the ends that are known when the journal is left; if it is away, a restart asks the service again."""
+        while not self._ended.empty() and await self._record_end(*self._ended.get_nowait()):
+            pass
+        for record in self._records.values():
+            record.set_result(None)
+        self._records.clear()
+
+    async def _record_end(self, key: str | None, token: str | None, entry: Entry) -> bool:
+        """Write the end of a task; return whether that is done with, or must be tried again."""
+        error = None
         try:
+            if key is None:
+                job = await self.journal.find(task_id=entry.task_id)
+                if job is None or job.state is not State.SUBMITTED or job.task_id != entry.task_id:
+                    return True
+                key, token = job.key, job.token
             await self._record(key, token, entry.outcome)
-        except StorageError as error:  # it is still submitted: a restart asks the service again
+        except StorageError as failure:
+            error = failure
             self._tell(Anomaly(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
-        finally:
-            self._records.pop(key, asyncio.get_running_loop().create_future()).set_result(None)
+        record = self._records.pop(key or "", None)
+        if record is not None:
+            record.set_result(error)
+        return error is None or not error.retryable
 
 
 @attrs.frozen
@@ -314,7 +344,7 @@ class JobWitness:
         self._keeper.keep_end(self._key, token, entry)
 
     async def _insist(self, write: Callable[[], object], task_id: str) -> None:
-        deadline, delay = time.monotonic() + _PATIENCE, 0.1
+        deadline, delay = time.monotonic() + _PATIENCE, _FIRST_DELAY
         while True:
             try:
                 await write()  # type: ignore[misc]  # an awaitable of the journal's
@@ -326,7 +356,7 @@ class JobWitness:
                     error.task_id, error.charged = task_id or None, "yes" if task_id else error.charged
                     raise
                 await anyio.sleep(delay)
-                delay = min(2 * delay, 5.0)
+                delay = min(2 * delay, _LONGEST_DELAY)
                 continue
             return
 

@@ -37,6 +37,7 @@ from kie_async.settings import PLACEHOLDER_CALLBACK_URL, Settings
 Prepare = Callable[[Request], Awaitable[Request]]
 
 _LOST_MOST = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
+_ANOTHER = "its token belongs to another task"
 _SLOW_DOWN = 2.0  # seconds the gate stays closed at the least after "too fast"
 
 
@@ -86,6 +87,7 @@ class _Submission:
     Attributes:
         token: in its callback URL; it names the task when the answer is lost.
         named: the task id that a callback with the token brought.
+        stages: what the callbacks said that came before the answer.
     """
 
     request: Request
@@ -94,6 +96,7 @@ class _Submission:
     started: float
     release: Callable[[], None]
     witness: Witness
+    stages: list[str] = attrs.field(factory=list)
 
 
 class Submitter:
@@ -164,18 +167,21 @@ class Submitter:
             raise
         raise AssertionError  # pragma: no cover (the loop has no end of its own)
 
-    def heard(self, token: str, task_id: str) -> str:
-        """A callback with this token came; return why it is set aside, or nothing."""
-        if (known := self._tasks.get(token)) is not None:
-            return "" if known == task_id else "its token belongs to another task"
+    def heard(self, token: str, task_id: str, stage: str) -> str:
+        """A callback came: it names a submission under way, or wakes a task; return why it is set aside, or nothing."""
         if (submission := self._open.get(token)) is not None:
             if not submission.named.done():
                 submission.named.set_result(task_id)
-            return "" if submission.named.result() == task_id else "its token belongs to another task"
+            if submission.named.result() != task_id:
+                return _ANOTHER
+            submission.stages.append(stage)
+            return ""
+        if self._tasks.get(token, task_id) != task_id:
+            return _ANOTHER
         if token in self._lost:
             del self._lost[token]
             self._tell(Anomaly(task_id, "a submission given up as unknown is this task: session.track() follows it"))
-        return ""
+        return "" if self._tracker.wake(task_id, stage) else "a task that is not followed here (yet)"
 
     def knows(self, token: str) -> bool:
         """Whether a submission with this token is under way or followed here."""
@@ -318,6 +324,9 @@ class Submitter:
 
         entry = self._tracker.follow(task_id, Key(request.operation, request.model), release=release)
         submission.witness.follow(token, entry)
+        if recovered and submission.named.result() == task_id:
+            for stage in submission.stages:
+                self._tracker.wake(task_id, stage)
         return entry
 
     async def _recover(self, submission: _Submission, error: SubmitUnknownError) -> str:

@@ -14,8 +14,9 @@ from kie_async.models import TaskEvent, TaskResult
 class Task:
     """A task of the service, followed by a session. Await it for its result; many may.
 
-    A waiter that goes away stops nothing for the others; when the last one goes, the task is no longer looked at
-    until somebody waits again. It goes on at the service all the same.
+    A waiter that goes away stops nothing for the others. With a journal the task is followed to its end, whoever waits.
+    Without one, when the last waiter goes, it is no longer looked at until somebody waits again; it goes on at the
+    service all the same.
     """
 
     __slots__ = ("__weakref__", "_entry", "_key", "_tracker")

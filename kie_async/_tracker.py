@@ -12,11 +12,11 @@ import copy
 import heapq
 import math
 import random
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from sys import intern
+from weakref import WeakValueDictionary
 
 from kie_async import _pacing
 from kie_async._entry import Entry, closed, failure
@@ -34,7 +34,6 @@ UNKNOWN = Key("unknown", "unknown")  # of a task that was submitted elsewhere, u
 _LISTENED = 8.0  # most seconds between two looks while somebody listens to the stages
 _LATE = 600.0  # seconds; FACTS §3: 408, nothing for over 10 min
 _ODD = 10.0  # most seconds between two looks in an odd state
-_EARLY_MOST, _EARLY_AGE = 10_000, 600.0  # callbacks for tasks not known yet: how many, and for how long
 _WORDS_MOST = 100  # unknown words told of; there is no end of them in a hostile answer
 _OLDEST = 86_400.0  # a task said to be older than a day: its clock is not believed
 
@@ -60,10 +59,10 @@ class Tracker:
         self._gap = 1 / looks_per_second if looks_per_second else 0.0
         self._next_look = 0.0  # by the route's limit
         self._table: dict[str, Entry] = {}
+        self._parked: WeakValueDictionary[str, Entry] = WeakValueDictionary()  # what somebody may wait for again
         self._heap: list[tuple[float, Entry]] = []
         self._active = 0
         self._bell = asyncio.Event()
-        self._early: OrderedDict[str, tuple[float, bool]] = OrderedDict()
         self._words: set[str] = set()
         self._net = bool(settings.callback_url)  # callbacks bring the news, looks are the net
         self._closed = False
@@ -72,9 +71,11 @@ class Tracker:
 
     def follow(self, task_id: str, key: Key = UNKNOWN, *, release: Callable[[], None] | None = None) -> Entry:
         """Follow a task from now on; ``release`` is called once, when it is no longer followed."""
-        if (known := self._table.get(task_id)) is not None:
+        known = self._table.get(task_id) or self._parked.get(task_id)
+        if known is not None:
             if release is not None:
                 release()
+            self._resume(known)
             return known
         now = self._now()
         deadline = now + self._settings.task_timeout
@@ -83,19 +84,23 @@ class Tracker:
             self._end(entry, closed(task_id))
             return entry
         self._table[task_id] = entry
-        early = self._early.pop(task_id, None)
-        if early is not None:
-            entry.heard, entry.hints = True, int(early[1])
-        self._schedule(entry, now if early is not None or key is UNKNOWN else now + self._wait(entry, now))
+        self._schedule(entry, now if key is UNKNOWN else now + self._wait(entry, now))
         return entry
 
+    def record(self, entry: Entry, ended: Callable[[Entry], None]) -> None:
+        """Follow a task to its end, whoever waits for it; ``ended`` is called once, then."""
+        if entry.outcome is not None:
+            ended(entry)
+            return
+        entry.ended = ended
+        self._resume(entry)
+
     def wake(self, task_id: str, stage: str) -> bool:
-        """A callback came: look soon. False if the task is not known (yet); then it is kept for a while."""
+        """A callback came: look soon. False if the task is not followed here."""
         self._net = bool(self._settings.callback_url)
         final = WORDS.get(stage.upper()) is not Word.RUNNING
         entry = self._table.get(task_id)
         if entry is None:
-            self._keep(task_id, final=final)
             return False
         entry.heard = True
         entry.hints = entry.hints or int(final)
@@ -112,7 +117,8 @@ class Tracker:
         Raises:
             KieError: why it has no result; each waiter gets an error of its own.
 
-        Cancelling stops nothing for others; when the last one goes, the task is no longer looked at.
+        Cancelling stops nothing for others; when the last one goes, the task is no longer looked at, unless its end
+        is to be recorded.
         """
         self._check()
         self._gain(entry)
@@ -269,7 +275,8 @@ class Tracker:
         else:
             grace = self._settings.visible_grace
             message = f"the service does not know this task, {grace:.0f} s after the first look"
-            self._end(entry, TaskNotFoundError(message, entry.task_id))
+            is_paid = entry.submitted or entry.ended is not None  # the service gave this id
+            self._end(entry, TaskNotFoundError(message, entry.task_id, charged="maybe" if is_paid else "no"))
 
     def _count(self, entry: Entry, now: float) -> None:
         """Learn from a success how long such tasks take, if its start or a look before its end was seen."""
@@ -296,7 +303,7 @@ class Tracker:
         if now >= entry.deadline:
             message = (
                 f"no end after {self._settings.task_timeout:.0f} s; the task may still end: "
-                f"session.track({entry.task_id!r}) follows it again"
+                f"session.track({entry.task_id!r}) follows it again, as session.resume() does what a journal holds"
             )
             self._end(entry, WaitTimeoutError(message, entry.task_id))
         elif not entry.parked:
@@ -334,7 +341,11 @@ class Tracker:
         entry.interest += 1
         if self._closed and entry.outcome is None:
             self._end(entry, closed(entry.task_id))
-        elif entry.parked and entry.outcome is None:
+        self._resume(entry)
+
+    def _resume(self, entry: Entry) -> None:
+        """Go on looking at a task that was parked."""
+        if entry.parked and entry.outcome is None:
             entry.parked = False
             self._table[entry.task_id] = entry
             self._schedule(entry, self._soonest(entry))
@@ -342,9 +353,10 @@ class Tracker:
     def _lose(self, entry: Entry) -> None:
         entry.interest -= 1
         entry.waiters = tuple(waiter for waiter in entry.waiters if not waiter.done())
-        if entry.interest == 0 and entry.outcome is None:
+        if entry.interest == 0 and entry.outcome is None and entry.ended is None:
             entry.parked, entry.next_look = True, math.inf
             self._table.pop(entry.task_id, None)
+            self._parked[entry.task_id] = entry
             self._let_go(entry)
 
     def _moved(self, entry: Entry) -> asyncio.Future[None]:
@@ -374,16 +386,6 @@ class Tracker:
         release, entry.release = entry.release, None
         if release is not None:
             release()
-
-    def _keep(self, task_id: str, *, final: bool) -> None:
-        """Keep a callback for a task that is not known yet; its submission's answer may be on the way."""
-        now = self._now()
-        while self._early and (
-            len(self._early) >= _EARLY_MOST or next(iter(self._early.values()))[0] < now - _EARLY_AGE
-        ):
-            self._early.popitem(last=False)
-        _, before = self._early.pop(task_id, (now, False))
-        self._early[task_id] = (now, final or before)
 
     def _now(self) -> float:
         return self._loop.time()

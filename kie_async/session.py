@@ -145,7 +145,7 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         """Submit a request; it costs credits (FACTS: 12) from here on.
 
         Waits for a place in flight and for the quota, first come first served. The task is followed from its
-        acceptance on, whether somebody waits for it or not.
+        acceptance on, whether somebody waits for it or not; with a journal to its end, which is recorded.
 
         Args:
             request: what is asked.
@@ -214,7 +214,8 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         """Follow what a session with this journal left open, before a restart or a crash.
 
         A submission whose answer was not recorded is followed if a callback named its task; if none did, it is
-        recorded as unknown and told to the observer, never sent again.
+        recorded as unknown and told to the observer, never sent again. A task whose ``Settings.task_timeout`` was over
+        stays submitted in the journal, and is followed once more.
 
         Raises:
             SessionError: the session has no journal.
@@ -228,11 +229,17 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
     def track(self, task_id: str) -> Task:
         """Follow a task that was submitted elsewhere, or before a restart.
 
+        With a journal it is followed to its end, whoever waits for it; if a job of the journal is this task, its end
+        is recorded.
+
         Raises:
             InvalidRequestError: no id of a task.
         """
         self._check()
-        return self._task(self._tracker.follow(check_task_id(task_id)))
+        entry = self._tracker.follow(check_task_id(task_id))
+        if self._keeper is not None:
+            self._keeper.keep_tracked(entry)
+        return self._task(entry)
 
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
         """Submit many requests and give their outcomes in the order of completion.
@@ -370,7 +377,4 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
             await self._keeper.hear(token, event.task_id, event.stage)
             return ""
         self._check_journal()  # the service sends it again
-        note = self._submitter.heard(token, event.task_id)
-        if not note and not self._tracker.wake(event.task_id, event.stage):
-            note = "a task that is not followed here (yet)"
-        return note
+        return self._submitter.heard(token, event.task_id, event.stage)

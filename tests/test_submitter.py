@@ -228,10 +228,10 @@ async def test_a_token_cannot_name_another_task() -> None:
     async with serving(callbacks=True) as service:
         task = await service.session.submit(REQUEST)
         token = service.emulator.ledger[0].callback_url.rpartition("/")[2]
-        assert service.session._submitter.heard(token, task.id) == ""
-        assert "another task" in service.session._submitter.heard(token, "other")
+        assert service.session._submitter.heard(token, task.id, "text") == ""
+        assert "another task" in service.session._submitter.heard(token, "other", "text")
         await task
-        assert service.session._submitter.heard(token, "other") == ""  # forgotten with the task
+        assert "not followed" in service.session._submitter.heard(token, "other", "text")  # forgotten with the task
 
 
 async def test_the_first_callback_of_a_submission_under_way_names_it() -> None:
@@ -239,9 +239,9 @@ async def test_the_first_callback_of_a_submission_under_way_names_it() -> None:
         submitting = asyncio.create_task(service.session.submit(REQUEST))
         await anyio.sleep(1)
         (token,) = service.session._submitter._open
-        assert service.session._submitter.heard(token, "t1") == ""
-        assert service.session._submitter.heard(token, "t1") == ""
-        assert "another task" in service.session._submitter.heard(token, "t2")
+        assert service.session._submitter.heard(token, "t1", "text") == ""
+        assert service.session._submitter.heard(token, "t1", "text") == ""
+        assert "another task" in service.session._submitter.heard(token, "t2", "text")
         assert (await submitting).id != "t1"  # the answer itself is the truth
 
 
@@ -315,4 +315,4 @@ async def test_tokens_given_up_are_bounded() -> None:
         for number in range(10_010):
             submitter._lose(f"token{number}")
         assert len(submitter._lost) == 10_000
-        assert submitter.heard("token5", "t1") == ""
+        assert "not followed" in submitter.heard("token5", "t1", "text")

@@ -258,7 +258,7 @@ async def test_a_complete_callback_may_be_ahead_of_the_record() -> None:
         assert settled.seconds < TIMELINE[2] + 20
 
 
-async def test_callbacks_for_strangers_are_taken_and_bounded() -> None:
+async def test_callbacks_for_strangers_are_taken() -> None:
     async with serving(callbacks=True) as service, aiohttp.ClientSession() as client:
         url = f"{service.session.settings.callback_url}/{'x' * 43}"
         async with client.post(
@@ -267,24 +267,6 @@ async def test_callbacks_for_strangers_are_taken_and_bounded() -> None:
             assert answer.status == 200
         (told,) = service.of(CallbackReceived)
         assert "not followed here" in told.note
-        tracker = service.session._tracker
-        for number in range(10_050):
-            tracker.wake(f"t{number}", "text")
-        assert len(tracker._early) == 10_000
-        await anyio.sleep(700)
-        tracker.wake("t", "complete")
-        assert list(tracker._early) == ["t"]
-
-
-async def test_an_early_callback_is_kept_for_its_task() -> None:
-    async with serving(callbacks=True) as service:
-        task = await service.session.submit(REQUEST)
-        async with kie.KieSession(service.session.settings) as other:
-            other._tracker.wake(task.id, "text")
-            other._tracker.wake(task.id, "complete")
-            again = other.track(task.id)
-            assert len((await again).tracks) == 2
-        await task
 
 
 async def test_a_callback_during_a_look_is_not_lost() -> None:
