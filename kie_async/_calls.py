@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from kie_async import _wire, files
+from kie_async._lifetime import Lifetime
 from kie_async._routes import ROUTES, credits_left, download_url
 from kie_async._transport import Fetcher, Transport
-from kie_async.errors import InvalidRequestError, KieError, Problem, SessionError
+from kie_async.errors import InvalidRequestError, KieError, Problem
 from kie_async.events import Anomaly, Observer, clean
 from kie_async.models import Credits, TaskRecord, Track, UploadedFile
 from kie_async.settings import Settings
@@ -21,7 +22,7 @@ class Calls:
 
     settings: Settings
     _tell: Observer
-    _home: tuple[asyncio.AbstractEventLoop | None, int] | None
+    _lifetime: Lifetime[Any]
     _transport: Transport
     _fetcher: Fetcher
 
@@ -116,12 +117,7 @@ class Calls:
 
     def _check(self) -> None:
         """Refuse before anything is sent, where the session cannot work."""
-        if self._home is None:
-            raise SessionError("the session is not open: use it inside 'async with'")
-        if self._home[0] is None:
-            raise SessionError("the session was closed: make a new one")
-        if self._home != (asyncio.get_running_loop(), os.getpid()):
-            raise SessionError("the session belongs to another event loop or process: make one there")
+        self._lifetime.check()
 
 
 def check_task_id(task_id: object) -> str:

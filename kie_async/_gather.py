@@ -10,6 +10,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from kie_async._groups import lone_errors
+from kie_async._lifetime import check_running
+from kie_async.errors import SessionError
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -21,7 +23,8 @@ async def gather(
     """Do work on each item of a source and give the outcomes in the order of completion.
 
     At most ``most`` items are under way or wait to be fetched, so a slow reader slows the work down; items are taken
-    one by one as there is room for them. What the source or the work raises is raised here, and ends it.
+    one by one as there is room for them. What the source or the work raises is raised here, and ends it; the end of the
+    group is a ``SessionError``.
 
     Args:
         source: any iterable.
@@ -39,17 +42,20 @@ async def gather(
         done.put_nowait((await work(item),))
 
     async def feed() -> None:
-        end: Exception | None = None
+        end: Exception | None = SessionError("the session was closed: what was submitted goes on at the service")
         try:
             with scope, lone_errors():
                 async with anyio.create_task_group() as running:
                     async for item in _each(source):
                         await room.acquire()
                         running.start_soon(run, item)
+            end = None
         except Exception as error:  # noqa: BLE001  # whatever it is, it is raised where the outcomes are read
             end = error
-        done.put_nowait(end)
+        finally:
+            done.put_nowait(end)
 
+    check_running(group)
     group.start_soon(feed)
     try:
         while (outcome := await done.get()) is not None:

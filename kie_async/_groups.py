@@ -8,11 +8,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def lone_errors() -> Iterator[None]:
-    """Let an error that is alone in its group come out as itself, so that ``except KieError`` works."""
+    """Let an error that is alone in its group come out as itself, so that ``except KieError`` works.
+
+    So does one that is alone in the only group of a group.
+    """
     try:
         yield
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
-            raise
-        error = group.exceptions[0]
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
         raise error from error.__cause__

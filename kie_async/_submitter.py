@@ -23,12 +23,13 @@ from anyio.abc import TaskGroup
 
 from kie_async._answers import MOMENTARY
 from kie_async._entry import Entry
+from kie_async._lifetime import check_running
 from kie_async._pacing import Key
 from kie_async._retry import backoff
 from kie_async._routes import Route
 from kie_async._tracker import Tracker
 from kie_async._transport import Transport
-from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, SubmitUnknownError
+from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, SessionError, SubmitUnknownError
 from kie_async.events import Anomaly, Observer, Retried, Submitted, Waited
 from kie_async.limiter import Limiter, Permit
 from kie_async.models import Request
@@ -223,6 +224,11 @@ class Submitter:
 
     async def _permit(self, *, again: bool) -> Permit:
         permit = await self._limiter.acquire(again=again)
+        try:
+            check_running(self._group)  # while this waited, the session may have been closed in another task
+        except SessionError:
+            permit.give_back()
+            raise
         if self._stopped is not None:  # the key was refused: not one more request with it
             permit.give_back()
             raise copy.copy(self._stopped)

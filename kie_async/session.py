@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
-import anyio
 import attrs
 from anyio import to_thread
 from anyio.abc import TaskGroup
@@ -20,14 +19,14 @@ from kie_async._admission import Admission, task_problem
 from kie_async._calls import Calls, check_task_id
 from kie_async._entry import Entry
 from kie_async._gather import gather
-from kie_async._groups import lone_errors
 from kie_async._keeper import Keeper, check_open
-from kie_async._routes import ROUTES
+from kie_async._lifetime import Lifetime, Opened
 from kie_async._rules import is_url
 from kie_async._submitter import Prepare, Submitter
 from kie_async._task import Task
 from kie_async._tracker import Tracker
 from kie_async._transport import Fetcher, Transport
+from kie_async._wiring import Wiring, wired
 from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
 from kie_async.events import guarded
@@ -39,23 +38,25 @@ from kie_async.models import (
     Outcome,
     Request,
     RequestFields,
-    TaskRecord,
     Track,
     UploadExtendRequest,
     UploadFields,
     extend_track,
 )
-from kie_async.settings import Settings
+from kie_async.settings import Secret, Settings
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-class KieSession(Calls, anyio.AsyncContextManagerMixin):
-    """A session with the service: ``async with KieSession() as session``.
+class KieSession(Calls, Opened[Wiring]):
+    """A session with the service: ``async with KieSession() as session``, or ``await KieSession.open()``.
+
+    It may be entered and left in different tasks of one event loop.
 
     Args:
         settings: how to behave; by default from the environment (``KIE_API_KEY`` and others).
+        api_key: the key, in place of that of the settings or the environment.
         limiter: who may submit now; by default ``Settings.quota`` for this session alone. Give sessions of the same
             account the same one.
         journal: keeps what was meant, sent and accepted, so that a crash loses and repeats nothing; see ``resume``.
@@ -65,53 +66,67 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         SettingsError: a setting cannot be used.
 
     Leaving the block waits for the answers of submissions that are under way, and stops following tasks. They go on
-    at the service; ``track`` follows them again.
+    at the service; ``track`` follows them again. If what runs in the session fails, the task inside the block is
+    cancelled and the failure comes out of the block; where there is no block, further calls raise ``SessionError``.
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, limiter: Limiter | None = None, journal: Journal | None = None
+        self,
+        settings: Settings | None = None,
+        *,
+        api_key: str | Secret | None = None,
+        limiter: Limiter | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        self.settings = Settings() if settings is None else settings
+        self.settings = _settings(settings, api_key)
         self._tell = guarded(self.settings.observer)
-        self._limiter = limiter or SlidingLimiter(
+        limiter = limiter or SlidingLimiter(
             self.settings.quota, self.settings.quota_window, margin=self.settings.quota_margin
         )
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._tell)
         self._admission = Admission(self.settings, self._tell)
         self._journal = journal
         self._keeper: Keeper | None = None
-        self._is_keeping = False
-        self._home: tuple[asyncio.AbstractEventLoop | None, int] | None = None
+        self._is_keeping = journal is not None
         self._transport: Transport
         self._fetcher: Fetcher
         self._tracker: Tracker
         self._submitter: Submitter
         self._group: TaskGroup
+        self._lifetime = Lifetime("session", partial(wired, self.settings, limiter, journal, self._tell))
 
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        if self._home is not None:
-            raise SessionError("this session was entered before: make a new one")
-        self._home = asyncio.get_running_loop(), os.getpid()
-        settings, route = self.settings, ROUTES[self.settings.route]
-        try:
-            with lone_errors():
-                async with (
-                    Transport(settings, self._tell) as self._transport,
-                    Fetcher(settings, self._tell) as self._fetcher,
-                    anyio.create_task_group() as self._group,
-                ):
-                    looks_per_second = route.looks_per_second
-                    self._tracker = Tracker(settings, self._look, self._tell, looks_per_second=looks_per_second)
-                    self._submitter = Submitter(
-                        settings, self._transport, self._limiter, self._tracker, route, self._tell, self._group
-                    )
-                    self._group.start_soon(self._tracker.run)
-                    async with self._own_journal():
-                        yield self
-                    self._group.cancel_scope.cancel()
-        finally:
-            self._home = None, 0  # no loop is the loop of a closed session
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings | None = None,
+        *,
+        api_key: str | Secret | None = None,
+        limiter: Limiter | None = None,
+        journal: Journal | None = None,
+    ) -> Self:
+        """Open a session that ``aclose`` closes, for places that cannot hold a block: notebook cells, hooks, fixtures.
+
+        Args:
+            settings: these are the arguments of the class.
+            api_key: see there.
+            limiter: see there.
+            journal: see there.
+
+        Raises:
+            SettingsError: a setting cannot be used.
+            SessionError: no event loop of asyncio is running.
+            StorageError: the journal cannot be used.
+
+        Cancelling closes what was opened. A session that is never closed warns with ``ResourceWarning``.
+        """
+        session = cls(settings, api_key=api_key, limiter=limiter, journal=journal)
+        session._use(await session._lifetime.open())
+        return session
+
+    def _use(self, wiring: Wiring) -> None:
+        self._transport, self._fetcher = wiring.transport, wiring.fetcher
+        self._tracker, self._submitter, self._group = wiring.tracker, wiring.submitter, wiring.group
+        self._keeper = wiring.keeper
 
     # ------------------------------------------------------------ tasks
 
@@ -166,7 +181,6 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         request = await self._admitted(request)
         keeper = self._keeper
         if keeper is None:
-            self._check_journal()
             return self._task(await self._submitter.submit(request, self._ready(self._uploaded)))
         key = key or secrets.token_hex(16)
         await keeper.journal.add([Job(key=key, request=request)])
@@ -281,9 +295,6 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ wiring
 
-    async def _look(self, task_id: str) -> TaskRecord | None:
-        return await self._transport.send(ROUTES[self.settings.route].record_info(task_id), retry=False)
-
     def _task(self, entry: Entry, key: str | None = None) -> Task:
         self._admission.remember(entry.task_id)
         return Task(entry, self._tracker, key)
@@ -327,14 +338,6 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         return attrs.evolve(request, source=uploaded.download_url)
 
     @asynccontextmanager
-    async def _own_journal(self) -> AsyncGenerator[None]:
-        if self._journal is None:
-            yield
-        else:
-            async with self.keeping(self._journal):
-                yield
-
-    @asynccontextmanager
     async def keeping(self, journal: Journal) -> AsyncGenerator[Keeper]:
         """Open a journal and keep it for as long as the block lasts; the session's own is open already.
 
@@ -365,16 +368,16 @@ class KieSession(Calls, anyio.AsyncContextManagerMixin):
         finally:
             self._is_keeping = False
 
-    def _check_journal(self) -> None:
-        """No record, no spending, and no callback taken: also while the session's own journal opens or closes."""
-        if self._journal is not None and self._keeper is None:
-            raise SessionError("the session's journal is not open (any more)")
-
     async def _deliver(self, token: str, event: CallbackEvent) -> str:
         """Take a callback: it may name a lost task, and it wakes the one it speaks of."""
         self._check()
         if self._keeper is not None:  # durable before it is answered; whoever owns the task listens
             await self._keeper.hear(token, event.task_id, event.stage)
             return ""
-        self._check_journal()  # the service sends it again
         return self._submitter.heard(token, event.task_id, event.stage)
+
+
+def _settings(settings: Settings | None, api_key: str | Secret | None) -> Settings:
+    if api_key is None:
+        return Settings() if settings is None else settings
+    return Settings(api_key=api_key) if settings is None else attrs.evolve(settings, api_key=api_key)

@@ -26,6 +26,7 @@ from kie_async._jsontext import dump
 from kie_async._retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async._routes import Call
 from kie_async._transport._agent import user_agent
+from kie_async._transport._client import check_client
 from kie_async._transport._file import form
 from kie_async.errors import (
     BadResponseError,
@@ -155,6 +156,7 @@ class Transport(anyio.AsyncContextManagerMixin):
         settings = self.settings
         # A POST that raced the idle close of a kept connection would fail without anybody knowing how.
         session = self._kept if call.method == "GET" else self._fresh
+        check_client(session)
         base = settings.base_url if call.host == "api" else settings.upload_base_url
         async with session.request(
             call.method,

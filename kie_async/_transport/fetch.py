@@ -23,6 +23,7 @@ from yarl import URL
 
 from kie_async._guard import check_address, check_url
 from kie_async._transport._agent import user_agent
+from kie_async._transport._client import check_client
 from kie_async.errors import DownloadError, ResultExpiredError
 from kie_async.events import Observer, clean
 from kie_async.settings import Settings
@@ -143,6 +144,7 @@ class Fetcher(anyio.AsyncContextManagerMixin):
         raise DownloadError(f"the download was redirected more than {HOPS} times", retryable=False)
 
     async def _get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        check_client(self._client)
         try:
             with anyio.fail_after(self.settings.total_timeout):
                 return await self._client.get(URL(url, encoded=True), headers=headers, allow_redirects=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -13,6 +12,7 @@ import anyio
 from aiohttp import web
 
 from kie_async._groups import lone_errors
+from kie_async._lifetime import Lifetime, running_loop
 from kie_async.emulator._app import KEY, Service, under_own_name
 from kie_async.emulator._courier import Courier, Sent
 from kie_async.emulator._faults import Fault, Faults
@@ -155,7 +155,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     if not is_loopback(host):
         raise ValueError(f"the emulator serves on loopback only, not on {host!r}")
     keys = _checked(key)
-    clock = asyncio.get_running_loop().time
+    clock = running_loop().time
     state = State(
         seed=seed,
         credits_left=credits,
@@ -163,12 +163,18 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         rules=rules or Rules(),
         faults=faults,
     )
-    connector = aiohttp.TCPConnector(limit=0, socket_factory=_loopback_socket)
-    async with aiohttp.ClientSession(connector=connector) as client:
-        service = _wire_up(state, client, webhook_key=webhook_key, clock=clock)
-        service.keys, service.check, service.spoil = keys, check_sources, spoil_jobs
-        async with _listening(service, host, port), _background(service):
-            yield Emulator(service, keys[0] if keys else KEY)
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[Emulator]:
+        connector = aiohttp.TCPConnector(limit=0, socket_factory=_loopback_socket)
+        async with aiohttp.ClientSession(connector=connector) as client:
+            service = _wire_up(state, client, webhook_key=webhook_key, clock=clock)
+            service.keys, service.check, service.spoil = keys, check_sources, spoil_jobs
+            async with _listening(service, host, port), _background(service):
+                yield Emulator(service, keys[0] if keys else KEY)
+
+    async with Lifetime("emulator", running) as emulator:  # it may be left in another task
+        yield emulator
 
 
 def _checked(key: str | Iterable[str] | None) -> tuple[str, ...]:

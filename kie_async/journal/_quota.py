@@ -21,6 +21,7 @@ import anyio
 import attrs
 
 from kie_async._groups import lone_errors
+from kie_async._lifetime import Lifetime
 from kie_async._retry import backoff
 from kie_async.errors import KieError, SessionError, StorageError
 from kie_async.journal._extra import database
@@ -137,7 +138,7 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
         self._renew_at = 0.0
         self._in_queue = False
         self._failures = 0
-        self._is_open = False
+        self._lifetime = Lifetime("limiter", self._running)
         self._stir = asyncio.Event()  # there may be something to take
         self._tell = asyncio.Event()  # there is something the database must hear
 
@@ -148,6 +149,14 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        try:
+            async with self._lifetime:  # it may be left in another task
+                yield self
+        finally:
+            self._lifetime = Lifetime("limiter", self._running)
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None]:
         async with self._database:
             await self._database.execute(_OPEN, self._values)
             try:
@@ -155,11 +164,9 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
                     async with anyio.create_task_group() as group:
                         for work in (self._serve, self._report, self._listen):
                             group.start_soon(work)
-                        self._is_open = True
-                        yield self
+                        yield
                         group.cancel_scope.cancel()
             finally:
-                self._is_open = False
                 self._fail(SessionError("the limiter was closed"))
                 with anyio.CancelScope(shield=True):
                     await self._last_words()
@@ -170,7 +177,7 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
         """Wait for a permit, first come first served; for as long as the database is away. Cancelling takes nothing.
 
         Raises:
-            SessionError: the limiter is not open.
+            SessionError: the limiter is not open, or belongs to another event loop.
             StorageError: the database is there, but not as it must be.
         """
         while True:
@@ -181,8 +188,7 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
             again = True
 
     async def _wait(self, *, again: bool) -> SharedPermit:
-        if not self._is_open:
-            raise SessionError("the limiter is not open: enter it with `async with`")
+        self._lifetime.check()
         waiter: asyncio.Future[SharedPermit] = asyncio.get_running_loop().create_future()
         if not self._waiters:
             self._stir.set()

@@ -1,0 +1,71 @@
+"""Opens what a session works with, and wires it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+
+from kie_async._groups import lone_errors
+from kie_async._keeper import Keeper
+from kie_async._routes import ROUTES
+from kie_async._submitter import Submitter
+from kie_async._tracker import Tracker
+from kie_async._transport import Fetcher, Transport
+from kie_async.events import Observer
+from kie_async.journal import Journal
+from kie_async.limiter import Limiter
+from kie_async.models import TaskRecord
+from kie_async.settings import Settings
+
+
+@attrs.frozen(eq=False)
+class Wiring:
+    """What an open session works with. It knows nothing of the session, so one that is forgotten can be noticed.
+
+    Attributes:
+        group: where all that runs beside the caller lives.
+        keeper: of the session's own journal, if it has one.
+    """
+
+    transport: Transport
+    fetcher: Fetcher
+    tracker: Tracker
+    submitter: Submitter
+    group: TaskGroup
+    keeper: Keeper | None
+
+
+@asynccontextmanager
+async def wired(
+    settings: Settings, limiter: Limiter, journal: Journal | None, tell: Observer
+) -> AsyncGenerator[Wiring]:
+    """Open all of it. Leaving waits for the answers of submissions under way, and for their record.
+
+    A lone error of what runs inside comes out as itself.
+    """
+    route = ROUTES[settings.route]
+
+    async def look(task_id: str) -> TaskRecord | None:
+        return await transport.send(route.record_info(task_id), retry=False)
+
+    with lone_errors():
+        async with (
+            Transport(settings, tell) as transport,
+            Fetcher(settings, tell) as fetcher,
+            anyio.create_task_group() as group,
+        ):
+            tracker = Tracker(settings, look, tell, looks_per_second=route.looks_per_second)
+            submitter = Submitter(settings, transport, limiter, tracker, route, tell, group)
+            group.start_soon(tracker.run)
+            async with AsyncExitStack() as stack:
+                keeper = None
+                if journal is not None:
+                    await stack.enter_async_context(journal)
+                    keeper = Keeper(journal, submitter, tracker, tell, settings.route, group)
+                    await stack.enter_async_context(keeper)
+                yield Wiring(transport, fetcher, tracker, submitter, group, keeper)
+            group.cancel_scope.cancel()
