@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup
 
 from kie_async._answers import MOMENTARY
 from kie_async._entry import Entry
+from kie_async._internal import internal_errors
 from kie_async._submitter import Submitter
 from kie_async._tracker import Tracker
 from kie_async.errors import (
@@ -26,6 +27,7 @@ from kie_async.errors import (
     ConflictError,
     ConnectError,
     InsufficientCreditsError,
+    InternalError,
     KeyQuotaError,
     KieError,
     SessionError,
@@ -84,7 +86,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
         self._route = route
         self._group = group
         self._ended: asyncio.Queue[tuple[str | None, str | None, Entry]] = asyncio.Queue()
-        self._records: dict[str, asyncio.Future[StorageError | None]] = {}  # done when the end was written, or not
+        self._records: dict[str, asyncio.Future[StorageError | InternalError | None]] = {}  # done when the end was written, or not
         self._held: dict[str, float] = {}  # leases, and when each was last renewed
         self._is_closing = False
 
@@ -220,10 +222,11 @@ class Keeper(anyio.AsyncContextManagerMixin):
     async def _name(self, heard: Heard) -> None:
         """A callback of a submission that is not this process's: if it was given up as unknown, it is not any more."""
         try:
-            job = await self.journal.find(token=heard.token)
-            if job is not None and job.state is State.UNKNOWN and job.token == heard.token:
-                await self.recover(job)
-        except (ConflictError, StorageError) as error:
+            with internal_errors("a callback"):
+                job = await self.journal.find(token=heard.token)
+                if job is not None and job.state is State.UNKNOWN and job.token == heard.token:
+                    await self.recover(job)
+        except KieError as error:
             self._tell(Anomaly(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
 
     async def recover(self, job: Job) -> Job:
@@ -272,7 +275,8 @@ class Keeper(anyio.AsyncContextManagerMixin):
             await anyio.sleep(BEAT)
             for name in tuple(self._held):
                 try:
-                    await self._renew(name)
+                    with internal_errors("a lease"):
+                        await self._renew(name)
                 except KieError as error:
                     self._tell(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
 
@@ -297,15 +301,16 @@ class Keeper(anyio.AsyncContextManagerMixin):
 
     async def _record_end(self, key: str | None, token: str | None, entry: Entry) -> bool:
         """Write the end of a task; return whether that is done with, or must be tried again."""
-        error = None
+        error: StorageError | InternalError | None = None
         try:
-            if key is None:
-                job = await self.journal.find(task_id=entry.task_id)
-                if job is None or job.state is not State.SUBMITTED or job.task_id != entry.task_id:
-                    return True
-                key, token = job.key, job.token
-            await self._record(key, token, entry.outcome)
-        except StorageError as failure:
+            with internal_errors("a job's end"):
+                if key is None:
+                    job = await self.journal.find(task_id=entry.task_id)
+                    if job is None or job.state is not State.SUBMITTED or job.task_id != entry.task_id:
+                        return True
+                    key, token = job.key, job.token
+                await self._record(key, token, entry.outcome)
+        except (StorageError, InternalError) as failure:
             error = failure
             self._tell(Anomaly(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
         record = self._records.pop(key or "", None)

@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 
 from kie_async._answers import MOMENTARY
 from kie_async._entry import Entry
+from kie_async._internal import internal_errors
 from kie_async._lifetime import check_running
 from kie_async._pacing import Key
 from kie_async._retry import backoff
@@ -268,15 +269,13 @@ class Submitter:
 
     async def _run(self, submission: _Submission, permit: Permit, post: asyncio.Future[Entry]) -> None:
         try:
-            entry = await self._post(submission, permit)
+            with internal_errors(submission.request.operation):
+                entry = await self._post(submission, permit)
         except KieError as error:
             post.set_exception(error)
         except asyncio.CancelledError:
             message = f"{submission.request.operation}: the session was closed before its answer or its callback came"
             post.set_exception(SubmitUnknownError(message, token=submission.token))
-            raise
-        except BaseException as error:
-            post.set_exception(error)
             raise
         else:
             post.set_result(entry)

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from kie_async import _pacing
 from kie_async._entry import Entry, closed, failure
+from kie_async._internal import internal_errors
 from kie_async._pacing import Key, Pacing
 from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, Word, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
@@ -191,13 +192,13 @@ class Tracker:
 
     async def _look(self, entry: Entry) -> None:
         try:
-            record = await self._fetch(entry.task_id)
+            with internal_errors("record-info"):
+                record = await self._fetch(entry.task_id)
+                entry.looking = False
+                self.report(entry, record)
         except KieError as error:
             entry.looking = False
             self._failed_look(entry, error)
-        else:
-            entry.looking = False
-            self.report(entry, record)
         finally:
             self._active -= 1
             self._bell.set()

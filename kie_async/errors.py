@@ -25,6 +25,7 @@
     ├── WaitTimeoutError        the caller's patience ended; the task goes on    wait again
     ├── BudgetError             the batch's own cap is reached                   raise it, go on
     ├── ConflictError           the journal refused a move: somebody else has the job, or it is done
+    ├── InternalError           a fault of this library, or of one that it uses  report it
     └── FileError               a file could not be used, sent or fetched
         ├── AudioError          the source is not usable audio
         ├── DownloadError       a result could not be fetched whole              fetch again
@@ -246,6 +247,13 @@ class WaitTimeoutError(KieError, TimeoutError):
 
     charged: Charged = "yes"
     retryable: bool = True
+
+
+@attrs.define(slots=False)
+class InternalError(KieError):
+    """A fault of this library, or of one that it uses, which is the ``__cause__``. It ends what it struck alone."""
+
+    charged: Charged = "maybe"
 
 
 class BudgetError(KieError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -157,10 +157,10 @@ def _without_user(origin: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
-def guarded(observer: Observer) -> Observer:
-    """An observer that cannot harm the session: what it raises is logged."""
+def guarded(observer: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An observer that cannot harm what it observes: what it raises is logged."""
 
-    def tell(event: Event) -> None:
+    def tell(event: object) -> None:
         try:
             observer(event)
         except Exception:

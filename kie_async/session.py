@@ -19,6 +19,7 @@ from kie_async._admission import Admission, task_problem
 from kie_async._calls import Calls, check_task_id
 from kie_async._entry import Entry
 from kie_async._gather import gather
+from kie_async._internal import internal_errors
 from kie_async._keeper import Keeper, check_open
 from kie_async._lifetime import Lifetime, Opened
 from kie_async._rules import is_url
@@ -287,9 +288,10 @@ class KieSession(Calls, Opened[Wiring]):
     async def _outcome(self, request: Request) -> Outcome:
         task_id = None
         try:
-            task = await self.submit(request)
-            task_id = task.id
-            return Outcome(request, task_id, result=await task)
+            with internal_errors("submit_all"):
+                task = await self.submit(request)
+                task_id = task.id
+                return Outcome(request, task_id, result=await task)
         except KieError as error:
             return Outcome(request, task_id or error.task_id, error=error)
 

@@ -291,12 +291,14 @@ async def test_leaving_the_session_ends_the_wait_for_a_callback() -> None:
         assert caught.value.charged == "maybe"
 
 
-async def test_a_fault_of_ours_reaches_the_caller_and_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_ours_reaches_the_caller_and_the_session_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as service:
-        with pytest.raises(TypeError):
-            async with kie.KieSession(service.session.settings) as session:
-                monkeypatch.setattr(session._tracker, "follow", None)
-                await session.submit(REQUEST)
+        with monkeypatch.context() as broken:
+            broken.setattr(service.session._tracker, "follow", None)
+            with pytest.raises(kie.InternalError) as caught:
+                await service.session.submit(REQUEST)
+        assert isinstance(caught.value.__cause__, TypeError)
+        assert (await (await service.session.submit(REQUEST))).tracks
 
 
 async def test_no_more_in_flight_than_allowed() -> None:

@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError  # no ClientError, but i
 from aiohttp.tracing import Trace
 
 from kie_async._answers import Answer, understand
+from kie_async._internal import internal_errors
 from kie_async._jsontext import dump
 from kie_async._retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async._routes import Call
@@ -31,6 +32,7 @@ from kie_async._transport._file import form
 from kie_async.errors import (
     BadResponseError,
     ConnectError,
+    InternalError,
     InvalidRequestError,
     KieError,
     RateLimitedError,
@@ -113,7 +115,7 @@ class Transport(anyio.AsyncContextManagerMixin):
         attempt = 1
         while True:
             try:
-                value = understand(call, await self._exchange(call, on_headers))
+                value = _understood(call, await self._exchange(call, on_headers))
             except KieError as error:
                 error.message = error.message.replace(self.settings.api_key.reveal(), "…")
                 if call.spends or not retry or attempt == READ_ATTEMPTS or not self._again(error):
@@ -133,8 +135,8 @@ class Transport(anyio.AsyncContextManagerMixin):
 
     async def _exchange(self, call: Call[Any], on_headers: Callable[[], None]) -> Answer:
         wire = _Wire(on_headers)
-        body = _json(call)
         try:
+            body = _json(call)
             async with self._place(call):
                 token = _WIRE.set(wire)
                 try:
@@ -142,7 +144,9 @@ class Transport(anyio.AsyncContextManagerMixin):
                 finally:
                     _WIRE.reset(token)
                     wire.end()
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        except KieError:
+            raise
+        except Exception as error:  # noqa: BLE001  # aiohttp's, and whatever else: did the server get it?
             failure = _translate(call, error, wire)
         raise failure  # outside of the handler, so that it does not carry aiohttp's error and its headers
 
@@ -224,6 +228,16 @@ class _Wire:
 _WIRE: ContextVar[_Wire] = ContextVar("_WIRE")  # of the request that this task makes: how its connection finds it
 
 
+def _understood(call: Call[T], answer: Answer) -> T:
+    try:
+        with internal_errors(call.name):
+            return understand(call, answer)
+    except InternalError as error:
+        if not call.spends:
+            raise
+        raise SubmitUnknownError(f"{error.message}; it may be running and charged") from error
+
+
 def _delay(error: KieError, attempt: int) -> float:
     asked = error.retry_after if isinstance(error, RateLimitedError) else None
     return (asked or 0.0) + backoff(attempt, random.random)
@@ -239,6 +253,9 @@ def _json(call: Call[Any]) -> bytes | None:
 
 class _TooLongError(aiohttp.ClientError):
     """The answer is longer than any that is expected."""
+
+
+_EXPECTED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)  # other errors do not pass by themselves
 
 
 async def _capped(response: aiohttp.ClientResponse) -> bytes:
@@ -273,7 +290,8 @@ def _unsent(call: Call[Any], error: Exception, reason: str) -> ConnectError:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         message = f"{call.name}: the proxy refused to connect, nothing was sent: check Settings.proxy"
         return ConnectError(message, code=error.status, retryable=error.status >= _SERVER_ERRORS)
-    return ConnectError(f"{call.name}: no connection, nothing was sent ({reason})")
+    message = f"{call.name}: no connection, nothing was sent ({reason})"
+    return ConnectError(message, retryable=isinstance(error, _EXPECTED))
 
 
 def _reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from kie_async.batch._census import faulty
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import Fault, InvalidRequestError
+from kie_async.events import guarded
 from kie_async.journal import Job, Journal, State
 from kie_async.models import Request
 from kie_async.session import KieSession
@@ -55,7 +56,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         jobs: from ``read_manifest``, or made by hand. Taken one by one; memory does not grow with their number.
         journal: opened for the run, unless it is the session's own.
         directory: where tracks, their sidecars and ``results.jsonl`` go.
-        observer: called with each job when it has moved.
+        observer: called with each job when it has moved; what it raises is logged.
         batch: the name of the batch in the journal; by default, the directory.
         max_credits: never spend more on this batch, reserved before each submission.
 
@@ -70,6 +71,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     Breaking off submits nothing more; what was submitted goes on at the service, and with the next run.
     """
     name = batch or str(await anyio.Path(directory).resolve())
+    observer = guarded(observer)
     async with AsyncExitStack() as stack:
         keeper = await stack.enter_async_context(session.keeping(journal))
         await stack.enter_async_context(keeper.holding(f"batch:{name}"))

@@ -18,11 +18,13 @@ import anyio
 import attrs
 from anyio import to_thread
 
+from kie_async._internal import internal_errors
 from kie_async._keeper import Keeper, job_error
 from kie_async._rules import is_url
 from kie_async.batch._budget import Action, Budget, StopRules
 from kie_async.batch._results import Results
-from kie_async.errors import AudioError, ConflictError, InvalidRequestError, KieError
+from kie_async.errors import AudioError, ConflictError, InternalError, InvalidRequestError, KieError
+from kie_async.events import guarded
 from kie_async.journal import FINAL, Job, Source, State
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.session import KieSession
@@ -41,7 +43,7 @@ class Runner:
         keeper: of the journal in use.
         results: where the files go.
         budget: what may be spent.
-        observer: told of each job when it has moved.
+        observer: told of each job when it has moved; what it raises is logged.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Runner:
         self._journal = keeper.journal
         self._results = results
         self._budget = budget
-        self._observer = observer
+        self._observer = guarded(observer)
         self._rules = StopRules()
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._steps = {
@@ -74,6 +76,15 @@ class Runner:
 
         Cancelling leaves it where the journal says; the next call goes on from there.
         """
+        try:
+            with internal_errors(f"job {key!r}"):
+                return await self._run(key)
+        except InternalError as error:  # of this job alone: the others go on
+            job = attrs.evolve(await self._get(key), error=job_error(error))
+            self._moved(job)
+            return job
+
+    async def _run(self, key: str) -> Job:
         job = await self._get(key)
         while job.state not in FINAL:
             if job.state is State.PLANNED and self.stopped is not None:

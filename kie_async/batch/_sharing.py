@@ -12,6 +12,7 @@ from kie_async.batch._budget import Budget
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.batch._worker import Worker
+from kie_async.events import guarded
 from kie_async.journal import Job, Journal
 from kie_async.session import KieSession
 
@@ -76,8 +77,9 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
     """
     async with session.keeping(journal) as keeper:
         await add_jobs(journal, jobs, batch, session.check_request)
+        tell = guarded(observer)
         async for job in left_over(keeper, Results(directory), batch):
-            observer(job)
+            tell(job)
         worker = _worker(session, keeper, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)
         await worker.work(until_done=True, batch=batch)
 

@@ -22,7 +22,7 @@ import anyio
 
 from kie_async._keeper import Keeper
 from kie_async.batch._runner import Runner
-from kie_async.errors import ConflictError, KieError, SettingsError, StorageError
+from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import Anomaly, Observer, clean
 from kie_async.journal import Job, State
 
@@ -86,7 +86,6 @@ class Worker:
         self._at_once = at_once
         self._tell = tell
         self._ended = ended
-        self._failure: Exception | None = None
         self._over = asyncio.Event()
         self._engine: Engine | None = None
         connector = procrastinate.PsycopgConnector(
@@ -116,12 +115,8 @@ class Worker:
                 group.start_soon(self._forever, partial(self._look, batch), _LOOK_EVERY)
             await self._over.wait()
             group.cancel_scope.cancel()
-        if self._reason:
-            raise self._reason
-
-    @property
-    def _reason(self) -> Exception | None:
-        return self._runner.stopped or self._failure
+        if self._runner.stopped:
+            raise self._runner.stopped
 
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[None]:
@@ -199,11 +194,9 @@ class Worker:
             if _must_wait(job):
                 await self._hand_out(key, after=_AGAIN_AFTER)
             self._ended(job)
-        except KieError as error:  # the journal is away, for one
-            self._tell(Anomaly("", f"a job waits: {clean(error.message)}"))
-        except Exception as error:  # noqa: BLE001  # raised by ``work``: the engine would only log it
-            self._failure = error
-        if self._reason:
+        except Exception as error:  # noqa: BLE001  # the journal is away, for one; the engine would only log it
+            self._tell(Anomaly("", f"a job waits: {_words(error)}"))
+        if self._runner.stopped:
             self._over.set()
 
     def _check_taken_back(self, task: asyncio.Task[Any]) -> None:

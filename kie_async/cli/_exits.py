@@ -12,6 +12,7 @@ from kie_async.errors import (
     ConflictError,
     FileError,
     InsufficientCreditsError,
+    InternalError,
     InvalidRequestError,
     KeyQuotaError,
     KieError,
@@ -55,7 +56,7 @@ class Exit:
 
 EXITS: tuple[Exit, ...] = (
     Exit(0, "done"),
-    Exit(1, "a fault of this program", (BaseException,), "run it again with -v and report what it says"),
+    Exit(1, "a fault of this program", (BaseException, InternalError), "run it again with -v and report what it says"),
     Exit(2, "wrong use", (UsageError, SettingsError, InvalidRequestError, AudioError, AudioMissingError)),
     Exit(3, "the task failed, or the service refused or did not answer", (KieError,)),
     Exit(
