@@ -86,7 +86,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
         self._route = route
         self._group = group
         self._ended: asyncio.Queue[tuple[str | None, str | None, Entry]] = asyncio.Queue()
-        self._records: dict[str, asyncio.Future[StorageError | InternalError | None]] = {}  # done when the end was written, or not
+        self._records: dict[str, asyncio.Future[KieError | None]] = {}  # done when the end was written, or not
         self._held: dict[str, float] = {}  # leases, and when each was last renewed
         self._is_closing = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from kie_async.events import Anomaly, LookFailed
 from kie_async.journal import SQLiteJournal, State
 from kie_async.limiter import Permit
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 
 RICH: dict[str, Any] = {"credits": 1e6, "goes_on": (1.0, 2.0), "rules": Rules(quota=1000)}
 
@@ -174,9 +174,3 @@ async def test_an_end_that_breaks_the_journal_is_told_and_recorded_at_last(tmp_p
         async with SQLiteJournal(tmp_path / "journal.sqlite") as after:
             assert {job.state for _, job in await after.page(limit=10)} == {State.DELIVERED}
         assert len(service.emulator.ledger) == 3
-
-
-@pytest.fixture(autouse=True)
-async def _on_the_virtual_clock(clock: object) -> AsyncIterator[None]:
-    assert clock
-    yield
