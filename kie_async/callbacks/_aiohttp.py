@@ -16,6 +16,7 @@ import attrs
 from aiohttp import HttpVersion11, web
 from anyio import CancelScope
 
+from kie_async._listener import listen
 from kie_async.callbacks._receiver import PATIENCE, Receiving, segments
 from kie_async.errors import SettingsError
 
@@ -99,9 +100,9 @@ async def serve(
     prefix = _prefix(session, path)
     server = web.Server(partial(_answer_at, prefix, session))
     runner = web.ServerRunner(server, shutdown_timeout=_GRACE)
-    await runner.setup()
     listener = await _listen(server, host, port)
     try:
+        await runner.setup()
         yield _serving(listener, prefix)
     finally:
         listener.close()
@@ -110,9 +111,8 @@ async def serve(
 
 
 async def _listen(server: web.Server, host: str, port: int) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
     try:
-        return await loop.create_server(partial(_accept, server), host, port)
+        return await listen(partial(_accept, server), host, port)
     except (OSError, OverflowError) as error:
         raise SettingsError(f"cannot listen for callbacks on {host} port {port}: {error}") from error
 

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 import aiohttp
 import anyio
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from kie_async._groups import lone_errors
 from kie_async._lifetime import Lifetime, running_loop
+from kie_async._listener import listen
 from kie_async.emulator._app import KEY, Service, under_own_name
 from kie_async.emulator._courier import Courier, Sent
 from kie_async.emulator._faults import Fault, Faults
@@ -218,16 +220,18 @@ async def _listening(service: Service, host: str, port: int) -> AsyncIterator[No
     app = web.Application(client_max_size=MOST_BYTES, middlewares=[under_own_name])
     app.add_routes(service.routes())
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
-    await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        address = runner.addresses[0]
-        name = f"[{address[0]}]" if ":" in address[0] else address[0]
-        base_url = f"http://{name}:{address[1]}"
-        for each in (service, service.courier, service.sources, service.library):
-            each.base_url = base_url
-        yield
+        await runner.setup()
+        listener = await listen(cast("web.Server", runner.server), host, port)  # there is one, once set up
+        try:
+            address = listener.sockets[0].getsockname()
+            name = f"[{address[0]}]" if ":" in address[0] else address[0]
+            base_url = f"http://{name}:{address[1]}"
+            for each in (service, service.courier, service.sources, service.library):
+                each.base_url = base_url
+            yield
+        finally:
+            listener.close()
     finally:
         with anyio.CancelScope(shield=True):
             await runner.cleanup()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import aiohttp
-import anyio
 
 from kie_async.emulator._faults import Fault
 from kie_async.emulator._hosts import host_of
@@ -51,26 +51,26 @@ class Sources:
         self._measure = measure
         self._clock = clock
         self._planned = planned
-        self._send, self._receive = anyio.create_memory_object_stream[Task](float("inf"))
+        self._waiting: asyncio.Queue[Task] = asyncio.Queue()
         self._fetched: OrderedDict[str, bytes] = OrderedDict()
         self._lengths: dict[str, float | Fault | None] = {}
 
     def check(self, task: Task) -> None:
         """Look at the source of a task soon."""
         self.unchecked += 1
-        self._send.send_nowait(task)
+        self._waiting.put_nowait(task)
 
     async def run(self) -> None:
         """Look at sources until cancelled."""
-        async with self._send, self._receive:
-            async for task in self._receive:
-                try:
-                    await self._check(task)
-                except Exception:  # a library failed: that one task goes on unchecked, and the service goes on
-                    logger.exception("the source of task %s could not be checked", task.id)
-                finally:
-                    self.unchecked -= 1
-                    self._planned()
+        while True:
+            task = await self._waiting.get()
+            try:
+                await self._check(task)
+            except Exception:  # a library failed: that one task goes on unchecked, and the service goes on
+                logger.exception("the source of task %s could not be checked", task.id)
+            finally:
+                self.unchecked -= 1
+                self._planned()
 
     async def _check(self, task: Task) -> None:
         url = task.ask.upload_url

@@ -1,0 +1,70 @@
+"""Servers that are cancelled while they start: at each step, and nothing is left open."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from callback_skins import Inbox
+
+from kie_async import callbacks, emulator
+
+pytestmark = pytest.mark.anyio
+
+Start = Callable[[], AbstractAsyncContextManager[Any]]
+
+STARTS: dict[str, Start] = {
+    "callbacks.serve": lambda: callbacks.serve(Inbox()),
+    "emulator.serve": emulator.serve,
+}
+
+
+def is_socket(file: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(file).st_mode)
+    except OSError:  # closed since
+        return False
+
+
+def listening() -> set[Any]:
+    """The addresses at which this process listens."""
+    addresses = set()
+    for file in [int(each.name) for each in Path("/dev/fd").iterdir()]:
+        if is_socket(file):
+            with socket.socket(fileno=os.dup(file)) as found:
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    addresses.add(found.getsockname())
+    return addresses
+
+
+@pytest.mark.parametrize("name", STARTS)
+async def test_cancelled_at_any_step_it_leaves_no_socket_open(name: str) -> None:
+    before = listening()
+    tasks = asyncio.all_tasks()
+    started = asyncio.Event()
+
+    async def run() -> None:
+        async with STARTS[name]():
+            started.set()
+            await asyncio.Event().wait()
+
+    for steps in range(1000):  # until it starts before it is cancelled
+        task = asyncio.create_task(run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        reached = started.is_set()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert listening() - before == set(), f"after {steps} steps"
+        if reached:
+            break
+    assert reached
+    assert asyncio.all_tasks() == tasks
