@@ -9,10 +9,12 @@ from collections.abc import Callable
 import attrs
 
 from kie_async._pacing import Key
-from kie_async._states import Failed
+from kie_async._states import Failed, Succeeded
+from kie_async._values import as_duration
+from kie_async._wire import read_continue_at
 from kie_async.errors import KieError, SessionError, TaskFailedError
 from kie_async.events import clean
-from kie_async.models import Stage, TaskResult, Track
+from kie_async.models import Request, Stage, TaskRecord, TaskResult, Track
 
 
 @attrs.define(eq=False)
@@ -24,6 +26,8 @@ class Entry:
     born: float
     deadline: float
     release: Callable[[], None] | None = None
+    continue_at: float | None = None  # where its source is cut, seconds
+    source_duration: float | None = None
     submitted: bool = False  # by this session, so that its age is known and its callbacks come here
     next_look: float = math.inf
     looked: float | None = None  # the last look that was answered
@@ -47,6 +51,11 @@ class Entry:
     outcome: TaskResult | KieError | None = None
     ended: Callable[[Entry], None] | None = None  # told once, at its end
 
+    def note_source(self, request: Request) -> None:
+        """Note how long the source of its request is, and where it is cut, for its result."""
+        self.source_duration = request.source_duration
+        self.continue_at = as_duration(request.continue_at)
+
     def __lt__(self, other: Entry) -> bool:
         """Whether it goes first when both are due at the same moment."""
         return self.born < other.born
@@ -68,4 +77,16 @@ def failure(entry: Entry, verdict: Failed) -> TaskFailedError:
         status=entry.status,
         refunded=verdict.refunded,
         reason=reason,
+    )
+
+
+def success(entry: Entry, verdict: Succeeded, record: TaskRecord) -> TaskResult:
+    continue_at = read_continue_at(record.param) if entry.continue_at is None else entry.continue_at
+    return TaskResult(
+        entry.task_id,
+        verdict.tracks,
+        record,
+        partial=verdict.partial,
+        continue_at=continue_at,
+        source_duration=entry.source_duration,
     )

@@ -327,7 +327,9 @@ class Submitter:
             self._tasks.pop(token, None)
             submission.release()
 
-        entry = self._tracker.follow(task_id, Key(request.operation, request.model), release=release)
+        key = Key(request.operation, request.model)
+        entry = self._tracker.follow(task_id, key, release=release)
+        entry.note_source(request)
         submission.witness.follow(token, entry)
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:

@@ -19,7 +19,7 @@ from sys import intern
 from weakref import WeakValueDictionary
 
 from kie_async import _pacing
-from kie_async._entry import Entry, closed, failure
+from kie_async._entry import Entry, closed, failure, success
 from kie_async._internal import internal_errors
 from kie_async._pacing import Key, Pacing
 from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, Word, judge, reached
@@ -270,7 +270,7 @@ class Tracker:
             entry.tracks = verdict.tracks
             self._advance(entry, "complete", now)
             self._count(entry, now)
-            self._end(entry, TaskResult(entry.task_id, verdict.tracks, record, partial=verdict.partial))
+            self._end(entry, success(entry, verdict, record))
         elif isinstance(verdict, Failed):
             self._end(entry, failure(entry, verdict))
         else:

@@ -20,7 +20,7 @@ from kie_async._fields import record_fields, upload_fields
 from kie_async._jsontext import beginning, dump, load, load_pairs, load_tolerantly
 from kie_async._states import NO_ERROR, STAGE_WORDS, WORDS, Word
 from kie_async._tracks import read_tracks, unpacked
-from kie_async._values import as_integer, as_number, as_text, as_word
+from kie_async._values import as_duration, as_integer, as_number, as_text, as_word
 from kie_async.errors import BadResponseError
 from kie_async.models import (
     CallbackEvent,
@@ -144,6 +144,14 @@ def _bare(data: object) -> Any:  # noqa: ANN401  # JSON is anything
     if isinstance(data, str):
         data = unpacked(data)
     return data[0] if isinstance(data, list) and len(data) == 1 else data
+
+
+def read_continue_at(param: str | None) -> float | None:
+    """Read where the source was cut, in seconds, from the service's echo of a request; None if it does not say so."""
+    held = unpacked(param) if param else None
+    if isinstance(held, dict) and "input" in held:  # the jobs route
+        held = _bare(held["input"])
+    return as_duration(_get(held, "continueAt", "continue_at"))
 
 
 _CODES = ("errorCode", "failCode", "error_code", "fail_code")

@@ -17,7 +17,8 @@ from kie_async._limits import MODELS as MODELS  # noqa: PLC0414  # users look fo
 from kie_async._limits import MODELS_BY_CODE_NAME
 from kie_async._limits import ModelLimits as ModelLimits  # noqa: PLC0414  # users look for the limits here
 from kie_async._rules import find_problems, settle_moment
-from kie_async.errors import InvalidRequestError, Problem
+from kie_async.errors import InvalidRequestError, KieError, Problem
+from kie_async.events import clean
 
 Stage: TypeAlias = Literal["text", "first", "complete"]
 Operation: TypeAlias = Literal["extend", "upload_extend"]
@@ -205,6 +206,10 @@ class Track:
     source_stream_audio_url: str | None = None
     source_image_url: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON types; a moment is ISO 8601 text."""
+        return {name: _plain(value) for name, value in attrs.asdict(self, recurse=False).items()}
+
 
 def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
     """Build the request that extends a track, with its length and, where that is certain, its model.
@@ -256,6 +261,17 @@ class TaskRecord:
     created_at: datetime | None = None
     completed_at: datetime | None = None
     error_reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types, without what is secret: ``param``, and the addresses in the message."""
+        fields = attrs.asdict(self, recurse=False, filter=lambda field, _: field.name not in {"param", "tracks"})
+        message = self.error_message and clean(self.error_message)
+        tracks = [track.to_dict() for track in self.tracks]
+        return {name: _plain(value) for name, value in fields.items()} | {"error_message": message, "tracks": tracks}
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 @attrs.frozen
@@ -334,12 +350,38 @@ class TaskResult:
         tracks: those with audio.
         record: the record that settled it.
         partial: whether some tracks of the task never got their audio.
+        continue_at: where the source was cut, seconds, by the request or the service's echo of it.
+        source_duration: the length of the source in seconds, where the request had it.
     """
 
     task_id: str
     tracks: tuple[Track, ...]
     record: TaskRecord = attrs.field(repr=False)
     partial: bool = False
+    continue_at: float | None = None
+    source_duration: float | None = None
+
+    def holds(self, track: Track) -> Literal["continuation", "unknown"]:
+        """Say what a track is proven to hold; whether it is the whole song or what was added is not documented.
+
+        Returns:
+            "continuation": not longer than ``continue_at``, so what was added alone. "unknown": listen before joining.
+        """
+        is_short = self.continue_at is not None and track.duration is not None and track.duration <= self.continue_at
+        return "continuation" if is_short else "unknown"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types, for a web handler; each track with what it ``holds``."""
+        record = self.record.to_dict()
+        del record["tracks"]
+        return {
+            "task_id": self.task_id,
+            "tracks": [track.to_dict() | {"holds": self.holds(track)} for track in self.tracks],
+            "record": record,
+            "partial": self.partial,
+            "continue_at": self.continue_at,
+            "source_duration": self.source_duration,
+        }
 
 
 @attrs.frozen
@@ -354,4 +396,4 @@ class Outcome:
     request: Request
     task_id: str | None = None
     result: TaskResult | None = None
-    error: Exception | None = None
+    error: KieError | None = None

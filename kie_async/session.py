@@ -222,6 +222,7 @@ class KieSession(Calls, Opened[Wiring]):
         """Follow the task of a submitted job of the journal in use; its end is recorded."""
         self._check()
         entry = self._tracker.follow(check_task_id(job.task_id))
+        entry.note_source(job.request)
         check_open(self._keeper).keep_end(job.key, job.token, entry)
         return self._task(entry, job.key)
 

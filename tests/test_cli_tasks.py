@@ -155,6 +155,32 @@ def test_a_length_in_seconds_needs_no_measuring(terminal: Terminal, service: Emu
     assert "lasts" not in answer.err
 
 
+# ---------------------------------------------------------------- what came
+
+
+def test_each_length_is_told_beside_where_the_song_was_cut(
+    terminal: Terminal, song: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(monkeypatch, goes_on=(-5.4, 4.6)) as service:
+        answer = terminal("upload-extend", str(song), "--at", "-10s")
+        assert "2 tracks that last 0:10 and 0:20, made from the first 0:15.4 of 0:25.4" in answer.err
+        assert "track 1 is not longer than what was kept of the song: it holds the continuation alone" in answer.err
+        assert "track 2 is not longer" not in answer.err
+        value = terminal("wait", service.ledger[0].task_id, "--json").value
+        assert (value["continue_at"], value["source_duration"]) == (15.4, None)  # the service knows no more
+        assert [track["holds"] for track in value["tracks"]] == ["continuation", "unknown"]
+        words = ("--at", "10", "--duration", "90", "--prompt", "p", "--style", "s", "--title", "t")
+        value = terminal("extend", "a1", *words, "--json").value
+        assert (value["continue_at"], value["source_duration"]) == (10.0, 90.0)
+        assert [(track["duration"], track["holds"]) for track in value["tracks"]] == [
+            (4.6, "continuation"),
+            (14.6, "unknown"),
+        ]
+        answer = terminal("extend", "a1")
+        assert "made from" not in answer.err
+        assert "not longer" not in answer.err
+
+
 # ---------------------------------------------------------------- callbacks
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -17,6 +19,8 @@ from kie_async.models import (
     Credits,
     ExtendRequest,
     TaskEvent,
+    TaskRecord,
+    TaskResult,
     Track,
     UploadExtendRequest,
 )
@@ -229,3 +233,53 @@ def test_values_say_what_they_are() -> None:
 @pytest.mark.parametrize("audio_id", ["a\nb", " a", "a\t"])
 def test_an_audio_id_is_one_word(audio_id: str) -> None:
     assert "control characters" in problems_of(ExtendRequest, audio_id, **OWN)["audio_id"]
+
+
+# ---------------------------------------------------------------- as JSON
+
+MOMENT = datetime(2026, 3, 4, 11, 44, tzinfo=UTC)
+SHORT = Track("a", audio_url="https://x.example/a.mp3", duration=60.0, created_at=MOMENT)
+LONG = Track("b", audio_url="https://x.example/b.mp3", duration=60.1)
+RECORD = TaskRecord(
+    "t1",
+    "SUCCESS",
+    (SHORT, LONG),
+    error_message="see https://u.example/x.mp3?sig=SECRET",
+    param='{"callBackUrl":"https://me.example/kie/SECRET"}',
+    created_at=MOMENT,
+)
+
+
+def test_a_result_is_json() -> None:
+    value = TaskResult("t1", (SHORT, LONG), RECORD, continue_at=60.0, source_duration=125.0).to_dict()
+    assert json.loads(json.dumps(value)) == value
+    assert "SECRET" not in json.dumps(value)
+    assert (value["task_id"], value["partial"], value["continue_at"], value["source_duration"]) == (
+        "t1", False, 60.0, 125.0,
+    )  # fmt: skip
+    assert [track["holds"] for track in value["tracks"]] == ["continuation", "unknown"]
+    assert value["tracks"][0] == SHORT.to_dict() | {"holds": "continuation"}
+    assert value["record"]["created_at"] == "2026-03-04T11:44:00+00:00"
+    assert value["record"]["status"] == "SUCCESS"
+    assert "tracks" not in value["record"]
+
+
+def test_a_track_is_json() -> None:
+    value = SHORT.to_dict()
+    assert json.loads(json.dumps(value)) == value
+    assert set(value) == {field.name for field in attrs.fields(Track)}
+    assert (value["id"], value["created_at"], value["title"]) == ("a", "2026-03-04T11:44:00+00:00", None)
+
+
+def test_a_record_is_json() -> None:
+    value = RECORD.to_dict()
+    assert json.loads(json.dumps(value)) == value
+    assert "SECRET" not in json.dumps(value)
+    assert value["tracks"] == [SHORT.to_dict(), LONG.to_dict()]
+    assert TaskRecord("t1").to_dict()["error_message"] is None
+
+
+@pytest.mark.parametrize("continue_at", [None, 59.9])
+def test_a_longer_track_proves_nothing(continue_at: float | None) -> None:
+    result = TaskResult("t1", (SHORT, LONG, Track("c")), RECORD, continue_at=continue_at)
+    assert {result.holds(track) for track in result.tracks} == {"unknown"}

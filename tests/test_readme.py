@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import shlex
@@ -109,7 +110,7 @@ kie.KieSession = KieSession
 
 async def longer(request):
     task = await kept[0].extend(request.match_info["audio_id"], model="V5")
-    return web.json_response([track.audio_url for track in (await task).tracks])
+    return web.json_response((await task).to_dict())
 
 async def main(port):
     app = make_app()
@@ -135,7 +136,8 @@ def test_callbacks(kie_emulator: EmulatorHandle, folder: Path, code: str) -> Non
     code = f"{code}\nasyncio.run(main({port}))"
     done = run(code, folder, KIE_CALLBACK_URL=f"http://127.0.0.1:{port}/kie")
     assert done.stderr == ""
-    assert done.stdout.count(".mp3") == 2
+    tracks = json.loads(done.stdout)["tracks"]
+    assert [track["audio_url"].endswith(".mp3") for track in tracks] == [True, True]
     assert [sent.status for sent in kie_emulator.callbacks] == [200] * 3
     assert kie_emulator.looks(kie_emulator.ledger[0].task_id) == 1
 

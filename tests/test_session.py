@@ -51,6 +51,35 @@ async def test_a_song_on_disk_is_extended(song: Path, tmp_path: Path, route: str
         assert len((await longer).tracks) == 2
 
 
+@pytest.mark.parametrize("route", ["classic", "jobs"])
+async def test_a_result_says_where_its_source_was_cut(song: Path, route: str) -> None:
+    async with serving(settings={"route": route}, goes_on=(-2.0, 5.0), spoil_jobs=False) as service:
+        session = service.session
+        result = await (await session.upload_extend(song, model="V5", continue_at=6))
+        assert result.continue_at == 6
+        assert result.source_duration == pytest.approx(25.4)
+        assert [result.holds(track) for track in result.tracks] == ["continuation", "unknown"]
+        elsewhere = await session.track(result.task_id)  # known from the service's echo of the request alone
+        assert (elsewhere.continue_at, elsewhere.source_duration) == (6.0, None)
+        longer = await session.extend(result.tracks[1], model="V5", prompt="p", style="s", title="t", continue_at=10)
+        assert ((await longer).continue_at, (await longer).source_duration) == (10, result.tracks[1].duration)
+        inherited = await (await session.extend("a1", model="V5"))
+        assert (inherited.continue_at, inherited.source_duration) == (None, None)
+        assert {inherited.holds(track) for track in inherited.tracks} == {"unknown"}
+
+
+async def test_a_result_after_a_restart_says_it_too(song: Path, tmp_path: Path) -> None:
+    async with serving(goes_on=(-2.0, 5.0)) as service:
+        journal = kie.SQLiteJournal(tmp_path / "jobs.sqlite")
+        async with kie.KieSession(settings(service.emulator), journal=journal) as session:
+            await session.upload_extend(song, model="V5", continue_at=6)
+        journal = kie.SQLiteJournal(tmp_path / "jobs.sqlite")
+        async with kie.KieSession(settings(service.emulator), journal=journal) as session:
+            (result,) = [await task async for task in session.resume()]
+        assert result.continue_at == 6
+        assert result.source_duration == pytest.approx(25.4)
+
+
 async def test_a_moment_beyond_the_song_is_refused_before_anything_is_sent(song: Path) -> None:
     async with serving() as service:
         with pytest.raises(kie.InvalidRequestError, match="continue_at"):

@@ -16,7 +16,7 @@ from kie_async.cli._exits import UsageError
 from kie_async.cli._link import Link, Plan, linked
 from kie_async.cli._options import Calls
 from kie_async.cli._screen import Screen, callback_line, take_up
-from kie_async.cli._tasks import as_value
+from kie_async.cli._tasks import result_facts
 from kie_async.emulator import KINDS, Fault
 from kie_async.errors import KieError
 from kie_async.events import CallbackReceived
@@ -59,7 +59,7 @@ async def _all(screen: Screen, link: Link, task_ids: Sequence[str]) -> None:
             errors.append(error)
             screen.out(f"{task.id} {error}")
         else:
-            ends.append({"task_id": task.id, "tracks": [as_value(track) for track in result.tracks]})
+            ends.append(result_facts(result))
             screen.out(f"{task.id} {result.record.status}: {len(result.tracks)} tracks")
 
     await asyncio.gather(*map(one, tasks))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import attrs
 from anyio import to_thread
 
 from kie_async import files
@@ -128,14 +126,31 @@ async def follow(screen: Screen, link: Link, task: Task, *, timeout: float | Non
     else:
         async with _listening(task):
             result = await task.result(timeout=timeout)
-    lengths = " and ".join(
-        f"{track.duration:.1f} s" if track.duration else "an unknown time" for track in result.tracks
-    )
-    screen.say(f"{len(result.tracks)} tracks that last {lengths}" + (_PARTIAL if result.partial else ""))
+    for line in _lengths(result):
+        screen.say(line)
     screen.facts |= {"status": result.record.status, "partial": result.partial}
     screen.facts |= {"callbacks_received": screen.callbacks, "looks": screen.looks}
-    screen.facts["tracks"] = [as_value(track) for track in result.tracks]
+    screen.facts |= result_facts(result)
     return result
+
+
+def result_facts(result: TaskResult) -> dict[str, Any]:
+    """What a task made, as JSON."""
+    value = result.to_dict()
+    return {name: value[name] for name in ("task_id", "continue_at", "source_duration", "tracks")}
+
+
+def _lengths(result: TaskResult) -> Iterator[str]:
+    """How long the tracks are, beside where the song was cut, and what that proves."""
+    lengths = " and ".join(clock(track.duration) if track.duration else "an unknown time" for track in result.tracks)
+    line = f"{len(result.tracks)} tracks that last {lengths}"
+    if result.continue_at is not None:
+        lasts = f" of {clock(result.source_duration)}" if result.source_duration else ""
+        line += f", made from the first {clock(result.continue_at)}{lasts}"
+    yield line + (_PARTIAL if result.partial else "")
+    for number, track in enumerate(result.tracks, start=1):
+        if result.holds(track) == "continuation":
+            yield f"track {number} is not longer than what was kept of the song: it holds the continuation alone"
 
 
 @asynccontextmanager
@@ -201,8 +216,8 @@ async def status(screen: Screen, task_id: str, *, route: str) -> None:
         "operation": record.operation_type,
         "error_code": record.error_code,
         "error_message": clean(record.error_message or "") or None,
-        "created_at": _plain(None, None, record.created_at),
-        "tracks": [as_value(track) for track in record.tracks],
+        "created_at": record.to_dict()["created_at"],
+        "tracks": [track.to_dict() for track in record.tracks],
     }
     screen.out(f"{task_id} {record.status}" + _said(record.error_code, record.error_message))
     for track in record.tracks:
@@ -225,12 +240,3 @@ async def credits_left(screen: Screen, *, route: str) -> None:
         amount = (await link.session.credits()).amount
     screen.facts["credits"] = amount
     screen.out(f"{amount:.12g}")
-
-
-def as_value(track: Track) -> dict[str, Any]:
-    """A track as JSON."""
-    return attrs.asdict(track, value_serializer=_plain)
-
-
-def _plain(_instance: object, _field: object, value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else value
