@@ -68,6 +68,7 @@ class Calls:
         directory: str | os.PathLike[str],
         *,
         name: str | None = None,
+        keep_existing: bool = False,
         progress: files.Progress | None = None,
     ) -> Path:
         """Fetch the audio of a track into a directory and return its path; the file is whole or absent.
@@ -76,6 +77,8 @@ class Calls:
             track: with an ``audio_url``.
             directory: made if absent.
             name: of the file, without its suffix; by default made from the title and the id.
+            keep_existing: return a file that has the name already, and fetch nothing. By default an existing file
+                is left alone, and the new one gets a number.
             progress: called with the bytes received and the bytes in all, or None if that is not known.
 
         Raises:
@@ -91,6 +94,7 @@ class Calls:
             track,
             Path(directory),
             name=name,
+            keep_existing=keep_existing,
             max_bytes=self.settings.max_download_bytes,
             progress=progress,
             refresh=self._refresh(track),

@@ -138,7 +138,12 @@ class Keeper(anyio.AsyncContextManagerMixin):
             with anyio.CancelScope(shield=True):
                 await self._leave(name)
 
-    async def _renew(self, name: str) -> None:
+    async def renew(self, name: str) -> None:
+        """Renew a lease that is held.
+
+        Raises:
+            ConflictError: another process took it when it had run out.
+        """
         now = time.time()
         await self.journal.lease(name, LIFE)
         if name in self._held:
@@ -157,7 +162,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             raise SessionError("the journal is being closed: nothing was sent")
         for name, renewed in tuple(self._held.items()):
             if time.time() - renewed > LIFE:
-                await self._renew(name)
+                await self.renew(name)
 
     async def _leave(self, name: str) -> None:
         try:
@@ -276,7 +281,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             for name in tuple(self._held):
                 try:
                     with internal_errors("a lease"):
-                        await self._renew(name)
+                        await self.renew(name)
                 except KieError as error:
                     self._tell(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
 

@@ -24,6 +24,7 @@ from kie_async.batch._results import Results
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import BudgetError, ConflictError
 from kie_async.journal import Job, SQLiteJournal, State
+from kie_async.limiter import SlidingLimiter
 
 pytestmark = pytest.mark.anyio
 
@@ -273,6 +274,27 @@ async def test_a_job_that_another_process_has_is_left_to_it(tmp_path: Path, serv
         runner.stopped = kie.AuthError("stopped")
         await keeper.journal.add([Job(key="late", request=batch.jobs[0].request)])
         assert (await runner.run_job("late")).state is State.PLANNED
+
+
+async def test_a_job_that_another_process_delivered_meanwhile_is_no_error(tmp_path: Path, service: Service) -> None:
+    batch, limiter = Batch(tmp_path, jobs_of(1)), SlidingLimiter(1, 10.0)
+    permit = await limiter.acquire()
+
+    async def run(session: kie.KieSession) -> Job:
+        async with session.keeping(batch.journal) as keeper:
+            await add_jobs(keeper.journal, batch.jobs, "b")
+            return await Runner(session, keeper, Results(tmp_path / "out"), Budget(), seen.append).run_job("job0")
+
+    seen: list[Job] = []
+    async with kie.KieSession(service.session.settings, limiter=limiter) as late:
+        waiting = asyncio.create_task(run(late))
+        await anyio.sleep(1)  # it waits for the quota
+        delivered = await run(service.session)
+        permit.give_back()
+        assert await waiting == delivered
+    assert delivered.state is State.DELIVERED
+    assert seen[-1] == delivered
+    assert len(service.emulator.ledger) == 1
 
 
 async def test_a_source_that_changed_since_it_was_planned_is_refused(tmp_path: Path, service: Service) -> None:

@@ -566,6 +566,27 @@ async def test_a_track_without_audio_is_not_its_stream(tmp_path: Path) -> None:
     assert not host.asked
 
 
+async def test_a_file_that_is_to_be_kept_is_not_fetched_again(tmp_path: Path) -> None:
+    (tmp_path / "Longer-5c79.mp3").write_bytes(b"mine")
+    (tmp_path / "Longer-5c79.part").write_bytes(b"the rest of a process that was killed")
+    async with file_host(serve(SONG)) as host:
+        path = await download_track(tmp_path, track(host), keep_existing=True)
+        assert not host.asked
+    assert found(tmp_path) == {path.name: b"mine"}
+
+
+async def test_a_file_that_was_named_meanwhile_is_kept_or_left_beside(tmp_path: Path) -> None:
+    async def late(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        (tmp_path / "Longer-5c79.mp3").write_bytes(b"mine")
+        await serve(SONG)(asked, writer)
+
+    async with file_host(late) as host:
+        path = await download_track(tmp_path, track(host), keep_existing=True)
+        assert found(tmp_path) == {path.name: b"mine"}
+        path = await download_track(tmp_path, track(host))
+    assert found(tmp_path) == {"Longer-5c79.mp3": b"mine", path.name: SONG}
+
+
 async def test_a_track_is_held_to_its_duration_unless_told_not_to(tmp_path: Path) -> None:
     async with file_host(serve(SONG)) as host:
         short = track(host, duration=999.0, source_audio_url=None)

@@ -130,10 +130,26 @@ def test_a_disk_without_hard_links_gives_a_name_to_one_alone(tmp_path: Path, mon
 
 def test_two_downloads_of_one_name_never_mix(tmp_path: Path) -> None:
     one, other = written(tmp_path, b"one"), written(tmp_path, b"other")
-    assert other.path.name == "a-2.part"
+    assert other.path.name == "a.part-2"
     paths = [other.publish(".mp3"), one.publish(".mp3")]
     assert [path.name for path in paths] == ["a.mp3", "a-2.mp3"]
     assert [path.read_bytes() for path in paths] == [b"other", b"one"]
+
+
+def test_parts_that_nobody_writes_are_removed(tmp_path: Path) -> None:
+    held = written(tmp_path)
+    for _ in range(2):
+        left = written(tmp_path)
+        kept = written(tmp_path)
+        assert [left.path.name, kept.path.name] == ["a.part-2", "a.part-3"]
+        left.leave()
+        kept.leave()
+        _part.remove_parts(tmp_path, "a")
+        assert names(tmp_path) == {"a.part", "a.part.json"}
+    held.publish(".mp3")
+    written(tmp_path, stem="a.part").leave()
+    _part.remove_parts(tmp_path, "a")
+    assert names(tmp_path) == {"a.mp3", "a.part.part", "a.part.part.json"}
 
 
 def test_a_part_that_was_finished_while_we_waited_for_its_lock_is_not_touched(

@@ -497,7 +497,7 @@ async def test_a_lease_is_held_once(tmp_path: Path) -> None:
                     raise AssertionError
             with pytest.raises(ConflictError):
                 await other.lease("batch:b", 30)
-        await keeper._renew("batch:b")  # the heart was about to, when it was given back
+        await keeper.renew("batch:b")  # the heart was about to, when it was given back
         await other.lease("batch:b", 30)
 
 

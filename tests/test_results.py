@@ -63,7 +63,7 @@ class Downloads:
     audio: bytes = b"ID3 music"
     fetched: list[str | None] = attrs.field(factory=list)
 
-    async def download(self, track: Track, directory: Path, *, name: str | None = None) -> Path:
+    async def download(self, track: Track, directory: Path, *, name: str | None = None, **_: bool) -> Path:
         assert track in TRACKS
         self.fetched.append(name)
         path = directory / f"{name}.mp3"
@@ -216,7 +216,7 @@ async def test_a_download_that_failed_is_taken_up_under_its_name(tmp_path: Path)
     results = Results(tmp_path)
 
     class Broken(Downloads):
-        async def download(self, track: Track, directory: Path, *, name: str | None = None) -> Path:
+        async def download(self, track: Track, directory: Path, *, name: str | None = None, **_: bool) -> Path:
             (directory / f"{name}.part").write_bytes(b"ID3")
             raise DownloadError(f"{track.id} broke off")
 
@@ -234,13 +234,27 @@ async def test_a_part_that_a_crash_has_left_is_seen_to_by_the_download(tmp_path:
     os.link(tmp_path / "song-7-1.mp3", tmp_path / "song-7-1.part")
 
     class Finishing(Downloads):
-        async def download(self, track: Track, directory: Path, *, name: str | None = None) -> Path:
+        async def download(self, track: Track, directory: Path, *, name: str | None = None, **_: bool) -> Path:
             part = Part.open(directory, name or track.id)
             assert part.published is not None
             return part.published
 
     assert await results.save(Finishing(), JOB, TRACKS[0]) == "song-7-1.mp3"
     assert not (tmp_path / "song-7-1.part").exists()
+
+
+async def test_what_was_begun_of_a_job_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "song-7-1.part").write_bytes(b"mine")  # so that ours is song-7-1.2
+    results = Results(tmp_path)
+    await results.save(Downloads(), JOB, TRACKS[0])
+    (tmp_path / "song-7-1.2.mp3").unlink()
+    (tmp_path / "song-7-1.2.part").write_bytes(b"ID3")
+    await results.save(Downloads(), JOB, TRACKS[1])
+    (tmp_path / "song-7-2.part").write_bytes(b"ID3")
+    await results.remove_parts(JOB)
+    await results.remove_parts(JOB)
+    left = {"song-7-1.part", "song-7-2.mp3", f"song-7-2{SIDECAR}"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 @pytest.mark.parametrize("taken", ["song-7-1.mp3", "song-7-1.wav", "song-7-1.part", f"song-7-1{SIDECAR}"])

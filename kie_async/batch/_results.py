@@ -31,6 +31,7 @@ from kie_async.events import clean
 from kie_async.files._disk import on_disk
 from kie_async.files._kinds import KINDS
 from kie_async.files._names import safe_name
+from kie_async.files._part import remove_parts
 from kie_async.journal import Job
 from kie_async.models import Request, Track, UploadExtendRequest
 
@@ -50,8 +51,10 @@ _BINARY = getattr(os, "O_BINARY", 0)
 class Downloads(Protocol):
     """What fetches a track: a ``KieSession``."""
 
-    async def download(self, track: Track, directory: Path, *, name: str | None = None) -> Path:
-        """Fetch the audio of a track, whole or not at all, under a name."""
+    async def download(
+        self, track: Track, directory: Path, *, name: str | None = None, keep_existing: bool = False
+    ) -> Path:
+        """Fetch the audio of a track, whole or not at all, under a name, unless a file has it already."""
         ...
 
 
@@ -108,9 +111,17 @@ class Results:
         stem = await on_disk(self._take, job, number)
         name = await on_disk(self._found, stem)
         if name is None:
-            name = (await session.download(track, self.directory, name=stem)).name
+            name = (await session.download(track, self.directory, name=stem, keep_existing=True)).name
         await on_disk(self._complete, job, number, stem, name)
         return name
+
+    async def remove_parts(self, job: Job) -> None:
+        """Remove what this process has begun of a job that another has delivered; whole files stay.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        await on_disk(self._remove_parts, job)
 
     async def note(self, job: Job) -> bool:
         """Append a job's line to ``results.jsonl``, durably, and tell whether it was new.
@@ -140,12 +151,26 @@ class Results:
                 return stem
         raise AssertionError  # pragma: no cover (names are numbered without end)
 
+    def _remove_parts(self, job: Job) -> None:
+        for number in range(1, len(job.tracks) + 1):
+            for stem in _numbered(track_stem(job, number)):  # pragma: no branch  # without end
+                owner = _read_sidecar(self._sidecar(stem))
+                if owner is not None and _is_of(owner, job, number):
+                    remove_parts(self.directory, stem)
+                    if self._is_without_file(stem):  # it was delivered to another directory
+                        self._sidecar(stem).unlink()
+                    break
+                if self._is_free(stem):
+                    break
+
+    def _is_without_file(self, stem: str) -> bool:
+        return not any(os.path.lexists(self.directory / f"{stem}{suffix}") for suffix in (_PART, *_SUFFIXES))
+
     def _sidecar(self, stem: str) -> Path:
         return self.directory / f"{stem}{SIDECAR}"
 
     def _is_free(self, stem: str) -> bool:
-        suffixes = (SIDECAR, _PART, *_SUFFIXES)
-        return not any(os.path.lexists(self.directory / f"{stem}{suffix}") for suffix in suffixes)
+        return self._is_without_file(stem) and not os.path.lexists(self._sidecar(stem))
 
     def _found(self, stem: str) -> str | None:
         """The file of a name that was taken, if it is there; while a part is, the download must see to it first."""

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ from kie_async._keeper import Keeper, job_error
 from kie_async._rules import is_url
 from kie_async.batch._budget import Action, Budget, StopRules
 from kie_async.batch._results import Results
-from kie_async.errors import AudioError, ConflictError, InternalError, InvalidRequestError, KieError
+from kie_async.errors import AudioError, ConflictError, InternalError, InvalidRequestError, KieError, StorageError
 from kie_async.events import guarded
 from kie_async.journal import FINAL, Job, Source, State
 from kie_async.models import Request, UploadExtendRequest
@@ -33,6 +34,7 @@ JobObserver = Callable[[Job], None]
 
 UPLOAD_LIFE = 20 * 3600.0  # seconds. FACTS: uploads are kept 24 h or 3 days; treat them as older after 20 h
 _CHUNK = 1 << 20
+_LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is asked for again
 
 
 class Runner:
@@ -92,7 +94,9 @@ class Runner:
             try:
                 job = await self._steps[job.state](job)
             except ConflictError as error:  # another process has it
-                return attrs.evolve(await self._get(key), error=job_error(error))
+                job = await self._get(key)
+                if job.state not in FINAL:
+                    return attrs.evolve(job, error=job_error(error))
             except KieError as error:
                 job = await self._get(key)
                 delay = self._judge(error)
@@ -155,15 +159,52 @@ class Runner:
         return job
 
     async def _deliver(self, job: Job) -> Job:
-        """Fetch both tracks; whoever has the lease does it, and only once."""
-        async with self._keeper.holding(f"deliver:{job.key}"):
+        """Fetch the tracks, or wait for another process that does: for its end, or until its lease runs out."""
+        lease = f"deliver:{job.key}"
+        while job.state is State.SUCCEEDED:
+            try:
+                async with self._keeper.holding(lease):
+                    return await self._fetch(job.key, lease)
+            except ConflictError:
+                await anyio.sleep(_LEASE_INTERVAL)
+            except asyncio.CancelledError:
+                with anyio.CancelScope(shield=True):
+                    await self._tidy(job.key)
+                raise
             job = await self._get(job.key)
-            if job.state is not State.SUCCEEDED:
-                return job
+        await self._tidy(job.key)
+        return job
+
+    async def _tidy(self, key: str) -> None:
+        """Remove what this process has begun of a job that another has delivered."""
+        with suppress(StorageError):  # what is left does no harm
+            job = await self._get(key)
+            if job.state is State.DELIVERED:
+                await self._results.remove_parts(job)
+
+    async def _fetch(self, key: str, lease: str) -> Job:
+        """Fetch the tracks.
+
+        Raises:
+            ConflictError: another process has done so, or is at it: this one was stopped until its lease had run out.
+        """
+        job = await self._get_undelivered(key)
+        try:
             files = tuple([await self._results.save(self._session, job, track) for track in job.tracks])
-            moments = {**job.moments, State.DELIVERED.value: time.time()}
-            await self._results.note(attrs.evolve(job, state=State.DELIVERED, files=files, moments=moments))
-            return await self._journal.move(job.key, State.DELIVERED, files=files)
+        except KieError:
+            await self._keeper.renew(lease)
+            await self._get_undelivered(key)
+            raise
+        await self._get_undelivered(key)
+        moments = {**job.moments, State.DELIVERED.value: time.time()}
+        await self._results.note(attrs.evolve(job, state=State.DELIVERED, files=files, moments=moments))
+        return await self._journal.move(key, State.DELIVERED, files=files)
+
+    async def _get_undelivered(self, key: str) -> Job:
+        job = await self._get(key)
+        if job.state is not State.SUCCEEDED:
+            raise ConflictError(f"job {key!r} is {job.state}: another process was quicker", job.task_id)
+        return job
 
     # ------------------------------------------------------------ sources
 

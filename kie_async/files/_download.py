@@ -48,6 +48,7 @@ class _Wanted:
 
     expected_duration: float | None
     max_bytes: int
+    keep_existing: bool = False
     reporter: Reporter
     refresh: Refresh | None
 
@@ -103,6 +104,7 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     directory: str | PathLike[str],
     *,
     name: str | None = None,
+    keep_existing: bool = False,
     check_duration: bool = True,
     max_bytes: int | None = None,
     progress: Progress | None = None,
@@ -119,6 +121,7 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
         track: what to download.
         directory: where it goes.
         name: what to call it.
+        keep_existing: return a file that has the name already, instead of taking the next free name.
         check_duration: hold the file to ``track.duration``.
         max_bytes: the largest file accepted.
         progress: called with the bytes so far and the bytes in all.
@@ -132,6 +135,7 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     wanted = _Wanted(
         expected_duration=track.duration if check_duration else None,
         max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
+        keep_existing=keep_existing,
         reporter=Reporter(progress, fetcher.tell, task_id or ""),
         refresh=refresh,
     )
@@ -158,6 +162,8 @@ async def _fetch(fetcher: Fetcher, urls: Sequence[str], directory: Path, stem: s
     try:
         await on_disk(lambda: taken.append(Part.open(directory, stem)))
         (part,) = taken
+        if wanted.keep_existing and part.published is None:
+            part.published = await on_disk(part.give_way)
         return part.published or await _Download(fetcher, part, wanted).run(urls)
     finally:
         for part in taken:
@@ -229,7 +235,8 @@ class _Download:
         if not is_whole:
             await self._prove(url, kind)
         await self._check_duration()
-        return await on_disk(self.part.publish, kind.suffix)
+        keep_existing = self.wanted.keep_existing
+        return await on_disk(lambda: self.part.publish(kind.suffix, keep_existing=keep_existing))
 
     async def _exchange(self, url: str) -> bool:
         """Fetch what is missing; tell whether HTTP proves that it is all there."""

@@ -2,7 +2,7 @@
 
 What proves that a later answer continues the same file stands in ``NAME.part.json``; without that proof a download
 begins anew. A part is locked while it is written, so that two processes never mix their bytes in one: the second
-takes the next free name. The final name appears by a hard link, which is atomic and overwrites nothing, and only
+takes ``NAME.part-2``. The final name appears by a hard link, which is atomic and overwrites nothing, and only
 after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none.
 """
 
@@ -23,7 +23,7 @@ import attrs
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
 from kie_async.files._ending import ends_as_declared
-from kie_async.files._kinds import Kind, kind_of
+from kie_async.files._kinds import KINDS, Kind, kind_of
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -67,8 +67,8 @@ class Part:
         """Take the part of a name, or of the next free one if another download holds it."""
         directory.mkdir(parents=True, exist_ok=True)
         directory = directory.resolve()
-        for name in _numbered(stem):
-            path = _inside(directory, f"{name}.part")
+        for name in _numbered(f"{stem}.part"):
+            path = _inside(directory, name)
             while (file := _take(path)) is not None:
                 try:
                     if _is_current(file, path):
@@ -126,16 +126,32 @@ class Part:
         with self.path.open("rb") as file:
             return ends_as_declared(file, kind)
 
-    def publish(self, suffix: str) -> Path:
-        """Bring the bytes to the disk, give them their final name, and return it. An existing file is kept."""
+    def publish(self, suffix: str, *, keep_existing: bool = False) -> Path:
+        """Bring the bytes to the disk, give them their final name, and return it. An existing file is kept.
+
+        Args:
+            suffix: of the file.
+            keep_existing: take a file that has the name already for this one, instead of the next free name.
+        """
         os.fsync(self._file.fileno())
         for name in _numbered(self.stem):  # pragma: no branch  # without end
             target = _inside(self.path.parent, f"{name}{suffix}")
-            with contextlib.suppress(FileExistsError):
+            try:
                 give_name(self.path, target)
-                break
+            except FileExistsError:
+                if not keep_existing:
+                    continue
+            break
         self.remove()
         return target
+
+    def give_way(self) -> Path | None:
+        """Return the file that has the name already, and remove the part; None if there is no such file."""
+        paths = (self.path.with_name(f"{self.stem}{kind.suffix}") for kind in KINDS)
+        existing = next((path for path in paths if path.is_file()), None)
+        if existing is not None:
+            self.remove()
+        return existing
 
     def remove(self) -> None:
         """Remove the part and its note; the file stays under its final name, if it has one."""
@@ -152,6 +168,19 @@ class Part:
             with contextlib.suppress(OSError):  # an empty part that stays behind harms nobody
                 self.remove()
         self._file.close()
+
+
+def remove_parts(directory: Path, stem: str) -> None:
+    """Remove the parts of a name that nobody is writing: its file is there already."""
+    for number, name in enumerate(_numbered(f"{stem}.part")):  # pragma: no branch  # without end
+        path = directory / name
+        if not os.path.lexists(path):
+            if number:
+                return
+            continue
+        file = _take(path)
+        if file is not None and _is_current(file, path):
+            Part(path, stem, file, 0).remove()
 
 
 def _numbered(stem: str) -> Iterator[str]:
