@@ -164,4 +164,4 @@ def _check_host(parts: SplitResult, *, allow_loopback: bool) -> str:
 
 
 def _refused(reason: str) -> DownloadError:
-    return DownloadError(f"an address given by the service is not fetched: {reason}", retryable=False)
+    return DownloadError(f"the address is not fetched: {reason}", retryable=False)

@@ -7,14 +7,11 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
 import attrs
-from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from kie_async import files
 from kie_async._admission import Admission, task_problem
 from kie_async._calls import Calls, check_task_id
 from kie_async._entry import Entry
@@ -22,7 +19,7 @@ from kie_async._gather import gather
 from kie_async._internal import internal_errors
 from kie_async._keeper import Keeper, check_open
 from kie_async._lifetime import Lifetime, Opened
-from kie_async._rules import is_url
+from kie_async._sources import measure_file, measure_url, upload_file
 from kie_async._submitter import Prepare, Submitter
 from kie_async._task import Task
 from kie_async._tracker import Tracker
@@ -307,7 +304,7 @@ class KieSession(Calls, Opened[Wiring]):
         if isinstance(request, ExtendRequest):
             await self._check_audio_id(request.audio_id)
         self._admission.check(request)
-        request = await self._measured(request)
+        request = await measure_file(request)
         self._admission.check(request)  # by its length, too
         return request
 
@@ -321,24 +318,14 @@ class KieSession(Calls, Opened[Wiring]):
         """What makes a request ready, and checks it once more when it goes out."""
 
         async def ready(request: Request) -> Request:
-            request = await prepare(request)
+            request = await measure_url(await prepare(request), self._fetcher, self._admission.notify)
             self._admission.check(request, ready=True)
             return request
 
         return ready
 
-    async def _measured(self, request: Request) -> Request:
-        """Check a local source before anything waits or is spent."""
-        if not isinstance(request, UploadExtendRequest) or is_url(request.source) or request.source_duration:
-            return request
-        duration = await to_thread.run_sync(files.measure, Path(request.source))
-        return attrs.evolve(request, source_duration=duration)
-
     async def _uploaded(self, request: Request) -> Request:
-        if not isinstance(request, UploadExtendRequest) or is_url(request.source):
-            return request
-        uploaded = await files.upload(self._transport, Path(request.source), measure=False)
-        return attrs.evolve(request, source=uploaded.download_url)
+        return await upload_file(request, self._transport)
 
     @asynccontextmanager
     async def keeping(self, journal: Journal) -> AsyncGenerator[Keeper]:

@@ -131,6 +131,28 @@ def test_every_field_reaches_the_service(terminal: Terminal, service: EmulatorHa
     }
 
 
+def test_lyrics_reach_the_jobs_route_alone(terminal: Terminal, service: EmulatorHandle) -> None:
+    words = (
+        "upload-extend", "http://127.0.0.1:9/song.mp3", "--duration", "100", "--at", "60", "--style", "s",
+        "--title", "t", "--lyrics", "la", "--variety", "2", "--no-wait",
+    )  # fmt: skip
+    refused = terminal(*words)
+    assert refused.code == 2
+    assert "--lyrics is not known to the classic route; use --route jobs" in refused.err
+    assert not service.arrivals
+    assert terminal(*words, "--route", "jobs").code == 0
+    sent = service.ledger[0].body["input"]
+    assert (sent["lyrics"], sent["variety"]) == ("la", 2)
+
+
+def test_what_is_only_pointless_is_a_note(terminal: Terminal, service: EmulatorHandle) -> None:
+    words = ("--instrumental", "--style", "s", "--title", "t", "--prompt", "p", "--vocal-gender", "m", "--at", "60")
+    answer = terminal("extend", "a1", *words, "--no-wait")
+    assert answer.code == 0
+    assert "note: --vocal-gender: has no effect with instrumental" in answer.err
+    assert service.ledger[0].body["vocalGender"] == "m"
+
+
 def test_switches_reach_the_service(terminal: Terminal, service: EmulatorHandle) -> None:
     words = ("--instrumental", "--style", "s", "--title", "t", "--at", "60", "--no-wait", "--default-param-flag")
     assert terminal("extend", "a1", *words).code == 0

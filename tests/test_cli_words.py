@@ -85,6 +85,8 @@ def test_every_field_of_a_request_has_its_option() -> None:
         ("or give source_duration=", "or give --duration"),
         ("later session.track('5c79') later", "later kie-async wait 5c79 later"),
         ("set KIE_API_KEY, or give Settings(api_key=...)", "set KIE_API_KEY"),
+        ('use Settings(route="jobs"), or leave it out', "use --route jobs, or leave it out"),
+        ("style_weight: is 2", "--style-weight: is 2"),
         ("nothing of Python", "nothing of Python"),
     ],
 )

@@ -192,6 +192,8 @@ def test_a_task_can_be_invisible_at_first() -> None:
         ({"own_parameters": True, "style": "s", "title": "t"}, "prompt is required"),
         ({"own_parameters": True, "instrumental": True, "style": "s"}, "title is required"),
         ({"title": "t" * 101}, "title must not exceed 100"),
+        ({"lyrics": "l" * 5001}, "lyrics must not exceed 5000"),
+        ({"variety": 4.5}, "variety must be from 0 to 4"),
         ({"continue_at": 0.0}, "continueAt must be greater than 0"),
         ({"continue_at": 1000.0}, "continueAt must be greater than 0"),
         ({"own_parameters": True, "instrumental": True, "style": "s", "title": "t", "continue_at": None}, "continueAt"),

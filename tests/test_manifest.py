@@ -232,6 +232,19 @@ async def test_rows_that_ask_for_the_same_are_numbered(tmp_path: Path) -> None:
     assert len(set(keys)) == 4
 
 
+async def test_the_keys_of_jobs_stay_what_they_are(tmp_path: Path) -> None:
+    """A journal knows its jobs by these: another key would be paid once more."""
+    rows = [
+        {"audio_id": "a1", "model": "V5"},
+        {"audio_id": "a1", "model": "V4"},
+        {"source": "https://x.example/a.mp3", "model": "V5", "continue_at": "60", "style_weight": "0.5"},
+        {"source": "https://x.example/a.mp3", "continue_at": "60", "style_weight": "0.5", "id": ""},
+    ]
+    keys = [job.key for job in await jobs_of(manifest(tmp_path, as_csv(rows)))]
+    assert keys[:3] == ["21a19bfed98df1387e6351ad", "a7fa0a39860d996e5e159365", "5df34b73bfc167d077d7fa33"]
+    assert keys[3] == f"{keys[2]}-2"  # V5 is what it takes if nothing is said
+
+
 EDITS = st.fixed_dictionaries(
     {"audio_id": st.sampled_from(["a1", "a2"]), "model": st.sampled_from(["V5", "V4"])},
     optional={
@@ -275,6 +288,7 @@ FAULTS = {
     "no operation": (HEAD + "a1,,V5,,,,,,,,cover\n", [(2, "operation", "extend or upload_extend")]),
     "operation against its subject": (HEAD + "a1,,V5,,,,,,,,upload_extend\n", [(2, "operation", "with audio_id")]),
     "both subjects": (HEAD + "a1,https://x.example/a,V5,,,,5,,,,\n", [(2, "source", "with audio_id")]),
+    "a field of the other operation": ("audio_id,model,lyrics\na1,V5,la\n", [(2, "lyrics", "with audio_id")]),
     "no subject": (HEAD + ",,V5,,,,5,,,,\n", [(2, "source", "is missing")]),
     "no subject for its operation": (HEAD + ",,V5,,,,,,,,extend\n", [(2, "audio_id", "is missing")]),
     "no model": (HEAD + "a1,,,,,,,,,,\n", [(2, "model", "is missing")]),

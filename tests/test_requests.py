@@ -18,6 +18,7 @@ from service import Service, serving
 
 import kie_async as kie
 from kie_async import events
+from kie_async._admission import Admission
 from kie_async.batch._fields import COLUMNS
 from kie_async.cli._options import Music
 from kie_async.emulator import Fault
@@ -234,6 +235,13 @@ async def test_the_id_of_a_task_is_not_that_of_a_track() -> None:
         await service.session.extend("2" * 32, model="V5")
         assert notices(service) == ["audio_id: looks like the id of a task; give the id of a track (Track.id)"]
         await service.session.extend(result.tracks[0], model="V5")
+
+
+def test_the_last_ten_thousand_tasks_are_remembered() -> None:
+    admission = Admission(kie.Settings(api_key="k-0123456789"), lambda _: None)
+    for number in range(10_001):
+        admission.remember(f"t{number}")
+    assert [admission.knows(task_id) for task_id in ("t0", "t1", "t10000", "t10001")] == [False, True, True, False]
 
 
 async def test_the_journal_knows_the_ids_of_its_tasks(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Self, TypeAlias
 from urllib.parse import urljoin
 
@@ -111,19 +111,24 @@ class Fetcher(anyio.AsyncContextManagerMixin):
             yield self
 
     @asynccontextmanager
-    async def open(self, url: str, *, start: int = 0, validator: str | None = None) -> AsyncGenerator[Answer]:
+    async def open(
+        self, url: str, *, start: int = 0, validator: str | None = None, most: int | None = None
+    ) -> AsyncGenerator[Answer]:
         """Ask for a file from byte ``start`` on, following redirects; leaving the context ends the exchange.
 
         Args:
             url: where it lies; judged by ``check_url``, as is each redirect.
             start: bytes that are there already.
             validator: that of the answer they came from; if the file has changed, it comes whole (200).
+            most: ask for so many bytes from the beginning only, without waiting for a turn; a host may send more.
 
         Raises:
             ResultExpiredError: 403, 404 or 410.
             DownloadError: the URL may not be fetched (not retryable), or the exchange failed.
         """
-        async with self._turns, self._ask(url, _headers(start, validator)) as response:
+        turn = self._turns if most is None else nullcontext()
+        headers = _headers(start, validator) if most is None else {"Range": f"bytes=0-{most - 1}"}
+        async with turn, self._ask(url, headers) as response:
             _check_status(response.status)
             yield _answer(response)
 

@@ -3,6 +3,7 @@
 from kie_async.files._disk import Progress
 from kie_async.files._download import Refresh, download, download_track
 from kie_async.files._length import measure
+from kie_async.files._remote import measure_url
 from kie_async.files._upload import upload
 
-__all__ = ["Progress", "Refresh", "download", "download_track", "measure", "upload"]
+__all__ = ["Progress", "Refresh", "download", "download_track", "measure", "measure_url", "upload"]

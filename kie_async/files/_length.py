@@ -85,12 +85,17 @@ def measure(path: str | PathLike[str]) -> float:
         )
     try:
         with path.open("rb") as file:
-            kind = kind_of(file)
-            if kind is None:
-                raise AudioError(f"{_shown(path)} is no audio of a known kind: give one of {NAMES}")
-            return _Work(_shown(path), kind).seconds(file)
+            return measure_open(file, _shown(path))
     except OSError as error:
         raise StorageError(f"{_shown(path)} cannot be read: {error.strerror or error}") from error
+
+
+def measure_open(file: BinaryIO, name: str) -> float:
+    """Return the seconds of audio in an open file; ``name`` is for errors. As ``measure``, with PyAV at hand."""
+    kind = kind_of(file)
+    if kind is None:
+        raise AudioError(f"{name} is no audio of a known kind: give one of {NAMES}")
+    return _Work(name, kind).seconds(file)
 
 
 def _shown(path: Path) -> str:

@@ -1,0 +1,91 @@
+"""How long audio at an address is, by one request for its beginning."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import anyio
+import attrs
+from anyio import to_thread
+
+from kie_async._transport.fetch import Answer, Fetcher
+from kie_async.errors import AudioError, DownloadError
+from kie_async.files._headers import stated_length
+from kie_async.files._kinds import FLAC, audio_start, kind_of
+from kie_async.files._length import LONGEST, can_measure, measure_open
+
+MOST = 1 << 20  # bytes that are fetched
+PATIENCE = 3.0  # seconds for all of it
+_UNEVEN = 0.5  # by how much the beginning may be denser or thinner than the whole
+
+_NAME = "the source"
+
+
+@attrs.frozen
+class Measured:
+    """The length of a source in seconds; or None, and why."""
+
+    seconds: float | None
+    reason: str = ""
+
+
+async def measure_url(fetcher: Fetcher, url: str) -> Measured:
+    """Fetch at most 1 MiB of a file within 3 s, and tell its length if that proves it; raises nothing.
+
+    Args:
+        fetcher: judges the address, and each redirect; it knows no key.
+        url: where the file lies.
+    """
+    if not can_measure():
+        return Measured(None, 'it takes PyAV to measure it: pip install "kie_async[audio]"')
+    try:
+        with anyio.fail_after(PATIENCE):
+            data, total = await _beginning(fetcher, url)
+            if total is None:
+                return Measured(None, "its host does not say how large it is")
+            seconds = await to_thread.run_sync(_proven, data, total, abandon_on_cancel=True)
+    except TimeoutError:
+        return Measured(None, f"it was not measured within {PATIENCE:.0f} s")
+    except (DownloadError, AudioError) as error:
+        return Measured(None, error.message)
+    return Measured(seconds, "" if seconds else "the beginning of the file does not prove it")
+
+
+async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
+    """The first bytes of a file, and its size if it is known."""
+    data = bytearray()
+    async with fetcher.open(url, most=MOST) as answer:
+        if answer.start != 0 or answer.encoding:
+            return b"", None
+        async for chunk in answer:
+            data += chunk
+            if len(data) >= MOST:
+                break
+        return bytes(data), _size(answer, len(data))
+
+
+def _size(answer: Answer, received: int) -> int | None:
+    if answer.total is not None:
+        return answer.total if answer.total >= received else None
+    return received if answer.delimited and received < MOST and answer.status == 200 else None  # noqa: PLR2004  # all
+
+
+def _proven(data: bytes, total: int) -> float | None:
+    """The length that the beginning of a file proves, or all of it; blocks."""
+    if len(data) == total:
+        return measure_open(BytesIO(data), _NAME)
+    kind, start = kind_of(BytesIO(data)), audio_start(BytesIO(data))
+    if kind is None or start is None:
+        return None
+    seconds = stated_length(kind, data, start, total)
+    if seconds is None or not 0 < seconds <= LONGEST:
+        return None
+    if kind is FLAC and not _agrees(data, total, seconds):
+        return None
+    return seconds
+
+
+def _agrees(data: bytes, total: int, seconds: float) -> bool:
+    """Whether what the beginning lasts makes a length likely: a header says nothing of a file that was cut off."""
+    expected = measure_open(BytesIO(data), _NAME) * total / len(data)
+    return abs(expected - seconds) <= _UNEVEN * seconds
