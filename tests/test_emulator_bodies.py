@@ -154,8 +154,87 @@ async def test_the_jobs_route_is_as_recorded_with_the_fields_of_music(clock: Vir
         like(seen[5]["response"]["data"], snake)
         assert seen[5]["costTime"] == 60
         assert json.loads(json.loads(seen[5]["param"])["input"])["prompt"] == 'a line with "quotes"'
+        like(json.loads(seen[5]["resultJson"])["data"], snake)
         unknown = await client.get("/api/v1/jobs/recordInfo", taskId="nobody")
         assert unknown == {"code": 422, "msg": "recordInfo is null", "data": None}
+
+
+REPORTED = {
+    "data": "jobs_recordinfo_extend_success.reported.json",
+    "object": "jobs_recordinfo_upload_extend_resultobject_and_urls.reported.json",
+    "urls": "jobs_recordinfo_resulturls_only.documented.json",
+}
+
+
+@pytest.mark.parametrize("shape", REPORTED)
+async def test_the_tracks_of_the_jobs_route_stand_where_they_were_reported(shape: str, clock: VirtualTimeLoop) -> None:
+    faults = [Fault("shape", shape=shape)]
+    async with emulated(timeline=TIMELINE, spoil_jobs=False, faults=faults) as client:
+        task_id = (await client.job())["data"]["taskId"]
+        clock.advance(60)
+        ours = (await client.get("/api/v1/jobs/recordInfo", taskId=task_id))["data"]
+    theirs = sample_json(REPORTED[shape])["data"]
+    without = theirs.keys() - {"response"}
+    like({key: ours[key] for key in without}, {key: theirs[key] for key in without})
+    result, recorded = json.loads(ours["resultJson"]), json.loads(theirs["resultJson"])
+    assert result.keys() == recorded.keys()
+    assert len(result.get("resultUrls", [1, 2])) == 2
+    for held, known in ((result, recorded), (ours["response"], theirs.get("response"))):
+        listed, sample = ((each or {}).get("resultObject", each or {}).get("data", []) for each in (held, known))
+        assert len(listed) == len(sample)
+        for track in listed:
+            assert set(track) >= set(sample[0])
+
+
+async def test_by_default_each_operation_has_the_shape_that_was_reported_of_it(clock: VirtualTimeLoop) -> None:
+    async with emulated(timeline=TIMELINE, spoil_jobs=False, check_sources=False) as client:
+        extend = (await client.job())["data"]["taskId"]
+        song = {"upload_url": "https://x.example/a.mp3", "continue_at": 5, "model": "V5"}
+        upload = (await client.job(model="ai-music-api/upload-and-extend-audio", input=song))["data"]["taskId"]
+        clock.advance(60)
+        found = [
+            json.loads((await client.get("/api/v1/jobs/recordInfo", taskId=each))["data"]["resultJson"])
+            for each in (extend, upload)
+        ]
+    assert [set(each) for each in found] == [{"data"}, {"resultUrls", "resultObject"}]
+
+
+async def test_a_submission_to_the_jobs_route_has_another_id_too() -> None:
+    async with emulated() as client:
+        answer = await client.job()
+        like(answer, sample_json("submit_ok_with_recordid.documented.json"))
+        assert answer["data"]["recordId"] != answer["data"]["taskId"]
+        assert await client.record(answer["data"]["recordId"]) == {"code": 200, "msg": "success", "data": None}
+
+
+async def test_a_code_in_words_and_a_state_in_other_words(clock: VirtualTimeLoop) -> None:
+    faults = [Fault("failed", code="SENSITIVE_WORD_ERROR"), Fault("unknown_word", word="RUNNING", nth=1)]
+    async with emulated(timeline=TIMELINE, spoil_jobs=False, faults=faults) as client:
+        task_id = (await client.job())["data"]["taskId"]
+        running = (await client.get("/api/v1/jobs/recordInfo", taskId=task_id))["data"]
+        clock.advance(120)
+        failed = (await client.get("/api/v1/jobs/recordInfo", taskId=task_id))["data"]
+    assert running["state"] == sample_json("jobs_recordinfo_running_alias.documented.json")["data"]["state"]
+    theirs = sample_json("jobs_recordinfo_fail_textcode.reported.json")["data"]
+    like({key: failed[key] for key in theirs}, theirs)
+    assert (failed["state"], failed["failCode"]) == ("fail", "SENSITIVE_WORD_ERROR")
+
+
+async def test_a_callback_may_have_the_shape_of_a_record() -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[Fault("shape", "callback")]) as client:
+        await client.job(callBackUrl=receiver.url)
+        await client.emulator.settled()
+    theirs = sample_json("callback_jobs_shape_state_success.documented.json")
+    like(receiver.bodies[2], theirs)
+    assert [body["data"]["state"] for body in receiver.bodies] == ["generating", "generating", "success"]
+    assert [body["data"]["resultJson"] == "" for body in receiver.bodies] == [True, True, False]
+    faults = [Fault("shape", "callback", stage="error"), Fault("failed", seconds=20.0)]
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
+        await client.job(callBackUrl=receiver.url)
+        await client.emulator.settled()
+    text, error = receiver.bodies
+    assert text["data"]["callbackType"] == "text"
+    assert (error["data"]["state"], error["data"]["failCode"], error["code"]) == ("fail", "501", 501)
 
 
 async def test_a_failure_on_the_jobs_route_has_its_code_as_text(clock: VirtualTimeLoop) -> None:

@@ -11,11 +11,13 @@ from conftest import SAMPLES, sample_json
 from fault_server import FaultServer, Reply, fault_server, http, settings
 from hypothesis import given
 from hypothesis import strategies as st
+from service import REQUEST, serving
 
 import kie_async as kie
 from kie_async import _wire
 from kie_async._states import WORDS, Word
 from kie_async.callbacks import Receiver
+from kie_async.emulator import SHAPES, Fault
 from kie_async.models import CallbackEvent, TaskRecord, Track
 
 pytestmark = pytest.mark.anyio
@@ -470,3 +472,49 @@ def test_the_callback_of_another_product_has_no_songs() -> None:
 def test_a_placeholder_is_no_track() -> None:
     listed = [{"id": "", "audioUrl": ""}, {"id": "a", "title": "t"}, {"id": "b", "words": 1}, {"id": "c", "data": []}]
     assert record_of({"response": {"sunoData": listed}}).tracks == (Track("a", title="t"),)
+
+
+# ---------------------------------------------------------------- the emulator in these shapes
+
+
+@pytest.mark.parametrize("spoil", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_session_reads_what_the_emulator_answers_in_each_shape(shape: str, spoil: bool) -> None:  # noqa: FBT001  # a parameter of a table
+    async with serving(settings={"route": "jobs"}, faults=[Fault("shape", shape=shape)], spoil_jobs=spoil) as service:
+        fields: dict[str, Any] = {
+            "model": "V5",
+            "prompt": 'she said "la"',
+            "style": "s",
+            "title": "t",
+            "continue_at": 5,
+        }
+        result = await (await service.session.extend("a1", **fields))
+        ids = service.emulator.task(result.task_id).track_ids
+        assert tuple(track.id for track in result.tracks) == (ids if shape != "urls" else ("", ""))
+        assert all(track.audio_url for track in result.tracks)
+        assert len(service.emulator.ledger) == 1
+
+
+async def test_callbacks_of_the_shape_of_a_record_cost_no_more_looks() -> None:
+    faults = [Fault("shape", "callback")]
+    async with serving(callbacks=True, settings={"route": "jobs"}, faults=faults) as service:
+        task = await service.session.submit(REQUEST)
+        assert len((await task).tracks) == 2
+        assert service.emulator.looks(task.id) == 1
+        received = [event.stage for event in service.of(kie.events.CallbackReceived)]
+        assert received == ["generating", "generating", "complete"]
+
+
+async def test_a_task_that_fails_in_words_says_so_on_the_jobs_route() -> None:
+    async with serving(settings={"route": "jobs"}, faults=[Fault("failed", code="SENSITIVE_WORD_ERROR")]) as service:
+        with pytest.raises(kie.TaskFailedError) as caught:
+            await (await service.session.submit(REQUEST))
+        assert caught.value.reason == "SENSITIVE_WORD_ERROR"
+
+
+async def test_a_state_in_other_words_is_told_of_only_if_it_is_not_known() -> None:
+    for word, told in (("RUNNING", 0), ("MIXING", 1)):
+        faults = [Fault("unknown_word", word=word, times=2)]
+        async with serving(settings={"route": "jobs"}, faults=faults) as service:
+            await (await service.session.submit(REQUEST))
+            assert len(service.of(kie.events.Anomaly)) == told

@@ -173,7 +173,7 @@ class Service:
         if isinstance(task, Refusal):
             return _json(task.body())
         await self._set_out(task)
-        return _json(_bodies.ok({"taskId": task.id}))
+        return _json(_bodies.submitted(task))
 
     async def _set_out(self, task: Task) -> None:
         if self.check and task.ask.operation == "upload_extend":

@@ -34,6 +34,8 @@ class View:
         code: errorCode.
         progress: how far the wait for the text is, from 0 to 1.
         ended: seconds from the submission to the end; None while it runs.
+        shape: where the jobs route puts the tracks of a finished task, one of ``SHAPES``; by default, as was reported
+            of the operation.
     """
 
     word: str = "PENDING"
@@ -44,6 +46,7 @@ class View:
     message: str | None = None
     progress: float = 0.0
     ended: float | None = None
+    shape: str = ""
 
 
 def view(task: Task, now: float) -> View | None:
@@ -84,7 +87,8 @@ LOOKS: Mapping[str, Callable[[View, Fault], View | None]] = MappingProxyType(
     {
         "invisible": lambda _seen, _fault: None,
         "backwards": lambda _seen, _fault: View(),
-        "unknown_word": lambda seen, fault: attrs.evolve(seen, word=fault.word or "MIXING"),
+        "unknown_word": lambda seen, fault: attrs.evolve(seen, word=fault.word or "MIXING", ended=None),
+        "shape": lambda seen, fault: attrs.evolve(seen, shape=fault.shape),
     }
 )
 
@@ -158,6 +162,12 @@ def ok(data: object) -> dict[str, Any]:
     return {"code": 200, "msg": "success", "data": data}
 
 
+def submitted(task: Task) -> dict[str, Any]:
+    """The answer to a submission; that of the jobs route has another id too, which is not for polling."""
+    other = {"recordId": task.id[::-1]} if task.charge.route == "jobs" else {}
+    return ok({"taskId": task.id, **other})
+
+
 def record(task: Task, seen: View, base_url: str) -> dict[str, Any]:
     """The answer of record-info (the classic route)."""
     response = {"taskId": task.id, "sunoData": _tracks(task, seen, base_url)} if seen.listed else None
@@ -182,9 +192,24 @@ def _job_state(seen: View) -> str:
         return "success"
     if seen.ended is not None:
         return "fail"
+    if seen.word not in {"PENDING", "TEXT_SUCCESS", "FIRST_SUCCESS"}:
+        return seen.word.lower()
     if seen.word == "PENDING" and seen.code is None:
         return "waiting" if seen.progress < 1 / 3 else "queuing" if seen.progress < 2 / 3 else "generating"
     return "generating"
+
+
+def _job_result(task: Task, seen: View, tracks: list[dict[str, Any]]) -> tuple[object, object]:
+    """``resultJson`` and ``response`` of a finished task, in one of the shapes they come in."""
+    addresses = {"resultUrls": [track["audio_url"] for track in tracks]}
+    listed = {"data": tracks}
+    shapes: Mapping[str, tuple[object, object]] = {
+        "data": (listed, {"taskId": task.id, **listed}),
+        "envelope": ({"code": 200, **listed}, None),
+        "object": ({**addresses, "resultObject": listed}, None),
+        "urls": (addresses, addresses),
+    }
+    return shapes[seen.shape or ("data" if task.ask.operation == "extend" else "object")]
 
 
 def job_record(task: Task, seen: View, base_url: str) -> dict[str, Any]:
@@ -194,14 +219,17 @@ def job_record(task: Task, seen: View, base_url: str) -> dict[str, Any]:
     tracks = _snake(_tracks(task, seen, base_url))
     param = _compact({"input": _compact(body.get("input")), **{k: v for k, v in body.items() if k != "input"}})
     done = seen.ended is not None
-    addresses = [track["audio_url"] for track in tracks]
+    result: object = None
+    response: object = {"taskId": task.id, "data": tracks} if seen.listed else None
+    if state == "success":
+        result, response = _job_result(task, seen, tracks)
     return ok(
         {
             "taskId": task.id,
             "model": body.get("model"),
             "state": state,
             "param": param,
-            "resultJson": _compact({"resultUrls": addresses}) if state == "success" else "",
+            "resultJson": _compact(result) if result else "",
             "failCode": None if seen.code is None else str(seen.code),  # FACTS §4: elsewhere codes come as text
             "failMsg": seen.message,
             "costTime": round(seen.ended) if seen.ended is not None else None,
@@ -213,7 +241,7 @@ def job_record(task: Task, seen: View, base_url: str) -> dict[str, Any]:
             "type": code_name(task.ask.model),
             "operationType": task.ask.operation,
             "paramJson": param,
-            "response": {"taskId": task.id, "data": tracks} if seen.listed else None,
+            "response": response,
         }
     )
 
@@ -244,6 +272,23 @@ def callback(task: Task, stage: str, base_url: str) -> dict[str, Any]:
     if seen.code is not None:
         return {"code": seen.code, "data": {**data, "data": None}, "msg": seen.message}
     return {"code": 200, "data": data, "msg": _MESSAGES[stage]}
+
+
+_JOB_KEYS = (
+    "taskId", "model", "state", "resultJson", "failCode", "failMsg", "createTime", "completeTime", "costTime",
+    "creditsConsumed",
+)  # fmt: skip
+
+
+def job_callback(task: Task, stage: str, base_url: str) -> dict[str, Any]:
+    """The body of a callback in the shape of recordInfo, as the page of the jobs route shows it."""
+    words = {"text": "TEXT_SUCCESS", "first": "FIRST_SUCCESS", "complete": "SUCCESS", "error": "FAILED"}
+    ended = dict(task.plan.stages()).get(stage) if stage in {"complete", "error"} else None
+    seen = attrs.evolve(at_stage(task, stage), word=words[stage], ended=ended)
+    data = job_record(task, seen, base_url)["data"]
+    model = next(name for name, operation in JOBS_MODELS.items() if operation == task.ask.operation)
+    message = seen.message or "Playground task completed successfully."
+    return {"code": seen.code or 200, "msg": message, "data": {**{key: data[key] for key in _JOB_KEYS}, "model": model}}
 
 
 def forged(task: Task, fault: Fault, base_url: str) -> dict[str, Any]:

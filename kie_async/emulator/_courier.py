@@ -112,7 +112,8 @@ class Courier:
     async def _post(self, delivery: Delivery) -> int:
         task, fault = delivery.task, delivery.forged
         if fault is None:
-            body = _bodies.callback(task, delivery.stage, self.base_url)
+            write = _bodies.job_callback if delivery.as_record else _bodies.callback
+            body = write(task, delivery.stage, self.base_url)
         else:
             body = _bodies.forged(task, fault, self.base_url)
         headers = {"Content-Type": "application/json", "User-Agent": "kie-emulator"}

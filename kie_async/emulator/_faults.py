@@ -65,6 +65,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         # of a look
         "backwards": Kind(_LOOK, "that look shows PENDING again"),
         "unknown_word": Kind(_LOOK, "that look shows the status `word` (MIXING)"),
+        "shape": Kind((*_LOOK, *_CALLBACK), "the jobs route's tracks as `shape` says (object); a callback as a record"),
         # of the callbacks of a task; `stage` narrows it to one
         "doubled": Kind(_CALLBACK, "sent twice"),
         "reordered": Kind(_CALLBACK, "sent in reverse order"),
@@ -81,6 +82,15 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "no_length": Kind(_DOWNLOAD, "half the file without a length, then closed", done=True),
     }
 )  # fmt: skip
+
+
+# Where a finished task of the jobs route has its tracks: all of these are reported or documented.
+SHAPES: tuple[str, ...] = (
+    "data",  # resultJson {"data": [...]}, and the same in response: extend
+    "envelope",  # resultJson {"code": 200, "data": [...]}
+    "object",  # resultJson {"resultUrls": [...], "resultObject": {"data": [...]}}: upload-and-extend-audio
+    "urls",  # bare addresses alone, in resultJson and in response
+)
 
 
 def _kind(name: str) -> Kind:
@@ -105,6 +115,7 @@ class Fault:
         message: the words beside the code.
         status: the HTTP status.
         word: the status word of record-info.
+        shape: where the tracks stand, one of ``SHAPES``.
         seconds: how late or how long.
         size: how many bytes.
         url: where to.
@@ -113,7 +124,7 @@ class Fault:
         signed: whether a forged callback bears a good signature.
 
     Raises:
-        ValueError: no such kind, or it cannot strike at that point.
+        ValueError: no such kind or shape, or it cannot strike at that point.
     """
 
     kind: str
@@ -127,6 +138,7 @@ class Fault:
     message: str | None = attrs.field(default=None, kw_only=True)
     status: int | None = attrs.field(default=None, kw_only=True)
     word: str | None = attrs.field(default=None, kw_only=True)
+    shape: str = attrs.field(default="object", kw_only=True, validator=attrs.validators.in_(SHAPES))
     seconds: float | None = attrs.field(default=None, kw_only=True)
     size: int = attrs.field(default=64_000_000, kw_only=True)
     url: str = attrs.field(default="http://127.0.0.1:9/elsewhere", kw_only=True)

@@ -116,12 +116,14 @@ class Delivery:
         stage: text, first, complete or error.
         attempt: from 1.
         forged: the fault that makes it a false one.
+        as_record: whether it has the shape of recordInfo.
     """
 
     task: Task
     stage: str
     attempt: int = 1
     forged: Fault | None = None
+    as_record: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -370,11 +372,22 @@ def _late(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:  # noqa: A
     return [(at + wait, each) if _touches(fault, each) else (at, each) for at, each in planned]
 
 
+def _shape(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:  # noqa: ARG001  # as its siblings
+    return [(at, attrs.evolve(each, as_record=each.as_record or _touches(fault, each))) for at, each in planned]
+
+
 def _forged(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:
     return [(fault.seconds or 0.0, Delivery(task, fault.stage or "complete", forged=fault)), *planned]
 
 
-CALLBACKS = {"lost": _lost, "doubled": _doubled, "reordered": _reordered, "late": _late, "forged": _forged}
+CALLBACKS = {
+    "lost": _lost,
+    "doubled": _doubled,
+    "reordered": _reordered,
+    "late": _late,
+    "shape": _shape,
+    "forged": _forged,
+}
 
 
 def schedule(task: Task, faults: Iterable[Fault]) -> _Schedule:
