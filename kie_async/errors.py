@@ -25,6 +25,7 @@
     ├── WaitTimeoutError        the caller's patience ended; the task goes on    wait again
     ├── BudgetError             the batch's own cap is reached                   raise it, go on
     ├── ConflictError           the journal refused a move: somebody else has the job, or it is done
+    │   └── LostRecordError     the results name a task that the journal lost        take it into the journal
     ├── InternalError           a fault of this library, or of one that it uses  report it
     └── FileError               a file could not be used, sent or fetched
         ├── AudioError          the source is not usable audio
@@ -265,6 +266,13 @@ class BudgetError(KieError):
 
 class ConflictError(KieError):
     """The journal refused a move: another process has the job or the batch, or it is past that state."""
+
+
+class LostRecordError(ConflictError):
+    """The results of a batch name a task of this job that the journal does not know. It was not submitted again.
+
+    The journal's file was deleted, or put back from an older copy. ``kie-async jobs adopt`` takes the task into it.
+    """
 
 
 class FileError(KieError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from os import PathLike
-from pathlib import Path
 
 import anyio
 import attrs
@@ -76,7 +75,10 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         keeper = await stack.enter_async_context(session.keeping(journal))
         await stack.enter_async_context(keeper.holding(f"batch:{name}"))
         await add_jobs(journal, jobs, name, session.check_request)
-        budget, results = Budget(max_credits, spent=await journal.spent(name)), Results(Path(directory))
+        budget, results = (
+            Budget(max_credits, spent=await journal.spent(name)),
+            Results(directory, emulated=session.settings.on_loopback),
+        )
         async for job in left_over(keeper, results, name):
             observer(job)
             yield job

@@ -36,9 +36,11 @@ from kie_async.journal import Job
 from kie_async.models import Request, Track, UploadExtendRequest
 
 SIDECAR = ".kie.json"
+LINES = "results.jsonl"
 _PART = ".part"
 _SUFFIXES = tuple(kind.suffix for kind in KINDS)
 FORMAT = 1  # of a sidecar and of a line
+_EMULATED: Mapping[bool, Mapping[str, bool]] = {False: {}, True: {"emulated": True}}
 
 # What ``safe_name`` leaves as it is. No capitals: "A" and "a" are one name on some disks.
 _PLAIN = re.compile(r"(?=.{1,60}\Z)[a-z0-9][a-z0-9_]*(?:-[a-z0-9_]+)*")
@@ -86,11 +88,13 @@ class Results:
 
     Args:
         directory: made when the first file goes there.
+        emulated: the tasks are those of an emulator, which is written down.
     """
 
-    def __init__(self, directory: str | PathLike[str]) -> None:
+    def __init__(self, directory: str | PathLike[str], *, emulated: bool = False) -> None:
         self.directory = Path(directory)
-        self._lines = Lines(self.directory / "results.jsonl")
+        self.emulated = emulated
+        self._lines = Lines(self.directory / LINES)
 
     async def save(self, session: Downloads, job: Job, track: Track) -> str:
         """Fetch a track of a job and write its sidecar; one that is here already is not fetched again.
@@ -130,7 +134,7 @@ class Results:
         journal moves the job to its end, so that a crash in between loses no line; then the next run's call finds
         the line, and writes none. Several processes may write at once.
         """
-        line = line_of(job)
+        line = line_of(job, emulated=self.emulated)
         return await on_disk(self._lines.append, (job.key, job.attempt, job.state.value), line)
 
     async def last_noted(self) -> float:
@@ -143,18 +147,18 @@ class Results:
         """Take a name for a track, by its sidecar, or find the one it has."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for stem in _numbered(track_stem(job, number)):
-            owner = _read_sidecar(self._sidecar(stem))
+            owner = read_sidecar(self._sidecar(stem))
             if owner is not None and _is_of(owner, job, number):
                 return stem
             if owner is None and self._is_free(stem):
-                write_whole(self._sidecar(stem), _json(sidecar_of(job, number)))
+                write_whole(self._sidecar(stem), _json(sidecar_of(job, number, emulated=self.emulated)))
                 return stem
         raise AssertionError  # pragma: no cover (names are numbered without end)
 
     def _remove_parts(self, job: Job) -> None:
         for number in range(1, len(job.tracks) + 1):
             for stem in _numbered(track_stem(job, number)):  # pragma: no branch  # without end
-                owner = _read_sidecar(self._sidecar(stem))
+                owner = read_sidecar(self._sidecar(stem))
                 if owner is not None and _is_of(owner, job, number):
                     remove_parts(self.directory, stem)
                     if self._is_without_file(stem):  # it was delivered to another directory
@@ -184,7 +188,7 @@ class Results:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         about = {"name": name, "size": path.stat().st_size, "sha256": digest}
-        write_whole(self._sidecar(stem), _json(sidecar_of(job, number) | {"file": about}))
+        write_whole(self._sidecar(stem), _json(sidecar_of(job, number, emulated=self.emulated) | {"file": about}))
 
 
 def _numbered(stem: str) -> Iterator[str]:
@@ -193,7 +197,7 @@ def _numbered(stem: str) -> Iterator[str]:
         yield f"{stem}.{number}"
 
 
-def _read_sidecar(path: Path) -> Mapping[str, Any] | None:
+def read_sidecar(path: Path) -> Mapping[str, Any] | None:
     """Read a sidecar; None for anything else."""
     try:
         with path.open("rb") as file:
@@ -212,7 +216,7 @@ def _is_of(sidecar: Mapping[str, Any], job: Job, number: int) -> bool:
 # ---------------------------------------------------------------- what is written
 
 
-def sidecar_of(job: Job, number: int) -> dict[str, Any]:
+def sidecar_of(job: Job, number: int, *, emulated: bool = False) -> dict[str, Any]:
     """What is known of a track, as it stands beside it; ``file`` is null until it is there."""
     track = job.tracks[number - 1]
     return {
@@ -226,10 +230,11 @@ def sidecar_of(job: Job, number: int) -> dict[str, Any]:
         "credits": job.credits,
         "moments": _moments(job),
         "file": None,
+        **_EMULATED[emulated],
     }
 
 
-def line_of(job: Job) -> bytes:
+def line_of(job: Job, *, emulated: bool = False) -> bytes:
     """A job's line in ``results.jsonl``."""
     error = None
     if job.error is not None:
@@ -248,6 +253,7 @@ def line_of(job: Job) -> bytes:
         "partial": job.partial,
         "error": error,
         "moments": _moments(job),
+        **_EMULATED[emulated],
     }
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"  # ASCII: it cannot be torn inside a character
 

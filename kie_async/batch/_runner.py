@@ -23,8 +23,17 @@ from kie_async._internal import internal_errors
 from kie_async._keeper import Keeper, job_error
 from kie_async._rules import is_url
 from kie_async.batch._budget import Action, Budget, StopRules
+from kie_async.batch._named import NamedTasks
 from kie_async.batch._results import Results
-from kie_async.errors import AudioError, ConflictError, InternalError, InvalidRequestError, KieError, StorageError
+from kie_async.errors import (
+    AudioError,
+    ConflictError,
+    InternalError,
+    InvalidRequestError,
+    KieError,
+    LostRecordError,
+    StorageError,
+)
 from kie_async.events import guarded
 from kie_async.journal import FINAL, Job, Source, State
 from kie_async.models import Request, UploadExtendRequest
@@ -59,6 +68,7 @@ class Runner:
         self._budget = budget
         self._observer = guarded(observer)
         self._rules = StopRules()
+        self._named = NamedTasks(results.directory, emulated=results.emulated)
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._steps = {
             State.PLANNED: self._submit,
@@ -93,6 +103,10 @@ class Runner:
                 return job
             try:
                 job = await self._steps[job.state](job)
+            except LostRecordError as error:
+                job = attrs.evolve(job, error=job_error(error))
+                self._moved(job)
+                return job
             except ConflictError as error:  # another process has it
                 job = await self._get(key)
                 if job.state not in FINAL:
@@ -131,6 +145,8 @@ class Runner:
 
     async def _submit(self, job: Job) -> Job:
         """Upload, submit, and wait for the end."""
+        if (named := await self._named.lost(self._journal, job)) is not None:
+            raise named.refusal()
         self._budget.reserve(job.key)
         try:
             task = await self._session.submit_job(job.key, job.request, prepare=partial(self._ready, job))

@@ -78,7 +78,8 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
     async with session.keeping(journal) as keeper:
         await add_jobs(journal, jobs, batch, session.check_request)
         tell = guarded(observer)
-        async for job in left_over(keeper, Results(directory), batch):
+        results = Results(directory, emulated=session.settings.on_loopback)
+        async for job in left_over(keeper, results, batch):
             tell(job)
         worker = _worker(session, keeper, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)
         await worker.work(until_done=True, batch=batch)
@@ -87,7 +88,8 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
 def _worker(  # noqa: PLR0913  # keyword-only, each by name
     session: KieSession, keeper: Keeper, *, dsn: str, directory: Path, observer: JobObserver, at_once: int
 ) -> Worker:
-    runner = Runner(session, keeper, Results(directory), Budget(), observer)
+    results = Results(directory, emulated=session.settings.on_loopback)
+    runner = Runner(session, keeper, results, Budget(), observer)
     return Worker(
         runner=runner, keeper=keeper, dsn=dsn, at_once=at_once, tell=session.settings.observer, ended=lambda _: None
     )

@@ -22,7 +22,7 @@ import anyio
 
 from kie_async._keeper import Keeper
 from kie_async.batch._runner import Runner
-from kie_async.errors import ConflictError, SettingsError, StorageError
+from kie_async.errors import ConflictError, LostRecordError, SettingsError, StorageError
 from kie_async.events import Anomaly, Observer, clean
 from kie_async.journal import Job, State
 
@@ -281,8 +281,12 @@ class Worker:
 
 
 def _must_wait(job: Job) -> bool:
-    """Whether a job is paid and cannot be finished now; not if another process has it."""
-    return job.state in _ORDER[0] and job.error is not None and job.error.type != ConflictError.__name__
+    """Whether a job cannot go on now though it is paid; not if another process has it."""
+    if job.error is None:
+        return False
+    return job.error.type == LostRecordError.__name__ or (
+        job.state in _ORDER[0] and job.error.type != ConflictError.__name__
+    )
 
 
 def _error_of(task: asyncio.Task[Any]) -> BaseException | None:

@@ -78,6 +78,15 @@ async def resolve(  # noqa: PLR0913  # each is an option
 
 
 @jobs.command
+async def adopt(*, screen: ScreenArg, place: Place = PLACE, _voice: Voice = VOICE) -> None:
+    """Take in the tasks that the results name and a lost journal no longer knows; nothing is sent or paid.
+
+    Example: kie-async jobs adopt --out new
+    """
+    await _jobs.adopt_all(screen, find_store(place.database, place.out), place.out)
+
+
+@jobs.command
 async def salvage(
     file: Annotated[Path, Parameter(help="The damaged file; it is not changed.")],
     /,

@@ -148,7 +148,7 @@ async def _run(screen: Screen, order: Order) -> None:
             await _work(order, link.session, journal, board)
     if (others := order.plan.total - board.standing.total) > 0:
         screen.say(f"{others} of the jobs belong to another batch of this database, and are left to it")
-    judge(screen, board.standing, order.store.options, command)
+    judge(screen, board.standing, order.store.with_out(order.out), command, lost=board.lost)
 
 
 async def _work(order: Order, session: KieSession, journal: Journal, board: Board) -> None:

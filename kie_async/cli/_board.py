@@ -17,7 +17,7 @@ from rich.table import Table
 
 from kie_async import events
 from kie_async.cli._screen import Screen
-from kie_async.errors import StorageError
+from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean
 from kie_async.journal import Job, Journal, State
 from kie_async.settings import Settings
@@ -89,11 +89,13 @@ class Board:
     Attributes:
         standing: as the journal last said.
         troubles: the first jobs that went wrong in this run.
+        lost: how many jobs were not submitted, for the results name tasks of theirs that the journal does not know.
     """
 
     def __init__(self, screen: Screen, out: Path, *, jsonl: bool) -> None:
         self.standing = Standing()
         self.troubles: list[dict[str, Any]] = []
+        self.lost = 0
         self._screen = screen
         self._out = out
         self._jsonl = jsonl
@@ -124,6 +126,7 @@ class Board:
                 self._screen.out(str(self._out / name))
         if job.state in _BAD or job.error is not None:
             self._screen.say(job_line(job))
+            self.lost += job.error is not None and job.error.type == LostRecordError.__name__
             if len(self.troubles) < TROUBLES_MOST:
                 self.troubles.append(job_value(job))
 

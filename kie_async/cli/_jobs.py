@@ -11,11 +11,13 @@ from anyio import to_thread
 
 from kie_async._keeper import PRICE
 from kie_async._wire import TASK_ID
+from kie_async.batch._adopt import adopt
 from kie_async.batch._decisions import abandon, find, name_task, resubmit, retry
 from kie_async.batch._results import bare
 from kie_async.cli._board import Standing, job_line, job_value
 from kie_async.cli._consent import agree
 from kie_async.cli._exits import UsageError
+from kie_async.cli._link import make_settings
 from kie_async.cli._screen import Screen
 from kie_async.cli._store import Store
 from kie_async.events import clean
@@ -132,13 +134,27 @@ async def resolve(  # noqa: PLR0913  # each is an option
         screen.say("the next run of the batch, or a worker, goes on with it")
 
 
+async def adopt_all(screen: Screen, store: Store, out: Path | None) -> None:
+    """Take in what the results of a batch name and its journal has lost."""
+    if out is None:
+        raise UsageError("--out is missing: give the directory of the results")
+    emulated = store.is_emulated or make_settings({}).on_loopback
+    screen.facts["jobs"] = []
+    async with store.opened() as journal:
+        async for job in adopt(journal, out, batch=store.only, emulated=emulated):
+            _tell(screen, job)
+    screen.say(
+        f"{_jobs(len(screen.facts['jobs']))} taken in; the next run of the batch, or a worker, goes on with them"
+    )
+
+
 def _tell(screen: Screen, job: Job) -> None:
     screen.facts["jobs"].append(job_value(job))
     screen.out(job_line(job))
 
 
 def _jobs(count: int) -> str:
-    return f"{count} job{'s' if count > 1 else ''}"
+    return f"{count} job{'' if count == 1 else 's'}"
 
 
 # ---------------------------------------------------------------- a damaged file

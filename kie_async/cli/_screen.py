@@ -62,15 +62,23 @@ class _Piped(Console):
 class _LogLines(logging.Handler):
     """Writes the log through the screen, so that it does not tear a bar apart."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, verbose: bool) -> None:
         super().__init__(logging.DEBUG)
         self._say = say
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        if verbose:
+            self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        else:  # what the journal warns of concerns money
+            self.setFormatter(logging.Formatter("note: %(message)s"))
+            self.addFilter(_is_warning_of_journal)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         for line in self.format(record).splitlines():
             self._say(line)
+
+
+def _is_warning_of_journal(record: logging.LogRecord) -> bool:
+    return record.name == "kie_async.journal" and record.levelno >= logging.WARNING
 
 
 class Screen:
@@ -106,7 +114,7 @@ class Screen:
         self._picture: Live | None = None
         self._activity = TaskID(0)
         self._last = -QUIET
-        self._log: logging.Handler = _LogLines(self.say) if verbose else logging.NullHandler()
+        self._log = _LogLines(self.say, verbose=verbose)
 
     def __enter__(self) -> Self:
         logger = logging.getLogger("kie_async")

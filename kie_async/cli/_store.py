@@ -47,9 +47,19 @@ class Store:
         return is_shared(self.place)
 
     @property
+    def is_emulated(self) -> bool:
+        """Whether it holds the jobs of the built-in emulator."""
+        return Path(self.place).name == EMULATED_FILE
+
+    @property
     def exists(self) -> bool:
         """Whether there may be jobs in it."""
         return self.is_shared or Path(self.place).exists()
+
+    def with_out(self, out: Path) -> str:
+        """The options, with the directory of the results."""
+        directory = f"--out {shlex.quote(str(out))}"
+        return self.options if self.options == directory else f"{self.options} {directory}"
 
     def journal(self) -> Journal:
         """Make the way to it, without opening it."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from kie_async.cli._board import Standing
 from kie_async.cli._screen import Screen
-from kie_async.errors import KieError, StorageError, SubmitUnknownError, WaitTimeoutError
+from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 
 
-def judge(screen: Screen, standing: Standing, where: str, command: str) -> None:
+def judge(screen: Screen, standing: Standing, where: str, command: str, *, lost: int = 0) -> None:
     """Raise what describes a batch that is not delivered as a whole; what matters most comes first.
 
     Args:
@@ -15,13 +15,18 @@ def judge(screen: Screen, standing: Standing, where: str, command: str) -> None:
         standing: of the batch.
         where: the options that lead to the jobs.
         command: the one that goes on.
+        lost: how many were not submitted, for the journal does not know tasks of theirs that the results name.
 
     Raises:
+        LostRecordError: the journal has lost what was paid.
         SubmitUnknownError: some may have been paid, and nobody knows.
         StorageError: some are made, but could not be fetched.
         WaitTimeoutError: some have not ended yet.
         KieError: some failed, or were refused.
     """
+    if lost:
+        screen.hints = {8: _after_loss(where, command)}
+        raise LostRecordError(f"{_jobs(lost)} were not submitted: the results name tasks that the journal has lost")
     again = f"go on with the same command:\n  {command}"
     if standing.unknown:
         screen.hints = {7: _after_unknown(where)}
@@ -39,6 +44,14 @@ def judge(screen: Screen, standing: Standing, where: str, command: str) -> None:
 
 def _jobs(count: int) -> str:
     return f"{count} job{'s' if count > 1 else ''}"
+
+
+def _after_loss(where: str, command: str) -> str:
+    return (
+        "put the journal back that knows them, or take them into this one, which pays nothing:\n"
+        f"  kie-async jobs adopt {where}\n"
+        f"then go on with the same command:\n  {command}"
+    )
 
 
 def _after_unknown(where: str) -> str:

@@ -73,7 +73,6 @@ class JournalPath:
         self._log = self._log or _file_id(self._log_path)
         if self.lost is None and not self._leads_here():
             self._put_back(connection)
-            logger.warning("%s", self.lost)
 
     def close(self, connection: sqlite3.Connection) -> None:
         """Close the connection; bring the copy that was put back up to date first."""
@@ -109,6 +108,8 @@ class JournalPath:
                     f"{what}; another file stands there now, which does not know what was paid, so a whole copy is at "
                     f"{copy}: give it the journal's name before anything is run again"
                 )
+        if self.lost is None or self.lost.message != words:
+            logger.warning("%s", words)  # whoever works with it may have other troubles to tell of
         self.lost = StorageError(words, retryable=False)
 
     def _write_copy(self, connection: sqlite3.Connection) -> Path:
