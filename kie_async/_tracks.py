@@ -65,7 +65,8 @@ def _finished(listed: object) -> tuple[Track, ...]:
 def _search(record: Mapping[str, Any]) -> tuple[Track, ...]:
     """The tracks of the place that has most of their audio, completed from the other places."""
     names = [as_text(record.get(name)) or "" for name in ("model", "operationType", "operation_type", "type")]
-    if any(map(_OTHER_PRODUCT.search, names)):
+    is_music = any(map(_MUSIC.match, names))
+    if any(map(_OTHER_PRODUCT.search, names)) or (names[0] and not is_music):  # the jobs route serves all products
         return ()
     places: list[list[Track]] = []
     addresses: dict[str, None] = {}
@@ -76,7 +77,7 @@ def _search(record: Mapping[str, Any]) -> tuple[Track, ...]:
             places.append(tracks)
     if not places and (as_address(record.get("audioUrl")) or as_address(record.get("audio_url"))):
         places.append([Track(**track_fields(record))])
-    heard = [url for url in addresses if _is_audio(url, names)]
+    heard = [url for url in addresses if _is_audio(url, is_music=is_music)]
     if not places:
         return tuple(Track(audio_url=url) for url in heard)
     best = max(places, key=_rank)
@@ -117,8 +118,8 @@ def _under(key: str, held: object, depth: int, *, named: bool = True, listed: bo
 def _in_text(key: str, text: str, depth: int, *, named: bool) -> Iterator[Find]:
     if text.lstrip()[:1] in {"{", "[", '"'}:
         yield from _under(key, unpacked(text), depth - 1, named=named)
-    elif named and (url := as_address(text)):
-        yield url
+    elif named:
+        yield from filter(None, map(as_address, re.split(r"[,;\s]+(?=https?://)", text)))
 
 
 def _in_object(held: dict[str, Any], depth: int, *, named: bool, listed: bool) -> Iterator[Find]:
@@ -193,16 +194,8 @@ def _name(url: str) -> str:
     return re.split(r"[?#]", url, maxsplit=1)[0].partition("://")[2].partition("/")[2].rpartition("/")[2]
 
 
-def _is_audio(url: str, names: list[str]) -> bool:
-    """Whether a bare address can be a track's.
-
-    Args:
-        url: the address.
-        names: of the model and the operation; without any, or with those of music, it may be.
-    """
-    is_music = any(map(_MUSIC.match, names))
-    if names[0] and not is_music:
-        return False  # the jobs route serves other products too
+def _is_audio(url: str, *, is_music: bool) -> bool:
+    """Whether a bare address can be a track's; a wav can only where the task is known to make music."""
     name = _name(url)
     suffix = name.rpartition(".")[2].lower() if "." in name else ""
     return bool(name) and (suffix in _LISTENED_TO or (is_music and suffix == "wav"))

@@ -57,6 +57,7 @@ def _get(data: object, *names: str) -> Any:  # noqa: ANN401  # JSON is anything
 
 
 _ID = ("taskId", "task_id")
+_OF_A_TASK = frozenset({*_ID, "status", "state", "successFlag", "success_flag"})
 _BARE_ID = re.compile(r"[0-9a-f]{32}")  # FACTS §1
 
 
@@ -75,7 +76,7 @@ def read_envelope(body: bytes) -> Envelope:
         BadResponseError: no JSON object.
     """
     value = load_tolerantly(body)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) and not isinstance(value := _bare(value), dict):
         raise BadResponseError(f"the answer is no JSON object; it begins {beginning(body)}")
     data = value.get("data")
     if data is None and not value.keys().isdisjoint(_ID):
@@ -105,7 +106,7 @@ def read_task_id(data: object) -> str:
 
 def is_record(data: object) -> bool:
     """Whether this is what record-info says of a task, and not of the question."""
-    return bool(_first(_bare(data), "status", "state"))
+    return bool(_first(_bare(data), "status", "state", "successFlag", "success_flag"))
 
 
 def with_reason(envelope: Envelope) -> Any:  # noqa: ANN401  # JSON is anything
@@ -139,11 +140,16 @@ def read_record(data: object) -> TaskRecord | None:
     return TaskRecord(**fields)
 
 
-def _bare(data: object) -> Any:  # noqa: ANN401  # JSON is anything
-    """An object that came as JSON text, or as the only item of a list."""
+def _bare(data: object, depth: int = 3) -> Any:  # noqa: ANN401  # JSON is anything
+    """An object that came as JSON text, as the only item of a list, or in another envelope."""
     if isinstance(data, str):
         data = unpacked(data)
-    return data[0] if isinstance(data, list) and len(data) == 1 else data
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    if depth and isinstance(data, dict) and "data" in data and _OF_A_TASK.isdisjoint(data):
+        inner = _bare(data["data"], depth - 1)
+        return inner if isinstance(inner, dict) and not _OF_A_TASK.isdisjoint(inner) else data
+    return data
 
 
 def read_continue_at(param: str | None) -> float | None:
@@ -249,10 +255,7 @@ def read_callback(body: bytes) -> CallbackEvent:
     """
     try:
         value = _members(load_pairs(body))
-        data = value.get("data")
-        if isinstance(data, str) and data.startswith("{"):
-            data = load_pairs(data.encode("utf-8", "replace"))
-        data = _members(data)
+        data = _members(value.get("data"))
     except ValueError:
         raise BadResponseError("the callback is no JSON object that can be read in one way only") from None
     places = data.get("task_id"), data.get("taskId"), value.get("task_id"), value.get("taskId")
@@ -282,7 +285,9 @@ def _stage(status: str) -> str:
 
 
 def _members(pairs: object) -> dict[str, Any]:
-    """The members of an object; none for anything else."""
+    """The members of an object, which may have come as JSON text; none for anything else."""
+    if isinstance(pairs, str) and pairs.startswith("{"):
+        pairs = load_pairs(pairs.encode("utf-8", "replace"))
     if not isinstance(pairs, tuple):
         return {}
     members = dict(pairs)

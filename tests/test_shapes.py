@@ -264,13 +264,26 @@ def test_a_malformed_result_is_read_too() -> None:
     assert [(track.id, track.prompt) for track in record.tracks] == [(IDS[0], 'she said "la"')]
 
 
-@pytest.mark.parametrize(
-    "data", [[{"taskId": TASK_ID, "status": "SUCCESS"}], json.dumps({"taskId": TASK_ID, "status": "SUCCESS"})]
-)
-def test_a_record_in_a_list_or_in_text(data: object) -> None:
-    record = _wire.read_record(data)
+def test_a_record_in_a_list_in_text_or_in_another_envelope() -> None:
+    data = {"taskId": TASK_ID, "status": "SUCCESS"}
+    envelope = {"code": 200, "msg": "ok", "data": data}
+    for held in ([data], json.dumps(data), json.dumps([data]), envelope, {"data": json.dumps(envelope)}):
+        record = _wire.read_record(held)
+        assert record is not None
+        assert (record.task_id, record.status) == (TASK_ID, "SUCCESS")
+        assert _wire.read_task_id(held) == TASK_ID
+    deep: Any = data
+    for _ in range(900):
+        deep = {"data": deep}
+    assert _wire.read_record(deep) == TaskRecord()
+
+
+def test_a_body_that_was_encoded_twice() -> None:
+    twice = json.dumps(json.dumps({**PLAN, "data": {"taskId": TASK_ID, "state": "success"}})).encode()
+    record = _wire.read_record(_wire.read_envelope(twice).data)
     assert record is not None
-    assert (record.task_id, record.status) == (TASK_ID, "SUCCESS")
+    assert record.status == "SUCCESS"
+    assert _wire.read_callback(twice).stage == "complete"
 
 
 @pytest.mark.parametrize(
@@ -278,6 +291,8 @@ def test_a_record_in_a_list_or_in_text(data: object) -> None:
     [
         ({"resultUrls": URLS}, URLS),
         ({"resultUrls": URLS[0]}, URLS[:1]),
+        ({"resultUrls": ",".join(URLS)}, URLS),
+        ({"resultUrls": json.dumps(URLS)}, URLS),
         ({"resultUrls": [*URLS, *URLS]}, URLS),
         ({"resultUrls": {"0": URLS[0], "1": URLS[1]}}, URLS),
         ({"response": {"audioUrls": list(URLS)}}, URLS),
@@ -316,6 +331,7 @@ STEM = {"id": "1", "audio_url": URLS[0], "stem_type_group_name": "Vocals", "dura
         {"response": {"images": ["https://x.example/a.png"]}},
         {"resultUrls": ["https://x.example/a.png"]},
         {"model": "elevenlabs/sound-effect-v2", "resultUrls": list(URLS)},
+        {"model": "elevenlabs/dialogue", "response": {"audioUrl": URLS[0], "duration": 10}},
         {"model": "elevenlabs/text-to-speech", "resultJson": json.dumps({"resultUrls": URLS})},
         {"midiData": {"state": "complete", "instruments": [{"id": "1", "name": "Piano", "notes": []}]}},
         {"uploadUrl": URLS[0], "callBackUrl": URLS[1], "url": "https://x.example", "title": URLS[0]},
