@@ -7,6 +7,7 @@ from kie_async._later import later
 if TYPE_CHECKING:
     from kie_async import callbacks
     from kie_async._task import Task
+    from kie_async._version import __version__
     from kie_async.batch import Manifest, read_manifest, run_batch
     from kie_async.errors import (
         AudioError,
@@ -115,6 +116,7 @@ __all__ = [
     "UploadExtendRequest",
     "UploadedFile",
     "WaitTimeoutError",
+    "__version__",
     "callbacks",
     "open_journal",
     "read_manifest",
@@ -139,6 +141,7 @@ __getattr__ = later(
         **dict.fromkeys(("Limiter", "SlidingLimiter"), "limiter"),
         "KieSession": "session",
         "Task": "_task",
+        "__version__": "_version",
         **dict.fromkeys(("Manifest", "read_manifest", "run_batch"), "batch"),
         **dict.fromkeys(("Job", "Journal", "PostgresJournal", "SQLiteJournal", "open_journal"), "journal"),
     },

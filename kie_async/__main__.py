@@ -24,16 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing not in _NEEDED:
             raise
         if words == ["--version"]:
-            sys.stdout.write(f"{_version()}\n")
+            from kie_async._version import __version__  # noqa: PLC0415  # it takes long to load
+
+            sys.stdout.write(f"{__version__}\n")
             return 0
         return _lacking(words, f'{missing} is missing: pip install "kie_async[cli]"')
     return run(words)
-
-
-def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415  # it takes long to load
-
-    return version("kie_async")
 
 
 def _lacking(words: Sequence[str], message: str) -> int:

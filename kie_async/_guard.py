@@ -130,6 +130,21 @@ def check_url(url: str, *, allow_loopback_http: bool) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}{'?' if query else ''}{query}"
 
 
+def check_name(url: str, *, allow_loopback: bool) -> None:
+    """Refuse a URL whose host is of this machine or its network, by its name alone: a proxy connects by itself.
+
+    Args:
+        url: in the form that ``check_url`` gives.
+        allow_loopback: whether this machine itself may be reached.
+
+    Raises:
+        DownloadError: the URL may not be fetched through a proxy.
+    """
+    reason = unreachable(url)
+    if reason is not None and not (allow_loopback and is_loopback(urlsplit(url).hostname)):
+        raise _refused(f"its host is refused ({reason})")
+
+
 def _split(url: str) -> SplitResult:
     if len(url) > URL_MOST:
         raise _refused(f"it is longer than {URL_MOST} characters")

@@ -1,19 +1,21 @@
-"""How a session behaves: one frozen value. The only place that reads the environment."""
+"""How a session behaves: one frozen value."""
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Literal, NoReturn, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
 
+from kie_async._environment import is_direct, read_direct_hosts, read_key, read_proxy, read_text
 from kie_async.errors import SettingsError
-from kie_async.events import Observer, log_event
+from kie_async.events import Observer, guarded, log_event
+
+T = TypeVar("T")
 
 RouteName: TypeAlias = Literal["classic", "jobs"]
 
@@ -61,13 +63,40 @@ def _secrets(value: str | Secret | Iterable[str | Secret]) -> tuple[Secret, ...]
     return tuple(secret for each in values if (secret := _secret(each)))
 
 
-def _env(name: str, default: str = "") -> Any:  # noqa: ANN401  # attrs types a field by its converter
-    return attrs.Factory(lambda: os.environ.get(name, "") or default)
+def _proxy(value: str | Secret | None) -> Secret | None:
+    return None if value is None else _secret(value)
+
+
+def _found_proxy() -> tuple[str, Secret]:
+    name, proxy = read_proxy()
+    return name, Secret(proxy)
+
+
+def _default(read: Callable[[], T]) -> T:
+    """A default that is read when settings are made; to type checkers, what is read."""
+    return attrs.Factory(read)
+
+
+def _env(name: str, default: str = "") -> str:
+    return _default(lambda: read_text(name, default))
+
+
+def _env_key(settings: Settings) -> Secret:
+    return Secret(read_key("KIE_API_KEY", "api_key", guarded(settings.observer)))
+
+
+def _env_webhook_keys(settings: Settings) -> tuple[Secret, ...]:
+    return _secrets(read_key("KIE_WEBHOOK_KEY", "webhook_key", guarded(settings.observer)))
+
+
+def _of_settings(read: Callable[[Settings], T]) -> T:
+    """As ``_default``, for what needs the settings above it."""
+    return attrs.Factory(read, takes_self=True)
 
 
 def named_database() -> str | None:
     """The place of jobs that ``KIE_DATABASE_URL`` names, for the command line; None if it names none."""
-    return os.environ.get("KIE_DATABASE_URL") or None
+    return read_text("KIE_DATABASE_URL") or None
 
 
 def is_loopback(host: str | None) -> bool:
@@ -107,17 +136,29 @@ def _check_key(secret: Secret) -> None:
         raise SettingsError("api_key is a placeholder or begins with 'Bearer': give the bare key")
 
 
+def _is_http_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.scheme in {"http", "https"} and parts.port != 0 and _is_plain(url)
+    except ValueError:
+        return False
+
+
+def _is_plain(url: str) -> bool:
+    return url.isascii() and url.isprintable() and " " not in url
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """How a session behaves. Every time is in seconds.
 
     Attributes:
-        api_key: the key; by default from ``KIE_API_KEY``.
+        api_key: the key; by default from ``KIE_API_KEY``, or from the file that ``KIE_API_KEY_FILE`` names.
         base_url: the API; by default ``KIE_BASE_URL``, or else the real service. Plain http to loopback only.
         upload_base_url: where files are uploaded; the same host as the API if that is on loopback.
         callback_url: where the service can reach you; by default ``KIE_CALLBACK_URL``. Empty: polling does all.
-        webhook_keys: keys that sign callbacks, any of which is accepted (rotation); by default ``KIE_WEBHOOK_KEY``.
-            Written ``webhook_key=`` as well.
+        webhook_keys: keys that sign callbacks, any of which is accepted (rotation); by default ``KIE_WEBHOOK_KEY``, or
+            what the file holds that ``KIE_WEBHOOK_KEY_FILE`` names. Given as ``webhook_key=``, one or several.
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).
         observer: called with each ``events.Event``; by default they are logged under ``kie_async``.
         strict_limits: where two pages of the service disagree on a limit, refuse by the older one too; by default the
@@ -141,19 +182,20 @@ class Settings:
         audio_grace: how long a task may claim success before its audio appears.
         looks_at_once: record-info requests under way at once.
         max_download_bytes: the largest file a download accepts.
-        proxy: an http proxy; none is taken from the environment.
+        proxy: an http(s) proxy for all requests, and "" for none. By default that of ``HTTPS_PROXY`` or ``ALL_PROXY``,
+            for hosts that are not on this machine and not in ``NO_PROXY``; ``.netrc`` is never read.
         ssl_context: for a private authority; it must verify.
     """
 
-    api_key: Secret = attrs.field(default=_env("KIE_API_KEY"), converter=_secret)
+    observer: Observer = log_event  # first, for it is told of the others
+    api_key: Secret = attrs.field(default=_of_settings(_env_key), converter=_secret)
     base_url: str = attrs.field(default=_env("KIE_BASE_URL", BASE_URL))
     upload_base_url: str = ""
     callback_url: str = attrs.field(default=_env("KIE_CALLBACK_URL"))
     webhook_keys: tuple[Secret, ...] = attrs.field(
-        default=_env("KIE_WEBHOOK_KEY"), converter=_secrets, alias="webhook_key"
+        default=_of_settings(_env_webhook_keys), converter=_secrets, alias="webhook_key"
     )
     route: RouteName = "classic"
-    observer: Observer = log_event
     strict_limits: bool = False
     measure_urls: bool = True
     max_in_flight: int = 100
@@ -171,8 +213,10 @@ class Settings:
     audio_grace: float = 120.0
     looks_at_once: int = 16
     max_download_bytes: int = 500_000_000
-    proxy: str | None = attrs.field(default=None, repr=False)  # it may hold a password
+    proxy: Secret | None = attrs.field(default=None, converter=_proxy, repr=False)  # it may hold a password
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
+    _found_proxy: tuple[str, Secret] = attrs.field(init=False, repr=False, eq=False, factory=_found_proxy)
+    _direct_hosts: tuple[str, ...] = attrs.field(init=False, repr=False, eq=False, factory=read_direct_hosts)
 
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key)
@@ -185,6 +229,7 @@ class Settings:
         if self.route not in {"classic", "jobs"}:
             raise SettingsError(f"route is {self.route!r}: give 'classic' or 'jobs'")
         _check_switches(self)
+        _check_proxy(self)
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -203,6 +248,26 @@ class Settings:
     def on_loopback(self) -> bool:
         """Whether the API is on this machine: the emulator, not the real service."""
         return is_loopback(urlsplit(self.base_url).hostname)
+
+    def proxy_for(self, url: str) -> Secret | None:
+        """The proxy that leads to an address, if one does."""
+        if self.proxy is not None:
+            return self.proxy or None
+        _, found = self._found_proxy
+        if not found:
+            return None
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        return None if is_loopback(host) or is_direct(host, parts.port, self._direct_hosts) else found
+
+
+def _check_proxy(settings: Settings) -> None:
+    name, proxy = ("", settings.proxy) if settings.proxy is not None else settings._found_proxy  # noqa: SLF001  # its own check
+    is_used = settings.proxy is not None or not settings.on_loopback
+    if proxy and is_used and not _is_http_address(proxy.reveal()):
+        given = f"proxy ({name})" if name else "proxy"
+        remedy = 'give one like http://proxy.example:3128, or Settings(proxy="") for none'
+        raise SettingsError(f"{given} is not an http(s) address: {remedy}")
 
 
 def _check_switches(settings: Settings) -> None:

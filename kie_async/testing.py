@@ -110,6 +110,6 @@ def kie_emulator(
     with serve_in_thread(**kie_emulator_options) as handle:
         monkeypatch.setenv("KIE_BASE_URL", handle.base_url)
         monkeypatch.setenv("KIE_API_KEY", handle.key)
-        for name in ("KIE_CALLBACK_URL", "KIE_WEBHOOK_KEY"):
+        for name in ("KIE_CALLBACK_URL", "KIE_WEBHOOK_KEY", "KIE_API_KEY_FILE", "KIE_WEBHOOK_KEY_FILE"):
             monkeypatch.delenv(name, raising=False)
         yield handle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KIE_API_KEY", "KIE_BASE_URL", "KIE_CALLBACK_URL", "KIE_WEBHOOK_KEY", "KIE_DATABASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in tuple(os.environ):
+        if (name.startswith("KIE_") and not name.startswith("KIE_TEST_")) or name.lower() in {
+            "https_proxy",
+            "http_proxy",
+            "all_proxy",
+            "no_proxy",
+        }:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -46,4 +46,11 @@ def frames(error: BaseException) -> Iterator[tuple[str, str]]:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
         if Path(file).parent != TESTS:
-            yield file, "; ".join(f"{name}={value!r}" for name, value in frame.f_locals.items())
+            yield file, "; ".join(f"{name}={_repr(value)}" for name, value in frame.f_locals.items())
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001  # what is half made has none, and loggers bear it
+        return "?"

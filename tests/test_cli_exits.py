@@ -294,6 +294,11 @@ def test_5_no_usable_key(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, ke
     assert not key or key not in answer.err
 
 
+def test_5_a_file_without_a_key(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KIE_API_KEY_FILE", str(tmp_path / "absent"))
+    check(terminal, 5, "credits", kind="KeyUnusableError", says="KIE_API_KEY_FILE")
+
+
 def test_5_a_wrong_key(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_in_thread(key="the-right-one") as service:
         monkeypatch.setenv("KIE_BASE_URL", service.base_url)

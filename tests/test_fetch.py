@@ -24,6 +24,8 @@ from file_host import (
 )
 from virtual_time import VirtualTimeLoop
 
+import kie_async
+from kie_async import _version
 from kie_async._transport import _agent
 from kie_async._transport.fetch import EXCHANGES, HOPS, Answer, Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError
@@ -348,10 +350,10 @@ async def test_https_is_never_left_for_http(tmp_path: Path) -> None:
     assert not plain.asked
 
 
-async def test_the_proxy_is_that_of_the_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_on_this_machine_the_proxy_is_that_of_the_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     async with file_host(serve(DATA)) as host, file_host(serve(b"proxied")) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-            monkeypatch.setenv(name, proxy.url("/"))
+            monkeypatch.setenv(name, proxy.url("/"))  # not for this machine
         async with Fetcher(settings()) as fetcher:
             assert (await fetched(fetcher, host.url()))[1] == DATA
         async with Fetcher(settings(proxy=proxy.url("/"))) as fetcher:
@@ -361,18 +363,22 @@ async def test_the_proxy_is_that_of_the_settings_alone(monkeypatch: pytest.Monke
 
 async def test_a_proxy_that_refuses_or_is_not_there_is_told() -> None:
     async with file_host(status(407)) as proxy, Fetcher(settings(proxy=proxy.url("/"))) as fetcher:
+        assert not (await failure(fetcher, "https://example.com/")).retryable
+    async with file_host(status(503)) as proxy, Fetcher(settings(proxy=proxy.url("/"))) as fetcher:
         assert (await failure(fetcher, "https://example.com/")).retryable
     async with Fetcher(settings(proxy=proxy.url("/"))) as fetcher:
         assert (await failure(fetcher, "https://example.com/")).retryable
 
 
 async def test_the_library_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _agent.user_agent() == f"kie_async/{importlib.metadata.version('kie_async')}"
-    _agent.user_agent.cache_clear()
+    version = importlib.metadata.version("kie_async")
+    assert kie_async.__version__ == version
+    assert _agent.user_agent() == f"kie_async/{version}"
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert _agent.user_agent() == "kie_async/0"
-    _agent.user_agent.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", missing)
+        assert importlib.reload(_version).__version__ == "0"  # a bare checkout
+    importlib.reload(_version)

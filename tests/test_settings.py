@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import pickle
 import ssl
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from leaks import shown
 
 from kie_async import events
 from kie_async.errors import SettingsError
@@ -164,3 +167,85 @@ def test_an_observer_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> N
 )
 def test_foreign_text_is_made_fit_to_show(text: str, clean: str) -> None:
     assert events.clean(text) == clean
+
+
+# ---------------------------------------------------------------- keys in files
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "kie-api-key"
+    path.write_text(f"{KEY}\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("KIE_API_KEY_FILE", str(path))
+    return path
+
+
+def test_the_keys_may_come_from_files(monkeypatch: pytest.MonkeyPatch, key_file: Path) -> None:
+    told: list[events.Event] = []
+    hook = key_file.with_name("hook")
+    hook.write_bytes(b"\xef\xbb\xbfhook\r\n")
+    hook.chmod(0o600)
+    monkeypatch.setenv("KIE_WEBHOOK_KEY_FILE", str(hook))
+    settings = Settings(observer=told.append)
+    assert settings.api_key.reveal() == KEY
+    assert [key.reveal() for key in settings.webhook_keys] == ["hook"]
+    assert told == []
+    assert Settings(api_key="given", webhook_key="").api_key.reveal() == "given"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "api_key is empty"),
+        (b" \n", "api_key is empty"),
+        (b"x" * 4097, "larger than 4096 bytes"),
+        (b"\xff\xfe" + KEY.encode(), "is no text"),
+        (KEY.encode() + b"\nanother\n", "is not one line of text"),
+        (b"\0\1", "is not one line of text"),
+        (b"a b", "api_key holds spaces"),
+    ],
+)
+def test_a_file_that_holds_no_key_is_refused_unseen(key_file: Path, content: bytes, words: str) -> None:
+    key_file.write_bytes(content)
+    with pytest.raises(SettingsError, match=words) as caught:
+        Settings()
+    assert caught.value.message.startswith("api_key")
+    everything = "".join(shown(caught.value))
+    assert KEY not in everything
+
+
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in (
+        (tmp_path / "absent", "No such file"),
+        (tmp_path, "no regular file"),
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / ("n" * 300), "name too long"),
+    ):
+        monkeypatch.setenv("KIE_API_KEY_FILE", str(path))
+        with pytest.raises(SettingsError, match=words) as caught:
+            Settings()
+        assert f"KIE_API_KEY_FILE names, '{path}'" in caught.value.message
+
+
+def test_a_key_and_a_file_of_one_are_too_many(monkeypatch: pytest.MonkeyPatch, key_file: Path) -> None:
+    monkeypatch.setenv("KIE_API_KEY", "f00dfeed-another")
+    with pytest.raises(SettingsError, match="KIE_API_KEY and KIE_API_KEY_FILE are both set") as caught:
+        Settings()
+    assert "f00dfeed" not in "".join(shown(caught.value))
+    assert key_file.exists()
+    monkeypatch.setenv("KIE_API_KEY", "")
+    assert Settings().api_key.reveal() == KEY
+
+
+def test_a_file_that_others_can_read_is_told_once(key_file: Path) -> None:
+    key_file.chmod(0o644)
+    told: list[events.Event] = []
+    for _ in range(2):
+        assert Settings(observer=told.append).api_key.reveal() == KEY
+    (notice,) = told
+    assert isinstance(notice, events.Anomaly)
+    assert "every user of this machine can read" in notice.note
+    assert str(key_file) in notice.note
+    assert KEY not in notice.note

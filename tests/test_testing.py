@@ -84,6 +84,7 @@ USERS_TESTS = """
 import os
 import urllib.request
 
+import kie_async
 import pytest
 
 
@@ -93,6 +94,7 @@ def test_the_environment_leads_to_it(kie_emulator):
     assert "KIE_CALLBACK_URL" not in os.environ
     assert "KIE_WEBHOOK_KEY" not in os.environ
     assert kie_emulator.credits == 1000.0
+    assert kie_async.Settings().api_key.reveal() == kie_emulator.key
 
 
 class TestWithOptions:
@@ -123,6 +125,7 @@ def plugin_options() -> list[str]:
 def test_the_fixtures_work_in_a_users_tests(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(USERS_TESTS)
     environment = {**os.environ, "KIE_CALLBACK_URL": "https://me.example/kie", "KIE_WEBHOOK_KEY": "hook"}
+    environment["KIE_API_KEY_FILE"] = environment["KIE_WEBHOOK_KEY_FILE"] = "/run/secrets/kie"
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     command = ["-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin_options()]
     run = python([*command, str(tmp_path)], cwd=tmp_path, env=environment)

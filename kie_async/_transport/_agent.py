@@ -8,9 +8,6 @@ from functools import cache
 @cache
 def user_agent() -> str:
     """Return ``kie_async/<version>``; the version is that of the installed package."""
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  # it takes long to load
+    from kie_async._version import __version__  # noqa: PLC0415  # it takes long to load
 
-    try:
-        return f"kie_async/{version('kie_async')}"
-    except PackageNotFoundError:  # run from a bare checkout
-        return "kie_async/0"
+    return f"kie_async/{__version__}"

@@ -27,7 +27,7 @@ from kie_async._jsontext import dump
 from kie_async._retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async._routes import Call
 from kie_async._transport._agent import user_agent
-from kie_async._transport._client import check_client
+from kie_async._transport._client import Hidden, by_proxy, check_client
 from kie_async._transport._file import form
 from kie_async.errors import (
     BadResponseError,
@@ -49,6 +49,7 @@ MOST_BODY = 1 << 20  # bytes, decompressed: the largest answer known is a few kB
 UPLOADS_AT_ONCE = 4
 _DIRECT = 4  # reads that users ask for go out beside the looks
 _SERVER_ERRORS = 500
+_JSON = {"Content-Type": "application/json; charset=utf-8"}
 _SHORTEST_KEY = 16  # a shorter one is no real key, and may be a word of the answer
 
 
@@ -74,6 +75,8 @@ class Transport(anyio.AsyncContextManagerMixin):
             total=settings.total_timeout, connect=settings.connect_timeout, sock_read=settings.read_timeout
         )
         self._upload_timeout = attrs.evolve(self._timeout, total=settings.upload_timeout)
+        # With each request, and not the client's own: those aiohttp sends to the proxy too, as Proxy-Authorization.
+        self._headers = {"Authorization": Hidden(f"Bearer {settings.api_key.reveal()}")}
         self._kept: aiohttp.ClientSession
         self._fresh: aiohttp.ClientSession
 
@@ -87,12 +90,7 @@ class Transport(anyio.AsyncContextManagerMixin):
         return aiohttp.ClientSession(
             connector=_Connector(ssl=settings.ssl_context or True, limit=0, force_close=force_close),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={
-                "Authorization": _Bearer(f"Bearer {settings.api_key.reveal()}"),
-                "User-Agent": user_agent(),
-                "Accept": "application/json",
-            },
-            proxy=settings.proxy,
+            headers={"User-Agent": user_agent(), "Accept": "application/json"},
             trust_env=False,
         )
 
@@ -161,15 +159,16 @@ class Transport(anyio.AsyncContextManagerMixin):
         # A POST that raced the idle close of a kept connection would fail without anybody knowing how.
         session = self._kept if call.method == "GET" else self._fresh
         check_client(session)
-        base = settings.base_url if call.host == "api" else settings.upload_base_url
+        url = (settings.base_url if call.host == "api" else settings.upload_base_url) + call.path
         async with session.request(
             call.method,
-            base + call.path,
+            url,
             params=call.query,
             data=body if call.file is None else form(call.file),
-            headers=None if body is None else {"Content-Type": "application/json; charset=utf-8"},
+            headers=self._headers if body is None else {**self._headers, **_JSON},
             timeout=self._timeout if call.file is None else self._upload_timeout,
             allow_redirects=False,
+            **by_proxy(settings, url),
         ) as response:
             wire.end()
             body = self._without_key(await _capped(response))
@@ -181,18 +180,6 @@ class Transport(anyio.AsyncContextManagerMixin):
         if len(self.settings.api_key.reveal()) < _SHORTEST_KEY:
             return received
         return received.replace(self.settings.api_key.reveal().encode(), b"***")
-
-
-class _Bearer(str):
-    """The header that bears the key: sent as it is, but shown by no repr.
-
-    A cancelled call brings aiohttp's frames, and the headers in them, into tracebacks.
-    """
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'Bearer …'"
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -288,7 +275,7 @@ def _unsent(call: Call[Any], error: Exception, reason: str) -> ConnectError:
     if isinstance(error, aiohttp.ClientSSLError):
         return TLSError(f"{call.name}: the server could not prove who it is ({reason})")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        message = f"{call.name}: the proxy refused to connect, nothing was sent: check Settings.proxy"
+        message = f"{call.name}: the proxy refused to connect, nothing was sent: check Settings.proxy, HTTPS_PROXY"
         return ConnectError(message, code=error.status, retryable=error.status >= _SERVER_ERRORS)
     message = f"{call.name}: no connection, nothing was sent ({reason})"
     return ConnectError(message, retryable=isinstance(error, _EXPECTED))

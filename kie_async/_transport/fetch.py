@@ -2,8 +2,8 @@
 
 Results lie on hosts that the service names as it likes, so a download shares nothing with the session of the API.
 Every connection is judged by the address it is really made to (``socket_factory``), which covers names, odd
-spellings of addresses, every hop of a redirect, and names that change their address between two looks. Behind
-``Settings.proxy`` only the proxy is connected to: there the proxy decides, and only the URLs are judged here.
+spellings of addresses, every hop of a redirect, and names that change their address between two looks. Where a proxy
+leads to a host, only the proxy is connected to, wherever it is: there the host is judged by its name.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import attrs
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from kie_async._guard import check_address, check_url
+from kie_async._guard import check_address, check_name, check_url
 from kie_async._transport._agent import user_agent
-from kie_async._transport._client import check_client
+from kie_async._transport._client import by_proxy, check_client
 from kie_async.errors import DownloadError, ResultExpiredError
 from kie_async.events import Observer, clean
 from kie_async.settings import Settings
@@ -107,7 +107,8 @@ class Fetcher(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        async with _client(self.settings) as self._client:
+        guard = _guarded(allow_loopback=self.settings.on_loopback)
+        async with _client(self.settings, guard) as self._direct, _client(self.settings, None) as self._proxied:
             yield self
 
     @asynccontextmanager
@@ -138,6 +139,8 @@ class Fetcher(anyio.AsyncContextManagerMixin):
         own = self.settings.on_loopback
         for _ in range(HOPS + 1):
             url = check_url(url, allow_loopback_http=own)
+            if self.settings.proxy_for(url) is not None:
+                check_name(url, allow_loopback=own)
             response = await self._get(url, headers)
             try:
                 if response.status not in _REDIRECTS:
@@ -149,17 +152,18 @@ class Fetcher(anyio.AsyncContextManagerMixin):
         raise DownloadError(f"the download was redirected more than {HOPS} times", retryable=False)
 
     async def _get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        check_client(self._client)
+        route = by_proxy(self.settings, url)
+        client = self._proxied if route else self._direct
+        check_client(client)
         try:
             with anyio.fail_after(self.settings.total_timeout):
-                return await self._client.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
+                return await client.get(URL(url, encoded=True), headers=headers, allow_redirects=False, **route)
         except _FOREIGN as error:
             failure = _translate(error)
         raise failure  # as above
 
 
-def _client(settings: Settings) -> aiohttp.ClientSession:
-    guard = None if settings.proxy else _guarded(allow_loopback=settings.on_loopback)
+def _client(settings: Settings, guard: Callable[[_AddressInfo], socket.socket] | None) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,  # the turns bound it, and waiting for one runs into no timeout
@@ -170,7 +174,6 @@ def _client(settings: Settings) -> aiohttp.ClientSession:
         headers={"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"},
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        proxy=settings.proxy,
         trust_env=False,
         read_bufsize=_BUFFER,
         timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout, sock_read=settings.read_timeout),
@@ -250,6 +253,10 @@ def _translate(error: Exception) -> DownloadError:
     """Our own error for one of aiohttp's, which holds headers and whole addresses."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return DownloadError("the host's certificate was refused", retryable=False)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        busy = error.status >= 500  # noqa: PLR2004  # HTTP's server errors
+        message = "the proxy refused to connect: check Settings.proxy, HTTPS_PROXY"
+        return DownloadError(message, code=error.status, retryable=busy)
     if isinstance(error, aiohttp.ClientConnectorError):
         words = clean(error.os_error.strerror or "no connection")
         return DownloadError(f"the host was not reached: {words}", retryable=error.os_error.errno != errno.EPERM)

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from kie_async._transport._agent import user_agent
+from kie_async._version import __version__
 from kie_async.cli import _batch, _demo, _servers, _tasks, _worker
 from kie_async.cli._app_jobs import jobs
 from kie_async.cli._exits import UsageError, exit_table
@@ -44,7 +44,8 @@ _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing wh
 _EPILOGUE = f"""\
 Try it without a key:  kie-async demo --out DIR
 
-Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY, KIE_DATABASE_URL.
+Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY, KIE_DATABASE_URL; HTTPS_PROXY, NO_PROXY.
+A key may be in a file: KIE_API_KEY_FILE, KIE_WEBHOOK_KEY_FILE.
 
 Exit codes:
 {exit_table()}
@@ -57,7 +58,7 @@ app = App(
     help=_ABOUT,
     help_epilogue=_EPILOGUE,
     help_format="plaintext",
-    version=user_agent().partition("/")[2],
+    version=__version__,
     default_parameter=Parameter(negative=(), show_default=False),
 )
 
