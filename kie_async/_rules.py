@@ -160,9 +160,9 @@ def _moments(given: Fields) -> Iterator[Problem]:
     moment, duration = (_seconds(given[name]) for name in ("continue_at", "source_duration"))
     if isinstance(continue_at, str):  # otherwise it waits for the length of the source
         if read_moment(continue_at.strip()) is None:
-            yield Problem("continue_at", f"is {_shown(continue_at)}", f"give a number of seconds, or {FORMS}")
+            yield Problem("continue_at", f"is {_shown(continue_at)}", f"give {FORMS}")
     elif continue_at is not None and moment is None:
-        yield Problem("continue_at", f"is {_shown(continue_at)}", f"give a number of seconds above 0, or {FORMS}")
+        yield Problem("continue_at", f"is {_shown(continue_at)}", "give a number of seconds above 0")
     if given["source_duration"] is not None and duration is None:
         yield Problem("source_duration", f"is {_shown(given['source_duration'])}", "give a number of seconds above 0")
     if duration is None:
@@ -215,7 +215,7 @@ def _missing(given: Fields) -> Iterator[Problem]:
 def _inherited(given: Fields) -> Iterator[Problem]:
     """What cannot be had without own parameters."""
     if "source" in given and given["continue_at"] is None:
-        yield Problem("continue_at", "is missing", f"an upload needs it: give a number of seconds, or {FORMS}")
+        yield Problem("continue_at", "is missing", f"an upload needs it: give {FORMS}")
     if given["persona_id"] is not None:
         remedy = (
             "the service takes it with own parameters alone: give style and title (and prompt, unless instrumental)"
