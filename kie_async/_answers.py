@@ -38,7 +38,7 @@ from kie_async.events import clean
 T = TypeVar("T")
 
 OK = 200
-_REDIRECTS, _CLIENT_ERRORS, _FORBIDDEN, _SERVER_ERRORS = 300, 400, 403, 500
+_REDIRECTS, _CLIENT_ERRORS, _UNAUTHORIZED, _FORBIDDEN, _SERVER_ERRORS = 300, 400, 401, 403, 500
 
 
 @attrs.frozen
@@ -155,9 +155,19 @@ def _unread(call: Call[T], answer: Answer, reason: str) -> KieError:
     """What a body that cannot be read means: the HTTP status alone speaks."""
     if answer.status < _REDIRECTS and not call.spends:
         return BadResponseError(f"{call.name}: {reason}", code=answer.status)
-    if answer.status == _FORBIDDEN and not call.spends:  # a page of the CDN's, not the service's word on the key
-        return ServerError(f"{call.name}: {reason}", code=answer.status)
+    if _is_page(answer):
+        message = f"{call.name}: a page with HTTP status {answer.status}, not the service's word on the key: {reason}"
+        return (UnavailableError if call.spends else ServerError)(message, code=answer.status, retryable=True)
     return _refused(call, answer, _wire.Envelope(msg=reason))
+
+
+def _is_page(answer: Answer) -> bool:
+    """Whether a CDN or a proxy forbids it, before the service has seen it, which answers in JSON.
+
+    FACTS: "error code: 1010" with 403 is a CDN's, and plain text.
+    """
+    is_html = answer.body.lstrip().startswith(b"<")
+    return answer.status == _FORBIDDEN or (answer.status == _UNAUTHORIZED and is_html)
 
 
 def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieError:

@@ -17,7 +17,6 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup
 
-from kie_async._answers import MOMENTARY
 from kie_async._entry import Entry
 from kie_async._internal import internal_errors
 from kie_async._submitter import Submitter
@@ -172,9 +171,9 @@ class Keeper(anyio.AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ one submission
 
-    def witness(self, key: str) -> JobWitness:
-        """The record of a planned job's submission."""
-        return JobWitness(self, key, self._route, self._tell)
+    def witness(self, key: str, check: Callable[[], None]) -> JobWitness:
+        """The record of a planned job's submission; ``check`` may still forbid it, right before it is sent."""
+        return JobWitness(self, key, self._route, self._tell, check)
 
     def keep_end(self, key: str, token: str | None, entry: Entry) -> None:
         """Record the end of a task when it comes, whoever waits for it, unless the job is at another attempt then."""
@@ -332,9 +331,11 @@ class JobWitness:
     _key: str
     _route: str
     _tell: Observer
+    _check: Callable[[], None]
 
     async def intend(self, token: str) -> None:
         """Record the intent; without it nothing is sent."""
+        self._check()
         await self._keeper.check_leases()
         await self._keeper.journal.intend(self._key, token)
 
@@ -373,7 +374,7 @@ class JobWitness:
 
 def state_after(error: KieError) -> State:
     """Where a job goes whose submission ended with this error."""
-    if isinstance(error, _PENDING) or (error.code in MOMENTARY and error.charged == "no"):
+    if isinstance(error, _PENDING) or (error.retryable and error.charged == "no"):
         return State.PLANNED
     if error.charged == "maybe" and error.code not in {500, 501}:  # refused in the service's own words: no task
         return State.UNKNOWN

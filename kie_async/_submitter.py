@@ -8,7 +8,6 @@ a callback that bears its token names the task; without one it stays unknown.
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 import secrets
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from anyio.abc import TaskGroup
 from kie_async._answers import MOMENTARY
 from kie_async._entry import Entry
 from kie_async._internal import internal_errors
+from kie_async._key_gate import KeyGate
 from kie_async._lifetime import check_running
 from kie_async._pacing import Key
 from kie_async._retry import backoff
@@ -132,7 +132,7 @@ class Submitter:
         self._tasks: dict[str, str] = {}  # token to task id, while the task is followed
         self._lost: OrderedDict[str, None] = OrderedDict()
         self._slowed = 0
-        self._stopped: AuthError | None = None
+        self._key = KeyGate(limiter)
 
     async def submit(self, request: Request, prepare: Prepare, witness: Witness | None = None) -> Entry:
         """Submit a request and follow its task.
@@ -149,9 +149,11 @@ class Submitter:
         is one, is followed and told to the observer.
         """
         started = asyncio.get_running_loop().time()
+        self._key.check()
         release = await self._enter()
         post: asyncio.Future[Entry] | None = None
         try:
+            self._key.check()
             ready = await prepare(request)
             for attempt in count(1):
                 permit = await self._permit(again=attempt > 1)
@@ -224,21 +226,16 @@ class Submitter:
         return release
 
     async def _permit(self, *, again: bool) -> Permit:
-        permit = await self._limiter.acquire(again=again)
+        permit = await self._key.acquire(again=again)
         try:
             check_running(self._group)  # while this waited, the session may have been closed in another task
         except SessionError:
             permit.give_back()
             raise
-        if self._stopped is not None:  # the key was refused: not one more request with it
-            permit.give_back()
-            raise copy.copy(self._stopped)
         return permit
 
     async def _pause(self, error: KieError, attempt: int, started: float) -> None:
         """After a submission that did not become a task: wait if it may be sent again, or raise."""
-        if isinstance(error, AuthError):
-            self._stopped = error
         momentary = error.code in MOMENTARY and error.charged == "no"
         if not (momentary or isinstance(error, ConnectError)) or not error.retryable:
             raise error
@@ -272,6 +269,8 @@ class Submitter:
             with internal_errors(submission.request.operation):
                 entry = await self._post(submission, permit)
         except KieError as error:
+            if isinstance(error, AuthError):
+                self._key.refuse(error)
             post.set_exception(error)
         except asyncio.CancelledError:
             message = f"{submission.request.operation}: the session was closed before its answer or its callback came"
@@ -289,6 +288,7 @@ class Submitter:
         except SubmitUnknownError as error:
             task_id = await self._recover(submission, error)
         self._slowed = 0
+        self._key.accept()
         return self._accepted(submission, task_id)
 
     async def _send(self, submission: _Submission, permit: Permit) -> str:

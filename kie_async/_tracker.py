@@ -34,6 +34,7 @@ _key = lru_cache(1000)(Key)  # few kinds, many tasks
 UNKNOWN = Key("unknown", "unknown")  # of a task that was submitted elsewhere, until its first record
 _LISTENED = 8.0  # most seconds between two looks while somebody listens to the stages
 _LATE = 600.0  # seconds; FACTS §3: 408, nothing for over 10 min
+_WRONG = 5  # looks in a row that refuse a key which never worked: it is wrong
 _ODD = 10.0  # most seconds between two looks in an odd state
 _WORDS_MOST = 100  # unknown words told of; there is no end of them in a hostile answer
 _OLDEST = 86_400.0  # a task said to be older than a day: its clock is not believed
@@ -66,6 +67,7 @@ class Tracker:
         self._bell = asyncio.Event()
         self._words: set[str] = set()
         self._net = bool(settings.callback_url)  # callbacks bring the news, looks are the net
+        self._key_works = False  # the service has taken the key, so that one it refuses now may be a slip
         self._closed = False
 
     # ------------------------------------------------------------ what others ask
@@ -81,6 +83,7 @@ class Tracker:
         now = self._now()
         deadline = now + self._settings.task_timeout
         entry = Entry(task_id, key, now, deadline, release, submitted=key is not UNKNOWN)
+        self._key_works = self._key_works or entry.submitted
         if self._closed:
             self._end(entry, closed(task_id))
             return entry
@@ -194,7 +197,7 @@ class Tracker:
         try:
             with internal_errors("record-info"):
                 record = await self._fetch(entry.task_id)
-                entry.looking = False
+                entry.looking, self._key_works = False, True
                 self.report(entry, record)
         except KieError as error:
             entry.looking = False
@@ -292,20 +295,21 @@ class Tracker:
     def _failed_look(self, entry: Entry, error: KieError) -> None:
         entry.failures += 1
         self._tell(LookFailed(entry.task_id, clean(str(error))))
-        if isinstance(error, AuthError):
+        if isinstance(error, AuthError) and entry.failures >= _WRONG and not self._key_works:
             error.task_id, error.charged = entry.task_id, "yes"
             self._end(entry, error)
         else:
-            self._again(entry, self._now())
+            self._again(entry, self._now(), error)
 
     # ------------------------------------------------------------ when to look next
 
-    def _again(self, entry: Entry, now: float) -> None:
+    def _again(self, entry: Entry, now: float, error: KieError | None = None) -> None:
         if now >= entry.deadline:
             message = (
                 f"no end after {self._settings.task_timeout:.0f} s; the task may still end: "
                 f"session.track({entry.task_id!r}) follows it again, as session.resume() does what a journal holds"
             )
+            message += f"; the last look failed: {error.message}" if error else ""
             self._end(entry, WaitTimeoutError(message, entry.task_id))
         elif not entry.parked:
             when = self._soonest(entry) if entry.hurry else now + self._wait(entry, now)

@@ -14,7 +14,7 @@
     │   ├── InsufficientCreditsError  402                                        top up
     │   ├── RateLimitedError    405, 429, 430: too fast                          send again, later
     │   ├── KeyQuotaError       433: the spending cap of a sub-key               raise it
-    │   └── UnavailableError    455, 505: maintenance, feature off               send again, later
+    │   └── UnavailableError    455, 505, a page with 403: maintenance, feature off  send again, later
     ├── SubmitUnknownError      a submission's answer was lost                   do not send again
     ├── BadResponseError        the answer could not be understood
     │   └── UnexpectedRedirectError
@@ -158,7 +158,11 @@ class ManifestError(InvalidRequestError):
 
 
 class AuthError(RefusedError):
-    """The key was refused (401, 403). The session sends no further submission."""
+    """The key was refused (401, 403); nothing was charged.
+
+    Other submissions wait for some seconds. If the next one is refused too, those that wait, and those made within the
+    seconds after, fail with the same error and are not sent; then the key is tried again.
+    """
 
 
 class InsufficientCreditsError(RefusedError):
@@ -183,7 +187,7 @@ class KeyQuotaError(RefusedError):
 
 @attrs.define(slots=False)
 class UnavailableError(RefusedError):
-    """Maintenance (455) or a feature switched off (505)."""
+    """Maintenance (455), a feature switched off (505), or a page with 403, as CDNs send it; nothing was charged."""
 
     retryable: bool = True
 

@@ -187,13 +187,16 @@ class KieSession(Calls, Opened[Wiring]):
             return self.follow(job)
         return await self._submit_job(key, request, self._uploaded)
 
-    async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None) -> Task:
+    async def submit_job(
+        self, key: str, request: Request, *, prepare: Prepare | None = None, check: Callable[[], None] = lambda: None
+    ) -> Task:
         """Submit a planned job of the journal in use; its moves, and its end, are recorded.
 
         Args:
             key: of the job.
             request: as it is to be sent, or prepared.
             prepare: makes it ready once there is a place for it; by default, uploads its source.
+            check: called right before it would be sent; what it raises forbids that, and is raised here.
 
         Raises:
             ConflictError: it is not planned.
@@ -201,10 +204,12 @@ class KieSession(Calls, Opened[Wiring]):
         """
         self._check()
         check_open(self._keeper)
-        return await self._submit_job(key, await self._admitted(request), prepare or self._uploaded)
+        return await self._submit_job(key, await self._admitted(request), prepare or self._uploaded, check)
 
-    async def _submit_job(self, key: str, request: Request, prepare: Prepare) -> Task:
-        witness = check_open(self._keeper).witness(key)
+    async def _submit_job(
+        self, key: str, request: Request, prepare: Prepare, check: Callable[[], None] = lambda: None
+    ) -> Task:
+        witness = check_open(self._keeper).witness(key, check)
         return self._task(await self._submitter.submit(request, self._ready(prepare), witness), key)
 
     def check_request(self, request: Request) -> None:

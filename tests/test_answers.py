@@ -71,7 +71,7 @@ def test_a_refusal_hidden_in_http_200(code: int, kind: type, charged: str, retry
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (401, errors.AuthError), (403, errors.AuthError), (402, errors.InsufficientCreditsError),
+        (401, errors.UnavailableError), (403, errors.UnavailableError), (402, errors.InsufficientCreditsError),
         (404, errors.RefusedError), (405, errors.RefusedError), (422, errors.InvalidRequestError),
         (429, errors.RateLimitedError),
     ],
@@ -103,7 +103,8 @@ def test_no_odd_answer_is_a_success_or_a_wrong_no(status: int, content: bytes) -
     error = refusal(SUBMIT, Answer(status, content))
     if error.charged == "no":
         assert error.code in BODY_CODES or error.code in HTTP_STATUSES
-    assert (error.code in MOMENTARY and error.retryable) or error.code == 405 or not error.retryable
+    assert error.code in {*MOMENTARY, 401, 403, 405} or not error.retryable
+    assert not (error.retryable and isinstance(error, errors.AuthError))
 
 
 def test_both_count() -> None:
@@ -250,10 +251,23 @@ def test_an_answer_that_is_no_success_may_name_its_task_all_the_same() -> None:
     )
 
 
-def test_a_page_that_forbids_a_look_is_not_the_services_word_on_the_key() -> None:
-    assert type(refusal(LOOK, Answer(403, b"error code: 1010"))) is errors.ServerError
-    assert type(refusal(SUBMIT, Answer(403, b"error code: 1010"))) is errors.AuthError
-    assert type(refusal(LOOK, Answer(403, body(403)))) is errors.AuthError
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [(403, b"<!DOCTYPE html><title>Just a moment...</title>"), (403, b"error code: 1010"), (403, b""),
+     (401, b"\n <html>sign in</html>")],
+)  # fmt: skip
+def test_a_page_is_not_the_services_word_on_the_key(status: int, content: bytes) -> None:
+    assert type(refusal(LOOK, Answer(status, content))) is errors.ServerError
+    error = refusal(SUBMIT, Answer(status, content))
+    assert type(error) is errors.UnavailableError
+    assert (error.code, error.charged, error.retryable) == (status, "no", True)
+    assert "not the service's word" in error.message
+
+
+@pytest.mark.parametrize("answer", [Answer(403, body(403)), Answer(401, b""), Answer(401, b"Unauthorized")])
+def test_what_the_service_says_of_the_key_is_believed(answer: Answer) -> None:
+    for call in (SUBMIT, LOOK):
+        assert type(refusal(call, answer)) is errors.AuthError
 
 
 def test_addresses_in_messages_are_cut() -> None:

@@ -164,9 +164,30 @@ async def test_no_credits_and_no_key_stop_the_batch_for_later(
         assert len(service.emulator.arrivals) == 1
         assert set((await batch.states()).values()) == {State.PLANNED}
         service.emulator.faults.clear()
-        if code == 402:
+        await batch.run(service)
+        assert set((await batch.states()).values()) == {State.DELIVERED}
+
+
+@pytest.mark.parametrize("code", [402, 401])
+async def test_what_waits_for_its_turn_when_a_batch_stops_is_not_sent(batch: Batch, code: int) -> None:
+    async with serving(credits=1e6, goes_on=(1.0, 2.0), settings={"quota": 2}) as service:
+        service.emulator.faults.add(Fault("code", code=code, nth=1))
+        with pytest.raises(kie.KieError) as caught:
             await batch.run(service)
-            assert set((await batch.states()).values()) == {State.DELIVERED}
+        assert caught.value.code == code
+        assert len(service.emulator.ledger) == 1
+        assert sorted((await batch.states()).values()) == [State.DELIVERED] + [State.PLANNED] * 4
+        await batch.run(service)
+        assert set((await batch.states()).values()) == {State.DELIVERED}
+        assert len(service.emulator.ledger) == 5
+
+
+async def test_a_page_of_a_cdn_leaves_a_job_planned_and_it_is_sent_later(batch: Batch) -> None:
+    async with serving(credits=1e6, goes_on=(1.0, 2.0)) as service:
+        service.emulator.faults.add(Fault("html", status=403, nth=2))
+        await batch.run(service)
+        assert set((await batch.states()).values()) == {State.DELIVERED}
+        assert len(service.emulator.ledger) == 5
 
 
 async def test_a_cap_is_never_passed(service: Service, batch: Batch) -> None:

@@ -305,7 +305,7 @@ async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) 
         await journal.move("k", State.UNKNOWN, token="t" * 43)
         await journal.move("k", State.SUBMITTED, token="t" * 43, task_id="task1")
         keeper: Any = SimpleNamespace(journal=journal)
-        await JobWitness(keeper, "k", "classic", told.append).accepted("t" * 43, "task1")
+        await JobWitness(keeper, "k", "classic", told.append, lambda: None).accepted("t" * 43, "task1")
         job = await journal.get("k")
     assert job is not None
     assert (job.state, job.task_id) == (State.SUBMITTED, "task1")

@@ -122,16 +122,67 @@ async def test_anything_else_is_sent_once(code: int, kind: type[kie.KieError]) -
         assert len(service.emulator.arrivals) == 1
 
 
-async def test_a_refused_key_stops_all() -> None:
-    async with serving(faults=[Fault("code", code=401)], settings={"quota": 1}) as service:
+async def test_one_refusal_of_the_key_concerns_its_caller_and_the_next_submission_tries_it_again() -> None:
+    async with serving(faults=[Fault("code", code=401, nth=1)], settings={"quota": 1}) as service:
+        results = await asyncio.gather(
+            *(service.session.submit(request) for request in numbered(5)), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [kie.AuthError] + 4 * [kie.Task]
+        with pytest.raises(kie.AuthError):
+            service.emulator.faults.add(Fault("code", code=401, times=1))
+            await service.session.submit(REQUEST)
+        before = asyncio.get_running_loop().time()
+        await service.session.submit(REQUEST)
+        assert asyncio.get_running_loop().time() - before > 4.9
+
+
+@pytest.mark.parametrize("status", [200, 401])
+async def test_a_key_that_is_refused_causes_no_storm(status: int) -> None:
+    faults = [Fault("code", code=401, status=status)]
+    async with serving(faults=faults, settings={"quota": 20}) as service:
+        outcomes = [outcome async for outcome in service.session.submit_all(numbered(1000))]
+        assert {type(outcome.error) for outcome in outcomes} == {kie.AuthError}
+        assert len(outcomes) == 1000
+        assert len({id(outcome.error) for outcome in outcomes}) == 1000
+        assert len(service.emulator.arrivals) == 20
+        with pytest.raises(kie.AuthError):
+            await service.session.submit(REQUEST)
+        assert len(service.emulator.arrivals) == 20
+        service.emulator.faults.clear()
+        await anyio.sleep(6)
+        await service.session.submit(REQUEST)
+        assert len(service.emulator.arrivals) == 21
+
+
+async def test_those_that_wait_for_a_place_when_the_key_is_refused_are_told() -> None:
+    async with serving(settings={"max_in_flight": 2, "api_key": "wrong"}) as service:
         results = await asyncio.gather(
             *(service.session.submit(request) for request in numbered(5)), return_exceptions=True
         )
         assert [type(result) for result in results] == [kie.AuthError] * 5
-        assert len(service.emulator.arrivals) == 1
+        assert len(service.emulator.arrivals) == 2
+
+
+async def test_a_refusal_is_counted_though_its_caller_went_away() -> None:
+    async with serving(faults=[Fault("slow", seconds=5)], settings={"api_key": "wrong"}) as service:
+        with anyio.move_on_after(1):
+            await asyncio.gather(*(service.session.submit(request) for request in numbered(2)))
+        await anyio.sleep(5)
         with pytest.raises(kie.AuthError):
             await service.session.submit(REQUEST)
-        assert len(service.emulator.arrivals) == 1
+        assert len(service.emulator.arrivals) == 2
+
+
+@pytest.mark.parametrize("page", [b"<html>Just a moment...</html>", b"error code: 1010"])
+async def test_a_page_of_a_cdn_is_not_the_end_of_a_session(page: bytes, clock: VirtualTimeLoop) -> None:
+    async with serving(faults=[Fault("answer", body=page, status=403, done=False, nth=1)]) as service:
+        before = clock.time()
+        with pytest.raises(kie.UnavailableError) as caught:
+            await service.session.submit(REQUEST)
+        assert (caught.value.charged, caught.value.retryable, caught.value.code) == ("no", True, 403)
+        await service.session.submit(REQUEST)
+        assert clock.time() - before < 4
+        assert len(service.emulator.ledger) == 1
 
 
 async def test_what_was_never_sent_is_sent_when_the_server_is_there(clock: VirtualTimeLoop) -> None:
@@ -139,7 +190,7 @@ async def test_what_was_never_sent_is_sent_when_the_server_is_there(clock: Virtu
     async with kie.KieSession(kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{port}")) as session:
         submitting = asyncio.create_task(session.submit(REQUEST))
         await anyio.sleep(30)
-        async with emulator.serve(port=port) as service:
+        async with emulator.serve(port=port, key="k") as service:
             task = await submitting
             assert [charge.task_id for charge in service.ledger] == [task.id]
     assert clock.time() > 0

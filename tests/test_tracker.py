@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import anyio
+import attrs
 import pytest
 from service import REQUEST, TIMELINE, Service, serving
 from virtual_time import VirtualTimeLoop
@@ -147,11 +148,33 @@ async def test_looks_that_fail_are_repeated(fault: Fault) -> None:
         assert service.of(LookFailed) or fault.kind == "drop"
 
 
-async def test_a_key_refused_at_a_look_ends_the_wait() -> None:
-    async with serving(faults=[Fault("code", on="record_info", code=401)]) as service:
-        error = await end_of(service)
-        assert isinstance(error, kie.AuthError)
-        assert error.charged == "yes"
+@pytest.mark.parametrize("fault", [Fault("code", on="record_info", code=401, times=8),
+                                   Fault("code", on="record_info", code=401, status=401, times=8),
+                                   Fault("html", on="record_info", status=403, times=8)])  # fmt: skip
+async def test_a_look_that_refuses_the_key_is_tried_again(fault: Fault) -> None:
+    async with serving(faults=[fault]) as service:
+        assert isinstance(await end_of(service), kie.TaskResult)
+        assert len(service.of(LookFailed)) == 8
+
+
+async def test_a_key_that_is_refused_until_the_time_is_over_is_told_at_its_end() -> None:
+    async with serving(settings={"task_timeout": 300}) as service:
+        task = await service.session.submit(REQUEST)
+        service.emulator.faults.add(Fault("code", on="record_info", code=401))
+        with pytest.raises(kie.WaitTimeoutError, match=r"300 s.*the last look failed.*access permissions") as caught:
+            await task
+        assert caught.value.charged == "yes"
+
+
+async def test_a_key_that_never_worked_is_not_tried_for_long(clock: VirtualTimeLoop) -> None:
+    async with serving() as service:
+        task_id = (await service.session.submit(REQUEST)).id
+        async with kie.KieSession(attrs.evolve(service.session.settings, api_key="wrong")) as session:
+            before = clock.time()
+            with pytest.raises(kie.AuthError) as caught:
+                await session.track(task_id)
+            assert (caught.value.task_id, caught.value.charged) == (task_id, "yes")
+            assert clock.time() - before < 60
 
 
 async def test_one_bad_id_blocks_nobody() -> None:

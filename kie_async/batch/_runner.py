@@ -27,6 +27,7 @@ from kie_async.batch._named import NamedTasks
 from kie_async.batch._results import Results
 from kie_async.errors import (
     AudioError,
+    BudgetError,
     ConflictError,
     InternalError,
     InvalidRequestError,
@@ -44,6 +45,10 @@ JobObserver = Callable[[Job], None]
 UPLOAD_LIFE = 20 * 3600.0  # seconds. FACTS: uploads are kept 24 h or 3 days; treat them as older after 20 h
 _CHUNK = 1 << 20
 _LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is asked for again
+
+
+class _StoppedError(KieError):
+    """The batch was stopped while this job waited for its turn: it was not sent."""
 
 
 class Runner:
@@ -103,8 +108,9 @@ class Runner:
                 return job
             try:
                 job = await self._steps[job.state](job)
-            except LostRecordError as error:
-                job = attrs.evolve(job, error=job_error(error))
+            except (_StoppedError, LostRecordError) as error:
+                if isinstance(error, LostRecordError):
+                    job = attrs.evolve(job, error=job_error(error))
                 self._moved(job)
                 return job
             except ConflictError as error:  # another process has it
@@ -123,6 +129,10 @@ class Runner:
         if job.state is not State.DELIVERED:  # that was noted before the move
             await self._results.note(job)
         return job
+
+    def _check_running(self) -> None:
+        if self.stopped is not None and not isinstance(self.stopped, BudgetError):  # the cap has room for this one
+            raise _StoppedError("the batch was stopped: nothing was sent")
 
     def _moved(self, job: Job) -> None:
         self._budget.settle(job)
@@ -149,7 +159,8 @@ class Runner:
             raise named.refusal()
         self._budget.reserve(job.key)
         try:
-            task = await self._session.submit_job(job.key, job.request, prepare=partial(self._ready, job))
+            prepare = partial(self._ready, job)
+            task = await self._session.submit_job(job.key, job.request, prepare=prepare, check=self._check_running)
         except (AudioError, InvalidRequestError) as error:
             if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent
                 return await self._journal.move(job.key, State.REJECTED, error=job_error(error))
