@@ -169,6 +169,58 @@ def test_a_title_is_shown(terminal: Terminal, tmp_path: Path) -> None:
     assert "title: Größe" in terminal("jobs", "show", "one", "--out", str(tmp_path)).out
 
 
+def song_job(key: str, source: str) -> Job:
+    return Job(key=key, request=kie.UploadExtendRequest(source, model="V5", continue_at=1.0, source_duration=9.0))
+
+
+@pytest.fixture
+def songs(tmp_path: Path) -> Path:
+    """The directory of a batch of songs."""
+    jobs = [
+        song_job("k1", "in/私の歌.wav"),
+        song_job("k2", "in/e\N{COMBINING ACUTE ACCENT}te.mp3"),
+        song_job("same", "in/same.wav"),
+        *(song_job(f"twin{number}", f"in/{number}/twin.wav") for number in range(12)),
+        job("track"),
+    ]
+    with_journal(tmp_path / FILE, lambda journal: journal.add(jobs))
+    return tmp_path
+
+
+def test_the_list_shows_the_songs(terminal: Terminal, songs: Path) -> None:
+    rows = [line.split("  ") for line in terminal("jobs", "list", "--out", str(songs)).out.splitlines()]
+    assert rows[0] == ["k1", "planned", "私の歌"]
+    assert rows[2] == ["same", "planned"]  # the key says it
+    assert rows[-1] == ["track", "planned"]
+    value = terminal("jobs", "list", "--out", str(songs), "--json").value
+    assert [each["song"] for each in value["jobs"]][:3] == ["私の歌", "e\u0301te", "same"]
+    assert value["jobs"][-1]["song"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("私の歌", "k1"), ("私の歌.wav", "k1"), ("éte", "k2"), ("same", "same"), ("twin3", "twin3")]
+)
+def test_a_job_is_found_by_its_song(terminal: Terminal, songs: Path, name: str, key: str) -> None:
+    answer = terminal("jobs", "show", name, "--out", str(songs))
+    assert answer.code == 0
+    assert f"key: {key}" in answer.out.splitlines()
+
+
+def test_a_job_is_found_by_its_file(terminal: Terminal, out: Path) -> None:
+    assert "key: done" in terminal("jobs", "show", "two.mp3", "--out", str(out)).out.splitlines()
+
+
+def test_several_jobs_of_a_song_are_told_by_their_keys(terminal: Terminal, songs: Path) -> None:
+    answer = terminal("jobs", "show", "twin", "--out", str(songs))
+    assert answer.code == 8
+    assert "12 jobs are of the song 'twin'" in answer.err
+    assert "twin0, twin1," in " ".join(answer.err.split())
+    assert "and 2 more" in " ".join(answer.err.split())
+    pair = [song_job("a", "x/pair.wav"), song_job("b", "y/pair.wav")]
+    with_journal(songs / FILE, lambda journal: journal.add(pair))
+    assert "a, b" in terminal("jobs", "show", "pair", "--out", str(songs)).err
+
+
 def test_no_such_job(terminal: Terminal, out: Path) -> None:
     answer = terminal("jobs", "show", "none", "--out", str(out))
     assert answer.code == 8

@@ -77,6 +77,24 @@ def test_upload_extend_by_looks_alone(terminal: Terminal, song: Path) -> None:
     assert stages == ["text", "first", "complete"]
 
 
+@pytest.mark.parametrize("titled", [True, False])
+def test_what_is_made_of_a_song_is_named_after_it(
+    terminal: Terminal, short: Path, tmp_path: Path, *, titled: bool
+) -> None:
+    song = short.rename(tmp_path / "私の歌 (été).wav")
+    title = ("--title", "Longer", "--style", "folk", "--instrumental") if titled else ()
+    answer = terminal(
+        "upload-extend", str(song), "--at", "1", "--emulate", *title, "--out", str(tmp_path / "new"), virtual=True
+    )
+    song.rename(short)
+    assert answer.code == 0, answer.err
+    found = paths(answer)
+    assert len(found) == 2
+    for path in found:
+        assert path.exists()
+        assert path.name.startswith("私の歌-été-")
+
+
 def test_upload_extend_with_callbacks_needs_one_look(
     terminal: Terminal, song: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,20 @@ async def test_a_file_is_uploaded_as_a_form_and_read_back() -> None:
         assert (await client.read(url))[1] == b"other"
 
 
+@pytest.mark.parametrize("name", ["私の歌 é.mp3", "100% #1?.mp3"])
+async def test_a_name_of_any_letters_is_kept_and_its_address_is_ascii(name: str) -> None:
+    async with emulated() as client:
+        url = await client.upload(b"content", name)
+        assert url.isascii()
+        assert not set(url) & set(" #?")
+        assert (await client.read(url))[:2] == (200, b"content")
+        answer = await client.post("/api/file-base64-upload", {"base64Data": "aGk=", "fileName": name})
+        assert answer["data"]["fileName"] == name
+        assert answer["data"]["filePath"].endswith(f"/{name}")
+        again = await client.post("/api/file-url-upload", {"fileUrl": answer["data"]["downloadUrl"]})
+        assert again["data"]["fileSize"] == 2
+
+
 FILE = b'Content-Disposition: form-data; name="file"\r\n\r\n12345'
 TEXT = b'Content-Disposition: form-data; name="uploadPath"\r\n\r\nfolder'
 NAMELESS = b"Content-Disposition: form-data\r\n\r\nlost"

@@ -22,7 +22,7 @@ from kie_async.batch import _lines
 from kie_async.batch._results import SIDECAR, Results, bare, line_of, sidecar_of, track_stem, write_whole
 from kie_async.errors import DownloadError, StorageError
 from kie_async.files import _part
-from kie_async.files._names import safe_name
+from kie_async.files._names import NAME_MOST, safe_name
 from kie_async.files._part import Part
 from kie_async.journal import Job, JobError, Source, State
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
@@ -89,13 +89,13 @@ def lines(results: Results) -> list[dict[str, Any]]:
     ("key", "stem"),
     [
         ("song-7", "song-7-1"),
-        ("3f2a" * 6, f"Longer-e-{'3f2a' * 6}-1"),
-        ("3f2a" * 6 + "-2", f"Longer-e-{'3f2a' * 6}-2-1"),
+        ("3f2a" * 6, f"Longer-é-{'3f2a' * 6}-1"),
+        ("3f2a" * 6 + "-2", f"Longer-é-{'3f2a' * 6}-2-1"),
         ("../up", "up-[0-9a-f]{16}-1"),
         ("Song", "Song-[0-9a-f]{16}-1"),
         ("con", "con-1"),
         ("_x", "x-[0-9a-f]{16}-1"),
-        ("音", "track-[0-9a-f]{16}-1"),
+        ("音", "音-[0-9a-f]{16}-1"),
         ("", "track-[0-9a-f]{16}-1"),
     ],
 )
@@ -107,6 +107,8 @@ def test_a_track_is_named_by_the_key_of_its_job(key: str, stem: str) -> None:
     ("request_", "label"),
     [
         (UploadExtendRequest("in/My Song.wav", model="V5", continue_at=5), "My-Song"),
+        (UploadExtendRequest("in/私の歌.wav", model="V5", continue_at=5, title="T", style="s", prompt="p"), "私の歌"),
+        (UploadExtendRequest(SIGNED, model="V5", continue_at=5, title="T", style="s", prompt="p"), "T"),
         (UploadExtendRequest(SIGNED, model="V5", continue_at=5), "track"),
         (ExtendRequest("a1", model="V5"), "track"),
     ],
@@ -124,6 +126,7 @@ def test_no_two_tracks_share_a_name_and_each_is_safe(keys: list[str], one: int, 
     stems = [track_stem(attrs.evolve(JOB, key=key), number) for key in keys for number in {one, other}]
     assert len({stem.lower() for stem in stems}) == len(stems)
     assert all(safe_name(stem) == stem for stem in stems)
+    assert all(len(stem.encode()) <= NAME_MOST for stem in stems)
 
 
 # ---------------------------------------------------------------- tracks and their sidecars
@@ -166,6 +169,22 @@ async def test_a_track_gets_a_sidecar(tmp_path: Path) -> None:
         },
     }
     assert sorted(path.suffix for path in results.directory.iterdir()) == [".json", ".json", ".mp3", ".mp3"]
+
+
+async def test_what_is_written_is_utf_8_and_a_line_stays_a_line(tmp_path: Path) -> None:
+    title, path = "歌\u2028é\x85\u2029", "in/\udcff.wav"  # a name that is no UTF-8, as Python gives it
+    source = Source(path=path, size=1, sha256="0" * 64)
+    job = attrs.evolve(JOB, request=attrs.evolve(EXTEND, title=title), source=source)
+    results = Results(tmp_path)
+    await results.save(Downloads(), job, TRACKS[0])
+    await results.note(attrs.evolve(job, key="\udcff"))
+    sidecar = (tmp_path / f"song-7-1{SIDECAR}").read_text(encoding="utf-8")
+    assert '"title": "歌' in sidecar
+    assert json.loads(sidecar)["request"]["title"] == title
+    assert json.loads(sidecar)["source"]["path"] == path
+    (line,) = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "歌" in line
+    assert [json.loads(line)[name] for name in ("title", "key")] == [title, "\udcff"]
 
 
 async def test_nothing_secret_is_written(tmp_path: Path) -> None:
@@ -337,7 +356,7 @@ async def test_another_attempt_is_another_line(tmp_path: Path) -> None:
     assert lines(results)[0]["error"]["code"] == 501
 
 
-OTHER = line_of(attrs.evolve(JOB, key="other"))
+OTHER = line_of(attrs.evolve(JOB, key="other", request=attrs.evolve(EXTEND, title="歌")))
 
 
 def test_a_line_torn_anywhere_is_written_anew(tmp_path: Path) -> None:

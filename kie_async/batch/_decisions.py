@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+from kie_async.batch._results import song_file
 from kie_async.errors import ConflictError
 from kie_async.journal import Job, Journal, State
 
+_NAMED_MOST = 10  # keys in an error
 _RETRIED = frozenset({State.FAILED, State.REJECTED})
 
 
@@ -62,6 +66,33 @@ async def find(journal: Journal, key: str) -> Job:
     if job is None:
         raise ConflictError(f"the journal has no job {key!r}")
     return job
+
+
+async def find_by_name(journal: Journal, name: str, batch: str | None) -> Job:
+    """Read a job by its key, or else by the name of its song or of one of its files.
+
+    Raises:
+        ConflictError: there is none, or more than one: then it names their keys.
+    """
+    job = await journal.get(name)
+    if job is not None:
+        return job
+    found: list[Job] = []
+    after = 0
+    while page := await journal.page(batch=batch, after=after):
+        after = page[-1][0]
+        found += [job for _, job in page if _is_called(job, name)]
+    if len(found) > 1:
+        keys = ", ".join(job.key for job in found[:_NAMED_MOST])
+        more = f" and {len(found) - _NAMED_MOST} more" if len(found) > _NAMED_MOST else ""
+        raise ConflictError(f"{len(found)} jobs are of the song {name!r}: give the key of one: {keys}{more}")
+    return found[0] if found else await find(journal, name)
+
+
+def _is_called(job: Job, name: str) -> bool:
+    song = song_file(job.request)
+    names = (*job.files, *((song.name, song.stem) if song else ()))
+    return unicodedata.normalize("NFC", name) in {unicodedata.normalize("NFC", each) for each in names}
 
 
 async def _unknown(journal: Journal, key: str) -> Job:

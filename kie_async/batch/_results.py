@@ -45,7 +45,8 @@ _EMULATED: Mapping[bool, Mapping[str, bool]] = {False: {}, True: {"emulated": Tr
 # What ``safe_name`` leaves as it is. No capitals: "A" and "a" are one name on some disks.
 _PLAIN = re.compile(r"(?=.{1,60}\Z)[a-z0-9][a-z0-9_]*(?:-[a-z0-9_]+)*")
 _MADE = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}(?:-[0-9]+)?")
-_LABEL_MOST = 40  # characters
+_LABEL_MOST = 60  # bytes
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # for ``str.splitlines``, besides those that JSON escapes
 _SIDECAR_MOST = 1 << 20  # bytes
 _BINARY = getattr(os, "O_BINARY", 0)
 
@@ -64,7 +65,7 @@ def track_stem(job: Job, number: int) -> str:
     """Name a track of a job: safe on every disk, and never the name of another job or track.
 
     Args:
-        job: its key is the name; one made from content gets the title before it.
+        job: its key is the name; one made from content gets the song's name, or else the title, before it.
         number: which of its tracks, from 1.
     """
     if _MADE.fullmatch(job.key):
@@ -76,11 +77,20 @@ def track_stem(job: Job, number: int) -> str:
 
 
 def _label(request: Request) -> str:
-    if request.title:
-        return request.title
+    return song_of(request) or request.title or "track"
+
+
+def song_of(request: Request) -> str | None:
+    """The name of the song that a request extends, that of its file; None if it is no file."""
+    path = song_file(request)
+    return None if path is None else path.stem
+
+
+def song_file(request: Request) -> Path | None:
+    """The file that a request extends, if it is one."""
     if isinstance(request, UploadExtendRequest) and not is_url(request.source):
-        return Path(request.source).stem
-    return "track"
+        return Path(request.source)
+    return None
 
 
 class Results:
@@ -255,11 +265,17 @@ def line_of(job: Job, *, emulated: bool = False) -> bytes:
         "moments": _moments(job),
         **_EMULATED[emulated],
     }
-    return json.dumps(line, separators=(",", ":")).encode() + b"\n"  # ASCII: it cannot be torn inside a character
+    return _encoded(json.dumps(line, ensure_ascii=False, separators=(",", ":")))
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
+    return _encoded(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _encoded(text: str) -> bytes:
+    """Encode JSON as a line of UTF-8; what would end a line, or is half a character, stays escaped."""
+    text = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def _request(request: Request) -> dict[str, Any]:

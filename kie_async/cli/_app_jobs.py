@@ -33,7 +33,14 @@ async def list_jobs(
 
 
 @jobs.command
-async def show(key: KeyArg, /, *, screen: ScreenArg, place: Place = PLACE, _voice: Voice = VOICE) -> None:
+async def show(
+    key: Annotated[str, Parameter(help="The key of a job, or the name of its song.")],
+    /,
+    *,
+    screen: ScreenArg,
+    place: Place = PLACE,
+    _voice: Voice = VOICE,
+) -> None:
     """Show all that is known of a job: its attempts, moments, error and files.
 
     Example: kie-async jobs show song-17 --out new

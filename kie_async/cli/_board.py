@@ -16,6 +16,7 @@ import attrs
 from rich.table import Table
 
 from kie_async import events
+from kie_async.batch._results import song_of
 from kie_async.cli._screen import Screen
 from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean
@@ -225,6 +226,7 @@ def job_value(job: Job) -> dict[str, Any]:
     """A job as JSON; no token, no signed address."""
     return {
         "key": job.key,
+        "song": song_of(job.request),
         "state": job.state.value,
         "attempt": job.attempt,
         "task_id": job.task_id,
@@ -236,5 +238,12 @@ def job_value(job: Job) -> dict[str, Any]:
 
 def job_line(job: Job) -> str:
     """A job in a line."""
-    parts = (job.key, job.state.value, job.task_id or "", clean(job.error.message) if job.error else "")
+    song = song_of(job.request) or ""
+    parts = (
+        job.key,
+        job.state.value,
+        song if song != job.key else "",
+        job.task_id or "",
+        clean(job.error.message) if job.error else "",
+    )
     return "  ".join(part for part in parts if part)

@@ -7,6 +7,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from kie_async import emulator, files
+from kie_async.batch._results import song_of
 from kie_async.cli._link import Plan, linked
 from kie_async.cli._screen import Screen
 from kie_async.cli._tasks import fetch, follow
@@ -39,7 +40,7 @@ async def demo(screen: Screen, out: Path) -> None:
     async with linked(screen, Plan(emulate=True, receive=True)) as link:
         task = await link.session.submit(request)
         result = await follow(screen, link, task, timeout=None)
-        await fetch(screen, link.session, result, out)
+        await fetch(screen, link.session, result, out, song_of(request))
     screen.facts |= {"song": str(song), "length": length, "continue_at": cut}
     for line in _STORY.format(
         cut=cut, length=length, song=song, came=screen.callbacks, looks=screen.looks

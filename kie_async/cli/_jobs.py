@@ -12,7 +12,7 @@ from anyio import to_thread
 from kie_async._keeper import PRICE
 from kie_async._wire import TASK_ID
 from kie_async.batch._adopt import adopt
-from kie_async.batch._decisions import abandon, find, name_task, resubmit, retry
+from kie_async.batch._decisions import abandon, find_by_name, name_task, resubmit, retry
 from kie_async.batch._results import bare
 from kie_async.cli._board import Standing, job_line, job_value
 from kie_async.cli._consent import agree
@@ -43,10 +43,10 @@ async def show_all(screen: Screen, store: Store, states: Sequence[State]) -> Non
 
 
 async def show(screen: Screen, store: Store, key: str) -> None:
-    """Show all that is known of a job."""
+    """Show all that is known of a job, by its key or by the name of its song."""
     async with store.opened() as journal:
-        job = await find(journal, key)
-        attempts = await journal.attempts(key)
+        job = await find_by_name(journal, key, store.only)
+        attempts = await journal.attempts(job.key)
     value = _whole(job, attempts)
     screen.facts |= value
     for name, fact in value.items():

@@ -13,6 +13,7 @@ from anyio import to_thread
 from kie_async import files
 from kie_async._rules import is_url
 from kie_async._task import Task
+from kie_async.batch._results import song_of
 from kie_async.cli._exits import UsageError
 from kie_async.cli._link import Link, Plan, linked
 from kie_async.cli._moment import parse_moment
@@ -97,13 +98,20 @@ async def _submit(screen: Screen, request: Request, wishes: Submission) -> None:
         if run.no_wait:
             screen.out(task.id)
             return
-        await _settle(screen, link, task, run.timeout, run.out)
+        await _settle(screen, link, task, run.timeout, run.out, song_of(request))
 
 
 # ------------------------------------------------------------ following
 
 
-async def _settle(screen: Screen, link: Link, task: Task, timeout: float | None, out: Path | None) -> None:  # noqa: ASYNC109  # handed on
+async def _settle(  # noqa: PLR0913, PLR0917  # what there is to know of a task
+    screen: Screen,
+    link: Link,
+    task: Task,
+    timeout: float | None,  # noqa: ASYNC109  # handed on
+    out: Path | None,
+    song: str | None = None,
+) -> None:
     """Wait for a task and show what came of it: the files, or else the addresses."""
     result = await follow(screen, link, task, timeout=timeout)
     if out is None:
@@ -111,7 +119,7 @@ async def _settle(screen: Screen, link: Link, task: Task, timeout: float | None,
             screen.out(track.audio_url or "")
         return
     try:
-        await fetch(screen, link.session, result, out)
+        await fetch(screen, link.session, result, out, song)
     finally:
         for path in screen.facts["files"]:
             screen.out(path)
@@ -169,8 +177,8 @@ async def _listening(task: Task) -> AsyncIterator[None]:
         await asyncio.gather(listener, return_exceptions=True)
 
 
-async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Path) -> None:
-    """Download the tracks of a task; one that cannot be fetched does not keep the others away.
+async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Path, song: str | None) -> None:
+    """Download the tracks of a task, named after the song; one that cannot be fetched does not keep the others away.
 
     Raises:
         KieError: the first one why a track is missing, after the others were fetched.
@@ -179,9 +187,10 @@ async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Pa
     errors: list[KieError] = []
     screen.facts["files"] = paths
     for number, track in enumerate(result.tracks, start=1):
+        name = files.track_name(song, track.id) if song else None
         progress = screen.transfer(f"downloading track {number}")
         try:
-            paths.append(str(await session.download(track, out, progress=progress)))
+            paths.append(str(await session.download(track, out, name=name, progress=progress)))
         except KieError as error:
             errors.append(error)
     if errors:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import BodyPartReader, web
 
@@ -48,7 +49,7 @@ class Uploads:
                 "success": True,
                 "fileName": name,
                 "filePath": path,
-                "downloadUrl": f"{base_url}/files/{path}",
+                "downloadUrl": f"{base_url}/files/{quote(path)}",
                 "fileSize": len(content),
                 "mimeType": kind,
                 "uploadedAt": moment,

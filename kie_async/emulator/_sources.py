@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
@@ -94,7 +94,7 @@ class Sources:
     async def get(self, url: str) -> bytes | None:
         """The bytes at an address; None if it cannot be fetched. Other machines are never asked."""
         if url.startswith(f"{self.base_url}/files/"):
-            return await self._own(urlsplit(url).path.removeprefix("/files/"))
+            return await self._own(unquote(urlsplit(url).path).removeprefix("/files/"))
         if url not in self._fetched:
             content = await self._fetch(url) if is_loopback(host_of(url)) else None
             if content is None:

@@ -3,7 +3,8 @@
 from kie_async.files._disk import Progress
 from kie_async.files._download import Refresh, download, download_track
 from kie_async.files._length import measure
+from kie_async.files._names import track_name
 from kie_async.files._remote import measure_url
 from kie_async.files._upload import upload
 
-__all__ = ["Progress", "Refresh", "download", "download_track", "measure", "measure_url", "upload"]
+__all__ = ["Progress", "Refresh", "download", "download_track", "measure", "measure_url", "track_name", "upload"]

@@ -1,4 +1,9 @@
-"""Names of downloaded files: made here, from a safe alphabet, never taken from the network."""
+"""Names of downloaded files: made here, safe on every system, never taken from the network.
+
+A name keeps the letters, digits and signs of any script (in Unicode's composed form, NFC). What separates, controls,
+hides or reorders text is left out: separators of paths, what shells and Windows reserve, spaces, invisible and
+bidirectional characters. Names are capped in bytes, for that is what a disk counts.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +15,53 @@ from kie_async.files._kinds import KINDS
 
 NAME_MOST = 100  # bytes; with a number, a suffix and ".part.json" it stays within 120
 _ID_MOST = 40
+_KEPT = ("L", "M", "N", "So")  # letters, marks, digits, and signs such as emoji
+_DROPPED = ("Cf", "Cs")  # invisible, and halves of characters
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters by their category, and invisible
+_EDGE = "-._"  # a name begins and ends with something else
 _WINDOWS = frozenset(
     {"con", "prn", "aux", "nul", "conin", "conout"}
-    | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+    | {f"{port}{number}" for port in ("com", "lpt") for number in (*range(10), "¹", "²", "³")}
 )
 _SUFFIXES = tuple(kind.suffix for kind in KINDS)
 
 
 def safe_name(text: str, *, most: int = NAME_MOST) -> str:
-    """Make a file's name out of any text: ASCII letters, digits, "-", "_" and "."; at most ``most`` bytes.
+    """Make a file's name out of any text, of at most ``most`` bytes in UTF-8.
 
     A suffix of audio is taken off: the file gets the one that its content deserves. What has nothing left is "track".
     """
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    plain = unicodedata.normalize("NFC", text)
     if plain.lower().endswith(_SUFFIXES):
         plain = plain.rpartition(".")[0]
-    name = re.sub(r"[^A-Za-z0-9._]+|\.{2,}", "-", plain)[:most].strip("-._")
+    name = unicodedata.normalize("NFC", "".join(map(_safe, plain)))
+    name = _stripped(_cut(re.sub(r"-{2,}|\.{2,}", "-", name), most))
     if not name:
         return "track"
-    return f"{name[: most - 6]}-track" if name.partition(".")[0].lower() in _WINDOWS else name
+    if name.partition(".")[0].lower() in _WINDOWS:  # whatever follows the first dot
+        return _stripped(_cut(f"track-{name}", most))
+    return name
+
+
+def _safe(character: str) -> str:
+    """The character, a hyphen in its place, or nothing."""
+    category = unicodedata.category(character)
+    if category in _DROPPED or character in _FILLERS:
+        return ""
+    return character if category.startswith(_KEPT) or character in "._" else "-"
+
+
+def _cut(name: str, most: int) -> str:
+    """Cut a name to so many bytes, between two characters."""
+    return name.encode()[:most].decode(errors="ignore")
+
+
+def _stripped(name: str) -> str:
+    """Take off what a name must not begin or end with; a mark at the beginning would have nothing to stand on."""
+    name = name.strip(_EDGE)
+    while name and (name[0] in _EDGE or unicodedata.category(name[0]).startswith("M")):
+        name = name[1:]
+    return name
 
 
 def track_name(title: str | None, track_id: str) -> str:
