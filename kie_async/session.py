@@ -126,6 +126,11 @@ class KieSession(Calls, Opened[Wiring]):
         self._tracker, self._submitter, self._group = wiring.tracker, wiring.submitter, wiring.group
         self._keeper = wiring.keeper
 
+    @property
+    def journal(self) -> Journal | None:
+        """The journal of the session itself, if it has one."""
+        return self._journal
+
     # ------------------------------------------------------------ tasks
 
     async def extend(self, audio: str | Track, **fields: Unpack[RequestFields]) -> Task:

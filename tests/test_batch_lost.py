@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Answer, Terminal, ended, environment, served, started
+from command_line import Answer, Terminal, ended, environment, served, short_song, started
 from postgres import execute
 from service import serving
 
@@ -328,3 +328,57 @@ def test_replaced_by_another_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         with started(*words, env=environment(service)) as process:
             assert ended(process).code == 0
         assert charges(service) == Counter(f"a{number}" for number in range(3))
+
+
+# ---------------------------------------------------------------- two ways to run one batch
+
+
+@pytest.fixture(params=["by default", "as it is", "elsewhere"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """How a program says where its journal is."""
+    if request.param == "elsewhere":  # for both
+        monkeypatch.setenv("KIE_DATABASE_URL", str(tmp_path / "elsewhere.sqlite"))
+    return str(request.param)
+
+
+@pytest.mark.parametrize("first", ["program", "command"])
+def test_the_command_and_a_program_share_the_journal(
+    terminal: Terminal, service: EmulatorHandle, out: Path, place: str, first: str
+) -> None:
+    songs = out.parent / "songs"
+    songs.mkdir()
+    short_song(songs / "a.wav")
+
+    async def program() -> None:
+        journal = kie.open_journal(out / FILE) if place == "as it is" else None
+        jobs = kie.read_manifest(songs, defaults={"model": "V5", "continue_at": "50%"})
+        async with kie.KieSession() as session:
+            async for job in kie.run_batch(session, jobs, journal=journal, directory=out):
+                assert job.state == "delivered"
+
+    def run_command() -> None:
+        assert terminal("batch", str(songs), "--at", "50%", "--out", str(out), "--yes").code == 0
+
+    if first == "command":
+        run_command()
+    asyncio.run(program())
+    run_command()
+    assert len(service.ledger) == 1
+    assert len(list(out.glob("*.mp3"))) == 2
+    short = songs / "b.wav"
+    short.write_bytes(short_song(songs / "a.wav").read_bytes()[:-2])  # one more, for either to find
+    asyncio.run(program())
+    run_command()
+    assert len(service.ledger) == 2
+
+
+def test_a_session_with_a_journal_runs_batches_on_it(service: EmulatorHandle, tmp_path: Path, out: Path) -> None:
+    async def program() -> int:
+        jobs = [Job(key="job", request=kie.ExtendRequest("a1", model="V5"))]
+        async with kie.KieSession(journal=kie.open_journal(tmp_path / "own.sqlite")) as session:
+            return len([job async for job in kie.run_batch(session, jobs, directory=out)])
+
+    assert asyncio.run(program()) == 1
+    assert asyncio.run(program()) == 0
+    assert not (out / FILE).exists()
+    assert len(service.ledger) == 1

@@ -89,7 +89,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *faults: Fault, **options: Any) -> No
 def test_a_folder_is_delivered_and_the_same_again_pays_nothing(
     terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
 ) -> None:
-    words = ("batch", str(songs(tmp_path / "in", 3)), "--out", str(out), *MUSIC, "--callbacks")
+    words = ("batch", "--yes", str(songs(tmp_path / "in", 3)), "--out", str(out), *MUSIC, "--callbacks")
     first = terminal(*words)
     assert first.code == 0
     assert len(paths(first)) == 6
@@ -165,7 +165,7 @@ def test_a_rehearsal_sends_nothing(
     ]
     assert not out.exists()
     assert not service.ledger
-    assert terminal("batch", str(tracks(tmp_path / "few.csv", 1)), "--out", str(out), "--callbacks").code == 0
+    assert terminal("batch", "--yes", str(tracks(tmp_path / "few.csv", 1)), "--out", str(out), "--callbacks").code == 0
     plan = terminal(*words, "--json").value["plan"]
     assert plan.pop("counts") == [
         {"operation": "extend", "model": "V5", "jobs": 2},
@@ -180,7 +180,7 @@ def test_a_journal_without_jobs_knows_none(
     empty = tmp_path / "none"
     empty.mkdir()
     words = ("--out", str(out), "--callbacks")
-    assert terminal("batch", str(tracks(tmp_path / "jobs.csv", 0)), *words).code in {0, 2}
+    assert terminal("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 0)), *words).code in {0, 2}
     service.top_up(1)
     answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), *words, "--dry-run", "--json")
     assert answer.value["plan"]["new"] == 2
@@ -196,7 +196,7 @@ def test_a_rehearsal_without_a_key_shows_the_plan_first(terminal: Terminal, tmp_
 def test_all_faults_are_shown_with_their_lines(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     manifest = tmp_path / "jobs.csv"
     manifest.write_text("audio_id,model,style_weight\na,V5,2\nb,v9,\nc,V5,\n")
-    words = ("batch", str(manifest), "--out", str(out))
+    words = ("batch", "--yes", str(manifest), "--out", str(out))
     answer = terminal(*words)
     assert answer.code == 2
     assert [line.split(":")[:3] for line in answer.err.splitlines()] == [
@@ -211,7 +211,7 @@ def test_all_faults_are_shown_with_their_lines(terminal: Terminal, tmp_path: Pat
 
 
 def test_faults_of_the_options_are_worded_as_options(terminal: Terminal, tmp_path: Path, out: Path) -> None:
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--at", "soon")
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--at", "soon")
     answer = terminal(*words)
     assert answer.code == 2
     assert answer.err.startswith("error: --at is 'soon'; write 45.5")
@@ -220,7 +220,7 @@ def test_faults_of_the_options_are_worded_as_options(terminal: Terminal, tmp_pat
 def test_more_faults_than_can_be_shown(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     manifest = tmp_path / "jobs.csv"
     manifest.write_text("audio_id,model\n" + "a,v9\n" * 105)
-    answer = terminal("batch", str(manifest), "--out", str(out))
+    answer = terminal("batch", "--yes", str(manifest), "--out", str(out))
     assert answer.code == 2
     told = answer.err.splitlines()
     assert len(told) == 101
@@ -241,14 +241,14 @@ def test_more_faults_than_can_be_shown(terminal: Terminal, tmp_path: Path, out: 
 def test_what_makes_no_sense_is_refused(
     terminal: Terminal, tmp_path: Path, out: Path, words: tuple[str, ...], says: str
 ) -> None:
-    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), *words)
+    answer = terminal("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), *words)
     assert answer.code == 2
     assert says in answer.err
     assert "hush" not in answer.err
 
 
 def test_no_manifest(terminal: Terminal, tmp_path: Path, out: Path) -> None:
-    answer = terminal("batch", str(tmp_path / "none.csv"), "--out", str(out))
+    answer = terminal("batch", "--yes", str(tmp_path / "none.csv"), "--out", str(out))
     assert answer.code == 2
     assert "does not exist" in answer.err
 
@@ -294,6 +294,44 @@ def test_many_new_jobs_need_a_yes(
     spoil(monkeypatch, credits=1e6)
     assert terminal(*words, "--yes").code == 0
     assert terminal(*words).code == 0  # known by now
+
+
+def test_nothing_is_spent_unasked_where_there_is_no_terminal(
+    terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks")
+    for stdin in (None, StringIO("y\n"), StringIO("")):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        answer = terminal(*words)
+        assert answer.code == 2
+        assert "2 new jobs will cost about 24 credits: nothing was done; if that is meant, give --yes" in answer.err
+    assert not service.arrivals
+    assert not out.exists()
+    assert terminal(*words, "--yes", "--max-credits", "12").code == 4
+    answer = terminal(*words)  # what is planned already is not paid yet
+    assert answer.code == 2
+    assert "1 new job will cost about 12 credits" in answer.err
+    assert len(service.ledger) == 1
+    assert terminal(*words, "--yes").code == 0
+    assert terminal(*words).code == 0  # there is nothing to pay
+    assert len(service.ledger) == 2
+
+
+def test_the_question_speaks_of_the_cap(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 30)), "--out", str(out), "--max-credits")
+    assert "30 new jobs will cost at most 60 credits (--max-credits): nothing was done" in terminal(*words, "60").err
+    assert "30 new jobs will cost about 360 credits: nothing was done" in terminal(*words, "360").err
+    assert not service.arrivals
+
+
+def test_a_few_songs_at_a_terminal_need_no_answer(
+    terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    monkeypatch.setattr("kie_async.cli._consent._is_terminal", lambda _stream: True)
+    assert terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks").code == 0
+    assert len(service.ledger) == 2
 
 
 @pytest.mark.usefixtures("_few_are_many")
@@ -342,7 +380,7 @@ def test_an_unknown_outcome_ends_with_7(
     terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
     service.add_faults(Fault("lost"))
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out))
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out))
     answer = terminal(*words, "--json")
     assert answer.code == 7
     (trouble,) = answer.value["troubles"]
@@ -359,7 +397,7 @@ def test_no_credits_end_with_4_and_the_line_that_goes_on(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
     with served(monkeypatch, credits=24.0) as service:
-        words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+        words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
         answer = terminal(*words)
         assert answer.code == 4
         assert "top up at https://kie.ai, or raise --max-credits; then go on" in answer.err
@@ -372,7 +410,7 @@ def test_no_credits_end_with_4_and_the_line_that_goes_on(
 
 
 def test_the_cap_ends_with_4(terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path) -> None:
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
     assert terminal(*words, "--max-credits", "25").code == 4
     assert len(service.ledger) == 2
     assert terminal(*words, "--max-credits", "36").code == 0
@@ -381,14 +419,15 @@ def test_the_cap_ends_with_4(terminal: Terminal, service: EmulatorHandle, tmp_pa
 
 def test_a_wrong_key_ends_with_5(terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path) -> None:
     service.add_faults(Fault("code", code=401))
-    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out))
+    answer = terminal("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out))
     assert answer.code == 5
     assert "3 waiting" in answer.err
     assert not service.ledger
 
 
-def test_no_key_ends_with_5(terminal: Terminal, tmp_path: Path, out: Path) -> None:
-    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out))
+@pytest.mark.parametrize("yes", [(), ("--yes",)])
+def test_no_key_ends_with_5(terminal: Terminal, tmp_path: Path, out: Path, yes: tuple[str, ...]) -> None:
+    answer = terminal("batch", *yes, str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out))
     assert answer.code == 5
     assert "KIE_API_KEY" in answer.err
 
@@ -408,7 +447,7 @@ def test_a_track_that_cannot_be_fetched_ends_with_8(
     terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
 ) -> None:
     service.add_faults(Fault("page"))
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks")
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks")
     answer = terminal(*words)
     assert answer.code == 8
     assert "the tracks of 2 jobs could not be fetched" in answer.err
@@ -420,7 +459,7 @@ def test_a_track_that_cannot_be_fetched_ends_with_8(
 def test_two_at_once_do_not_run_the_same_batch(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks")
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks")
     with served(monkeypatch, speed=1.0) as service, started(*words, "--jsonl", env=environment(service)) as other:
         assert other.stdout is not None
         assert json.loads(other.stdout.readline())["state"] == "submitted"
@@ -437,7 +476,9 @@ def test_the_password_of_a_database_is_never_shown(terminal: Terminal, tmp_path:
             assert answer.code == 8
             assert '--database="$KIE_DATABASE_URL"' in answer.err.replace("--database ", "--database=")
             assert "hush" not in answer.err + answer.out
-    answer = terminal("batch", str(tmp_path / "jobs.csv"), "--out", str(out), "--database", "postgresql://[x/y", "-v")
+    answer = terminal(
+        "batch", "--yes", str(tmp_path / "jobs.csv"), "--out", str(out), "--database", "postgresql://[x/y", "-v"
+    )
     assert answer.code in {2, 8}
     assert "[x" not in answer.err.splitlines()[-1]
 
@@ -445,7 +486,14 @@ def test_the_password_of_a_database_is_never_shown(terminal: Terminal, tmp_path:
 def test_what_another_batch_has_is_left_to_it(
     terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--callbacks", "--database", str(tmp_path / "jobs.sqlite"))
+    words = (
+        "batch",
+        "--yes",
+        str(tracks(tmp_path / "jobs.csv", 2)),
+        "--callbacks",
+        "--database",
+        str(tmp_path / "jobs.sqlite"),
+    )
     assert terminal(*words, "--out", str(out)).code == 0
     answer = terminal(*words, "--out", str(tmp_path / "elsewhere"))
     assert answer.code == 0
@@ -495,7 +543,7 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
     with served(monkeypatch, speed=STEADY) as service:
-        words = ("batch", str(songs(tmp_path / "my songs", 10)), "--out", str(out), *MUSIC, "--callbacks")
+        words = ("batch", "--yes", str(songs(tmp_path / "my songs", 10)), "--out", str(out), *MUSIC, "--callbacks")
         answer = stop(service, words, signal.SIGINT)
         assert answer.code == 130
         assert "Traceback" not in answer.err
@@ -511,7 +559,7 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
 
 def test_sigterm_does_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
     with served(monkeypatch, speed=STEADY) as service:
-        words = ("batch", str(tracks(tmp_path / "jobs.csv", 4)), "--out", str(out), "--callbacks")
+        words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 4)), "--out", str(out), "--callbacks")
         answer = stop(service, words, signal.SIGTERM)
         assert answer.code == 130
         assert "stopped by SIGTERM" in answer.err
@@ -530,7 +578,7 @@ def test_an_emulator_that_ended_cannot_be_gone_on_with(tmp_path: Path, out: Path
 
 
 def test_a_reader_who_goes_away_stops_nothing(service: EmulatorHandle, tmp_path: Path, out: Path) -> None:
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
     with started(*words, env=environment(service)) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -543,7 +591,7 @@ def test_a_reader_who_goes_away_stops_nothing(service: EmulatorHandle, tmp_path:
 
 
 def test_a_real_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
     ours, theirs = pty.openpty()
     with served(monkeypatch, speed=STEADY) as service:
         env = environment(service, TERM="xterm", COLUMNS="100")

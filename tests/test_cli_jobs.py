@@ -255,6 +255,23 @@ def test_only_failures_are_retried(terminal: Terminal, out: Path, key: str) -> N
     assert key in answer.value["error"]["message"]
 
 
+@pytest.mark.parametrize("key", ["none", "done", "unknown"])
+def test_a_key_that_cannot_be_retried_is_told_before_money_is(terminal: Terminal, out: Path, key: str) -> None:
+    answer = terminal("jobs", "retry", "failed", key, "--out", str(out))
+    assert answer.code == 8
+    assert key in answer.err
+    assert "credits" not in answer.err
+    assert state(out, "failed").state is State.FAILED
+
+
+@pytest.mark.parametrize("key", ["none", "failed", "done"])
+def test_a_key_that_is_not_unknown_is_told_before_money_is(terminal: Terminal, out: Path, key: str) -> None:
+    answer = terminal("jobs", "resolve", key, "--resubmit", "--out", str(out))
+    assert answer.code == 8
+    assert key in answer.err
+    assert "paid" not in answer.err
+
+
 # ---------------------------------------------------------------- resolve
 
 
@@ -315,7 +332,7 @@ def test_decisions_take_effect_with_the_next_run(terminal: Terminal, service: Em
     manifest, out = tmp_path / "jobs.jsonl", tmp_path / "new"
     fields = '"model": "V5", "continue_at": 1, "style": "s", "title": "t", "instrumental": true'
     manifest.write_text("".join(f'{{"id": "{key}", "audio_id": "a", {fields}}}\n' for key in ("one", "two")))
-    words = ("batch", str(manifest), "--out", str(out))
+    words = ("batch", "--yes", str(manifest), "--out", str(out))
     faults = (Fault("lost", nth=1), Fault("failed", nth=2))
     service.add_faults(*faults)
     assert terminal(*words).code == 7

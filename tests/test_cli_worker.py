@@ -73,7 +73,7 @@ def interrupted(service: EmulatorHandle, *words: str) -> Answer:
 def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
     service: EmulatorHandle, database_url: str, songs: Path, out: Path
 ) -> None:
-    answer = interrupted(service, "batch", str(songs), "--out", str(out), *MUSIC, "--database", database_url)
+    answer = interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--database", database_url)
     assert answer.code == 130
     assert database_url not in answer.err
     line = answer.err.splitlines()[-1].strip()
@@ -90,7 +90,7 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
 def test_two_workers_finish_what_was_begun(
     service: EmulatorHandle, database_url: str, songs: Path, out: Path
 ) -> None:  # fmt: skip
-    answer = interrupted(service, "batch", str(songs), "--out", str(out), *MUSIC, "--database", database_url)
+    answer = interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--database", database_url)
     assert answer.code == 130
     words = ("worker", "--out", str(out), "--until-done", "--at-once", "3")
     env = environment(service, KIE_DATABASE_URL=database_url)
@@ -108,7 +108,10 @@ def test_a_worker_ends_in_good_order(
     service: EmulatorHandle, database_url: str, songs: Path, out: Path, number: signal.Signals
 ) -> None:
     env = environment(service, KIE_DATABASE_URL=database_url)
-    assert interrupted(service, "batch", str(songs), "--out", str(out), *MUSIC, "--database", database_url).code == 130
+    assert (
+        interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--database", database_url).code
+        == 130
+    )
     with started("worker", "--out", str(out), "--at-once", "1", env=env) as worker:
         assert first_line(worker)
         worker.send_signal(number)
@@ -125,7 +128,7 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
     for song in sorted(songs.iterdir())[2:]:
         song.unlink()
     place = ("--out", str(out), "--database", database_url)
-    answer = terminal("batch", str(songs), *place, *MUSIC, "--json")
+    answer = terminal("batch", "--yes", str(songs), *place, *MUSIC, "--json")
     assert answer.code == 3
     assert (answer.value["counts"]["done"], answer.value["counts"]["failed"]) == (1, 1)
     (failed,) = (each["key"] for each in answer.value["troubles"])
@@ -133,7 +136,7 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
     answer = terminal("worker", *place, "--until-done", "--callbacks")
     assert answer.code == 0
     assert len(answer.out.splitlines()) == 2
-    elsewhere = terminal("batch", str(songs), "--out", str(out / "b"), "--database", database_url, *MUSIC)
+    elsewhere = terminal("batch", "--yes", str(songs), "--out", str(out / "b"), "--database", database_url, *MUSIC)
     assert elsewhere.code == 0
     assert "2 of the jobs belong to another batch" in elsewhere.err
     assert terminal("jobs", "list", *place, "--state", "delivered").out.count("delivered") == 2
@@ -145,7 +148,7 @@ def test_a_wrong_key_stops_a_worker(
 ) -> None:
     service.add_faults(Fault("code", code=401))
     place = ("--out", str(out), "--database", database_url)
-    assert terminal("batch", str(songs), *place, *MUSIC).code == 5
+    assert terminal("batch", "--yes", str(songs), *place, *MUSIC).code == 5
     answer = terminal("worker", *place)
     assert answer.code == 5
     assert "work on with the same command" in answer.err

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from os import PathLike
 
-import anyio
 import attrs
+from anyio import to_thread
 
 from kie_async._keeper import Keeper
 from kie_async.batch._budget import Budget
@@ -16,7 +16,7 @@ from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import Fault, InvalidRequestError
 from kie_async.events import guarded
-from kie_async.journal import Job, Journal, State
+from kie_async.journal import Job, Journal, State, batch_name, default_journal
 from kie_async.models import Request
 from kie_async.session import KieSession
 
@@ -39,8 +39,8 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     session: KieSession,
     jobs: Iterable[Job] | AsyncIterable[Job],
     *,
-    journal: Journal,
     directory: str | PathLike[str],
+    journal: Journal | None = None,
     observer: JobObserver = _nothing,
     batch: str | None = None,
     max_credits: float | None = None,
@@ -53,10 +53,11 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     Args:
         session: submits, follows and downloads.
         jobs: from ``read_manifest``, or made by hand. Taken one by one; memory does not grow with their number.
-        journal: opened for the run, unless it is the session's own.
         directory: where tracks, their sidecars and ``results.jsonl`` go.
+        journal: opened for the run, unless it is the session's own. By default the session's own, or else that of the
+            command: ``KIE_DATABASE_URL``, or ``kie-async.sqlite`` in the directory.
         observer: called with each job when it has moved; what it raises is logged.
-        batch: the name of the batch in the journal; by default, the directory.
+        batch: the name of the batch in the journal; by default that which the command gives it.
         max_credits: never spend more on this batch, reserved before each submission.
 
     Yields:
@@ -69,7 +70,10 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
 
     Breaking off submits nothing more; what was submitted goes on at the service, and with the next run.
     """
-    name = batch or str(await anyio.Path(directory).resolve())
+    journal = journal or session.journal or default_journal(directory)
+    name = batch or ""
+    if not name:
+        name = await to_thread.run_sync(batch_name, journal, directory)
     observer = guarded(observer)
     async with AsyncExitStack() as stack:
         keeper = await stack.enter_async_context(session.keeping(journal))

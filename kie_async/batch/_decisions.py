@@ -18,9 +18,7 @@ async def retry(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is no such job, or it is neither.
     """
-    job = await find(journal, key)
-    if job.state not in _RETRIED:
-        raise ConflictError(f"job {key!r} is {job.state}: only what failed or was rejected can be tried again")
+    job = await find_failed(journal, key)
     return await journal.move(key, State.PLANNED, token=job.token)
 
 
@@ -30,7 +28,7 @@ async def name_task(journal: Journal, key: str, task_id: str) -> Job:
     Raises:
         ConflictError: there is no such job, it is not unknown, or the task is another's.
     """
-    job = await _unknown(journal, key)
+    job = await find_unknown(journal, key)
     return await journal.move(key, State.SUBMITTED, token=job.token, task_id=task_id)
 
 
@@ -40,7 +38,7 @@ async def resubmit(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is no such job, it is not unknown, or a callback has named its task.
     """
-    job = await _unknown(journal, key)
+    job = await find_unknown(journal, key)
     if named := await journal.heard(token=job.token):
         raise ConflictError(f"a callback has named the task of job {key!r}: it was accepted", named[0].task_id)
     return await journal.move(key, State.PLANNED, token=job.token)
@@ -52,7 +50,7 @@ async def abandon(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is no such job, or it is not unknown.
     """
-    job = await _unknown(journal, key)
+    job = await find_unknown(journal, key)
     return await journal.move(key, State.ABANDONED, token=job.token)
 
 
@@ -95,7 +93,24 @@ def _is_called(job: Job, name: str) -> bool:
     return unicodedata.normalize("NFC", name) in {unicodedata.normalize("NFC", each) for each in names}
 
 
-async def _unknown(journal: Journal, key: str) -> Job:
+async def find_failed(journal: Journal, key: str) -> Job:
+    """Read a job that can be tried again.
+
+    Raises:
+        ConflictError: there is none of this key, or it neither failed nor was rejected.
+    """
+    job = await find(journal, key)
+    if job.state not in _RETRIED:
+        raise ConflictError(f"job {key!r} is {job.state}: only what failed or was rejected can be tried again")
+    return job
+
+
+async def find_unknown(journal: Journal, key: str) -> Job:
+    """Read a job about which there is something to decide.
+
+    Raises:
+        ConflictError: there is none of this key, or it is not unknown.
+    """
     job = await find(journal, key)
     if job.state is not State.UNKNOWN:
         raise ConflictError(f"job {key!r} is {job.state}, and not unknown: there is nothing to decide")

@@ -12,18 +12,18 @@ from kie_async.batch import Manifest, Plan, read_manifest, run_batch
 from kie_async.batch._sharing import share_batch
 from kie_async.cli import _link
 from kie_async.cli._board import Board
-from kie_async.cli._consent import agree
+from kie_async.cli._consent import agree, is_at_terminal
 from kie_async.cli._exits import StoppedError, UsageError
-from kie_async.cli._link import linked
+from kie_async.cli._link import linked, make_settings
 from kie_async.cli._options import BatchWishes
 from kie_async.cli._screen import Screen
 from kie_async.cli._stop import stoppable
 from kie_async.cli._store import Store, find_store
 from kie_async.cli._verdict import judge
-from kie_async.journal import Journal
+from kie_async.journal import Journal, State
 from kie_async.session import KieSession
 
-ASK_ABOVE = 20  # new jobs
+ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
 # Of the built-in emulator: what a batch waits for is the quota alone.
 _EMULATOR = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
 
@@ -60,6 +60,14 @@ class Order:
                 return self.plan.total
             return sum([await journal.get(job.key) is None async for job in self.listed])
 
+    async def count_payable(self) -> int:
+        """How many jobs will be submitted: those that the journal does not know yet, and those it has planned."""
+        new = await self.count_new()
+        if not self.store.exists:
+            return new
+        async with self.store.journal() as journal:
+            return new + (await journal.counts(self.name))[State.PLANNED]
+
 
 async def batch(screen: Screen, manifest: Path, out: Path, wishes: BatchWishes) -> None:
     """Run a batch, or show what it would do."""
@@ -72,10 +80,24 @@ async def batch(screen: Screen, manifest: Path, out: Path, wishes: BatchWishes) 
     if wishes.batch.dry_run:
         await _rehearse(screen, order)
         return
-    if not wishes.batch.yes and (new := await order.count_new()) > ASK_ABOVE:
-        agree(screen, f"{new} new jobs will cost about {new * PRICE:.12g} credits", yes=False)
+    await _ask(screen, order)
     with stoppable(_stopped):
         await _run(screen, order)
+
+
+async def _ask(screen: Screen, order: Order) -> None:
+    """Have the user agree to what will be spent: to a few jobs, he does who types the command at a terminal."""
+    run = order.wishes.batch
+    jobs = 0 if run.yes else await order.count_payable()
+    if not jobs or (jobs <= ASK_ABOVE and (run.emulate or is_at_terminal())):
+        return
+    if not run.emulate:
+        make_settings({})  # without a key there is nothing to agree to
+    cost = jobs * PRICE
+    words = f"about {cost:.12g} credits"
+    if run.max_credits is not None and run.max_credits < cost:
+        words = f"at most {run.max_credits:.12g} credits (--max-credits)"
+    agree(screen, f"{jobs} new job{'s' if jobs > 1 else ''} will cost {words}", yes=False)
 
 
 def _stopped() -> None:

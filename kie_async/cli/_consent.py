@@ -17,11 +17,16 @@ def agree(screen: Screen, what: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
+    if not is_at_terminal():
         raise UsageError(f"{what}: nothing was done; if that is meant, give --yes")
     screen.say(f"{what}: go on? [y/N]")
     if _answer().strip().lower() not in {"y", "yes"}:
         raise UsageError("not agreed: nothing was done")
+
+
+def is_at_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
 
 
 def _is_terminal(stream: object) -> bool:

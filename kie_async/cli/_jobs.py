@@ -12,7 +12,15 @@ from anyio import to_thread
 from kie_async._keeper import PRICE
 from kie_async._wire import TASK_ID
 from kie_async.batch._adopt import adopt
-from kie_async.batch._decisions import abandon, find_by_name, name_task, resubmit, retry
+from kie_async.batch._decisions import (
+    abandon,
+    find_by_name,
+    find_failed,
+    find_unknown,
+    name_task,
+    resubmit,
+    retry,
+)
 from kie_async.batch._results import bare
 from kie_async.cli._board import Standing, job_line, job_value
 from kie_async.cli._consent import agree
@@ -105,6 +113,10 @@ async def retry_all(screen: Screen, store: Store, keys: Sequence[str], *, yes: b
     if not keys:
         raise UsageError("KEY is missing: give the keys of the jobs that shall be made once more")
     cost = f"about {len(keys) * PRICE:.12g} credits"
+    if not yes:  # what is not there is said before money is spoken of
+        async with store.opened() as journal:
+            for key in keys:
+                await find_failed(journal, key)
     agree(screen, f"{_jobs(len(keys))} will be made once more and paid again, {cost}", yes=yes)
     screen.facts["jobs"] = []
     async with store.opened() as journal:
@@ -122,6 +134,8 @@ async def resolve(  # noqa: PLR0913  # each is an option
     if task_id is not None and TASK_ID.fullmatch(task_id) is None:
         raise UsageError("--task-id is no id of a task: give it as the service shows it")
     if again:
+        async with store.opened() as journal:
+            await find_unknown(journal, key)
         agree(screen, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice", yes=yes)
     screen.facts["jobs"] = []
     async with store.opened() as journal:

@@ -11,14 +11,13 @@ from urllib.parse import urlsplit
 import attrs
 
 from kie_async.cli._exits import UsageError
-from kie_async.journal import Journal, is_shared, open_journal
+from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, is_shared, open_journal
 from kie_async.journal._quota import PostgresLimiter
 from kie_async.limiter import Limiter
 from kie_async.settings import named_database
 
-FILE = "kie-async.sqlite"
+FILE = DEFAULT_NAME
 EMULATED_FILE = "kie-async-emulated.sqlite"  # apart, or what was merely tried out would count as done
-_OWN = "batch"  # in a file beside the results, so that their directory may be moved
 _VARIABLE = '"$KIE_DATABASE_URL"'  # stands for an address that is not to be shown
 
 
@@ -39,7 +38,7 @@ class Store:
     @property
     def only(self) -> str | None:
         """The batch that a list is limited to; a file beside the results is no one else's."""
-        return None if self.batch == _OWN else self.batch
+        return None if self.batch == OWN_BATCH else self.batch
 
     @property
     def is_shared(self) -> bool:
@@ -111,8 +110,8 @@ def find_store(database: str | None, out: Path | None, *, emulate: bool = False)
         raise UsageError("--out or --database must say where the jobs are kept")
     if emulate:
         path = str(out / EMULATED_FILE)
-        return Store(path, f"--database {shlex.quote(path)}", _OWN)
-    return Store(str(out / FILE), f"--out {shlex.quote(str(out))}", _OWN)
+        return Store(path, f"--database {shlex.quote(path)}", OWN_BATCH)
+    return Store(str(out / FILE), f"--out {shlex.quote(str(out))}", OWN_BATCH)
 
 
 def _is_secret(place: str) -> bool:

@@ -8,15 +8,17 @@ from kie_async.journal._protocol import Journal
 from kie_async.journal._states import FINAL, MOVES, PAID, State, is_legal
 
 if TYPE_CHECKING:
-    from kie_async.journal._open import is_shared, open_journal
+    from kie_async.journal._open import DEFAULT_NAME, OWN_BATCH, batch_name, default_journal, is_shared, open_journal
     from kie_async.journal._postgres import PostgresJournal
     from kie_async.journal._quota import PostgresLimiter, SharedPermit
     from kie_async.journal._salvage import Salvaged, salvage
     from kie_async.journal._sqlite import SQLiteJournal
 
 __all__ = [
+    "DEFAULT_NAME",
     "FINAL",
     "MOVES",
+    "OWN_BATCH",
     "PAID",
     "Attempt",
     "Heard",
@@ -30,6 +32,8 @@ __all__ = [
     "SharedPermit",
     "Source",
     "State",
+    "batch_name",
+    "default_journal",
     "is_legal",
     "is_shared",
     "open_journal",
@@ -44,6 +48,8 @@ __getattr__ = later(
         "SQLiteJournal": "_sqlite",
         **dict.fromkeys(("PostgresLimiter", "SharedPermit"), "_quota"),
         **dict.fromkeys(("Salvaged", "salvage"), "_salvage"),
-        **dict.fromkeys(("is_shared", "open_journal"), "_open"),
+        **dict.fromkeys(
+            ("DEFAULT_NAME", "OWN_BATCH", "batch_name", "default_journal", "is_shared", "open_journal"), "_open"
+        ),
     },
 )

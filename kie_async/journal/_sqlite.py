@@ -69,6 +69,11 @@ class SQLiteJournal(AsyncContextManagerMixin):
         return f"<{type(self).__name__} {self._path}>"
 
     @property
+    def path(self) -> Path:
+        """Of the file, absolute."""
+        return self._path
+
+    @property
     def owner(self) -> str:
         """The name of this process life."""
         return self._owner
