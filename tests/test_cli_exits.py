@@ -38,7 +38,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
 
 def submit(terminal: Terminal, service: EmulatorHandle) -> str:
     """Submit a task, wait until it has ended, and return its id."""
-    answer = terminal("extend", "a1", "--no-wait")
+    answer = terminal("extend", "a1", "--model", "V5", "--no-wait")
     assert answer.code == 0
     service.settled()
     return answer.out.strip()
@@ -144,16 +144,17 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["upload-extend", "/", "--at", "5"], "'/' is a directory; give one file"),
         (["upload-extend", "no\x1b[2J.mp3", "--at", "5"], "there is no file"),
         (["upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "soon"], "--at is 'soon'"),
-        (["extend", "a1", "--lyrics", "la"], "--lyrics is for upload-extend"),
-        (["extend", "a1", "--at", "soon"], "is no moment"),
-        (["extend", "a1", "--at", "75%"], "--duration"),
-        (["extend", "a1", "--prompt", "x", "--prompt-file", "y"], "leave one out"),
-        (["extend", "a1", "--prompt-file", "no.txt"], "--prompt-file"),
-        (["extend", "a1", "--style-weight", "much"], "--style-weight"),
-        (["extend", "a1", "--timeout", "-1"], "--timeout"),
-        (["extend", "a1", "--callbacks", "--no-wait"], "nobody would be there"),
-        (["extend", "a1", "--bind", "8080"], "--callbacks"),
-        (["extend", "a1", "--emulate", "--callbacks", "--bind", "here"], "--bind"),
+        (["extend", "a1", "--model", "V5", "--lyrics", "la"], "--lyrics is for upload-extend"),
+        (["extend", "a1"], "--model is missing; give the one that made the track"),
+        (["extend", "a1", "--model", "V5", "--at", "soon"], "is no moment"),
+        (["extend", "a1", "--model", "V5", "--at", "75%"], "--duration"),
+        (["extend", "a1", "--model", "V5", "--prompt", "x", "--prompt-file", "y"], "leave one out"),
+        (["extend", "a1", "--model", "V5", "--prompt-file", "no.txt"], "--prompt-file"),
+        (["extend", "a1", "--model", "V5", "--style-weight", "much"], "--style-weight"),
+        (["extend", "a1", "--model", "V5", "--timeout", "-1"], "--timeout"),
+        (["extend", "a1", "--model", "V5", "--callbacks", "--no-wait"], "nobody would be there"),
+        (["extend", "a1", "--model", "V5", "--bind", "8080"], "--callbacks"),
+        (["extend", "a1", "--model", "V5", "--emulate", "--callbacks", "--bind", "here"], "--bind"),
         (["emulate", "--fault", "zap"], "--fault"),
         (["emulate", "--port", "65536"], "--port"),
         (["status", "no id"], "TASK_ID"),
@@ -200,7 +201,7 @@ def test_2_a_file_that_is_no_audio(terminal: Terminal, service: EmulatorHandle, 
 
 
 def test_2_a_prompt_file_that_is_no_text(terminal: Terminal, service: EmulatorHandle, song: Path) -> None:
-    words = ("extend", "a1", "--prompt-file")
+    words = ("extend", "a1", "--model", "V5", "--prompt-file")
     broken = song.with_suffix(".txt")
     broken.write_bytes(b"\xff\xfe")
     check(terminal, 2, *words, str(broken), kind="UsageError", says="is not UTF-8: save it as UTF-8")
@@ -215,13 +216,13 @@ def test_2_settings_that_cannot_be(terminal: Terminal, monkeypatch: pytest.Monke
 
 def test_2_callbacks_that_the_service_could_not_send(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIE_API_KEY", "a-key")
-    check(terminal, 2, "extend", "a1", "--callbacks", kind="UsageError", says="--callback-url")
+    check(terminal, 2, "extend", "a1", "--model", "V5", "--callbacks", kind="UsageError", says="--callback-url")
     check(terminal, 2, "listen", kind="UsageError", says="--callback-url")
 
 
 def test_2_a_port_in_use(terminal: Terminal, service: EmulatorHandle) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        words = ("extend", "a1", "--callbacks", "--bind", str(taken.getsockname()[1]))
+        words = ("extend", "a1", "--model", "V5", "--callbacks", "--bind", str(taken.getsockname()[1]))
         check(terminal, 2, *words, kind="SettingsError", says="cannot listen for callbacks")
     assert not service.arrivals
 
@@ -238,7 +239,7 @@ def test_2_a_port_in_use_for_the_emulator() -> None:
 
 def test_2_the_service_calls_the_request_wrong(terminal: Terminal, service: EmulatorHandle) -> None:
     service.add_faults(Fault("code", code=422, message="the audioId is odd"))
-    error = check(terminal, 2, "extend", "a1", kind="InvalidRequestError", says="the audioId is odd")
+    error = check(terminal, 2, "extend", "a1", "--model", "V5", kind="InvalidRequestError", says="the audioId is odd")
     assert error["code"] == 422
 
 
@@ -260,7 +261,9 @@ def test_3_an_unknown_task(terminal: Terminal, service: EmulatorHandle) -> None:
 
 def test_3_the_service_refused(terminal: Terminal, service: EmulatorHandle) -> None:
     service.add_faults(Fault("code", code=409, message="exists already"))
-    assert check(terminal, 3, "extend", "a1", kind="RefusedError", says="exists already")["code"] == 409
+    assert (
+        check(terminal, 3, "extend", "a1", "--model", "V5", kind="RefusedError", says="exists already")["code"] == 409
+    )
 
 
 def test_3_nobody_is_there(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,15 +276,17 @@ def test_3_nobody_is_there(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) 
 
 def test_4_no_credits(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(monkeypatch, credits=5.0) as service:
-        error = check(terminal, 4, "extend", "a1", kind="InsufficientCreditsError", says="Credits insufficient")
+        error = check(
+            terminal, 4, "extend", "a1", "--model", "V5", kind="InsufficientCreditsError", says="Credits insufficient"
+        )
         assert (error["code"], error["charged"]) == (402, "no")
-        assert "top up" in terminal("extend", "a1").err
+        assert "top up" in terminal("extend", "a1", "--model", "V5").err
         assert not service.ledger
 
 
 def test_4_the_cap_of_a_key(terminal: Terminal, service: EmulatorHandle) -> None:
     service.add_faults(Fault("code", code=433))
-    check(terminal, 4, "extend", "a1", kind="KeyQuotaError", says="limit")
+    check(terminal, 4, "extend", "a1", "--model", "V5", kind="KeyQuotaError", says="limit")
 
 
 @pytest.mark.parametrize("key", [None, "", "YOUR_API_KEY", "Bearer-abc", "two words"])
@@ -330,10 +335,10 @@ def test_6_a_download_does_not_wait_for_long(
 
 def test_7_outcome_unknown(terminal: Terminal, service: EmulatorHandle) -> None:
     service.add_faults(Fault("lost"))
-    error = check(terminal, 7, "extend", "a1", kind="SubmitUnknownError", says="")
+    error = check(terminal, 7, "extend", "a1", "--model", "V5", kind="SubmitUnknownError", says="")
     assert (error["charged"], error["retryable"]) == ("maybe", False)
     assert len(service.ledger) == 2  # once for people, once for programs
-    assert "do not run it again blindly" in terminal("extend", "a1").err
+    assert "do not run it again blindly" in terminal("extend", "a1", "--model", "V5").err
 
 
 def test_8_a_download_that_is_gone(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:
@@ -354,7 +359,7 @@ def test_8_a_directory_that_cannot_be(terminal: Terminal, service: EmulatorHandl
 
 
 def test_8_a_paid_task_is_told_as_charged(terminal: Terminal, service: EmulatorHandle, song: Path) -> None:
-    words = ("extend", "a1", "--callbacks", "--out", str(song / "new"), "--json")
+    words = ("extend", "a1", "--model", "V5", "--callbacks", "--out", str(song / "new"), "--json")
     value = terminal(*words).value
     assert value["error"]["type"] == "StorageError"
     assert value["error"]["charged"] == "yes"

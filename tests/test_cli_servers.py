@@ -108,7 +108,7 @@ def test_emulate_gives_its_json_at_once(terminal: Terminal, monkeypatch: pytest.
         assert value["env"] == {"KIE_BASE_URL": url, "KIE_API_KEY": value["env"]["KIE_API_KEY"]}
         for name, text in value["env"].items():
             monkeypatch.setenv(name, text)
-        assert terminal("extend", "a1").code == 7
+        assert terminal("extend", "a1", "--model", "V5").code == 7
         process.send_signal(signal.SIGINT)
         answer = ended(process)
     assert (answer.code, answer.out) == (130, "")
@@ -190,9 +190,9 @@ def test_listen_ends_when_its_reader_goes_away(service: EmulatorHandle) -> None:
 
 
 def test_listen_waits_for_tasks(terminal: Terminal, service: EmulatorHandle) -> None:
-    good = terminal("extend", "a1", "--no-wait").out.strip()
+    good = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
     service.add_faults(Fault("failed"))
-    bad = terminal("extend", "a2", "--no-wait").out.strip()
+    bad = terminal("extend", "a2", "--model", "V5", "--no-wait").out.strip()
     service.settled()
     answer = terminal("listen", good)
     assert answer.code == 0
@@ -214,7 +214,7 @@ def test_listen_at_the_address_of_the_environment(
     monkeypatch.setenv("KIE_CALLBACK_URL", url)
     with listening(service) as (process, told):
         assert told == url
-        words = ("extend", "a1", "--no-wait")
+        words = ("extend", "a1", "--model", "V5", "--no-wait")
         task_id = terminal(*words).out.strip()
         service.settled()
         seen = {first_line(process) for _ in range(3)}
@@ -228,7 +228,7 @@ def test_listen_at_the_address_of_the_environment(
 def test_listen_behind_a_proxy(
     terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
-    task_id = terminal("extend", "a1", "--no-wait").out.strip()
+    task_id = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
     service.settled()
     monkeypatch.setattr("kie_async.cli._link._BIND", f"127.0.0.1:{free_port}")
     answer = terminal("listen", task_id, "--callback-url", "https://me.example/kie")

@@ -22,7 +22,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_130_ctrl_c_while_it_waits(service: EmulatorHandle, tmp_path: Path, flags: list[str]) -> None:
     service.add_faults(Fault("stuck"))
-    with started("extend", "a1", "--out", str(tmp_path), *flags, env=environment(service)) as process:
+    with started("extend", "a1", "--model", "V5", "--out", str(tmp_path), *flags, env=environment(service)) as process:
         said = lines(process, until=b"submitted: task")
         process.send_signal(signal.SIGINT)
         answer = ended(process)
@@ -39,7 +39,20 @@ def test_130_ctrl_c_while_it_waits(service: EmulatorHandle, tmp_path: Path, flag
 
 
 def test_130_ctrl_c_leaves_no_hint_for_a_task_of_the_built_in_emulator() -> None:
-    words = ("extend", "a1", "--emulate", "--style", "never-ends", "--title", "t", "--at", "60", "--instrumental")
+    words = (
+        "extend",
+        "a1",
+        "--model",
+        "V5",
+        "--emulate",
+        "--style",
+        "never-ends",
+        "--title",
+        "t",
+        "--at",
+        "60",
+        "--instrumental",
+    )
     with started(*words, env=environment()) as process:
         lines(process, until=b"submitted: task")
         process.send_signal(signal.SIGINT)
@@ -50,7 +63,7 @@ def test_130_ctrl_c_leaves_no_hint_for_a_task_of_the_built_in_emulator() -> None
 
 def test_130_ctrl_c_during_the_post_tells_the_task(service: EmulatorHandle) -> None:
     service.add_faults(Fault("slow", "submit", seconds=0.5))
-    with started("extend", "a1", env=environment(service)) as process:
+    with started("extend", "a1", "--model", "V5", env=environment(service)) as process:
         while not service.arrivals:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -59,7 +72,9 @@ def test_130_ctrl_c_during_the_post_tells_the_task(service: EmulatorHandle) -> N
     assert f"kie-async wait {service.ledger[0].task_id}" in answer.err
 
 
-@pytest.mark.parametrize("words", [["credits"], ["extend", "a1", "--callbacks"], ["--help"], ["credits", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["credits"], ["extend", "a1", "--model", "V5", "--callbacks"], ["--help"], ["credits", "--json"]]
+)
 def test_141_the_reader_went_away(service: EmulatorHandle, words: list[str]) -> None:
     with started(*words, env=environment(service)) as process:
         assert process.stdout is not None

@@ -113,7 +113,7 @@ def test_upload_extend_with_callbacks_needs_one_look(
 
 
 def test_addresses_are_shown_where_nothing_is_downloaded(terminal: Terminal) -> None:
-    answer = terminal("extend", "a1", "--emulate", virtual=True)
+    answer = terminal("extend", "a1", "--model", "V5", "--emulate", virtual=True)
     assert answer.code == 0
     assert len(answer.out.splitlines()) == 2
     assert all(line.startswith("http://127.0.0.1:") for line in answer.out.splitlines())
@@ -165,7 +165,7 @@ def test_lyrics_reach_the_jobs_route_alone(terminal: Terminal, service: Emulator
 
 def test_what_is_only_pointless_is_a_note(terminal: Terminal, service: EmulatorHandle) -> None:
     words = ("--instrumental", "--style", "s", "--title", "t", "--prompt", "p", "--vocal-gender", "m", "--at", "60")
-    answer = terminal("extend", "a1", *words, "--no-wait")
+    answer = terminal("extend", "a1", "--model", "V5", *words, "--no-wait")
     assert answer.code == 0
     assert "note: --vocal-gender: has no effect with instrumental" in answer.err
     assert service.ledger[0].body["vocalGender"] == "m"
@@ -173,8 +173,8 @@ def test_what_is_only_pointless_is_a_note(terminal: Terminal, service: EmulatorH
 
 def test_switches_reach_the_service(terminal: Terminal, service: EmulatorHandle) -> None:
     words = ("--instrumental", "--style", "s", "--title", "t", "--at", "60", "--no-wait", "--default-param-flag")
-    assert terminal("extend", "a1", *words).code == 0
-    assert terminal("extend", "a1", "--no-default-param-flag", "--no-wait").code == 0
+    assert terminal("extend", "a1", "--model", "V5", *words).code == 0
+    assert terminal("extend", "a1", "--model", "V5", "--no-default-param-flag", "--no-wait").code == 0
     own, inherited = (charge.body for charge in service.ledger)
     assert (own["instrumental"], own["defaultParamFlag"], own["continueAt"]) == (True, True, 60.0)
     assert inherited["defaultParamFlag"] is False
@@ -210,13 +210,13 @@ def test_each_length_is_told_beside_where_the_song_was_cut(
         assert (value["continue_at"], value["source_duration"]) == (15.4, None)  # the service knows no more
         assert [track["holds"] for track in value["tracks"]] == ["continuation", "unknown"]
         words = ("--at", "10", "--duration", "90", "--prompt", "p", "--style", "s", "--title", "t")
-        value = terminal("extend", "a1", *words, "--json").value
+        value = terminal("extend", "a1", "--model", "V5", *words, "--json").value
         assert (value["continue_at"], value["source_duration"]) == (10.0, 90.0)
         assert [(track["duration"], track["holds"]) for track in value["tracks"]] == [
             (4.6, "continuation"),
             (14.6, "unknown"),
         ]
-        answer = terminal("extend", "a1")
+        answer = terminal("extend", "a1", "--model", "V5")
         assert "made from" not in answer.err
         assert "not longer" not in answer.err
 
@@ -228,9 +228,11 @@ def test_the_callback_url_of_the_environment_is_not_used_while_waiting_here(
     terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KIE_CALLBACK_URL", "http://127.0.0.1:9/elsewhere")
-    assert terminal("extend", "a1", "--timeout", "0").code == 6
-    assert terminal("extend", "a1", "--no-wait").code == 0
-    assert terminal("extend", "a1", "--no-wait", "--callback-url", "http://127.0.0.1:9/given").code == 0
+    assert terminal("extend", "a1", "--model", "V5", "--timeout", "0").code == 6
+    assert terminal("extend", "a1", "--model", "V5", "--no-wait").code == 0
+    assert (
+        terminal("extend", "a1", "--model", "V5", "--no-wait", "--callback-url", "http://127.0.0.1:9/given").code == 0
+    )
     urls = [charge.body["callBackUrl"].rpartition("/")[0] for charge in service.ledger]
     assert urls == ["https://example.com", "http://127.0.0.1:9/elsewhere", "http://127.0.0.1:9/given"]
 
@@ -238,7 +240,7 @@ def test_the_callback_url_of_the_environment_is_not_used_while_waiting_here(
 def test_callbacks_of_a_served_emulator(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIE_WEBHOOK_KEY", "a-webhook-key")
     with served(monkeypatch, webhook_key="a-webhook-key") as service:
-        value = terminal("extend", "a1", "--callbacks", "--json").value
+        value = terminal("extend", "a1", "--model", "V5", "--callbacks", "--json").value
         assert value["task_id"] == service.ledger[0].task_id
         assert service.looks(value["task_id"]) == 1
         assert service.ledger[0].callback_url.startswith("http://127.0.0.1:")
@@ -248,14 +250,14 @@ def test_callbacks_that_are_forged_change_nothing(terminal: Terminal, monkeypatc
     monkeypatch.setenv("KIE_WEBHOOK_KEY", "a-webhook-key")
     forged = Fault("forged", stage="error", signed=False, seconds=0.0)
     with served(monkeypatch, webhook_key="a-webhook-key", faults=[forged], speed=200.0):
-        answer = terminal("extend", "a1", "--callbacks")
+        answer = terminal("extend", "a1", "--model", "V5", "--callbacks")
     assert answer.code == 0
     assert "callback: refused" in answer.err
 
 
 def test_a_lost_answer_is_found_by_its_callback(terminal: Terminal, service: EmulatorHandle) -> None:
     service.add_faults(Fault("lost", "submit"))
-    answer = terminal("extend", "a1", "--callbacks")
+    answer = terminal("extend", "a1", "--model", "V5", "--callbacks")
     assert answer.code == 0
     assert "note: an answer was lost" in answer.err
     assert len(service.ledger) == 1
@@ -263,7 +265,7 @@ def test_a_lost_answer_is_found_by_its_callback(terminal: Terminal, service: Emu
 
 def test_a_lost_answer_is_waited_for_no_longer_than_told(terminal: Terminal, service: EmulatorHandle) -> None:
     service.add_faults(Fault("lost", "submit"), Fault("lost", "callback"))
-    answer = terminal("extend", "a1", "--callbacks", "--timeout", "0.2")
+    answer = terminal("extend", "a1", "--model", "V5", "--callbacks", "--timeout", "0.2")
     assert answer.code == 7
     assert len(service.ledger) == 1
 
@@ -296,9 +298,9 @@ def test_status_of_a_task_that_runs_or_failed_is_no_failure_of_ours(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(monkeypatch, timeline=(0.0, 0.0, 1e6), speed=1.0) as service:
-        running = terminal("extend", "a1", "--no-wait").out.strip()
+        running = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
         service.add_faults(Fault("failed", seconds=0.0, code=501, message="no\x1b[2J https://a.example/?token=x"))
-        failed = terminal("extend", "a1", "--no-wait").out.strip()
+        failed = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
         assert terminal("status", running).out.splitlines()[0] == f"{running} FIRST_SUCCESS"
         assert "not ready" in terminal("status", running).out
         answer = terminal("status", failed)

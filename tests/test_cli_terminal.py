@@ -172,7 +172,7 @@ def test_a_closed_stream(service: EmulatorHandle, closed: str) -> None:
 
 
 def test_a_stderr_that_nobody_reads_stops_nothing(service: EmulatorHandle) -> None:
-    with started("extend", "a1", "--callbacks", "-v", env=environment(service)) as process:
+    with started("extend", "a1", "--model", "V5", "--callbacks", "-v", env=environment(service)) as process:
         assert process.stderr is not None
         process.stderr.close()
         process.stderr = None
@@ -208,7 +208,7 @@ def test_a_real_terminal_shows_a_bar(service: EmulatorHandle) -> None:
     service.add_faults(Fault("slow", "submit", seconds=0.5))
     ours, theirs = pty.openpty()
     env = environment(service, TERM="xterm", COLUMNS="20")
-    with started("extend", "a1", "--callbacks", env=env, stderr=theirs) as process:
+    with started("extend", "a1", "--model", "V5", "--callbacks", env=env, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
         with suppress(OSError):  # EIO: nobody has the terminal open any more
@@ -244,7 +244,7 @@ def test_a_dumb_terminal_gets_lines(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
-    answer = terminal("extend", "a1", "--callbacks")
+    answer = terminal("extend", "a1", "--model", "V5", "--callbacks")
     assert answer.code == 0
     assert "\x1b" not in answer.err
     assert "submitted: task" in answer.err
@@ -293,11 +293,11 @@ def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFi
 
 
 def test_the_log_is_shown_on_demand(terminal: Terminal, service: EmulatorHandle) -> None:
-    assert "kie_async." not in terminal("extend", "a1", "--callbacks").err
-    answer = terminal("extend", "a1", "--callbacks", "-v")
+    assert "kie_async." not in terminal("extend", "a1", "--model", "V5", "--callbacks").err
+    answer = terminal("extend", "a1", "--model", "V5", "--callbacks", "-v")
     assert "kie_async.tracker: Settled" in answer.err
     assert service.key not in answer.err
-    assert "kie_async." not in terminal("extend", "a1", "--callbacks").err
+    assert "kie_async." not in terminal("extend", "a1", "--model", "V5", "--callbacks").err
 
 
 def test_the_key_is_nowhere(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_the_key_is_nowhere(terminal: Terminal, monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setenv("KIE_API_KEY", f"{marker}-api")
         song = short_song(tmp_path / "song.wav")
         extend = ["upload-extend", str(song), "--at", "1", "--callbacks", "--out", str(tmp_path), "--timeout", "1"]
-        commands = (extend, ["extend", "a1", "--no-wait"], ["credits"], ["status", "f" * 32])
+        commands = (extend, ["extend", "a1", "--model", "V5", "--no-wait"], ["credits"], ["status", "f" * 32])
         for fault in (None, Fault("code", code=500), Fault("lost"), Fault("html"), Fault("redirect"), Fault("failed")):
             if fault is not None:
                 service.add_faults(fault)

@@ -53,7 +53,7 @@ async def test_sixty_cancelled_waiters_consume_no_permit() -> None:
         assert sum(isinstance(result, asyncio.CancelledError) for result in results) == 60
         assert titles(service) == [*range(20), *range(80, 100)]
         stamps = [arrival.at for arrival in service.emulator.arrivals]
-        assert stamps[-1] - stamps[0] < 10.5
+        assert stamps[-1] - stamps[0] < 30  # two windows; sixty permits more would be three windows more
         assert service.emulator.max_in_window(10.0) == 20
 
 

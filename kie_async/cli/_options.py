@@ -82,7 +82,10 @@ class Music:
     duration: Annotated[
         float | None, Parameter(help="The length of the song in seconds, where it cannot be measured.")
     ] = None
-    model: Annotated[str, Parameter(help=f"One of {', '.join(MODELS)} (V5).")] = "V5"
+    model: Annotated[
+        str | None,
+        Parameter(help=f"One of {', '.join(MODELS)}; V5 for audio of your own, for a track the one that made it."),
+    ] = None
     prompt: Annotated[str | None, Parameter(help="The lyrics.")] = None
     prompt_file: Annotated[Path | None, Parameter(help="A text file with the lyrics.")] = None
     style: Annotated[str | None, Parameter(help="The style of music.")] = None
@@ -111,6 +114,8 @@ class Music:
         """The fields of a request that extends audio of one's own."""
         given = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN)
         given |= {"prompt": self._prompt(), "continue_at": continue_at, "source_duration": length}
+        if self.model is None:
+            del given["model"]
         return cast("UploadFields", given)
 
     def of_track(self, continue_at: float | str | None) -> RequestFields:
