@@ -187,7 +187,7 @@ class Opened(Generic[T]):
     _lifetime: Lifetime[T]
 
     def _use(self, value: T) -> None:
-        raise NotImplementedError
+        """Take what the lifetime gives when it has opened."""
 
     async def aclose(self) -> None:
         """Close it, from any task of its event loop; a second call does nothing.

@@ -17,7 +17,7 @@ from kie_async._tracker import Tracker
 from kie_async._transport import Fetcher, Transport
 from kie_async.events import Observer
 from kie_async.journal import Journal
-from kie_async.limiter import Limiter
+from kie_async.limiter import Limiter, shared_limiter
 from kie_async.models import TaskRecord
 from kie_async.settings import Settings
 
@@ -41,7 +41,7 @@ class Wiring:
 
 @asynccontextmanager
 async def wired(
-    settings: Settings, limiter: Limiter, journal: Journal | None, tell: Observer
+    settings: Settings, limiter: Limiter | None, journal: Journal | None, tell: Observer
 ) -> AsyncGenerator[Wiring]:
     """Open all of it. Leaving waits for the answers of submissions under way, and for their record.
 
@@ -58,6 +58,7 @@ async def wired(
             Fetcher(settings, tell) as fetcher,
             anyio.create_task_group() as group,
         ):
+            limiter = limiter or shared_limiter(settings)
             tracker = Tracker(settings, look, tell, looks_per_second=route.looks_per_second)
             submitter = Submitter(settings, transport, limiter, tracker, route, tell, group)
             group.start_soon(tracker.run)

@@ -8,11 +8,18 @@ not do: it lets up to twice the limit through in one window.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import secrets
+import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import attrs
+
+from kie_async._lifetime import running_loop
+from kie_async.errors import SessionError
+from kie_async.settings import Settings
 
 
 class Permit(Protocol):
@@ -53,6 +60,7 @@ class Limiter(Protocol):
 @attrs.define(eq=False)
 class _LocalPermit:
     _limiter: SlidingLimiter | None
+    _home: object  # the loop of its grant
 
     @property
     def is_valid(self) -> bool:
@@ -66,12 +74,15 @@ class _LocalPermit:
 
     def _end(self, how: Callable[[SlidingLimiter], None]) -> None:
         limiter, self._limiter = self._limiter, None
-        if limiter is not None:
+        if limiter is not None and self._home is limiter._home:  # noqa: SLF001  # otherwise it was counted as returned
             how(limiter)
 
 
 class SlidingLimiter:
     """At most ``limit`` submissions in any ``window`` seconds, for the sessions of one event loop that share it.
+
+    It belongs to the loop in which it is first used. When that is closed, it may be used in another: what was taken
+    comes back one window after the first use there.
 
     Args:
         limit: permits. FACTS: 20 per account.
@@ -81,11 +92,12 @@ class SlidingLimiter:
 
     def __init__(self, limit: int = 20, window: float = 10.0, *, margin: float = 0.02) -> None:
         self._window = window + margin
-        self._free = limit
+        self._limit = self._free = limit
         self._returns: deque[float] = deque()  # when the permits in their window come back, in order
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._home: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
     @property
     def queued(self) -> int:
@@ -93,12 +105,16 @@ class SlidingLimiter:
         return sum(not waiter.done() for waiter in self._waiters)
 
     async def acquire(self, *, again: bool = False) -> Permit:
-        """Wait for a permit, first come first served. Cancelling takes nothing."""
-        loop = asyncio.get_running_loop()
+        """Wait for a permit, first come first served. Cancelling takes nothing.
+
+        Raises:
+            SessionError: the limiter belongs to another event loop, in this thread or another.
+        """
+        loop = self._loop()
         self._collect(loop.time())
         if self._free and not self._waiters and self._closed_until <= loop.time():
             self._free -= 1
-            return _LocalPermit(self)
+            return _LocalPermit(self, self._home)
         waiter = loop.create_future()
         (self._waiters.appendleft if again else self._waiters.append)(waiter)
         self._serve()
@@ -108,16 +124,43 @@ class SlidingLimiter:
             if waiter.done() and not waiter.cancelled():  # granted and cancelled in the same turn
                 self._return_now()
             raise
-        return _LocalPermit(self)
+        return _LocalPermit(self, self._home)
 
     def penalize(self, seconds: float) -> None:
-        """Close the gate for all, for so long; never earlier than it would open already."""
-        self._closed_until = max(self._closed_until, asyncio.get_running_loop().time() + seconds)
+        """Close the gate for all, for so long; never earlier than it would open already.
+
+        Raises:
+            SessionError: the limiter belongs to another event loop.
+        """
+        self._closed_until = max(self._closed_until, self._loop().time() + seconds)
+        self._set_timer()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The running loop, which must be the limiter's; one that was closed is left for it."""
+        loop = running_loop()
+        home = None if self._home is None else self._home()
+        if home is loop:
+            return loop
+        if home is not None and not home.is_closed():
+            raise SessionError("the limiter belongs to another event loop: make one for each loop")
+        if self._home is not None:
+            self._leave_behind(loop.time())
+        self._home = weakref.ref(loop)
+        return loop
+
+    def _leave_behind(self, now: float) -> None:
+        """Forget who waited in a loop that was closed; its clock was another, so the latest moment counts for all."""
+        self._waiters.clear()
+        self._returns = deque([now + self._window] * (self._limit - self._free))
+        self._closed_until = now + self._window if self._closed_until else 0.0
+        self._timer = None
 
     def _return_later(self) -> None:
-        self._returns.append(asyncio.get_running_loop().time() + self._window)
+        self._returns.append(self._loop().time() + self._window)
         if self._waiters:
             self._serve()
+        elif self._timer is None:
+            self._set_timer()
 
     def _return_now(self) -> None:
         self._free += 1
@@ -129,19 +172,48 @@ class SlidingLimiter:
             self._free += 1
 
     def _serve(self) -> None:
-        """Hand free permits to those who wait, in their order, and set the timer for the next that comes back."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        """Hand free permits to those who wait, in their order."""
+        now = self._loop().time()
         self._collect(now)
         while self._waiters and (self._waiters[0].done() or (self._free and self._closed_until <= now)):
             waiter = self._waiters.popleft()
             if not waiter.done():
                 self._free -= 1
                 waiter.set_result(None)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Come again when the next permit can be given; if nobody waits, when all are back: till then it must live."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._waiters:
             moments = [self._closed_until] if self._free else list(self._returns)[:1]
-            if moments:
-                self._timer = loop.call_at(max(moments[0], self._closed_until), self._serve)
+        else:
+            moments = list(self._returns)[-1:] or [self._closed_until]
+        loop = self._loop()
+        if moments and (moment := max(moments[0], self._closed_until)) > loop.time():
+            self._timer = loop.call_at(moment, self._serve)
+
+
+_SALT = secrets.token_bytes(16)  # so that what is kept in memory of a key is of no use
+_Account: TypeAlias = tuple[bytes, int, float, float]
+_shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakValueDictionary[_Account, SlidingLimiter]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def shared_limiter(settings: Settings) -> SlidingLimiter:
+    """The limiter that the sessions of one key and one quota share in the running loop.
+
+    It lives for as long as one of them has it, and until its last permit is back.
+    """
+    text = f"{settings.base_url} {settings.api_key.reveal()}".encode()
+    account = hashlib.blake2b(text, key=_SALT).digest()
+    limiters = _shared.setdefault(running_loop(), weakref.WeakValueDictionary())
+    key = account, settings.quota, settings.quota_window, settings.quota_margin
+    limiter = limiters.get(key)
+    if limiter is None:
+        limiter = SlidingLimiter(settings.quota, settings.quota_window, margin=settings.quota_margin)
+        limiters[key] = limiter
+    return limiter

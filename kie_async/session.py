@@ -29,7 +29,7 @@ from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
 from kie_async.events import guarded
 from kie_async.journal import PAID, Job, Journal, State
-from kie_async.limiter import Limiter, SlidingLimiter
+from kie_async.limiter import Limiter
 from kie_async.models import (
     CallbackEvent,
     ExtendRequest,
@@ -55,8 +55,7 @@ class KieSession(Calls, Opened[Wiring]):
     Args:
         settings: how to behave; by default from the environment (``KIE_API_KEY`` and others).
         api_key: the key, in place of that of the settings or the environment.
-        limiter: who may submit now; by default ``Settings.quota`` for this session alone. Give sessions of the same
-            account the same one.
+        limiter: who may submit now; by default one that the sessions of this key and quota share in this event loop.
         journal: keeps what was meant, sent and accepted, so that a crash loses and repeats nothing; see ``resume``.
             It is opened and closed with the session.
 
@@ -78,9 +77,6 @@ class KieSession(Calls, Opened[Wiring]):
     ) -> None:
         self.settings = _settings(settings, api_key)
         self._tell = guarded(self.settings.observer)
-        limiter = limiter or SlidingLimiter(
-            self.settings.quota, self.settings.quota_window, margin=self.settings.quota_margin
-        )
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._tell)
         self._admission = Admission(self.settings, self._tell)
         self._journal = journal

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 
 import anyio
 import anyio.lowlevel
 import pytest
+from service import REQUEST, serving
 from virtual_time import VirtualTimeLoop
 
+import kie_async as kie
+from kie_async import emulator
+from kie_async.errors import SessionError
 from kie_async.limiter import Permit, SlidingLimiter
 
 pytestmark = pytest.mark.anyio
@@ -142,3 +147,127 @@ async def test_a_permit_is_held_until_the_answer(clock: VirtualTimeLoop) -> None
     before = clock.time()
     (await limiter.acquire()).release()
     assert clock.time() - before == pytest.approx(WINDOW, abs=0.1)
+
+
+# ---------------------------------------------------------------- more than one loop
+
+
+def test_another_loop_is_refused_while_the_limiters_own_lives() -> None:
+    limiter = SlidingLimiter(1, WINDOW)
+
+    async def take() -> Permit:
+        return await limiter.acquire()
+
+    with asyncio.Runner() as own:
+        own.run(take())
+        with asyncio.Runner() as other:
+            with pytest.raises(SessionError, match="another event loop"):
+                other.run(take())
+            with pytest.raises(SessionError, match="another event loop"):
+                other.run(penalize(limiter))
+
+
+async def penalize(limiter: SlidingLimiter) -> None:
+    limiter.penalize(1)
+
+
+async def test_another_thread_is_refused_and_not_left_waiting() -> None:
+    limiter = SlidingLimiter(1, WINDOW)
+    permit = await limiter.acquire()
+
+    async def take() -> None:
+        with pytest.raises(SessionError, match="another event loop"):
+            await limiter.acquire()
+
+    await anyio.to_thread.run_sync(asyncio.run, take())
+    permit.give_back()
+    (await limiter.acquire()).release()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_loop_that_was_closed_with_a_waiter_leaves_no_more_than_the_quota(closes: bool) -> None:  # noqa: FBT001  # a parameter
+    limiter = SlidingLimiter(3, WINDOW, margin=0)
+    left: list[Permit] = []
+
+    async def leave() -> None:
+        if closes:
+            limiter.penalize(1)
+        permits = [await limiter.acquire() for _ in range(3)]
+        permits[0].release()
+        left.append(permits[1])
+        asyncio.get_running_loop().create_task(limiter.acquire())  # it is left behind
+        await anyio.lowlevel.checkpoint()
+
+    loop = VirtualTimeLoop()
+    loop.run_until_complete(leave())
+    (waiting,) = asyncio.all_tasks(loop)
+    waiting.cancel()
+    loop.close()
+
+    async def go_on() -> list[float]:
+        clock = asyncio.get_running_loop()
+        started = clock.time()
+        left[0].release()  # it was counted as returned
+        stamps = []
+        for _ in range(6):
+            (await limiter.acquire()).release()
+            stamps.append(clock.time() - started)
+        return stamps
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        stamps = runner.run(go_on())
+    assert [round(stamp) for stamp in stamps] == [10, 10, 10, 20, 20, 20]
+    del waiting
+
+
+# ---------------------------------------------------------------- sessions that share one
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_session_for_each_request_stays_in_the_quota(at_once: bool) -> None:  # noqa: FBT001  # a parameter
+    async with serving(credits=1e6) as service:
+
+        async def one() -> None:
+            async with kie.KieSession(service.session.settings) as session:
+                await session.submit(REQUEST)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(60):
+                if at_once:
+                    group.start_soon(one)
+                else:
+                    await one()
+                    gc.collect()
+        assert service.emulator.max_in_window(WINDOW) == 20
+        assert all(arrival.admitted for arrival in service.emulator.arrivals)
+
+
+async def test_another_key_and_another_limiter_have_a_quota_of_their_own(clock: VirtualTimeLoop) -> None:
+    async with emulator.serve(key=["one", "two"], credits=1e6) as service:
+        started = clock.time()
+        for key, own in (("one", None), ("two", None), ("one", SlidingLimiter())):
+            settings = kie.Settings(api_key=key, base_url=service.base_url, quota=5)
+            async with kie.KieSession(settings, limiter=own) as session:
+                for _ in range(5):
+                    await session.submit(REQUEST)
+        assert clock.time() - started < WINDOW
+
+
+async def test_a_shared_limiter_is_not_kept_for_ever(clock: VirtualTimeLoop) -> None:
+    async def submit(settings: kie.Settings) -> None:
+        async with kie.KieSession(settings) as session:
+            await session.submit(REQUEST)
+
+    async with emulator.serve(credits=1e6) as service:
+        before = limiters()
+        for number in range(20):
+            await submit(kie.Settings(api_key=service.key, base_url=service.base_url, quota=number + 1))
+        assert limiters() >= before + 20
+        await anyio.sleep(60)
+        assert limiters() <= before
+    assert clock.time()
+
+
+def limiters() -> int:
+    gc.collect()
+    return sum(isinstance(each, SlidingLimiter) for each in gc.get_objects())

@@ -300,6 +300,16 @@ async def test_waiting_costs_next_to_nothing(database_url: str, monkeypatch: pyt
 # ---------------------------------------------------------------- opening and closing
 
 
+async def test_another_thread_is_refused_and_not_left_waiting(database_url: str) -> None:
+    async with PostgresLimiter(database_url) as limiter:
+
+        async def take() -> None:
+            with pytest.raises(SessionError, match="another event loop"):
+                await limiter.acquire()
+
+        await anyio.to_thread.run_sync(asyncio.run, take())
+
+
 async def test_it_must_be_open(database_url: str) -> None:
     limiter = PostgresLimiter(database_url)
     with pytest.raises(SessionError, match="async with"):
