@@ -19,15 +19,12 @@ from anyio.abc import TaskGroup
 
 from kie_async._entry import Entry
 from kie_async._internal import internal_errors
+from kie_async._job_errors import job_error, state_after
 from kie_async._submitter import Submitter
 from kie_async._tracker import Tracker
 from kie_async.errors import (
-    AuthError,
     ConflictError,
-    ConnectError,
-    InsufficientCreditsError,
     InternalError,
-    KeyQuotaError,
     KieError,
     SessionError,
     StorageError,
@@ -42,25 +39,8 @@ PRICE = 12.0  # FACTS: credits of a task
 BEAT = 5.0  # seconds between two signs of life
 LIFE = 30.0  # seconds without one after which an owner is taken for dead
 _PATIENCE = 120.0  # seconds that a store may be away while a task id is in hand
+_KEPT, _PRUNE_EVERY = 86_400.0, 3600.0  # seconds: callbacks after the end of their job, and between two prunings
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds between two tries to write while it is away
-_PENDING = (
-    AuthError,
-    InsufficientCreditsError,
-    KeyQuotaError,
-    ConnectError,
-)  # it stays planned: nothing is wrong with it
-
-
-def job_error(error: KieError) -> JobError:
-    """The facts of an error, as a journal keeps them."""
-    return JobError(
-        type=type(error).__name__,
-        message=clean(error.message),
-        code=error.code,
-        charged=error.charged,
-        retryable=error.retryable,
-        refunded=isinstance(error, TaskFailedError) and error.refunded,
-    )
 
 
 class Keeper(anyio.AsyncContextManagerMixin):
@@ -112,6 +92,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                     group.start_soon(self._beat)
                     group.start_soon(self._listen)
                     group.start_soon(self._settle)
+                    group.start_soon(self._prune)
         finally:
             over.set()
 
@@ -211,9 +192,13 @@ class Keeper(anyio.AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ callbacks
 
-    async def hear(self, token: str, task_id: str, stage: str) -> None:
-        """Keep a callback, durably, before it is answered; the listener acts on it, here or elsewhere."""
-        await self.journal.hear(Heard(token=token, task_id=task_id, stage=stage, at=time.time()))
+    async def hear(self, token: str, task_id: str, stage: str) -> bool:
+        """Keep a callback, durably, before it is answered; the listener acts on it, here or elsewhere.
+
+        Returns:
+            False if the journal awaits none with this token, or not this one: nothing is kept.
+        """
+        return await self.journal.hear(Heard(token=token, task_id=task_id, stage=stage, at=time.time()))
 
     async def _listen(self) -> None:
         async for heard in self.journal.listen():
@@ -283,6 +268,16 @@ class Keeper(anyio.AsyncContextManagerMixin):
                         await self.renew(name)
                 except KieError as error:
                     self._tell(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
+
+    async def _prune(self) -> None:
+        """Let the callbacks go of jobs that have been at their end for a day."""
+        while True:
+            try:
+                with internal_errors("old callbacks"):
+                    await self.journal.prune(time.time() - _KEPT)
+            except KieError as error:
+                self._tell(Anomaly("", f"old callbacks could not be deleted now: {clean(error.message)}"))
+            await anyio.sleep(_PRUNE_EVERY)
 
     async def _settle(self) -> None:
         delay = _FIRST_DELAY
@@ -370,15 +365,6 @@ class JobWitness:
                 delay = min(2 * delay, _LONGEST_DELAY)
                 continue
             return
-
-
-def state_after(error: KieError) -> State:
-    """Where a job goes whose submission ended with this error."""
-    if isinstance(error, _PENDING) or (error.retryable and error.charged == "no"):
-        return State.PLANNED
-    if error.charged == "maybe" and error.code not in {500, 501}:  # refused in the service's own words: no task
-        return State.UNKNOWN
-    return State.REJECTED
 
 
 def _life(owner: str) -> str:

@@ -367,9 +367,9 @@ class KieSession(Calls, Opened[Wiring]):
     async def _deliver(self, token: str, event: CallbackEvent) -> str:
         """Take a callback: it may name a lost task, and it wakes the one it speaks of."""
         self._check()
-        if self._keeper is not None:  # durable before it is answered; whoever owns the task listens
-            await self._keeper.hear(token, event.task_id, event.stage)
-            return ""
+        keeper = self._keeper
+        if keeper is not None and await keeper.hear(token, event.task_id, event.stage):
+            return ""  # it is durable before it is answered; whoever owns the task listens
         return self._submitter.heard(token, event.task_id, event.stage)
 
 

@@ -7,6 +7,7 @@ gives ``make`` as a method.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import MOVES, PAID, Attempt, Heard, Job, JobError, Journal, Source, State
+from kie_async.journal import MOVES, OPEN, PAID, Attempt, Heard, Job, JobError, Journal, Source, State
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
 
 T = TypeVar("T")
@@ -75,6 +76,13 @@ async def job_of(journal: Journal, key: str) -> Job:
 
 async def keys(journal: Journal, *states: State, batch: str | None = None) -> list[str]:
     return [job.key for _, job in await journal.page(*states, batch=batch)]
+
+
+async def expecting(journal: Journal, *tokens: str) -> None:
+    """Intend a job for each token, so that its callbacks are awaited."""
+    await journal.add(planned(f"job of {token}") for token in tokens)
+    for token in tokens:
+        await journal.intend(f"job of {token}", token)
 
 
 def listening(journal: Journal) -> AsyncGenerator[Heard, None]:
@@ -366,16 +374,65 @@ class JournalContract:
     # ------------------------------------------------------------ callbacks
 
     async def test_callbacks_are_kept(self, journal: Journal, make: Make) -> None:
+        await expecting(journal, "t1", "t2")
         first, second = callback("t1"), callback("t1", stage="complete", at=2.5)
         third = callback("t2", "other")
         for heard in (first, second, third, attrs.evolve(first, at=9.0)):
-            await journal.hear(heard)
+            assert await journal.hear(heard)
         async with make() as other:
             assert await other.heard(token="t1") == await other.heard(task_id="task") == [first, second]
             assert set(await other.heard(token="t1", task_id="other")) == {first, second, third}
             assert await other.heard(token="t3") == await other.heard() == []
 
+    async def test_what_no_submission_awaits_is_not_kept(self, journal: Journal, other: Journal) -> None:
+        await bring(journal, "a", State.UNKNOWN)
+        await bring(journal, "b", State.SUBMITTED)
+        strange = [callback("stranger"), callback("token-b", "another"), callback("task-b", "token-b")]
+        assert not any([await each.hear(heard) for heard in strange for each in (journal, other)])
+        kept = [callback("token-a", "any"), callback("token-b", "task-b")]
+        assert all([await other.hear(heard) for heard in kept])
+        for heard in strange:
+            assert await journal.heard(token=heard.token) == [each for each in kept if each.token == heard.token]
+        for state in (State.SUCCEEDED, State.DELIVERED):
+            await step(journal, "b", state)
+            assert not await other.hear(callback("token-b", "task-b", "complete"))
+        async with aclosing(listening(journal)) as listener:
+            await collect(listener, kept)
+        await journal.move("a", State.SUBMITTED, token="token-a", task_id="any")
+        assert not await other.hear(callback("token-a", "another"))
+
+    async def test_callbacks_go_when_their_job_is_long_at_its_end(self, journal: Journal, other: Journal) -> None:
+        for state in ROUTES:
+            await bring(journal, f"{state}", State.INTENT if State.INTENT in ROUTES[state] else state)
+            await journal.hear(callback(f"token-{state}", f"task-{state}"))
+            for to in ROUTES[state][1:]:
+                await step(journal, f"{state}", to)
+        at_end = {State.SUCCEEDED, State.DELIVERED, State.FAILED, State.REJECTED, State.ABANDONED}
+        assert await journal.prune(0.0) == 0
+        assert await journal.prune(time.time() - 3600) == 0
+        after = time.time() + 3600
+        await expecting(other, "late")
+        await other.hear(callback("late"))  # SQLite keeps the last
+        assert await journal.prune(after) == len(at_end)
+        assert await journal.prune(after) == 0
+        for state in ROUTES:
+            kept = await other.heard(token=f"token-{state}")
+            assert bool(kept) == (state not in at_end and state is not State.PLANNED), state
+        async with aclosing(listening(journal)) as listener:
+            await other.hear(callback("late", "another"))
+            await collect(listener, [callback("late", "another")])
+
+    async def test_many_old_callbacks_go(self, journal: Journal) -> None:
+        await expecting(journal, "t")
+        for number in range(250):
+            await journal.hear(callback("t", "task", f"{number}"))
+        await journal.move("job of t", State.REJECTED)
+        await expecting(journal, "u")
+        await journal.hear(callback("u"))
+        assert await journal.prune(time.time() + 1) == 250
+
     async def test_a_listener_hears_other_processes(self, journal: Journal, other: Journal) -> None:
+        await expecting(journal, "t")
         async with aclosing(listening(journal)) as listener:
             for number in range(3):
                 await other.hear(callback("t", f"other-{number}"))
@@ -383,6 +440,7 @@ class JournalContract:
             await collect(listener, [callback("t", f"{who}-{n}") for who in ("own", "other") for n in range(3)])
 
     async def test_a_listener_that_waits_is_woken(self, journal: Journal, other: Journal) -> None:
+        await expecting(journal, "t")
         async with aclosing(listening(journal)) as listener:
             for number, source in enumerate((journal, other)):
                 heard = callback("t", f"{number}")
@@ -393,6 +451,7 @@ class JournalContract:
                     await waiting
 
     async def test_a_slow_listener_misses_nothing(self, journal: Journal, other: Journal) -> None:
+        await expecting(journal, "t")
         async with aclosing(listening(journal)) as listener:
             await other.hear(callback("t", "first"))
             await collect(listener, [callback("t", "first")])
@@ -401,6 +460,7 @@ class JournalContract:
             await collect(listener, many)
 
     async def test_many_listen(self, journal: Journal, other: Journal) -> None:
+        await expecting(journal, "t")
         async with AsyncExitStack() as stack:
             listeners = [await stack.enter_async_context(aclosing(listening(j))) for j in (journal, journal, other)]
             await journal.hear(callback("t"))
@@ -562,8 +622,14 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(token=_TOKENS, task_id=_TASKS)
     def hear(self, token: str, task_id: str) -> None:
-        self.run(self.journal.hear(callback(token, task_id)))
-        self.inbox.add((token, task_id))
+        awaited = any(
+            attempt[0] == token and (attempt[1] is None or (attempt[1] == task_id and job.state in OPEN))
+            for job in self.known.values()
+            for attempt in job.attempts
+        )
+        assert self.run(self.journal.hear(callback(token, task_id))) == awaited
+        if awaited:
+            self.inbox.add((token, task_id))
 
     @invariant()
     def jobs_are_as_known(self) -> None:

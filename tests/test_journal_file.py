@@ -44,7 +44,7 @@ async def small(path: Path) -> Path:
         for state in (State.PLANNED, State.SUBMITTED, State.UNKNOWN):
             await bring(journal, f"{state}", state)
         await journal.upload("planned", attrs.evolve(SOURCE, upload_url="https://x.example/1", uploaded_at=1.5))
-        await journal.hear(callback("t"))
+        await journal.hear(callback("token-unknown"))
     return path
 
 

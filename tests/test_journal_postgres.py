@@ -18,7 +18,7 @@ import anyio
 import psycopg
 import pytest
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, callback, collect, listening, planned
+from journal_contract import JournalContract, JournalMachine, callback, collect, expecting, listening, planned
 from postgres import Server, execute, new_database
 
 from kie_async.errors import ConflictError, SettingsError, StorageError
@@ -184,7 +184,7 @@ async def test_what_was_done_is_not_done_twice(journal: PostgresJournal, monkeyp
     assert (await journal.intend("a", "token")).attempt == 1
     assert (await journal.move("a", State.SUBMITTED, token="token", task_id="task")).state is State.SUBMITTED
     assert len(await journal.attempts("a")) == 1
-    await journal.hear(callback("token"))
+    assert await journal.hear(callback("token"))
     assert await journal.heard(token="token") == [callback("token")]
     await journal.lease("x", 60)
     assert len(lost) == 8
@@ -339,7 +339,7 @@ from kie_async.journal import Heard, PostgresJournal
 async def main(url, many, pause):
     async with PostgresJournal(url) as journal:
         for number in range(int(many)):
-            await journal.hear(Heard(token="t", task_id=str(number), stage="text", at=time.time()))
+            assert await journal.hear(Heard(token="t", task_id=str(number), stage="text", at=time.time()))
             await asyncio.sleep(float(pause))
 
 asyncio.run(main(*sys.argv[1:]))
@@ -362,6 +362,7 @@ async def gather_ids(listener: AsyncGenerator[Heard, None], many: int) -> tuple[
 
 
 async def test_another_process_wakes_at_once(journal: PostgresJournal, database_url: str) -> None:
+    await expecting(journal, "t")
     async with aclosing(listening(journal)) as listener:
         with publish(database_url, 100, 0.01) as publisher:
             ids, delays = await gather_ids(listener, 100)
@@ -371,6 +372,7 @@ async def test_another_process_wakes_at_once(journal: PostgresJournal, database_
 
 
 async def test_no_callback_is_lost_when_connections_are(journal: PostgresJournal, database_url: str) -> None:
+    await expecting(journal, "t")
     async with aclosing(listening(journal)) as listener, anyio.create_task_group() as group:
 
         async def cut() -> None:
@@ -388,6 +390,7 @@ async def test_no_callback_is_lost_when_connections_are(journal: PostgresJournal
 
 async def test_no_callback_is_lost_when_the_server_restarts(server: Server, frail_url: str) -> None:
     async with PostgresJournal(frail_url) as journal, aclosing(listening(journal)) as listener:
+        await expecting(journal, "t")
         with publish(frail_url, 500, 0.002) as publisher:
             early, _ = await gather_ids(listener, 100)
             await anyio.to_thread.run_sync(server.stop)
@@ -402,6 +405,7 @@ async def test_a_listener_waits_for_a_store_that_cannot_be_read(
 ) -> None:
     monkeypatch.setattr(_database, "_IDLE", 0.05)
     async with PostgresJournal(database_url) as journal, aclosing(listening(journal)) as listener:
+        await expecting(journal, "t")
         execute(database_url, "ALTER TABLE kie_inbox RENAME TO elsewhere")
         waiting = asyncio.ensure_future(collect(listener, [callback("t")]))
         await asyncio.sleep(0.3)
@@ -411,6 +415,7 @@ async def test_a_listener_waits_for_a_store_that_cannot_be_read(
 
 
 async def test_a_callback_whose_transaction_ends_late_is_heard(journal: PostgresJournal, database_url: str) -> None:
+    await expecting(journal, "t")
     async with aclosing(listening(journal)) as listener:
         async with await psycopg.AsyncConnection.connect(database_url) as slow:
             await slow.execute("INSERT INTO kie_inbox VALUES ('t', 'slow', 'text', 1.5)")

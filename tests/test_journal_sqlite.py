@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from child_process import child, read_line, say
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, callback, collect, listening, planned
+from journal_contract import JournalContract, JournalMachine, callback, collect, expecting, listening, planned
 
 from kie_async.errors import ConflictError, StorageError
 from kie_async.journal import Heard, Journal, SQLiteJournal, State, _tables
@@ -308,6 +308,7 @@ async def test_a_listener_outlasts_a_file_that_cannot_be_read(
                 raise sqlite3.OperationalError("away")
             return read(connection, after)
 
+        await expecting(journal, "t")
         monkeypatch.setattr(_tables, "heard_after", fail)
         await journal.hear(callback("t"))
         await collect(listener, [callback("t")])
@@ -324,6 +325,7 @@ async def test_a_listener_ends_with_the_journal(path: Path) -> None:
 
 async def test_a_listener_hears_what_came_since_the_journal_was_opened(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
+        await expecting(journal, "before", "after")
         await journal.hear(callback("before"))
     async with SQLiteJournal(path) as journal:
         await journal.hear(callback("after"))

@@ -16,7 +16,8 @@ import pytest
 from service import REQUEST, Service, serving
 
 import kie_async as kie
-from kie_async._keeper import BEAT, JobWitness, state_after
+from kie_async._job_errors import state_after
+from kie_async._keeper import BEAT, JobWitness
 from kie_async.emulator import Fault
 from kie_async.errors import ConflictError, KieError, StorageError, SubmitUnknownError
 from kie_async.events import Anomaly
@@ -207,6 +208,14 @@ async def test_a_task_that_has_ended_already_is_recorded_at_once(tmp_path: Path)
     assert kept.notes().count("recorded before") == 3
 
 
+async def test_old_callbacks_that_cannot_be_deleted_now_are_told(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        await anyio.sleep(1)
+        kept.journal.failures["prune"] = 1
+        await anyio.sleep(3700)
+        assert "old callbacks could not be deleted now" in kept.notes()
+
+
 async def test_a_lease_that_cannot_be_renewed_is_told(tmp_path: Path) -> None:
     async with keeping(tmp_path) as kept:
         kept.journal.failures["lease"] = 1
@@ -278,23 +287,26 @@ async def test_a_callback_names_an_unknown_while_the_session_runs(tmp_path: Path
 
 
 async def test_a_callback_that_cannot_be_recorded_now_is_told(tmp_path: Path) -> None:
+    await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
     async with keeping(tmp_path) as kept:
         kept.journal.failures["find"] = 1
         await anyio.sleep(1)  # by now it listens
-        await kept.journal.hear(Heard(token="u" * 43, task_id="task1", stage="complete", at=time.time()))
+        await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
         await anyio.sleep(20)
         assert "could not be recorded now" in kept.notes()
 
 
-async def test_a_token_of_another_task_is_set_aside(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
-        task = await kept.session.submit(REQUEST, key="k")
+async def test_a_token_that_names_two_tasks_is_told(tmp_path: Path) -> None:
+    async with keeping(tmp_path, faults=[Fault("slow", seconds=20)]) as kept:
+        submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
+        await anyio.sleep(5)
         token = (await kept.job("k")).token
         assert token is not None
-        await kept.journal.hear(Heard(token=token, task_id="other", stage="complete", at=time.time()))
-        await anyio.sleep(20)
+        for task_id in ("one", "other"):
+            assert await kept.journal.hear(Heard(token=token, task_id=task_id, stage="text", at=time.time()))
+        await anyio.sleep(10)
         assert "belongs to another task" in kept.notes()
-        await task
+        assert (await submitting).id == kept.service.emulator.ledger[0].task_id
 
 
 async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) -> None:

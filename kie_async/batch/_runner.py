@@ -20,7 +20,8 @@ import attrs
 from anyio import to_thread
 
 from kie_async._internal import internal_errors
-from kie_async._keeper import Keeper, job_error
+from kie_async._job_errors import job_error
+from kie_async._keeper import Keeper
 from kie_async._rules import is_url
 from kie_async.batch._budget import Action, Budget, StopRules
 from kie_async.batch._named import NamedTasks

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kie_async._later import later
 from kie_async.journal._job import Attempt, Heard, Job, JobError, Source
 from kie_async.journal._protocol import Journal
-from kie_async.journal._states import FINAL, MOVES, PAID, State, is_legal
+from kie_async.journal._states import FINAL, MOVES, OPEN, PAID, State, is_legal
 
 if TYPE_CHECKING:
     from kie_async.journal._open import DEFAULT_NAME, OWN_BATCH, batch_name, default_journal, is_shared, open_journal
@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_NAME",
     "FINAL",
     "MOVES",
+    "OPEN",
     "OWN_BATCH",
     "PAID",
     "Attempt",

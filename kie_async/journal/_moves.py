@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 
 from kie_async.errors import ConflictError
-from kie_async.journal._job import Attempt, Job
-from kie_async.journal._states import State, is_legal
+from kie_async.journal._job import Attempt, Heard, Job
+from kie_async.journal._states import OPEN, State, is_legal
 
 RESERVED = 12.0  # credits taken for a submission as long as its true cost is not known
 FACTS = frozenset({"task_id", "tracks", "files", "error", "credits", "stage", "partial", "route"})
@@ -80,6 +80,24 @@ def cost(job: Job) -> float:
     if is_free or (given_back and job.state in {State.REJECTED, State.FAILED}):
         return job.earlier_credits
     return job.earlier_credits + (RESERVED if job.credits is None else job.credits)
+
+
+def is_awaited(heard: Heard, task_id: str | None, state: State) -> bool:
+    """Whether a callback can tell anything.
+
+    Args:
+        heard: with the token of an attempt.
+        task_id: of that attempt, if it is known.
+        state: of its job.
+    """
+    return task_id is None or (task_id == heard.task_id and state in OPEN)
+
+
+def is_spent(heard: Heard, job: Job | None, before: float) -> bool:
+    """Whether a kept callback can go: its job came to its end before that moment, or there is none."""
+    if heard.at >= before:
+        return False
+    return job is None or (job.state not in OPEN and job.moments.get(job.state.value, 0.0) < before)
 
 
 def attempt_of(job: Job) -> Attempt:

@@ -22,13 +22,14 @@ from kie_async.journal._extra import database
 from kie_async.journal._job import Attempt, Heard, Job, Source
 from kie_async.journal._moves import cost, intended, moved
 from kie_async.journal._owner import is_gone, new_owner
-from kie_async.journal._states import State
+from kie_async.journal._states import OPEN, State
 from kie_async.settings import Secret
 
 T = TypeVar("T")
 Change: TypeAlias = Callable[[Job, float], Job]
 
 _ADDED_AT_ONCE = 500
+_PRUNED_AT_ONCE = 1000
 
 
 class PostgresJournal:
@@ -155,9 +156,16 @@ class PostgresJournal:
 
     # ------------------------------------------------------------ callbacks
 
-    async def hear(self, heard: Heard) -> None:
-        """Keep a callback, durably, and wake whoever listens, in any process. A repeated one changes nothing."""
-        await self._database.execute(_sql.HEAR, attrs.asdict(heard))
+    async def hear(self, heard: Heard) -> bool:
+        """Keep a callback of a submission that is known, and wake whoever listens; see ``Journal``."""
+        return bool(await self._database.execute(_sql.HEAR, {**attrs.asdict(heard), "open": list(OPEN)}))
+
+    async def prune(self, before: float) -> int:
+        """Delete the callbacks of jobs that came to their end before that moment; see ``Journal``."""
+        removed, values = 0, {"before": before, "open": list(OPEN), "limit": _PRUNED_AT_ONCE}
+        while rows := await self._database.execute(_sql.PRUNE, values):
+            removed += len(rows)
+        return removed
 
     async def listen(self) -> AsyncGenerator[Heard]:
         """Give the callbacks that come in since the journal was opened; see ``Journal``."""

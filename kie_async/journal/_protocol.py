@@ -114,8 +114,19 @@ class Journal(Protocol):
         """All attempts of a job, in order."""
         ...
 
-    async def hear(self, heard: Heard) -> None:
-        """Keep a callback, durably, and wake whoever listens, in any process. A repeated one changes nothing."""
+    async def hear(self, heard: Heard) -> bool:
+        """Keep a callback, durably, and wake whoever listens, in any process. A repeated one changes nothing.
+
+        Only one whose token an attempt has is kept (the intent was durable before its address was sent), and only if
+        it can tell something: the task of that attempt is not known yet, or it is this one and not at its end.
+
+        Returns:
+            False if it is not kept.
+        """
+        ...
+
+    async def prune(self, before: float) -> int:
+        """Delete the callbacks of jobs that came to their end before that moment (unix seconds); return how many."""
         ...
 
     def listen(self) -> AsyncIterator[Heard]:

@@ -80,11 +80,32 @@ SELECT number, token, task_id, owner, intended_at FROM kie_attempt WHERE key = %
 
 # Row and notification are one transaction: whoever is told finds the row.
 HEAR = """
-WITH new AS (
-    INSERT INTO kie_inbox (token, task_id, stage, at) VALUES (%(token)s, %(task_id)s, %(stage)s, %(at)s)
+WITH expected AS (
+    SELECT 1 FROM kie_attempt AS attempt JOIN kie_job USING (key)
+    WHERE token = %(token)s AND (task_id IS NULL OR (task_id = %(task_id)s AND state = ANY(%(open)s::text[])))
+), new AS (
+    INSERT INTO kie_inbox (token, task_id, stage, at)
+    SELECT %(token)s::text, %(task_id)s::text, %(stage)s::text, %(at)s::float8 FROM expected
     ON CONFLICT DO NOTHING RETURNING 1
 )
-SELECT pg_notify('kie_inbox', '') FROM new
+SELECT (SELECT count(pg_notify('kie_inbox', '')) FROM new) FROM expected
+"""
+
+PRUNE = """
+WITH spent AS (
+    SELECT inbox.token, inbox.task_id, inbox.stage
+    FROM kie_inbox AS inbox
+    LEFT JOIN kie_attempt AS attempt ON attempt.token = inbox.token
+    LEFT JOIN kie_job USING (key)
+    WHERE inbox.at < %(before)s AND (
+        attempt.token IS NULL
+        OR (state <> ALL(%(open)s::text[]) AND (document::json -> 'moments' ->> state)::float8 < %(before)s)
+    )
+    LIMIT %(limit)s
+)
+DELETE FROM kie_inbox AS inbox USING spent
+WHERE (inbox.token, inbox.task_id, inbox.stage) = (spent.token, spent.task_id, spent.stage)
+RETURNING 1
 """
 
 HEARD = """

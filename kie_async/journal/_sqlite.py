@@ -204,11 +204,22 @@ class SQLiteJournal(AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ callbacks
 
-    async def hear(self, heard: Heard) -> None:
-        """Keep a callback, and wake whoever listens; see ``Journal``."""
+    async def hear(self, heard: Heard) -> bool:
+        """Keep a callback of a submission that is known, and wake whoever listens; see ``Journal``."""
+        if not await self._read(partial(_tables.is_expected, heard=heard)):  # a stranger's post costs no write
+            return False
         await self._write(partial(_tables.hear, heard=heard))
         for listener in self._listeners:
             listener.set()
+        return True
+
+    async def prune(self, before: float) -> int:
+        """Delete the callbacks of jobs that came to their end before that moment; see ``Journal``."""
+        after = removed = 0
+        while (step := await self._write(partial(_tables.prune, after=after, before=before))) is not None:
+            after, count = step
+            removed += count
+        return removed
 
     async def heard(self, *, token: str | None = None, task_id: str | None = None) -> list[Heard]:
         """The callbacks kept for a token or a task."""

@@ -49,6 +49,7 @@ MOVES: Mapping[State, frozenset[State]] = MappingProxyType(
     }
 )
 FINAL = frozenset({State.DELIVERED, State.REJECTED, State.FAILED, State.UNKNOWN, State.ABANDONED})  # nothing to do
+OPEN = frozenset({State.PLANNED, State.INTENT, State.SUBMITTED, State.UNKNOWN})  # a callback may still tell something
 PAID = frozenset({State.SUBMITTED, State.SUCCEEDED, State.DELIVERED})  # certainly accepted by the service
 
 

@@ -17,7 +17,7 @@ import attrs
 from kie_async._wire import pack, unpack
 from kie_async.errors import BadResponseError, ConflictError
 from kie_async.journal._job import Attempt, Heard, Job, Source
-from kie_async.journal._moves import attempt_of, cost, intended, moved
+from kie_async.journal._moves import attempt_of, cost, intended, is_awaited, is_spent, moved
 from kie_async.journal._owner import is_gone
 from kie_async.journal._states import State
 
@@ -236,6 +236,14 @@ def uploaded(connection: sqlite3.Connection, sha256: str, since: float) -> Sourc
 # ---------------------------------------------------------------- callbacks
 
 
+def is_expected(connection: sqlite3.Connection, heard: Heard) -> bool:
+    row = connection.execute(f"{_ATTEMPT} WHERE token = ?", (heard.token,)).fetchone()
+    if row is None:
+        return False
+    attempt = _read(Attempt, row)
+    return is_awaited(heard, attempt.task_id, _existing(connection, attempt.key).state)
+
+
 def hear(connection: sqlite3.Connection, heard: Heard) -> None:
     connection.execute(
         "INSERT INTO heard (token, task_id, stage, document, seal) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -246,6 +254,26 @@ def hear(connection: sqlite3.Connection, heard: Heard) -> None:
 def heard(connection: sqlite3.Connection, token: str | None, task_id: str | None) -> list[Heard]:
     rows = connection.execute(f"{_HEARD} WHERE token = ? OR task_id = ? ORDER BY id", (token, task_id))
     return [_read(Heard, row) for row in rows]
+
+
+def prune(connection: sqlite3.Connection, after: int, before: float) -> tuple[int, int] | None:
+    """Delete what is spent of some callbacks, but never the last: listeners count on places that only grow.
+
+    Returns:
+        The place of the last that was looked at, and how many went; None if there were none to look at.
+    """
+    rows = connection.execute(
+        "SELECT id, token, task_id, stage, document, seal FROM heard "
+        "WHERE id > ? AND id < (SELECT max(id) FROM heard) ORDER BY id LIMIT 100",
+        (after,),
+    ).fetchall()
+    spent_ids = []
+    for place, *row in rows:
+        heard = _read(Heard, tuple(row))
+        if is_spent(heard, find(connection, heard.token, None), before):
+            spent_ids.append((place,))
+    connection.executemany("DELETE FROM heard WHERE id = ?", spent_ids)
+    return (rows[-1][0], len(spent_ids)) if rows else None
 
 
 def last_heard(connection: sqlite3.Connection) -> int:
