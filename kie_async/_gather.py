@@ -68,9 +68,18 @@ async def gather(
 
 
 async def _each(source: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
+    """Give the items of any iterable."""
     if isinstance(source, AsyncIterable):
         async for item in source:
             yield item
     else:
         for item in source:
             yield item
+
+
+async def until(source: Iterable[A] | AsyncIterable[A], is_over: Callable[[], bool]) -> AsyncIterator[A]:
+    """Give the items of a source, and no more of them once it is over."""
+    async for item in _each(source):
+        yield item
+        if is_over():
+            return

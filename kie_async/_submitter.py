@@ -67,10 +67,18 @@ class Witness(Protocol):
 
 
 class NoWitness:
-    """Keeps no record."""
+    """Keeps no record.
 
-    async def intend(self, token: str) -> None:
+    Args:
+        check: called right before the POST, which it may forbid.
+    """
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
+
+    async def intend(self, token: str) -> None:  # noqa: ARG002  # as ``Witness`` has it
         """Keep nothing."""
+        self._check()
 
     async def accepted(self, token: str, task_id: str) -> None:
         """Keep nothing."""

@@ -22,6 +22,7 @@
     ├── ServerError             the server failed to answer a read               ask again
     ├── TaskNotFoundError       the service does not know the task
     ├── TaskFailedError         the task ended without a result; see ``refunded``
+    ├── TooManyFailuresError    several tasks in a row failed: nothing more is sent    see why
     ├── WaitTimeoutError        the caller's patience ended; the task goes on    wait again
     ├── BudgetError             the batch's own cap is reached                   raise it, go on
     ├── ConflictError           the journal refused a move: somebody else has the job, or it is done
@@ -244,6 +245,10 @@ class TaskFailedError(KieError):
     status: str = ""
     refunded: bool = False
     reason: str = ""
+
+
+class TooManyFailuresError(KieError):
+    """Several tasks in a row failed (``Settings.max_consecutive_failures``): this request was not submitted."""
 
 
 @attrs.define(slots=False)

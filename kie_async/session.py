@@ -15,12 +15,13 @@ from anyio.abc import TaskGroup
 from kie_async._admission import Admission, task_problem
 from kie_async._calls import Calls, check_task_id
 from kie_async._entry import Entry
-from kie_async._gather import gather
+from kie_async._failures import FailureStreak
+from kie_async._gather import gather, until
 from kie_async._internal import internal_errors
 from kie_async._keeper import Keeper, check_open
 from kie_async._lifetime import Lifetime, Opened
 from kie_async._sources import measure_file, measure_url, upload_file
-from kie_async._submitter import Prepare, Submitter
+from kie_async._submitter import NoWitness, Prepare, Submitter
 from kie_async._task import Task
 from kie_async._tracker import Tracker
 from kie_async._transport import Fetcher, Transport
@@ -176,17 +177,20 @@ class KieSession(Calls, Opened[Wiring]):
 
         Cancelling before the POST spends nothing; a POST under way is completed and its task told to the observer.
         """
+        return await self._submit(request, key)
+
+    async def _submit(self, request: Request, key: str | None, check: Callable[[], None] = lambda: None) -> Task:
         self._check()
         request = await self._admitted(request)
         keeper = self._keeper
         if keeper is None:
-            return self._task(await self._submitter.submit(request, self._ready(self._uploaded)))
+            return self._task(await self._submitter.submit(request, self._ready(self._uploaded), NoWitness(check)))
         key = key or secrets.token_hex(16)
         await keeper.journal.add([Job(key=key, request=request)])
         job = await keeper.journal.get(key)
         if job is not None and job.state in PAID and job.task_id:
             return self.follow(job)
-        return await self._submit_job(key, request, self._uploaded)
+        return await self._submit_job(key, request, self._uploaded, check)
 
     async def submit_job(
         self, key: str, request: Request, *, prepare: Prepare | None = None, check: Callable[[], None] = lambda: None
@@ -272,11 +276,19 @@ class KieSession(Calls, Opened[Wiring]):
         Yields:
             An outcome for each request; its error is a ``KieError``.
 
+        Raises:
+            TooManyFailuresError: so many tasks failed in a row (``Settings.max_consecutive_failures``) that not all
+                requests were taken; raised after the outcomes of those that were.
+
         Breaking off submits nothing more and stops waiting; what was submitted goes on at the service.
         """
-        async with aclosing(self.gather(requests, self._outcome)) as outcomes:
+        streak = FailureStreak(self.settings.max_consecutive_failures)
+        source = until(requests, lambda: streak.refused is not None)
+        async with aclosing(self.gather(source, partial(self._outcome, streak))) as outcomes:
             async for outcome in outcomes:
                 yield outcome
+        if streak.refused is not None:
+            raise streak.refused
 
     def gather(
         self, source: Iterable[A] | AsyncIterable[A], work: Callable[[A], Awaitable[B]], *, most: int | None = None
@@ -289,14 +301,17 @@ class KieSession(Calls, Opened[Wiring]):
         self._check()
         return gather(source, work, self._group, most=most or self.settings.max_in_flight)
 
-    async def _outcome(self, request: Request) -> Outcome:
+    async def _outcome(self, streak: FailureStreak, request: Request) -> Outcome:
         task_id = None
         try:
             with internal_errors("submit_all"):
-                task = await self.submit(request)
+                task = await self._submit(request, None, streak.check)
                 task_id = task.id
-                return Outcome(request, task_id, result=await task)
+                result = await task
+            streak.succeeded()
+            return Outcome(request, task_id, result=result)
         except KieError as error:
+            streak.failed(error)
             return Outcome(request, task_id or error.task_id, error=error)
 
     # ------------------------------------------------------------ wiring

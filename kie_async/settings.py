@@ -165,6 +165,8 @@ class Settings:
             current one decides, and the observer is told of the other.
         measure_urls: measure a source that is given by URL, just before its submission, with one request of at most
             1 MiB and 3 s; ``continue_at`` is held to what that proves. Needs the extra ``audio``.
+        max_consecutive_failures: after so many tasks that failed without a success between them, ``submit_all``, a
+            batch and a worker submit nothing more; 0 or None for no limit.
         max_in_flight: tasks running at once; further submissions wait. FACTS: the service allows 100 or more.
         quota: submissions in any ``quota_window``. FACTS: 20 in 10 s per account.
         quota_margin: added to the window, for the difference of two clocks.
@@ -199,6 +201,7 @@ class Settings:
     strict_limits: bool = False
     measure_urls: bool = True
     max_in_flight: int = 100
+    max_consecutive_failures: int | None = 5
     quota: int = 20
     quota_window: float = 10.0
     quota_margin: float = 0.02
@@ -234,6 +237,7 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise SettingsError(f"{name} is {value!r}: give a whole number from 1 up")
+        _check_failures(self.max_consecutive_failures)
         for name in _SECONDS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _YEAR:
@@ -275,6 +279,11 @@ def _check_switches(settings: Settings) -> None:
         value = getattr(settings, name)
         if not isinstance(value, bool):
             raise SettingsError(f"{name} is {value!r}: give True or False")
+
+
+def _check_failures(limit: object) -> None:
+    if limit is not None and (not isinstance(limit, int) or limit < 0):
+        raise SettingsError(f"max_consecutive_failures is {limit!r}: give a whole number, or 0 for no limit")
 
 
 _COUNTS = ("max_in_flight", "quota", "looks_at_once", "max_download_bytes")

@@ -19,6 +19,7 @@ import anyio
 import attrs
 from anyio import to_thread
 
+from kie_async._failures import FailureStreak
 from kie_async._internal import internal_errors
 from kie_async._job_errors import job_error
 from kie_async._keeper import Keeper
@@ -35,6 +36,7 @@ from kie_async.errors import (
     KieError,
     LostRecordError,
     StorageError,
+    TooManyFailuresError,
 )
 from kie_async.events import guarded
 from kie_async.journal import FINAL, Job, Source, State
@@ -74,6 +76,7 @@ class Runner:
         self._budget = budget
         self._observer = guarded(observer)
         self._rules = StopRules()
+        self._failures = FailureStreak(session.settings.max_consecutive_failures)
         self._named = NamedTasks(results.directory, emulated=results.emulated)
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._steps = {
@@ -132,6 +135,11 @@ class Runner:
         return job
 
     def _check_running(self) -> None:
+        if self.stopped is None:
+            try:
+                self._failures.check()
+            except TooManyFailuresError as error:
+                self.stopped = error
         if self.stopped is not None and not isinstance(self.stopped, BudgetError):  # the cap has room for this one
             raise _StoppedError("the batch was stopped: nothing was sent")
 
@@ -156,6 +164,7 @@ class Runner:
 
     async def _submit(self, job: Job) -> Job:
         """Upload, submit, and wait for the end."""
+        self._check_running()
         if (named := await self._named.lost(self._journal, job)) is not None:
             raise named.refusal()
         self._budget.reserve(job.key)
@@ -182,6 +191,10 @@ class Runner:
             failure = error
         await self._keeper.recorded(key)
         job = await self._get(key)
+        if job.state is State.SUCCEEDED:
+            self._failures.succeeded()
+        elif job.state is State.FAILED:
+            self._failures.failed(failure)
         if job.state is State.SUBMITTED and failure is not None:
             raise failure  # no end: patience is over, or the key was refused
         return job
