@@ -68,6 +68,7 @@ async def test_with_a_journal_what_was_not_sent_stays_planned(tmp_path: Path) ->
             with pytest.raises(kie.TooManyFailuresError):
                 async for _ in session.submit_all(requests(60)):
                     pass
+        async with journal:
             counts = await journal.counts()
         assert counts[State.FAILED] == len(service.emulator.ledger)
         assert sum(counts.values()) - counts[State.FAILED] == counts[State.PLANNED]
