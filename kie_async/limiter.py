@@ -74,7 +74,10 @@ class _LocalPermit:
 
     def _end(self, how: Callable[[SlidingLimiter], None]) -> None:
         limiter, self._limiter = self._limiter, None
-        if limiter is not None and self._home is limiter._home:  # noqa: SLF001  # otherwise it was counted as returned
+        if limiter is None:
+            return
+        limiter._loop()  # noqa: SLF001  # likewise
+        if self._home is limiter._home:  # noqa: SLF001  # if not, it was counted as returned
             how(limiter)
 
 
