@@ -1,7 +1,8 @@
 """JSON of the service: read strictly first, and mended if that cannot be.
 
 Inside ``data.param`` and ``data.paramJson`` of a real answer of the jobs route the innermost quotes had one backslash
-too few, so that a finished, paid task could not be read (FACTS §9). Both are echoes of the request: they are cut out.
+too few, so that a finished, paid task could not be read (FACTS §9). It is put back, there and in the tracks; if that
+does not help, the two are cut out, for they are echoes of the request.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ except ImportError:  # pragma: no cover (the extra "speed" is not installed)
     orjson = None  # type: ignore[assignment]  # absent: the standard library reads all
 
 _ECHO = re.compile(r'(?<!\\)"(?:param|paramJson|param_json)"\s*:\s*(?=")')
-_BACKSLASH_LOST = re.compile(r'(?<!\\)\\\\(?=")')
+_BACKSLASH_LOST = re.compile(r'(?<!\\)(?:\\\\)+(?=")')  # a quote inside text has an odd number of them
 _ECHO_END = re.compile(r'(?<!\\)"(?=\s*(?:,\s*"|\}))')
 _TRIES = 64
 
@@ -105,20 +106,21 @@ def load_tolerantly(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
 
 
 def mend(body: bytes, read: Callable[[str], Any] = _lenient) -> Any:  # noqa: ANN401  # JSON is anything
-    """Read a malformed answer: letters cut in half, control characters, NaN; then without its echoes of the request.
+    """Read a malformed answer: letters cut in half, control characters, NaN; or with lost backslashes put back.
 
-    Last, with the backslash that innermost quotes had too few put back everywhere. None if that does not mend it.
+    Last, without its echoes of the request, which takes what stands between two faults with them. None if nothing
+    mends it.
     """
     text = body.removeprefix(BOM_UTF8).decode("utf-8", "replace").rstrip("\0 \t\r\n")
     value = _readable(text, read)[1]
+    if value is None:
+        value = _readable(_BACKSLASH_LOST.sub(r"\g<0>\\", text), read)[1]
     position = 0
     while value is None and (echo := _ECHO.search(text, position)):
         following = _ECHO.search(text, echo.end() + 1)
         limit = following.start() if following else len(text)
         text, value = _cut(text, echo.end(), limit, read)
         position = echo.end() + 1
-    if value is None:  # the same fault in what is no echo: the tracks
-        value = _readable(_BACKSLASH_LOST.sub(r"\\\\\\", text), read)[1]
     return value
 
 

@@ -144,13 +144,16 @@ def reached(stage: Stage | None) -> int:
 
 def _failed(record: TaskRecord) -> Failed:
     refunded = record.error_code == REFUNDED
-    charged: Charged = "maybe"
-    if refunded or record.credits_consumed == 0:
-        charged = "no"
-    elif record.credits_consumed:
-        charged = "yes"
+    charged = "no" if refunded else _charged(record, "maybe")
     message = record.error_message or f"the task failed with status {record.status or 'missing'}"
     return Failed(message, record.error_code or None, charged, refunded, record.error_reason or "")
+
+
+def _charged(record: TaskRecord, unless_told: Charged) -> Charged:
+    spent = record.credits_consumed
+    if spent is None or spent < 0:
+        return unless_told
+    return "yes" if spent else "no"
 
 
 def _without_audio(record: TaskRecord) -> Verdict:
@@ -158,4 +161,5 @@ def _without_audio(record: TaskRecord) -> Verdict:
     usable = tuple(track for track in record.tracks if track.audio_url or track.source_audio_url)
     if usable:
         return Succeeded(usable, partial=len(usable) < len(record.tracks))
-    return Failed(f"the service says {record.status}, but gave no audio", record.error_code or None, "yes")
+    charged = _charged(record, "yes" if record.status == "SUCCESS" else "maybe")
+    return Failed(f"the service says {record.status}, but gave no audio", record.error_code or None, charged)

@@ -26,7 +26,7 @@ Find: TypeAlias = dict[str, Any] | str  # an object with the shape of a track, o
 _DEPTH = 9  # of objects, lists and JSON inside text; six is the deepest known
 # Echoes of the request, and what is about other audio than the tracks that were made.
 _ELSEWHERE = re.compile(
-    r"param|input|request|source|origin|parent|upload|reference|history|persona|error|fail"
+    r"param|input|request|(?<!re)source|origin|parent|upload(?!_?(?:and_?)?extend)|reference|history|persona|error|fail"
     r"|lyric|\bstem|_stem|vocal|instrumental|wav|watermark",
     re.IGNORECASE,
 )
@@ -36,7 +36,7 @@ _ADDRESS_KEYS = re.compile(
     r"|results?|result_?json|result_?object|response|[0-9]+",
     re.IGNORECASE,
 )
-_MUSIC = re.compile(r"ai-music-api/|suno|chirp-|v[0-9]|extend|upload_extend|generate\Z", re.IGNORECASE)
+_MUSIC = re.compile(r"(?:ai[-_]?)?music|suno|chirp-|v[0-9]|extend|upload_extend|generate\Z", re.IGNORECASE)
 _OTHER_PRODUCT = re.compile(
     r"lyric|wav|mp4|video|midi|image|speech|voice|separat|removal|stem|timestamp|cover.?art|persona", re.IGNORECASE
 )
@@ -58,25 +58,29 @@ def _finished(listed: object) -> tuple[Track, ...]:
     if not isinstance(listed, list):
         return ()
     tracks = [Track(**track_fields(each)) for each in listed if isinstance(each, dict)]
-    is_whole = len(tracks) == len(listed) and all(track.id and track.audio_url for track in tracks)
-    return tuple(tracks) if is_whole else ()
+    if len({(track.id, track.audio_url) for track in tracks}) < len(listed):
+        return ()
+    return tuple(tracks) if all(track.id and track.audio_url for track in tracks) else ()
 
 
 def _search(record: Mapping[str, Any]) -> tuple[Track, ...]:
     """The tracks of the place that has most of their audio, completed from the other places."""
     names = [as_text(record.get(name)) or "" for name in ("model", "operationType", "operation_type", "type")]
     is_music = any(map(_MUSIC.match, names))
-    if any(map(_OTHER_PRODUCT.search, names)) or (names[0] and not is_music):  # the jobs route serves all products
+    is_other = any(map(_OTHER_PRODUCT.search, names)) and "extend" not in " ".join(names).lower()
+    if is_other or (names[0] and not is_music):  # the jobs route serves all products
         return ()
     places: list[list[Track]] = []
     addresses: dict[str, None] = {}
     for key, held in record.items():
         finds = list(_under(key, held, _DEPTH))
         addresses |= dict.fromkeys(find for find in finds if isinstance(find, str))
-        if tracks := _merged([Track(**track_fields(find)) for find in finds if isinstance(find, dict)]):
+        found = [Track(**track_fields(find)) for find in finds if isinstance(find, dict)]
+        if tracks := _merged(track for track in found if _is_song(track, is_music=is_music)):
             places.append(tracks)
-    if not places and (as_address(record.get("audioUrl")) or as_address(record.get("audio_url"))):
-        places.append([Track(**track_fields(record))])
+    own = Track(**track_fields(record))
+    if not places and own.audio_url and _is_song(own, is_music=is_music):
+        places.append([own])
     heard = [url for url in addresses if _is_audio(url, is_music=is_music)]
     if not places:
         return tuple(Track(audio_url=url) for url in heard)
@@ -124,7 +128,7 @@ def _in_text(key: str, text: str, depth: int, *, named: bool) -> Iterator[Find]:
 
 def _in_object(held: dict[str, Any], depth: int, *, named: bool, listed: bool) -> Iterator[Find]:
     """An object that is a track, or else what it holds."""
-    if any(key.startswith("stem") for key in held):
+    if any(value and key.startswith("stem") for key, value in held.items()):
         return
     has_id = bool(as_text(held.get("id")))
     if has_id and not AUDIO_KEYS.isdisjoint(held):
@@ -192,6 +196,11 @@ def _with_addresses(tracks: list[Track], addresses: list[str]) -> Iterator[Track
 def _name(url: str) -> str:
     """The last part of an address's path."""
     return re.split(r"[?#]", url, maxsplit=1)[0].partition("://")[2].partition("/")[2].rpartition("/")[2]
+
+
+def _is_song(track: Track, *, is_music: bool) -> bool:
+    """Whether an object can be a track: a song that was made into a wav has no id of its own."""
+    return bool(track.id) or is_music or not _name(track.audio_url or "").lower().endswith(".wav")
 
 
 def _is_audio(url: str, *, is_music: bool) -> bool:

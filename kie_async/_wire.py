@@ -177,7 +177,7 @@ def _why(data: Mapping[str, Any]) -> tuple[int | None, str | None]:
 
 
 _RANK = {Word.ENDED: 1, Word.SUCCEEDED: 2, Word.UNDELIVERED: 3, Word.FAILED: 4}
-_FLAGS = {"0": "GENERATING", "1": "SUCCESS", "2": "CREATE_TASK_FAILED", "3": "GENERATE_AUDIO_FAILED"}
+_FLAGS: Mapping[int | None, str] = {0: "GENERATING", 1: "SUCCESS", 2: "CREATE_TASK_FAILED", 3: "GENERATE_AUDIO_FAILED"}
 
 
 def _word(value: object) -> str:
@@ -199,8 +199,9 @@ def _status(data: Mapping[str, Any], reason: str | None = None) -> str:
         words = sorted(filter(None, words), key=lambda word: -_RANK.get(WORDS[word], 0) if word in WORDS else 0)
     if words and words[0]:
         return words[0]
-    flag = _word(_get(data, "successFlag", "success_flag"))
-    return _FLAGS.get(flag, flag)
+    flag = _get(data, "successFlag", "success_flag")
+    number = int(flag) if isinstance(flag, bool) else as_integer(flag)
+    return _FLAGS.get(number, _word(flag))
 
 
 def read_credits(data: object) -> Credits:

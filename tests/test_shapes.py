@@ -215,6 +215,14 @@ PLACES: dict[str, dict[str, Any]] = {
         "response": {"data": SONGS},
     },
     "one without its own list": {"response": {"audioUrl": URLS[0], "sunoData": SONGS}},
+    "with members of stems that say nothing": {
+        "response": {"data": [{**song, "stem_type_group_name": None, "stems": []} for song in SONGS]}
+    },
+    "of a voice": {"operationType": "upload_extend", "type": "chirp-voice", "response": {"data": SONGS}},
+    "by another name of the model": {"model": "ai_music_api/v2", "response": {"data": SONGS}},
+    "under the name of the operation": {"resultJson": json.dumps({"upload_and_extend_audio": {"songs": SONGS}})},
+    "resources": {"resultJson": json.dumps({"resources": SONGS})},
+    "each twice": {"response": {"sunoData": CLASSIC + CLASSIC}},
 }
 
 
@@ -262,6 +270,25 @@ def test_a_malformed_result_is_read_too() -> None:
     record = _wire.read_record(_wire.read_envelope(spoilt).data)
     assert record is not None
     assert [(track.id, track.prompt) for track in record.tracks] == [(IDS[0], 'she said "la"')]
+
+
+@pytest.mark.parametrize("prompt", ["la", 'she said "la"', '"la", "param":"', "la\\", '\\"}'])
+def test_a_malformed_echo_does_not_take_a_malformed_result_with_it(prompt: str) -> None:
+    echo = json.dumps({"input": json.dumps({"prompt": prompt}), "model": "m"})
+    result = json.dumps({"data": [{**SONGS[0], "prompt": prompt}]})
+    data = {"taskId": TASK_ID, "state": "success", "param": echo, "resultJson": result, "paramJson": echo}
+    spoilt = json.dumps({**PLAN, "data": data}).replace('\\\\\\"', '\\\\"').encode()
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(spoilt)
+    record = _wire.read_record(_wire.read_envelope(spoilt).data)
+    assert record is not None
+    assert [(track.id, track.prompt) for track in record.tracks] == [(IDS[0], prompt)]
+
+
+def test_takes_of_one_id_with_audio_of_their_own_are_kept() -> None:
+    twice = [CLASSIC[0], {**CLASSIC[0], "audioUrl": URLS[1]}]
+    record = record_of({"response": {"sunoData": twice}})
+    assert [track.audio_url for track in record.tracks] == list(URLS)
 
 
 def test_a_record_in_a_list_in_text_or_in_another_envelope() -> None:
@@ -320,6 +347,8 @@ STEM = {"id": "1", "audio_url": URLS[0], "stem_type_group_name": "Vocals", "dura
         {"model": "ai-music-api/generate-lyrics", "resultJson": json.dumps({"data": [{"id": "a", "title": "t"}]})},
         {"successFlag": "SUCCESS", "response": {"audioWavUrl": WAV}},
         {"response": {"audio_wav_url": WAV}},
+        {"successFlag": "SUCCESS", "musicId": "m", "response": {"audioUrl": WAV}},
+        {"audioUrl": WAV},
         {"resultUrls": [WAV]},
         {"wavData": {"id": "a", "audioUrl": URLS[0]}},
         {"model": "ai-music-api/convert-to-wav", "resultUrls": [WAV]},
@@ -384,6 +413,9 @@ async def test_synonyms_of_success_count_with_all_the_audio_alone(word: str) -> 
         ({"status": "MIXING", "state": "generating"}, "MIXING"),
         ({"status": "", "state": "generating"}, "GENERATING"),
         ({"successFlag": 1}, "SUCCESS"),
+        ({"successFlag": True}, "SUCCESS"),
+        ({"successFlag": 1.0}, "SUCCESS"),
+        ({"successFlag": False}, "GENERATING"),
         ({"successFlag": "0"}, "GENERATING"),
         ({"successFlag": 3}, "GENERATE_AUDIO_FAILED"),
         ({"success_flag": "CREATE_TASK_FAILED"}, "CREATE_TASK_FAILED"),

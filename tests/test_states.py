@@ -103,12 +103,28 @@ def test_the_helpful_message_is_passed_on() -> None:
 
 @pytest.mark.parametrize(
     ("code", "spent", "charged", "refunded"),
-    [(531, None, "no", True), (501, None, "maybe", False), (501, 12.0, "yes", False), (501, 0.0, "no", False)],
+    [
+        (531, None, "no", True),
+        (501, None, "maybe", False),
+        (501, 12.0, "yes", False),
+        (501, 0.0, "no", False),
+        (501, -1.0, "maybe", False),
+    ],
 )
 def test_whether_it_was_charged(code: int, spent: float | None, charged: str, refunded: bool) -> None:  # noqa: FBT001  # parameters of a table
     verdict = judge(TaskRecord("t", "FAILED", error_code=code, credits_consumed=spent), patient=True)
     assert isinstance(verdict, Failed)
     assert (verdict.charged, verdict.refunded) == (charged, refunded)
+
+
+@pytest.mark.parametrize(
+    ("status", "spent", "charged"),
+    [("SUCCESS", None, "yes"), ("SUCCESS", 0.0, "no"), ("SUCCESS", 12.0, "yes"), ("CALLBACK_EXCEPTION", None, "maybe")],
+)
+def test_whether_an_end_without_audio_was_charged(status: str, spent: float | None, charged: str) -> None:
+    verdict = judge(TaskRecord("t", status, credits_consumed=spent), patient=False)
+    assert isinstance(verdict, Failed)
+    assert verdict.charged == charged
 
 
 def test_an_unknown_word_is_not_an_end() -> None:
