@@ -300,6 +300,15 @@ async def test_waiting_costs_next_to_nothing(database_url: str, monkeypatch: pyt
 # ---------------------------------------------------------------- opening and closing
 
 
+async def test_it_is_entered_and_left_in_different_tasks(database_url: str) -> None:
+    limiter = PostgresLimiter(database_url)
+    await asyncio.create_task(limiter.__aenter__())
+    (await limiter.acquire()).release()
+    await asyncio.create_task(limiter.__aexit__(None, None, None))
+    with pytest.raises(SessionError, match="not open"):
+        await limiter.acquire()
+
+
 async def test_another_thread_is_refused_and_not_left_waiting(database_url: str) -> None:
     async with PostgresLimiter(database_url) as limiter:
 
