@@ -30,8 +30,16 @@ def test_what_the_commands_of_the_readme_make_is_ignored_by_git() -> None:
 HANGING = """
 import threading
 
+import pytest
 
-def test_that_hangs():
+
+@pytest.fixture
+def stuck():
+    yield
+    threading.Event().wait()
+
+
+def test_that_hangs(stuck):
     threading.Event().wait()
 """
 
@@ -45,10 +53,11 @@ def test_a_test_that_hangs_ends_by_itself_with_its_name(tmp_path: Path) -> None:
     done = subprocess.run(  # noqa: S603  # our own
         [*command, *options, "test_mine.py"],
         cwd=tmp_path,
+        timeout=100,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
-    assert re.search(r"FAILED .*test_mine\.py::test_that_hangs - Failed: Timeout", done.stdout)
+    assert re.search(r"worker 'gw\d' crashed while running '.*test_mine\.py::test_that_hangs'", done.stdout)
