@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import attrs
 
+from benchmarks._called import Caller, Delay, lost, only_stages, only_the_end, prompt, slow
 from benchmarks._looks import (
     ADVISED,
     EXPONENTIAL,
@@ -48,6 +49,7 @@ from kie_async._pacing import DEAD, LEAST, MOST, PRICE
 T = TypeVar("T")
 
 GOAL = 0.5
+MOST_EXTRA = 0.3  # polls per task where callbacks come
 QUICK_RUN = 100  # tasks: a run of fewer is a taste
 LEARNT = 20  # tasks, after which the policy is expected to know
 LATER = 90.0  # seconds that the first look might be put off, for comparison
@@ -283,6 +285,36 @@ def shift(bench: Bench) -> None:
     table(["shift", "tasks", "looks", "lag s", "longest lag s"], rows())
 
 
+def callbacks(bench: Bench) -> None:
+    """What is polled beyond the one poll that confirms an end, and how late ends are seen, by what callbacks come."""
+    kinds: dict[str, tuple[Delay, bool]] = {
+        "not asked for": (lost(1.0), False),
+        "none comes": (lost(1.0), True),
+        "all come": (prompt, True),
+        "1 in 50 is lost": (lost(0.02), True),
+        "half go elsewhere": (lost(0.5), True),
+        "only of the end": (only_the_end, True),
+        "all but of the end": (only_stages, True),
+        "20-40 s late": (slow, True),
+    }
+
+    def rows() -> Iterator[list[str]]:
+        for name, durations in bench.some(DURATIONS.items()):
+            lives = bench.lives(telling_nothing(durations))
+            for words, (delay, asked) in kinds.items():
+                caller = Caller(bench.seed, delay, asked)
+                ended = [caller.follow(life) for life in lives]
+                early, later = mean(ended[:LEARNT]), mean(ended[LEARNT:])
+                lag = sorted(each.lag for each in ended)
+                shown = (f"{each.looks - 1:.2f}" for each in (early, later))
+                shares = (later.lag, lag[len(lag) // 2], lag[int(len(lag) * 0.99)])
+                yield [name, words, *shown, *(f"{share:.1f}" for share in shares)]
+
+    print(f"\nCallbacks, within 1.5 s. Extra polls: beyond the one that confirms; at most {MOST_EXTRA} where all come.")
+    head = ["durations", "callbacks", f"extra polls, first {LEARNT}", "then", "mean lag s", "median", "99 %"]
+    table(head, rows())
+
+
 def costs(bench: Bench) -> bool:
     """What a delay costs, and whether two looks at a task are never too near; a cheap look draws them together."""
     policy, lives = Ours(bench.seed), bench.lives(telling_nothing(LogNormal(100, 0.3)))
@@ -312,6 +344,6 @@ def main(arguments: list[str]) -> int:
     bench = Bench(options.tasks, options.seed)
     print(versions())
     print(f"{bench.tasks} tasks of each kind, seed {bench.seed}; a look is worth {PRICE} s of lateness.")
-    for each in (goal, rivals, prices, stages, learning, shift):
+    for each in (goal, rivals, prices, stages, learning, shift, callbacks):
         each(bench)
     return int(not costs(bench))

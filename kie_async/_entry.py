@@ -39,7 +39,9 @@ class Entry:
     odd_since: float = 0.0
     seen: bool = False
     hints: int = 0  # looks since a callback said that the task is at its end
-    heard: bool = False  # a callback came for it
+    claimed: int = 0  # how many stages are behind it, by what callbacks say
+    heard: bool = False  # a callback of the service's came for it
+    end_heard: float | None = None  # when such a one told its end
     failures: int = 0
     looks: int = 0
     interest: int = 0

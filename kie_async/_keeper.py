@@ -203,20 +203,38 @@ class Keeper(anyio.AsyncContextManagerMixin):
     async def _listen(self) -> None:
         async for heard in self.journal.listen():
             if not self._submitter.knows(heard.token):
-                await self._name(heard)
-                self._tracker.wake(heard.task_id, heard.stage)
+                await self._take(heard)
             elif note := self._submitter.heard(heard.token, heard.task_id, heard.stage):
                 self._tell(Anomaly(heard.task_id, note))
 
-    async def _name(self, heard: Heard) -> None:
-        """A callback of a submission that is not this process's: if it was given up as unknown, it is not any more."""
+    async def _take(self, heard: Heard) -> None:
+        """Act on a callback of a submission that is not under way here, and whose task may not be followed here."""
         try:
             with internal_errors("a callback"):
-                job = await self.journal.find(token=heard.token)
-                if job is not None and job.state is State.UNKNOWN and job.token == heard.token:
-                    await self.recover(job)
+                job = await self._named(heard)
         except KieError as error:
             self._tell(Anomaly(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
+            job = None
+        is_followed = self._tracker.wake(heard.task_id, heard.stage, is_own=job is not None)
+        if job is not None and job.state is State.SUBMITTED and job.owner == self.journal.owner and not is_followed:
+            self.follow(job, heard.task_id)  # its time was over, but it goes on
+
+    async def _named(self, heard: Heard) -> Job | None:
+        """The job whose task a callback speaks of. If it was given up as unknown, it is not any more."""
+        job = await self.journal.find(token=heard.token)
+        if job is not None and job.state is State.UNKNOWN and job.token == heard.token:
+            job = await self.recover(job)
+            if job.task_id == heard.task_id:
+                self.follow(job, heard.task_id)
+        is_its = job is not None and (job.token, job.task_id) == (heard.token, heard.task_id)
+        return job if is_its else None
+
+    def follow(self, job: Job, task_id: str) -> Entry:
+        """Follow the task of a submitted job, and record its end."""
+        entry = self._tracker.follow(task_id)
+        entry.note_source(job.request)
+        self.keep_end(job.key, job.token, entry)
+        return entry
 
     async def recover(self, job: Job) -> Job:
         """Say what became of an intent whose owner is gone, or of an unknown: a callback may have named its task.

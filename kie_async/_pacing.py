@@ -24,12 +24,13 @@ PRICE_EMULATED = 0.1
 LEAST = 0.34  # seconds between two looks at a task. FACTS: at most 3 requests/s per task
 MOST = 30.0  # seconds between two looks in the tail. FACTS: the service's own advice
 DEAD = 30.0  # seconds that the first look may be put off: so long a refusal that callbacks do not tell stays unseen
-NET = 150.0  # seconds between two looks when callbacks are to bring the news: later than most tasks end
 
 _RATIO = 1.1
 _EDGES = tuple(0.25 * _RATIO**power for power in range(99))  # a quarter of a second to 2850 s
 _MEDIAN, _SPREAD = 95.0, 0.5  # FACTS: 57-74 s in one measurement, 130-137 s in others, usually 1-3 min
 _PRIOR_WEIGHT = 3.0  # counts like three tasks seen
+_NEARLY_ALL = 0.95  # the others are looked at though callbacks come,
+_LATER = 0.2  # and again when they are older by such a share
 _FLAT_SHARE = 0.15  # of the prior: any length is as likely as any other, by its logarithm
 _SMEAR = 1.08  # a duration stands for those within 8 % of it
 _LARGEST = 1e100
@@ -46,6 +47,10 @@ def _prior(flat_share: float) -> list[float]:
 
 
 _SERVICE, _ANYTHING = _prior(_FLAT_SHARE), _prior(1.0)
+_FASTEST, _SLOWEST = 60.0, 180.0  # FACTS: usually 1-3 min
+_USUAL = [  # counts like one task, so that it is soon forgotten
+    max(min(end, _SLOWEST) - max(start, _FASTEST), 0.0) / (_SLOWEST - _FASTEST) for start, end in pairwise(_EDGES)
+]
 
 
 @attrs.define
@@ -75,6 +80,14 @@ class Sketch:
         """One that learns apart from this."""
         return Sketch(self.weights.copy(), self.unit)
 
+    def age_of(self, share: float) -> float:
+        """The age by which such a share has ended."""
+        left, step = share * sum(self.weights), 0
+        while self.weights[step] < left:
+            left -= self.weights[step]
+            step += 1
+        return _EDGES[step] + (_EDGES[step + 1] - _EDGES[step]) * left / self.weights[step]
+
     def next_look(self, age: float, price: float) -> float:
         """The age at which the looks due since ``age`` add up to one."""
         step = max(bisect_right(_EDGES, age) - 1, 0)
@@ -91,6 +104,9 @@ class Sketch:
             alive -= weight
             step += 1
         return math.inf
+
+
+_UNKNOWN = Sketch(_USUAL)
 
 
 @attrs.frozen
@@ -115,6 +131,7 @@ class Pacing:
         self._prior = Sketch(_ANYTHING if emulated else _SERVICE)
         self._price = price or (PRICE_EMULATED if emulated else PRICE)
         self._sketches: dict[tuple[Key, Stage | None], Sketch] = {}
+        self._ends: dict[Key, Sketch] = {}
 
     def learn(self, key: Key, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
         """Count a task that ended.
@@ -125,10 +142,24 @@ class Pacing:
             latest: its age at the look that found it ended.
             stages: the age at which each stage was first seen.
         """
-        self._sketch(key, None).learn(earliest, max(latest, LEAST))
+        latest = max(latest, LEAST)
+        self._sketch(key, None).learn(earliest, latest)
+        self._ends.setdefault(key, Sketch(_USUAL.copy())).learn(earliest, latest)
         for stage, age in stages.items():
             if age < latest:
                 self._sketch(key, stage).learn(max(earliest - age, 0.0), latest - age)
+
+    def delay_with_callbacks(self, key: Key, age: float, random: Random) -> float:
+        """Seconds until the next look at a task whose end a callback is likely to tell: when most have ended by then.
+
+        Args:
+            key: what it is; as long as none of its kind has ended, what is usual at the service counts.
+            age: seconds since its submission.
+            random: spreads tasks that were submitted together.
+        """
+        left = self._ends.get(key, _UNKNOWN).age_of(_NEARLY_ALL) - age
+        wait = left if left > 0 else _LATER * age
+        return max(wait * (0.95 + 0.1 * random()), LEAST)
 
     def delay(self, key: Key, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
         """Seconds until the next look at a task that runs.

@@ -193,7 +193,8 @@ class Submitter:
         if token in self._lost:
             del self._lost[token]
             self._tell(Anomaly(task_id, "a submission given up as unknown is this task: session.track() follows it"))
-        return "" if self._tracker.wake(task_id, stage) else "a task that is not followed here (yet)"
+        is_followed = self._tracker.wake(task_id, stage, is_own=token in self._tasks)
+        return "" if is_followed else "a task that is not followed here (yet)"
 
     def knows(self, token: str) -> bool:
         """Whether a submission with this token is under way or followed here."""
@@ -341,7 +342,7 @@ class Submitter:
         submission.witness.follow(token, entry)
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
-                self._tracker.wake(task_id, stage)
+                self._tracker.wake(task_id, stage, is_own=True)
         return entry
 
     async def _recover(self, submission: _Submission, error: SubmitUnknownError) -> str:

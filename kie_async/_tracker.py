@@ -18,11 +18,11 @@ from functools import lru_cache
 from sys import intern
 from weakref import WeakValueDictionary
 
-from kie_async import _pacing
 from kie_async._entry import Entry, closed, failure, success
 from kie_async._internal import internal_errors
 from kie_async._pacing import Key, Pacing
-from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, Word, judge, reached
+from kie_async._polling import PollPlanner, soonest
+from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
 from kie_async.events import Anomaly, Looked, LookFailed, Observer, Settled, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
@@ -32,10 +32,8 @@ Fetch = Callable[[str], Awaitable[TaskRecord | None]]
 
 _key = lru_cache(1000)(Key)  # few kinds, many tasks
 UNKNOWN = Key("unknown", "unknown")  # of a task that was submitted elsewhere, until its first record
-_LISTENED = 8.0  # most seconds between two looks while somebody listens to the stages
 _LATE = 600.0  # seconds; FACTS §3: 408, nothing for over 10 min
 _WRONG = 5  # looks in a row that refuse a key which never worked: it is wrong
-_ODD = 10.0  # most seconds between two looks in an odd state
 _WORDS_MOST = 100  # unknown words told of; there is no end of them in a hostile answer
 _OLDEST = 86_400.0  # a task said to be older than a day: its clock is not believed
 
@@ -57,7 +55,8 @@ class Tracker:
         self._settings = settings
         self._fetch = fetch
         self._tell = tell
-        self._pacing = Pacing(emulated=settings.on_loopback)
+        pacing = Pacing(emulated=settings.on_loopback)
+        self._planner = PollPlanner(pacing, random.random, callbacks=bool(settings.callback_url))
         self._gap = 1 / looks_per_second if looks_per_second else 0.0
         self._next_look = 0.0  # by the route's limit
         self._table: dict[str, Entry] = {}
@@ -66,7 +65,6 @@ class Tracker:
         self._active = 0
         self._bell = asyncio.Event()
         self._words: set[str] = set()
-        self._net = bool(settings.callback_url)  # callbacks bring the news, looks are the net
         self._key_works = False  # the service has taken the key, so that one it refuses now may be a slip
         self._closed = False
 
@@ -88,7 +86,7 @@ class Tracker:
             self._end(entry, closed(task_id))
             return entry
         self._table[task_id] = entry
-        self._schedule(entry, now if key is UNKNOWN else now + self._wait(entry, now))
+        self._schedule(entry, now if key is UNKNOWN else now + self._planner.wait(entry, now))
         return entry
 
     def record(self, entry: Entry, ended: Callable[[Entry], None]) -> None:
@@ -99,20 +97,23 @@ class Tracker:
         entry.ended = ended
         self._resume(entry)
 
-    def wake(self, task_id: str, stage: str) -> bool:
-        """A callback came: look soon. False if the task is not followed here."""
-        self._net = bool(self._settings.callback_url)
-        final = WORDS.get(stage.upper()) is not Word.RUNNING
-        entry = self._table.get(task_id)
+    def wake(self, task_id: str, stage: str, *, is_own: bool) -> bool:
+        """A callback came: look soon. False if the task is not followed here.
+
+        Args:
+            task_id: as the body claims.
+            stage: as the body claims.
+            is_own: it bears the token of this task's submission, which only the service knows.
+        """
+        entry = self._table.get(task_id) or self._parked.get(task_id)
         if entry is None:
+            self._planner.take_stray(task_id)
             return False
-        entry.heard = True
-        entry.hints = entry.hints or int(final)
-        if final or entry.listeners:
-            if entry.looking:
-                entry.hurry = True
-            else:
-                self._schedule(entry, self._soonest(entry))
+        now = self._now()
+        if self._planner.take_callback(entry, stage, now, is_own=is_own):
+            self._hurry(entry, soonest(entry, now))
+        elif not entry.looking and self._planner.awaits_callback(entry, now):
+            self._schedule(entry, now + self._planner.wait(entry, now))
         return True
 
     async def wait(self, entry: Entry) -> TaskResult:
@@ -140,6 +141,8 @@ class Tracker:
         self._check()
         self._gain(entry)
         entry.listeners += 1
+        if entry.outcome is None:
+            self._hurry(entry, self._planner.listened_at(entry, self._now()))
         try:
             for stage in STAGES:
                 while entry.outcome is None and reached(entry.stage) < reached(stage):
@@ -169,7 +172,7 @@ class Tracker:
         now = self._now()
         while self._heap:
             when, entry = self._heap[0]
-            if entry.next_look != when or entry.outcome is not None:  # moved since, or settled
+            if entry.next_look != when or entry.parked or entry.outcome is not None:  # moved since, or not awaited
                 heapq.heappop(self._heap)
                 continue
             when = max(when, self._next_look)
@@ -272,7 +275,8 @@ class Tracker:
             record = record or TaskRecord(entry.task_id)
             entry.tracks = verdict.tracks
             self._advance(entry, "complete", now)
-            self._count(entry, now)
+            if note := self._planner.take_success(entry, now):
+                self._tell(Anomaly(entry.task_id, note))
             self._end(entry, success(entry, verdict, record))
         elif isinstance(verdict, Failed):
             self._end(entry, failure(entry, verdict))
@@ -281,16 +285,6 @@ class Tracker:
             message = f"the service does not know this task, {grace:.0f} s after the first look"
             is_paid = entry.submitted or entry.ended is not None  # the service gave this id
             self._end(entry, TaskNotFoundError(message, entry.task_id, charged="maybe" if is_paid else "no"))
-
-    def _count(self, entry: Entry, now: float) -> None:
-        """Learn from a success how long such tasks take, if its start or a look before its end was seen."""
-        if entry.submitted or entry.looked is not None:
-            earliest = (entry.looked or entry.born) - entry.born
-            self._pacing.learn(entry.key, earliest, now - entry.born, dict(entry.stages))
-        if self._net and not entry.heard:
-            self._net = False
-            note = "it ended and no callback came: is callback_url reachable? Looks bring the news for now"
-            self._tell(Anomaly(entry.task_id, note))
 
     def _failed_look(self, entry: Entry, error: KieError) -> None:
         entry.failures += 1
@@ -311,27 +305,17 @@ class Tracker:
             )
             message += f"; the last look failed: {error.message}" if error else ""
             self._end(entry, WaitTimeoutError(message, entry.task_id))
-        elif not entry.parked:
-            when = self._soonest(entry) if entry.hurry else now + self._wait(entry, now)
+        else:
+            when = soonest(entry, now) if entry.hurry else now + self._planner.wait(entry, now)
             entry.hurry = False
             self._schedule(entry, min(when, entry.deadline))
 
-    def _wait(self, entry: Entry, now: float) -> float:
-        if entry.failures:
-            return _pacing.retry_delay(entry.failures, random.random)
-        if entry.odd in {"not visible", "no audio"}:
-            return min(_ODD, 1 + (now - entry.odd_since) / 4)
-        if entry.hints:  # a callback said "complete", the record not yet
-            return _pacing.retry_delay(entry.hints - 1, random.random)
-        if self._net and (entry.submitted or entry.heard):
-            return _pacing.NET
-        age, since = now - entry.born, entry.stages[-1][1] if entry.stages else 0.0
-        wait = self._pacing.delay(entry.key, age, entry.stage, age - since, random.random)
-        return min(wait, _LISTENED) if entry.listeners else wait
-
-    def _soonest(self, entry: Entry) -> float:
-        now = self._now()
-        return now if entry.looked is None else max(now, entry.looked + _pacing.LEAST)
+    def _hurry(self, entry: Entry, when: float) -> None:
+        """Look at a task at this time, if not before; at once when the look under way is over, if that is now."""
+        if entry.looking:
+            entry.hurry = entry.hurry or when <= self._now()
+        elif when < entry.next_look:
+            self._schedule(entry, when)
 
     def _schedule(self, entry: Entry, when: float) -> None:
         entry.next_look = when
@@ -353,13 +337,13 @@ class Tracker:
         if entry.parked and entry.outcome is None:
             entry.parked = False
             self._table[entry.task_id] = entry
-            self._schedule(entry, self._soonest(entry))
+            self._schedule(entry, max(entry.next_look, soonest(entry, self._now())))  # as it was planned
 
     def _lose(self, entry: Entry) -> None:
         entry.interest -= 1
         entry.waiters = tuple(waiter for waiter in entry.waiters if not waiter.done())
         if entry.interest == 0 and entry.outcome is None and entry.ended is None:
-            entry.parked, entry.next_look = True, math.inf
+            entry.parked = True
             self._table.pop(entry.task_id, None)
             self._parked[entry.task_id] = entry
             self._let_go(entry)

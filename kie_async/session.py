@@ -228,10 +228,7 @@ class KieSession(Calls, Opened[Wiring]):
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job of the journal in use; its end is recorded."""
         self._check()
-        entry = self._tracker.follow(check_task_id(job.task_id))
-        entry.note_source(job.request)
-        check_open(self._keeper).keep_end(job.key, job.token, entry)
-        return self._task(entry, job.key)
+        return self._task(check_open(self._keeper).follow(job, check_task_id(job.task_id)), job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
         """Follow what a session with this journal left open, before a restart or a crash.

@@ -72,3 +72,7 @@ def test_a_small_run_tells_where_the_goal_is_met(capsys: pytest.CaptureFixture[s
     assert re.search(r"^measured, 57-74 s .* met$", printed, re.MULTILINE)
     assert re.search(r"^log-normal 180 s, 0.5 .* beyond reach$", printed, re.MULTILINE)
     assert "A shift in mid-run" in printed
+    called = [line.split() for line in printed.splitlines() if line.startswith("measured, 57-74 s") and "come" in line]
+    (none, come) = ([float(figure) for figure in words[-5:]] for words in called)
+    assert come[1] <= pacing.MOST_EXTRA  # polls beyond the one that confirms
+    assert none[2] < 5  # seconds of lag

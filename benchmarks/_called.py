@@ -1,0 +1,106 @@
+"""A session that asks for callbacks, in simulation: tasks one after the other, and callbacks that come, or do not."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from benchmarks._looks import Ended, Life
+from kie_async._entry import Entry
+from kie_async._pacing import Key, Pacing
+from kie_async._polling import GRACE, PollPlanner, soonest
+from kie_async.models import STAGES
+
+_KEY = Key("extend", "V5")
+_GAP = 15.0  # seconds between two tasks
+_WITHIN = 1.5  # seconds in which a callback comes
+
+Delay = Callable[[random.Random, int], float]  # of a callback by the number of its stage; infinite if it never comes
+
+
+def prompt(chance: random.Random, _stage: int) -> float:
+    """Each comes, within a moment."""
+    return chance.uniform(0.1, _WITHIN)
+
+
+def lost(share: float) -> Delay:
+    """So many are lost."""
+    return lambda chance, stage: math.inf if chance.random() < share else prompt(chance, stage)
+
+
+def only_the_end(chance: random.Random, stage: int) -> float:
+    """Only that of the end comes."""
+    return prompt(chance, stage) if stage == len(STAGES) - 1 else math.inf
+
+
+def only_stages(chance: random.Random, stage: int) -> float:
+    """All but that of the end come."""
+    return math.inf if stage == len(STAGES) - 1 else prompt(chance, stage)
+
+
+def slow(chance: random.Random, _stage: int) -> float:
+    """All come late."""
+    return chance.uniform(20, 40)
+
+
+@attrs.define
+class Caller:
+    """Follows tasks as the tracker does.
+
+    Args:
+        delay: how late each callback comes.
+        asked: whether callbacks were asked for.
+    """
+
+    seed: int
+    delay: Delay
+    asked: bool = True
+    _now: float = 0.0
+    _chance: random.Random = attrs.field(init=False)
+    _planner: PollPlanner = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._chance = random.Random(self.seed)  # noqa: S311  # a seeded simulation
+        self._planner = PollPlanner(Pacing(), self._chance.random, callbacks=self.asked)
+
+    def follow(self, life: Life) -> Ended:
+        """Follow one task to its end."""
+        born = self._now
+        entry = Entry("t", _KEY, born, math.inf, submitted=True)
+        ends = [born + age for age in (life.text, life.first, life.end)]
+        calls = sorted((at + self.delay(self._chance, number), number) for number, at in enumerate(ends))
+        when, polls = born + self._planner.wait(entry, born), 0
+        while True:
+            if calls and calls[0][0] <= when:
+                self._now, number = calls.pop(0)
+                when = self._called(entry, number, when)
+                continue
+            self._now, polls = when, polls + 1
+            if self._now >= ends[-1]:
+                break
+            when = self._polled(entry, ends)
+        ended = Ended(polls, self._now - ends[-1], 0.0)
+        self._planner.take_success(entry, self._now)
+        if any(at < self._now + GRACE for at, _ in calls):
+            self._planner.take_stray(entry.task_id)
+        self._now += _GAP
+        return ended
+
+    def _called(self, entry: Entry, number: int, when: float) -> float:
+        if self._planner.take_callback(entry, STAGES[number], self._now, is_own=True):
+            return min(when, soonest(entry, self._now))
+        if self._planner.awaits_callback(entry, self._now):
+            return self._now + self._planner.wait(entry, self._now)
+        return when
+
+    def _polled(self, entry: Entry, ends: Sequence[float]) -> float:
+        for stage, at in zip(STAGES, ends, strict=True):
+            if at <= self._now and stage not in dict(entry.stages):
+                entry.stage = stage
+                entry.stages = (*entry.stages, (stage, self._now - entry.born))
+        entry.looked = self._now
+        entry.hints += bool(entry.hints)
+        return self._now + self._planner.wait(entry, self._now)
