@@ -173,9 +173,11 @@ def _is_page(answer: Answer) -> bool:
 def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieError:
     code = _code(answer, envelope)
     message = f"{call.name}: {_words(answer, envelope)}"
+    task_id = _named_task(envelope) if call.spends else None
     refusal = _refusal(call, answer.status, envelope)
+    if task_id and refusal and (refusal.retryable or refusal.charged != "no"):
+        refusal = None  # never sent again beside a task that may be its own
     if refusal is None and call.spends:
-        task_id = _named_task(envelope)
         message += "; it may be running and charged, so it is not sent again"
         message += f": session.track({task_id!r}) follows it" if task_id else ""
         return SubmitUnknownError(message, task_id, code)

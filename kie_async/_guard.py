@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from kie_async.errors import DownloadError
 from kie_async.settings import is_loopback
@@ -102,7 +102,7 @@ _LOCAL = frozenset(
 
 def unreachable(url: str) -> str | None:
     """Say why another machine cannot reach the host of a URL, judged by its name alone; None where it may."""
-    host = unicodedata.normalize("NFKC", urlsplit(url).hostname or "").replace("。", ".").rstrip(".")
+    host = unicodedata.normalize("NFKC", unquote(urlsplit(url).hostname or "")).replace("。", ".").rstrip(".")
     labels = host.split(".")
     if ":" in host or _NUMBER.fullmatch(labels[-1]):
         return check_address(host, allow_loopback=False)

@@ -75,8 +75,8 @@ def read_envelope(body: bytes) -> Envelope:
     Raises:
         BadResponseError: no JSON object.
     """
-    value = load_tolerantly(body)
-    if not isinstance(value, dict) and not isinstance(value := _bare(value), dict):
+    value = _single(load_tolerantly(body))
+    if not isinstance(value, dict):
         raise BadResponseError(f"the answer is no JSON object; it begins {beginning(body)}")
     data = value.get("data")
     if data is None and not value.keys().isdisjoint(_ID):
@@ -142,14 +142,18 @@ def read_record(data: object) -> TaskRecord | None:
 
 def _bare(data: object, depth: int = 3) -> Any:  # noqa: ANN401  # JSON is anything
     """An object that came as JSON text, as the only item of a list, or in another envelope."""
-    if isinstance(data, str):
-        data = unpacked(data)
-    if isinstance(data, list) and len(data) == 1:
-        data = data[0]
+    data = _single(data)
     if depth and isinstance(data, dict) and "data" in data and _OF_A_TASK.isdisjoint(data):
         inner = _bare(data["data"], depth - 1)
         return inner if isinstance(inner, dict) and not _OF_A_TASK.isdisjoint(inner) else data
     return data
+
+
+def _single(data: object) -> Any:  # noqa: ANN401  # JSON is anything
+    """An object that came as JSON text, or as the only item of a list."""
+    if isinstance(data, str):
+        data = unpacked(data)
+    return data[0] if isinstance(data, list) and len(data) == 1 else data
 
 
 def read_continue_at(param: str | None) -> float | None:
@@ -270,6 +274,8 @@ def read_callback(body: bytes) -> CallbackEvent:
     if not stage:
         own_code, reason = _why(claims)
         stage = _stage(_status(claims, reason)) or ("" if code in NO_ERROR else "error")
+        if stage != "complete" and own_code not in NO_ERROR:  # refused already, whatever its status says
+            stage = "error"
         if stage == "error":
             code = own_code or (None if code in NO_ERROR else code)
             message = as_text(_get(claims, "failMsg", "fail_msg", "errorMessage", "error_message")) or message

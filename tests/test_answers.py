@@ -251,6 +251,17 @@ def test_an_answer_that_is_no_success_may_name_its_task_all_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize(("status", "code"), [(429, 200), (200, 429), (200, 500), (455, 455)])
+def test_what_names_a_task_is_never_sent_again(status: int, code: int) -> None:
+    error = refusal(SUBMIT, Answer(status, body(code, "words", {"taskId": "t1"})))
+    assert isinstance(error, SubmitUnknownError)
+    assert (error.task_id, error.charged, error.retryable) == ("t1", "maybe", False)
+
+
+def test_an_answer_that_was_encoded_twice() -> None:
+    assert understand(SUBMIT, Answer(200, json.dumps(body(200, data={"taskId": "t1"}).decode()).encode())) == "t1"
+
+
 @pytest.mark.parametrize(
     ("status", "content"),
     [(403, b"<!DOCTYPE html><title>Just a moment...</title>"), (403, b"error code: 1010"), (403, b""),

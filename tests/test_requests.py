@@ -289,7 +289,7 @@ async def elsewhere(*replies: Reply, told: list[Event] | None = None, **changes:
         "[fc00::1]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[64:ff9b::7f00:1]", "2130706433", "0x7f000001",
         "0x7f.1", "0177.0.0.1", "127.1", "127.0.0.1.", "nas", "minio:9000", "nas.local", "db.internal", "box.lan",
         "router.home.arpa", "x.test", "x.invalid", "x.onion", "user:password@127.0.0.1", "example.com@localhost",
-        "１２７.0.0.1", "127。0。0。1", "ｌocalhost",  # noqa: RUF001  # so spelt on purpose
+        "%6c%6fcalhost", "10.0.0.%31", "１２７.0.0.1", "127。0。0。1", "ｌocalhost",  # noqa: RUF001  # so spelt on purpose
     ],
 )  # fmt: skip
 async def test_a_source_that_nobody_else_can_reach_is_refused(host: str) -> None:

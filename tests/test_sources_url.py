@@ -75,13 +75,35 @@ async def there(*replies: Reply, **changes: Any) -> AsyncIterator[There]:
         yield There(service, host)
 
 
+def m4a(*boxes: tuple[bytes, bytes]) -> bytes:
+    return b"".join(struct.pack(">I", 8 + len(body)) + name + body for name, body in boxes)
+
+
+FTYP, AUDIO = (b"ftyp", b"M4A \0\0\0\0"), (b"mdat", bytes(50))
+MVHD = bytes(12) + struct.pack(">II", 1000, 20_000)
+WIDE = b"\1" + bytes(19) + struct.pack(">IQ", 1000, 20_000)
+
+
 # ---------------------------------------------------------------- what it proves
 
 WHOLE = {"mp3": audio_files.mp3, "flac": audio_files.flac, "ogg": audio_files.ogg, "aac": audio_files.aac}
+
+
+def long_m4a() -> bytes:
+    return audio_files.encoded("aac", "ipod", seconds=140.0, muxing=(("movflags", "+faststart"),))
+
+
 LONG: dict[str, Callable[[], bytes]] = {
     "wav": audio_files.wav,
     "mp3": lambda: audio_files.mp3(140.0),
+    "m4a": long_m4a,
 }
+
+
+def claiming(data: bytes, name: bytes, at: int, value: bytes) -> bytes:
+    """A file whose header says something else, so many bytes behind a name in it."""
+    at += data.index(name)
+    return data[:at] + value + data[at + len(value) :]
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -98,7 +120,7 @@ async def test_a_moment_beyond_the_end_of_a_small_file_costs_nothing(kind: str) 
 @pytest.mark.parametrize("kind", LONG)
 async def test_the_beginning_of_a_large_file_is_enough(kind: str, knows_range: bool) -> None:  # noqa: FBT001  # a parameter
     data = LONG[kind]()
-    seconds = 140 if kind == "mp3" else 20
+    seconds = 20 if kind == "wav" else 140
     assert len(data) > MIB
     async with there(ranged(data, knows_range=knows_range)) as world:
         with pytest.raises(kie.InvalidRequestError, match=f"the source lasts {seconds}"):
@@ -170,6 +192,24 @@ UNPROVEN: dict[str, tuple[Callable[[], Reply], str]] = {
     "mp3 without a header": (lambda: ranged(audio_files.mp3_without_xing() * 8), "does not prove it"),
     "flac cut off": (
         lambda: ranged(audio_files.encoded("flac", "flac", seconds=60.0)[: MIB + 1000]),
+        "does not prove it",
+    ),
+    "flac cut off later": (lambda: ranged(long_flac()[: len(long_flac()) * 7 // 10]), "does not prove it"),
+    "mp3 whose header lies": (
+        lambda: ranged(claiming(audio_files.mp3(140.0), b"Info", 8, struct.pack(">I", 1000))),
+        "does not prove it",
+    ),
+    "m4a whose header lies": (
+        lambda: ranged(claiming(long_m4a(), b"mvhd", 20, struct.pack(">I", 30_000))),
+        "does not prove it",
+    ),
+    "m4a without sound": (
+        lambda: ranged(m4a(FTYP, (b"moov", m4a((b"mvhd", MVHD))), (b"mdat", bytes(2 * MIB)))),
+        "does not prove it",
+    ),
+    "wav that goes on": (lambda: ranged(audio_files.wav_that_claims(441_000)), "does not prove it"),
+    "wav of another width": (
+        lambda: ranged(claiming(audio_files.wav(), b"fmt ", 16, struct.pack("<IH", 44_100, 1))),
         "does not prove it",
     ),
     "flac of a million seconds": (lambda: ranged(audio_files.flac_that_claims((1 << 36) - 1)), "does not prove it"),
@@ -262,15 +302,6 @@ def test_the_kinds_of_mp3_frames() -> None:
         pytest.approx(1000 * samples / rate)
         for samples, rate in ((1152, 44100), (1152, 44100), (576, 22050), (576, 22050), (576, 11025))
     ]
-
-
-def m4a(*boxes: tuple[bytes, bytes]) -> bytes:
-    return b"".join(struct.pack(">I", 8 + len(body)) + name + body for name, body in boxes)
-
-
-FTYP, AUDIO = (b"ftyp", b"M4A \0\0\0\0"), (b"mdat", bytes(50))
-MVHD = bytes(12) + struct.pack(">II", 1000, 20_000)
-WIDE = b"\1" + bytes(19) + struct.pack(">IQ", 1000, 20_000)
 
 
 @pytest.mark.parametrize(

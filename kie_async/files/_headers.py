@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from kie_async.files._kinds import FLAC, M4A, MP3, WAV, Kind
 
-_ENDING = 1 << 16  # bytes of tags that may follow the last frame of an mp3
+_ENDING = 1 << 16  # bytes of tags that may follow the audio
 _UNKNOWN = 0xFFFFFFFF  # a size that was not known when the header was written
 _PCM = {1, 3, 0xFFFE}  # formats of wav whose size is their length: integers, floats, and either with more channels
 
@@ -42,13 +42,14 @@ def _wav(data: bytes, start: int, total: int) -> float | None:
         name, size = data[at : at + 4], _little(data, at + 4)
         if name == b"fmt ":
             rate, per_second, align = _little(data, at + 12), _little(data, at + 16), _little(data, at + 20, 2)
-            if _little(data, at + 8, 2) not in _PCM or per_second != rate * align:
+            held = _little(data, at + 10, 2) * ((_little(data, at + 22, 2) + 7) // 8)  # channels, each of whole bytes
+            if _little(data, at + 8, 2) not in _PCM or per_second != rate * align or align != held:
                 return None
             bytes_per_second = per_second
         if name == b"data":
             held = total - at - 8
             known = size if 0 < size < min(_UNKNOWN, held) else held
-            return known / bytes_per_second if bytes_per_second else None
+            return known / bytes_per_second if bytes_per_second and held - known <= _ENDING else None
         at += 8 + size + size % 2
     return None
 

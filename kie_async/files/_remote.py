@@ -11,12 +11,12 @@ from anyio import to_thread
 from kie_async._transport.fetch import Answer, Fetcher
 from kie_async.errors import AudioError, DownloadError
 from kie_async.files._headers import stated_length
-from kie_async.files._kinds import FLAC, audio_start, kind_of
+from kie_async.files._kinds import M4A, WAV, audio_start, kind_of
 from kie_async.files._length import LONGEST, can_measure, measure_open
 
 MOST = 1 << 20  # bytes that are fetched
 PATIENCE = 3.0  # seconds for all of it
-_UNEVEN = 0.5  # by how much the beginning may be denser or thinner than the whole
+_UNEVEN = 0.25  # by how much the beginning may be denser or thinner than the whole
 
 _NAME = "the source"
 
@@ -80,12 +80,15 @@ def _proven(data: bytes, total: int) -> float | None:
     seconds = stated_length(kind, data, start, total)
     if seconds is None or not 0 < seconds <= LONGEST:
         return None
-    if kind is FLAC and not _agrees(data, total, seconds):
-        return None
-    return seconds
+    if kind is M4A:
+        start = data.find(b"mdat", start)
+    return seconds if kind is WAV or _agrees(data, total, start, seconds) else None
 
 
-def _agrees(data: bytes, total: int, seconds: float) -> bool:
-    """Whether what the beginning lasts makes a length likely: a header says nothing of a file that was cut off."""
-    expected = measure_open(BytesIO(data), _NAME) * total / len(data)
+def _agrees(data: bytes, total: int, start: int, seconds: float) -> bool:
+    """Whether what the beginning lasts makes a length likely: a header can lie, or be that of a file cut off since."""
+    try:
+        expected = measure_open(BytesIO(data), _NAME) * (total - start) / (len(data) - start)
+    except AudioError:
+        return False
     return abs(expected - seconds) <= _UNEVEN * seconds
