@@ -10,6 +10,7 @@ from typing import Any
 from kie_async import _wire, files
 from kie_async._lifetime import Lifetime
 from kie_async._routes import ROUTES, credits_left, download_url
+from kie_async._submitter import Submitter
 from kie_async._transport import Fetcher, Transport
 from kie_async.errors import InvalidRequestError, KieError, Problem
 from kie_async.events import Anomaly, Observer, clean
@@ -25,6 +26,13 @@ class Calls:
     _lifetime: Lifetime[Any]
     _transport: Transport
     _fetcher: Fetcher
+    _submitter: Submitter
+
+    @property
+    def submissions_under_way(self) -> int:
+        """How many submissions were sent and are not answered yet; closing the session waits for them."""
+        submitter: Submitter | None = getattr(self, "_submitter", None)  # there is none before it is open
+        return 0 if submitter is None else submitter.under_way
 
     async def record_info(self, task_id: str) -> TaskRecord | None:
         """Read what the service says of a task now; None if it does not know the task (yet).

@@ -31,7 +31,7 @@ from kie_async._routes import Route
 from kie_async._tracker import Tracker
 from kie_async._transport import Transport
 from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, SessionError, SubmitUnknownError
-from kie_async.events import Anomaly, Observer, Retried, Submitted, Waited
+from kie_async.events import Anomaly, Observer, Retried, SubmissionUnknown, Submitted, Waited, clean
 from kie_async.limiter import Limiter, Permit
 from kie_async.models import Request
 from kie_async.settings import PLACEHOLDER_CALLBACK_URL, Settings
@@ -200,6 +200,11 @@ class Submitter:
         """Whether a submission with this token is under way or followed here."""
         return token in self._open or token in self._tasks
 
+    @property
+    def under_way(self) -> int:
+        """How many submissions were sent, or are about to be, and are not answered yet."""
+        return len(self._sending)
+
     async def drained(self) -> None:
         """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
         if self._sending:
@@ -280,15 +285,20 @@ class Submitter:
         except KieError as error:
             if isinstance(error, AuthError):
                 self._key.refuse(error)
-            post.set_exception(error)
+            self._fail(submission, post, error)
         except asyncio.CancelledError:
             message = f"{submission.request.operation}: the session was closed before its answer or its callback came"
-            post.set_exception(SubmitUnknownError(message, token=submission.token))
+            self._fail(submission, post, SubmitUnknownError(message, token=submission.token))
             raise
         else:
             post.set_result(entry)
         finally:
             self._open.pop(submission.token, None)
+
+    def _fail(self, submission: _Submission, post: asyncio.Future[Entry], error: KieError) -> None:
+        if error.charged == "maybe":  # told, for the caller may have gone away
+            self._tell(SubmissionUnknown(submission.request.operation, clean(error.message)))
+        post.set_exception(error)
 
     async def _post(self, submission: _Submission, permit: Permit) -> Entry:
         try:

@@ -30,6 +30,14 @@ class Submitted:
 
 
 @attrs.frozen
+class SubmissionUnknown:
+    """A submission was sent, and no answer says what became of it: it may have been charged."""
+
+    operation: str
+    reason: str
+
+
+@attrs.frozen
 class Looked:
     """record-info was read for a task; ``age`` is its time since submission in seconds."""
 
@@ -108,7 +116,16 @@ class Anomaly:
 
 
 Event: TypeAlias = (
-    Submitted | Looked | LookFailed | CallbackReceived | Retried | Waited | StageReached | Settled | Anomaly
+    Submitted
+    | SubmissionUnknown
+    | Looked
+    | LookFailed
+    | CallbackReceived
+    | Retried
+    | Waited
+    | StageReached
+    | Settled
+    | Anomaly
 )
 Observer: TypeAlias = Callable[[Event], None]
 
@@ -118,6 +135,7 @@ _SUBMIT, _TRACKER, _CALLBACKS, _TRANSPORT = (
 )
 _LEVELS: dict[type[object], tuple[logging.Logger, int]] = {
     Submitted: (_SUBMIT, logging.INFO),
+    SubmissionUnknown: (_SUBMIT, logging.WARNING),
     Looked: (_TRACKER, logging.DEBUG),
     LookFailed: (_TRACKER, logging.WARNING),
     CallbackReceived: (_CALLBACKS, logging.DEBUG),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import ended, environment, lines, served, started
+from command_line import PATIENCE, ended, environment, lines, served, started
 
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
@@ -70,6 +71,85 @@ def test_130_ctrl_c_during_the_post_tells_the_task(service: EmulatorHandle) -> N
         answer = ended(process)
     assert answer.code == 130
     assert f"kie-async wait {service.ledger[0].task_id}" in answer.err
+    assert "perhaps charged" not in answer.err
+
+
+AWAITED = b"a submission was sent and may be charged: the answer is awaited for at most 90 s"
+
+
+class Silent:
+    """A service that takes one request and says nothing until it hangs up."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._peer: socket.socket | None = None
+        self.environment = environment(
+            None, KIE_BASE_URL=f"http://127.0.0.1:{self._listener.getsockname()[1]}", KIE_API_KEY="emulated-account-1"
+        )
+
+    def take(self) -> None:
+        """Wait for a submission."""
+        self._listener.settimeout(PATIENCE)
+        self._peer, _ = self._listener.accept()
+        assert self._peer.recv(65536).startswith(b"POST ")
+
+    def hang_up(self) -> None:
+        """Close the connection, and take no other."""
+        if self._peer is not None:
+            self._peer.close()
+        self._listener.close()
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    service = Silent()
+    yield service
+    service.hang_up()
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+@pytest.mark.parametrize("again", [False, True])
+def test_7_ctrl_c_during_a_post_that_is_not_answered(silent: Silent, flags: list[str], *, again: bool) -> None:
+    with started("extend", "a1", "--model", "V5", *flags, env=silent.environment) as process:
+        silent.take()
+        process.send_signal(signal.SIGINT)
+        lines(process, until=AWAITED)
+        if again:
+            process.send_signal(signal.SIGINT)
+        else:
+            silent.hang_up()
+        answer = ended(process)
+    assert answer.code == 7
+    assert "stopped by Ctrl-C; a submission was sent, perhaps charged, and no answer came" in answer.err
+    assert "do not run it again blindly" in answer.err
+    assert "Traceback" not in answer.err
+    if flags:
+        error = answer.value["error"]
+        assert (error["type"], error["charged"], error["retryable"]) == ("SubmitUnknownError", "maybe", False)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_7_ctrl_c_during_a_post_of_a_batch(silent: Silent, tmp_path: Path, *, again: bool) -> None:
+    manifest, out = tmp_path / "jobs.csv", tmp_path / "out"
+    manifest.write_text("id,audio_id,model,continue_at,style,title,instrumental\none,a1,V5,1,s,t,yes\n")
+    words = ("batch", str(manifest), "--out", str(out), "--yes")
+    with started(*words, env=silent.environment) as process:
+        silent.take()
+        process.send_signal(signal.SIGINT)
+        lines(process, until=AWAITED)
+        if again:
+            process.send_signal(signal.SIGINT)
+        else:
+            silent.hang_up()
+        answer = ended(process)
+    assert answer.code == 7
+    assert "a submission was sent, perhaps charged, and no answer came" in answer.err
+    assert f"kie-async jobs resolve KEY --task-id ID --out {out}" in answer.err
+    silent.hang_up()
+    with started(*words, env=silent.environment) as process:
+        answer = ended(process)
+    assert answer.code == 7  # it is not sent again
+    assert "what became of 1 job is not known" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from kie_async.cli._options import BatchWishes
 from kie_async.cli._screen import Screen
 from kie_async.cli._stop import stoppable
 from kie_async.cli._store import Store, find_store
-from kie_async.cli._verdict import judge
+from kie_async.cli._verdict import after_unknown, judge
 from kie_async.journal import Journal, State
 from kie_async.session import KieSession
 
@@ -161,7 +161,7 @@ def _link_plan(order: Order) -> _link.Plan:
 async def _run(screen: Screen, order: Order) -> None:
     """Take every job to its end, and say how it went."""
     command = order.store.retyped(screen.words)
-    screen.hints = _hints(command, emulated=order.wishes.batch.emulate)
+    screen.hints = _hints(command, order.store.options, emulated=order.wishes.batch.emulate)
     board = Board(screen, order.out, jsonl=order.wishes.batch.jsonl)
     journal = order.store.journal()
     async with order.store.quota() as limiter:
@@ -198,16 +198,17 @@ async def _work(order: Order, session: KieSession, journal: Journal, board: Boar
         pass
 
 
-def _hints(command: str, *, emulated: bool) -> Mapping[int, str]:
+def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
     """What to do after the batch was stopped, by its exit code."""
     if emulated:
         gone = "the emulator and its tasks are gone; to stop and go on, run 'kie-async emulate' in another terminal"
-        return dict.fromkeys((3, 4, 5, 8, 130), gone)
+        return dict.fromkeys((3, 4, 5, 7, 8, 130), gone)
     again = f"go on with the same command:\n  {command}"
     return {
         3: f"when that is mended, {again}",
         4: f"top up at https://kie.ai, or raise --max-credits; then {again}",
         5: f"put the key into the environment variable KIE_API_KEY; then {again}",
+        7: f"{after_unknown(where)}\nthe others {again}",
         8: f"when that is mended, {again}",
         130: f"what was submitted goes on at the service, and is kept; {again}",
     }

@@ -112,6 +112,7 @@ class Board:
             self._screen.tell(event)
             return
         events.log_event(event)
+        self._screen.unknown += isinstance(event, events.SubmissionUnknown)
         if isinstance(event, events.Submitted):
             self._screen.submitted = True
             self._sent.append(time.monotonic())

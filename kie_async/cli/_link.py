@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from kie_async.callbacks import Receiver
 from kie_async.cli._exits import KeyUnusableError, UsageError
 from kie_async.cli._options import address
 from kie_async.cli._screen import Screen
+from kie_async.cli._stop import announced
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
 from kie_async.journal import Journal
@@ -106,14 +108,29 @@ async def linked(screen: Screen, plan: Plan) -> AsyncIterator[Link]:
                 given |= {"base_url": emulated.base_url, "api_key": emulated.key, "webhook_key": _WEBHOOK_KEY}
             settings = make_settings(given)
             if not plan.receive:
-                session = await stack.enter_async_context(plan.session(settings))
+                session = plan.session(settings)
+                stack.enter_context(announced(partial(_announce, screen, session)))
+                await stack.enter_async_context(session)
                 yield Link(session, settings.callback_url)
                 return
             door = _Door(settings)
             settings = await _opened(stack, door, plan.bind)
             session = plan.session(settings)
             door.receiver = session.receiver
+            stack.enter_context(announced(partial(_announce, screen, session)))
             yield Link(await stack.enter_async_context(session), settings.callback_url)
+
+
+def _announce(screen: Screen, session: KieSession) -> None:
+    """Say what a Ctrl-C waits for."""
+    if (count := session.submissions_under_way) and not screen.announced:
+        screen.announced = True
+        what = "a submission was" if count == 1 else f"{count} submissions were"
+        patience = session.settings.total_timeout
+        screen.say(
+            f"{what} sent and may be charged: the answer is awaited for at most {patience:.0f} s; Ctrl-C again leaves "
+            "without it"
+        )
 
 
 def make_settings(given: dict[str, Any]) -> Settings:

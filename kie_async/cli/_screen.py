@@ -28,9 +28,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from kie_async import events
-from kie_async.cli._exits import Exit, exit_for
+from kie_async.cli._exits import Exit, StoppedError, exit_for
 from kie_async.cli._words import flag_of, in_flags, shown
-from kie_async.errors import Fault, FileError, InvalidRequestError, KieError, ManifestError, Problem
+from kie_async.errors import Fault, FileError, InvalidRequestError, KieError, ManifestError, Problem, SubmitUnknownError
 
 QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
 _STAGES = {
@@ -90,6 +90,8 @@ class Screen:
         again: the options that a command must repeat that takes the task up; None: it cannot be taken up.
         hints: what to do after an exit, by its code, where the table of exits does not know it.
         submitted: whether this command has spent credits.
+        unknown: how many submissions were sent whose outcome nobody knows.
+        announced: whether it was said what a Ctrl-C waits for.
         callbacks: how many came in.
         looks: how often the record of a task was read.
         lost: why stdout cannot be written any more.
@@ -104,6 +106,8 @@ class Screen:
         self.again: str | None = ""
         self.hints: Mapping[int, str] = {}
         self.submitted = False
+        self.unknown = 0
+        self.announced = False
         self.callbacks = 0
         self.looks = 0
         self.lost: OSError | None = None
@@ -198,6 +202,7 @@ class Screen:
         if isinstance(event, events.Submitted):
             self.submitted = True
             self.facts["task_id"] = event.task_id
+        self.unknown += isinstance(event, events.SubmissionUnknown)
         self.callbacks += isinstance(event, events.CallbackReceived)
         self.looks += isinstance(event, events.Looked)
         teller = _TOLD.get(type(event))
@@ -237,6 +242,8 @@ class Screen:
     def finish(self, error: BaseException | None) -> Exit:
         """Say how it ended; after this nothing is said."""
         self._rest()
+        if self.unknown and isinstance(error, (KeyboardInterrupt, StoppedError)):
+            error = _unknown(error, self.unknown)
         if error is not None:
             self._explain(error)
             self.facts = {"error": self._as_value(error), **self.facts}
@@ -334,6 +341,13 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error}"
+
+
+def _unknown(error: BaseException, count: int) -> SubmitUnknownError:
+    """The error of a command that was stopped while it did not know what it had paid."""
+    stopped = error.message if isinstance(error, KieError) else _message(error)
+    what = "a submission was" if count == 1 else f"{count} submissions were"
+    return SubmitUnknownError(f"{stopped}; {what} sent, perhaps charged, and no answer came")
 
 
 def _lines(error: BaseException) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from anyio import CancelScope
 
@@ -30,6 +32,38 @@ def stoppable(then: Callable[[], None]) -> Iterator[None]:
         then()
 
 
+@contextmanager
+def announced(announce: Callable[[], None]) -> Iterator[None]:
+    """Call something at the first Ctrl-C, which cancels; what is cancelled may have to wait before it ends.
+
+    The second one ends the loop. It is raised between two steps of tasks: inside a task it would wait with that task.
+
+    Args:
+        announce: called by the loop, at once.
+    """
+    loop, handler = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
+    # asyncio's runner has set one, unless this is not the main thread, or the signal is ignored
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    cancel, is_first = handler, True
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            loop.call_soon_threadsafe(announce)
+            cancel(number, frame)
+        else:
+            loop.call_soon_threadsafe(_interrupt)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def wake_at_signals(loop: asyncio.AbstractEventLoop) -> None:
     """Let every signal wake an idle loop, so that a Ctrl-C always ends what waits.
 
@@ -39,6 +73,10 @@ def wake_at_signals(loop: asyncio.AbstractEventLoop) -> None:
     """
     with suppress(AttributeError, NotImplementedError, RuntimeError):  # Windows does it by itself; not the main thread
         loop.add_signal_handler(signal.SIGWINCH, _nothing)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _nothing() -> None:

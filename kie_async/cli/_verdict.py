@@ -29,7 +29,7 @@ def judge(screen: Screen, standing: Standing, where: str, command: str, *, lost:
         raise LostRecordError(f"{_jobs(lost)} were not submitted: the results name tasks that the journal has lost")
     again = f"go on with the same command:\n  {command}"
     if standing.unknown:
-        screen.hints = {7: _after_unknown(where)}
+        screen.hints = {7: after_unknown(where)}
         raise SubmitUnknownError(f"what became of {_jobs(standing.unknown)} is not known")
     if standing.made:
         screen.hints = {8: again}
@@ -54,7 +54,7 @@ def _after_loss(where: str, command: str) -> str:
     )
 
 
-def _after_unknown(where: str) -> str:
+def after_unknown(where: str) -> str:
     return (
         "they are not sent again by themselves, for they may be paid; see which:\n"
         f"  kie-async jobs list --state unknown {where}\n"

@@ -12,6 +12,7 @@ from kie_async.cli._options import WorkerWishes
 from kie_async.cli._screen import Screen
 from kie_async.cli._stop import stoppable
 from kie_async.cli._store import find_store
+from kie_async.cli._verdict import after_unknown
 
 
 async def worker(screen: Screen, out: Path, wishes: WorkerWishes) -> None:
@@ -24,6 +25,7 @@ async def worker(screen: Screen, out: Path, wishes: WorkerWishes) -> None:
     calls.check()
     again = f"work on with the same command:\n  {store.retyped(screen.words)}"
     screen.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the database has it; {again}")
+    screen.hints[7] = f"{after_unknown(store.options)}\n{again}"
     board, journal = Board(screen, out, jsonl=wishes.worker.jsonl), store.journal()
     with stoppable(lambda: screen.say("stopped by SIGTERM; every job stays as the database has it")):
         async with store.quota() as limiter:
