@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Protocol
 
 import anyio
 import attrs
@@ -30,7 +29,16 @@ from kie_async._retry import backoff
 from kie_async._routes import Route
 from kie_async._tracker import Tracker
 from kie_async._transport import Transport
-from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, SessionError, SubmitUnknownError
+from kie_async._witness import NoWitness, Witness
+from kie_async.errors import (
+    AuthError,
+    ConnectError,
+    KieError,
+    RateLimitedError,
+    SessionError,
+    StorageError,
+    SubmitUnknownError,
+)
 from kie_async.events import Anomaly, Observer, Retried, SubmissionUnknown, Submitted, Waited, clean
 from kie_async.limiter import Limiter, Permit
 from kie_async.models import Request
@@ -41,53 +49,6 @@ Prepare = Callable[[Request], Awaitable[Request]]
 _LOST_MOST = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
 _ANOTHER = "its token belongs to another task"
 _SLOW_DOWN = 2.0  # seconds the gate stays closed at the least after "too fast"
-
-
-class Witness(Protocol):
-    """Who keeps a record of one submission that survives a crash; a plain session has none.
-
-    What it raises before the POST stops the POST: no record, no spending.
-    """
-
-    async def intend(self, token: str) -> None:
-        """Record, durably, that a POST with this token is about to be sent."""
-        ...
-
-    async def accepted(self, token: str, task_id: str) -> None:
-        """Record, durably, the task that came of it; nobody has been told of it yet."""
-        ...
-
-    async def missed(self, token: str, error: KieError) -> None:
-        """Record that it did not become a task, or that nobody knows whether it did."""
-        ...
-
-    def follow(self, token: str, entry: Entry) -> None:
-        """Record the end of the task when it comes."""
-        ...
-
-
-class NoWitness:
-    """Keeps no record.
-
-    Args:
-        check: called right before the POST, which it may forbid.
-    """
-
-    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
-        self._check = check
-
-    async def intend(self, token: str) -> None:  # noqa: ARG002  # as ``Witness`` has it
-        """Keep nothing."""
-        self._check()
-
-    async def accepted(self, token: str, task_id: str) -> None:
-        """Keep nothing."""
-
-    async def missed(self, token: str, error: KieError) -> None:
-        """Keep nothing."""
-
-    def follow(self, token: str, entry: Entry) -> None:
-        """Keep nothing."""
 
 
 @attrs.define(eq=False)
@@ -332,8 +293,16 @@ class Submitter:
                 permit.give_back()
             await witness.missed(token, error)
             raise
-        await witness.accepted(token, task_id)
+        await self._record(submission, task_id)
         return task_id
+
+    async def _record(self, submission: _Submission, task_id: str) -> None:
+        try:
+            await submission.witness.accepted(submission.token, task_id)
+        except StorageError as error:  # it is paid, and on record nowhere
+            error.retryable = False
+            error.message += f"; the task is paid, so do not submit it again: session.track({task_id!r}) follows it"
+            raise
 
     def _accepted(self, submission: _Submission, task_id: str) -> Entry:
         request, token = submission.request, submission.token
@@ -364,13 +333,13 @@ class Submitter:
             with anyio.move_on_after(patience):
                 task_id = await asyncio.shield(submission.named)  # it may still come while that is recorded
                 with anyio.CancelScope(shield=True):
-                    await submission.witness.accepted(submission.token, task_id)
+                    await self._record(submission, task_id)
                 return task_id
             error.message += f"; no callback named it within {patience:.0f} s"
         self._lose(submission.token)
         await submission.witness.missed(submission.token, error)
         if submission.named.done():  # it was named while that was recorded
-            await submission.witness.accepted(submission.token, submission.named.result())
+            await self._record(submission, submission.named.result())
             return submission.named.result()
         raise error
 

@@ -21,11 +21,12 @@ from kie_async._internal import internal_errors
 from kie_async._keeper import Keeper, check_open
 from kie_async._lifetime import Lifetime, Opened
 from kie_async._sources import measure_file, measure_url, upload_file
-from kie_async._submitter import NoWitness, Prepare, Submitter
+from kie_async._submitter import Prepare, Submitter
 from kie_async._task import Task
 from kie_async._tracker import Tracker
 from kie_async._transport import Fetcher, Transport
 from kie_async._wiring import Wiring, wired
+from kie_async._witness import NoWitness
 from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
 from kie_async.events import guarded

@@ -359,9 +359,10 @@ def test_8_a_directory_that_cannot_be(terminal: Terminal, service: EmulatorHandl
 
 
 def test_8_a_paid_task_is_told_as_charged(terminal: Terminal, service: EmulatorHandle, song: Path) -> None:
-    words = ("extend", "a1", "--model", "V5", "--callbacks", "--out", str(song / "new"), "--json")
+    service.add_faults(Fault("page"))
+    words = ("extend", "a1", "--model", "V5", "--callbacks", "--out", str(song.parent / "new"), "--json")
     value = terminal(*words).value
-    assert value["error"]["type"] == "StorageError"
+    assert value["error"]["type"] == "DownloadError"
     assert value["error"]["charged"] == "yes"
     assert value["error"]["task_id"] == value["task_id"] == service.ledger[0].task_id
     assert len(value["tracks"]) == 2

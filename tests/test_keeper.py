@@ -159,8 +159,11 @@ async def test_a_store_that_stays_away_is_said(tmp_path: Path, monkeypatch: pyte
         kept.journal.failures["move"] = 100
         with pytest.raises(StorageError) as caught:
             await kept.session.submit(REQUEST, key="k")
-        assert caught.value.task_id == kept.service.emulator.ledger[0].task_id
+        task_id = kept.service.emulator.ledger[0].task_id
+        assert caught.value.task_id == task_id
         assert caught.value.charged == "yes"
+        assert f"do not submit it again: session.track('{task_id}') follows it" in caught.value.message
+        assert not caught.value.retryable
 
 
 async def test_an_end_that_cannot_be_recorded_now_is_recorded_later(tmp_path: Path) -> None:

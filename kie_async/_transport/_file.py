@@ -61,7 +61,7 @@ def _read(part: FilePart, start: int) -> bytes:
             file.seek(start)
             piece = file.read(wanted)
     except OSError as error:
-        message = f"{clean(part.path.name)} could not be read: {error.strerror}; give access, then call again"
+        message = f"{clean(part.path.name)} could not be read: {error.strerror}; give access to it"
         raise StorageError(message, retryable=False) from None
     if size != part.size or len(piece) < wanted:
         raise FileError(f"{clean(part.path.name)} changed while it was sent: try again when it is finished")

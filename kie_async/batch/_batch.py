@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from os import PathLike
+from pathlib import Path
 
 import attrs
 from anyio import to_thread
@@ -16,6 +17,7 @@ from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import Fault, InvalidRequestError
 from kie_async.events import guarded
+from kie_async.files._disk import check_writable
 from kie_async.journal import Job, Journal, State, batch_name, default_journal
 from kie_async.models import Request
 from kie_async.session import KieSession
@@ -78,11 +80,10 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     async with AsyncExitStack() as stack:
         keeper = await stack.enter_async_context(session.keeping(journal))
         await stack.enter_async_context(keeper.holding(f"batch:{name}"))
+        await check_writable(Path(directory))
         await add_jobs(journal, jobs, name, session.check_request)
-        budget, results = (
-            Budget(max_credits, spent=await journal.spent(name)),
-            Results(directory, emulated=session.settings.on_loopback),
-        )
+        budget = Budget(max_credits, spent=await journal.spent(name))
+        results = Results(directory, emulated=session.settings.on_loopback)
         async for job in left_over(keeper, results, name):
             observer(job)
             yield job

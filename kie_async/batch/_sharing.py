@@ -13,6 +13,7 @@ from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.batch._worker import Worker
 from kie_async.events import guarded
+from kie_async.files._disk import check_writable
 from kie_async.journal import Job, Journal
 from kie_async.session import KieSession
 
@@ -46,6 +47,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
     Cancelling leaves every job where the journal says; other workers, or the next run, go on from there.
     """
     async with session.keeping(journal) as keeper:
+        await check_writable(Path(directory))
         worker = _worker(session, keeper, dsn=dsn, directory=Path(directory), observer=observer, at_once=at_once)
         await worker.work(until_done=until_done)
 
@@ -76,6 +78,7 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
         KieError: what stopped this worker: the key, the credits, the disk. Others may go on.
     """
     async with session.keeping(journal) as keeper:
+        await check_writable(Path(directory))
         await add_jobs(journal, jobs, batch, session.check_request)
         tell = guarded(observer)
         results = Results(directory, emulated=session.settings.on_loopback)

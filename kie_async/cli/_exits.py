@@ -56,7 +56,10 @@ class Exit:
 
 EXITS: tuple[Exit, ...] = (
     Exit(0, "done"),
-    Exit(1, "a fault of this program", (BaseException, InternalError), "run it again with -v and report what it says"),
+    Exit(
+        1, "a fault of this program", (BaseException, InternalError),
+        "report it with what -v says; before it is run again, look at https://kie.ai/logs: what was sent is paid",
+    ),
     Exit(2, "wrong use", (UsageError, SettingsError, InvalidRequestError, AudioError, AudioMissingError)),
     Exit(3, "the task failed, or the service refused or did not answer", (KieError,)),
     Exit(

@@ -22,6 +22,7 @@ from kie_async.cli._screen import Screen, take_up
 from kie_async.cli._words import clock, flag_of
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import clean
+from kie_async.files._disk import check_writable
 from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadExtendRequest
 from kie_async.session import KieSession
 
@@ -92,6 +93,8 @@ def _plan(wishes: Submission) -> Plan:
 async def _submit(screen: Screen, request: Request, wishes: Submission) -> None:
     plan, run = _plan(wishes), wishes.run
     screen.again = take_up(plan.route, run.out)
+    if run.out is not None:
+        await check_writable(run.out)
     async with linked(screen, plan) as link:
         screen.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
         task = await link.session.submit(request)
@@ -203,6 +206,8 @@ async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Pa
 async def wait(screen: Screen, task_id: str, *, route: str, timeout: float | None, out: Path | None) -> None:  # noqa: ASYNC109  # handed on
     """Follow a task to its end."""
     screen.again = take_up(route, out)
+    if out is not None:
+        await check_writable(out)
     async with linked(screen, Plan(route=route, timeout=timeout)) as link:
         await _settle(screen, link, link.session.track(task_id), timeout, out)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -46,9 +48,32 @@ async def on_disk(function: Callable[..., T], *arguments: object) -> T:
     return work.result()
 
 
+async def check_writable(directory: Path) -> None:
+    """See that files can be written to a directory, or to the one in which it would be made; nothing is left there.
+
+    Raises:
+        StorageError: they cannot.
+    """
+    try:
+        await to_thread.run_sync(_write_something, directory)
+    except OSError as error:
+        where = clean(str(directory))
+        raise StorageError(
+            f"{where} cannot be written: {error.strerror or error}; give another directory, or access and room; "
+            "nothing was sent"
+        ) from None
+
+
+def _write_something(directory: Path) -> None:
+    there = next(each for each in (directory, *directory.absolute().parents) if os.path.lexists(each))
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"\0")
+        file.flush()
+
+
 def _words(error: OSError) -> str:
     where = f" {clean(Path(error.filename).name)}" if isinstance(error.filename, str) else ""
-    return f"the disk refused{where}: {error.strerror or error}; make room or give access, then call again"
+    return f"the disk refused{where}: {error.strerror or error}; make room or give access"
 
 
 @attrs.define

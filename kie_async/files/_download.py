@@ -290,7 +290,7 @@ class _Download:
     async def _check_room(self, total: int | None) -> None:
         missing = max((total or 0) - self.part.size, 0)
         if missing + _SPARE > await on_disk(self.part.free_space):
-            raise StorageError(f"the disk has no room for the {missing} bytes to come: make room, then call again")
+            raise StorageError(f"the disk has no room for the {missing} bytes to come: make room")
 
     async def _check_end(self, total: int | None) -> None:
         if not self.part.size or total != self.part.size:

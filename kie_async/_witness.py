@@ -1,0 +1,56 @@
+"""Who keeps a record of a submission."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from kie_async._entry import Entry
+from kie_async.errors import KieError
+
+
+class Witness(Protocol):
+    """Who keeps a record of one submission that survives a crash; a plain session has none.
+
+    What it raises before the POST stops the POST: no record, no spending.
+    """
+
+    async def intend(self, token: str) -> None:
+        """Record, durably, that a POST with this token is about to be sent."""
+        ...
+
+    async def accepted(self, token: str, task_id: str) -> None:
+        """Record, durably, the task that came of it; nobody has been told of it yet."""
+        ...
+
+    async def missed(self, token: str, error: KieError) -> None:
+        """Record that it did not become a task, or that nobody knows whether it did."""
+        ...
+
+    def follow(self, token: str, entry: Entry) -> None:
+        """Record the end of the task when it comes."""
+        ...
+
+
+class NoWitness:
+    """Keeps no record.
+
+    Args:
+        check: called right before the POST, which it may forbid.
+    """
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
+
+    async def intend(self, token: str) -> None:  # noqa: ARG002  # as ``Witness`` has it
+        """Keep nothing."""
+        self._check()
+
+    async def accepted(self, token: str, task_id: str) -> None:
+        """Keep nothing."""
+
+    async def missed(self, token: str, error: KieError) -> None:
+        """Keep nothing."""
+
+    def follow(self, token: str, entry: Entry) -> None:
+        """Keep nothing."""
