@@ -179,7 +179,7 @@ async def test_only_what_is_finished_is_served_and_only_for_two_weeks(clock: Vir
         clock.advance(1)
         assert (await client.read(f"/files/{second}.mp3"))[0] == 200
         assert (await client.read(f"/files/{first}.jpeg"))[1].startswith(b"\xff\xd8")
-        clock.advance(14 * 86400)
+        clock.advance(14 * 86400 + 1)
         assert (await client.read(f"/files/{second}.mp3"))[0] == 404
 
 

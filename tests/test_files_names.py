@@ -61,6 +61,7 @@ def is_safe(name: str) -> bool:
         ("con.txt", "track-con.txt"),
         ("Lpt9", "track-Lpt9"),
         ("a..b", "a-b"),
+        ("a:..b", "a-b"),
         ("\ud800", "track"),
         ("é" * 130, "é" * (NAME_MOST // 2)),
         ("日" * 130, "日" * (NAME_MOST // 3)),

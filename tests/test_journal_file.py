@@ -54,7 +54,7 @@ async def content(path: Path) -> list[object]:
         jobs = [job for _, job in await journal.page()]
         attempts = [await journal.attempts(job.key) for job in jobs]
         found = [await journal.find(token=f"token-{job.key}", task_id=f"task-{job.key}") for job in jobs]
-        rest = [await journal.counts(), await journal.spent(""), await journal.heard(token="t")]
+        rest = [await journal.counts(), await journal.spent(""), await journal.heard(token="token-unknown")]
         return [jobs, attempts, found, *rest, await journal.uploaded(SOURCE.sha256, 0)]
 
 

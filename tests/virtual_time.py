@@ -1,7 +1,8 @@
 """An event loop whose clock skips idle time: real sockets on loopback, and no sleeping.
 
-It waits a moment for sockets; if nothing comes, it jumps to the next timer. While a worker thread is busy the
-clock stands still, so that slow disks or decoders do not run into virtual deadlines.
+It waits a moment for sockets; if nothing comes, it jumps to the next timer. Otherwise the clock stands still: neither
+the work of this process nor that of a busy machine takes time on it, and slow disks or decoders, in worker threads, do
+not run into virtual deadlines.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         self.busy: Callable[[], bool] = lambda: False
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or timeout <= GRACE:
+        if timeout is None or timeout <= 0:
             return super().select(timeout)
         ready = super().select(GRACE)
         while not ready and self.busy():
@@ -38,10 +39,11 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Time goes on by itself only when nothing else can happen."""
+    """Time goes on only when nothing else can happen."""
 
     def __init__(self) -> None:
         selector = _JumpingSelector()
+        self._began = time.monotonic()
         self._skipped = 0.0
         self._executing = 0
         self._threads: CapacityLimiter | None = None
@@ -50,7 +52,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         selector.busy = self._is_busy
 
     def time(self) -> float:
-        return time.monotonic() + self._skipped
+        return self._began + self._skipped
 
     def advance(self, seconds: float) -> None:
         """Let the clock jump, as it does by itself when idle."""

@@ -35,7 +35,8 @@ def safe_name(text: str, *, most: int = NAME_MOST) -> str:
     if plain.lower().endswith(_SUFFIXES):
         plain = plain.rpartition(".")[0]
     name = unicodedata.normalize("NFC", "".join(map(_safe, plain)))
-    name = _stripped(_cut(re.sub(r"-{2,}|\.{2,}", "-", name), most))
+    name = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", "-", name))
+    name = _stripped(_cut(name, most))
     if not name:
         return "track"
     if name.partition(".")[0].lower() in _WINDOWS:  # whatever follows the first dot
