@@ -179,7 +179,15 @@ def test_what_was_refused_was_not_paid(
 
 @pytest.mark.parametrize(
     "line",
-    [b"nothing", b"[]", b"{", b'{"key": 1, "task_id": "t", "state": "failed"}', b'{"key": "track0", "state": []}'],
+    [
+        b"nothing",
+        b"[]",
+        b"{",
+        b'{"emulated": true, "key": 1, "task_id": "t", "state": "failed"}',
+        b'{"emulated": true, "key": "track0", "state": []}',
+        b'{"emulated": true, "key": "track0", "state": "failed"}',
+        b'{"key": "track0", "task_id": "t", "state": "failed"}',
+    ],
 )
 def test_lines_that_say_nothing_refuse_nothing(
     terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path, line: bytes
@@ -216,6 +224,16 @@ def test_what_was_tried_out_on_the_emulator_is_no_record_of_the_real_service(
     (tmp_path / "tried" / "kie-async-emulated.sqlite").unlink()
     answer = terminal(*emulated)
     assert answer.code == 8
+
+
+def test_adopt_leaves_alone_what_the_results_do_not_name(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:
+    words = ["batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks", "--yes"]
+    assert terminal(*words, "--max-credits", "12").code == 4
+    assert "0 jobs taken in" in terminal("jobs", "adopt", "--out", str(out)).err
+    assert terminal(*words).code == 0
+    assert len(service.ledger) == 2
 
 
 def test_adopt_needs_the_directory_of_the_results(terminal: Terminal, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import PATIENCE, ended, environment, lines, served, started
 
+from kie_async.cli import run
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
@@ -164,3 +165,13 @@ def test_141_the_reader_went_away(service: EmulatorHandle, words: list[str]) -> 
     assert answer.code == 141
     assert "Traceback" not in answer.err
     assert "Exception ignored" not in answer.err
+
+
+def test_an_interrupt_that_is_ignored_stays_so(service: EmulatorHandle, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and background jobs of a shell have it
+    try:
+        assert run(["credits"]) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().out == f"{service.credits:g}\n"

@@ -81,10 +81,7 @@ class NamedTasks:
         Raises:
             StorageError: the directory cannot be read, or the journal is away.
         """
-        async with self._alone:
-            if not self._is_read:
-                await on_disk(self._read)
-                self._is_read = True
+        await self._load()
         if not {self._lines.get(hash(job.key)), self._sidecars.get(hash(job.key))} - {None}:
             return None
         for named in await on_disk(self._of, job.key):
@@ -96,6 +93,13 @@ class NamedTasks:
             if not is_known:
                 return named
         return None
+
+    async def _load(self) -> None:
+        async with self._alone:
+            if self._is_read:
+                return
+            await on_disk(self._read)
+            self._is_read = True
 
     # ------------------------------------------------------------ the disk; all of it blocks
 

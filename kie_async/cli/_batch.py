@@ -56,8 +56,6 @@ class Order:
         if not self.store.exists:
             return self.plan.total
         async with self.store.journal() as journal:
-            if not any((await journal.counts()).values()):
-                return self.plan.total
             return sum([await journal.get(job.key) is None async for job in self.listed])
 
     async def count_payable(self) -> int:
