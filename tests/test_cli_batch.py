@@ -651,6 +651,14 @@ def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: 
     assert (fault["place"], fault["field"], answer.value["error"]["count"]) == ("every row", "continue_at", 1)
 
 
+def test_a_field_of_the_other_route_has_the_option_as_its_remedy(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    folder = songs(tmp_path / "in", 1)
+    (tmp_path / "jobs.csv").write_text(f"source,style,title,lyrics\n{folder}/song 0.wav,s,t,la\n")
+    answer = terminal("batch", str(tmp_path / "jobs.csv"), "--out", str(out), "--at", "1", "--emulate")
+    assert answer.code == 2
+    assert "lyrics: is not known to the classic route; use --route jobs, or leave it out" in answer.err
+
+
 def test_a_folder_without_songs_speaks_of_songs(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     answer = terminal("batch", str(songs(tmp_path / "in", 0)), "--out", str(out), *MUSIC, "--emulate")
     assert answer.code == 2

@@ -77,6 +77,13 @@ def test_upload_extend_by_looks_alone(terminal: Terminal, song: Path) -> None:
     assert stages == ["text", "first", "complete"]
 
 
+@pytest.mark.parametrize("beyond", ["25.4", "-30s"])
+def test_nothing_is_told_of_a_cut_that_is_refused(terminal: Terminal, song: Path, beyond: str) -> None:
+    answer = terminal("upload-extend", str(song), "--at", beyond, "--emulate")
+    assert answer.code == 2
+    assert answer.err.startswith("error: --at is ")
+
+
 @pytest.mark.parametrize("titled", [True, False])
 def test_what_is_made_of_a_song_is_named_after_it(
     terminal: Terminal, short: Path, tmp_path: Path, *, titled: bool

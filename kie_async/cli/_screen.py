@@ -29,7 +29,7 @@ from rich.text import Text
 
 from kie_async import events
 from kie_async.cli._exits import Exit, StoppedError, exit_for
-from kie_async.cli._words import flag_of, in_flags, shown
+from kie_async.cli._words import flag_of, in_flags, shown, with_route
 from kie_async.errors import Fault, FileError, InvalidRequestError, KieError, ManifestError, Problem, SubmitUnknownError
 
 QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
@@ -363,7 +363,7 @@ def _lines(error: BaseException) -> list[str]:
 
 def _fault_line(fault: Fault) -> str:
     if fault.place != "defaults":
-        return str(fault)
+        return with_route(str(fault))
     return f"{flag_of(fault.field)} {fault.problem}; {in_flags(fault.remedy)}"
 
 

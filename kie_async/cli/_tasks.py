@@ -36,17 +36,17 @@ async def upload_extend(screen: Screen, song: str, wishes: Submission) -> None:
     if not is_url(song):
         await to_thread.run_sync(_check_file, song)
     length = music.duration
-    if length is None and not is_url(song) and _needs_length(music):
+    if length is None and not is_url(song):
         length = await to_thread.run_sync(files.measure, Path(song))
     learnt_later = is_url(song) and length is None  # the session measures what it can
-    fields = music.of_upload(music.at if learnt_later else _cut(screen, music, length), length)
+    fields = music.of_upload(music.at if learnt_later else _cut(music, length), length)
     await _submit(screen, UploadExtendRequest(song, **fields), wishes)
 
 
 async def extend(screen: Screen, audio_id: str, wishes: Submission) -> None:
     """Extend a track that the service made."""
     music = wishes.music
-    fields = music.of_track(_cut(screen, music, music.duration))
+    fields = music.of_track(_cut(music, music.duration))
     await _submit(screen, ExtendRequest(audio_id, **fields), wishes)
 
 
@@ -59,17 +59,14 @@ def _check_file(song: str) -> None:
         raise UsageError(f"{flag_of('source')}: there is no file {song!r}")
 
 
-def _needs_length(music: Music) -> bool:
-    return music.at is not None and parse_moment(music.at).needs_length
+def _cut(music: Music, length: float | None) -> float | None:
+    return None if music.at is None else parse_moment(music.at).within(length)
 
 
-def _cut(screen: Screen, music: Music, length: float | None) -> float | None:
-    if music.at is None:
-        return None
-    seconds = parse_moment(music.at).within(length)
-    lasts = "" if length is None else f" ({clock(length)})"
-    screen.say(f"the song{lasts} is kept to {clock(seconds)} and continued")
-    return seconds
+def _tell_cut(screen: Screen, request: Request) -> None:
+    if isinstance(request.continue_at, (int, float)):
+        lasts = "" if request.source_duration is None else f" ({clock(request.source_duration)})"
+        screen.say(f"the song{lasts} is kept to {clock(request.continue_at)} and continued")
 
 
 def _plan(wishes: Submission) -> Plan:
@@ -95,6 +92,7 @@ async def _submit(screen: Screen, request: Request, wishes: Submission) -> None:
     screen.again = take_up(plan.route, run.out)
     if run.out is not None:
         await check_writable(run.out)
+    _tell_cut(screen, request)
     async with linked(screen, plan) as link:
         screen.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
         task = await link.session.submit(request)

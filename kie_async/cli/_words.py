@@ -16,11 +16,11 @@ _FLAGS = {
     "source_duration": "--duration",
 }
 _FIELDS = {field.name for kind in (ExtendRequest, UploadExtendRequest) for field in attrs.fields(kind)}
+_ROUTE = re.compile(r'\bSettings\(route="(\w+)"\)')
 _PYTHON = re.compile(
     r"\b(?P<switch>default_param_flag|instrumental)=(?P<on>True|False)\b"
     r"|\bsession\.track\('(?P<task>[^']*)'\)"
     r"|, or give Settings\([^)]*\)"
-    r"|\bSettings\(route=\"(?P<route>\w+)\"\)"
     rf"|\b(?P<field>{'|'.join(sorted(name for name in _FIELDS if '_' in name))})\b=?"
 )
 
@@ -32,7 +32,12 @@ def flag_of(field: str) -> str:
 
 def in_flags(text: str) -> str:
     """A message of the library with options in the place of Python."""
-    return _PYTHON.sub(_in_flags, text)
+    return _PYTHON.sub(_in_flags, with_route(text))
+
+
+def with_route(text: str) -> str:
+    """A message about a row of a manifest, whose fields are columns, with the option for the route."""
+    return _ROUTE.sub(r"--route \1", text)
 
 
 def _in_flags(found: re.Match[str]) -> str:
@@ -40,8 +45,6 @@ def _in_flags(found: re.Match[str]) -> str:
         return f"--{'' if found['on'] == 'True' else 'no-'}{found['switch'].replace('_', '-')}"
     if found["task"]:
         return f"kie-async wait {found['task']}"
-    if found["route"]:
-        return f"--route {found['route']}"
     return flag_of(found["field"]) if found["field"] else ""
 
 
