@@ -224,8 +224,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
         job = await self.journal.find(token=heard.token)
         if job is not None and job.state is State.UNKNOWN and job.token == heard.token:
             job = await self.recover(job)
-            if job.task_id == heard.task_id:
-                self.follow(job, heard.task_id)
+            self.follow(job, job.task_id or heard.task_id)
         is_its = job is not None and (job.token, job.task_id) == (heard.token, heard.task_id)
         return job if is_its else None
 

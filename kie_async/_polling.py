@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from kie_async._entry import Entry
 from kie_async._pacing import LEAST, Pacing, retry_delay
-from kie_async._states import reached
+from kie_async._states import WORDS, Word, reached
 from kie_async.models import STAGES
 
 LISTENED = 8.0  # most seconds between two polls while somebody listens to the stages
@@ -75,11 +75,11 @@ class PollPlanner:
 
         Args:
             entry: the task.
-            stage: as the body claims: its end, if it is neither "text" nor "first".
+            stage: as the body claims: its end, unless it is the word of a task that runs.
             now: the time.
             is_own: it came to the address that only the service knows; any other is no more than a reason to poll.
         """
-        claimed = STAGES.index(stage) + 1 if stage in {"text", "first"} else len(STAGES)
+        claimed = _claimed(stage)
         is_end = claimed == len(STAGES)
         entry.claimed = max(entry.claimed, claimed)
         if is_end:
@@ -141,6 +141,13 @@ class PollPlanner:
             return math.inf
         last = entry.born if entry.looked is None else entry.looked
         return max(last + LISTENED, soonest(entry, now))
+
+
+def _claimed(stage: str) -> int:
+    """How many stages are behind a task, by the word of a callback."""
+    if stage in STAGES:
+        return STAGES.index(stage) + 1
+    return 0 if WORDS.get(stage.upper()) is Word.RUNNING else len(STAGES)
 
 
 def soonest(entry: Entry, now: float) -> float:

@@ -194,7 +194,7 @@ async def tamper(path: Path, statement: str) -> None:
         "UPDATE job SET state = 'planned' WHERE key = 'submitted'",
         "UPDATE job SET document = replace(document, 'task-', 'tusk-') WHERE key = 'submitted'",
         "UPDATE attempt SET task_id = 'other' WHERE key = 'submitted'",
-        "UPDATE heard SET stage = 'complete'",
+        "UPDATE heard SET stage = 'complete' WHERE token = 'token-unknown'",
         "UPDATE upload SET uploaded_at = 5",
     ],
 )

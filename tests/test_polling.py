@@ -76,6 +76,14 @@ def test_what_comes_to_another_address_is_not_believed() -> None:
     assert plan.wait(entry(), 1.0) <= 30
 
 
+def test_the_word_of_a_task_that_runs_is_no_end() -> None:
+    plan, task = planner(came=False), entry()
+    assert not plan.take_callback(task, "generating", 5.0, is_own=True)
+    assert plan.wait(task, 5.0) > 120
+    assert plan.take_callback(task, "odd", 6.0, is_own=True)
+    assert plan.wait(task, 6.0) < 1
+
+
 def test_a_listener_waits_where_callbacks_come_for_its_task() -> None:
     plan, task = planner(), entry(listeners=1)
     assert plan.listened_at(task, 3.0) == LISTENED
