@@ -16,6 +16,7 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 
 GRACE = 0.005  # real seconds to wait for a socket before the clock jumps
+BEYOND = 1e-6  # seconds by which the clock jumps beyond a timer: at its very moment, rounding decides what is due
 THREAD_PATIENCE = 0.05  # real seconds between two looks at a busy thread
 
 
@@ -34,7 +35,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         while not ready and self.busy():
             ready = super().select(THREAD_PATIENCE)
         if not ready:
-            self.jump(timeout)
+            self.jump(timeout + BEYOND)
         return ready
 
 
