@@ -61,3 +61,18 @@ def test_a_test_that_hangs_ends_by_itself_with_its_name(tmp_path: Path) -> None:
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     assert re.search(r"worker 'gw\d' crashed while running '.*test_mine\.py::test_that_hangs'", done.stdout)
+
+
+def test_ctrl_c_is_tested_also_where_a_shell_runs_the_tests_in_the_background() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
+    test = "tests/test_cli_servers.py::test_emulate_in_this_process"
+    ignoring = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    done = subprocess.run(  # noqa: S603  # our own
+        [*ignoring, sys.executable, "-m", "pytest", "-q", "-o", "timeout=60", test],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
