@@ -23,6 +23,7 @@ from kie_async._failures import FailureStreak
 from kie_async._internal import internal_errors
 from kie_async._job_errors import job_error
 from kie_async._keeper import Keeper
+from kie_async._lifetime import until_done
 from kie_async._rules import is_url
 from kie_async.batch._budget import Action, Budget, StopRules
 from kie_async.batch._named import NamedTasks
@@ -202,17 +203,17 @@ class Runner:
     async def _deliver(self, job: Job) -> Job:
         """Fetch the tracks, or wait for another process that does: for its end, or until its lease runs out."""
         lease = f"deliver:{job.key}"
-        while job.state is State.SUCCEEDED:
-            try:
-                async with self._keeper.holding(lease):
-                    return await self._fetch(job.key, lease)
-            except ConflictError:
-                await anyio.sleep(_LEASE_INTERVAL)
-            except asyncio.CancelledError:
-                with anyio.CancelScope(shield=True):
-                    await self._tidy(job.key)
-                raise
-            job = await self._get(job.key)
+        try:
+            while job.state is State.SUCCEEDED:
+                try:
+                    async with self._keeper.holding(lease):
+                        return await self._fetch(job.key, lease)
+                except ConflictError:
+                    await anyio.sleep(_LEASE_INTERVAL)
+                job = await self._get(job.key)
+        except asyncio.CancelledError:
+            await until_done(asyncio.ensure_future(self._tidy(job.key)))  # the engine may cancel it once more
+            raise
         await self._tidy(job.key)
         return job
 
