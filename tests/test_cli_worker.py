@@ -120,7 +120,8 @@ def test_a_worker_ends_in_good_order(
     assert "every job stays as the database has it" in answer.err
     assert "Traceback" not in answer.err
     assert "unknown" not in answer.err
-    assert len(service.ledger) == 10
+    sources = [charge.body["uploadUrl"] for charge in service.ledger]  # as many as were begun; none twice
+    assert len(set(sources)) == len(sources) <= 10
 
 
 def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_url: str, songs: Path, out: Path) -> None:
