@@ -128,3 +128,7 @@ def test_one_room_opens_the_client_s_sessions() -> None:
     allowed = ("_transport", "emulator")  # the emulator is the service: what it opens is not the client's
     openers = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob("*.py") if "ClientSession(" in path.read_text()}
     assert openers <= {*allowed}
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert dir(kie_async) == sorted(kie_async.__all__)

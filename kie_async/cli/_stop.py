@@ -72,12 +72,8 @@ def wake_at_signals(loop: asyncio.AbstractEventLoop) -> None:
     that means nothing here.
     """
     with suppress(AttributeError, NotImplementedError, RuntimeError):  # Windows does it by itself; not the main thread
-        loop.add_signal_handler(signal.SIGWINCH, _nothing)
+        loop.add_signal_handler(signal.SIGWINCH, lambda: None)
 
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
-
-
-def _nothing() -> None:
-    return

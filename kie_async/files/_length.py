@@ -139,14 +139,13 @@ class _Work:
             total = longest = 0
             first: list[Packet[AudioStream]] = []
             for packet in self._packets(container, stream):
-                if not packet.duration:
+                is_probed = len(first) < _PROBED
+                if not packet.duration or (not is_probed and packet.duration > _UNLIKELY * longest):
                     return None
                 total += packet.duration
-                if len(first) < _PROBED:
+                if is_probed:
                     first.append(packet)
                     longest = max(longest, packet.duration)
-                elif packet.duration > _UNLIKELY * longest:
-                    return None
             return _seconds(stream, total) if _honest(stream, first) else None
 
     def _decoded(self, file: BinaryIO) -> float:
