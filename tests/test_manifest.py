@@ -446,6 +446,12 @@ async def test_a_pattern_that_is_none(pattern: str, tmp_path: Path) -> None:
     assert faults[0].place in {"pattern", tmp_path.name}
 
 
+async def test_a_pattern_that_fits_no_file_is_named(tmp_path: Path) -> None:
+    song(tmp_path / "a.wav")
+    (fault,) = await faults_of(read_manifest(tmp_path, pattern="*.mp3", defaults={"model": "V5", "continue_at": 5}))
+    assert str(fault).endswith("holds no file that '*.mp3' fits; give a pattern like '*.mp3' or '**/*.wav'")
+
+
 async def test_faults_in_a_folder_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.mp3").write_bytes(b"")
     (tmp_path / "b.mp3").write_text("<html>" * 10)
