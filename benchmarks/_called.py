@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from benchmarks._looks import Ended, Life
-from kie_async._entry import Entry
-from kie_async._pacing import Key, Pacing
-from kie_async._polling import GRACE, PollPlanner, soonest
+from kie_async._client.polling import GRACE, PollPlanner, soonest
+from kie_async._client.tracked_task import Entry
+from kie_async._protocol.schedule import Key, Pacing
 from kie_async.models import STAGES
 
 _KEY = Key("extend", "V5")

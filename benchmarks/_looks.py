@@ -13,7 +13,7 @@ from typing import Protocol
 
 import attrs
 
-from kie_async._pacing import DEAD, Key, Pacing
+from kie_async._protocol.schedule import DEAD, Key, Pacing
 from kie_async.models import STAGES, Stage
 
 _NOBODY = 1e-6  # of all tasks: what these few do counts for nothing

@@ -24,7 +24,7 @@ import attrs
 import kie_async as kie
 from benchmarks._database import fresh, own_server
 from benchmarks._report import table, versions
-from kie_async._wire import pack
+from kie_async._protocol.wire import pack
 from kie_async.journal import Attempt, Job, Journal, State, _tables, open_journal
 from kie_async.models import Track
 

@@ -23,7 +23,7 @@ from typing import Any, get_type_hints
 from unittest import mock
 
 from benchmarks._report import table, versions
-from kie_async import _jsontext, _wire
+from kie_async._protocol import json_text, wire
 from kie_async.models import TaskRecord, Track
 
 SAMPLES = Path(__file__).parent.parent / "tests" / "samples"
@@ -59,14 +59,14 @@ def orjson_alone() -> Readers:
 def ours() -> Readers:
     """What a look does with an answer, and a receiver with a callback."""
     return {
-        "record-info": lambda body: _wire.read_record(_wire.read_envelope(body).data),
-        "callback": _wire.read_callback,
+        "record-info": lambda body: wire.read_record(wire.read_envelope(body).data),
+        "callback": wire.read_callback,
     }
 
 
 def ours_with_tracks() -> Readers:
     """A callback and its tracks."""
-    return {"callback": lambda body: _wire.read_callback(body).tracks}
+    return {"callback": lambda body: wire.read_callback(body).tracks}
 
 
 def pydantic_models() -> Readers:
@@ -144,7 +144,7 @@ def measure(body: str, subjects: dict[str, Read], runs: int) -> dict[str, float]
     best = dict.fromkeys(subjects, float("inf"))
     for _ in range(runs):
         for name, read in subjects.items():
-            with mock.patch.object(_jsontext, "orjson", None) if "without" in name else nullcontext():
+            with mock.patch.object(json_text, "orjson", None) if "without" in name else nullcontext():
                 best[name] = min(best[name], _time(read, BODIES[body]))
     return best
 

@@ -44,7 +44,7 @@ from benchmarks._looks import (
     telling_nothing,
 )
 from benchmarks._report import table, versions
-from kie_async._pacing import DEAD, LEAST, MOST, PRICE
+from kie_async._protocol.schedule import DEAD, LEAST, MOST, PRICE
 
 T = TypeVar("T")
 

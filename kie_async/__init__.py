@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._later import later
+from kie_async._lazy import later
 
 if TYPE_CHECKING:
     from kie_async import callbacks
-    from kie_async._task import Task
+    from kie_async._client.task import Task
     from kie_async._version import __version__
     from kie_async.batch import Manifest, read_manifest, run_batch
     from kie_async.errors import (
@@ -142,7 +142,7 @@ __getattr__ = later(
         **dict.fromkeys(("Secret", "Settings"), "settings"),
         **dict.fromkeys(("Limiter", "SlidingLimiter"), "limiter"),
         "KieSession": "session",
-        "Task": "_task",
+        "Task": "_client.task",
         "__version__": "_version",
         **dict.fromkeys(("Manifest", "read_manifest", "run_batch"), "batch"),
         **dict.fromkeys(("Job", "Journal", "PostgresJournal", "SQLiteJournal", "open_journal"), "journal"),

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from kie_async import _wire, files
-from kie_async._lifetime import Lifetime
-from kie_async._routes import ROUTES, credits_left, download_url
-from kie_async._submitter import Submitter
-from kie_async._transport import Fetcher, Transport
+from kie_async import files
+from kie_async._client import Fetcher, Transport
+from kie_async._client.lifetime import Lifetime
+from kie_async._client.submitter import Submitter
+from kie_async._protocol import wire
+from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async.errors import InvalidRequestError, KieError, Problem
 from kie_async.events import Anomaly, Observer, clean
 from kie_async.models import Credits, TaskRecord, Track, UploadedFile
@@ -133,7 +134,7 @@ class Calls:
 
 
 def check_task_id(task_id: object) -> str:
-    if not isinstance(task_id, str) or _wire.TASK_ID.fullmatch(task_id) is None:
+    if not isinstance(task_id, str) or wire.TASK_ID.fullmatch(task_id) is None:
         problem = Problem("task_id", "is no id of a task", "give Task.id as it was given to you")
         raise InvalidRequestError(str(problem), problems=(problem,))
     return task_id

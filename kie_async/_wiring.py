@@ -9,14 +9,14 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup
 
-from kie_async._groups import lone_errors
-from kie_async._keeper import Keeper
-from kie_async._routes import ROUTES
-from kie_async._submitter import Submitter
-from kie_async._tracker import Tracker
-from kie_async._transport import Fetcher, Transport
+from kie_async._client import Fetcher, Transport
+from kie_async._client.groups import lone_errors
+from kie_async._client.submitter import Submitter
+from kie_async._client.tracker import Tracker
+from kie_async._protocol.endpoints import ROUTES
 from kie_async.events import Observer
 from kie_async.journal import Journal
+from kie_async.journal._recorder import Keeper
 from kie_async.limiter import Limiter, shared_limiter
 from kie_async.models import TaskRecord
 from kie_async.settings import Settings

@@ -17,7 +17,7 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
-from kie_async._lifetime import running_loop
+from kie_async._client.lifetime import running_loop
 from kie_async.errors import SessionError
 from kie_async.settings import Settings
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import attrs
 
-from kie_async._limits import MODELS as MODELS  # noqa: PLC0414  # users look for the models here
-from kie_async._limits import MODELS_BY_CODE_NAME
-from kie_async._limits import ModelLimits as ModelLimits  # noqa: PLC0414  # users look for the limits here
-from kie_async._rules import find_problems, settle_moment
+from kie_async._protocol.limits import MODELS as MODELS  # noqa: PLC0414  # users look for the models here
+from kie_async._protocol.limits import MODELS_BY_CODE_NAME
+from kie_async._protocol.limits import ModelLimits as ModelLimits  # noqa: PLC0414  # users look for the limits here
+from kie_async._protocol.request_rules import find_problems, settle_moment
 from kie_async.errors import InvalidRequestError, KieError, Problem
 from kie_async.events import clean
 

@@ -12,25 +12,25 @@ from typing import Self, TypeVar, Unpack
 import attrs
 from anyio.abc import TaskGroup
 
-from kie_async._admission import Admission, task_problem
 from kie_async._calls import Calls, check_task_id
-from kie_async._entry import Entry
-from kie_async._failures import FailureStreak
-from kie_async._gather import gather, until
-from kie_async._internal import internal_errors
-from kie_async._keeper import Keeper, check_open
-from kie_async._lifetime import Lifetime, Opened
-from kie_async._sources import measure_file, measure_url, upload_file
-from kie_async._submitter import Prepare, Submitter
-from kie_async._task import Task
-from kie_async._tracker import Tracker
-from kie_async._transport import Fetcher, Transport
+from kie_async._client import Fetcher, Transport
+from kie_async._client.concurrency import gather, until
+from kie_async._client.internal_errors import internal_errors
+from kie_async._client.lifetime import Lifetime, Opened
+from kie_async._client.submission_log import NoWitness
+from kie_async._client.submitter import Prepare, Submitter
+from kie_async._client.task import Task
+from kie_async._client.tracked_task import Entry
+from kie_async._client.tracker import Tracker
+from kie_async._protocol.failures import FailureStreak
+from kie_async._protocol.preconditions import Admission, task_problem
 from kie_async._wiring import Wiring, wired
-from kie_async._witness import NoWitness
 from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
 from kie_async.events import guarded
+from kie_async.files._request_source import measure_file, measure_url, upload_file
 from kie_async.journal import PAID, Job, Journal, State
+from kie_async.journal._recorder import Keeper, check_open
 from kie_async.limiter import Limiter
 from kie_async.models import (
     CallbackEvent,

@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from kie_async._routes import ROUTES
-from kie_async._transport import Transport
+from kie_async._client import Transport
+from kie_async._protocol.endpoints import ROUTES
 from kie_async.events import Event
 from kie_async.models import ExtendRequest
 from kie_async.settings import Settings

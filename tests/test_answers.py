@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async import errors
-from kie_async._answers import BODY_CODES, HTTP_STATUSES, MOMENTARY, Answer, seconds_to_wait, understand
-from kie_async._routes import ROUTES, credits_left
+from kie_async._protocol.endpoints import ROUTES, credits_left
+from kie_async._protocol.responses import BODY_CODES, HTTP_STATUSES, MOMENTARY, Answer, seconds_to_wait, understand
 from kie_async.errors import KieError, SubmitUnknownError
 from kie_async.models import ExtendRequest
 

@@ -18,7 +18,7 @@ from command_line import Terminal, ended, environment, served, short_song, start
 
 from kie_async import __main__ as program
 from kie_async import events
-from kie_async._transport._agent import user_agent
+from kie_async._client.user_agent import user_agent
 from kie_async.cli import _screen, run
 from kie_async.cli._screen import Screen
 from kie_async.emulator import KINDS, Fault

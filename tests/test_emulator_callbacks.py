@@ -12,7 +12,7 @@ from aiohttp import web
 from emulator_client import emulated, receiving
 from virtual_time import VirtualTimeLoop
 
-from kie_async._signing import Check, check
+from kie_async._protocol.signing import Check, check
 from kie_async.emulator import Fault, Rules
 from kie_async.settings import Secret
 

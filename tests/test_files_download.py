@@ -21,7 +21,7 @@ from test_files_part import disk_of
 from virtual_time import VirtualTimeLoop
 
 from kie_async import files
-from kie_async._transport.fetch import Fetcher
+from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError, StorageError
 from kie_async.events import Anomaly, Event, Retried
 from kie_async.files import _disk, _download, _part

@@ -17,7 +17,7 @@ from file_host import Asked, FileHost, Reply, file_host, head, raw, serve, setti
 
 import kie_async as kie
 from kie_async import files
-from kie_async._transport.fetch import Fetcher
+from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError
 from kie_async.files import _download, _kinds
 from kie_async.files._ending import ends_as_declared

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._guard import URL_MOST, check_address, check_url
+from kie_async._protocol.address_rules import URL_MOST, check_address, check_url
 from kie_async.errors import DownloadError
 
 

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from journal_contract import REQUEST, SOURCE, TRACK, UPLOAD
 
-from kie_async import _wire
+from kie_async._protocol import wire
 from kie_async.errors import Charged, ConflictError
 from kie_async.journal import FINAL, MOVES, PAID, Heard, Job, JobError, State, is_legal
 from kie_async.journal._moves import FACTS, attempt_of, cost, intended, moved
@@ -137,7 +137,7 @@ def test_records_can_be_written_and_read() -> None:
         SUBMITTED, request=UPLOAD, source=SOURCE, tracks=(TRACK,), files=("f",), error=error("no"), earlier_credits=1.0
     )
     for value in (JOB, full, attempt_of(full), Heard(token="t", task_id="k", stage="text", at=1.5), SOURCE):
-        assert _wire.unpack(_wire.pack(value), type(value)) == value
+        assert wire.unpack(wire.pack(value), type(value)) == value
 
 
 def test_a_token_is_not_shown() -> None:

@@ -16,12 +16,12 @@ import pytest
 from service import REQUEST, Service, serving
 
 import kie_async as kie
-from kie_async._job_errors import state_after
-from kie_async._keeper import BEAT, JobWitness
 from kie_async.emulator import Fault
 from kie_async.errors import ConflictError, KieError, StorageError, SubmitUnknownError
 from kie_async.events import Anomaly
 from kie_async.journal import Heard, Job, Journal, PostgresJournal, SQLiteJournal, State, is_shared, open_journal
+from kie_async.journal._job_errors import state_after
+from kie_async.journal._recorder import BEAT, JobWitness
 
 pytestmark = pytest.mark.anyio
 
@@ -154,7 +154,7 @@ async def test_a_task_id_is_kept_until_the_store_is_back(tmp_path: Path) -> None
 
 
 async def test_a_store_that_stays_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kie_async._keeper._PATIENCE", -1.0)
+    monkeypatch.setattr("kie_async.journal._recorder._PATIENCE", -1.0)
     async with keeping(tmp_path) as kept:
         kept.journal.failures["move"] = 100
         with pytest.raises(StorageError) as caught:

@@ -19,8 +19,8 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
 from kie_async import emulator
-from kie_async._groups import lone_errors
-from kie_async._lifetime import Lifetime
+from kie_async._client.groups import lone_errors
+from kie_async._client.lifetime import Lifetime
 from kie_async.emulator import Fault
 from kie_async.errors import StorageError
 from kie_async.journal import Heard, Job, Journal, SQLiteJournal, State

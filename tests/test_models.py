@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._rules import is_url
+from kie_async._protocol.request_rules import is_url
 from kie_async.errors import InvalidRequestError
 from kie_async.models import (
     MODELS,

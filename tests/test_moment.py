@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._moment import Moment, read_moment
+from kie_async._protocol.cut_point import Moment, read_moment
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._pacing import LEAST, MOST, Key, Pacing, retry_delay
-from kie_async._retry import MOST_DELAY, Budget, backoff
+from kie_async._protocol.retry import MOST_DELAY, Budget, backoff
+from kie_async._protocol.schedule import LEAST, MOST, Key, Pacing, retry_delay
 from kie_async.models import Stage
 
 KEY = Key("extend", "V5")

@@ -114,7 +114,7 @@ def test_the_core_drags_in_no_extra(extra: str) -> None:
 
 def test_importing_the_package_loads_names_only() -> None:
     done = run("import sys; before = set(sys.modules); import kie_async; print(*sorted(set(sys.modules) - before))")
-    ours = ["kie_async", "kie_async._later"]
+    ours = ["kie_async", "kie_async._lazy"]
     standard = [name for name in done.stdout.split() if name.partition(".")[0] in sys.stdlib_module_names]
     assert sorted([*ours, *standard]) == done.stdout.split()
     assert {"asyncio", "ssl", "json", "logging"}.isdisjoint(standard)
@@ -125,7 +125,7 @@ def test_what_is_there_can_be_listed() -> None:
 
 
 def test_one_room_opens_the_client_s_sessions() -> None:
-    allowed = ("_transport", "emulator")  # the emulator is the service: what it opens is not the client's
+    allowed = ("_client", "emulator")  # the emulator is the service: what it opens is not the client's
     openers = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob("*.py") if "ClientSession(" in path.read_text()}
     assert openers <= {*allowed}
 

@@ -8,9 +8,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._entry import Entry
-from kie_async._pacing import Key, Pacing
-from kie_async._polling import GRACE, LISTENED, PROBATION, CallbackTrust, PollPlanner
+from kie_async._client.polling import GRACE, LISTENED, PROBATION, CallbackTrust, PollPlanner
+from kie_async._client.tracked_task import Entry
+from kie_async._protocol.schedule import Key, Pacing
 
 KEY = Key("extend", "V5")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conftest import sample_json
 
-from kie_async._routes import ROUTES, credits_left, download_url
+from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async.models import ExtendRequest, UploadExtendRequest
 
 CALLBACK = "https://example.com/cb"

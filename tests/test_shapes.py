@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from service import REQUEST, serving
 
 import kie_async as kie
-from kie_async import _wire
-from kie_async._states import WORDS, Word
+from kie_async._protocol import wire
+from kie_async._protocol.statuses import WORDS, Word
 from kie_async.callbacks import Receiver
 from kie_async.emulator import SHAPES, Fault
 from kie_async.models import CallbackEvent, TaskRecord, Track
@@ -92,7 +92,7 @@ def sound(body: Any) -> bytes:
 
 
 def record_of(data: dict[str, Any], write: Callable[[Any], bytes] = sound) -> TaskRecord:
-    record = _wire.read_record(_wire.read_envelope(write({**PLAN, "data": {"taskId": TASK_ID, **data}})).data)
+    record = wire.read_record(wire.read_envelope(write({**PLAN, "data": {"taskId": TASK_ID, **data}})).data)
     assert record is not None
     return record
 
@@ -267,7 +267,7 @@ def test_a_malformed_result_is_read_too() -> None:
     spoilt = json.dumps(body).replace('\\\\\\"', '\\\\"').encode()
     with pytest.raises(json.JSONDecodeError):
         json.loads(spoilt)
-    record = _wire.read_record(_wire.read_envelope(spoilt).data)
+    record = wire.read_record(wire.read_envelope(spoilt).data)
     assert record is not None
     assert [(track.id, track.prompt) for track in record.tracks] == [(IDS[0], 'she said "la"')]
 
@@ -280,7 +280,7 @@ def test_a_malformed_echo_does_not_take_a_malformed_result_with_it(prompt: str) 
     spoilt = json.dumps({**PLAN, "data": data}).replace('\\\\\\"', '\\\\"').encode()
     with pytest.raises(json.JSONDecodeError):
         json.loads(spoilt)
-    record = _wire.read_record(_wire.read_envelope(spoilt).data)
+    record = wire.read_record(wire.read_envelope(spoilt).data)
     assert record is not None
     assert [(track.id, track.prompt) for track in record.tracks] == [(IDS[0], prompt)]
 
@@ -295,22 +295,22 @@ def test_a_record_in_a_list_in_text_or_in_another_envelope() -> None:
     data = {"taskId": TASK_ID, "status": "SUCCESS"}
     envelope = {"code": 200, "msg": "ok", "data": data}
     for held in ([data], json.dumps(data), json.dumps([data]), envelope, {"data": json.dumps(envelope)}):
-        record = _wire.read_record(held)
+        record = wire.read_record(held)
         assert record is not None
         assert (record.task_id, record.status) == (TASK_ID, "SUCCESS")
-        assert _wire.read_task_id(held) == TASK_ID
+        assert wire.read_task_id(held) == TASK_ID
     deep: Any = data
     for _ in range(900):
         deep = {"data": deep}
-    assert _wire.read_record(deep) == TaskRecord()
+    assert wire.read_record(deep) == TaskRecord()
 
 
 def test_a_body_that_was_encoded_twice() -> None:
     twice = json.dumps(json.dumps({**PLAN, "data": {"taskId": TASK_ID, "state": "success"}})).encode()
-    record = _wire.read_record(_wire.read_envelope(twice).data)
+    record = wire.read_record(wire.read_envelope(twice).data)
     assert record is not None
     assert record.status == "SUCCESS"
-    assert _wire.read_callback(twice).stage == "complete"
+    assert wire.read_callback(twice).stage == "complete"
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_a_code_is_a_number_or_a_reason(data: dict[str, Any], code: int | None, 
     ],
 )
 def test_the_stage_follows_from_the_status(body: object, stage: str, code: int | None, message: str) -> None:
-    event = _wire.read_callback(json.dumps(body).encode())
+    event = wire.read_callback(json.dumps(body).encode())
     assert (event.task_id, event.stage, event.code, event.message) == ("t1", stage, code, message)
 
 
@@ -495,7 +495,7 @@ def test_the_stage_follows_from_the_status(body: object, stage: str, code: int |
     ],
 )
 def test_the_tracks_of_a_callback(body: object) -> None:
-    assert tuple(track.id for track in _wire.read_callback(json.dumps(body).encode()).tracks) == IDS
+    assert tuple(track.id for track in wire.read_callback(json.dumps(body).encode()).tracks) == IDS
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_the_tracks_of_a_callback(body: object) -> None:
 )
 def test_a_callback_in_text_is_read_in_one_way_only(body: bytes) -> None:
     with pytest.raises(kie.BadResponseError):
-        _wire.read_callback(body)
+        wire.read_callback(body)
 
 
 def test_the_callback_of_another_product_has_no_songs() -> None:
@@ -512,9 +512,7 @@ def test_the_callback_of_another_product_has_no_songs() -> None:
         {"audio_wav_url": WAV},
         {"vocal_removal_info": {"vocal_url": URLS[0]}},
     ):
-        event = _wire.read_callback(
-            json.dumps({"data": {"task_id": "t1", "callbackType": "complete", **data}}).encode()
-        )
+        event = wire.read_callback(json.dumps({"data": {"task_id": "t1", "callbackType": "complete", **data}}).encode())
         assert event.tracks == ()
 
 

@@ -12,7 +12,7 @@ from conftest import sample_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._signing import Check, check, sign, sign_callback
+from kie_async._protocol.signing import Check, check, sign, sign_callback
 from kie_async.errors import SettingsError
 from kie_async.settings import Secret, Settings
 
@@ -145,7 +145,7 @@ def test_compared_in_constant_time_with_every_key(monkeypatch: pytest.MonkeyPatc
         compared.append((ours, given))
         return False
 
-    monkeypatch.setattr("kie_async._signing.hmac.compare_digest", compare)
+    monkeypatch.setattr("kie_async._protocol.signing.hmac.compare_digest", compare)
     assert judge(GOOD, keys=(KEY, "new")) is Check.WRONG  # so nothing else compares
     assert compared == [
         (SIGNATURE.encode(), SIGNATURE.encode()),

@@ -7,8 +7,8 @@ from conftest import sample_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async import _wire
-from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Word, judge, reached, stage_of
+from kie_async._protocol import wire
+from kie_async._protocol.statuses import WORDS, Failed, NotFound, Running, Succeeded, Word, judge, reached, stage_of
 from kie_async.models import STAGES, TaskRecord, Track
 
 DONE = Track("a", audio_url="https://x.example/a.mp3", duration=10)
@@ -17,7 +17,7 @@ BARE = Track("c", stream_audio_url="https://x.example/c")
 
 
 def sample(name: str) -> TaskRecord:
-    record = _wire.read_record(sample_json(name)["data"])
+    record = wire.read_record(sample_json(name)["data"])
     assert record is not None
     return record
 

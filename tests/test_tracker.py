@@ -14,8 +14,8 @@ from service import REQUEST, TIMELINE, Service, serving
 from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
-from kie_async._entry import Entry
-from kie_async._tracker import UNKNOWN
+from kie_async._client.tracked_task import Entry
+from kie_async._client.tracker import UNKNOWN
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import KieError
 from kie_async.events import Anomaly, CallbackReceived, Looked, LookFailed, Settled, StageReached

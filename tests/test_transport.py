@@ -16,9 +16,9 @@ from fault_server import KEY, LOOK, RECORD, SUBMIT, TASK, Reply, fault_server, h
 from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
-from kie_async._retry import MOST_DELAY, MOST_RETRY_AFTER, READ_ATTEMPTS, Budget
-from kie_async._routes import ROUTES, Call, credits_left, download_url
-from kie_async._transport.api import Transport
+from kie_async._client.http_client import Transport
+from kie_async._protocol.endpoints import ROUTES, Call, credits_left, download_url
+from kie_async._protocol.retry import MOST_DELAY, MOST_RETRY_AFTER, READ_ATTEMPTS, Budget
 from kie_async.errors import KieError
 from kie_async.events import Event, Retried
 from kie_async.models import ExtendRequest

@@ -12,8 +12,8 @@ from fault_server import HTML, LOOK, RECORD, SUBMIT, TASK, Reply, fault_server, 
 from verdicts import failing, lost
 
 from kie_async import errors
-from kie_async._retry import READ_ATTEMPTS
-from kie_async._transport.api import MOST_BODY
+from kie_async._client.http_client import MOST_BODY
+from kie_async._protocol.retry import READ_ATTEMPTS
 from kie_async.errors import KieError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]

@@ -12,7 +12,7 @@ import trustme
 from fault_server import LOOK, RECORD, SUBMIT, FaultServer, Reply, fault_server, ok, settings, transport
 
 from kie_async import errors
-from kie_async._routes import Call
+from kie_async._protocol.endpoints import Call
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 

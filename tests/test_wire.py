@@ -13,8 +13,8 @@ from conftest import SAMPLES, sample_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async import _jsontext, _wire
-from kie_async._jsontext import dump, mend
+from kie_async._protocol import json_text, wire
+from kie_async._protocol.json_text import dump, mend
 from kie_async.errors import BadResponseError, KieError
 from kie_async.models import TaskRecord
 
@@ -33,7 +33,7 @@ SHAPED = st.recursive(
 
 
 def record(body: bytes) -> TaskRecord:
-    found = _wire.read_record(_wire.read_envelope(body).data)
+    found = wire.read_record(wire.read_envelope(body).data)
     assert found is not None
     return found
 
@@ -43,19 +43,19 @@ DONE = {"id": "a", "audio_url": URL}
 
 
 def record_of(**data: Any) -> TaskRecord:
-    found = _wire.read_record({"taskId": "t1", **data})
+    found = wire.read_record({"taskId": "t1", **data})
     assert found is not None
     return found
 
 
 READERS: list[Callable[[bytes], object]] = [
-    _wire.read_envelope,
-    _wire.read_callback,
-    lambda body: _wire.read_record(_wire.read_envelope(body).data),
-    lambda body: _wire.read_task_id(_wire.read_envelope(body).data),
-    lambda body: _wire.read_credits(_wire.read_envelope(body).data),
-    lambda body: _wire.read_link(_wire.read_envelope(body).data),
-    lambda body: _wire.read_upload(_wire.read_envelope(body).data),
+    wire.read_envelope,
+    wire.read_callback,
+    lambda body: wire.read_record(wire.read_envelope(body).data),
+    lambda body: wire.read_task_id(wire.read_envelope(body).data),
+    lambda body: wire.read_credits(wire.read_envelope(body).data),
+    lambda body: wire.read_link(wire.read_envelope(body).data),
+    lambda body: wire.read_upload(wire.read_envelope(body).data),
 ]
 
 
@@ -72,7 +72,7 @@ def test_any_bytes_raise_only_our_errors(read: Callable[[bytes], object], body: 
 
 @given(SHAPED)
 def test_any_data_raises_only_our_errors(data: object) -> None:
-    for read in (_wire.read_record, _wire.read_task_id, _wire.read_credits, _wire.read_link, _wire.read_upload):
+    for read in (wire.read_record, wire.read_task_id, wire.read_credits, wire.read_link, wire.read_upload):
         try:
             read(data)
         except KieError as error:
@@ -88,11 +88,11 @@ def test_any_data_raises_only_our_errors(data: object) -> None:
 )  # fmt: skip
 def test_what_is_no_json_object_is_a_bad_response(body: bytes) -> None:
     with pytest.raises(BadResponseError):
-        _wire.read_envelope(body)
+        wire.read_envelope(body)
 
 
 def test_a_byte_order_mark_is_skipped_and_a_lone_surrogate_replaced() -> None:
-    envelope = _wire.read_envelope(b'\xef\xbb\xbf{"code":"200","msg":"a\\ud800b"}')
+    envelope = wire.read_envelope(b'\xef\xbb\xbf{"code":"200","msg":"a\\ud800b"}')
     assert envelope.code == 200
     envelope.msg.encode()
     assert envelope.msg == "a?b"
@@ -101,13 +101,13 @@ def test_a_byte_order_mark_is_skipped_and_a_lone_surrogate_replaced() -> None:
 def test_without_orjson_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     body = (SAMPLES / "record_info_success.reported.json").read_bytes()
     with_it = record(body)
-    monkeypatch.setattr(_jsontext, "orjson", None)
+    monkeypatch.setattr(json_text, "orjson", None)
     assert record(body) == with_it
 
 
 @pytest.mark.parametrize(("given_code", "code"), [("200", 200), (200.0, 200), (None, None), ("x", None), (True, None)])
 def test_codes_come_as_numbers_or_text(given_code: object, code: int | None) -> None:
-    assert _wire.read_envelope(json.dumps({"code": given_code}).encode()).code == code
+    assert wire.read_envelope(json.dumps({"code": given_code}).encode()).code == code
 
 
 # ---------------------------------------------------------------- records
@@ -134,7 +134,7 @@ def test_the_samples_are_read() -> None:
 
 def test_both_spellings_are_read_everywhere() -> None:
     data = sample_json("record_info_callback_exception_with_audio.constructed.json")["data"]
-    assert _wire.read_record(_snake(data)) == _wire.read_record(data)
+    assert wire.read_record(_snake(data)) == wire.read_record(data)
 
 
 def _snake(value: Any) -> Any:
@@ -147,10 +147,10 @@ def _snake(value: Any) -> Any:
 
 def test_an_unknown_task_is_none() -> None:
     body = json.dumps(sample_json("exchange_record_info_unknown_task.captured.json")["response"]["json"]).encode()
-    assert _wire.read_record(_wire.read_envelope(body).data) is None
-    assert _wire.read_record({}) is None
+    assert wire.read_record(wire.read_envelope(body).data) is None
+    assert wire.read_record({}) is None
     with pytest.raises(BadResponseError):
-        _wire.read_record([1])
+        wire.read_record([1])
 
 
 def test_placeholders_are_no_tracks() -> None:
@@ -326,7 +326,7 @@ def test_any_lyrics_may_stand_in_the_malformed_body(prompt: str) -> None:
 def test_a_body_beyond_mending_is_a_bad_response(body: bytes) -> None:
     assert mend(body) is None
     with pytest.raises(BadResponseError):
-        _wire.read_envelope(body)
+        wire.read_envelope(body)
 
 
 # ---------------------------------------------------------------- other answers
@@ -334,7 +334,7 @@ def test_a_body_beyond_mending_is_a_bad_response(body: bytes) -> None:
 
 @pytest.mark.parametrize("good", ["2368cbfbe81f2ab5acb5960bb654298e", "A-b_9"])
 def test_a_task_id(good: str) -> None:
-    assert _wire.read_task_id({"taskId": good}) == _wire.read_task_id({"task_id": good}) == good
+    assert wire.read_task_id({"taskId": good}) == wire.read_task_id({"task_id": good}) == good
 
 
 @pytest.mark.parametrize(
@@ -347,29 +347,29 @@ def test_a_task_id(good: str) -> None:
     ],
 )
 def test_a_task_id_in_other_places(data: object) -> None:
-    assert _wire.read_task_id(data) == "0123456789abcdef" * 2
+    assert wire.read_task_id(data) == "0123456789abcdef" * 2
 
 
 def test_a_task_id_at_the_root() -> None:
-    envelope = _wire.read_envelope(b'{"code":200,"msg":"success","taskId":"a"}')
-    assert _wire.read_task_id(envelope.data) == "a"
+    envelope = wire.read_envelope(b'{"code":200,"msg":"success","taskId":"a"}')
+    assert wire.read_task_id(envelope.data) == "a"
 
 
 @pytest.mark.parametrize("data", ["success", "a", [], [{"taskId": "a"}, {"taskId": "b"}], "[]"])
 def test_no_task_id_in_other_places(data: object) -> None:
     with pytest.raises(BadResponseError):
-        _wire.read_task_id(data)
+        wire.read_task_id(data)
 
 
 @pytest.mark.parametrize("bad", [None, 7, "", "a" * 129, "a/b", "a.b", "a\0", "a b", "\u202ea", "é"])
 def test_no_task_id(bad: object) -> None:
     with pytest.raises(BadResponseError):
-        _wire.read_task_id({"taskId": bad})
+        wire.read_task_id({"taskId": bad})
 
 
 @pytest.mark.parametrize("name", ["msg", "message", "error", "errorMessage", "detail"])
 def test_the_words_of_an_answer(name: str) -> None:
-    assert _wire.read_envelope(json.dumps({"code": 402, "msg": "", name: "words"}).encode()).msg == "words"
+    assert wire.read_envelope(json.dumps({"code": 402, "msg": "", name: "words"}).encode()).msg == "words"
 
 
 @pytest.mark.parametrize(
@@ -388,40 +388,40 @@ def test_a_body_broken_in_what_nobody_needs_is_read(body: bytes) -> None:
 
 @pytest.mark.parametrize("data", [5.25, {"credit": 5.25}, {"credits": "5.25"}])
 def test_credits_in_each_shape(data: object) -> None:
-    assert _wire.read_credits(data).amount == 5.25
+    assert wire.read_credits(data).amount == 5.25
 
 
 def test_credits_are_a_float() -> None:
-    assert _wire.read_credits(5916.25).amount == 5916.25
-    assert _wire.read_credits("12").amount == 12
+    assert wire.read_credits(5916.25).amount == 5916.25
+    assert wire.read_credits("12").amount == 12
     with pytest.raises(BadResponseError):
-        _wire.read_credits(None)
+        wire.read_credits(None)
 
 
 def test_links() -> None:
-    assert _wire.read_link("https://x.example/a") == "https://x.example/a"
-    assert _wire.read_link({"downloadUrl": "https://x.example/a"}) == "https://x.example/a"
+    assert wire.read_link("https://x.example/a") == "https://x.example/a"
+    assert wire.read_link({"downloadUrl": "https://x.example/a"}) == "https://x.example/a"
     with pytest.raises(BadResponseError):
-        _wire.read_link(None)
+        wire.read_link(None)
 
 
 def test_uploads() -> None:
-    uploaded = _wire.read_upload(sample_json("exchange_file_base64_upload.captured.json")["response"]["json"]["data"])
+    uploaded = wire.read_upload(sample_json("exchange_file_base64_upload.captured.json")["response"]["json"]["data"])
     assert (uploaded.file_name, uploaded.size, uploaded.mime_type) == ("test-base64.png", 70, "image/png")
     assert uploaded.uploaded_at == datetime(2026, 4, 16, 7, 19, 12, 862000, tzinfo=UTC)
     assert uploaded.download_url.startswith("https://media4.example.net/")
     for bad in ({"success": False, "downloadUrl": "https://x.example"}, {"success": True}, None):
         with pytest.raises(BadResponseError):
-            _wire.read_upload(bad)
+            wire.read_upload(bad)
 
 
 # ---------------------------------------------------------------- callbacks
 
 
 def test_the_callback_samples_are_read() -> None:
-    complete = _wire.read_callback((SAMPLES / "callback_complete.captured.json").read_bytes())
+    complete = wire.read_callback((SAMPLES / "callback_complete.captured.json").read_bytes())
     assert (complete.stage, complete.code, len(complete.tracks)) == ("complete", 200, 2)
-    error = _wire.read_callback((SAMPLES / "callback_error_null_data.documented.json").read_bytes())
+    error = wire.read_callback((SAMPLES / "callback_error_null_data.documented.json").read_bytes())
     assert (error.stage, error.code, error.tracks) == ("error", 400, ())
     assert error.message == "Song lyrics contain copyrighted material"
 
@@ -434,7 +434,7 @@ def test_the_callback_samples_are_read() -> None:
     ],
 )  # fmt: skip
 def test_the_id_of_a_callback_stands_in_several_places(body: object) -> None:
-    assert _wire.read_callback(json.dumps(body).encode()).task_id == "t1"
+    assert wire.read_callback(json.dumps(body).encode()).task_id == "t1"
 
 
 @pytest.mark.parametrize(
@@ -446,20 +446,20 @@ def test_the_id_of_a_callback_stands_in_several_places(body: object) -> None:
 )  # fmt: skip
 def test_a_callback_that_can_be_read_in_two_ways_is_refused(body: bytes) -> None:
     with pytest.raises(BadResponseError):
-        _wire.read_callback(body)
+        wire.read_callback(body)
 
 
 def test_the_tracks_of_a_callback_are_read_as_far_as_they_can_be() -> None:
     listed = [{"id": "a", "createTime": 1735689600000}, {}, 3, None, [], ["a"], "https://x.example/1"]
-    event = _wire.read_callback(json.dumps({"task_id": "t1", "data": {"data": listed}}).encode())
+    event = wire.read_callback(json.dumps({"task_id": "t1", "data": {"data": listed}}).encode())
     assert [(track.id, track.audio_url) for track in event.tracks] == [("a", "https://x.example/1")]
     assert event.tracks[0].created_at == MOMENT
     for no_list in ({}, "text", None, 5, {"id": "a"}):
-        assert _wire.read_callback(json.dumps({"task_id": "t1", "data": {"data": no_list}}).encode()).tracks == ()
+        assert wire.read_callback(json.dumps({"task_id": "t1", "data": {"data": no_list}}).encode()).tracks == ()
 
 
 def test_a_byte_order_mark_before_a_callback_is_skipped() -> None:
-    assert _wire.read_callback(b'\xef\xbb\xbf{"task_id":"t1"}').task_id == "t1"
+    assert wire.read_callback(b'\xef\xbb\xbf{"task_id":"t1"}').task_id == "t1"
 
 
 def test_what_is_sent_is_strict() -> None:
@@ -470,7 +470,7 @@ def test_what_is_sent_is_strict() -> None:
 
 @pytest.mark.parametrize(("status", "read"), [(7, "7"), (True, ""), (["x"], ""), ("", ""), ("PENDING", "PENDING")])
 def test_a_text_may_come_as_a_number(status: object, read: str) -> None:
-    record = _wire.read_record({"taskId": "a", "status": "PENDING", "type": status})
+    record = wire.read_record({"taskId": "a", "status": "PENDING", "type": status})
     assert record is not None
     assert (record.type or "") == read
 
@@ -484,7 +484,7 @@ def test_a_text_may_come_as_a_number(status: object, read: str) -> None:
     ],
 )
 def test_a_callback_broken_in_what_nobody_needs_is_read(body: bytes) -> None:
-    event = _wire.read_callback(body)
+    event = wire.read_callback(body)
     assert (event.task_id, event.stage, [track.id for track in event.tracks]) == ("t1", "first", ["a"])
 
 
@@ -493,4 +493,4 @@ def test_a_callback_broken_in_what_nobody_needs_is_read(body: bytes) -> None:
 )
 def test_a_callback_that_can_be_read_in_two_ways_or_none_is_refused(body: bytes) -> None:
     with pytest.raises(BadResponseError):
-        _wire.read_callback(body)
+        wire.read_callback(body)

@@ -10,7 +10,6 @@ from pathlib import Path
 import attrs
 from anyio import to_thread
 
-from kie_async._keeper import Keeper
 from kie_async.batch._budget import Budget
 from kie_async.batch._census import faulty
 from kie_async.batch._results import Results
@@ -19,6 +18,7 @@ from kie_async.errors import Fault, InvalidRequestError
 from kie_async.events import guarded
 from kie_async.files._disk import check_writable
 from kie_async.journal import Job, Journal, State, batch_name, default_journal
+from kie_async.journal._recorder import Keeper
 from kie_async.models import Request
 from kie_async.session import KieSession
 

@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import attrs
 
-from kie_async._keeper import PRICE
 from kie_async.errors import (
     AuthError,
     BudgetError,
@@ -27,6 +26,7 @@ from kie_async.errors import (
     UnexpectedRedirectError,
 )
 from kie_async.journal import Job, State
+from kie_async.journal._recorder import PRICE
 
 _OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNKNOWN})
 

@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import attrs
 
-from kie_async._keeper import PRICE
 from kie_async.errors import Fault, ManifestError
 from kie_async.journal import Job
+from kie_async.journal._recorder import PRICE
 
 FAULTS_MOST = 100  # kept of one manifest
 _TOLD = 3  # faults in an error's message

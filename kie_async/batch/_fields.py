@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import attrs
 
-from kie_async._moment import FORMS, Moment, read_moment
+from kie_async._protocol.cut_point import FORMS, Moment, read_moment
 from kie_async.errors import Fault, InvalidRequestError, Problem
 from kie_async.journal import Source
 from kie_async.models import ExtendRequest, Request, UploadExtendRequest

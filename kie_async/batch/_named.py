@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import attrs
 
-from kie_async._wire import unpack
+from kie_async._protocol.wire import unpack
 from kie_async.batch._results import LINES, SIDECAR, read_sidecar
 from kie_async.errors import BadResponseError, LostRecordError
 from kie_async.files._disk import on_disk

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import attrs
 
 from kie_async._fsync import sync_directory
-from kie_async._rules import is_url
+from kie_async._protocol.request_rules import is_url
 from kie_async.batch._fields import KEY_LENGTH
 from kie_async.batch._lines import Lines
 from kie_async.events import clean

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import attrs
 
-from kie_async._jsontext import reader
+from kie_async._protocol.json_text import reader
 from kie_async.batch._fields import COLUMNS, Row
 from kie_async.batch._results import SIDECAR
 from kie_async.errors import Fault

@@ -19,12 +19,10 @@ import anyio
 import attrs
 from anyio import to_thread
 
-from kie_async._failures import FailureStreak
-from kie_async._internal import internal_errors
-from kie_async._job_errors import job_error
-from kie_async._keeper import Keeper
-from kie_async._lifetime import until_done
-from kie_async._rules import is_url
+from kie_async._client.internal_errors import internal_errors
+from kie_async._client.lifetime import until_done
+from kie_async._protocol.failures import FailureStreak
+from kie_async._protocol.request_rules import is_url
 from kie_async.batch._budget import Action, Budget, StopRules
 from kie_async.batch._named import NamedTasks
 from kie_async.batch._results import Results
@@ -41,6 +39,8 @@ from kie_async.errors import (
 )
 from kie_async.events import guarded
 from kie_async.journal import FINAL, Job, Source, State
+from kie_async.journal._job_errors import job_error
+from kie_async.journal._recorder import Keeper
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.session import KieSession
 

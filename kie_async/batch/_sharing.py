@@ -6,7 +6,6 @@ from collections.abc import AsyncIterable, Iterable
 from os import PathLike
 from pathlib import Path
 
-from kie_async._keeper import Keeper
 from kie_async.batch._batch import add_jobs, left_over
 from kie_async.batch._budget import Budget
 from kie_async.batch._results import Results
@@ -15,6 +14,7 @@ from kie_async.batch._worker import Worker
 from kie_async.events import guarded
 from kie_async.files._disk import check_writable
 from kie_async.journal import Job, Journal
+from kie_async.journal._recorder import Keeper
 from kie_async.session import KieSession
 
 AT_ONCE = 100  # jobs. FACTS: the service allows 100 tasks or more

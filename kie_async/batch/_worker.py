@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from kie_async._keeper import Keeper
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, SettingsError, StorageError
 from kie_async.events import Anomaly, Observer, clean
 from kie_async.journal import Job, State
+from kie_async.journal._recorder import Keeper
 
 if TYPE_CHECKING:
     from procrastinate.types import TimeDeltaParams

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._later import later
-from kie_async._signing import sign_callback
+from kie_async._lazy import later
+from kie_async._protocol.signing import sign_callback
 from kie_async.callbacks._asgi import asgi
 from kie_async.callbacks._receiver import Receiver, Receiving
 from kie_async.callbacks._unwrap import unwrap

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
-from kie_async import _signing, _wire
-from kie_async._signing import Check
+from kie_async._protocol import signing, wire
+from kie_async._protocol.signing import Check
 from kie_async.callbacks._within import within
 from kie_async.errors import BadResponseError, SettingsError
 from kie_async.events import CallbackReceived, Observer, clean, guarded
@@ -142,7 +142,7 @@ class Receiver:
         if not self.keys:
             return
         now = self._clock()
-        verdict = _signing.check(self.keys, headers, task_id, now)
+        verdict = signing.check(self.keys, headers, task_id, now)
         if verdict is _GOOD:
             return
         raise _RefusalError(_SIGNATURE_STATUS[verdict], explain(verdict, headers, now))
@@ -185,7 +185,7 @@ def explain(verdict: Check, headers: Mapping[str, str], now: float) -> str:
     """What is the matter with a signature, in words; ``headers`` with names in lower case."""
     note: str = verdict.value
     if verdict is Check.STALE:
-        skew = abs(now - int(headers[_signing.TIMESTAMP_HEADER.lower()]))
+        skew = abs(now - int(headers[signing.TIMESTAMP_HEADER.lower()]))
         note = f"{note}: clock skew {skew:.0f} s"
     return note
 
@@ -231,6 +231,6 @@ async def _read_capped(read: Read) -> bytes:
 
 def _read_claims(body: bytes) -> CallbackEvent:
     try:
-        return _wire.read_callback(body)
+        return wire.read_callback(body)
     except BadResponseError as error:
         raise _RefusalError(HTTPStatus.BAD_REQUEST, error.message) from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from kie_async import _signing, _wire
-from kie_async._signing import Check
+from kie_async._protocol import signing, wire
+from kie_async._protocol.signing import Check
 from kie_async.callbacks._receiver import MOST_BYTES, explain, fold
 from kie_async.errors import BadResponseError, SettingsError, SignatureError
 from kie_async.models import CallbackEvent
@@ -52,7 +52,7 @@ def unwrap(
         TypeError: the body was parsed already.
     """
     keys = _keys(key)
-    event = _wire.read_callback(_raw(body))
+    event = wire.read_callback(_raw(body))
     if keys is not None:
         _authenticate(keys, fold(headers.items()), event.task_id)
     return event
@@ -80,6 +80,6 @@ def _raw(body: object) -> bytes:
 
 def _authenticate(keys: tuple[Secret, ...], headers: Mapping[str, str], task_id: str) -> None:
     now = time.time()
-    verdict = _signing.check(keys, headers, task_id, now)
+    verdict = signing.check(keys, headers, task_id, now)
     if verdict is not Check.GOOD:
         raise SignatureError(f"the callback has {explain(verdict, headers, now)}: {_REMEDIES[verdict]}")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import attrs
 
-from kie_async._keeper import PRICE
 from kie_async.batch import Manifest, Plan, read_manifest, run_batch
 from kie_async.batch._sharing import share_batch
 from kie_async.cli import _link
@@ -21,6 +20,7 @@ from kie_async.cli._stop import stoppable
 from kie_async.cli._store import Store, find_store
 from kie_async.cli._verdict import after_unknown, judge
 from kie_async.journal import Journal, State
+from kie_async.journal._recorder import PRICE
 from kie_async.session import KieSession
 
 ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal

@@ -9,8 +9,7 @@ from typing import Any
 
 from anyio import to_thread
 
-from kie_async._keeper import PRICE
-from kie_async._wire import TASK_ID
+from kie_async._protocol.wire import TASK_ID
 from kie_async.batch._adopt import adopt
 from kie_async.batch._decisions import (
     abandon,
@@ -30,6 +29,7 @@ from kie_async.cli._screen import Screen
 from kie_async.cli._store import Store
 from kie_async.events import clean
 from kie_async.journal import Attempt, Job, State
+from kie_async.journal._recorder import PRICE
 from kie_async.journal._salvage import salvage
 from kie_async.models import ExtendRequest
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from kie_async import callbacks, emulator
-from kie_async._groups import lone_errors
+from kie_async._client.groups import lone_errors
 from kie_async.callbacks import Receiver
 from kie_async.cli._exits import KeyUnusableError, UsageError
 from kie_async.cli._options import address

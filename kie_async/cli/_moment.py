@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import attrs
 
-from kie_async import _moment
+from kie_async._protocol import cut_point
 from kie_async.cli._exits import UsageError
 
 
 @attrs.frozen
-class Moment(_moment.Moment):
+class Moment(cut_point.Moment):
     """A moment of a song, whose length must be known where it is needed."""
 
     def within(self, length: float | None) -> float:
@@ -30,7 +30,7 @@ def parse_moment(text: str) -> Moment:
     Raises:
         UsageError: it is none.
     """
-    moment = _moment.read_moment(text)
+    moment = cut_point.read_moment(text)
     if moment is None:
-        raise UsageError(f"--at: {text[:40]!r} is no moment; write {_moment.FORMS}")
+        raise UsageError(f"--at: {text[:40]!r} is no moment; write {cut_point.FORMS}")
     return Moment(**attrs.asdict(moment))

@@ -11,7 +11,7 @@ import anyio
 import attrs
 
 from kie_async import emulator
-from kie_async._task import Task
+from kie_async._client.task import Task
 from kie_async.cli._exits import UsageError
 from kie_async.cli._link import Link, Plan, linked
 from kie_async.cli._options import Calls

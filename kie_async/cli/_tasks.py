@@ -11,8 +11,8 @@ from typing import Any
 from anyio import to_thread
 
 from kie_async import files
-from kie_async._rules import is_url
-from kie_async._task import Task
+from kie_async._client.task import Task
+from kie_async._protocol.request_rules import is_url
 from kie_async.batch._results import song_of
 from kie_async.cli._exits import UsageError
 from kie_async.cli._link import Link, Plan, linked

@@ -12,7 +12,7 @@ import aiohttp
 import anyio
 import attrs
 
-from kie_async._signing import sign_callback
+from kie_async._protocol.signing import sign_callback
 from kie_async.emulator import _bodies
 from kie_async.emulator._state import Delivery, State
 

@@ -12,9 +12,9 @@ import aiohttp
 import anyio
 from aiohttp import web
 
-from kie_async._groups import lone_errors
-from kie_async._lifetime import Lifetime, running_loop
-from kie_async._listener import listen
+from kie_async._client.groups import lone_errors
+from kie_async._client.lifetime import Lifetime, running_loop
+from kie_async._client.listener import listen
 from kie_async.emulator._app import KEY, Service, under_own_name
 from kie_async.emulator._courier import Courier, Sent
 from kie_async.emulator._faults import Fault, Faults

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from kie_async._limits import LYRICS, NEWEST, VARIETY, limits_of
+from kie_async._protocol.limits import LYRICS, NEWEST, VARIETY, limits_of
 from kie_async.emulator._faults import Fault
 from kie_async.models import STAGES, Operation
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from kie_async._limits import limits_of
+from kie_async._protocol.limits import limits_of
 from kie_async.emulator._faults import Fault, Faults
 from kie_async.emulator._hosts import host_of
 from kie_async.emulator._plan import UNKNOWN_SECONDS, Ask, Pace, Plan, late, live, too_far

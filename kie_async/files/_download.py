@@ -21,8 +21,8 @@ from typing import TypeAlias
 import anyio
 import attrs
 
-from kie_async._retry import backoff
-from kie_async._transport.fetch import Answer, Fetcher
+from kie_async._client.downloads import Answer, Fetcher
+from kie_async._protocol.retry import backoff
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
 from kie_async.events import Retried
 from kie_async.files._disk import Progress, Reporter, logger, on_disk

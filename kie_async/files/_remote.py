@@ -8,7 +8,7 @@ import anyio
 import attrs
 from anyio import to_thread
 
-from kie_async._transport.fetch import Answer, Fetcher
+from kie_async._client.downloads import Answer, Fetcher
 from kie_async.errors import AudioError, DownloadError
 from kie_async.files._headers import stated_length
 from kie_async.files._kinds import M4A, WAV, audio_start, kind_of

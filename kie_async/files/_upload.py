@@ -9,10 +9,10 @@ from pathlib import Path
 
 import attrs
 
-from kie_async._guard import check_url
-from kie_async._routes import FilePart
-from kie_async._routes import upload as upload_call
-from kie_async._transport.api import Transport
+from kie_async._client.http_client import Transport
+from kie_async._protocol.address_rules import check_url
+from kie_async._protocol.endpoints import FilePart
+from kie_async._protocol.endpoints import upload as upload_call
 from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
 from kie_async.files._disk import Progress, Reporter, on_disk

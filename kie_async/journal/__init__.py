@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._later import later
+from kie_async._lazy import later
 from kie_async.journal._job import Attempt, Heard, Job, JobError, Source
 from kie_async.journal._protocol import Journal
 from kie_async.journal._states import FINAL, MOVES, OPEN, PAID, State, is_legal

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import attrs
 
-from kie_async._wire import pack, unpack
+from kie_async._protocol.wire import pack, unpack
 from kie_async.errors import BadResponseError, ConflictError, StorageError
 from kie_async.journal import _sql
 from kie_async.journal._extra import database

@@ -20,9 +20,9 @@ from uuid import UUID
 import anyio
 import attrs
 
-from kie_async._groups import lone_errors
-from kie_async._lifetime import Lifetime
-from kie_async._retry import backoff
+from kie_async._client.groups import lone_errors
+from kie_async._client.lifetime import Lifetime
+from kie_async._protocol.retry import backoff
 from kie_async.errors import KieError, SessionError, StorageError
 from kie_async.journal._extra import database
 from kie_async.journal._owner import new_owner

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import attrs
 
-from kie_async._wire import pack, unpack
+from kie_async._protocol.wire import pack, unpack
 from kie_async.errors import BadResponseError, ConflictError
 from kie_async.journal._job import Attempt, Heard, Job, Source
 from kie_async.journal._moves import attempt_of, cost, intended, is_awaited, is_spent, moved

@@ -1,4 +1,4 @@
-"""The client that downloads: it knows no key, keeps no cookies, and goes only where ``_guard`` lets it.
+"""The client that downloads: it knows no key, keeps no cookies, and goes only where ``address_rules`` lets it.
 
 Results lie on hosts that the service names as it likes, so a download shares nothing with the session of the API.
 Every connection is judged by the address it is really made to (``socket_factory``), which covers names, odd
@@ -21,9 +21,9 @@ import attrs
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from kie_async._guard import check_address, check_name, check_url
-from kie_async._transport._agent import user_agent
-from kie_async._transport._client import by_proxy, check_client
+from kie_async._client.http_session import by_proxy, check_client
+from kie_async._client.user_agent import user_agent
+from kie_async._protocol.address_rules import check_address, check_name, check_url
 from kie_async.errors import DownloadError, ResultExpiredError
 from kie_async.events import Observer, clean
 from kie_async.settings import Settings

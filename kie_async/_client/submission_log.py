@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from kie_async._entry import Entry
+from kie_async._client.tracked_task import Entry
 from kie_async.errors import KieError
 
 

@@ -11,9 +11,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kie_async._entry import Entry
-from kie_async._pacing import LEAST, Pacing, retry_delay
-from kie_async._states import WORDS, Word, reached
+from kie_async._client.tracked_task import Entry
+from kie_async._protocol.schedule import LEAST, Pacing, retry_delay
+from kie_async._protocol.statuses import WORDS, Word, reached
 from kie_async.models import STAGES
 
 LISTENED = 8.0  # most seconds between two polls while somebody listens to the stages

@@ -18,11 +18,11 @@ from functools import lru_cache
 from sys import intern
 from weakref import WeakValueDictionary
 
-from kie_async._entry import Entry, closed, failure, success
-from kie_async._internal import internal_errors
-from kie_async._pacing import Key, Pacing
-from kie_async._polling import PollPlanner, soonest
-from kie_async._states import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
+from kie_async._client.internal_errors import internal_errors
+from kie_async._client.polling import PollPlanner, soonest
+from kie_async._client.tracked_task import Entry, closed, failure, success
+from kie_async._protocol.schedule import Key, Pacing
+from kie_async._protocol.statuses import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
 from kie_async.events import Anomaly, Looked, LookFailed, Observer, Settled, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult

@@ -10,8 +10,8 @@ import attrs
 from anyio import to_thread
 
 from kie_async import files
-from kie_async._rules import is_url
-from kie_async._transport import Fetcher, Transport
+from kie_async._client import Fetcher, Transport
+from kie_async._protocol.request_rules import is_url
 from kie_async.events import clean
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback

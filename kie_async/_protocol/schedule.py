@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import attrs
 
-from kie_async._retry import Random
+from kie_async._protocol.retry import Random
 from kie_async.models import Stage
 
 PRICE = 0.3  # seconds of lateness that one look is worth

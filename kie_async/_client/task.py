@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator
 
-from kie_async._entry import Entry
-from kie_async._tracker import Tracker
+from kie_async._client.tracked_task import Entry
+from kie_async._client.tracker import Tracker
 from kie_async.errors import WaitTimeoutError
 from kie_async.models import TaskEvent, TaskResult
 

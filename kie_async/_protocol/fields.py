@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import attrs
 
-from kie_async._values import as_address, as_duration, as_integer, as_moment, as_number, as_text, as_word
+from kie_async._protocol.values import as_address, as_duration, as_integer, as_moment, as_number, as_text, as_word
 from kie_async.models import TaskRecord, Track, UploadedFile
 
 _READERS: dict[object, Callable[[object], object]] = {

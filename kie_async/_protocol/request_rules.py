@@ -2,7 +2,7 @@
 
 A rule takes the fields as they were given, of any type whatever, and yields what is wrong with them. Refused is what
 the service is known to refuse, and what would be paid and cannot have the effect that is asked for. What is only
-pointless is no fault: see ``_notices``. The limits stand in ``_limits``.
+pointless is no fault: see ``_protocol.notices``. The limits stand in ``_protocol.limits``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from os import PathLike
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from kie_async._limits import (
+from kie_async._protocol.cut_point import FORMS, read_moment
+from kie_async._protocol.limits import (
     LYRICS,
     MODELS,
     MODELS_WITH_PERSONA_MODEL,
@@ -22,7 +23,6 @@ from kie_async._limits import (
     VARIETY,
     limits_of,
 )
-from kie_async._moment import FORMS, read_moment
 from kie_async.errors import Problem
 
 Fields: TypeAlias = Mapping[str, object]

@@ -9,8 +9,8 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from kie_async._groups import lone_errors
-from kie_async._lifetime import check_running
+from kie_async._client.groups import lone_errors
+from kie_async._client.lifetime import check_running
 from kie_async.errors import SessionError
 
 A = TypeVar("A")

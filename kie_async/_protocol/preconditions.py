@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from kie_async._guard import unreachable
-from kie_async._notices import find_notices, find_older_limits
-from kie_async._rules import is_url
+from kie_async._protocol.address_rules import unreachable
+from kie_async._protocol.notices import find_notices, find_older_limits
+from kie_async._protocol.request_rules import is_url
 from kie_async.errors import InvalidRequestError, Problem
 from kie_async.events import Anomaly, Observer
 from kie_async.models import Request, UploadExtendRequest

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import attrs
 
-from kie_async import _wire
-from kie_async._routes import Call
+from kie_async._protocol import wire
+from kie_async._protocol.endpoints import Call
 from kie_async.errors import (
     AuthError,
     BadResponseError,
@@ -118,13 +118,13 @@ def understand(call: Call[T], answer: Answer) -> T:
         message = f"{call.name}: the API answered with a redirect, which is not followed: check base_url"
         raise UnexpectedRedirectError(message, code=answer.status, charged="maybe" if call.spends else "no")
     try:
-        envelope = _wire.read_envelope(answer.body)
+        envelope = wire.read_envelope(answer.body)
     except BadResponseError as error:
         raise _unread(call, answer, error.message) from None
     if envelope.code == OK and answer.status < _REDIRECTS:
         return _read(call, envelope)
-    if call.ends and _wire.is_record(envelope.data):  # the code speaks of the task, and so does its record
-        data = envelope.data if envelope.code not in call.ends else _wire.with_reason(envelope)
+    if call.ends and wire.is_record(envelope.data):  # the code speaks of the task, and so does its record
+        data = envelope.data if envelope.code not in call.ends else wire.with_reason(envelope)
         return _read(call, attrs.evolve(envelope, data=data))
     code = _code(answer, envelope)
     if code in call.absent:
@@ -134,7 +134,7 @@ def understand(call: Call[T], answer: Answer) -> T:
     raise _refused(call, answer, envelope)
 
 
-def _code(answer: Answer, envelope: _wire.Envelope) -> int:
+def _code(answer: Answer, envelope: wire.Envelope) -> int:
     """The code that decides: the body's, unless only the HTTP status says something that is known."""
     code = envelope.code
     if code is None or code == OK or (code not in BODY_CODES and answer.status in HTTP_STATUSES):
@@ -142,7 +142,7 @@ def _code(answer: Answer, envelope: _wire.Envelope) -> int:
     return code
 
 
-def _read(call: Call[T], envelope: _wire.Envelope) -> T:
+def _read(call: Call[T], envelope: wire.Envelope) -> T:
     try:
         return call.read(envelope.data)
     except BadResponseError as error:
@@ -158,7 +158,7 @@ def _unread(call: Call[T], answer: Answer, reason: str) -> KieError:
     if _is_page(answer):
         message = f"{call.name}: a page with HTTP status {answer.status}, not the service's word on the key: {reason}"
         return (UnavailableError if call.spends else ServerError)(message, code=answer.status, retryable=True)
-    return _refused(call, answer, _wire.Envelope(msg=reason))
+    return _refused(call, answer, wire.Envelope(msg=reason))
 
 
 def _is_page(answer: Answer) -> bool:
@@ -170,7 +170,7 @@ def _is_page(answer: Answer) -> bool:
     return answer.status == _FORBIDDEN or (answer.status == _UNAUTHORIZED and is_html)
 
 
-def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieError:
+def _refused(call: Call[T], answer: Answer, envelope: wire.Envelope) -> KieError:
     code = _code(answer, envelope)
     message = f"{call.name}: {_words(answer, envelope)}"
     task_id = _named_task(envelope) if call.spends else None
@@ -189,7 +189,7 @@ def _refused(call: Call[T], answer: Answer, envelope: _wire.Envelope) -> KieErro
     return error
 
 
-def _words(answer: Answer, envelope: _wire.Envelope) -> str:
+def _words(answer: Answer, envelope: wire.Envelope) -> str:
     """Why it is no success, in the service's words if they say why."""
     words = clean(envelope.msg)
     if envelope.code == OK or words.lower() in {"success", "ok"}:
@@ -198,15 +198,15 @@ def _words(answer: Answer, envelope: _wire.Envelope) -> str:
     return words or "refused without a word"
 
 
-def _named_task(envelope: _wire.Envelope) -> str | None:
+def _named_task(envelope: wire.Envelope) -> str | None:
     """The task that an answer names although it is no success: it may be running and charged."""
     try:
-        return _wire.read_task_id(envelope.data)
+        return wire.read_task_id(envelope.data)
     except BadResponseError:
         return None
 
 
-def _refusal(call: Call[T], status: int, envelope: _wire.Envelope) -> Refusal | None:
+def _refusal(call: Call[T], status: int, envelope: wire.Envelope) -> Refusal | None:
     """The definite no that a status, a body code and its words make together; None if they make none."""
     code = envelope.code
     if code is None or code not in BODY_CODES:

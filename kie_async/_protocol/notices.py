@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from kie_async._limits import MODELS, MODELS_WITH_PERSONA_MODEL, OLDER, may_be_new
-from kie_async._rules import Fields, is_blank
+from kie_async._protocol.limits import MODELS, MODELS_WITH_PERSONA_MODEL, OLDER, may_be_new
+from kie_async._protocol.request_rules import Fields, is_blank
 from kie_async.errors import Problem
 
 _TASK_ID = re.compile(r"[0-9a-f]{32}")  # the service's ids of tasks; those of tracks have hyphens

@@ -17,11 +17,10 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup
 
-from kie_async._entry import Entry
-from kie_async._internal import internal_errors
-from kie_async._job_errors import job_error, state_after
-from kie_async._submitter import Submitter
-from kie_async._tracker import Tracker
+from kie_async._client.internal_errors import internal_errors
+from kie_async._client.submitter import Submitter
+from kie_async._client.tracked_task import Entry
+from kie_async._client.tracker import Tracker
 from kie_async.errors import (
     ConflictError,
     InternalError,
@@ -33,6 +32,7 @@ from kie_async.errors import (
 )
 from kie_async.events import Anomaly, Observer, clean
 from kie_async.journal import Heard, Job, JobError, Journal, State
+from kie_async.journal._job_errors import job_error, state_after
 from kie_async.models import TaskResult
 
 PRICE = 12.0  # FACTS: credits of a task

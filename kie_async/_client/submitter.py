@@ -19,17 +19,17 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup
 
-from kie_async._answers import MOMENTARY
-from kie_async._entry import Entry
-from kie_async._internal import internal_errors
-from kie_async._key_gate import KeyGate
-from kie_async._lifetime import check_running
-from kie_async._pacing import Key
-from kie_async._retry import backoff
-from kie_async._routes import Route
-from kie_async._tracker import Tracker
-from kie_async._transport import Transport
-from kie_async._witness import NoWitness, Witness
+from kie_async._client import Transport
+from kie_async._client.internal_errors import internal_errors
+from kie_async._client.key_gate import KeyGate
+from kie_async._client.lifetime import check_running
+from kie_async._client.submission_log import NoWitness, Witness
+from kie_async._client.tracked_task import Entry
+from kie_async._client.tracker import Tracker
+from kie_async._protocol.endpoints import Route
+from kie_async._protocol.responses import MOMENTARY
+from kie_async._protocol.retry import backoff
+from kie_async._protocol.schedule import Key
 from kie_async.errors import (
     AuthError,
     ConnectError,

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
-from kie_async import _wire
+from kie_async._protocol import wire
 from kie_async.errors import BadResponseError
 from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile, UploadExtendRequest
 from kie_async.settings import RouteName
@@ -121,7 +121,7 @@ def _submit_classic(request: Request, callback_url: str) -> Call[str]:
         del fields["instrumental"]  # newer than the rest of extend: sent only when it says something
     body = {"defaultParamFlag": request.own_parameters, **fields, "callBackUrl": callback_url}
     path = "/api/v1/generate/" + request.operation.replace("_", "-")
-    return Call(request.operation, "POST", path, _wire.read_task_id, body=body, spends=True)
+    return Call(request.operation, "POST", path, wire.read_task_id, body=body, spends=True)
 
 
 JOBS_MODELS = {"extend": "ai-music-api/extend", "upload_extend": "ai-music-api/upload-and-extend-audio"}
@@ -133,7 +133,7 @@ def _submit_jobs(request: Request, callback_url: str) -> Call[str]:
         "callBackUrl": callback_url,
         "input": parameters(request),
     }
-    return Call(request.operation, "POST", "/api/v1/jobs/createTask", _wire.read_task_id, body=body, spends=True)
+    return Call(request.operation, "POST", "/api/v1/jobs/createTask", wire.read_task_id, body=body, spends=True)
 
 
 _ENDS = frozenset({413, 451, 501, 531})  # FACTS §4: ends of tasks; they say nothing of a question
@@ -142,7 +142,7 @@ _ENDS = frozenset({413, 451, 501, 531})  # FACTS §4: ends of tasks; they say no
 def _record_info(path: str) -> Callable[[str], Call[TaskRecord | None]]:
     def call(task_id: str) -> Call[TaskRecord | None]:
         def read(data: object) -> TaskRecord | None:
-            record = _wire.read_record(data)
+            record = wire.read_record(data)
             if record is not None and record.task_id not in {task_id, ""}:  # an answer that a proxy mixed up
                 raise BadResponseError("record-info speaks of another task", retryable=True)
             return record
@@ -159,14 +159,14 @@ ROUTES: Mapping[RouteName, Route] = {
     "jobs": Route("jobs", 10.0, _submit_jobs, _record_info("/api/v1/jobs/recordInfo")),
 }
 
-credits_left: Call[Credits] = Call("credits", "GET", "/api/v1/chat/credit", _wire.read_credits)
+credits_left: Call[Credits] = Call("credits", "GET", "/api/v1/chat/credit", wire.read_credits)
 
 
 def download_url(url: str) -> Call[str]:
     """A direct link to a generated file, good for 20 minutes; other addresses are refused (422)."""
-    return Call("download_url", "POST", "/api/v1/common/download-url", _wire.read_link, body={"url": url})
+    return Call("download_url", "POST", "/api/v1/common/download-url", wire.read_link, body={"url": url})
 
 
 def upload(part: FilePart) -> Call[UploadedFile]:
     """Send a file to the upload host; it costs nothing, so it may be sent again."""
-    return Call("upload", "POST", "/api/file-stream-upload", _wire.read_upload, file=part, host="upload")
+    return Call("upload", "POST", "/api/file-stream-upload", wire.read_upload, file=part, host="upload")

@@ -21,14 +21,14 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError  # no ClientError, but its parser in Python lets it out
 from aiohttp.tracing import Trace
 
-from kie_async._answers import Answer, understand
-from kie_async._internal import internal_errors
-from kie_async._jsontext import dump
-from kie_async._retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
-from kie_async._routes import Call
-from kie_async._transport._agent import user_agent
-from kie_async._transport._client import Hidden, by_proxy, check_client
-from kie_async._transport._file import form
+from kie_async._client.http_session import Hidden, by_proxy, check_client
+from kie_async._client.internal_errors import internal_errors
+from kie_async._client.upload_body import form
+from kie_async._client.user_agent import user_agent
+from kie_async._protocol.endpoints import Call
+from kie_async._protocol.json_text import dump
+from kie_async._protocol.responses import Answer, understand
+from kie_async._protocol.retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async.errors import (
     BadResponseError,
     ConnectError,

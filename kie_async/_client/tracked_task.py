@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import attrs
 
-from kie_async._pacing import Key
-from kie_async._states import Failed, Succeeded
-from kie_async._values import as_duration
-from kie_async._wire import read_continue_at
+from kie_async._protocol.schedule import Key
+from kie_async._protocol.statuses import Failed, Succeeded
+from kie_async._protocol.values import as_duration
+from kie_async._protocol.wire import read_continue_at
 from kie_async.errors import KieError, SessionError, TaskFailedError
 from kie_async.events import clean
 from kie_async.models import Request, Stage, TaskRecord, TaskResult, Track

@@ -8,7 +8,7 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from anyio import to_thread
 
-from kie_async._routes import FilePart
+from kie_async._protocol.endpoints import FilePart
 from kie_async.errors import FileError, StorageError
 from kie_async.events import clean
 

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import attrs
 import cattrs
 
-from kie_async._fields import record_fields, upload_fields
-from kie_async._jsontext import beginning, dump, load, load_pairs, load_tolerantly
-from kie_async._states import NO_ERROR, STAGE_WORDS, WORDS, Word
-from kie_async._tracks import read_tracks, unpacked
-from kie_async._values import as_duration, as_integer, as_number, as_text, as_word
+from kie_async._protocol.fields import record_fields, upload_fields
+from kie_async._protocol.json_text import beginning, dump, load, load_pairs, load_tolerantly
+from kie_async._protocol.statuses import NO_ERROR, STAGE_WORDS, WORDS, Word
+from kie_async._protocol.tracks import read_tracks, unpacked
+from kie_async._protocol.values import as_duration, as_integer, as_number, as_text, as_word
 from kie_async.errors import BadResponseError
 from kie_async.models import (
     CallbackEvent,
