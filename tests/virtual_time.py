@@ -55,6 +55,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._began + self._skipped
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  # asyncio's
+        """Wait until the worker threads have ended: in that real time this clock would jump to a timeout."""
+        await super().shutdown_default_executor()
+
     def advance(self, seconds: float) -> None:
         """Let the clock jump, as it does by itself when idle."""
         self._skipped += seconds
