@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,12 +14,15 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
 from kie_async import emulator, events
+from kie_async.events import CallbackReceived
+from kie_async.journal import Journal
 from kie_async.limiter import Limiter
 
 E = TypeVar("E")
 
 REQUEST = kie.ExtendRequest("a1", model="V5")
 TIMELINE = (10.0, 45.0, 90.0)
+STRANGE_TOKEN = "s" * 43  # of no submission
 
 
 @attrs.define
@@ -33,6 +37,17 @@ class Service:
         """The events of one kind."""
         return [event for event in self.told if isinstance(event, kind)]
 
+    def token(self, task_id: str) -> str:
+        """The token in the callback URL of a task's submission."""
+        (url,) = (charge.callback_url for charge in self.emulator.ledger if charge.task_id == task_id)
+        return url.rpartition("/")[2]
+
+    async def call_back(self, task_id: str, stage: str, *, token: str = STRANGE_TOKEN) -> str:
+        """Post a callback to the session; return why it was set aside, or nothing."""
+        body = {"code": 200, "msg": "", "data": {"callbackType": stage, "task_id": task_id, "data": []}}
+        assert await self.session.receiver.handle({}, json.dumps(body).encode(), token) == 200
+        return [event.note for event in self.told if isinstance(event, CallbackReceived)][-1]
+
 
 @asynccontextmanager
 async def serving(
@@ -40,6 +55,7 @@ async def serving(
     callbacks: bool = False,
     settings: dict[str, Any] | None = None,
     limiter: Limiter | None = None,
+    journal: Journal | None = None,
     **options: Any,
 ) -> AsyncGenerator[Service]:
     """Serve the emulator and open a session with it; with callbacks on, the session is served too."""
@@ -53,7 +69,7 @@ async def serving(
         port = free_port()
         if callbacks:
             fields["callback_url"] = f"http://127.0.0.1:{port}/kie"
-        session = kie.KieSession(kie.Settings(**{**fields, **(settings or {})}), limiter=limiter)
+        session = kie.KieSession(kie.Settings(**{**fields, **(settings or {})}), limiter=limiter, journal=journal)
         await stack.enter_async_context(session)
         if callbacks:
             await stack.enter_async_context(kie.callbacks.serve(session, port=port))

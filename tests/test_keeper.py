@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Self
 
 import anyio
@@ -21,7 +20,6 @@ from kie_async.errors import ConflictError, KieError, StorageError, SubmitUnknow
 from kie_async.events import Anomaly
 from kie_async.journal import Heard, Job, Journal, PostgresJournal, SQLiteJournal, State, is_shared, open_journal
 from kie_async.journal._job_errors import state_after
-from kie_async.journal._recorder import BEAT, JobWitness
 
 pytestmark = pytest.mark.anyio
 
@@ -31,11 +29,12 @@ def store(folder: Path, owner: str | None = None) -> SQLiteJournal:
 
 
 class Away:
-    """A journal whose methods fail as often as they are told to."""
+    """A journal whose methods fail as often as they are told to, or beside whose next use something is done."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self.failures: dict[str, int] = {}
+        self.beside: dict[str, Callable[[], Awaitable[object]]] = {}
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._journal, name)
@@ -44,9 +43,11 @@ class Away:
             if self.failures.get(name, 0) > 0:
                 self.failures[name] -= 1
                 raise StorageError(f"{name}: the store is away")
+            if beside := self.beside.pop(name, None):
+                await beside()
             return await method(*args, **fields)
 
-        return away if self.failures.get(name) else method
+        return away if self.failures.get(name) or name in self.beside else method
 
     async def __aenter__(self) -> Self:
         await self._journal.__aenter__()
@@ -196,19 +197,17 @@ async def test_the_end_of_a_closing_session_is_recorded(tmp_path: Path) -> None:
         assert job.state is State.SUCCEEDED
 
 
-async def test_a_task_that_has_ended_already_is_recorded_at_once(tmp_path: Path) -> None:
+async def test_a_key_whose_task_has_ended_is_followed_and_its_end_is_not_recorded_again(tmp_path: Path) -> None:
     async with keeping(tmp_path) as kept:
-        task = await kept.session.submit(REQUEST, key="k")
-        keeper = kept.session._keeper
-        assert keeper is not None
-        await task
-        await keeper.recorded("k")
-        await keeper.recorded("k")
-        keeper.keep_end("k", None, task._entry)
-        await keeper.recorded("k")
-        keeper.keep_end("k", None, task._entry)
-        keeper.keep_end("k", None, task._entry)
-    assert kept.notes().count("recorded before") == 3
+        result = await (await kept.session.submit(REQUEST, key="k"))
+        await anyio.sleep(1)
+        again = [await kept.session.submit(REQUEST, key="k") for _ in range(2)]
+        assert [(await task).tracks for task in again] == [result.tracks, result.tracks]
+        await anyio.sleep(1)
+        assert (await kept.job("k")).state is State.SUCCEEDED
+        assert len(kept.service.emulator.ledger) == 1
+        assert "recorded before" in kept.notes()
+        await kept.session.submit(REQUEST, key="k")  # its end is not known when the session is closed
 
 
 async def test_old_callbacks_that_cannot_be_deleted_now_are_told(tmp_path: Path) -> None:
@@ -222,7 +221,7 @@ async def test_old_callbacks_that_cannot_be_deleted_now_are_told(tmp_path: Path)
 async def test_a_lease_that_cannot_be_renewed_is_told(tmp_path: Path) -> None:
     async with keeping(tmp_path) as kept:
         kept.journal.failures["lease"] = 1
-        await anyio.sleep(BEAT + 1)
+        await anyio.sleep(6)  # a lease is renewed every 5 s
         assert "renewed" in kept.notes()
         kept.journal.failures["release"] = 1
     assert "given back" in kept.notes()
@@ -314,39 +313,33 @@ async def test_a_token_that_names_two_tasks_is_told(tmp_path: Path) -> None:
 
 async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) -> None:
     """The owner slept, another process took it for dead, and a callback named the task before it woke."""
-    await intent_of(tmp_path, "k", "me:1:aa", "t" * 43)
-    told: list[Any] = []
-    async with store(tmp_path) as journal:
-        await journal.move("k", State.UNKNOWN, token="t" * 43)
-        await journal.move("k", State.SUBMITTED, token="t" * 43, task_id="task1")
-        keeper: Any = SimpleNamespace(journal=journal)
-        await JobWitness(keeper, "k", "classic", told.append, lambda: None).accepted("t" * 43, "task1")
-        job = await journal.get("k")
-    assert job is not None
-    assert (job.state, job.task_id) == (State.SUBMITTED, "task1")
-    assert "recorded before" in told[0].note
+    async with keeping(tmp_path, faults=[Fault("slow", seconds=20)]) as kept, store(tmp_path, "other:1:aa") as other:
+        submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
+        await anyio.sleep(5)
+        token = (await kept.job("k")).token
+        await other.move("k", State.UNKNOWN, token=token)
+        await other.move("k", State.SUBMITTED, token=token, task_id=kept.service.emulator.ledger[0].task_id)
+        task = await submitting
+        job = await kept.job("k")
+        assert (job.state, job.task_id) == (State.SUBMITTED, task.id)
+        assert "recorded before" in kept.notes()
 
 
 async def test_with_callbacks_the_journal_comes_first(tmp_path: Path) -> None:
-    async with serving(callbacks=True, credits=1e6) as service:
-        settings = service.session.settings
-        async with kie.KieSession(settings, journal=store(tmp_path)) as session:
-            service.session.receiver._deliver = session._deliver  # the server hands on to the session with a journal
-            for looks in (20, 1, 1):  # until the first callback comes, as without
-                task = await session.submit(REQUEST)
-                assert len((await task).tracks) == 2
-                assert service.emulator.looks(task.id) <= looks
+    async with serving(callbacks=True, credits=1e6, journal=store(tmp_path)) as service:
+        for looks in (20, 1, 1):  # until the first callback comes, as without
+            task = await service.session.submit(REQUEST)
+            assert len((await task).tracks) == 2
+            assert service.emulator.looks(task.id) <= looks
 
 
 async def test_a_task_whose_time_was_over_is_followed_again_when_its_callback_comes(tmp_path: Path) -> None:
-    timeline = (10.0, 45.0, 300.0)
-    async with serving(callbacks=True, timeline=timeline, settings={"task_timeout": 100}) as service:
-        async with kie.KieSession(service.session.settings, journal=store(tmp_path)) as session:
-            service.session.receiver._deliver = session._deliver
-            with pytest.raises(kie.WaitTimeoutError):
-                await (await session.submit(REQUEST, key="k"))
-            await anyio.sleep(250)
-        assert (await read(tmp_path, "k")).state is State.SUCCEEDED
+    timeline, settings = (10.0, 45.0, 300.0), {"task_timeout": 100}
+    async with serving(callbacks=True, timeline=timeline, settings=settings, journal=store(tmp_path)) as service:
+        with pytest.raises(kie.WaitTimeoutError):
+            await (await service.session.submit(REQUEST, key="k"))
+        await anyio.sleep(250)
+    assert (await read(tmp_path, "k")).state is State.SUCCEEDED
 
 
 async def test_a_task_that_a_callback_names_is_followed_to_its_end(tmp_path: Path) -> None:
@@ -365,11 +358,11 @@ async def test_a_task_that_a_callback_names_is_followed_to_its_end(tmp_path: Pat
 
 async def test_a_session_has_one_journal(tmp_path: Path) -> None:
     async with keeping(tmp_path) as kept:
-        async with kept.session.keeping(kept.journal) as keeper:
-            assert keeper is kept.session._keeper
+        for journal in (kept.journal, None):
+            batch = kie.run_batch(kept.session, [], journal=journal, directory=tmp_path, batch="b")
+            assert [job async for job in batch] == []
         with pytest.raises(kie.SessionError, match="another journal"):
-            async with kept.session.keeping(store(tmp_path)):
-                pass
+            await anext(kie.run_batch(kept.session, [], journal=store(tmp_path), directory=tmp_path, batch="b"))
 
 
 async def test_a_key_that_came_to_nothing_is_not_sent_again(tmp_path: Path) -> None:
@@ -480,25 +473,30 @@ async def test_nothing_is_sent_beside_the_closing_of_the_journal(tmp_path: Path)
     async with serving() as service:
         session = kie.KieSession(service.session.settings, journal=Doorway(store(tmp_path), submit))
         async with session:
-            keeper = session._keeper
-            assert keeper is not None
-        with pytest.raises(kie.SessionError, match="being closed"):
-            await keeper.check_leases()
+            pass
         assert service.emulator.ledger == []
 
 
+async def test_what_waits_for_the_quota_while_the_journal_is_being_closed_is_not_sent(tmp_path: Path) -> None:
+    async with serving(faults=[Fault("slow", seconds=30, nth=2)], settings={"quota": 2}) as service:
+        async with kie.KieSession(service.session.settings, journal=store(tmp_path)) as session:
+            submitting = [asyncio.create_task(session.submit(REQUEST, key=key)) for key in "abc"]
+            await anyio.sleep(1)
+        with pytest.raises(kie.SessionError, match="being closed"):  # it gets its permit before the second's answer
+            await submitting[2]
+        assert len(service.emulator.ledger) == 2
+        assert await asyncio.gather(*submitting[:2])
+    assert [(await read(tmp_path, key)).state for key in "bc"] == [State.SUBMITTED, State.PLANNED]
+
+
 async def test_the_end_of_an_old_attempt_is_not_written_over_a_new_one(tmp_path: Path) -> None:
-    async with keeping(tmp_path, faults=[Fault("failed", times=1)]) as kept:
-        keeper = kept.session._keeper
-        assert keeper is not None
+    async with keeping(tmp_path) as kept:
         old = await kept.session.submit(REQUEST, key="k")
-        token = (await kept.job("k")).token
-        with pytest.raises(kie.TaskFailedError):
-            await old
-        await keeper.recorded("k")
+        await anyio.sleep(30)
+        await kept.journal.move("k", State.FAILED)  # a person decides so, and has it sent again
         await kept.journal.move("k", State.PLANNED)
         new = await kept.session.submit(REQUEST, key="k")
-        keeper._ended.put_nowait(("k", token, old._entry))  # a late look of another that followed it
+        await old
         await anyio.sleep(1)
         job = await kept.job("k")
         assert (job.state, job.task_id) == (State.SUBMITTED, new.id)
@@ -508,69 +506,69 @@ async def test_the_end_of_an_old_attempt_is_not_written_over_a_new_one(tmp_path:
         assert (await kept.job("k")).state is State.SUCCEEDED
 
 
-async def test_a_process_that_slept_through_its_lease_asks_before_it_spends(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept, store(tmp_path, "another:1:x") as other:
-        keeper = kept.session._keeper
-        assert keeper is not None
-        async with keeper.holding("batch:b"):
-            await kept.journal.release("batch:b")
-            await other.lease("batch:b", 30)
-            keeper._held["batch:b"] -= 31
-            with pytest.raises(ConflictError):
-                await kept.session.submit(REQUEST, key="k")
-            assert kept.service.emulator.ledger == []
-            assert (await kept.job("k")).state is State.PLANNED
-            await other.release("batch:b")
+async def test_a_process_that_slept_through_its_lease_asks_before_it_spends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        keeping(tmp_path) as kept,
+        store(tmp_path, "another:1:x") as other,
+        kept.session.keeping(kept.journal) as keeper,
+        keeper.holding("batch:b"),
+    ):
+        await kept.journal.release("batch:b")
+        await other.lease("batch:b", 600)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 31)
+        with pytest.raises(ConflictError):
             await kept.session.submit(REQUEST, key="k")
+        assert kept.service.emulator.ledger == []
+        assert (await kept.job("k")).state is State.PLANNED
+        await other.release("batch:b")
+        await kept.session.submit(REQUEST, key="k")
         assert len(kept.service.emulator.ledger) == 1
 
 
 async def test_a_lease_is_held_once(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept, store(tmp_path, "another:1:x") as other:
-        keeper = kept.session._keeper
-        assert keeper is not None
+    async with (
+        keeping(tmp_path) as kept,
+        store(tmp_path, "another:1:x") as other,
+        kept.session.keeping(kept.journal) as keeper,
+    ):
         async with keeper.holding("batch:b"):
             with pytest.raises(ConflictError, match="this process"):
                 async with keeper.holding("batch:b"):
                     raise AssertionError
             with pytest.raises(ConflictError):
                 await other.lease("batch:b", 30)
-        await keeper.renew("batch:b")  # the heart was about to, when it was given back
+        await keeper.renew("batch:b")  # it was about to be renewed when it was given back
         await other.lease("batch:b", 30)
 
 
-async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "dead:1:aa", "t" * 43)
     async with keeping(tmp_path) as kept:
-        keeper = kept.session._keeper
-        assert keeper is not None
 
-        async def hear(_owner: str) -> None:
-            await keeper.hear("t" * 43, "task1", "complete")
-            await anyio.sleep(20)
+        async def hear() -> None:
+            await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
 
-        monkeypatch.setattr(keeper, "_check_dead", hear)
-        await keeper.recover_all("")
+        kept.journal.beside["move"] = hear
+        assert [task.id async for task in kept.session.resume()] == ["task1"]
         job = await kept.job("k")
         assert (job.state, job.task_id) == (State.SUBMITTED, "task1")
 
 
 async def test_a_callback_while_a_lost_submission_is_given_up_is_not_lost(tmp_path: Path) -> None:
-    async with serving(callbacks=True, credits=1e6, faults=[Fault("lost"), Fault("lost", on="callback")]) as service:
-        settings = attrs.evolve(service.session.settings, recover_patience=3.0)
-        journal = Away(store(tmp_path))
-        async with kie.KieSession(settings, journal=journal) as session:
-            submitter = session._submitter
-            lose = submitter._lose
+    faults = [Fault("lost"), Fault("lost", on="callback")]
+    journal = Away(store(tmp_path))
+    async with serving(callbacks=True, faults=faults, settings={"recover_patience": 3.0}, journal=journal) as service:
 
-            def named(token: str) -> None:
-                lose(token)
-                assert not submitter.heard(token, service.emulator.ledger[0].task_id, "text")
+        async def name_it() -> None:
+            (charge,) = service.emulator.ledger
+            assert await service.call_back(charge.task_id, "text", token=service.token(charge.task_id)) == ""
+            await anyio.sleep(20)
 
-            submitter._lose = named  # type: ignore[method-assign]  # a callback comes at this very moment
-            task = await session.submit(REQUEST, key="k")
-            assert task.id == service.emulator.ledger[0].task_id
-            job = await journal.get("k")
-            assert (job.state, job.task_id) == (State.SUBMITTED, task.id)
+        journal.beside["move"] = name_it
+        task = await service.session.submit(REQUEST, key="k")
+        assert task.id == service.emulator.ledger[0].task_id
+        job = await journal.get("k")
+        assert (job.state, job.task_id) == (State.SUBMITTED, task.id)

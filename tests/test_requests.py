@@ -247,11 +247,10 @@ def test_the_last_ten_thousand_tasks_are_remembered() -> None:
 async def test_the_journal_knows_the_ids_of_its_tasks(tmp_path: Path) -> None:
     async with serving() as service:
         settings = service.session.settings
-        async with kie.KieSession(settings, journal=kie.SQLiteJournal(tmp_path / "j.sqlite")) as session:
+        journal = kie.SQLiteJournal(tmp_path / "j.sqlite")
+        async with kie.KieSession(settings, journal=journal) as session:
             task = await session.extend("a1", model="V5")
             tracks = (await task).tracks
-            journal = session._keeper.journal if session._keeper else None
-            assert journal is not None
             while (job := await journal.find(task_id=task.id)) and job.state is State.SUBMITTED:
                 await anyio.sleep(0.1)
         async with kie.KieSession(settings, journal=kie.SQLiteJournal(tmp_path / "j.sqlite")) as session:

@@ -14,8 +14,6 @@ from service import REQUEST, TIMELINE, Service, serving
 from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
-from kie_async._client.tracked_task import Entry
-from kie_async._client.tracker import UNKNOWN
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import KieError
 from kie_async.events import Anomaly, CallbackReceived, Looked, LookFailed, Settled, StageReached
@@ -188,14 +186,13 @@ async def test_one_bad_id_blocks_nobody() -> None:
 
 async def test_the_jobs_route_is_looked_at_ten_times_a_second_at_most() -> None:
     async with serving(credits=1e6, settings={"route": "jobs"}) as service:
-        tasks = [await service.session.submit(REQUEST) for _ in range(20)]
-        tracker = service.session._tracker
-        for task in tasks:
-            tracker._schedule(task._entry, asyncio.get_running_loop().time())
-        before = len(service.of(Looked))
-        await anyio.sleep(1.0)
-        assert 5 <= len(service.of(Looked)) - before <= 12
-        await asyncio.gather(*tasks)
+        submitted = [await service.session.submit(REQUEST) for _ in range(20)]
+        told: list[kie.Event] = []
+        async with kie.KieSession(attrs.evolve(service.session.settings, observer=told.append)) as session:
+            tasks = [session.track(task.id) for task in submitted]  # each is due at once
+            await anyio.sleep(1.0)
+            assert 5 <= sum(isinstance(event, Looked) for event in told) <= 12
+            await asyncio.gather(*tasks)
 
 
 async def test_a_task_is_looked_at_thrice_a_second_at_most(clock: VirtualTimeLoop) -> None:
@@ -203,7 +200,7 @@ async def test_a_task_is_looked_at_thrice_a_second_at_most(clock: VirtualTimeLoo
         task = await service.session.submit(REQUEST)
         started = clock.time()
         while clock.time() - started < 10:
-            service.session._tracker.wake(task.id, "complete", is_own=True)
+            await service.call_back(task.id, "complete", token=service.token(task.id))
             await anyio.sleep(0.02)
         assert service.emulator.looks(task.id) <= 30
         await task
@@ -292,9 +289,8 @@ async def test_what_strangers_post_makes_no_poll_later() -> None:
     async with serving(callbacks=True, faults=[Fault("lost", on="callback")]) as service:
         for stage in ("text", "first", "complete"):
             task = await service.session.submit(REQUEST)
-            body = f'{{"code":200,"msg":"","data":{{"callbackType":"{stage}","task_id":"{task.id}","data":[]}}}}'
             for _ in range(5):
-                assert await service.session.receiver.handle({}, body.encode(), "s" * 43) == 200
+                await service.call_back(task.id, stage)
                 await anyio.sleep(1)
             await task
         assert max(lags(service)) < 15
@@ -326,7 +322,7 @@ async def test_a_callback_just_after_the_end_was_seen_is_none_that_stayed_away()
         service.emulator.faults.add(Fault("late", on="callback", stage="complete", seconds=3, times=1))
         task = await service.session.submit(REQUEST)
         await anyio.sleep(91)
-        service.session._tracker.wake(task.id, "complete", is_own=False)
+        await service.call_back(task.id, "complete")
         await task
         await anyio.sleep(30)
         await end_of(service)
@@ -399,10 +395,10 @@ async def test_callbacks_for_strangers_are_taken() -> None:
 async def test_a_callback_during_a_look_is_not_lost() -> None:
     async with serving(callbacks=True, faults=[Fault("slow", on="record_info", seconds=2, times=1)]) as service:
         task = await service.session.submit(REQUEST)
-        tracker = service.session._tracker
-        tracker.wake(task.id, "complete", is_own=True)
+        token = service.token(task.id)
+        await service.call_back(task.id, "complete", token=token)
         await anyio.sleep(1)
-        tracker.wake(task.id, "complete", is_own=True)
+        await service.call_back(task.id, "complete", token=token)
         await anyio.sleep(1.5)
         assert service.emulator.looks(task.id) == 2
         await task
@@ -433,7 +429,8 @@ async def test_when_the_last_waiter_goes_the_looks_stop_until_one_comes() -> Non
         waiting[1].cancel()
         await anyio.sleep(300)
         assert service.emulator.looks(task.id) == looks
-        service.session._tracker.wake(task.id, "complete", is_own=True)
+        await service.call_back(task.id, "complete")
+        assert service.emulator.looks(task.id) == looks
         assert len((await task).tracks) == 2
         assert "SUCCESS" in repr(task)
 
@@ -512,27 +509,37 @@ async def test_a_listener_that_breaks_off_leaves_the_task() -> None:
 async def test_a_task_from_before_a_restart_is_followed() -> None:
     async with serving() as service:
         task_id = (await service.session.submit(REQUEST)).id
-        async with kie.KieSession(service.session.settings) as later:
-            task = later.track(task_id)
-            assert later.track(task_id)._entry is task._entry
+        told: list[kie.Event] = []
+        async with kie.KieSession(attrs.evolve(service.session.settings, observer=told.append)) as session:
+            task, same = session.track(task_id), session.track(task_id)
             assert len((await task).tracks) == 2
+            assert await same is await task
+        assert sum(isinstance(event, Settled) for event in told) == 1
 
 
-async def test_the_first_final_report_wins() -> None:
-    async with serving() as service:
+async def test_what_comes_after_the_end_changes_nothing() -> None:
+    async with serving(callbacks=True) as service:
         task = await service.session.submit(REQUEST)
+        token = service.token(task.id)
         result = await task
-        service.session._tracker.report(task._entry, kie.TaskRecord(task.id, "FAILED", error_code=501))
+        await service.call_back(task.id, "error", token=token)
+        await anyio.sleep(30)
         assert await task is result
+        assert len(service.of(Settled)) == 1
 
 
 async def test_a_record_without_its_moment_is_taken_as_new() -> None:
     async with serving() as service:
-        task = service.session.track((await service.session.submit(REQUEST)).id)
-        other = service.session._tracker.follow("t2")
-        service.session._tracker.report(other, kie.TaskRecord("t2", "PENDING"))
-        assert (other.key.operation, other.status) == ("unknown", "PENDING")
-        await task
+        record = b'{"code":200,"msg":"","data":{"taskId":"t2","status":"PENDING"}}'
+        service.emulator.faults.add(Fault("answer", on="record_info", task_id="t2", body=record, times=1))
+        task = service.session.track("t2")
+        await anyio.sleep(0.1)
+        assert task.status == "PENDING"
+        with pytest.raises(kie.WaitTimeoutError):  # the service does not know it; it was there before
+            await task
+        (settled,) = service.of(Settled)
+        assert settled.operation == "unknown"
+        assert settled.seconds == pytest.approx(service.session.settings.task_timeout, abs=1)
 
 
 async def test_a_thousand_tasks_in_flight() -> None:
@@ -553,15 +560,20 @@ async def test_a_thousand_tasks_in_flight() -> None:
         before, connections_before = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
         async with anyio.create_task_group() as group:
             group.start_soon(watch)
-            while not all(isinstance(task._entry.outcome, kie.TaskResult) for task in tasks):
+            while len(service.of(Settled)) < 1000:
                 await anyio.sleep(1)
             group.cancel_scope.cancel()
         assert most < before + 100  # one tracker, its looks, and the emulator's side of each
         assert connections - connections_before < 2 * 36  # both ends are in this process
-        assert service.session._tracker._table == {}
-        assert len(service.session._transport._kept.connector._conns) == 1  # type: ignore[union-attr]  # one host
+        assert all([(await task).tracks for task in tasks])
+        looks = [service.emulator.looks(task_id) for task_id in ids[::20]]
+        for task_id in ids[::20]:  # a settled task has left the table: it is asked for anew
+            assert (await service.session.track(task_id)).tracks
+        assert [service.emulator.looks(task_id) for task_id in ids[::20]] == [each + 1 for each in looks]
 
 
-async def test_of_two_that_are_due_at_once_the_older_goes_first() -> None:
-    entries = [Entry(name, UNKNOWN, born, 100.0) for name, born in (("young", 2.0), ("old", 1.0))]
-    assert [entry.task_id for _, entry in sorted((5.0, entry) for entry in entries)] == ["old", "young"]
+async def test_tasks_that_are_due_at_once_are_polled_in_the_order_in_which_they_came() -> None:
+    async with serving(settings={"looks_at_once": 1, "visible_grace": 0.5}) as service:
+        tasks = [service.session.track(f"t{number}") for number in range(20)]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert [event.task_id for event in service.of(Looked)][:20] == [task.id for task in tasks]

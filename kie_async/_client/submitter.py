@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -27,6 +26,7 @@ from kie_async._client.submission_log import NoWitness, Witness
 from kie_async._client.tracked_task import Entry
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.endpoints import Route
+from kie_async._protocol.recent import RecentSet
 from kie_async._protocol.responses import MOMENTARY
 from kie_async._protocol.retry import backoff
 from kie_async._protocol.schedule import Key
@@ -99,7 +99,7 @@ class Submitter:
         self._open: dict[str, _Submission] = {}
         self._sending: set[asyncio.Future[None]] = set()  # done when the answer is recorded
         self._tasks: dict[str, str] = {}  # token to task id, while the task is followed
-        self._lost: OrderedDict[str, None] = OrderedDict()
+        self._lost = RecentSet(_LOST_MOST)
         self._slowed = 0
         self._key = KeyGate(limiter)
 
@@ -152,7 +152,7 @@ class Submitter:
         if self._tasks.get(token, task_id) != task_id:
             return _ANOTHER
         if token in self._lost:
-            del self._lost[token]
+            self._lost.discard(token)
             self._tell(Anomaly(task_id, "a submission given up as unknown is this task: session.track() follows it"))
         is_followed = self._tracker.wake(task_id, stage, is_own=token in self._tasks)
         return "" if is_followed else "a task that is not followed here (yet)"
@@ -336,17 +336,12 @@ class Submitter:
                     await self._record(submission, task_id)
                 return task_id
             error.message += f"; no callback named it within {patience:.0f} s"
-        self._lose(submission.token)
+        self._lost.add(submission.token)
         await submission.witness.missed(submission.token, error)
         if submission.named.done():  # it was named while that was recorded
             await self._record(submission, submission.named.result())
             return submission.named.result()
         raise error
-
-    def _lose(self, token: str) -> None:
-        self._lost[token] = None
-        if len(self._lost) > _LOST_MOST:
-            self._lost.popitem(last=False)
 
     def _callback_url(self, token: str) -> str:
         if not self._settings.callback_url:

@@ -58,10 +58,6 @@ class Entry:
         self.source_duration = request.source_duration
         self.continue_at = as_duration(request.continue_at)
 
-    def __lt__(self, other: Entry) -> bool:
-        """Whether it goes first when both are due at the same moment."""
-        return self.born < other.born
-
 
 def closed(task_id: str) -> SessionError:
     message = f"the session was closed; the task goes on: session.track({task_id!r}) follows it in another session"

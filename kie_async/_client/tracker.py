@@ -15,6 +15,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import count
 from sys import intern
 from weakref import WeakValueDictionary
 
@@ -61,7 +62,8 @@ class Tracker:
         self._next_look = 0.0  # by the route's limit
         self._table: dict[str, Entry] = {}
         self._parked: WeakValueDictionary[str, Entry] = WeakValueDictionary()  # what somebody may wait for again
-        self._heap: list[tuple[float, Entry]] = []
+        self._heap: list[tuple[float, int, Entry]] = []  # of those due at once, the first that was scheduled goes first
+        self._serials = count()
         self._active = 0
         self._bell = asyncio.Event()
         self._words: set[str] = set()
@@ -171,7 +173,7 @@ class Tracker:
         """Start the looks that are due and may be; return when the next one is, None if a look must end first."""
         now = self._now()
         while self._heap:
-            when, entry = self._heap[0]
+            when, _, entry = self._heap[0]
             if entry.next_look != when or entry.parked or entry.outcome is not None:  # moved since, or not awaited
                 heapq.heappop(self._heap)
                 continue
@@ -213,8 +215,6 @@ class Tracker:
 
     def report(self, entry: Entry, record: TaskRecord | None) -> None:
         """Take what record-info says of a task; the first final report wins."""
-        if entry.outcome is not None:
-            return
         now = self._now()
         entry.looks += 1
         entry.failures = 0
@@ -319,7 +319,7 @@ class Tracker:
 
     def _schedule(self, entry: Entry, when: float) -> None:
         entry.next_look = when
-        item = (when, entry)
+        item = (when, next(self._serials), entry)
         heapq.heappush(self._heap, item)
         if self._heap[0] is item:
             self._bell.set()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from kie_async._protocol.address_rules import unreachable
 from kie_async._protocol.notices import find_notices, find_older_limits
+from kie_async._protocol.recent import RecentSet
 from kie_async._protocol.request_rules import is_url
 from kie_async.errors import InvalidRequestError, Problem
 from kie_async.events import Anomaly, Observer
@@ -29,8 +29,8 @@ class Admission:
     def __init__(self, settings: Settings, tell: Observer) -> None:
         self._settings = settings
         self._tell = tell
-        self._told: OrderedDict[str, None] = OrderedDict()
-        self._tasks: OrderedDict[str, None] = OrderedDict()
+        self._told = RecentSet(_NOTICES_MOST)
+        self._tasks = RecentSet(_TASKS_MOST)
 
     def check(self, request: Request, *, ready: bool = False) -> None:
         """Refuse a request that this session must not pay for, and tell what is odd in it.
@@ -50,22 +50,16 @@ class Admission:
     def notify(self, notice: str) -> None:
         """Tell a notice, unless it was told before."""
         if notice not in self._told:
-            _remember(self._told, notice, _NOTICES_MOST)
+            self._told.add(notice)
             self._tell(Anomaly("", notice))
 
     def remember(self, task_id: str) -> None:
         """Take note of a task of this session, so that its id is not taken for that of a track."""
-        _remember(self._tasks, task_id, _TASKS_MOST)
+        self._tasks.add(task_id)
 
     def knows(self, task_id: str) -> bool:
         """Whether this is the id of a task of this session, one of the last 10,000."""
         return task_id in self._tasks
-
-
-def _remember(known: OrderedDict[str, None], value: str, most: int) -> None:
-    known[value] = None
-    if len(known) > most:
-        known.popitem(last=False)
 
 
 def task_problem(tracks: tuple[str, ...]) -> InvalidRequestError:
