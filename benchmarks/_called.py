@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from benchmarks._looks import Ended, Life
+from benchmarks._polls import Ended, Life
 from kie_async._client.polling import GRACE, PollPlanner, soonest
 from kie_async._client.tracked_task import Entry
 from kie_async._protocol.schedule import Key, Pacing
@@ -101,6 +101,6 @@ class Caller:
             if at <= self._now and stage not in dict(entry.stages):
                 entry.stage = stage
                 entry.stages = (*entry.stages, (stage, self._now - entry.born))
-        entry.looked = self._now
+        entry.polled_at = self._now
         entry.hints += bool(entry.hints)
         return self._now + self._planner.wait(entry, self._now)

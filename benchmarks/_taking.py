@@ -170,7 +170,7 @@ async def submitted(plan: Plan) -> AsyncIterator[tuple[kie.KieSession, list[Awai
         webhook_key=KEY,
         max_in_flight=plan.events,
         quota=plan.events,
-        looks_at_once=AT_ONCE,
+        max_concurrent_polls=AT_ONCE,
     )
     async with kie.KieSession(settings) as session:
         tasks: list[Awaitable[object]] = [

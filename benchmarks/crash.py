@@ -38,7 +38,7 @@ POINTS = (
         for when in ("before", "after")
     ),
     "told:Submitted",
-    "told:Looked",
+    "told:Polled",
     "told:Settled",
 )  # fmt: skip
 JOBS = 4

@@ -60,7 +60,7 @@ async def floor(base_url: str, *, keep: bool = False) -> AsyncGenerator[Cycle]:
         ) as posts,
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=LOOKS_AT_ONCE), headers=headers, timeout=timeout
-        ) as looks,
+        ) as polls,
     ):
 
         async def cycle() -> None:
@@ -69,7 +69,7 @@ async def floor(base_url: str, *, keep: bool = False) -> AsyncGenerator[Cycle]:
             await asyncio.sleep(LOOK_AFTER)
             query = {"taskId": task_id}
             url = f"{base_url}/api/v1/generate/record-info"
-            async with looks.get(url, params=query, allow_redirects=False) as response:
+            async with polls.get(url, params=query, allow_redirects=False) as response:
                 record = (await response.json())["data"]
             assert record["status"] == "SUCCESS"
             assert len(record["response"]["sunoData"]) == 2

@@ -19,7 +19,7 @@ from typing import TypeVar
 import attrs
 
 from benchmarks._called import Caller, Delay, lost, only_stages, only_the_end, prompt, slow
-from benchmarks._looks import (
+from benchmarks._polls import (
     ADVISED,
     EXPONENTIAL,
     Durations,
@@ -53,7 +53,7 @@ MOST_EXTRA = 0.3  # polls per task where callbacks come
 QUICK_RUN = 100  # tasks: a run of fewer is a taste
 LEARNT = 20  # tasks, after which the policy is expected to know
 LATER = 90.0  # seconds that the first look might be put off, for comparison
-SHARES = ("looks", "lag", f"{LATER:.0f} s: looks", "lag", "bound: looks", "lag")
+SHARES = ("polls", "lag", f"{LATER:.0f} s: looks", "lag", "bound: looks", "lag")
 RIVALS: dict[str, Policy] = {
     **{f"{seconds} s": every(seconds) for seconds in (2, 5, 10, 30)},
     "x 1.5": EXPONENTIAL,
@@ -128,7 +128,7 @@ def awaited(policy: Policy, durations: Durations, lives: Sequence[Life], every: 
 
 def shares(found: Mean, fixed: FixedIntervals) -> tuple[float, float]:
     """Of the best fixed interval: the share of its looks at equal lag, and of its lag at equal looks."""
-    return found.looks / fixed.looks(found.lag), found.lag / fixed.lag(found.looks)
+    return found.polls / fixed.polls(found.lag), found.lag / fixed.lag(found.polls)
 
 
 # ---------------------------------------------------------------- tables
@@ -147,7 +147,7 @@ def goal(bench: Bench) -> None:
             yield [name, *columns(found), *shown, verdict(pairs[0], pairs[2], pairs[3])]
 
     print("\nOf the best fixed interval: looks at equal lag, lag at equal looks. Stages tell nothing.")
-    table(["durations", "looks", "lag s", *SHARES, f"{MOST:.0f} s: looks", "lag", f"goal {GOAL}"], rows())
+    table(["durations", "polls", "lag s", *SHARES, f"{MOST:.0f} s: looks", "lag", f"goal {GOAL}"], rows())
     print(f"{LATER:.0f} s: if the first look might come after {LATER:.0f} s, not {DEAD:.0f} s.")
     print(f"bound: the exact optimum, durations known. {MOST:.0f} s: the same, cut to looks no further apart.")
 
@@ -160,7 +160,7 @@ def all_shares(durations: Durations, *found: Mean) -> list[tuple[float, float]]:
 
 def columns(found: Mean) -> tuple[str, str]:
     """Two columns of a row."""
-    return f"{found.looks:.1f}", f"{found.lag:.1f}"
+    return f"{found.polls:.1f}", f"{found.lag:.1f}"
 
 
 def verdict(ours: tuple[float, float], bound: tuple[float, float], limited: tuple[float, float]) -> str:
@@ -199,7 +199,7 @@ def prices(bench: Bench) -> None:
                 yield [name, f"{price}", *columns(found), *(f"{share:.2f}" for pair in pairs for share in pair)]
 
     print("\nThe same at other prices of a look, in seconds of lateness.")
-    table(["durations", "price", "looks", "lag s", *SHARES], rows())
+    table(["durations", "price", "polls", "lag s", *SHARES], rows())
 
 
 def stages(bench: Bench) -> None:
@@ -224,7 +224,7 @@ def stages(bench: Bench) -> None:
                 yield [name, way, *columns(found), *(f"{share:.2f}" for share in shares(found, fixed))]
 
     print("\nWhat stages tell, and what that is worth. How the real ones relate to the end is not known.")
-    table(["stages tell", "paced", "looks", "lag s", "looks", "lag"], rows())
+    table(["stages tell", "paced", "polls", "lag s", "polls", "lag"], rows())
 
 
 @attrs.frozen
@@ -267,7 +267,7 @@ def learning(bench: Bench) -> None:
                 yield [name, f"{start + 1}-{end}", *columns(each.awaited), f"{over:.2f}"]
 
     print(f"\nLearning. Cost is {PRICE} s per look and the lag, as a multiple of the bound's.")
-    table(["durations", "tasks", "looks", "lag s", "cost"], rows())
+    table(["durations", "tasks", "polls", "lag s", "cost"], rows())
 
 
 def shift(bench: Bench) -> None:
@@ -282,7 +282,7 @@ def shift(bench: Bench) -> None:
                 yield [f"{before} s to {after} s", name, *columns(each.awaited), f"{each.worst:.1f}"]
 
     print("\nA shift in mid-run, log-normal 0.3.")
-    table(["shift", "tasks", "looks", "lag s", "longest lag s"], rows())
+    table(["shift", "tasks", "polls", "lag s", "longest lag s"], rows())
 
 
 def callbacks(bench: Bench) -> None:
@@ -306,7 +306,7 @@ def callbacks(bench: Bench) -> None:
                 ended = [caller.follow(life) for life in lives]
                 early, later = mean(ended[:LEARNT]), mean(ended[LEARNT:])
                 lag = sorted(each.lag for each in ended)
-                shown = (f"{each.looks - 1:.2f}" for each in (early, later))
+                shown = (f"{each.polls - 1:.2f}" for each in (early, later))
                 shares = (later.lag, lag[len(lag) // 2], lag[int(len(lag) * 0.99)])
                 yield [name, words, *shown, *(f"{share:.1f}" for share in shares)]
 

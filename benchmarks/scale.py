@@ -57,12 +57,12 @@ async def end(coroutines: list[asyncio.Task[Any]]) -> None:
 
 async def measure(base_url: str, tasks: int, seconds: float) -> str:
     """One line of the table, but for its first column."""
-    looks, wanted, ready = 0, _WARM, asyncio.Event()
+    polls, wanted, ready = 0, _WARM, asyncio.Event()
 
     def observe(event: object) -> None:
-        nonlocal looks
-        looks += type(event) is kie.events.Looked
-        if looks >= wanted:
+        nonlocal polls
+        polls += type(event) is kie.events.Polled
+        if polls >= wanted:
             ready.set()
 
     before = resident()
@@ -75,15 +75,15 @@ async def measure(base_url: str, tasks: int, seconds: float) -> str:
         await ready.wait()  # connections, buffers: what is made once is not counted
         await end(warm)
         ready.clear()
-        wanted = looks + tasks
+        wanted = polls + tasks
         before, started = resident(), time.monotonic()
         results = [asyncio.create_task(session.track(f"wait-{number:027}").result()) for number in range(tasks)]
         await ready.wait()
         first = time.monotonic() - started
         memory = (resident() - before - own) / tasks
-        cpu, seen = time.process_time(), looks
+        cpu, seen = time.process_time(), polls
         late = await lateness(seconds)
-        cpu, seen = time.process_time() - cpu, looks - seen
+        cpu, seen = time.process_time() - cpu, polls - seen
         await end([*results, *bare])
     p99 = late[int(len(late) * 0.99)]
     per_minute = 60 / seconds / tasks

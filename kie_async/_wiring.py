@@ -49,7 +49,7 @@ async def wired(
     """
     route = ROUTES[settings.route]
 
-    async def look(task_id: str) -> TaskRecord | None:
+    async def poll(task_id: str) -> TaskRecord | None:
         return await transport.send(route.record_info(task_id), retry=False)
 
     with lone_errors():
@@ -59,7 +59,7 @@ async def wired(
             anyio.create_task_group() as group,
         ):
             limiter = limiter or shared_limiter(settings)
-            tracker = Tracker(settings, look, tell, looks_per_second=route.looks_per_second)
+            tracker = Tracker(settings, poll, tell, polls_per_second=route.polls_per_second)
             submitter = Submitter(settings, transport, limiter, tracker, route, tell, group)
             group.start_soon(tracker.run)
             async with AsyncExitStack() as stack:

@@ -38,7 +38,7 @@ class SubmissionUnknown:
 
 
 @attrs.frozen
-class Looked:
+class Polled:
     """record-info was read for a task; ``age`` is its time since submission in seconds."""
 
     task_id: str
@@ -47,7 +47,7 @@ class Looked:
 
 
 @attrs.frozen
-class LookFailed:
+class PollFailed:
     """record-info could not be read; it will be tried again."""
 
     task_id: str
@@ -98,12 +98,12 @@ class StageReached:
 
 @attrs.frozen
 class Settled:
-    """A task ended; ``error`` is empty for a success. ``looks`` counts the reads of record-info it took."""
+    """A task ended; ``error`` is empty for a success. ``polls`` counts the reads of record-info it took."""
 
     task_id: str
     operation: str
     seconds: float
-    looks: int
+    polls: int
     error: str = ""
 
 
@@ -118,8 +118,8 @@ class Anomaly:
 Event: TypeAlias = (
     Submitted
     | SubmissionUnknown
-    | Looked
-    | LookFailed
+    | Polled
+    | PollFailed
     | CallbackReceived
     | Retried
     | Waited
@@ -136,8 +136,8 @@ _SUBMIT, _TRACKER, _CALLBACKS, _TRANSPORT = (
 _LEVELS: dict[type[object], tuple[logging.Logger, int]] = {
     Submitted: (_SUBMIT, logging.INFO),
     SubmissionUnknown: (_SUBMIT, logging.WARNING),
-    Looked: (_TRACKER, logging.DEBUG),
-    LookFailed: (_TRACKER, logging.WARNING),
+    Polled: (_TRACKER, logging.DEBUG),
+    PollFailed: (_TRACKER, logging.WARNING),
     CallbackReceived: (_CALLBACKS, logging.DEBUG),
     Retried: (_TRANSPORT, logging.WARNING),
     Waited: (_SUBMIT, logging.DEBUG),

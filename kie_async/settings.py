@@ -182,7 +182,7 @@ class Settings:
             3 min; 408 means nothing for over 10 min.
         visible_grace: how long a new task may be unknown to record-info.
         audio_grace: how long a task may claim success before its audio appears.
-        looks_at_once: record-info requests under way at once.
+        max_concurrent_polls: record-info requests under way at once.
         max_download_bytes: the largest file a download accepts.
         proxy: an http(s) proxy for all requests, and "" for none. By default that of ``HTTPS_PROXY`` or ``ALL_PROXY``,
             for hosts that are not on this machine and not in ``NO_PROXY``; ``.netrc`` is never read.
@@ -214,7 +214,7 @@ class Settings:
     task_timeout: float = 1800.0
     visible_grace: float = 60.0
     audio_grace: float = 120.0
-    looks_at_once: int = 16
+    max_concurrent_polls: int = 16
     max_download_bytes: int = 500_000_000
     proxy: Secret | None = attrs.field(default=None, converter=_proxy, repr=False)  # it may hold a password
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
@@ -286,7 +286,7 @@ def _check_failures(limit: object) -> None:
         raise SettingsError(f"max_consecutive_failures is {limit!r}: give a whole number, or 0 for no limit")
 
 
-_COUNTS = ("max_in_flight", "quota", "looks_at_once", "max_download_bytes")
+_COUNTS = ("max_in_flight", "quota", "max_concurrent_polls", "max_download_bytes")
 _IN_SECONDS = ("timeout", "patience", "grace", "_window", "_margin")
 _SECONDS = tuple(field.name for field in attrs.fields(Settings) if field.name.endswith(_IN_SECONDS))
 _YEAR = 366 * 86400

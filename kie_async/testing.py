@@ -55,9 +55,9 @@ class EmulatorHandle:
         """Every callback that was sent, each try, in order."""
         return self._portal.call(lambda: list(self._emulator.callbacks))
 
-    def looks(self, task_id: str) -> int:
+    def polls(self, task_id: str) -> int:
         """How often record-info was read for a task."""
-        return self._portal.call(self._emulator.looks, task_id)
+        return self._portal.call(self._emulator.polls, task_id)
 
     def top_up(self, amount: float) -> None:
         """Add credits."""

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import pacing
-from benchmarks._looks import Even, LogNormal, Mixture, best_looks, every, expected, follow, optimum, telling_nothing
+from benchmarks._polls import Even, LogNormal, Mixture, best_polls, every, expected, follow, optimum, telling_nothing
 
 
-def cost(ages: list[float], ended: list[float], price: float, looks: list[int]) -> float:
+def cost(ages: list[float], ended: list[float], price: float, polls: list[int]) -> float:
     """What looks at these ages cost, if tasks end in the middle between two ages."""
     total = 0.0
-    for before, at in pairwise([0, *looks]):
+    for before, at in pairwise([0, *polls]):
         total += price * (1 - ended[before])
         for step in range(before, at):
             total += (ages[at] - (ages[step] + ages[step + 1]) / 2) * (ended[step + 1] - ended[step])
@@ -42,17 +42,17 @@ def test_no_choice_of_looks_is_better_than_the_optimum(steps: list[tuple[float, 
     ages = [0.0, *accumulate(width for width, _ in steps)]
     shares = [0.0, *accumulate(share for _, share in steps)]
     ended = [share / shares[-1] for share in shares]
-    best, looks = best_looks(ages, ended, price), [0]
-    while looks[-1] < len(steps):
-        looks.append(ages.index(best[looks[-1]]))
-    found = cost(ages, ended, price, looks[1:])
+    best, polls = best_polls(ages, ended, price), [0]
+    while polls[-1] < len(steps):
+        polls.append(ages.index(best[polls[-1]]))
+    found = cost(ages, ended, price, polls[1:])
     assert found == pytest.approx(min(cost(ages, ended, price, way) for way in every_way(len(steps))))
 
 
 def test_the_optimum_is_near_its_limit_for_many_looks() -> None:
     found = optimum(Even(50, 150), 0.03)
     limit = (math.sqrt(100) * 2 / 3) ** 2 / 2  # of looks * lag: half the square of the integral of sqrt(F' (1 - F))
-    assert found.looks * found.lag == pytest.approx(limit, rel=0.1)
+    assert found.polls * found.lag == pytest.approx(limit, rel=0.1)
 
 
 def test_a_fixed_interval_costs_what_it_must() -> None:
@@ -62,7 +62,7 @@ def test_a_fixed_interval_costs_what_it_must() -> None:
 
 def test_a_task_is_followed_to_its_end() -> None:
     ended = follow(every(10), telling_nothing(Even(94, 96))(pacing.Bench(1, 1).chance()))
-    assert ended.looks == 10
+    assert ended.polls == 10
     assert 4 <= ended.lag <= 6
 
 

@@ -256,7 +256,7 @@ def test_3_the_task_failed(terminal: Terminal, service: EmulatorHandle) -> None:
 def test_3_an_unknown_task(terminal: Terminal, service: EmulatorHandle) -> None:
     error = check(terminal, 3, "status", UNKNOWN_TASK, kind="TaskNotFoundError", says="does not know this task")
     assert error["task_id"] == UNKNOWN_TASK
-    assert service.looks(UNKNOWN_TASK) == 2
+    assert service.polls(UNKNOWN_TASK) == 2
 
 
 def test_3_the_service_refused(terminal: Terminal, service: EmulatorHandle) -> None:

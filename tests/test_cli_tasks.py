@@ -109,7 +109,7 @@ def test_upload_extend_with_callbacks_needs_one_look(
     monkeypatch.setenv("KIE_API_KEY", "a-real-key")
     words = ("upload-extend", str(song), "--at", "75%", "--emulate", "--callbacks", "--route", "jobs", "--json")
     value = terminal(*words, virtual=True).value
-    assert (value["callbacks_received"], value["looks"]) == (3, 1)
+    assert (value["callbacks_received"], value["polls"]) == (3, 1)
     assert value["status"] == "SUCCESS"
     assert value["partial"] is False
     assert "files" not in value
@@ -249,7 +249,7 @@ def test_callbacks_of_a_served_emulator(terminal: Terminal, monkeypatch: pytest.
     with served(monkeypatch, webhook_key="a-webhook-key") as service:
         value = terminal("extend", "a1", "--model", "V5", "--callbacks", "--json").value
         assert value["task_id"] == service.ledger[0].task_id
-        assert service.looks(value["task_id"]) == 1
+        assert service.polls(value["task_id"]) == 1
         assert service.ledger[0].callback_url.startswith("http://127.0.0.1:")
 
 
@@ -298,7 +298,7 @@ def test_status_of_a_finished_task(terminal: Terminal, service: EmulatorHandle, 
     for line, track in zip(tracks, value["tracks"], strict=True):
         assert line.startswith(f"{track['id']}  {track['duration']:.1f} s  ")
         assert line.endswith(track["audio_url"])
-    assert service.looks(task_id) == 2
+    assert service.polls(task_id) == 2
 
 
 def test_status_of_a_task_that_runs_or_failed_is_no_failure_of_ours(
@@ -332,7 +332,7 @@ def test_download_fetches_all_tracks(terminal: Terminal, service: EmulatorHandle
     value = terminal("download", task_id, "--out", str(tmp_path), "--json").value
     assert sorted(value["files"]) == sorted(str(path) for path in tmp_path.iterdir())
     assert len(value["files"]) == 2
-    assert service.looks(task_id) == 1
+    assert service.polls(task_id) == 1
 
 
 def test_a_track_that_is_gone_does_not_keep_the_other_away(

@@ -269,8 +269,8 @@ def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFi
     screen = Screen()
     told = (
         events.Submitted("t\x1b1", "extend", "V5", 0.1),
-        events.Looked("t1", "MIX\x1bING", 10.0),
-        events.LookFailed("t1", "it\x1b"),
+        events.Polled("t1", "MIX\x1bING", 10.0),
+        events.PollFailed("t1", "it\x1b"),
         events.Retried("submit", "too\x1b fast", 1, 2.5),
         events.Waited("quota", 3),
         events.Anomaly("t1", "odd\x1b"),
@@ -286,7 +286,7 @@ def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFi
     assert len(lines) == len(told) - 1
     assert not any("\x1b" in line for line in lines)
     assert screen.facts["task_id"] == "t\x1b1"
-    assert (screen.callbacks, screen.looks, screen.submitted) == (2, 1, True)
+    assert (screen.callbacks, screen.polls, screen.submitted) == (2, 1, True)
 
 
 # ---------------------------------------------------------------- logs and secrets

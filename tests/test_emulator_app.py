@@ -428,7 +428,7 @@ async def test_faults_of_a_look_concern_that_look_alone(clock: VirtualTimeLoop) 
         clock.advance(3)
         seen = [(await client.record(task_id))["data"] for _ in range(5)]
         assert [each and each["status"] for each in seen] == ["SUCCESS", None, "PENDING", "MIXING", "SUCCESS"]
-        assert client.emulator.looks(task_id) == 5
+        assert client.emulator.polls(task_id) == 5
         client.emulator.faults.add(Fault("backwards"))
         assert (await client.record("nobody"))["data"] is None
 

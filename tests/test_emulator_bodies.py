@@ -85,7 +85,7 @@ async def test_record_info_is_as_recorded(clock: VirtualTimeLoop) -> None:
         like(first["response"]["sunoData"][1], text["data"]["response"]["sunoData"][0])
         statuses = [body["status"] for body in (pending["data"], text["data"], first, whole["data"])]
         assert statuses == ["PENDING", "TEXT_SUCCESS", "FIRST_SUCCESS", "SUCCESS"]
-        assert client.emulator.looks(task_id) == 4
+        assert client.emulator.polls(task_id) == 4
         unknown = await client.record("nobody")
         assert unknown == exchange("exchange_record_info_unknown_task.captured.json")
 

@@ -105,9 +105,9 @@ async def test_tasks_whose_waiters_go_away_are_followed_to_their_ends(tmp_path: 
         counts = await journal.counts()
         assert (counts[State.SUCCEEDED], counts[State.FAILED]) == (4 * MANY - 1, 1)
         assert living_after[3] <= living_after[0] + 2 * MANY  # connections come and go; 3 * MANY tasks leave nothing
-        looks = [service.emulator.looks(charge.task_id) for charge in service.emulator.ledger]
+        polls = [service.emulator.polls(charge.task_id) for charge in service.emulator.ledger]
         await anyio.sleep(100)
-        assert looks == [service.emulator.looks(charge.task_id) for charge in service.emulator.ledger]
+        assert polls == [service.emulator.polls(charge.task_id) for charge in service.emulator.ledger]
 
 
 async def test_many_submissions_broken_off_are_followed_to_their_ends(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_without_a_journal_nobody_waits_and_nobody_polls(tmp_path: Path) -
         with pytest.raises(kie.WaitTimeoutError):
             await task.result(timeout=0.2)
         await anyio.sleep(300)
-        assert service.emulator.looks(task.id) == 0
+        assert service.emulator.polls(task.id) == 0
 
 
 async def test_an_end_is_recorded_when_the_store_is_back(tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ async def test_an_end_is_recorded_when_the_store_is_back(tmp_path: Path) -> None
         await task
         await anyio.sleep(60)
         assert (await journal.counts())[State.SUBMITTED] == 1
-        looks = service.emulator.looks(task.id)
+        polls = service.emulator.polls(task.id)
         journal.fails = lambda _name, _args: None
         await anyio.sleep(10)
         assert (await journal.counts())[State.SUCCEEDED] == 1
-        assert service.emulator.looks(task.id) == looks
+        assert service.emulator.polls(task.id) == polls
 
 
 async def test_an_end_that_can_never_be_written_does_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ async def test_a_batch_stops_when_an_end_cannot_be_written(tmp_path: Path) -> No
             async for _ in kie.run_batch(service.session, jobs, journal=journal, directory=tmp_path / "out"):
                 pass
         (charge,) = service.emulator.ledger
-        assert service.emulator.looks(charge.task_id) < 20
+        assert service.emulator.polls(charge.task_id) < 20
 
 
 class Slow(Failing):

@@ -14,7 +14,7 @@ from service import REQUEST, serving
 
 import kie_async as kie
 from kie_async.emulator import Rules
-from kie_async.events import Anomaly, LookFailed
+from kie_async.events import Anomaly, PollFailed
 from kie_async.journal import SQLiteJournal, State
 from kie_async.limiter import Permit
 
@@ -122,7 +122,7 @@ async def test_a_poll_that_breaks_is_told_and_polled_again(monkeypatch: pytest.M
         tasks = [await service.session.submit(REQUEST) for _ in range(2)]
         monkeypatch.setattr(orjson, "loads", fails_once(orjson.loads, nth=1, error=TypeError("odd")))
         assert [len((await task).tracks) for task in tasks] == [2, 2]
-        (told,) = service.of(LookFailed)
+        (told,) = service.of(PollFailed)
     assert "TypeError" in told.reason
 
 

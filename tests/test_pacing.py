@@ -15,7 +15,7 @@ from kie_async.models import Stage
 KEY = Key("extend", "V5")
 
 
-def looks(pacing: Pacing, duration: float, *, learn: bool = True) -> list[float]:
+def polls(pacing: Pacing, duration: float, *, learn: bool = True) -> list[float]:
     """The ages at which a task of this duration is looked at, up to its end."""
     ages = [0.0]
     while ages[-1] < duration:
@@ -33,10 +33,10 @@ def test_a_delay_is_within_its_bounds(age: float, stage: Stage | None, since: fl
 
 
 def test_durations_are_learnt_within_twenty_tasks() -> None:
-    before, pacing = len(looks(Pacing(), 300, learn=False)), Pacing()
+    before, pacing = len(polls(Pacing(), 300, learn=False)), Pacing()
     for _ in range(20):
-        looks(pacing, 300 * random.uniform(0.98, 1.02))
-    after = looks(pacing, 300, learn=False)
+        polls(pacing, 300 * random.uniform(0.98, 1.02))
+    after = polls(pacing, 300, learn=False)
     assert len(after) < before
     assert after[-1] - 300 < 5
 
@@ -44,15 +44,15 @@ def test_durations_are_learnt_within_twenty_tasks() -> None:
 def test_a_shift_is_learnt() -> None:
     pacing = Pacing()
     for duration in [60.0] * 50 + [240.0] * 40:
-        found = looks(pacing, duration)
+        found = polls(pacing, duration)
     assert found[-1] - 240 < 8
 
 
 def test_the_dead_time_is_skipped_and_the_end_is_dense() -> None:
     pacing = Pacing()
     for _ in range(40):
-        looks(pacing, 120 * random.uniform(0.97, 1.03))
-    ages = looks(pacing, 120, learn=False)
+        polls(pacing, 120 * random.uniform(0.97, 1.03))
+    ages = polls(pacing, 120, learn=False)
     assert ages[0] > 20
     assert min(b - a for a, b in pairwise(ages) if b > 105) < 6
 

@@ -75,7 +75,7 @@ def test_plain_http_is_for_loopback(host: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("route", "other"), ("quota", 0), ("max_in_flight", 1.5), ("looks_at_once", -1), ("total_timeout", -1),
+        ("route", "other"), ("quota", 0), ("max_in_flight", 1.5), ("max_concurrent_polls", -1), ("total_timeout", -1),
         ("task_timeout", float("nan")), ("connect_timeout", 0),
         ("quota_window", 0), ("audio_grace", True), ("quota_margin", "1"), ("read_timeout", float("inf")),
     ],
@@ -112,8 +112,8 @@ def test_a_secret_shows_itself_to_nobody() -> None:
 
 EVENTS: list[events.Event] = [
     events.Submitted("t1", "extend", "V5", 0.5),
-    events.Looked("t1", "PENDING", 3.0),
-    events.LookFailed("t1", "x https://a.example/b?sig=1"),
+    events.Polled("t1", "PENDING", 3.0),
+    events.PollFailed("t1", "x https://a.example/b?sig=1"),
     events.CallbackReceived("t1", "text\nforged", 200),
     events.Retried("credits", "x", 1, 0.5),
     events.Waited("quota", 3),

@@ -34,7 +34,7 @@ async def test_strangers_learn_nothing_and_leave_nothing(tmp_path: Path) -> None
         async with kie.KieSession(service.session.settings, journal=store(tmp_path)) as session:
             task = await session.submit(REQUEST)
             token = service.emulator.ledger[0].callback_url.rpartition("/")[2]
-            looks = service.emulator.looks(task.id)
+            polls = service.emulator.polls(task.id)
             for number in range(300):
                 assert await session.receiver.handle({}, body(f"task{number}"), f"{number:032}") == 200
             assert await session.receiver.handle({}, body("another"), token) == 200
@@ -42,7 +42,7 @@ async def test_strangers_learn_nothing_and_leave_nothing(tmp_path: Path) -> None
             told = service.of(CallbackReceived)
             assert [event.note for event in told[-2:]] == ["its token belongs to another task", ""]
             assert all("not followed here" in event.note for event in told[:300])
-            assert service.emulator.looks(task.id) == looks
+            assert service.emulator.polls(task.id) == polls
             assert len((await task).tracks) == 2
             await anyio.sleep(1)
             assert await session.receiver.handle({}, body(task.id), token) == 200

@@ -40,7 +40,7 @@ def test_a_blocking_test_sees_what_the_service_saw() -> None:
         assert [arrival.code for arrival in handle.arrivals] == [200]
         assert {sent.status for sent in handle.callbacks} == {0}
         assert {sent.task_id for sent in handle.callbacks} == {task_id}
-        assert handle.looks(task_id) == 0
+        assert handle.polls(task_id) == 0
         handle.top_up(12.0)
         assert handle.credits == 1000.0
 

@@ -16,7 +16,7 @@ from virtual_time import VirtualTimeLoop
 import kie_async as kie
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import KieError
-from kie_async.events import Anomaly, CallbackReceived, Looked, LookFailed, Settled, StageReached
+from kie_async.events import Anomaly, CallbackReceived, Polled, PollFailed, Settled, StageReached
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ async def test_a_task_ends_with_its_tracks(route: str) -> None:
         assert all(track.audio_url and track.duration for track in result.tracks)
         (settled,) = service.of(Settled)
         assert 0 < settled.seconds - TIMELINE[2] < 12
-        assert settled.looks == service.emulator.looks(result.task_id) == len(service.of(Looked))
+        assert settled.polls == service.emulator.polls(result.task_id) == len(service.of(Polled))
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -143,7 +143,7 @@ async def test_a_stuck_task_times_out_and_may_still_end() -> None:
 async def test_looks_that_fail_are_repeated(fault: Fault) -> None:
     async with serving(faults=[fault]) as service:
         assert isinstance(await end_of(service), kie.TaskResult)
-        assert service.of(LookFailed) or fault.kind == "drop"
+        assert service.of(PollFailed) or fault.kind == "drop"
 
 
 @pytest.mark.parametrize("fault", [Fault("code", on="record_info", code=401, times=8),
@@ -152,7 +152,7 @@ async def test_looks_that_fail_are_repeated(fault: Fault) -> None:
 async def test_a_look_that_refuses_the_key_is_tried_again(fault: Fault) -> None:
     async with serving(faults=[fault]) as service:
         assert isinstance(await end_of(service), kie.TaskResult)
-        assert len(service.of(LookFailed)) == 8
+        assert len(service.of(PollFailed)) == 8
 
 
 async def test_a_key_that_is_refused_until_the_time_is_over_is_told_at_its_end() -> None:
@@ -176,7 +176,7 @@ async def test_a_key_that_never_worked_is_not_tried_for_long(clock: VirtualTimeL
 
 
 async def test_one_bad_id_blocks_nobody() -> None:
-    async with serving(credits=1e6, settings={"looks_at_once": 2, "task_timeout": 400}) as service:
+    async with serving(credits=1e6, settings={"max_concurrent_polls": 2, "task_timeout": 400}) as service:
         tasks = [await service.session.submit(REQUEST) for _ in range(10)]
         service.emulator.faults.add(Fault("html", on="record_info", task_id=tasks[0].id))
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -191,7 +191,7 @@ async def test_the_jobs_route_is_looked_at_ten_times_a_second_at_most() -> None:
         async with kie.KieSession(attrs.evolve(service.session.settings, observer=told.append)) as session:
             tasks = [session.track(task.id) for task in submitted]  # each is due at once
             await anyio.sleep(1.0)
-            assert 5 <= sum(isinstance(event, Looked) for event in told) <= 12
+            assert 5 <= sum(isinstance(event, Polled) for event in told) <= 12
             await asyncio.gather(*tasks)
 
 
@@ -202,7 +202,7 @@ async def test_a_task_is_looked_at_thrice_a_second_at_most(clock: VirtualTimeLoo
         while clock.time() - started < 10:
             await service.call_back(task.id, "complete", token=service.token(task.id))
             await anyio.sleep(0.02)
-        assert service.emulator.looks(task.id) <= 30
+        assert service.emulator.polls(task.id) <= 30
         await task
 
 
@@ -214,10 +214,10 @@ async def test_a_task_is_looked_at_thrice_a_second_at_most(clock: VirtualTimeLoo
 async def test_with_callbacks_one_look_confirms(route: str, webhook_key: str | None) -> None:
     settings = {"route": route, "webhook_key": webhook_key or ""}
     async with serving(callbacks=True, webhook_key=webhook_key, settings=settings) as service:
-        for looks in (20, 1, 1):  # until the first callback comes, as without
+        for polls in (20, 1, 1):  # until the first callback comes, as without
             result = await end_of(service)
             assert isinstance(result, kie.TaskResult)
-            assert service.emulator.looks(result.task_id) <= looks
+            assert service.emulator.polls(result.task_id) <= polls
         assert max(lags(service)) < 0.5
         assert [event.stage for event in service.of(CallbackReceived)] == ["text", "first", "complete"] * 3
 
@@ -230,7 +230,7 @@ async def test_listeners_learn_each_stage_when_its_callback_comes(clock: Virtual
         found = [(event.stage, round(clock.time() - started), len(event.tracks)) async for event in task.events()]
         assert found == [("text", 10, 2), ("first", 45, 2), ("complete", 90, 2)]
         assert (
-            service.emulator.looks(task.id) <= 5
+            service.emulator.polls(task.id) <= 5
         )  # one for each, and until the first callback for it comes, as without
 
 
@@ -301,7 +301,7 @@ async def test_callbacks_that_stop_coming_cost_one_task_a_wait_and_the_others_se
         for _ in range(8):
             await end_of(service)
         assert max(lags(service)) < 1
-        assert {settled.looks for settled in service.of(Settled)[1:]} == {1}
+        assert {settled.polls for settled in service.of(Settled)[1:]} == {1}
         lost = Fault("lost", on="callback", stage="complete")
         service.emulator.faults.add(lost)
         for _ in range(4):
@@ -312,7 +312,7 @@ async def test_callbacks_that_stop_coming_cost_one_task_a_wait_and_the_others_se
         service.emulator.faults.clear()
         for _ in range(6):
             await end_of(service)
-        assert service.of(Settled)[-1].looks == 1
+        assert service.of(Settled)[-1].polls == 1
 
 
 async def test_a_callback_just_after_the_end_was_seen_is_none_that_stayed_away() -> None:
@@ -326,7 +326,7 @@ async def test_a_callback_just_after_the_end_was_seen_is_none_that_stayed_away()
         await task
         await anyio.sleep(30)
         await end_of(service)
-        assert service.of(Settled)[-1].looks == 1
+        assert service.of(Settled)[-1].polls == 1
 
 
 @pytest.mark.parametrize("before", [0, 2])
@@ -344,7 +344,7 @@ async def test_who_begins_to_listen_is_told_at_once_what_callbacks_told(
         told = ["text", "first"] if begin > TIMELINE[1] else ["text"]
         assert [stage for stage, _ in found] == ["text", "first", "complete"]
         assert max(wait for stage, wait in found if stage in told) < 1
-        assert service.emulator.looks(task.id) <= 4 or not before
+        assert service.emulator.polls(task.id) <= 4 or not before
 
 
 async def test_who_begins_to_listen_without_callbacks_gets_a_poll_and_then_dense_ones(clock: VirtualTimeLoop) -> None:
@@ -367,7 +367,7 @@ async def test_waiters_that_come_and_go_are_no_reason_for_more_polls() -> None:
                     pass
             with pytest.raises(kie.WaitTimeoutError):
                 await task.result(timeout=0.1)
-        assert service.emulator.looks(task.id) <= 4
+        assert service.emulator.polls(task.id) <= 4
         assert len((await task).tracks) == 2
 
 
@@ -400,7 +400,7 @@ async def test_a_callback_during_a_look_is_not_lost() -> None:
         await anyio.sleep(1)
         await service.call_back(task.id, "complete", token=token)
         await anyio.sleep(1.5)
-        assert service.emulator.looks(task.id) == 2
+        assert service.emulator.polls(task.id) == 2
         await task
 
 
@@ -424,13 +424,13 @@ async def test_when_the_last_waiter_goes_the_looks_stop_until_one_comes() -> Non
         await anyio.sleep(20)
         waiting[0].cancel()
         await anyio.sleep(20)
-        looks = service.emulator.looks(task.id)
-        assert looks
+        polls = service.emulator.polls(task.id)
+        assert polls
         waiting[1].cancel()
         await anyio.sleep(300)
-        assert service.emulator.looks(task.id) == looks
+        assert service.emulator.polls(task.id) == polls
         await service.call_back(task.id, "complete")
-        assert service.emulator.looks(task.id) == looks
+        assert service.emulator.polls(task.id) == polls
         assert len((await task).tracks) == 2
         assert "SUCCESS" in repr(task)
 
@@ -455,9 +455,9 @@ async def test_a_look_under_way_when_the_last_waiter_goes_is_the_last() -> None:
         task = service.session.track((await service.session.submit(REQUEST)).id)
         with anyio.move_on_after(20):
             await task
-        looks = service.emulator.looks(task.id)
+        polls = service.emulator.polls(task.id)
         await anyio.sleep(200)
-        assert service.emulator.looks(task.id) == looks
+        assert service.emulator.polls(task.id) == polls
 
 
 async def test_a_task_nobody_waits_for_is_followed_all_the_same() -> None:
@@ -566,14 +566,14 @@ async def test_a_thousand_tasks_in_flight() -> None:
         assert most < before + 100  # one tracker, its looks, and the emulator's side of each
         assert connections - connections_before < 2 * 36  # both ends are in this process
         assert all([(await task).tracks for task in tasks])
-        looks = [service.emulator.looks(task_id) for task_id in ids[::20]]
+        polls = [service.emulator.polls(task_id) for task_id in ids[::20]]
         for task_id in ids[::20]:  # a settled task has left the table: it is asked for anew
             assert (await service.session.track(task_id)).tracks
-        assert [service.emulator.looks(task_id) for task_id in ids[::20]] == [each + 1 for each in looks]
+        assert [service.emulator.polls(task_id) for task_id in ids[::20]] == [each + 1 for each in polls]
 
 
 async def test_tasks_that_are_due_at_once_are_polled_in_the_order_in_which_they_came() -> None:
-    async with serving(settings={"looks_at_once": 1, "visible_grace": 0.5}) as service:
+    async with serving(settings={"max_concurrent_polls": 1, "visible_grace": 0.5}) as service:
         tasks = [service.session.track(f"t{number}") for number in range(20)]
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert [event.task_id for event in service.of(Looked)][:20] == [task.id for task in tasks]
+        assert [event.task_id for event in service.of(Polled)][:20] == [task.id for task in tasks]

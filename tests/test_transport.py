@@ -64,7 +64,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_replaced() -> None
 
 async def test_reads_are_bounded() -> None:
     slow = Reply((b"", http(200, RECORD)), pause=1, end="keep")
-    async with fault_server(slow) as server, transport(server.url, looks_at_once=3) as opened:
+    async with fault_server(slow) as server, transport(server.url, max_concurrent_polls=3) as opened:
         await asyncio.gather(*(opened.send(LOOK) for _ in range(30)))
         assert server.most_open <= 3 + 4
         assert len(server.asked) == 30
@@ -72,7 +72,7 @@ async def test_reads_are_bounded() -> None:
 
 async def test_waiting_for_a_place_does_not_count_as_silence() -> None:
     slow = Reply((b"", http(200, RECORD)), pause=8, end="keep")
-    async with fault_server(slow) as server, transport(server.url, looks_at_once=1, connect_timeout=9) as opened:
+    async with fault_server(slow) as server, transport(server.url, max_concurrent_polls=1, connect_timeout=9) as opened:
         await asyncio.gather(*(opened.send(LOOK, retry=False) for _ in range(20)))
 
 
@@ -362,7 +362,7 @@ async def test_cancelling_at_every_await_leaves_nothing_behind(call: Call[Any]) 
 
 
 async def test_places_come_back_from_cancelled_reads() -> None:
-    async with fault_server(Reply(end="wait")) as server, transport(server.url, looks_at_once=1) as opened:
+    async with fault_server(Reply(end="wait")) as server, transport(server.url, max_concurrent_polls=1) as opened:
         for _ in range(10):
             sending = asyncio.ensure_future(opened.send(LOOK))
             await asyncio.sleep(0.02)

@@ -69,7 +69,7 @@ class Transport(anyio.AsyncContextManagerMixin):
         self.settings = settings
         self.tell = tell
         self._budget = Budget()
-        self._reads = asyncio.Semaphore(settings.looks_at_once + _DIRECT)
+        self._reads = asyncio.Semaphore(settings.max_concurrent_polls + _DIRECT)
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._timeout = aiohttp.ClientTimeout(
             total=settings.total_timeout, connect=settings.connect_timeout, sock_read=settings.read_timeout

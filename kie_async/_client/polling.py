@@ -97,8 +97,8 @@ class PollPlanner:
 
     def take_success(self, entry: Entry, now: float) -> str:
         """Learn from a task that ended well; return what is odd about it, or nothing."""
-        if entry.submitted or entry.looked is not None:  # its start was seen, or a poll before its end
-            earliest = max(entry.looked or entry.born, entry.end_heard or entry.born)
+        if entry.submitted or entry.polled_at is not None:  # its start was seen, or a poll before its end
+            earliest = max(entry.polled_at or entry.born, entry.end_heard or entry.born)
             self._pacing.learn(entry.key, earliest - entry.born, now - entry.born, dict(entry.stages))
         if entry.submitted and entry.end_heard is None:
             self._trust.miss(entry.task_id, now)
@@ -139,7 +139,7 @@ class PollPlanner:
             return soonest(entry, now)
         if self.awaits_callback(entry, now):
             return math.inf
-        last = entry.born if entry.looked is None else entry.looked
+        last = entry.born if entry.polled_at is None else entry.polled_at
         return max(last + LISTENED, soonest(entry, now))
 
 
@@ -152,4 +152,4 @@ def _claimed(stage: str) -> int:
 
 def soonest(entry: Entry, now: float) -> float:
     """The first moment at which a task may be polled again."""
-    return now if entry.looked is None else max(now, entry.looked + LEAST)
+    return now if entry.polled_at is None else max(now, entry.polled_at + LEAST)

@@ -29,9 +29,9 @@ class Entry:
     continue_at: float | None = None  # where its source is cut, seconds
     source_duration: float | None = None
     submitted: bool = False  # by this session, so that its age is known and its callbacks come here
-    next_look: float = math.inf
-    looked: float | None = None  # the last look that was answered
-    looking: bool = False
+    next_poll: float = math.inf
+    polled_at: float | None = None  # the last look that was answered
+    is_polling: bool = False
     hurry: bool = False  # a callback came in during a look
     stage: Stage | None = None
     stages: tuple[tuple[Stage, float], ...] = ()  # the age at which each was first seen
@@ -43,7 +43,7 @@ class Entry:
     heard: bool = False  # a callback of the service's came for it
     end_heard: float | None = None  # when such a one told its end
     failures: int = 0
-    looks: int = 0
+    polls: int = 0
     interest: int = 0
     listeners: int = 0
     parked: bool = False  # the last of those who waited went away

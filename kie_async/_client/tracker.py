@@ -25,7 +25,7 @@ from kie_async._client.tracked_task import Entry, closed, failure, success
 from kie_async._protocol.schedule import Key, Pacing
 from kie_async._protocol.statuses import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
-from kie_async.events import Anomaly, Looked, LookFailed, Observer, Settled, StageReached, clean
+from kie_async.events import Anomaly, Observer, Polled, PollFailed, Settled, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
 
@@ -46,11 +46,11 @@ class Tracker:
         settings: patience, and how many looks at once.
         fetch: reads record-info once, without trying again.
         tell: is told of looks, stages and ends.
-        looks_per_second: a limit of the route on all looks together.
+        polls_per_second: a limit of the route on all looks together.
     """
 
     def __init__(
-        self, settings: Settings, fetch: Fetch, tell: Observer, *, looks_per_second: float | None = None
+        self, settings: Settings, fetch: Fetch, tell: Observer, *, polls_per_second: float | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
@@ -58,8 +58,8 @@ class Tracker:
         self._tell = tell
         pacing = Pacing(emulated=settings.on_loopback)
         self._planner = PollPlanner(pacing, random.random, callbacks=bool(settings.callback_url))
-        self._gap = 1 / looks_per_second if looks_per_second else 0.0
-        self._next_look = 0.0  # by the route's limit
+        self._gap = 1 / polls_per_second if polls_per_second else 0.0
+        self._next_poll = 0.0  # by the route's limit
         self._table: dict[str, Entry] = {}
         self._parked: WeakValueDictionary[str, Entry] = WeakValueDictionary()  # what somebody may wait for again
         self._heap: list[tuple[float, int, Entry]] = []  # of those due at once, the first that was scheduled goes first
@@ -114,7 +114,7 @@ class Tracker:
         now = self._now()
         if self._planner.take_callback(entry, stage, now, is_own=is_own):
             self._hurry(entry, soonest(entry, now))
-        elif not entry.looking and self._planner.awaits_callback(entry, now):
+        elif not entry.is_polling and self._planner.awaits_callback(entry, now):
             self._schedule(entry, now + self._planner.wait(entry, now))
         return True
 
@@ -161,32 +161,32 @@ class Tracker:
     async def run(self) -> None:
         """Look at the tasks as they fall due, until cancelled."""
         try:
-            async with asyncio.TaskGroup() as looks:  # one of anyio costs a third of a look
+            async with asyncio.TaskGroup() as polls:  # one of anyio costs a third of a look
                 while True:
-                    await self._sleep(self._start_due(looks))
+                    await self._sleep(self._start_due(polls))
         finally:
             self._closed = True
             for entry in list(self._table.values()):
                 self._end(entry, closed(entry.task_id))
 
-    def _start_due(self, looks: asyncio.TaskGroup) -> float | None:
+    def _start_due(self, polls: asyncio.TaskGroup) -> float | None:
         """Start the looks that are due and may be; return when the next one is, None if a look must end first."""
         now = self._now()
         while self._heap:
             when, _, entry = self._heap[0]
-            if entry.next_look != when or entry.parked or entry.outcome is not None:  # moved since, or not awaited
+            if entry.next_poll != when or entry.parked or entry.outcome is not None:  # moved since, or not awaited
                 heapq.heappop(self._heap)
                 continue
-            when = max(when, self._next_look)
+            when = max(when, self._next_poll)
             if when > now:
                 return when
-            if self._active >= self._settings.looks_at_once:
+            if self._active >= self._settings.max_concurrent_polls:
                 return None
             heapq.heappop(self._heap)
-            self._next_look = now + self._gap
+            self._next_poll = now + self._gap
             self._active += 1
-            entry.looking, entry.next_look = True, math.inf
-            looks.create_task(self._look(entry))
+            entry.is_polling, entry.next_poll = True, math.inf
+            polls.create_task(self._poll(entry))
         return None
 
     async def _sleep(self, until: float | None) -> None:
@@ -198,14 +198,14 @@ class Tracker:
             if timer is not None:
                 timer.cancel()
 
-    async def _look(self, entry: Entry) -> None:
+    async def _poll(self, entry: Entry) -> None:
         try:
             with internal_errors("record-info"):
                 record = await self._fetch(entry.task_id)
-                entry.looking, self._key_works = False, True
+                entry.is_polling, self._key_works = False, True
                 self.report(entry, record)
         except KieError as error:
-            entry.looking = False
+            entry.is_polling = False
             self._failed_look(entry, error)
         finally:
             self._active -= 1
@@ -216,15 +216,15 @@ class Tracker:
     def report(self, entry: Entry, record: TaskRecord | None) -> None:
         """Take what record-info says of a task; the first final report wins."""
         now = self._now()
-        entry.looks += 1
+        entry.polls += 1
         entry.failures = 0
         if record is not None:
             self._learn_about(entry, record)
-        self._tell(Looked(entry.task_id, entry.status if record else "not visible", now - entry.born))
+        self._tell(Polled(entry.task_id, entry.status if record else "not visible", now - entry.born))
         verdict = self._judge(entry, record, now)
         if isinstance(verdict, Running):
             self._advance(entry, verdict.stage, now)
-            entry.looked = now
+            entry.polled_at = now
             entry.hints += bool(entry.hints)
             self._again(entry, now)
         else:
@@ -288,7 +288,7 @@ class Tracker:
 
     def _failed_look(self, entry: Entry, error: KieError) -> None:
         entry.failures += 1
-        self._tell(LookFailed(entry.task_id, clean(str(error))))
+        self._tell(PollFailed(entry.task_id, clean(str(error))))
         if isinstance(error, AuthError) and entry.failures >= _WRONG and not self._key_works:
             error.task_id, error.charged = entry.task_id, "yes"
             self._end(entry, error)
@@ -312,13 +312,13 @@ class Tracker:
 
     def _hurry(self, entry: Entry, when: float) -> None:
         """Look at a task at this time, if not before; at once when the look under way is over, if that is now."""
-        if entry.looking:
+        if entry.is_polling:
             entry.hurry = entry.hurry or when <= self._now()
-        elif when < entry.next_look:
+        elif when < entry.next_poll:
             self._schedule(entry, when)
 
     def _schedule(self, entry: Entry, when: float) -> None:
-        entry.next_look = when
+        entry.next_poll = when
         item = (when, next(self._serials), entry)
         heapq.heappush(self._heap, item)
         if self._heap[0] is item:
@@ -337,7 +337,7 @@ class Tracker:
         if entry.parked and entry.outcome is None:
             entry.parked = False
             self._table[entry.task_id] = entry
-            self._schedule(entry, max(entry.next_look, soonest(entry, self._now())))  # as it was planned
+            self._schedule(entry, max(entry.next_poll, soonest(entry, self._now())))  # as it was planned
 
     def _lose(self, entry: Entry) -> None:
         entry.interest -= 1
@@ -365,7 +365,7 @@ class Tracker:
         self._table.pop(entry.task_id, None)
         error = "" if isinstance(outcome, TaskResult) else f"{type(outcome).__name__}: {clean(outcome.message)}"
         seconds = self._now() - entry.born
-        self._tell(Settled(entry.task_id, entry.key.operation, seconds, entry.looks, error))
+        self._tell(Settled(entry.task_id, entry.key.operation, seconds, entry.polls, error))
         self._ring(entry)
         if entry.ended is not None:
             entry.ended(entry)

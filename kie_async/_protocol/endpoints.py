@@ -71,13 +71,13 @@ class Route:
     """One of the two ways to the same tasks.
 
     Attributes:
-        looks_per_second: how often record-info may be read in all; None where no such limit is known.
+        polls_per_second: how often record-info may be read in all; None where no such limit is known.
         submit: the call that submits a request; an uploaded source is an address by then.
         record_info: the call that reads a task.
     """
 
     name: RouteName
-    looks_per_second: float | None
+    polls_per_second: float | None
     submit: Callable[[Request, str], Call[str]]
     record_info: Callable[[str], Call[TaskRecord | None]]
 

@@ -88,7 +88,7 @@ class Sketch:
             step += 1
         return _EDGES[step] + (_EDGES[step + 1] - _EDGES[step]) * left / self.weights[step]
 
-    def next_look(self, age: float, price: float) -> float:
+    def next_poll(self, age: float, price: float) -> float:
         """The age at which the looks due since ``age`` add up to one."""
         step = max(bisect_right(_EDGES, age) - 1, 0)
         alive = sum(self.weights[step:])
@@ -174,7 +174,7 @@ class Pacing:
         sketch, since = (self._sketches.get((key, stage)), stage_age) if stage else (None, age)
         if sketch is None:  # no stage, or nothing is known from this one on: go by the age
             sketch, since = self._sketches.get((key, None), self._prior), age
-        wait = sketch.next_look(since, self._price) - since
+        wait = sketch.next_poll(since, self._price) - since
         return min(max(wait * (0.95 + 0.1 * random()), LEAST), max(MOST, self._dead - age))
 
     def _sketch(self, key: Key, stage: Stage | None) -> Sketch:

@@ -17,7 +17,7 @@ _SHARE = 0.75
 _STORY = """\
 A song of {length:.1f} s was made and uploaded: {song}
 The emulator, which stands in for the service, cut it at {cut:.1f} s and went on from there.
-Signed callbacks told of it ({came}), and the record was read to make sure ({looks}): a callback is only a hint.
+Signed callbacks told of it ({came}), and the record was read to make sure ({polls}): a callback is only a hint.
 Listen to the song and to its two ways of going on:
   {song}"""
 
@@ -43,7 +43,7 @@ async def demo(screen: Screen, out: Path) -> None:
         await fetch(screen, link.session, result, out, song_of(request))
     screen.facts |= {"song": str(song), "length": length, "continue_at": cut}
     for line in _STORY.format(
-        cut=cut, length=length, song=song, came=screen.callbacks, looks=screen.looks
+        cut=cut, length=length, song=song, came=screen.callbacks, polls=screen.polls
     ).splitlines():
         screen.out(line)
     for path in screen.facts["files"]:

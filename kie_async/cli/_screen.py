@@ -109,7 +109,7 @@ class Screen:
         self.unknown = 0
         self.announced = False
         self.callbacks = 0
-        self.looks = 0
+        self.polls = 0
         self.lost: OSError | None = None
         self.hear: Callable[[events.CallbackReceived], None] = lambda event: self.say(_short_line(event))
         self._answered = False
@@ -204,7 +204,7 @@ class Screen:
             self.facts["task_id"] = event.task_id
         self.unknown += isinstance(event, events.SubmissionUnknown)
         self.callbacks += isinstance(event, events.CallbackReceived)
-        self.looks += isinstance(event, events.Looked)
+        self.polls += isinstance(event, events.Polled)
         teller = _TOLD.get(type(event))
         if teller is not None:
             teller(self, event)
@@ -299,8 +299,8 @@ class Screen:
 
 _TOLD: dict[type[object], Callable[[Screen, Any], None]] = {
     events.Submitted: lambda screen, event: screen.say(f"submitted: task {event.task_id}"),
-    events.Looked: lambda screen, event: screen.doing(f"the service says {event.status} after {event.age:.0f} s"),
-    events.LookFailed: lambda screen, event: screen.doing(f"no answer to a look, it is tried again: {event.reason}"),
+    events.Polled: lambda screen, event: screen.doing(f"the service says {event.status} after {event.age:.0f} s"),
+    events.PollFailed: lambda screen, event: screen.doing(f"no answer to a look, it is tried again: {event.reason}"),
     events.StageReached: lambda screen, event: screen.say(f"{event.stage}: {_STAGES[event.stage]}"),
     events.Retried: lambda screen, event: screen.say(
         f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}"

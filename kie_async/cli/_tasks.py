@@ -138,7 +138,7 @@ async def follow(screen: Screen, link: Link, task: Task, *, timeout: float | Non
     for line in _lengths(result):
         screen.say(line)
     screen.facts |= {"status": result.record.status, "partial": result.partial}
-    screen.facts |= {"callbacks_received": screen.callbacks, "looks": screen.looks}
+    screen.facts |= {"callbacks_received": screen.callbacks, "polls": screen.polls}
     screen.facts |= result_facts(result)
     return result
 

@@ -186,7 +186,7 @@ class Service:
 
     def _look(self, exchange: Exchange) -> tuple[Task, _bodies.View] | None:
         task_id = exchange.request.query.get("taskId", "")
-        self.state.looks[task_id] += 1
+        self.state.polls[task_id] += 1
         task = self.state.tasks.get(task_id)
         seen = _bodies.view(task, exchange.arrival.at) if task else None
         for fault in exchange.faults:

@@ -72,9 +72,9 @@ class Emulator:
         """The largest number of submissions that came in within any such window."""
         return most_in_window((arrival.at for arrival in self._state.arrivals), seconds)
 
-    def looks(self, task_id: str) -> int:
+    def polls(self, task_id: str) -> int:
         """How often record-info was read for a task."""
-        return self._state.looks[task_id]
+        return self._state.polls[task_id]
 
     def task(self, task_id: str) -> Task:
         """A task with its plan.

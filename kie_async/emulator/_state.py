@@ -158,7 +158,7 @@ class State:
         self.arrivals: list[Arrival] = []
         self.ledger: list[Charge] = []
         self.tasks: dict[str, Task] = {}
-        self.looks: Counter[str] = Counter()
+        self.polls: Counter[str] = Counter()
         self.last_end = -math.inf
         self._credits = credits_left
         self._admitted: deque[float] = deque()

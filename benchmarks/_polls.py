@@ -199,7 +199,7 @@ ADVISED = Rule(lambda age: 2.5 if age < 30 else 7.5 if age < 120 else 22.5)  # F
 class Ended:
     """What became of one task: how often it was looked at, and how late its end was seen."""
 
-    looks: int
+    polls: int
     lag: float
     least_wait: float
 
@@ -238,21 +238,21 @@ class Mean:
         lag: seconds from a task's end to the look that sees it.
     """
 
-    looks: float
+    polls: float
     lag: float
 
     def __str__(self) -> str:
-        return f"{self.looks:.1f}/{self.lag:.1f}"
+        return f"{self.polls:.1f}/{self.lag:.1f}"
 
     def cost(self, price: float) -> float:
         """Seconds of lateness, a look being worth so many."""
-        return price * self.looks + self.lag
+        return price * self.polls + self.lag
 
 
 def mean(ended: Iterable[Ended | Mean]) -> Mean:
     """The mean over tasks."""
     tasks = list(ended)
-    return Mean(sum(task.looks for task in tasks) / len(tasks), sum(task.lag for task in tasks) / len(tasks))
+    return Mean(sum(task.polls for task in tasks) / len(tasks), sum(task.lag for task in tasks) / len(tasks))
 
 
 # ---------------------------------------------------------------- what is to be expected, without simulation
@@ -285,15 +285,15 @@ def _mean_duration(durations: Durations) -> float:
 
 def expected(durations: Durations, ages: Iterable[float]) -> Mean:
     """What looks at these ages cost."""
-    looks = seen = before = 0.0
+    polls = seen = before = 0.0
     for age in ages:
-        looks += 1 - before
+        polls += 1 - before
         share = durations.ended(age)
         seen += age * (share - before)
         before = share
         if 1 - share < _NOBODY:
             break
-    return Mean(looks, seen - _mean_duration(durations))
+    return Mean(polls, seen - _mean_duration(durations))
 
 
 def outlook(policy: Policy, durations: Durations, life: Life) -> Mean:
@@ -308,13 +308,13 @@ class FixedIntervals:
         intervals = (0.8 * 1.02**power for power in range(300))
         self._means = [expected(durations, count(interval, interval)) for interval in intervals]
 
-    def looks(self, lag: float) -> float:
+    def polls(self, lag: float) -> float:
         """The fewest looks that do not find the end later than this."""
-        return _least([(each.lag, each.looks) for each in self._means], lag)
+        return _least([(each.lag, each.polls) for each in self._means], lag)
 
-    def lag(self, looks: float) -> float:
+    def lag(self, polls: float) -> float:
         """The least lag with no more looks than these."""
-        return _least([(each.looks, each.lag) for each in self._means], looks)
+        return _least([(each.polls, each.lag) for each in self._means], polls)
 
 
 def _least(curve: Sequence[tuple[float, float]], most: float) -> float:
@@ -347,14 +347,14 @@ def optimum(durations: Durations, price: float, *, most: float = math.inf, step:
     running = takewhile(lambda age: 1 - durations.ended(age) > _NOBODY, (step * place for place in count()))
     ages = list(running)
     ages.append(ages[-1] + step)
-    best = best_looks(ages, [*map(durations.ended, ages[:-1]), 1.0], price)
-    looks = [0.0]
-    while looks[-1] < ages[-1]:
-        looks.append(min(best[round(looks[-1] / step)], looks[-1] + most))
-    return expected(durations, looks[1:])
+    best = best_polls(ages, [*map(durations.ended, ages[:-1]), 1.0], price)
+    polls = [0.0]
+    while polls[-1] < ages[-1]:
+        polls.append(min(best[round(polls[-1] / step)], polls[-1] + most))
+    return expected(durations, polls[1:])
 
 
-def best_looks(ages: Sequence[float], ended: Sequence[float], price: float) -> list[float]:
+def best_polls(ages: Sequence[float], ended: Sequence[float], price: float) -> list[float]:
     """For each of these ages the best next look, one of the later ages; none after the last.
 
     With ``M(t)`` the integral of ``s dF(s)`` up to ``t``, the bracket above is ``M(a)`` and, for each ``x``, a straight
