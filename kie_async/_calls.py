@@ -23,7 +23,7 @@ class Calls:
     """What a session does without spending; each call checks first that the session can work."""
 
     settings: Settings
-    _tell: Observer
+    _emit: Observer
     _lifetime: Lifetime[Any]
     _transport: Transport
     _fetcher: Fetcher
@@ -123,7 +123,7 @@ class Calls:
             try:
                 return await self.download_url(track.audio_url or "")
             except KieError as error:  # the link's own error says more to the user
-                self._tell(Anomaly("", f"no new link for an expired one: {clean(str(error))}"))
+                self._emit(Anomaly("", f"no new link for an expired one: {clean(str(error))}"))
                 return None
 
         return refresh

@@ -12,7 +12,7 @@ from kie_async.events import Anomaly, Observer
 _MOST = 4096  # bytes of a file that holds a key
 _ADDRESS = re.compile(r"(?:[^/@]*@)?[A-Za-z0-9.-]+:\d{1,5}/?")  # a proxy without its scheme, as curl takes it
 
-_told: set[str] = set()  # files that others can read
+_reported: set[str] = set()  # files that others can read
 
 
 def read_text(name: str, default: str = "") -> str:
@@ -20,13 +20,13 @@ def read_text(name: str, default: str = "") -> str:
     return os.environ.get(name, "") or default
 
 
-def read_key(name: str, field: str, tell: Observer) -> str:
+def read_key(name: str, field: str, emit: Observer) -> str:
     """The key in a variable, or in the file that ``NAME_FILE`` names, as containers give secrets.
 
     Args:
         name: of the variable.
         field: of the settings, with which errors begin.
-        tell: told once of a file that every user of this machine can read.
+        emit: called once for a file that every user of this machine can read.
 
     Raises:
         SettingsError: both are set, or the file cannot be used. Nothing of what it holds is shown.
@@ -39,9 +39,9 @@ def read_key(name: str, field: str, tell: Observer) -> str:
     key, problem, is_public = _read_file(path)
     if problem:
         raise SettingsError(f"{field}: the file that {name}_FILE names, {path!r}, {problem}: let it hold the bare key")
-    if is_public and path not in _told:
-        _told.add(path)
-        tell(Anomaly("", f"{name}_FILE: every user of this machine can read {path!r}: chmod 600 it"))
+    if is_public and path not in _reported:
+        _reported.add(path)
+        emit(Anomaly("", f"{name}_FILE: every user of this machine can read {path!r}: chmod 600 it"))
     return key
 
 

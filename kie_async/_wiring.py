@@ -41,7 +41,7 @@ class Wiring:
 
 @asynccontextmanager
 async def wired(
-    settings: Settings, limiter: Limiter | None, journal: Journal | None, tell: Observer
+    settings: Settings, limiter: Limiter | None, journal: Journal | None, emit: Observer
 ) -> AsyncGenerator[Wiring]:
     """Open all of it. Leaving waits for the answers of submissions under way, and for their record.
 
@@ -54,19 +54,19 @@ async def wired(
 
     with lone_errors():
         async with (
-            Transport(settings, tell) as transport,
-            Fetcher(settings, tell) as fetcher,
+            Transport(settings, emit) as transport,
+            Fetcher(settings, emit) as fetcher,
             anyio.create_task_group() as group,
         ):
             limiter = limiter or shared_limiter(settings)
-            tracker = Tracker(settings, poll, tell, polls_per_second=route.polls_per_second)
-            submitter = Submitter(settings, transport, limiter, tracker, route, tell, group)
+            tracker = Tracker(settings, poll, emit, polls_per_second=route.polls_per_second)
+            submitter = Submitter(settings, transport, limiter, tracker, route, emit, group)
             group.start_soon(tracker.run)
             async with AsyncExitStack() as stack:
                 keeper = None
                 if journal is not None:
                     await stack.enter_async_context(journal)
-                    keeper = Keeper(journal, submitter, tracker, tell, settings.route, group)
+                    keeper = Keeper(journal, submitter, tracker, emit, settings.route, group)
                     await stack.enter_async_context(keeper)
                 yield Wiring(transport, fetcher, tracker, submitter, group, keeper)
             group.cancel_scope.cancel()

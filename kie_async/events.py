@@ -178,10 +178,10 @@ def _without_user(origin: str) -> str:
 def guarded(observer: Callable[[Any], None]) -> Callable[[Any], None]:
     """An observer that cannot harm what it observes: what it raises is logged."""
 
-    def tell(event: object) -> None:
+    def emit(event: object) -> None:
         try:
             observer(event)
         except Exception:
             logging.getLogger("kie_async").exception("the observer failed on %s", type(event).__name__)
 
-    return tell
+    return emit

@@ -78,9 +78,9 @@ class KieSession(Calls, Opened[Wiring]):
         journal: Journal | None = None,
     ) -> None:
         self.settings = _settings(settings, api_key)
-        self._tell = guarded(self.settings.observer)
-        self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._tell)
-        self._admission = Admission(self.settings, self._tell)
+        self._emit = guarded(self.settings.observer)
+        self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._emit)
+        self._admission = Admission(self.settings, self._emit)
         self._journal = journal
         self._keeper: Keeper | None = None
         self._is_keeping = journal is not None
@@ -89,7 +89,7 @@ class KieSession(Calls, Opened[Wiring]):
         self._tracker: Tracker
         self._submitter: Submitter
         self._group: TaskGroup
-        self._lifetime = Lifetime("session", partial(wired, self.settings, limiter, journal, self._tell))
+        self._lifetime = Lifetime("session", partial(wired, self.settings, limiter, journal, self._emit))
 
     @classmethod
     async def open(
@@ -367,7 +367,7 @@ class KieSession(Calls, Opened[Wiring]):
         try:
             async with (
                 journal,
-                Keeper(journal, self._submitter, self._tracker, self._tell, route, self._group) as keeper,
+                Keeper(journal, self._submitter, self._tracker, self._emit, route, self._group) as keeper,
             ):
                 self._keeper = keeper
                 try:

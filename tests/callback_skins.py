@@ -41,9 +41,9 @@ class Inbox:
     def __init__(self, *keys: str, callback_url: str = "https://me.example/kie") -> None:
         self.settings = Settings(api_key="k", callback_url=callback_url)
         self.delivered: list[tuple[str, CallbackEvent]] = []
-        self.told: list[CallbackReceived] = []
+        self.emitted: list[CallbackReceived] = []
         self.answer: Callable[[], Awaitable[str]] = self.accept
-        self.receiver = Receiver(tuple(map(Secret, keys)), self.deliver, self.tell, clock=lambda: NOW)
+        self.receiver = Receiver(tuple(map(Secret, keys)), self.deliver, self.emit, clock=lambda: NOW)
 
     async def accept(self) -> str:
         return ""
@@ -56,9 +56,9 @@ class Inbox:
         self.delivered.append((token, event))
         return await self.answer()
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         assert isinstance(event, CallbackReceived)
-        self.told.append(event)
+        self.emitted.append(event)
 
 
 @asynccontextmanager

@@ -248,7 +248,7 @@ def _deaf(_event: Event) -> None:
 
 
 @asynccontextmanager
-async def transport(base_url: str, told: list[Event] | None = None, **changes: Any) -> AsyncGenerator[Transport]:
-    tell = _deaf if told is None else told.append
-    async with Transport(settings(base_url, **changes), tell) as opened:
+async def transport(base_url: str, emitted: list[Event] | None = None, **changes: Any) -> AsyncGenerator[Transport]:
+    emit = _deaf if emitted is None else emitted.append
+    async with Transport(settings(base_url, **changes), emit) as opened:
         yield opened

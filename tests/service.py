@@ -31,11 +31,11 @@ class Service:
 
     emulator: emulator.Emulator
     session: kie.KieSession
-    told: list[events.Event]
+    emitted: list[events.Event]
 
     def of(self, kind: type[E]) -> list[E]:
         """The events of one kind."""
-        return [event for event in self.told if isinstance(event, kind)]
+        return [event for event in self.emitted if isinstance(event, kind)]
 
     def token(self, task_id: str) -> str:
         """The token in the callback URL of a task's submission."""
@@ -46,7 +46,7 @@ class Service:
         """Post a callback to the session; return why it was set aside, or nothing."""
         body = {"code": 200, "msg": "", "data": {"callbackType": stage, "task_id": task_id, "data": []}}
         assert await self.session.receiver.handle({}, json.dumps(body).encode(), token) == 200
-        return [event.note for event in self.told if isinstance(event, CallbackReceived)][-1]
+        return [event.note for event in self.emitted if isinstance(event, CallbackReceived)][-1]
 
 
 @asynccontextmanager
@@ -62,10 +62,10 @@ async def serving(
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
     loop.watch_threads()
-    told: list[events.Event] = []
+    emitted: list[events.Event] = []
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(emulator.serve(**{"timeline": TIMELINE, **options}))
-        fields: dict[str, Any] = {"api_key": service.key, "base_url": service.base_url, "observer": told.append}
+        fields: dict[str, Any] = {"api_key": service.key, "base_url": service.base_url, "observer": emitted.append}
         port = free_port()
         if callbacks:
             fields["callback_url"] = f"http://127.0.0.1:{port}/kie"
@@ -73,7 +73,7 @@ async def serving(
         await stack.enter_async_context(session)
         if callbacks:
             await stack.enter_async_context(kie.callbacks.serve(session, port=port))
-        yield Service(service, session, told)
+        yield Service(service, session, emitted)
 
 
 def free_port() -> int:

@@ -105,7 +105,7 @@ async def test_a_sender_that_goes_away(clock: VirtualTimeLoop) -> None:
     await post(inbox, [*body(BODY[:9], b"")[:1], {"type": "http.disconnect"}])
     assert clock.time() - start < 1
     assert inbox.delivered == []
-    assert [(told.status, told.note) for told in inbox.told] == [(400, "the body broke off")]
+    assert [(emitted.status, emitted.note) for emitted in inbox.emitted] == [(400, "the body broke off")]
 
 
 async def test_a_sender_that_does_not_wait_for_the_answer() -> None:
@@ -163,5 +163,5 @@ async def test_any_messages_end_in_one_answer(
     assert [message["type"] for message in server.sent] == ["http.response.start", "http.response.body"]
     status = server.sent[0]["status"]
     assert status in {200, 400, 404, 405, 413, 415}
-    assert [told.status for told in inbox.told] == [status]
+    assert [emitted.status for emitted in inbox.emitted] == [status]
     assert len(inbox.delivered) == (status == 200)

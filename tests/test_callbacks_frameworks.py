@@ -47,20 +47,20 @@ async def url(request: pytest.FixtureRequest, inbox: Inbox, clock: VirtualTimeLo
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 async def test_the_callbacks_of_a_task_reach_its_session(framework: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    told: list[events.Event] = []
+    emitted: list[events.Event] = []
     # Short, for uvicorn looks around every 0.1 s, and the virtual clock can't skip that.
     async with emulator.serve(timeline=(2.0, 4.0, 6.0)) as service:
         settings = kie.Settings(
             api_key=service.key,
             base_url=service.base_url,
             callback_url=f"http://127.0.0.1:{listener.getsockname()[1]}/kie",
-            observer=told.append,
+            observer=emitted.append,
         )
         async with kie.KieSession(settings) as session, under_uvicorn(FRAMEWORKS[framework](session), listener):
             result = await (await session.submit(REQUEST))
             await service.settled()
     assert len(result.tracks) == 2
-    callbacks = [event for event in told if isinstance(event, events.CallbackReceived)]
+    callbacks = [event for event in emitted if isinstance(event, events.CallbackReceived)]
     assert [(event.task_id, event.stage, event.status) for event in callbacks] == [
         (result.task_id, stage, 200) for stage in ("text", "first", "complete")
     ]
@@ -110,7 +110,7 @@ async def test_a_body_in_pieces_and_one_that_breaks_off(url: str, inbox: Inbox) 
             await raw.send(b"1\r\n" + BODY[i : i + 1] + b"\r\n")
         await raw.send(b"0\r\n\r\n")
         assert await raw.status() == 200
-    assert [(told.status, told.note) for told in inbox.told] == [(400, "the body broke off"), (200, "")]
+    assert [(emitted.status, emitted.note) for emitted in inbox.emitted] == [(400, "the body broke off"), (200, "")]
     assert [event.task_id for _, event in inbox.delivered] == [TASK]
 
 

@@ -191,7 +191,7 @@ async def test_a_sender_that_goes_away_in_the_middle(url: str, inbox: Inbox, sta
         await anyio.sleep(0.5)
     await anyio.sleep(0.5)
     assert inbox.delivered == []
-    assert [(told.status, told.note) for told in inbox.told] == [(400, "the body broke off")]
+    assert [(emitted.status, emitted.note) for emitted in inbox.emitted] == [(400, "the body broke off")]
 
 
 async def test_broken_chunks(url: str, inbox: Inbox) -> None:
@@ -249,7 +249,7 @@ async def test_a_body_that_the_parser_finds_broken(inbox: Inbox, http: aiohttp.C
     app = web.Application(middlewares=[spoil])
     async with in_aiohttp(inbox, app) as url, http.post(f"{url}/{TOKEN}", data=BODY) as answer:
         assert answer.status == 400
-    assert [told.note for told in inbox.told] == ["the body broke off"]
+    assert [emitted.note for emitted in inbox.emitted] == ["the body broke off"]
 
 
 async def test_a_slow_body_is_given_up(url: str, clock: VirtualTimeLoop) -> None:
@@ -286,7 +286,7 @@ async def test_slow_bodies_do_not_hold_up_others(
         async with http.post(f"{url}/{TOKEN}", data=BODY) as answer:
             assert answer.status == 200
         assert clock.time() - start < 1
-    assert [told.status for told in inbox.told] == [200] + [408] * 200
+    assert [emitted.status for emitted in inbox.emitted] == [200] + [408] * 200
 
 
 async def dawdle(url: str, start: bytes) -> None:

@@ -45,7 +45,7 @@ async def test_a_callback_is_delivered_and_told_once() -> None:
     assert await inbox.receiver.handle({}, BODY, TOKEN) == 200
     [(token, event)] = inbox.delivered
     assert (token, event.task_id, event.stage) == (TOKEN, TASK, "complete")
-    assert inbox.told == [CallbackReceived(TASK, "complete", 200)]
+    assert inbox.emitted == [CallbackReceived(TASK, "complete", 200)]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.glob("callback_*")))
@@ -76,9 +76,9 @@ async def test_what_is_refused_changes_nothing(
     inbox = Inbox("old")
     assert await inbox.receiver.handle(headers, body, token) == status
     assert inbox.delivered == []
-    [told] = inbox.told
-    assert (told.task_id, told.stage, told.status) == ("", "", status)
-    assert note in told.note
+    [emitted] = inbox.emitted
+    assert (emitted.task_id, emitted.stage, emitted.status) == ("", "", status)
+    assert note in emitted.note
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
@@ -172,8 +172,8 @@ async def test_signatures_are_held_against_this_clock_by_default() -> None:
     async def deliver(_token: str, _event: object) -> str:
         return ""
 
-    told: list[Event] = []
-    receiver = Receiver((Secret("old"),), deliver, told.append)
+    emitted: list[Event] = []
+    receiver = Receiver((Secret("old"),), deliver, emitted.append)
     assert await receiver.handle(sign_callback("old", TASK), BODY, TOKEN) == 200
     assert await receiver.handle(sign_callback("old", TASK, timestamp=1), BODY, TOKEN) == 401
 
@@ -186,7 +186,7 @@ async def test_why_it_was_set_aside_is_told() -> None:
 
     inbox.answer = foreign
     assert await inbox.receiver.handle({}, BODY, TOKEN) == 200
-    assert inbox.told == [CallbackReceived(TASK, "complete", 200, "unknown token …�at https://me.example/…")]
+    assert inbox.emitted == [CallbackReceived(TASK, "complete", 200, "unknown token …�at https://me.example/…")]
 
 
 async def test_what_cannot_be_stored_is_to_be_sent_again() -> None:
@@ -199,7 +199,7 @@ async def test_what_cannot_be_stored_is_to_be_sent_again() -> None:
     assert await inbox.receiver.handle({}, BODY, TOKEN) == 503
     inbox.answer = inbox.accept
     assert await inbox.receiver.handle({}, BODY, TOKEN) == 200
-    assert inbox.told == [
+    assert inbox.emitted == [
         CallbackReceived(TASK, "complete", 503, "not taken in: RuntimeError: disk full: no room for '…'"),
         CallbackReceived(TASK, "complete", 200),
     ]
@@ -221,14 +221,14 @@ async def test_cancelled_it_answers_nothing(clock: VirtualTimeLoop) -> None:
         await inbox.receiver.handle({}, BODY, TOKEN)
     assert scope.cancelled_caught
     assert clock.time() - start < 2
-    assert inbox.told == []
+    assert inbox.emitted == []
 
 
 async def test_an_observer_that_fails_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    def tell(_event: Event) -> None:
+    def emit(_event: Event) -> None:
         raise ValueError("observer")
 
-    receiver = Receiver((), Inbox().deliver, tell)
+    receiver = Receiver((), Inbox().deliver, emit)
     assert await receiver.handle({}, BODY, TOKEN) == 200
     assert "the observer failed" in caplog.text
 
@@ -237,9 +237,9 @@ async def test_no_log_line_can_be_forged() -> None:
     inbox = Inbox()
     stage = "x\n2026-01-01 ERROR forged \x1b[31m \u202e \0 \u2028" + "y" * 10_000 + TOKEN
     assert await inbox.receiver.handle({}, claims(callbackType=stage), TOKEN) == 200
-    [told] = inbox.told
-    assert told.stage.isprintable()
-    assert len(told.stage) < 600
+    [emitted] = inbox.emitted
+    assert emitted.stage.isprintable()
+    assert len(emitted.stage) < 600
 
 
 # ---------------------------------------------------------------- bodies that are still to be read
@@ -249,7 +249,7 @@ async def test_no_log_line_can_be_forged() -> None:
 async def test_only_post(method: str) -> None:
     inbox = Inbox()
     assert await inbox.receiver.receive(method, [], TOKEN, pieces(BODY)) == 405
-    assert [told.status for told in inbox.told] == [405]
+    assert [emitted.status for emitted in inbox.emitted] == [405]
 
 
 async def test_a_body_in_pieces() -> None:
@@ -280,7 +280,7 @@ async def test_a_lying_length_does_not_matter(length: str | None) -> None:
     headers = [] if length is None else [("Content-Length", length)]
     assert await inbox.receiver.receive("POST", headers, TOKEN, endless) == 413
     assert read == MOST + 1024
-    assert [told.status for told in inbox.told] == [413]
+    assert [emitted.status for emitted in inbox.emitted] == [413]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ async def test_a_body_that_is_too_slow(clock: VirtualTimeLoop) -> None:
     start = clock.time()
     assert await inbox.receiver.receive("POST", [], TOKEN, drip) == 408
     assert 10 <= clock.time() - start < 11
-    assert [(told.status, told.note) for told in inbox.told] == [(408, "the body came too slowly")]
+    assert [(emitted.status, emitted.note) for emitted in inbox.emitted] == [(408, "the body came too slowly")]
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), TimeoutError(), OSError(5, "")])
@@ -321,7 +321,7 @@ async def test_a_body_that_breaks_off(error: OSError) -> None:
         raise error
 
     assert await inbox.receiver.receive("POST", [], TOKEN, read) == 400
-    assert [(told.status, told.note) for told in inbox.told] == [(400, "the body broke off")]
+    assert [(emitted.status, emitted.note) for emitted in inbox.emitted] == [(400, "the body broke off")]
 
 
 # ---------------------------------------------------------------- anything whatever
@@ -359,8 +359,8 @@ async def test_any_bytes_and_any_headers_end_in_a_status(
         await inbox.receiver.receive("POST", headers, token, pieces(*filter(None, (body[:cut], body[cut:])))),
     ]
     assert set(statuses) <= {200, 400, 401, 404, 413, 415}
-    assert [told.status for told in inbox.told] == statuses
+    assert [emitted.status for emitted in inbox.emitted] == statuses
     assert len(inbox.delivered) == statuses.count(200)
-    for told in inbox.told:
-        assert TOKEN not in repr(told)
-        assert (told.task_id + told.stage + told.note).isprintable()
+    for emitted in inbox.emitted:
+        assert TOKEN not in repr(emitted)
+        assert (emitted.task_id + emitted.stage + emitted.note).isprintable()

@@ -44,8 +44,8 @@ async def failure(fetcher: Fetcher, url: str) -> DownloadError:
     with pytest.raises(DownloadError) as caught:
         await fetched(fetcher, url)
     error = caught.value
-    told = "".join(traceback.format_exception(error)) + repr(error)
-    assert "aiohttp.client_exceptions" not in told
+    emitted = "".join(traceback.format_exception(error)) + repr(error)
+    assert "aiohttp.client_exceptions" not in emitted
     assert "secret" not in str(error) + repr(error)
     assert error.__cause__ is None
     assert error.__context__ is None or isinstance(error.__context__, DownloadError)

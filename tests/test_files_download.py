@@ -143,16 +143,16 @@ async def test_a_cut_connection_keeps_what_came(tmp_path: Path) -> None:
 
 
 async def test_tries_are_bounded_and_told_and_the_next_call_goes_on(tmp_path: Path) -> None:
-    told: list[Event] = []
+    emitted: list[Event] = []
     async with file_host(serve(LONG, cut=1000)) as host:
-        async with Fetcher(settings(), tell=told.append) as fetcher:
+        async with Fetcher(settings(), emit=emitted.append) as fetcher:
             with pytest.raises(DownloadError, match="broke off") as caught:
                 await files.download(fetcher, host.url(), tmp_path, name="song", task_id="t1")
         assert caught.value.retryable
         assert caught.value.task_id == "t1"
         assert len(host.asked) == _download.EXCHANGES
-        assert [type(event) for event in told] == [Retried] * (_download.EXCHANGES - 1)
-        assert "secret" not in str(told)
+        assert [type(event) for event in emitted] == [Retried] * (_download.EXCHANGES - 1)
+        assert "secret" not in str(emitted)
         assert names(tmp_path) == {"song.part", "song.part.json"}
         assert "secret" not in (tmp_path / "song.part.json").read_text()
         host.replies[:] = [serve(LONG)]
@@ -509,17 +509,17 @@ async def test_a_download_cancelled_at_any_moment_is_safe(tmp_path: Path) -> Non
 
 async def test_a_failing_callback_does_not_fail_the_download(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[int] = []
-    told: list[Event] = []
+    emitted: list[Event] = []
 
     def failing(done: int, _total: int | None) -> None:
         calls.append(done)
         raise ZeroDivisionError
 
-    async with file_host(serve(LONG)) as host, Fetcher(settings(), tell=told.append) as fetcher:
+    async with file_host(serve(LONG)) as host, Fetcher(settings(), emit=emitted.append) as fetcher:
         path = await files.download(fetcher, host.url(), tmp_path, progress=failing, task_id="t1")
     assert path.read_bytes() == LONG
     assert len(calls) == 1
-    assert told == [Anomaly("t1", "a progress callback failed: ZeroDivisionError")]
+    assert emitted == [Anomaly("t1", "a progress callback failed: ZeroDivisionError")]
     assert "progress callback failed" in caplog.text
 
 

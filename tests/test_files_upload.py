@@ -250,14 +250,14 @@ async def test_plain_http_to_this_machine_is_no_answer_when_the_api_is_elsewhere
 
 
 async def test_a_failing_callback_does_not_fail_the_upload(song: Path) -> None:
-    told: list[Event] = []
+    emitted: list[Event] = []
 
     def failing(_done: int, _total: int | None) -> None:
         raise ZeroDivisionError
 
     async with upload_host() as (host, transport):
-        transport.tell = told.append
+        transport.emit = emitted.append
         await files.upload(transport, song, progress=failing)
         await asyncio.sleep(0.1)
     assert host.got[0].data == SONG
-    assert told == [Anomaly("", "a progress callback failed: ZeroDivisionError")]
+    assert emitted == [Anomaly("", "a progress callback failed: ZeroDivisionError")]

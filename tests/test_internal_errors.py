@@ -122,8 +122,8 @@ async def test_a_poll_that_breaks_is_told_and_polled_again(monkeypatch: pytest.M
         tasks = [await service.session.submit(REQUEST) for _ in range(2)]
         monkeypatch.setattr(orjson, "loads", fails_once(orjson.loads, nth=1, error=TypeError("odd")))
         assert [len((await task).tracks) for task in tasks] == [2, 2]
-        (told,) = service.of(PollFailed)
-    assert "TypeError" in told.reason
+        (emitted,) = service.of(PollFailed)
+    assert "TypeError" in emitted.reason
 
 
 async def test_a_job_that_breaks_is_given_with_its_error_and_the_others_go_on(tmp_path: Path) -> None:

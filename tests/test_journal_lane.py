@@ -105,9 +105,9 @@ def test_a_group_has_an_end(writer: Lane, log: Log) -> None:
 
 
 def test_nobody_is_told_before_the_commit(writer: Lane, log: Log) -> None:
-    writer.submit(put(1)).add_done_callback(lambda _future: log.append("told"))
+    writer.submit(put(1)).add_done_callback(lambda _future: log.append("emitted"))
     writer.submit(numbers).result()
-    assert log.index("COMMIT") < log.index("told")
+    assert log.index("COMMIT") < log.index("emitted")
 
 
 @pytest.mark.parametrize("error", [ConflictError("no"), ValueError("no")])

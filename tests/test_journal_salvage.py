@@ -83,14 +83,14 @@ async def test_the_log_of_a_killed_process_is_read(path: Path, tmp_path: Path) -
     async with SQLiteJournal(path) as journal:
         await bring(journal, "late", State.SUBMITTED)
         await bring(journal, "unanswered", State.UNKNOWN)
-        await journal.hear(callback("token-unanswered", "told"))
+        await journal.hear(callback("token-unanswered", "emitted"))
         copy = tmp_path / "copy"
         copy.mkdir()
         for suffix in ("", "-wal"):
             (copy / f"j{suffix}").write_bytes(path.with_name(f"journal.db{suffix}").read_bytes())
     expected = ALL | {
         Salvaged(key="late", token="token-late", task_id="task-late"),
-        Salvaged(key="unanswered", token="token-unanswered", task_id="told"),
+        Salvaged(key="unanswered", token="token-unanswered", task_id="emitted"),
     }
     assert set(salvage(copy / "j")) == expected
     (copy / "j").write_bytes(b"")

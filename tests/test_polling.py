@@ -45,16 +45,16 @@ def test_trust_is_won_by_one_callback_and_lost_by_one_that_stays_away() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=60, max_size=60))
-def test_trust_holds_only_where_the_last_ends_were_told(told: list[bool]) -> None:
+def test_trust_holds_only_where_the_last_ends_were_told(emitted: list[bool]) -> None:
     trust, now = CallbackTrust(), 0.0
     trust.come(now, is_first_of_end=False)
-    for number, is_told in enumerate(told):
+    for number, is_told in enumerate(emitted):
         now += 100
         if is_told:
             trust.come(now, is_first_of_end=True)
         else:
             trust.miss(f"{number}", now)
-        if all(told[max(0, number - PROBATION) : number + 1]):
+        if all(emitted[max(0, number - PROBATION) : number + 1]):
             assert trust.holds(now + GRACE)
         if not is_told:
             assert not trust.holds(now + GRACE)

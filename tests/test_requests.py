@@ -130,7 +130,7 @@ async def test_without_a_callback_url_the_placeholder_alone_is_added() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "emitted"),
     [
         ({**OWN, "instrumental": True}, ["prompt: has no effect with instrumental"]),
         ({**OWN, "default_param_flag": False}, ["continue_at", "prompt", "style", "title"]),
@@ -142,13 +142,13 @@ async def test_without_a_callback_url_the_placeholder_alone_is_added() -> None:
         ({**OWN, "model": "V7"}, ["model: V7 is none that is known"]),
     ],
 )
-async def test_what_is_only_pointless_is_sent_and_told_once(fields: dict[str, Any], told: list[str]) -> None:
+async def test_what_is_only_pointless_is_sent_and_told_once(fields: dict[str, Any], emitted: list[str]) -> None:
     async with serving() as service:
         for _ in range(2):
             await service.session.extend("a1", **fields)
         notes = notices(service)
-        assert len(notes) == len(told)
-        assert all(note.startswith(start) for note, start in zip(notes, told, strict=True))
+        assert len(notes) == len(emitted)
+        assert all(note.startswith(start) for note, start in zip(notes, emitted, strict=True))
         body = service.emulator.ledger[1].body
         sent = {"negativeTags": fields.get("negative_tags"), "prompt": fields["prompt"], "model": fields["model"]}
         assert {name: body.get(name) for name in sent} == sent
@@ -263,10 +263,12 @@ async def test_the_journal_knows_the_ids_of_its_tasks(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def elsewhere(*replies: Reply, told: list[Event] | None = None, **changes: Any) -> AsyncIterator[kie.KieSession]:
+async def elsewhere(
+    *replies: Reply, emitted: list[Event] | None = None, **changes: Any
+) -> AsyncIterator[kie.KieSession]:
     """A session with an API that is not on loopback; a proxy on loopback keeps it from being reached."""
     async with fault_server(*(replies or (Reply((http(502, HTML),)),))) as proxy:
-        observer = (lambda _: None) if told is None else told.append
+        observer = (lambda _: None) if emitted is None else emitted.append
         settings = kie.Settings(
             api_key="k-0123456789",
             base_url="https://api.invalid",
@@ -314,11 +316,11 @@ async def test_on_loopback_a_source_may_be_there_too(tmp_path: Path) -> None:
 
 
 async def test_credentials_in_an_address_are_told_and_not_shown() -> None:
-    told: list[Event] = []
-    async with elsewhere(told=told) as session:
+    emitted: list[Event] = []
+    async with elsewhere(emitted=emitted) as session:
         with pytest.raises(kie.ConnectError):
             await session.upload_extend("https://me:hush@h.example/a.mp3", **UPLOAD)
-    notes = [event.note for event in told if isinstance(event, Anomaly)]
+    notes = [event.note for event in emitted if isinstance(event, Anomaly)]
     assert len(notes) == 1
     assert notes[0].startswith("source: holds a user name or a password; ")
     assert "hush" not in notes[0]
@@ -326,12 +328,12 @@ async def test_credentials_in_an_address_are_told_and_not_shown() -> None:
 
 @pytest.mark.parametrize("url", ["https://nas.local/kie", "https://10.0.0.1/kie"])
 async def test_a_callback_url_that_nobody_else_can_reach_is_told_once(url: str) -> None:
-    told: list[Event] = []
-    async with elsewhere(told=told, callback_url=url) as session:
+    emitted: list[Event] = []
+    async with elsewhere(emitted=emitted, callback_url=url) as session:
         for _ in range(2):
             with pytest.raises(kie.ConnectError):
                 await session.extend("a1", model="V5")
-    notes = [event.note for event in told if isinstance(event, Anomaly)]
+    notes = [event.note for event in emitted if isinstance(event, Anomaly)]
     assert len(notes) == 1
     assert notes[0].startswith("callback_url: leads to where the service cannot reach (")
 

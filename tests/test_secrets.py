@@ -76,9 +76,9 @@ def song(tmp_path: Path) -> Path:
 class Watched:
     """A session whose every event is logged and kept."""
 
-    def __init__(self, session: kie.KieSession, told: list[Event]) -> None:
+    def __init__(self, session: kie.KieSession, emitted: list[Event]) -> None:
         self.session = session
-        self.told = told
+        self.emitted = emitted
 
     async def fail(self, work: Awaitable[object]) -> BaseException | None:
         """Await what probably fails; whatever comes of it is searched."""
@@ -91,21 +91,21 @@ class Watched:
         return None
 
     def check_events(self) -> None:
-        for event in self.told:
+        for event in self.emitted:
             without_secrets(repr(event), repr(attrs.asdict(event)), repr(pickle.dumps(event)))
 
 
 @asynccontextmanager
 async def watched(base_url: str, **changes: Any) -> Any:
-    told: list[Event] = []
+    emitted: list[Event] = []
 
     def observe(event: Event) -> None:
-        told.append(event)
+        emitted.append(event)
         log_event(event)
 
     options = {"webhook_key": WEBHOOK_KEY, "observer": observe, **HURRY, **changes}
     async with kie.KieSession(settings(base_url, **options)) as session:
-        opened = Watched(session, told)
+        opened = Watched(session, emitted)
         yield opened
     opened.check_events()
 
@@ -301,7 +301,7 @@ FAULTS = [
 async def test_the_emulator(fault: Fault) -> None:
     changes = {"webhook_key": WEBHOOK_KEY, "observer": log_event, **HURRY, "task_timeout": 600}
     async with serving(callbacks=True, settings=changes, key=KEY, webhook_key=WEBHOOK_KEY, faults=[fault]) as service:
-        opened = Watched(service.session, service.told)
+        opened = Watched(service.session, service.emitted)
 
         async def whole() -> object:
             return await (await service.session.submit(REQUEST))

@@ -182,15 +182,15 @@ def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_keys_may_come_from_files(monkeypatch: pytest.MonkeyPatch, key_file: Path) -> None:
-    told: list[events.Event] = []
+    emitted: list[events.Event] = []
     hook = key_file.with_name("hook")
     hook.write_bytes(b"\xef\xbb\xbfhook\r\n")
     hook.chmod(0o600)
     monkeypatch.setenv("KIE_WEBHOOK_KEY_FILE", str(hook))
-    settings = Settings(observer=told.append)
+    settings = Settings(observer=emitted.append)
     assert settings.api_key.reveal() == KEY
     assert [key.reveal() for key in settings.webhook_keys] == ["hook"]
-    assert told == []
+    assert emitted == []
     assert Settings(api_key="given", webhook_key="").api_key.reveal() == "given"
 
 
@@ -241,10 +241,10 @@ def test_a_key_and_a_file_of_one_are_too_many(monkeypatch: pytest.MonkeyPatch, k
 
 def test_a_file_that_others_can_read_is_told_once(key_file: Path) -> None:
     key_file.chmod(0o644)
-    told: list[events.Event] = []
+    emitted: list[events.Event] = []
     for _ in range(2):
-        assert Settings(observer=told.append).api_key.reveal() == KEY
-    (notice,) = told
+        assert Settings(observer=emitted.append).api_key.reveal() == KEY
+    (notice,) = emitted
     assert isinstance(notice, events.Anomaly)
     assert "every user of this machine can read" in notice.note
     assert str(key_file) in notice.note

@@ -380,14 +380,14 @@ def test_what_another_product_made_is_no_song(data: dict[str, Any]) -> None:
     "word", ["running", "Processing", "in progress", "IN-PROGRESS", "queued", "pending", "queueing"]
 )
 async def test_synonyms_of_running_are_known(word: str) -> None:
-    told: list[kie.events.Event] = []
+    emitted: list[kie.events.Event] = []
     body = {**PLAN, "data": {"taskId": TASK_ID, "state": word, "response": {"data": SONGS}}}
     async with fault_server(Reply((http(200, json.dumps(body)),), end="keep")) as server:
-        changed = settings(server.url, route="jobs", task_timeout=300.0, observer=told.append)
+        changed = settings(server.url, route="jobs", task_timeout=300.0, observer=emitted.append)
         async with kie.KieSession(changed) as session:
             with pytest.raises(kie.WaitTimeoutError):
                 await session.track(TASK_ID)
-    assert not [event for event in told if isinstance(event, kie.events.Anomaly)]
+    assert not [event for event in emitted if isinstance(event, kie.events.Anomaly)]
 
 
 @pytest.mark.parametrize("word", [word for word, meaning in WORDS.items() if meaning is Word.ENDED])
@@ -561,8 +561,8 @@ async def test_a_task_that_fails_in_words_says_so_on_the_jobs_route() -> None:
 
 
 async def test_a_state_in_other_words_is_told_of_only_if_it_is_not_known() -> None:
-    for word, told in (("RUNNING", 0), ("MIXING", 1)):
+    for word, emitted in (("RUNNING", 0), ("MIXING", 1)):
         faults = [Fault("unknown_word", word=word, times=2)]
         async with serving(settings={"route": "jobs"}, faults=faults) as service:
             await (await service.session.submit(REQUEST))
-            assert len(service.of(kie.events.Anomaly)) == told
+            assert len(service.of(kie.events.Anomaly)) == emitted

@@ -39,9 +39,9 @@ async def test_strangers_learn_nothing_and_leave_nothing(tmp_path: Path) -> None
                 assert await session.receiver.handle({}, body(f"task{number}"), f"{number:032}") == 200
             assert await session.receiver.handle({}, body("another"), token) == 200
             assert await session.receiver.handle({}, body(task.id, "text"), token) == 200
-            told = service.of(CallbackReceived)
-            assert [event.note for event in told[-2:]] == ["its token belongs to another task", ""]
-            assert all("not followed here" in event.note for event in told[:300])
+            emitted = service.of(CallbackReceived)
+            assert [event.note for event in emitted[-2:]] == ["its token belongs to another task", ""]
+            assert all("not followed here" in event.note for event in emitted[:300])
             assert service.emulator.polls(task.id) == polls
             assert len((await task).tracks) == 2
             await anyio.sleep(1)

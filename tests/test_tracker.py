@@ -187,11 +187,11 @@ async def test_one_bad_id_blocks_nobody() -> None:
 async def test_the_jobs_route_is_looked_at_ten_times_a_second_at_most() -> None:
     async with serving(credits=1e6, settings={"route": "jobs"}) as service:
         submitted = [await service.session.submit(REQUEST) for _ in range(20)]
-        told: list[kie.Event] = []
-        async with kie.KieSession(attrs.evolve(service.session.settings, observer=told.append)) as session:
+        emitted: list[kie.Event] = []
+        async with kie.KieSession(attrs.evolve(service.session.settings, observer=emitted.append)) as session:
             tasks = [session.track(task.id) for task in submitted]  # each is due at once
             await anyio.sleep(1.0)
-            assert 5 <= sum(isinstance(event, Polled) for event in told) <= 12
+            assert 5 <= sum(isinstance(event, Polled) for event in emitted) <= 12
             await asyncio.gather(*tasks)
 
 
@@ -253,7 +253,7 @@ async def test_a_forged_callback_changes_nothing(code: int) -> None:
         stages = [event async for event in task.events()]
         result = await task
         assert len(result.tracks) == 2
-        assert "evil" not in f"{result}{result.record}{stages}{service.told}"
+        assert "evil" not in f"{result}{result.record}{stages}{service.emitted}"
 
 
 def lags(service: Service) -> list[float]:
@@ -341,9 +341,9 @@ async def test_who_begins_to_listen_is_told_at_once_what_callbacks_told(
         await anyio.sleep(begin)
         started = clock.time()
         found = [(event.stage, clock.time() - started) async for event in task.events()]
-        told = ["text", "first"] if begin > TIMELINE[1] else ["text"]
+        emitted = ["text", "first"] if begin > TIMELINE[1] else ["text"]
         assert [stage for stage, _ in found] == ["text", "first", "complete"]
-        assert max(wait for stage, wait in found if stage in told) < 1
+        assert max(wait for stage, wait in found if stage in emitted) < 1
         assert service.emulator.polls(task.id) <= 4 or not before
 
 
@@ -388,8 +388,8 @@ async def test_callbacks_for_strangers_are_taken() -> None:
             url, json={"code": 200, "data": {"task_id": "stranger", "callbackType": "first"}}
         ) as answer:
             assert answer.status == 200
-        (told,) = service.of(CallbackReceived)
-        assert "not followed here" in told.note
+        (emitted,) = service.of(CallbackReceived)
+        assert "not followed here" in emitted.note
 
 
 async def test_a_callback_during_a_look_is_not_lost() -> None:
@@ -509,12 +509,12 @@ async def test_a_listener_that_breaks_off_leaves_the_task() -> None:
 async def test_a_task_from_before_a_restart_is_followed() -> None:
     async with serving() as service:
         task_id = (await service.session.submit(REQUEST)).id
-        told: list[kie.Event] = []
-        async with kie.KieSession(attrs.evolve(service.session.settings, observer=told.append)) as session:
+        emitted: list[kie.Event] = []
+        async with kie.KieSession(attrs.evolve(service.session.settings, observer=emitted.append)) as session:
             task, same = session.track(task_id), session.track(task_id)
             assert len((await task).tracks) == 2
             assert await same is await task
-        assert sum(isinstance(event, Settled) for event in told) == 1
+        assert sum(isinstance(event, Settled) for event in emitted) == 1
 
 
 async def test_what_comes_after_the_end_changes_nothing() -> None:

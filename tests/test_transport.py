@@ -189,10 +189,10 @@ async def test_a_query_is_quoted() -> None:
 
 
 async def test_a_read_is_repeated_until_it_succeeds() -> None:
-    told: list[Event] = []
-    async with fault_server(BUSY, Reply(end="reset"), ok(RECORD)) as server, transport(server.url, told) as opened:
+    emitted: list[Event] = []
+    async with fault_server(BUSY, Reply(end="reset"), ok(RECORD)) as server, transport(server.url, emitted) as opened:
         assert await opened.send(LOOK) is not None
-    retries = [event for event in told if isinstance(event, Retried)]
+    retries = [event for event in emitted if isinstance(event, Retried)]
     assert [event.attempt for event in retries][-1] <= READ_ATTEMPTS - 1
     assert {event.what for event in retries} == {"record_info"}
     assert "503" in retries[0].reason
@@ -240,17 +240,17 @@ async def test_a_wait_that_is_too_long_is_raised_and_not_slept(clock: VirtualTim
 
 
 async def test_many_failing_reads_share_one_budget_and_spread() -> None:
-    told: list[Event] = []
+    emitted: list[Event] = []
     budget = Budget()
     spare = int(budget.capacity / budget.cost)
-    async with fault_server(BUSY) as server, transport(server.url, told) as opened:
+    async with fault_server(BUSY) as server, transport(server.url, emitted) as opened:
         outcomes = await asyncio.gather(*(opened.send(LOOK) for _ in range(1000)), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {errors.ServerError}
         assert len(server.asked) == 1000 + spare
-    delays = [event.delay for event in told if isinstance(event, Retried)]
+    delays = [event.delay for event in emitted if isinstance(event, Retried)]
     assert len(delays) == spare
     assert max(delays) <= MOST_DELAY
-    first = Counter(int(event.delay * 10) for event in told if isinstance(event, Retried) and event.attempt == 1)
+    first = Counter(int(event.delay * 10) for event in emitted if isinstance(event, Retried) and event.attempt == 1)
     assert len(first) == 10  # from the whole range of 0 to 1 s
     assert max(first.values()) < spare / 2
 

@@ -84,12 +84,12 @@ async def test_an_empty_file_has_a_length_too(part: FilePart) -> None:
 
 
 async def test_progress_is_told_on_the_loop(part: FilePart) -> None:
-    told: list[tuple[int, threading.Thread]] = []
-    watched = attrs.evolve(part, on_bytes=lambda done: told.append((done, threading.current_thread())))
+    emitted: list[tuple[int, threading.Thread]] = []
+    watched = attrs.evolve(part, on_bytes=lambda done: emitted.append((done, threading.current_thread())))
     async with fault_server(DONE) as server:
         await sent(server, watched)
-    assert [done for done, _ in told] == [*range(upload_body._PIECE, len(CONTENT), upload_body._PIECE), len(CONTENT)]
-    assert {thread for _, thread in told} == {threading.current_thread()}
+    assert [done for done, _ in emitted] == [*range(upload_body._PIECE, len(CONTENT), upload_body._PIECE), len(CONTENT)]
+    assert {thread for _, thread in emitted} == {threading.current_thread()}
 
 
 async def test_the_file_is_read_off_the_loop(part: FilePart, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,11 +59,11 @@ class Desk:
 
     worker: Worker
     runner: Runner
-    told: list[events.Event]
+    emitted: list[events.Event]
     taken: list[Job]
 
     def notes(self) -> str:
-        return "\n".join(event.note for event in self.told if isinstance(event, events.Anomaly))
+        return "\n".join(event.note for event in self.emitted if isinstance(event, events.Anomaly))
 
 
 @attrs.define
@@ -76,15 +76,15 @@ class Shop:
 
     @asynccontextmanager
     async def desk(self, **options: Any) -> AsyncGenerator[Desk]:
-        told: list[events.Event] = []
+        emitted: list[events.Event] = []
         taken: list[Job] = []
         settings = kie.Settings(
-            api_key=self.emulator.key, base_url=self.emulator.base_url, observer=told.append, quota=1000
+            api_key=self.emulator.key, base_url=self.emulator.base_url, observer=emitted.append, quota=1000
         )
         async with kie.KieSession(settings) as session, session.keeping(open_journal(self.dsn)) as keeper:
             runner = Runner(session, keeper, Results(self.folder), Budget(), options.pop("observer", lambda _job: None))
-            fields = {"dsn": self.dsn, "at_once": 5, "tell": told.append, "ended": taken.append, **options}
-            yield Desk(Worker(runner=runner, keeper=keeper, **fields), runner, told, taken)
+            fields = {"dsn": self.dsn, "at_once": 5, "emit": emitted.append, "ended": taken.append, **options}
+            yield Desk(Worker(runner=runner, keeper=keeper, **fields), runner, emitted, taken)
 
     async def plan(self, count: int) -> None:
         async with open_journal(self.dsn) as journal:

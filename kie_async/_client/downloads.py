@@ -100,9 +100,9 @@ class Fetcher(anyio.AsyncContextManagerMixin):
         tell: is told of retries and oddities; by default the observer of the settings.
     """
 
-    def __init__(self, settings: Settings, tell: Observer | None = None) -> None:
+    def __init__(self, settings: Settings, emit: Observer | None = None) -> None:
         self.settings = settings
-        self.tell = tell or settings.observer
+        self.emit = emit or settings.observer
         self._turns = anyio.Semaphore(EXCHANGES)
 
     @asynccontextmanager

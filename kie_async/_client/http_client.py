@@ -65,9 +65,9 @@ class Transport(anyio.AsyncContextManagerMixin):
         tell: is told of retries.
     """
 
-    def __init__(self, settings: Settings, tell: Observer) -> None:
+    def __init__(self, settings: Settings, emit: Observer) -> None:
         self.settings = settings
-        self.tell = tell
+        self.emit = emit
         self._budget = Budget()
         self._reads = asyncio.Semaphore(settings.max_concurrent_polls + _DIRECT)
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
@@ -122,7 +122,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             else:
                 self._budget.succeed()
                 return value
-            self.tell(Retried(call.name, reason, attempt, delay))
+            self.emit(Retried(call.name, reason, attempt, delay))
             await anyio.sleep(delay)
             attempt += 1
 

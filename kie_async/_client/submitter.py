@@ -84,7 +84,7 @@ class Submitter:
         limiter: Limiter,
         tracker: Tracker,
         route: Route,
-        tell: Observer,
+        emit: Observer,
         group: TaskGroup,
     ) -> None:
         self._settings = settings
@@ -92,7 +92,7 @@ class Submitter:
         self._limiter = limiter
         self._tracker = tracker
         self._route = route
-        self._tell = tell
+        self._emit = emit
         self._group = group
         self._places = asyncio.Semaphore(settings.max_in_flight)
         self._entering = 0
@@ -153,7 +153,7 @@ class Submitter:
             return _ANOTHER
         if token in self._lost:
             self._lost.discard(token)
-            self._tell(Anomaly(task_id, "a submission given up as unknown is this task: session.track() follows it"))
+            self._emit(Anomaly(task_id, "a submission given up as unknown is this task: session.track() follows it"))
         is_followed = self._tracker.wake(task_id, stage, is_own=token in self._tasks)
         return "" if is_followed else "a task that is not followed here (yet)"
 
@@ -186,7 +186,7 @@ class Submitter:
     async def _enter(self) -> Callable[[], None]:
         """Wait for a place among the tasks in flight; the place is given back by calling what is returned."""
         if self._places.locked():
-            self._tell(Waited("in flight", self._entering))
+            self._emit(Waited("in flight", self._entering))
         self._entering += 1
         try:
             await self._places.acquire()
@@ -221,7 +221,7 @@ class Submitter:
             delay = max(asked or 0.0, _SLOW_DOWN + backoff(self._slowed, random.random))
         if asyncio.get_running_loop().time() + delay > started + self._settings.submit_patience:
             raise error
-        self._tell(Retried("submit", str(error), attempt, delay))
+        self._emit(Retried("submit", str(error), attempt, delay))
         if momentary:
             self._limiter.penalize(delay)
         else:
@@ -258,7 +258,7 @@ class Submitter:
 
     def _fail(self, submission: _Submission, post: asyncio.Future[Entry], error: KieError) -> None:
         if error.charged == "maybe":  # told, for the caller may have gone away
-            self._tell(SubmissionUnknown(submission.request.operation, clean(error.message)))
+            self._emit(SubmissionUnknown(submission.request.operation, clean(error.message)))
         post.set_exception(error)
 
     async def _post(self, submission: _Submission, permit: Permit) -> Entry:
@@ -308,7 +308,7 @@ class Submitter:
         request, token = submission.request, submission.token
         waited = asyncio.get_running_loop().time() - submission.started
         recovered = submission.named.done()
-        self._tell(Submitted(task_id, request.operation, request.model, waited, recovered=recovered))
+        self._emit(Submitted(task_id, request.operation, request.model, waited, recovered=recovered))
         self._tasks[token] = task_id
 
         def release() -> None:
@@ -328,7 +328,7 @@ class Submitter:
         """Wait for the callback that names the task of a submission whose answer was lost."""
         error.token = submission.token
         if self._settings.callback_url:
-            self._tell(Anomaly("", f"an answer was lost; waiting for its callback: {error.message}"))
+            self._emit(Anomaly("", f"an answer was lost; waiting for its callback: {error.message}"))
             patience = self._settings.recover_patience
             with anyio.move_on_after(patience):
                 task_id = await asyncio.shield(submission.named)  # it may still come while that is recorded

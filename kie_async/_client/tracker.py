@@ -50,12 +50,12 @@ class Tracker:
     """
 
     def __init__(
-        self, settings: Settings, fetch: Fetch, tell: Observer, *, polls_per_second: float | None = None
+        self, settings: Settings, fetch: Fetch, emit: Observer, *, polls_per_second: float | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._fetch = fetch
-        self._tell = tell
+        self._emit = emit
         pacing = Pacing(emulated=settings.on_loopback)
         self._planner = PollPlanner(pacing, random.random, callbacks=bool(settings.callback_url))
         self._gap = 1 / polls_per_second if polls_per_second else 0.0
@@ -220,7 +220,7 @@ class Tracker:
         entry.failures = 0
         if record is not None:
             self._learn_about(entry, record)
-        self._tell(Polled(entry.task_id, entry.status if record else "not visible", now - entry.born))
+        self._emit(Polled(entry.task_id, entry.status if record else "not visible", now - entry.born))
         verdict = self._judge(entry, record, now)
         if isinstance(verdict, Running):
             self._advance(entry, verdict.stage, now)
@@ -241,7 +241,7 @@ class Tracker:
                 entry.born -= age if 0 < age < _OLDEST else 0.0
         if record.status not in WORDS and record.status not in self._words and len(self._words) < _WORDS_MOST:
             self._words.add(record.status)
-            self._tell(Anomaly(entry.task_id, f"the status {clean(record.status)!r} is not known: taken as running"))
+            self._emit(Anomaly(entry.task_id, f"the status {clean(record.status)!r} is not known: taken as running"))
 
     def _judge(self, entry: Entry, record: TaskRecord | None, now: float) -> Verdict:
         verdict = judge(record, patient=True)
@@ -263,7 +263,7 @@ class Tracker:
         new = STAGES[reached(entry.stage) : reached(stage)]
         for each in new:
             entry.stages = (*entry.stages, (each, now - entry.born))
-            self._tell(StageReached(entry.task_id, each))
+            self._emit(StageReached(entry.task_id, each))
         if new:
             entry.stage = new[-1]
             self._ring(entry)
@@ -276,7 +276,7 @@ class Tracker:
             entry.tracks = verdict.tracks
             self._advance(entry, "complete", now)
             if note := self._planner.take_success(entry, now):
-                self._tell(Anomaly(entry.task_id, note))
+                self._emit(Anomaly(entry.task_id, note))
             self._end(entry, success(entry, verdict, record))
         elif isinstance(verdict, Failed):
             self._end(entry, failure(entry, verdict))
@@ -288,7 +288,7 @@ class Tracker:
 
     def _failed_look(self, entry: Entry, error: KieError) -> None:
         entry.failures += 1
-        self._tell(PollFailed(entry.task_id, clean(str(error))))
+        self._emit(PollFailed(entry.task_id, clean(str(error))))
         if isinstance(error, AuthError) and entry.failures >= _WRONG and not self._key_works:
             error.task_id, error.charged = entry.task_id, "yes"
             self._end(entry, error)
@@ -365,7 +365,7 @@ class Tracker:
         self._table.pop(entry.task_id, None)
         error = "" if isinstance(outcome, TaskResult) else f"{type(outcome).__name__}: {clean(outcome.message)}"
         seconds = self._now() - entry.born
-        self._tell(Settled(entry.task_id, entry.key.operation, seconds, entry.polls, error))
+        self._emit(Settled(entry.task_id, entry.key.operation, seconds, entry.polls, error))
         self._ring(entry)
         if entry.ended is not None:
             entry.ended(entry)

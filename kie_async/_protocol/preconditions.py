@@ -26,10 +26,10 @@ class Admission:
         tell: told of what is pointless or uncertain.
     """
 
-    def __init__(self, settings: Settings, tell: Observer) -> None:
+    def __init__(self, settings: Settings, emit: Observer) -> None:
         self._settings = settings
-        self._tell = tell
-        self._told = RecentSet(_NOTICES_MOST)
+        self._emit = emit
+        self._emitted = RecentSet(_NOTICES_MOST)
         self._tasks = RecentSet(_TASKS_MOST)
 
     def check(self, request: Request, *, ready: bool = False) -> None:
@@ -49,9 +49,9 @@ class Admission:
 
     def notify(self, notice: str) -> None:
         """Tell a notice, unless it was told before."""
-        if notice not in self._told:
-            self._told.add(notice)
-            self._tell(Anomaly("", notice))
+        if notice not in self._emitted:
+            self._emitted.add(notice)
+            self._emit(Anomaly("", notice))
 
     def remember(self, task_id: str) -> None:
         """Take note of a task of this session, so that its id is not taken for that of a track."""

@@ -80,10 +80,10 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
     async with session.keeping(journal) as keeper:
         await check_writable(Path(directory))
         await add_jobs(journal, jobs, batch, session.check_request)
-        tell = guarded(observer)
+        emit = guarded(observer)
         results = Results(directory, emulated=session.settings.on_loopback)
         async for job in left_over(keeper, results, batch):
-            tell(job)
+            emit(job)
         worker = _worker(session, keeper, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)
         await worker.work(until_done=True, batch=batch)
 
@@ -94,5 +94,5 @@ def _worker(  # noqa: PLR0913  # keyword-only, each by name
     results = Results(directory, emulated=session.settings.on_loopback)
     runner = Runner(session, keeper, results, Budget(), observer)
     return Worker(
-        runner=runner, keeper=keeper, dsn=dsn, at_once=at_once, tell=session.settings.observer, ended=lambda _: None
+        runner=runner, keeper=keeper, dsn=dsn, at_once=at_once, emit=session.settings.observer, ended=lambda _: None
     )

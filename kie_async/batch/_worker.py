@@ -72,7 +72,7 @@ class Worker:
         keeper: Keeper,
         dsn: str,
         at_once: int,
-        tell: Observer,
+        emit: Observer,
         ended: Callable[[Job], None],
     ) -> None:
         try:
@@ -84,7 +84,7 @@ class Worker:
         self._runner = runner
         self._keeper = keeper
         self._at_once = at_once
-        self._tell = tell
+        self._emit = emit
         self._ended = ended
         self._over = asyncio.Event()
         self._engine: Engine | None = None
@@ -155,7 +155,7 @@ class Worker:
         """Run the engine, and again when it ends by itself, as it does when the database restarts."""
         while True:
             await self._run_engine()
-            self._tell(Anomaly("", "the engine ended, and is started again"))
+            self._emit(Anomaly("", "the engine ended, and is started again"))
             await anyio.sleep(_RESTART_AFTER)
 
     async def _run_engine(self) -> None:
@@ -195,7 +195,7 @@ class Worker:
                 await self._hand_out(key, after=_AGAIN_AFTER)
             self._ended(job)
         except Exception as error:  # noqa: BLE001  # the journal is away, for one; the engine would only log it
-            self._tell(Anomaly("", f"a job waits: {_words(error)}"))
+            self._emit(Anomaly("", f"a job waits: {_words(error)}"))
         if self._runner.stopped:
             self._over.set()
 
@@ -208,7 +208,7 @@ class Worker:
             self._engine = None  # the next that it cannot take back says nothing new
 
     def _note(self, error: BaseException) -> None:
-        self._tell(Anomaly("", f"the engine: {_words(error)}"))
+        self._emit(Anomaly("", f"the engine: {_words(error)}"))
 
     # ------------------------------------------------------------ handing them out
 

@@ -81,7 +81,7 @@ class Receiver:
 
     keys: tuple[Secret, ...] = attrs.field(validator=_no_empty_key)
     _deliver: Deliver
-    _tell: Observer = attrs.field(converter=guarded)
+    _emit: Observer = attrs.field(converter=guarded)
     _clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
 
     async def handle(self, headers: Mapping[str, str], body: bytes, token: str) -> int:
@@ -160,7 +160,7 @@ class Receiver:
         if event:
             task_id, stage, note = [clean(fact.replace(token, "…")) for fact in (event.task_id, event.stage, note)]
         answer = int(status)
-        self._tell(CallbackReceived(task_id, stage, answer, note))
+        self._emit(CallbackReceived(task_id, stage, answer, note))
         return answer
 
 

@@ -81,7 +81,7 @@ class Reporter:
     """Tells a caller's callback how far a transfer is. If the callback fails, the transfer does not."""
 
     _progress: Progress | None
-    _tell: Observer
+    _emit: Observer
     _task_id: str = ""
 
     def report(self, done: int, total: int | None) -> None:
@@ -93,4 +93,4 @@ class Reporter:
         except Exception as error:
             self._progress = None
             logger.warning("a progress callback failed and is not called any more", exc_info=True)
-            self._tell(Anomaly(self._task_id, f"a progress callback failed: {type(error).__name__}"))
+            self._emit(Anomaly(self._task_id, f"a progress callback failed: {type(error).__name__}"))

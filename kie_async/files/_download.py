@@ -90,7 +90,7 @@ async def download(  # noqa: PLR0913  # keyword-only but for the subject
     wanted = _Wanted(
         expected_duration=expected_duration,
         max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
-        reporter=Reporter(progress, fetcher.tell, task_id or ""),
+        reporter=Reporter(progress, fetcher.emit, task_id or ""),
         refresh=refresh,
     )
     stem = safe_name(name or f"audio-{_source(url)[:12]}")
@@ -136,7 +136,7 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
         expected_duration=track.duration if check_duration else None,
         max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
         keep_existing=keep_existing,
-        reporter=Reporter(progress, fetcher.tell, task_id or ""),
+        reporter=Reporter(progress, fetcher.emit, task_id or ""),
         refresh=refresh,
     )
     stem = safe_name(name) if name else track_name(track.title, track.id)
@@ -223,7 +223,7 @@ class _Download:
                     raise
                 reason = str(error)
             delay = backoff(attempt, random.random)
-            self.fetcher.tell(Retried("download", reason, attempt, delay))
+            self.fetcher.emit(Retried("download", reason, attempt, delay))
             await anyio.sleep(delay)
         return await self._try(url)
 

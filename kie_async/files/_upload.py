@@ -61,7 +61,7 @@ async def upload(
     path = Path(path)
     kind, before = await on_disk(inspect, path)
     duration = await on_disk(measure_length, path) if measure else None
-    reporter = Reporter(progress, transport.tell)
+    reporter = Reporter(progress, transport.emit)
     part = FilePart(
         path=path,
         size=before.size,

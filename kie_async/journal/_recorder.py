@@ -56,12 +56,12 @@ class Keeper(anyio.AsyncContextManagerMixin):
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  # it stands between all of these
-        self, journal: Journal, submitter: Submitter, tracker: Tracker, tell: Observer, route: str, group: TaskGroup
+        self, journal: Journal, submitter: Submitter, tracker: Tracker, emit: Observer, route: str, group: TaskGroup
     ) -> None:
         self.journal = journal
         self._submitter = submitter
         self._tracker = tracker
-        self._tell = tell
+        self._emit = emit
         self._route = route
         self._group = group
         self._ended: asyncio.Queue[tuple[str | None, str | None, Entry]] = asyncio.Queue()
@@ -148,13 +148,13 @@ class Keeper(anyio.AsyncContextManagerMixin):
         try:
             await self.journal.release(name)
         except KieError as error:  # it runs out by itself
-            self._tell(Anomaly("", f"a lease could not be given back: {clean(error.message)}"))
+            self._emit(Anomaly("", f"a lease could not be given back: {clean(error.message)}"))
 
     # ------------------------------------------------------------ one submission
 
     def witness(self, key: str, check: Callable[[], None]) -> JobWitness:
         """The record of a planned job's submission; ``check`` may still forbid it, right before it is sent."""
-        return JobWitness(self, key, self._route, self._tell, check)
+        return JobWitness(self, key, self._route, self._emit, check)
 
     def keep_end(self, key: str, token: str | None, entry: Entry) -> None:
         """Record the end of a task when it comes, whoever waits for it, unless the job is at another attempt then."""
@@ -188,7 +188,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                 spent = 0.0 if outcome.charged == "no" else PRICE
                 await self.journal.move(key, State.FAILED, token=token, error=job_error(outcome), credits=spent)
         except ConflictError as error:
-            self._tell(Anomaly("", f"the end of a job was recorded before: {error.message}"))
+            self._emit(Anomaly("", f"the end of a job was recorded before: {error.message}"))
 
     # ------------------------------------------------------------ callbacks
 
@@ -205,7 +205,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             if not self._submitter.knows(heard.token):
                 await self._take(heard)
             elif note := self._submitter.heard(heard.token, heard.task_id, heard.stage):
-                self._tell(Anomaly(heard.task_id, note))
+                self._emit(Anomaly(heard.task_id, note))
 
     async def _take(self, heard: Heard) -> None:
         """Act on a callback of a submission that is not under way here, and whose task may not be followed here."""
@@ -213,7 +213,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             with internal_errors("a callback"):
                 job = await self._named(heard)
         except KieError as error:
-            self._tell(Anomaly(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
+            self._emit(Anomaly(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
             job = None
         is_followed = self._tracker.wake(heard.task_id, heard.stage, is_own=job is not None)
         if job is not None and job.state is State.SUBMITTED and job.owner == self.journal.owner and not is_followed:
@@ -265,7 +265,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             try:
                 await self.recover(job)
             except ConflictError as error:
-                self._tell(Anomaly(job.task_id or "", f"a submission is another's: {error.message}"))
+                self._emit(Anomaly(job.task_id or "", f"a submission is another's: {error.message}"))
 
     async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job, None]:
         """Give the jobs in these states, page by page."""
@@ -284,7 +284,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                     with internal_errors("a lease"):
                         await self.renew(name)
                 except KieError as error:
-                    self._tell(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
+                    self._emit(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
 
     async def _prune(self) -> None:
         """Let the callbacks go of jobs that have been at their end for a day."""
@@ -293,7 +293,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                 with internal_errors("old callbacks"):
                     await self.journal.prune(time.time() - _KEPT)
             except KieError as error:
-                self._tell(Anomaly("", f"old callbacks could not be deleted now: {clean(error.message)}"))
+                self._emit(Anomaly("", f"old callbacks could not be deleted now: {clean(error.message)}"))
             await anyio.sleep(_PRUNE_EVERY)
 
     async def _settle(self) -> None:
@@ -328,7 +328,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                 await self._record(key, token, entry.outcome)
         except (StorageError, InternalError) as failure:
             error = failure
-            self._tell(Anomaly(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
+            self._emit(Anomaly(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
         record = self._records.pop(key or "", None)
         if record is not None:
             record.set_result(error)
@@ -342,7 +342,7 @@ class JobWitness:
     _keeper: Keeper
     _key: str
     _route: str
-    _tell: Observer
+    _emit: Observer
     _check: Callable[[], None]
 
     async def intend(self, token: str) -> None:
@@ -372,9 +372,9 @@ class JobWitness:
             try:
                 await write()  # type: ignore[misc]  # an awaitable of the journal's
             except ConflictError as error:  # a callback that names it was quicker
-                self._tell(Anomaly(task_id, f"recorded before: {error.message}"))
+                self._emit(Anomaly(task_id, f"recorded before: {error.message}"))
             except StorageError as error:
-                self._tell(Anomaly(task_id, f"the journal is away, trying again: {clean(error.message)}"))
+                self._emit(Anomaly(task_id, f"the journal is away, trying again: {clean(error.message)}"))
                 if time.monotonic() > deadline or not error.retryable:
                     error.task_id, error.charged = task_id or None, "yes" if task_id else error.charged
                     raise
