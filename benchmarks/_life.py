@@ -66,7 +66,7 @@ async def live(plan: dict[str, Any]) -> int:
     die = death(plan["point"], plan["nth"])
 
     def observe(event: events.Event) -> None:
-        die(f"told:{type(event).__name__}")
+        die(f"emitted:{type(event).__name__}")
 
     settings = kie.Settings(
         api_key="emulated-account-1",

@@ -37,9 +37,9 @@ POINTS = (
         )
         for when in ("before", "after")
     ),
-    "told:Submitted",
-    "told:Polled",
-    "told:Settled",
+    "emitted:Submitted",
+    "emitted:Polled",
+    "emitted:Finished",
 )  # fmt: skip
 JOBS = 4
 SPEED = 400.0

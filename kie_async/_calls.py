@@ -14,7 +14,7 @@ from kie_async._client.submitter import Submitter
 from kie_async._protocol import wire
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async.errors import InvalidRequestError, KieError, Problem
-from kie_async.events import Anomaly, Observer, clean
+from kie_async.events import Notice, Observer, clean
 from kie_async.models import Credits, TaskRecord, Track, UploadedFile
 from kie_async.settings import Settings
 
@@ -123,7 +123,7 @@ class Calls:
             try:
                 return await self.download_url(track.audio_url or "")
             except KieError as error:  # the link's own error says more to the user
-                self._emit(Anomaly("", f"no new link for an expired one: {clean(str(error))}"))
+                self._emit(Notice("", f"no new link for an expired one: {clean(str(error))}"))
                 return None
 
         return refresh

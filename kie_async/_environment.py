@@ -7,7 +7,7 @@ import re
 import stat
 
 from kie_async.errors import SettingsError
-from kie_async.events import Anomaly, Observer
+from kie_async.events import Notice, Observer
 
 _MOST = 4096  # bytes of a file that holds a key
 _ADDRESS = re.compile(r"(?:[^/@]*@)?[A-Za-z0-9.-]+:\d{1,5}/?")  # a proxy without its scheme, as curl takes it
@@ -41,7 +41,7 @@ def read_key(name: str, field: str, emit: Observer) -> str:
         raise SettingsError(f"{field}: the file that {name}_FILE names, {path!r}, {problem}: let it hold the bare key")
     if is_public and path not in _reported:
         _reported.add(path)
-        emit(Anomaly("", f"{name}_FILE: every user of this machine can read {path!r}: chmod 600 it"))
+        emit(Notice("", f"{name}_FILE: every user of this machine can read {path!r}: chmod 600 it"))
     return key
 
 

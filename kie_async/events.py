@@ -71,7 +71,7 @@ class CallbackReceived:
 
 
 @attrs.frozen
-class Retried:
+class Retrying:
     """A request is sent again after ``delay`` seconds: it was refused for its moment, never sent, or only reads."""
 
     what: str
@@ -81,7 +81,7 @@ class Retried:
 
 
 @attrs.frozen
-class Waited:
+class Queued:
     """A submission waits for a place (``what`` is "quota" or "in flight"); ``queued`` are before it."""
 
     what: str
@@ -97,7 +97,7 @@ class StageReached:
 
 
 @attrs.frozen
-class Settled:
+class Finished:
     """A task ended; ``error`` is empty for a success. ``polls`` counts the reads of record-info it took."""
 
     task_id: str
@@ -108,7 +108,7 @@ class Settled:
 
 
 @attrs.frozen
-class Anomaly:
+class Notice:
     """Something odd that changed nothing: a report that goes backwards, an unknown word, a submission unknown."""
 
     task_id: str
@@ -121,11 +121,11 @@ Event: TypeAlias = (
     | Polled
     | PollFailed
     | CallbackReceived
-    | Retried
-    | Waited
+    | Retrying
+    | Queued
     | StageReached
-    | Settled
-    | Anomaly
+    | Finished
+    | Notice
 )
 Observer: TypeAlias = Callable[[Event], None]
 
@@ -139,11 +139,11 @@ _LEVELS: dict[type[object], tuple[logging.Logger, int]] = {
     Polled: (_TRACKER, logging.DEBUG),
     PollFailed: (_TRACKER, logging.WARNING),
     CallbackReceived: (_CALLBACKS, logging.DEBUG),
-    Retried: (_TRANSPORT, logging.WARNING),
-    Waited: (_SUBMIT, logging.DEBUG),
+    Retrying: (_TRANSPORT, logging.WARNING),
+    Queued: (_SUBMIT, logging.DEBUG),
     StageReached: (_TRACKER, logging.INFO),
-    Settled: (_TRACKER, logging.INFO),
-    Anomaly: (_TRACKER, logging.WARNING),
+    Finished: (_TRACKER, logging.INFO),
+    Notice: (_TRACKER, logging.WARNING),
 }
 
 

@@ -25,7 +25,7 @@ from kie_async.cli._exits import StoppedError, exit_for
 from kie_async.cli._screen import Screen
 from kie_async.emulator import Fault
 from kie_async.errors import KieError
-from kie_async.events import CallbackReceived, Settled, Submitted
+from kie_async.events import CallbackReceived, Finished, Submitted
 from kie_async.testing import EmulatorHandle
 
 MUSIC = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer")
@@ -687,7 +687,7 @@ def test_how_it_stands_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert shown.line() == "600 waiting, 100 submitted, 3 done, 0 failed, 1 unknown; quota 0 of 20; ends in 7 min"
     for _ in range(3):
         shown.tell(Submitted("t1", "extend", "V5", 0.1))
-    shown.tell(Settled("t1", "extend", 20.0, 3))
+    shown.tell(Finished("t1", "extend", 20.0, 3))
     shown.tell(CallbackReceived("t1", "text", 200))
     shown.standing = Standing(submitted=100)
     assert shown.line() == "100 submitted, 0 done, 0 failed; quota 3 of 20; ends in 20 s"

@@ -271,13 +271,13 @@ def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFi
         events.Submitted("t\x1b1", "extend", "V5", 0.1),
         events.Polled("t1", "MIX\x1bING", 10.0),
         events.PollFailed("t1", "it\x1b"),
-        events.Retried("submit", "too\x1b fast", 1, 2.5),
-        events.Waited("quota", 3),
-        events.Anomaly("t1", "odd\x1b"),
+        events.Retrying("submit", "too\x1b fast", 1, 2.5),
+        events.Queued("quota", 3),
+        events.Notice("t1", "odd\x1b"),
         events.StageReached("t1", "text"),
         events.CallbackReceived("t1", "te\x1bxt", 200),
         events.CallbackReceived("", "", 401, "wrong\x1b signature"),
-        events.Settled("t1", "extend", 90.0, 3),
+        events.Finished("t1", "extend", 90.0, 3),
     )
     for event in told:
         screen._last = -_screen.QUIET
@@ -295,7 +295,7 @@ def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFi
 def test_the_log_is_shown_on_demand(terminal: Terminal, service: EmulatorHandle) -> None:
     assert "kie_async." not in terminal("extend", "a1", "--model", "V5", "--callbacks").err
     answer = terminal("extend", "a1", "--model", "V5", "--callbacks", "-v")
-    assert "kie_async.tracker: Settled" in answer.err
+    assert "kie_async.tracker: Finished" in answer.err
     assert service.key not in answer.err
     assert "kie_async." not in terminal("extend", "a1", "--model", "V5", "--callbacks").err
 

@@ -23,7 +23,7 @@ from virtual_time import VirtualTimeLoop
 from kie_async import files
 from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError, StorageError
-from kie_async.events import Anomaly, Event, Retried
+from kie_async.events import Event, Notice, Retrying
 from kie_async.files import _disk, _download, _part
 from kie_async.models import Track
 
@@ -151,7 +151,7 @@ async def test_tries_are_bounded_and_told_and_the_next_call_goes_on(tmp_path: Pa
         assert caught.value.retryable
         assert caught.value.task_id == "t1"
         assert len(host.asked) == _download.EXCHANGES
-        assert [type(event) for event in emitted] == [Retried] * (_download.EXCHANGES - 1)
+        assert [type(event) for event in emitted] == [Retrying] * (_download.EXCHANGES - 1)
         assert "secret" not in str(emitted)
         assert names(tmp_path) == {"song.part", "song.part.json"}
         assert "secret" not in (tmp_path / "song.part.json").read_text()
@@ -519,7 +519,7 @@ async def test_a_failing_callback_does_not_fail_the_download(tmp_path: Path, cap
         path = await files.download(fetcher, host.url(), tmp_path, progress=failing, task_id="t1")
     assert path.read_bytes() == LONG
     assert len(calls) == 1
-    assert emitted == [Anomaly("t1", "a progress callback failed: ZeroDivisionError")]
+    assert emitted == [Notice("t1", "a progress callback failed: ZeroDivisionError")]
     assert "progress callback failed" in caplog.text
 
 

@@ -19,7 +19,7 @@ from file_host import settings
 from kie_async import files
 from kie_async._client.http_client import Transport
 from kie_async.errors import AudioError, BadResponseError, KieError, ServerError, StorageError
-from kie_async.events import Anomaly, Event
+from kie_async.events import Event, Notice
 from kie_async.files import _upload
 from kie_async.models import UploadedFile
 
@@ -260,4 +260,4 @@ async def test_a_failing_callback_does_not_fail_the_upload(song: Path) -> None:
         await files.upload(transport, song, progress=failing)
         await asyncio.sleep(0.1)
     assert host.got[0].data == SONG
-    assert emitted == [Anomaly("", "a progress callback failed: ZeroDivisionError")]
+    assert emitted == [Notice("", "a progress callback failed: ZeroDivisionError")]

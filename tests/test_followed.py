@@ -16,7 +16,7 @@ from service import REQUEST, Service, serving
 import kie_async as kie
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import StorageError
-from kie_async.events import Anomaly
+from kie_async.events import Notice
 from kie_async.journal import Journal, SQLiteJournal, State
 
 pytestmark = pytest.mark.anyio
@@ -153,7 +153,7 @@ async def test_an_end_that_can_never_be_written_does_not_hold_up_the_others(tmp_
         await asyncio.gather(*[await session.submit(REQUEST, key=key) for key in ("bad", "good")])
         await anyio.sleep(60)
         assert [job.key for _, job in await journal.page(State.SUCCEEDED)] == ["good"]
-        assert [event.note for event in service.of(Anomaly)].count("its end could not be recorded: damaged") == 1
+        assert [event.note for event in service.of(Notice)].count("its end could not be recorded: damaged") == 1
 
 
 async def test_a_batch_stops_when_an_end_cannot_be_written(tmp_path: Path) -> None:

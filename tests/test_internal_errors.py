@@ -14,7 +14,7 @@ from service import REQUEST, serving
 
 import kie_async as kie
 from kie_async.emulator import Rules
-from kie_async.events import Anomaly, PollFailed
+from kie_async.events import Notice, PollFailed
 from kie_async.journal import SQLiteJournal, State
 from kie_async.limiter import Permit
 
@@ -167,7 +167,7 @@ async def test_an_end_that_breaks_the_journal_is_told_and_recorded_at_last(tmp_p
     async with serving(**RICH) as service:
         journal = BrokenJournal(tmp_path / "journal.sqlite", poll=5.0)
         found = await run_batch(service.session, tmp_path, journal=journal)
-        notes = [event.note for event in service.of(Anomaly)]
+        notes = [event.note for event in service.of(Notice)]
         assert {job.state for key, job in found.items() if key != "job1"} == {State.DELIVERED}
         assert any("could not be recorded" in note and "ZeroDivisionError" in note for note in notes)
         await run_batch(service.session, tmp_path)

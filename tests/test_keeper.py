@@ -17,7 +17,7 @@ from service import REQUEST, Service, serving
 import kie_async as kie
 from kie_async.emulator import Fault
 from kie_async.errors import ConflictError, KieError, StorageError, SubmitUnknownError
-from kie_async.events import Anomaly
+from kie_async.events import Notice
 from kie_async.journal import Heard, Job, Journal, PostgresJournal, SQLiteJournal, State, is_shared, open_journal
 from kie_async.journal._job_errors import state_after
 
@@ -73,7 +73,7 @@ class Kept:
 
     def notes(self) -> str:
         """All that was odd."""
-        return "\n".join(event.note for event in self.service.of(Anomaly))
+        return "\n".join(event.note for event in self.service.of(Notice))
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from kie_async._protocol.preconditions import Admission
 from kie_async.batch._fields import COLUMNS
 from kie_async.cli._options import Music
 from kie_async.emulator import Fault
-from kie_async.events import Anomaly, Event
+from kie_async.events import Event, Notice
 from kie_async.journal import Job, State
 from kie_async.models import RequestFields, UploadFields
 
@@ -33,7 +33,7 @@ UPLOAD: dict[str, Any] = {"continue_at": 1, "source_duration": 2}
 
 
 def notices(service: Service) -> list[str]:
-    return [event.note for event in service.of(Anomaly)]
+    return [event.note for event in service.of(Notice)]
 
 
 def silence(path: Path, seconds: float) -> Path:
@@ -320,7 +320,7 @@ async def test_credentials_in_an_address_are_told_and_not_shown() -> None:
     async with elsewhere(emitted=emitted) as session:
         with pytest.raises(kie.ConnectError):
             await session.upload_extend("https://me:hush@h.example/a.mp3", **UPLOAD)
-    notes = [event.note for event in emitted if isinstance(event, Anomaly)]
+    notes = [event.note for event in emitted if isinstance(event, Notice)]
     assert len(notes) == 1
     assert notes[0].startswith("source: holds a user name or a password; ")
     assert "hush" not in notes[0]
@@ -333,7 +333,7 @@ async def test_a_callback_url_that_nobody_else_can_reach_is_told_once(url: str) 
         for _ in range(2):
             with pytest.raises(kie.ConnectError):
                 await session.extend("a1", model="V5")
-    notes = [event.note for event in emitted if isinstance(event, Anomaly)]
+    notes = [event.note for event in emitted if isinstance(event, Notice)]
     assert len(notes) == 1
     assert notes[0].startswith("callback_url: leads to where the service cannot reach (")
 

@@ -115,11 +115,11 @@ EVENTS: list[events.Event] = [
     events.Polled("t1", "PENDING", 3.0),
     events.PollFailed("t1", "x https://a.example/b?sig=1"),
     events.CallbackReceived("t1", "text\nforged", 200),
-    events.Retried("credits", "x", 1, 0.5),
-    events.Waited("quota", 3),
+    events.Retrying("credits", "x", 1, 0.5),
+    events.Queued("quota", 3),
     events.StageReached("t1", "text"),
-    events.Settled("t1", "extend", 90.0, 4),
-    events.Anomaly("t1", "odd"),
+    events.Finished("t1", "extend", 90.0, 4),
+    events.Notice("t1", "odd"),
 ]
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_others_can_read_is_told_once(key_file: Path) -> None:
     for _ in range(2):
         assert Settings(observer=emitted.append).api_key.reveal() == KEY
     (notice,) = emitted
-    assert isinstance(notice, events.Anomaly)
+    assert isinstance(notice, events.Notice)
     assert "every user of this machine can read" in notice.note
     assert str(key_file) in notice.note
     assert KEY not in notice.note

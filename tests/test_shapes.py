@@ -387,7 +387,7 @@ async def test_synonyms_of_running_are_known(word: str) -> None:
         async with kie.KieSession(changed) as session:
             with pytest.raises(kie.WaitTimeoutError):
                 await session.track(TASK_ID)
-    assert not [event for event in emitted if isinstance(event, kie.events.Anomaly)]
+    assert not [event for event in emitted if isinstance(event, kie.events.Notice)]
 
 
 @pytest.mark.parametrize("word", [word for word, meaning in WORDS.items() if meaning is Word.ENDED])
@@ -565,4 +565,4 @@ async def test_a_state_in_other_words_is_told_of_only_if_it_is_not_known() -> No
         faults = [Fault("unknown_word", word=word, times=2)]
         async with serving(settings={"route": "jobs"}, faults=faults) as service:
             await (await service.session.submit(REQUEST))
-            assert len(service.of(kie.events.Anomaly)) == emitted
+            assert len(service.of(kie.events.Notice)) == emitted

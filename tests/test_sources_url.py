@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from service import Service, serving
 
 import kie_async as kie
-from kie_async.events import Anomaly
+from kie_async.events import Notice
 from kie_async.files._headers import stated_length
 from kie_async.files._kinds import AAC, AIFF, FLAC, KINDS, M4A, MP3, OGG, WAV, Kind, audio_start
 from kie_async.journal import Job, State
@@ -66,7 +66,7 @@ class There:
 
     @property
     def notes(self) -> list[str]:
-        return [event.note for event in self.service.of(Anomaly) if "source" in event.note]
+        return [event.note for event in self.service.of(Notice) if "source" in event.note]
 
 
 @asynccontextmanager

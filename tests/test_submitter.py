@@ -17,7 +17,7 @@ import kie_async as kie
 from kie_async import emulator
 from kie_async.emulator import Fault
 from kie_async.errors import SubmitUnknownError
-from kie_async.events import Anomaly, Retried, Submitted, Waited
+from kie_async.events import Notice, Queued, Retrying, Submitted
 from kie_async.limiter import Permit, SlidingLimiter
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ async def test_a_refusal_for_the_moment_is_sent_again_in_order(code: int | str) 
         await asyncio.gather(*(service.session.submit(request) for request in numbered(6)))
         assert sorted(titles(service)) == list(range(6))
         assert len(service.emulator.arrivals) == 9
-        assert len(service.of(Retried)) == 3
+        assert len(service.of(Retrying)) == 3
 
 
 async def test_a_throttle_that_means_the_credits_is_raised_at_once() -> None:
@@ -74,7 +74,7 @@ async def test_a_throttle_that_means_the_credits_is_raised_at_once() -> None:
             await service.session.submit(REQUEST)
         assert (caught.value.code, caught.value.charged, caught.value.retryable) == (429, "no", False)
         assert len(service.emulator.arrivals) == 1
-        assert not service.of(Retried)
+        assert not service.of(Retrying)
         await service.session.submit(REQUEST)  # the gate is not closed by it
 
 
@@ -231,7 +231,7 @@ async def test_a_permit_that_ran_out_is_not_used() -> None:
     async with serving(limiter=limiter) as service:
         await service.session.submit(REQUEST)
         assert (limiter.granted, len(service.emulator.arrivals)) == (3, 1)
-        assert ["nothing was sent" in retried.reason for retried in service.of(Retried)] == [True, True]
+        assert ["nothing was sent" in retried.reason for retried in service.of(Retrying)] == [True, True]
 
 
 async def test_a_server_that_stays_away_is_a_connect_error() -> None:
@@ -271,7 +271,7 @@ async def test_without_its_callback_it_stays_unknown_and_a_late_one_is_told() ->
             await service.session.submit(REQUEST)
         await anyio.sleep(120)
         (charge,) = service.emulator.ledger
-        notes = [event.note for event in service.of(Anomaly) if event.task_id == charge.task_id]
+        notes = [event.note for event in service.of(Notice) if event.task_id == charge.task_id]
         assert any("session.track()" in note for note in notes)
 
 
@@ -314,7 +314,7 @@ async def test_a_caller_that_goes_away_does_not_stop_the_post() -> None:
         first, second = service.of(Submitted)
         assert second.task_id == task.id
         assert {charge.task_id for charge in service.emulator.ledger} == {first.task_id, second.task_id}
-        assert service.of(Waited)
+        assert service.of(Queued)
 
 
 async def test_a_caller_that_goes_away_from_a_failing_post_holds_no_place() -> None:

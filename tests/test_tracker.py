@@ -16,7 +16,7 @@ from virtual_time import VirtualTimeLoop
 import kie_async as kie
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import KieError
-from kie_async.events import Anomaly, CallbackReceived, Polled, PollFailed, Settled, StageReached
+from kie_async.events import CallbackReceived, Finished, Notice, Polled, PollFailed, StageReached
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ async def test_a_task_ends_with_its_tracks(route: str) -> None:
         assert isinstance(result, kie.TaskResult)
         assert len(result.tracks) == 2
         assert all(track.audio_url and track.duration for track in result.tracks)
-        (settled,) = service.of(Settled)
+        (settled,) = service.of(Finished)
         assert 0 < settled.seconds - TIMELINE[2] < 12
         assert settled.polls == service.emulator.polls(result.task_id) == len(service.of(Polled))
 
@@ -123,8 +123,8 @@ async def test_reports_that_go_backwards_change_nothing() -> None:
 async def test_an_unknown_word_is_told_once_and_waited_out() -> None:
     async with serving(faults=[Fault("unknown_word", times=3)]) as service:
         assert isinstance(await end_of(service), kie.TaskResult)
-        (anomaly,) = service.of(Anomaly)
-        assert "MIXING" in anomaly.note
+        (notice,) = service.of(Notice)
+        assert "MIXING" in notice.note
 
 
 async def test_a_stuck_task_times_out_and_may_still_end() -> None:
@@ -133,7 +133,7 @@ async def test_a_stuck_task_times_out_and_may_still_end() -> None:
         assert isinstance(error, kie.WaitTimeoutError)
         assert (error.charged, error.retryable) == ("yes", True)
         assert "session.track(" in error.message
-        (settled,) = service.of(Settled)
+        (settled,) = service.of(Finished)
         assert settled.seconds == pytest.approx(300, abs=2)
 
 
@@ -239,7 +239,7 @@ async def test_callbacks_out_of_order_change_nothing(fault: str) -> None:
     async with serving(callbacks=True, faults=[Fault(fault, on="callback", seconds=20)]) as service:
         assert isinstance(await end_of(service), kie.TaskResult)
         await service.emulator.settled()
-        assert len(service.of(Settled)) == 1
+        assert len(service.of(Finished)) == 1
 
 
 @pytest.mark.parametrize("code", [200, 501])
@@ -258,19 +258,19 @@ async def test_a_forged_callback_changes_nothing(code: int) -> None:
 
 def lags(service: Service) -> list[float]:
     """How late the end of each task was seen."""
-    return [settled.seconds - TIMELINE[2] for settled in service.of(Settled)]
+    return [settled.seconds - TIMELINE[2] for settled in service.of(Finished)]
 
 
 async def test_callbacks_that_never_come_are_noticed_and_cost_seconds() -> None:
     async with serving(callbacks=True, faults=[Fault("lost", on="callback")]) as service:
         first = await end_of(service)
         assert isinstance(first, kie.TaskResult)
-        (anomaly,) = [event for event in service.of(Anomaly) if "no callback came" in event.note]
-        assert anomaly.task_id == first.task_id
+        (notice,) = [event for event in service.of(Notice) if "no callback came" in event.note]
+        assert notice.task_id == first.task_id
         for _ in range(3):
             await end_of(service)
         assert max(lags(service)) < 15
-        assert sum("no callback came" in event.note for event in service.of(Anomaly)) == 1
+        assert sum("no callback came" in event.note for event in service.of(Notice)) == 1
 
 
 async def test_callbacks_that_lead_to_another_worker_cost_seconds() -> None:
@@ -301,7 +301,7 @@ async def test_callbacks_that_stop_coming_cost_one_task_a_wait_and_the_others_se
         for _ in range(8):
             await end_of(service)
         assert max(lags(service)) < 1
-        assert {settled.polls for settled in service.of(Settled)[1:]} == {1}
+        assert {settled.polls for settled in service.of(Finished)[1:]} == {1}
         lost = Fault("lost", on="callback", stage="complete")
         service.emulator.faults.add(lost)
         for _ in range(4):
@@ -312,7 +312,7 @@ async def test_callbacks_that_stop_coming_cost_one_task_a_wait_and_the_others_se
         service.emulator.faults.clear()
         for _ in range(6):
             await end_of(service)
-        assert service.of(Settled)[-1].polls == 1
+        assert service.of(Finished)[-1].polls == 1
 
 
 async def test_a_callback_just_after_the_end_was_seen_is_none_that_stayed_away() -> None:
@@ -326,7 +326,7 @@ async def test_a_callback_just_after_the_end_was_seen_is_none_that_stayed_away()
         await task
         await anyio.sleep(30)
         await end_of(service)
-        assert service.of(Settled)[-1].polls == 1
+        assert service.of(Finished)[-1].polls == 1
 
 
 @pytest.mark.parametrize("before", [0, 2])
@@ -377,7 +377,7 @@ async def test_a_complete_callback_may_be_ahead_of_the_record() -> None:
         service.emulator.faults.add(Fault("backwards", times=3))
         result = await task
         assert len(result.tracks) == 2
-        (settled,) = service.of(Settled)
+        (settled,) = service.of(Finished)
         assert settled.seconds < TIMELINE[2] + 20
 
 
@@ -514,7 +514,7 @@ async def test_a_task_from_before_a_restart_is_followed() -> None:
             task, same = session.track(task_id), session.track(task_id)
             assert len((await task).tracks) == 2
             assert await same is await task
-        assert sum(isinstance(event, Settled) for event in emitted) == 1
+        assert sum(isinstance(event, Finished) for event in emitted) == 1
 
 
 async def test_what_comes_after_the_end_changes_nothing() -> None:
@@ -525,7 +525,7 @@ async def test_what_comes_after_the_end_changes_nothing() -> None:
         await service.call_back(task.id, "error", token=token)
         await anyio.sleep(30)
         assert await task is result
-        assert len(service.of(Settled)) == 1
+        assert len(service.of(Finished)) == 1
 
 
 async def test_a_record_without_its_moment_is_taken_as_new() -> None:
@@ -537,7 +537,7 @@ async def test_a_record_without_its_moment_is_taken_as_new() -> None:
         assert task.status == "PENDING"
         with pytest.raises(kie.WaitTimeoutError):  # the service does not know it; it was there before
             await task
-        (settled,) = service.of(Settled)
+        (settled,) = service.of(Finished)
         assert settled.operation == "unknown"
         assert settled.seconds == pytest.approx(service.session.settings.task_timeout, abs=1)
 
@@ -560,7 +560,7 @@ async def test_a_thousand_tasks_in_flight() -> None:
         before, connections_before = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
         async with anyio.create_task_group() as group:
             group.start_soon(watch)
-            while len(service.of(Settled)) < 1000:
+            while len(service.of(Finished)) < 1000:
                 await anyio.sleep(1)
             group.cancel_scope.cancel()
         assert most < before + 100  # one tracker, its looks, and the emulator's side of each

@@ -20,7 +20,7 @@ from kie_async._client.http_client import Transport
 from kie_async._protocol.endpoints import ROUTES, Call, credits_left, download_url
 from kie_async._protocol.retry import MOST_DELAY, MOST_RETRY_AFTER, READ_ATTEMPTS, Budget
 from kie_async.errors import KieError
-from kie_async.events import Event, Retried
+from kie_async.events import Event, Retrying
 from kie_async.models import ExtendRequest
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
@@ -192,7 +192,7 @@ async def test_a_read_is_repeated_until_it_succeeds() -> None:
     emitted: list[Event] = []
     async with fault_server(BUSY, Reply(end="reset"), ok(RECORD)) as server, transport(server.url, emitted) as opened:
         assert await opened.send(LOOK) is not None
-    retries = [event for event in emitted if isinstance(event, Retried)]
+    retries = [event for event in emitted if isinstance(event, Retrying)]
     assert [event.attempt for event in retries][-1] <= READ_ATTEMPTS - 1
     assert {event.what for event in retries} == {"record_info"}
     assert "503" in retries[0].reason
@@ -247,10 +247,10 @@ async def test_many_failing_reads_share_one_budget_and_spread() -> None:
         outcomes = await asyncio.gather(*(opened.send(LOOK) for _ in range(1000)), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {errors.ServerError}
         assert len(server.asked) == 1000 + spare
-    delays = [event.delay for event in emitted if isinstance(event, Retried)]
+    delays = [event.delay for event in emitted if isinstance(event, Retrying)]
     assert len(delays) == spare
     assert max(delays) <= MOST_DELAY
-    first = Counter(int(event.delay * 10) for event in emitted if isinstance(event, Retried) and event.attempt == 1)
+    first = Counter(int(event.delay * 10) for event in emitted if isinstance(event, Retrying) and event.attempt == 1)
     assert len(first) == 10  # from the whole range of 0 to 1 s
     assert max(first.values()) < spare / 2
 

@@ -63,7 +63,7 @@ class Desk:
     taken: list[Job]
 
     def notes(self) -> str:
-        return "\n".join(event.note for event in self.emitted if isinstance(event, events.Anomaly))
+        return "\n".join(event.note for event in self.emitted if isinstance(event, events.Notice))
 
 
 @attrs.define

@@ -40,7 +40,7 @@ from kie_async.errors import (
     SubmitUnknownError,
     TLSError,
 )
-from kie_async.events import Observer, Retried, clean
+from kie_async.events import Observer, Retrying, clean
 from kie_async.settings import Settings
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             else:
                 self._budget.succeed()
                 return value
-            self.emit(Retried(call.name, reason, attempt, delay))
+            self.emit(Retrying(call.name, reason, attempt, delay))
             await anyio.sleep(delay)
             attempt += 1
 

@@ -39,7 +39,7 @@ from kie_async.errors import (
     StorageError,
     SubmitUnknownError,
 )
-from kie_async.events import Anomaly, Observer, Retried, SubmissionUnknown, Submitted, Waited, clean
+from kie_async.events import Notice, Observer, Queued, Retrying, SubmissionUnknown, Submitted, clean
 from kie_async.limiter import Limiter, Permit
 from kie_async.models import Request
 from kie_async.settings import PLACEHOLDER_CALLBACK_URL, Settings
@@ -153,7 +153,7 @@ class Submitter:
             return _ANOTHER
         if token in self._lost:
             self._lost.discard(token)
-            self._emit(Anomaly(task_id, "a submission given up as unknown is this task: session.track() follows it"))
+            self._emit(Notice(task_id, "a submission given up as unknown is this task: session.track() follows it"))
         is_followed = self._tracker.wake(task_id, stage, is_own=token in self._tasks)
         return "" if is_followed else "a task that is not followed here (yet)"
 
@@ -186,7 +186,7 @@ class Submitter:
     async def _enter(self) -> Callable[[], None]:
         """Wait for a place among the tasks in flight; the place is given back by calling what is returned."""
         if self._places.locked():
-            self._emit(Waited("in flight", self._entering))
+            self._emit(Queued("in flight", self._entering))
         self._entering += 1
         try:
             await self._places.acquire()
@@ -221,7 +221,7 @@ class Submitter:
             delay = max(asked or 0.0, _SLOW_DOWN + backoff(self._slowed, random.random))
         if asyncio.get_running_loop().time() + delay > started + self._settings.submit_patience:
             raise error
-        self._emit(Retried("submit", str(error), attempt, delay))
+        self._emit(Retrying("submit", str(error), attempt, delay))
         if momentary:
             self._limiter.penalize(delay)
         else:
@@ -328,7 +328,7 @@ class Submitter:
         """Wait for the callback that names the task of a submission whose answer was lost."""
         error.token = submission.token
         if self._settings.callback_url:
-            self._emit(Anomaly("", f"an answer was lost; waiting for its callback: {error.message}"))
+            self._emit(Notice("", f"an answer was lost; waiting for its callback: {error.message}"))
             patience = self._settings.recover_patience
             with anyio.move_on_after(patience):
                 task_id = await asyncio.shield(submission.named)  # it may still come while that is recorded

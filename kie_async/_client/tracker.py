@@ -25,7 +25,7 @@ from kie_async._client.tracked_task import Entry, closed, failure, success
 from kie_async._protocol.schedule import Key, Pacing
 from kie_async._protocol.statuses import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
-from kie_async.events import Anomaly, Observer, Polled, PollFailed, Settled, StageReached, clean
+from kie_async.events import Finished, Notice, Observer, Polled, PollFailed, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
 
@@ -241,7 +241,7 @@ class Tracker:
                 entry.born -= age if 0 < age < _OLDEST else 0.0
         if record.status not in WORDS and record.status not in self._words and len(self._words) < _WORDS_MOST:
             self._words.add(record.status)
-            self._emit(Anomaly(entry.task_id, f"the status {clean(record.status)!r} is not known: taken as running"))
+            self._emit(Notice(entry.task_id, f"the status {clean(record.status)!r} is not known: taken as running"))
 
     def _judge(self, entry: Entry, record: TaskRecord | None, now: float) -> Verdict:
         verdict = judge(record, patient=True)
@@ -276,7 +276,7 @@ class Tracker:
             entry.tracks = verdict.tracks
             self._advance(entry, "complete", now)
             if note := self._planner.take_success(entry, now):
-                self._emit(Anomaly(entry.task_id, note))
+                self._emit(Notice(entry.task_id, note))
             self._end(entry, success(entry, verdict, record))
         elif isinstance(verdict, Failed):
             self._end(entry, failure(entry, verdict))
@@ -365,7 +365,7 @@ class Tracker:
         self._table.pop(entry.task_id, None)
         error = "" if isinstance(outcome, TaskResult) else f"{type(outcome).__name__}: {clean(outcome.message)}"
         seconds = self._now() - entry.born
-        self._emit(Settled(entry.task_id, entry.key.operation, seconds, entry.polls, error))
+        self._emit(Finished(entry.task_id, entry.key.operation, seconds, entry.polls, error))
         self._ring(entry)
         if entry.ended is not None:
             entry.ended(entry)

@@ -10,7 +10,7 @@ from kie_async._protocol.notices import find_notices, find_older_limits
 from kie_async._protocol.recent import RecentSet
 from kie_async._protocol.request_rules import is_url
 from kie_async.errors import InvalidRequestError, Problem
-from kie_async.events import Anomaly, Observer
+from kie_async.events import Notice, Observer
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import Settings
 
@@ -51,7 +51,7 @@ class Admission:
         """Tell a notice, unless it was told before."""
         if notice not in self._emitted:
             self._emitted.add(notice)
-            self._emit(Anomaly("", notice))
+            self._emit(Notice("", notice))
 
     def remember(self, task_id: str) -> None:
         """Take note of a task of this session, so that its id is not taken for that of a track."""

@@ -22,7 +22,7 @@ import anyio
 
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, SettingsError, StorageError
-from kie_async.events import Anomaly, Observer, clean
+from kie_async.events import Notice, Observer, clean
 from kie_async.journal import Job, State
 from kie_async.journal._recorder import Keeper
 
@@ -155,7 +155,7 @@ class Worker:
         """Run the engine, and again when it ends by itself, as it does when the database restarts."""
         while True:
             await self._run_engine()
-            self._emit(Anomaly("", "the engine ended, and is started again"))
+            self._emit(Notice("", "the engine ended, and is started again"))
             await anyio.sleep(_RESTART_AFTER)
 
     async def _run_engine(self) -> None:
@@ -195,7 +195,7 @@ class Worker:
                 await self._hand_out(key, after=_AGAIN_AFTER)
             self._ended(job)
         except Exception as error:  # noqa: BLE001  # the journal is away, for one; the engine would only log it
-            self._emit(Anomaly("", f"a job waits: {_words(error)}"))
+            self._emit(Notice("", f"a job waits: {_words(error)}"))
         if self._runner.stopped:
             self._over.set()
 
@@ -208,7 +208,7 @@ class Worker:
             self._engine = None  # the next that it cannot take back says nothing new
 
     def _note(self, error: BaseException) -> None:
-        self._emit(Anomaly("", f"the engine: {_words(error)}"))
+        self._emit(Notice("", f"the engine: {_words(error)}"))
 
     # ------------------------------------------------------------ handing them out
 

@@ -108,7 +108,7 @@ class Board:
 
     def tell(self, event: events.Event) -> None:
         """Take an event of the session: of many tasks at once only what is odd is worth a line."""
-        if isinstance(event, (events.Retried, events.Anomaly)):
+        if isinstance(event, (events.Retrying, events.Notice)):
             self._screen.tell(event)
             return
         events.log_event(event)
@@ -116,7 +116,7 @@ class Board:
         if isinstance(event, events.Submitted):
             self._screen.submitted = True
             self._sent.append(time.monotonic())
-        elif isinstance(event, events.Settled):
+        elif isinstance(event, events.Finished):
             self._lengths = self._lengths[0] + event.seconds, self._lengths[1] + 1
 
     def moved(self, job: Job) -> None:

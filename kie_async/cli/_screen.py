@@ -302,11 +302,11 @@ _TOLD: dict[type[object], Callable[[Screen, Any], None]] = {
     events.Polled: lambda screen, event: screen.doing(f"the service says {event.status} after {event.age:.0f} s"),
     events.PollFailed: lambda screen, event: screen.doing(f"no answer to a look, it is tried again: {event.reason}"),
     events.StageReached: lambda screen, event: screen.say(f"{event.stage}: {_STAGES[event.stage]}"),
-    events.Retried: lambda screen, event: screen.say(
+    events.Retrying: lambda screen, event: screen.say(
         f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}"
     ),
-    events.Waited: lambda screen, event: screen.doing(f"waiting for a place ({event.what})"),
-    events.Anomaly: lambda screen, event: screen.say(f"note: {in_flags(events.clean(event.note))}"),
+    events.Queued: lambda screen, event: screen.doing(f"waiting for a place ({event.what})"),
+    events.Notice: lambda screen, event: screen.say(f"note: {in_flags(events.clean(event.note))}"),
     events.CallbackReceived: lambda screen, event: screen.hear(event),
 }
 

@@ -14,7 +14,7 @@ import attrs
 from anyio import CancelScope, to_thread
 
 from kie_async.errors import StorageError
-from kie_async.events import Anomaly, Observer, clean
+from kie_async.events import Notice, Observer, clean
 
 T = TypeVar("T")
 
@@ -93,4 +93,4 @@ class Reporter:
         except Exception as error:
             self._progress = None
             logger.warning("a progress callback failed and is not called any more", exc_info=True)
-            self._emit(Anomaly(self._task_id, f"a progress callback failed: {type(error).__name__}"))
+            self._emit(Notice(self._task_id, f"a progress callback failed: {type(error).__name__}"))

@@ -24,7 +24,7 @@ import attrs
 from kie_async._client.downloads import Answer, Fetcher
 from kie_async._protocol.retry import backoff
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
-from kie_async.events import Retried
+from kie_async.events import Retrying
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
 from kie_async.files._kinds import HEAD, Kind, begins_like_audio
 from kie_async.files._length import NotMeasuredError, measure
@@ -223,7 +223,7 @@ class _Download:
                     raise
                 reason = str(error)
             delay = backoff(attempt, random.random)
-            self.fetcher.emit(Retried("download", reason, attempt, delay))
+            self.fetcher.emit(Retrying("download", reason, attempt, delay))
             await anyio.sleep(delay)
         return await self._try(url)
 

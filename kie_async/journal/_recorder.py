@@ -30,7 +30,7 @@ from kie_async.errors import (
     TaskFailedError,
     TaskNotFoundError,
 )
-from kie_async.events import Anomaly, Observer, clean
+from kie_async.events import Notice, Observer, clean
 from kie_async.journal import Heard, Job, JobError, Journal, State
 from kie_async.journal._job_errors import job_error, state_after
 from kie_async.models import TaskResult
@@ -148,7 +148,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
         try:
             await self.journal.release(name)
         except KieError as error:  # it runs out by itself
-            self._emit(Anomaly("", f"a lease could not be given back: {clean(error.message)}"))
+            self._emit(Notice("", f"a lease could not be given back: {clean(error.message)}"))
 
     # ------------------------------------------------------------ one submission
 
@@ -188,7 +188,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                 spent = 0.0 if outcome.charged == "no" else PRICE
                 await self.journal.move(key, State.FAILED, token=token, error=job_error(outcome), credits=spent)
         except ConflictError as error:
-            self._emit(Anomaly("", f"the end of a job was recorded before: {error.message}"))
+            self._emit(Notice("", f"the end of a job was recorded before: {error.message}"))
 
     # ------------------------------------------------------------ callbacks
 
@@ -205,7 +205,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             if not self._submitter.knows(heard.token):
                 await self._take(heard)
             elif note := self._submitter.heard(heard.token, heard.task_id, heard.stage):
-                self._emit(Anomaly(heard.task_id, note))
+                self._emit(Notice(heard.task_id, note))
 
     async def _take(self, heard: Heard) -> None:
         """Act on a callback of a submission that is not under way here, and whose task may not be followed here."""
@@ -213,7 +213,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             with internal_errors("a callback"):
                 job = await self._named(heard)
         except KieError as error:
-            self._emit(Anomaly(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
+            self._emit(Notice(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
             job = None
         is_followed = self._tracker.wake(heard.task_id, heard.stage, is_own=job is not None)
         if job is not None and job.state is State.SUBMITTED and job.owner == self.journal.owner and not is_followed:
@@ -265,7 +265,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
             try:
                 await self.recover(job)
             except ConflictError as error:
-                self._emit(Anomaly(job.task_id or "", f"a submission is another's: {error.message}"))
+                self._emit(Notice(job.task_id or "", f"a submission is another's: {error.message}"))
 
     async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job, None]:
         """Give the jobs in these states, page by page."""
@@ -284,7 +284,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                     with internal_errors("a lease"):
                         await self.renew(name)
                 except KieError as error:
-                    self._emit(Anomaly("", f"a lease could not be renewed: {clean(error.message)}"))
+                    self._emit(Notice("", f"a lease could not be renewed: {clean(error.message)}"))
 
     async def _prune(self) -> None:
         """Let the callbacks go of jobs that have been at their end for a day."""
@@ -293,7 +293,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                 with internal_errors("old callbacks"):
                     await self.journal.prune(time.time() - _KEPT)
             except KieError as error:
-                self._emit(Anomaly("", f"old callbacks could not be deleted now: {clean(error.message)}"))
+                self._emit(Notice("", f"old callbacks could not be deleted now: {clean(error.message)}"))
             await anyio.sleep(_PRUNE_EVERY)
 
     async def _settle(self) -> None:
@@ -328,7 +328,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                 await self._record(key, token, entry.outcome)
         except (StorageError, InternalError) as failure:
             error = failure
-            self._emit(Anomaly(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
+            self._emit(Notice(entry.task_id, f"its end could not be recorded: {clean(error.message)}"))
         record = self._records.pop(key or "", None)
         if record is not None:
             record.set_result(error)
@@ -372,9 +372,9 @@ class JobWitness:
             try:
                 await write()  # type: ignore[misc]  # an awaitable of the journal's
             except ConflictError as error:  # a callback that names it was quicker
-                self._emit(Anomaly(task_id, f"recorded before: {error.message}"))
+                self._emit(Notice(task_id, f"recorded before: {error.message}"))
             except StorageError as error:
-                self._emit(Anomaly(task_id, f"the journal is away, trying again: {clean(error.message)}"))
+                self._emit(Notice(task_id, f"the journal is away, trying again: {clean(error.message)}"))
                 if time.monotonic() > deadline or not error.retryable:
                     error.task_id, error.charged = task_id or None, "yes" if task_id else error.charged
                     raise
