@@ -16,7 +16,7 @@ from kie_async._client.tracker import Tracker
 from kie_async._protocol.endpoints import ROUTES
 from kie_async.events import Observer
 from kie_async.journal import Journal
-from kie_async.journal._recorder import Keeper
+from kie_async.journal._recorder import Recorder
 from kie_async.limiter import Limiter, shared_limiter
 from kie_async.models import TaskRecord
 from kie_async.settings import Settings
@@ -28,7 +28,7 @@ class Wiring:
 
     Attributes:
         group: where all that runs beside the caller lives.
-        keeper: of the session's own journal, if it has one.
+        recorder: of the session's own journal, if it has one.
     """
 
     transport: Transport
@@ -36,7 +36,7 @@ class Wiring:
     tracker: Tracker
     submitter: Submitter
     group: TaskGroup
-    keeper: Keeper | None
+    recorder: Recorder | None
 
 
 @asynccontextmanager
@@ -63,10 +63,10 @@ async def wired(
             submitter = Submitter(settings, transport, limiter, tracker, route, emit, group)
             group.start_soon(tracker.run)
             async with AsyncExitStack() as stack:
-                keeper = None
+                recorder = None
                 if journal is not None:
                     await stack.enter_async_context(journal)
-                    keeper = Keeper(journal, submitter, tracker, emit, settings.route, group)
-                    await stack.enter_async_context(keeper)
-                yield Wiring(transport, fetcher, tracker, submitter, group, keeper)
+                    recorder = Recorder(journal, submitter, tracker, emit, settings.route, group)
+                    await stack.enter_async_context(recorder)
+                yield Wiring(transport, fetcher, tracker, submitter, group, recorder)
             group.cancel_scope.cancel()

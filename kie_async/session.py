@@ -30,7 +30,7 @@ from kie_async.errors import KieError, SessionError
 from kie_async.events import guarded
 from kie_async.files._request_source import measure_file, measure_url, upload_file
 from kie_async.journal import PAID, Job, Journal, State
-from kie_async.journal._recorder import Keeper, check_open
+from kie_async.journal._recorder import Recorder, check_open
 from kie_async.limiter import Limiter
 from kie_async.models import (
     CallbackEvent,
@@ -82,7 +82,7 @@ class KieSession(Calls, Opened[Wiring]):
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._emit)
         self._admission = Admission(self.settings, self._emit)
         self._journal = journal
-        self._keeper: Keeper | None = None
+        self._recorder: Recorder | None = None
         self._is_keeping = journal is not None
         self._transport: Transport
         self._fetcher: Fetcher
@@ -122,7 +122,7 @@ class KieSession(Calls, Opened[Wiring]):
     def _use(self, wiring: Wiring) -> None:
         self._transport, self._fetcher = wiring.transport, wiring.fetcher
         self._tracker, self._submitter, self._group = wiring.tracker, wiring.submitter, wiring.group
-        self._keeper = wiring.keeper
+        self._recorder = wiring.recorder
 
     @property
     def journal(self) -> Journal | None:
@@ -183,12 +183,12 @@ class KieSession(Calls, Opened[Wiring]):
     async def _submit(self, request: Request, key: str | None, check: Callable[[], None] = lambda: None) -> Task:
         self._check()
         request = await self._admitted(request)
-        keeper = self._keeper
-        if keeper is None:
+        recorder = self._recorder
+        if recorder is None:
             return self._task(await self._submitter.submit(request, self._ready(self._uploaded), NoWitness(check)))
         key = key or secrets.token_hex(16)
-        await keeper.journal.add([Job(key=key, request=request)])
-        job = await keeper.journal.get(key)
+        await recorder.journal.add([Job(key=key, request=request)])
+        job = await recorder.journal.get(key)
         if job is not None and job.state in PAID and job.task_id:
             return self.follow(job)
         return await self._submit_job(key, request, self._uploaded, check)
@@ -209,13 +209,13 @@ class KieSession(Calls, Opened[Wiring]):
             KieError: as ``submit``.
         """
         self._check()
-        check_open(self._keeper)
+        check_open(self._recorder)
         return await self._submit_job(key, await self._admitted(request), prepare or self._uploaded, check)
 
     async def _submit_job(
         self, key: str, request: Request, prepare: Prepare, check: Callable[[], None] = lambda: None
     ) -> Task:
-        witness = check_open(self._keeper).witness(key, check)
+        witness = check_open(self._recorder).witness(key, check)
         return self._task(await self._submitter.submit(request, self._ready(prepare), witness), key)
 
     def check_request(self, request: Request) -> None:
@@ -229,7 +229,7 @@ class KieSession(Calls, Opened[Wiring]):
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job of the journal in use; its end is recorded."""
         self._check()
-        return self._task(check_open(self._keeper).follow(job, check_task_id(job.task_id)), job.key)
+        return self._task(check_open(self._recorder).follow(job, check_task_id(job.task_id)), job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
         """Follow what a session with this journal left open, before a restart or a crash.
@@ -242,9 +242,9 @@ class KieSession(Calls, Opened[Wiring]):
             SessionError: the session has no journal.
         """
         self._check()
-        keeper = check_open(self._keeper)
-        await keeper.recover_all("")
-        async for job in keeper.jobs(State.SUBMITTED, batch=""):
+        recorder = check_open(self._recorder)
+        await recorder.recover_all("")
+        async for job in recorder.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
 
     def track(self, task_id: str) -> Task:
@@ -258,8 +258,8 @@ class KieSession(Calls, Opened[Wiring]):
         """
         self._check()
         entry = self._tracker.follow(check_task_id(task_id))
-        if self._keeper is not None:
-            self._keeper.keep_tracked(entry)
+        if self._recorder is not None:
+            self._recorder.record_tracked(entry)
         return self._task(entry)
 
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
@@ -329,7 +329,7 @@ class KieSession(Calls, Opened[Wiring]):
 
     async def _check_audio_id(self, audio_id: str) -> None:
         """Refuse the id of a task of this session, or of its journal."""
-        job = await self._keeper.journal.find(task_id=audio_id) if self._keeper is not None else None
+        job = await self._recorder.journal.find(task_id=audio_id) if self._recorder is not None else None
         if job is not None or self._admission.knows(audio_id):
             raise task_problem(tuple(track.id for track in job.tracks) if job is not None else ())
 
@@ -347,15 +347,15 @@ class KieSession(Calls, Opened[Wiring]):
         return await upload_file(request, self._transport)
 
     @asynccontextmanager
-    async def keeping(self, journal: Journal) -> AsyncGenerator[Keeper]:
+    async def open_journal(self, journal: Journal) -> AsyncGenerator[Recorder]:
         """Open a journal and keep it for as long as the block lasts; the session's own is open already.
 
         Raises:
             SessionError: the session has another.
         """
         self._check()
-        if self._keeper is not None and journal is self._journal:
-            yield self._keeper
+        if self._recorder is not None and journal is self._journal:
+            yield self._recorder
             return
         if self._is_keeping:
             raise SessionError(
@@ -367,21 +367,21 @@ class KieSession(Calls, Opened[Wiring]):
         try:
             async with (
                 journal,
-                Keeper(journal, self._submitter, self._tracker, self._emit, route, self._group) as keeper,
+                Recorder(journal, self._submitter, self._tracker, self._emit, route, self._group) as recorder,
             ):
-                self._keeper = keeper
+                self._recorder = recorder
                 try:
-                    yield keeper
+                    yield recorder
                 finally:
-                    self._keeper = None
+                    self._recorder = None
         finally:
             self._is_keeping = False
 
     async def _deliver(self, token: str, event: CallbackEvent) -> str:
         """Take a callback: it may name a lost task, and it wakes the one it speaks of."""
         self._check()
-        keeper = self._keeper
-        if keeper is not None and await keeper.hear(token, event.task_id, event.stage):
+        recorder = self._recorder
+        if recorder is not None and await recorder.hear(token, event.task_id, event.stage):
             return ""  # it is durable before it is answered; whoever owns the task listens
         return self._submitter.heard(token, event.task_id, event.stage)
 

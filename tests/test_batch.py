@@ -281,11 +281,11 @@ async def test_many_jobs_from_an_asynchronous_source(tmp_path: Path, service: Se
 
 async def test_a_job_that_another_process_has_is_left_to_it(tmp_path: Path, service: Service) -> None:
     batch = Batch(tmp_path, jobs_of(1))
-    async with service.session.keeping(batch.journal) as keeper:
-        runner = Runner(service.session, keeper, Results(tmp_path / "out"), Budget(), lambda _job: None)
+    async with service.session.open_journal(batch.journal) as recorder:
+        runner = Runner(service.session, recorder, Results(tmp_path / "out"), Budget(), lambda _job: None)
         with pytest.raises(ConflictError, match="no job"):
             await runner.run_job("job0")
-        await keeper.journal.add(batch.jobs)
+        await recorder.journal.add(batch.jobs)
         first, second = await asyncio.gather(runner.run_job("job0"), runner.run_job("job0"))
         assert {first.state, second.state} >= {State.DELIVERED}
         assert len(service.emulator.ledger) == 1
@@ -293,7 +293,7 @@ async def test_a_job_that_another_process_has_is_left_to_it(tmp_path: Path, serv
         assert again.state is State.DELIVERED
         assert (await runner._deliver(again)).state is State.DELIVERED
         runner.stopped = kie.AuthError("stopped")
-        await keeper.journal.add([Job(key="late", request=batch.jobs[0].request)])
+        await recorder.journal.add([Job(key="late", request=batch.jobs[0].request)])
         assert (await runner.run_job("late")).state is State.PLANNED
 
 
@@ -302,9 +302,9 @@ async def test_a_job_that_another_process_delivered_meanwhile_is_no_error(tmp_pa
     permit = await limiter.acquire()
 
     async def run(session: kie.KieSession) -> Job:
-        async with session.keeping(batch.journal) as keeper:
-            await add_jobs(keeper.journal, batch.jobs, "b")
-            return await Runner(session, keeper, Results(tmp_path / "out"), Budget(), seen.append).run_job("job0")
+        async with session.open_journal(batch.journal) as recorder:
+            await add_jobs(recorder.journal, batch.jobs, "b")
+            return await Runner(session, recorder, Results(tmp_path / "out"), Budget(), seen.append).run_job("job0")
 
     seen: list[Job] = []
     async with kie.KieSession(service.session.settings, limiter=limiter) as late:

@@ -81,10 +81,12 @@ class Shop:
         settings = kie.Settings(
             api_key=self.emulator.key, base_url=self.emulator.base_url, observer=emitted.append, quota=1000
         )
-        async with kie.KieSession(settings) as session, session.keeping(open_journal(self.dsn)) as keeper:
-            runner = Runner(session, keeper, Results(self.folder), Budget(), options.pop("observer", lambda _job: None))
+        async with kie.KieSession(settings) as session, session.open_journal(open_journal(self.dsn)) as recorder:
+            runner = Runner(
+                session, recorder, Results(self.folder), Budget(), options.pop("observer", lambda _job: None)
+            )
             fields = {"dsn": self.dsn, "at_once": 5, "emit": emitted.append, "ended": taken.append, **options}
-            yield Desk(Worker(runner=runner, keeper=keeper, **fields), runner, emitted, taken)
+            yield Desk(Worker(runner=runner, recorder=recorder, **fields), runner, emitted, taken)
 
     async def plan(self, count: int) -> None:
         async with open_journal(self.dsn) as journal:
@@ -236,7 +238,7 @@ async def test_one_worker_at_a_time_hands_out(shop: Shop) -> None:
         shop.desk() as one,
         shop.desk() as other,
         other.worker._open(),
-        one.worker._keeper.holding(_worker._LEASE),
+        one.worker._recorder.holding(_worker._LEASE),
     ):
         await other.worker._tend()
         assert shop.held() == []
@@ -261,17 +263,17 @@ async def test_a_job_that_moves_while_all_are_looked_at_is_not_missed(
 ) -> None:
     await shop.plan(1)
     async with shop.desk() as one:
-        keeper = one.worker._keeper
-        read = keeper.jobs
+        recorder = one.worker._recorder
+        read = recorder.jobs
 
         async def read_and_move(*states: State, batch: str | None) -> AsyncGenerator[Job]:
             async for job in read(*states, batch=batch):
                 yield job
             if await shop.states() == {State.PLANNED: 1}:
-                await keeper.journal.intend("job0", "token")
-                await keeper.journal.move("job0", State.SUBMITTED, token="token", task_id="task")
+                await recorder.journal.intend("job0", "token")
+                await recorder.journal.move("job0", State.SUBMITTED, token="token", task_id="task")
 
-        monkeypatch.setattr(keeper, "jobs", read_and_move)
+        monkeypatch.setattr(recorder, "jobs", read_and_move)
         async with one.worker._open():
             await one.worker._look(BATCH)
         assert not one.worker._over.is_set()

@@ -18,7 +18,7 @@ from kie_async.errors import Fault, InvalidRequestError
 from kie_async.events import guarded
 from kie_async.files._disk import check_writable
 from kie_async.journal import Job, Journal, State, batch_name, default_journal
-from kie_async.journal._recorder import Keeper
+from kie_async.journal._recorder import Recorder
 from kie_async.models import Request
 from kie_async.session import KieSession
 
@@ -78,17 +78,17 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         name = await to_thread.run_sync(batch_name, journal, directory)
     observer = guarded(observer)
     async with AsyncExitStack() as stack:
-        keeper = await stack.enter_async_context(session.keeping(journal))
-        await stack.enter_async_context(keeper.holding(f"batch:{name}"))
+        recorder = await stack.enter_async_context(session.open_journal(journal))
+        await stack.enter_async_context(recorder.holding(f"batch:{name}"))
         await check_writable(Path(directory))
         await add_jobs(journal, jobs, name, session.check_request)
         budget = Budget(max_credits, spent=await journal.spent(name))
         results = Results(directory, emulated=session.settings.on_loopback)
-        async for job in left_over(keeper, results, name):
+        async for job in left_over(recorder, results, name):
             observer(job)
             yield job
-        runner = Runner(session, keeper, results, budget, observer)
-        outcomes = session.gather(_keys(keeper, runner, name), runner.run_job)
+        runner = Runner(session, recorder, results, budget, observer)
+        outcomes = session.gather(_keys(recorder, runner, name), runner.run_job)
         async with aclosing(outcomes):
             async for job in outcomes:
                 yield job
@@ -139,19 +139,19 @@ async def add_jobs(
     await journal.add(waiting)
 
 
-async def left_over(keeper: Keeper, results: Results, batch: str) -> AsyncGenerator[Job, None]:
+async def left_over(recorder: Recorder, results: Results, batch: str) -> AsyncGenerator[Job, None]:
     """Say what became of the submissions of dead owners, and write down the ends that a crash kept from being so."""
-    await keeper.recover_all(batch)
+    await recorder.recover_all(batch)
     since = await results.last_noted() - _LATE
-    async for job in keeper.jobs(*_WITHOUT_TRACKS, batch=batch):
+    async for job in recorder.jobs(*_WITHOUT_TRACKS, batch=batch):
         if job.moments[job.state.value] > since and await results.note(job):
             yield job
 
 
-async def _keys(keeper: Keeper, runner: Runner, batch: str) -> AsyncGenerator[str, None]:
+async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerator[str, None]:
     """The keys of a batch's jobs that are not at their end."""
     for states in _ORDER:
-        async for job in keeper.jobs(*states, batch=batch):
+        async for job in recorder.jobs(*states, batch=batch):
             if job.state is State.PLANNED and runner.stopped is not None:
                 return
             yield job.key

@@ -40,7 +40,7 @@ from kie_async.errors import (
 from kie_async.events import guarded
 from kie_async.journal import FINAL, Job, Source, State
 from kie_async.journal._job_errors import job_error
-from kie_async.journal._recorder import Keeper
+from kie_async.journal._recorder import Recorder
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.session import KieSession
 
@@ -60,19 +60,19 @@ class Runner:
 
     Args:
         session: submits, follows and downloads.
-        keeper: of the journal in use.
+        recorder: of the journal in use.
         results: where the files go.
         budget: what may be spent.
         observer: told of each job when it has moved; what it raises is logged.
     """
 
     def __init__(
-        self, session: KieSession, keeper: Keeper, results: Results, budget: Budget, observer: JobObserver
+        self, session: KieSession, recorder: Recorder, results: Results, budget: Budget, observer: JobObserver
     ) -> None:
         self.stopped: KieError | None = None
         self._session = session
-        self._keeper = keeper
-        self._journal = keeper.journal
+        self._recorder = recorder
+        self._journal = recorder.journal
         self._results = results
         self._budget = budget
         self._observer = guarded(observer)
@@ -82,7 +82,7 @@ class Runner:
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._steps = {
             State.PLANNED: self._submit,
-            State.INTENT: self._keeper.recover,
+            State.INTENT: self._recorder.recover,
             State.SUBMITTED: self._follow,
             State.SUCCEEDED: self._deliver,
         }
@@ -190,7 +190,7 @@ class Runner:
             await task
         except KieError as error:
             failure = error
-        await self._keeper.recorded(key)
+        await self._recorder.recorded(key)
         job = await self._get(key)
         if job.state is State.SUCCEEDED:
             self._failures.succeeded()
@@ -206,7 +206,7 @@ class Runner:
         try:
             while job.state is State.SUCCEEDED:
                 try:
-                    async with self._keeper.holding(lease):
+                    async with self._recorder.holding(lease):
                         return await self._fetch(job.key, lease)
                 except ConflictError:
                     await anyio.sleep(_LEASE_INTERVAL)
@@ -234,7 +234,7 @@ class Runner:
         try:
             files = tuple([await self._results.save(self._session, job, track) for track in job.tracks])
         except KieError:
-            await self._keeper.renew(lease)
+            await self._recorder.renew(lease)
             await self._get_undelivered(key)
             raise
         await self._get_undelivered(key)

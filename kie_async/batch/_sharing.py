@@ -14,7 +14,7 @@ from kie_async.batch._worker import Worker
 from kie_async.events import guarded
 from kie_async.files._disk import check_writable
 from kie_async.journal import Job, Journal
-from kie_async.journal._recorder import Keeper
+from kie_async.journal._recorder import Recorder
 from kie_async.session import KieSession
 
 AT_ONCE = 100  # jobs. FACTS: the service allows 100 tasks or more
@@ -46,9 +46,9 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
 
     Cancelling leaves every job where the journal says; other workers, or the next run, go on from there.
     """
-    async with session.keeping(journal) as keeper:
+    async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
-        worker = _worker(session, keeper, dsn=dsn, directory=Path(directory), observer=observer, at_once=at_once)
+        worker = _worker(session, recorder, dsn=dsn, directory=Path(directory), observer=observer, at_once=at_once)
         await worker.work(until_done=until_done)
 
 
@@ -77,22 +77,22 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
         ManifestError: requests that the settings of this session refuse; nothing was spent on this batch.
         KieError: what stopped this worker: the key, the credits, the disk. Others may go on.
     """
-    async with session.keeping(journal) as keeper:
+    async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
         await add_jobs(journal, jobs, batch, session.check_request)
         emit = guarded(observer)
         results = Results(directory, emulated=session.settings.on_loopback)
-        async for job in left_over(keeper, results, batch):
+        async for job in left_over(recorder, results, batch):
             emit(job)
-        worker = _worker(session, keeper, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)
+        worker = _worker(session, recorder, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)
         await worker.work(until_done=True, batch=batch)
 
 
 def _worker(  # noqa: PLR0913  # keyword-only, each by name
-    session: KieSession, keeper: Keeper, *, dsn: str, directory: Path, observer: JobObserver, at_once: int
+    session: KieSession, recorder: Recorder, *, dsn: str, directory: Path, observer: JobObserver, at_once: int
 ) -> Worker:
     results = Results(directory, emulated=session.settings.on_loopback)
-    runner = Runner(session, keeper, results, Budget(), observer)
+    runner = Runner(session, recorder, results, Budget(), observer)
     return Worker(
-        runner=runner, keeper=keeper, dsn=dsn, at_once=at_once, emit=session.settings.observer, ended=lambda _: None
+        runner=runner, recorder=recorder, dsn=dsn, at_once=at_once, emit=session.settings.observer, ended=lambda _: None
     )

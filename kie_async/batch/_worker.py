@@ -24,7 +24,7 @@ from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, SettingsError, StorageError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal import Job, State
-from kie_async.journal._recorder import Keeper
+from kie_async.journal._recorder import Recorder
 
 if TYPE_CHECKING:
     from procrastinate.types import TimeDeltaParams
@@ -58,7 +58,7 @@ class Worker:
 
     Args:
         runner: takes a job to its end.
-        keeper: of the shared journal.
+        recorder: of the shared journal.
         dsn: of the database that the engine shares with the journal.
         at_once: jobs under way here at once.
         tell: told of what is odd.
@@ -69,7 +69,7 @@ class Worker:
         self,
         *,
         runner: Runner,
-        keeper: Keeper,
+        recorder: Recorder,
         dsn: str,
         at_once: int,
         emit: Observer,
@@ -82,7 +82,7 @@ class Worker:
         except ImportError:
             raise SettingsError('procrastinate is not installed: pip install "kie_async[cluster]"') from None
         self._runner = runner
-        self._keeper = keeper
+        self._recorder = recorder
         self._at_once = at_once
         self._emit = emit
         self._ended = ended
@@ -228,7 +228,7 @@ class Worker:
     async def _tend(self) -> None:
         """Drop what dead workers had, and fill the window; one worker at a time does it for all."""
         try:
-            async with self._keeper.holding(_LEASE):
+            async with self._recorder.holding(_LEASE):
                 await self._uncut(self._drop_stalled())
                 await self._fill()
         except ConflictError:
@@ -244,7 +244,7 @@ class Worker:
         known = {handed.lock for handed in await self._uncut(self._held.list_jobs_async(queue=QUEUE))}
         room = WINDOW - len(known)
         for states in _ORDER:
-            async with aclosing(self._keeper.jobs(*states)) as jobs:
+            async with aclosing(self._recorder.jobs(*states)) as jobs:
                 async for job in jobs:
                     if room <= 0:
                         return
@@ -267,7 +267,7 @@ class Worker:
         """See whether no job is open, but for those that were put off."""
         put_off = None
         # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
-        async with aclosing(self._keeper.jobs(*chain(*_ORDER), batch=batch)) as jobs:
+        async with aclosing(self._recorder.jobs(*chain(*_ORDER), batch=batch)) as jobs:
             async for job in jobs:
                 if put_off is None:
                     put_off = await self._put_off()

@@ -43,7 +43,7 @@ _KEPT, _PRUNE_EVERY = 86_400.0, 3600.0  # seconds: callbacks after the end of th
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds between two tries to write while it is away
 
 
-class Keeper(anyio.AsyncContextManagerMixin):
+class Recorder(anyio.AsyncContextManagerMixin):
     """The journal of a session at work.
 
     Args:
@@ -85,7 +85,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
                     await self._record_rest()
 
     async def _background(self, scope: anyio.CancelScope, over: anyio.Event) -> None:
-        # In the session's group, so that the keeper may be left from any task: an async generator's, for one.
+        # In the session's group, so that the recorder may be left from any task: an async generator's, for one.
         try:
             with scope:
                 async with anyio.create_task_group() as group:
@@ -156,12 +156,12 @@ class Keeper(anyio.AsyncContextManagerMixin):
         """The record of a planned job's submission; ``check`` may still forbid it, right before it is sent."""
         return JobWitness(self, key, self._route, self._emit, check)
 
-    def keep_end(self, key: str, token: str | None, entry: Entry) -> None:
+    def record_outcome(self, key: str, token: str | None, entry: Entry) -> None:
         """Record the end of a task when it comes, whoever waits for it, unless the job is at another attempt then."""
         self._records.setdefault(key, asyncio.get_running_loop().create_future())
         self._tracker.record(entry, lambda ended: self._ended.put_nowait((key, token, ended)))
 
-    def keep_tracked(self, entry: Entry) -> None:
+    def record_tracked(self, entry: Entry) -> None:
         """Record the end of a task when it comes, if a job of the journal is submitted as this task then."""
         if entry.ended is None:
             self._tracker.record(entry, lambda ended: self._ended.put_nowait((None, None, ended)))
@@ -232,7 +232,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
         """Follow the task of a submitted job, and record its end."""
         entry = self._tracker.follow(task_id)
         entry.note_source(job.request)
-        self.keep_end(job.key, job.token, entry)
+        self.record_outcome(job.key, job.token, entry)
         return entry
 
     async def recover(self, job: Job) -> Job:
@@ -339,7 +339,7 @@ class Keeper(anyio.AsyncContextManagerMixin):
 class JobWitness:
     """Records one job's submission in a journal."""
 
-    _keeper: Keeper
+    _recorder: Recorder
     _key: str
     _route: str
     _emit: Observer
@@ -348,23 +348,25 @@ class JobWitness:
     async def intend(self, token: str) -> None:
         """Record the intent; without it nothing is sent."""
         self._check()
-        await self._keeper.check_leases()
-        await self._keeper.journal.intend(self._key, token)
+        await self._recorder.check_leases()
+        await self._recorder.journal.intend(self._key, token)
 
     async def accepted(self, token: str, task_id: str) -> None:
         """Record the task id; while the store is away it is tried again, for the task is paid."""
         facts = {"task_id": task_id, "route": self._route, "credits": PRICE}
-        await self._insist(lambda: self._keeper.journal.move(self._key, State.SUBMITTED, token=token, **facts), task_id)
+        await self._insist(
+            lambda: self._recorder.journal.move(self._key, State.SUBMITTED, token=token, **facts), task_id
+        )
 
     async def missed(self, token: str, error: KieError) -> None:
         """Record what became of a submission that is no task."""
         to = state_after(error)
         facts = {} if to is State.PLANNED else {"error": job_error(error)}
-        await self._insist(lambda: self._keeper.journal.move(self._key, to, token=token, **facts), "")
+        await self._insist(lambda: self._recorder.journal.move(self._key, to, token=token, **facts), "")
 
     def follow(self, token: str, entry: Entry) -> None:
         """Record the end of the task when it comes."""
-        self._keeper.keep_end(self._key, token, entry)
+        self._recorder.record_outcome(self._key, token, entry)
 
     async def _insist(self, write: Callable[[], object], task_id: str) -> None:
         deadline, delay = time.monotonic() + _PATIENCE, _FIRST_DELAY
@@ -388,12 +390,12 @@ def _life(owner: str) -> str:
     return f"life:{owner}"
 
 
-def check_open(keeper: Keeper | None) -> Keeper:
-    """The keeper of a session that has a journal.
+def check_open(recorder: Recorder | None) -> Recorder:
+    """The recorder of a session that has a journal.
 
     Raises:
         SessionError: it has none.
     """
-    if keeper is None:
+    if recorder is None:
         raise SessionError("the session has no journal: give KieSession(journal=...)")
-    return keeper
+    return recorder

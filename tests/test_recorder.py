@@ -77,7 +77,7 @@ class Kept:
 
 
 @asynccontextmanager
-async def keeping(folder: Path, owner: str | None = None, **options: Any) -> AsyncIterator[Kept]:
+async def recording(folder: Path, owner: str | None = None, **options: Any) -> AsyncIterator[Kept]:
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(serving(credits=1e6, **options))
         journal = Away(store(folder, owner))
@@ -86,7 +86,7 @@ async def keeping(folder: Path, owner: str | None = None, **options: Any) -> Asy
 
 
 async def test_a_task_is_recorded_from_intent_to_end(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         task = await kept.session.submit(REQUEST, key="k")
         job = await kept.job("k")
         assert (job.state, job.task_id, job.route, job.attempt) == (State.SUBMITTED, task.id, "classic", 1)
@@ -99,7 +99,7 @@ async def test_a_task_is_recorded_from_intent_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "charged", "spent"), [(501, "maybe", 12.0), (531, "no", 0.0)])
 async def test_a_failure_is_recorded(tmp_path: Path, code: int, charged: str, spent: float) -> None:
-    async with keeping(tmp_path, faults=[Fault("failed", code=code)]) as kept:
+    async with recording(tmp_path, faults=[Fault("failed", code=code)]) as kept:
         task = await kept.session.submit(REQUEST, key="k")
         with pytest.raises(kie.TaskFailedError):
             await task
@@ -114,7 +114,7 @@ async def test_a_failure_is_recorded(tmp_path: Path, code: int, charged: str, sp
     [(422, "rejected"), (500, "rejected"), (402, "planned"), (401, "planned"), (433, "planned"), (599, "unknown")],
 )
 async def test_a_submission_that_is_no_task_is_recorded(tmp_path: Path, code: int, state: str) -> None:
-    async with keeping(tmp_path, faults=[Fault("code", code=code)]) as kept:
+    async with recording(tmp_path, faults=[Fault("code", code=code)]) as kept:
         with pytest.raises(KieError):
             await kept.session.submit(REQUEST, key="k")
         job = await kept.job("k")
@@ -137,7 +137,7 @@ def test_where_a_job_goes_after_an_error(error: KieError, state: State) -> None:
 
 
 async def test_no_intent_no_spending(tmp_path: Path) -> None:
-    async with keeping(tmp_path, settings={"quota": 1, "quota_window": 1000.0}) as kept:
+    async with recording(tmp_path, settings={"quota": 1, "quota_window": 1000.0}) as kept:
         kept.journal.failures["intend"] = 1
         with pytest.raises(StorageError):
             await kept.session.submit(REQUEST, key="k")
@@ -147,7 +147,7 @@ async def test_no_intent_no_spending(tmp_path: Path) -> None:
 
 
 async def test_a_task_id_is_kept_until_the_store_is_back(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         kept.journal.failures["move"] = 4
         task = await kept.session.submit(REQUEST, key="k")
         assert (await kept.job("k")).task_id == task.id
@@ -156,7 +156,7 @@ async def test_a_task_id_is_kept_until_the_store_is_back(tmp_path: Path) -> None
 
 async def test_a_store_that_stays_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kie_async.journal._recorder._PATIENCE", -1.0)
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         kept.journal.failures["move"] = 100
         with pytest.raises(StorageError) as caught:
             await kept.session.submit(REQUEST, key="k")
@@ -168,7 +168,7 @@ async def test_a_store_that_stays_away_is_said(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_an_end_that_cannot_be_recorded_now_is_recorded_later(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         task = await kept.session.submit(REQUEST, key="k")
         kept.journal.failures["move"] = 1
         await task
@@ -178,7 +178,7 @@ async def test_an_end_that_cannot_be_recorded_now_is_recorded_later(tmp_path: Pa
 
 
 async def test_an_end_that_was_recorded_before_changes_nothing(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         task = await kept.session.submit(REQUEST, key="k")
         await kept.journal.move("k", State.FAILED)
         await task
@@ -188,7 +188,7 @@ async def test_an_end_that_was_recorded_before_changes_nothing(tmp_path: Path) -
 
 
 async def test_the_end_of_a_closing_session_is_recorded(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         task = await kept.session.submit(REQUEST, key="k")
         await task
     async with store(tmp_path) as journal:
@@ -198,7 +198,7 @@ async def test_the_end_of_a_closing_session_is_recorded(tmp_path: Path) -> None:
 
 
 async def test_a_key_whose_task_has_ended_is_followed_and_its_end_is_not_recorded_again(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         result = await (await kept.session.submit(REQUEST, key="k"))
         await anyio.sleep(1)
         again = [await kept.session.submit(REQUEST, key="k") for _ in range(2)]
@@ -211,7 +211,7 @@ async def test_a_key_whose_task_has_ended_is_followed_and_its_end_is_not_recorde
 
 
 async def test_old_callbacks_that_cannot_be_deleted_now_are_told(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         await anyio.sleep(1)
         kept.journal.failures["prune"] = 1
         await anyio.sleep(3700)
@@ -219,7 +219,7 @@ async def test_old_callbacks_that_cannot_be_deleted_now_are_told(tmp_path: Path)
 
 
 async def test_a_lease_that_cannot_be_renewed_is_told(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         kept.journal.failures["lease"] = 1
         await anyio.sleep(6)  # a lease is renewed every 5 s
         assert "renewed" in kept.notes()
@@ -239,7 +239,7 @@ async def intent_of(folder: Path, key: str, owner: str, token: str) -> None:
 
 async def test_an_intent_of_a_dead_owner_is_unknown(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
         job = await kept.job("k")
         assert job.error is not None
@@ -249,7 +249,7 @@ async def test_an_intent_of_a_dead_owner_is_unknown(tmp_path: Path) -> None:
 
 async def test_an_intent_whose_callback_was_kept_is_followed(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         task_id = (await kept.service.session.submit(REQUEST)).id
         await kept.journal.hear(Heard(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
         (task,) = [task async for task in kept.session.resume()]
@@ -259,7 +259,7 @@ async def test_an_intent_whose_callback_was_kept_is_followed(tmp_path: Path) -> 
 
 async def test_an_intent_of_a_living_owner_is_left_alone(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
-    async with keeping(tmp_path) as kept, store(tmp_path, "elsewhere:1:aa") as other:
+    async with recording(tmp_path) as kept, store(tmp_path, "elsewhere:1:aa") as other:
         await other.lease("life:elsewhere:1:aa", 600)
         assert [task async for task in kept.session.resume()] == []
         assert (await kept.job("k")).state is State.INTENT
@@ -267,7 +267,7 @@ async def test_an_intent_of_a_living_owner_is_left_alone(tmp_path: Path) -> None
 
 
 async def test_one_s_own_submission_under_way_is_left_alone(tmp_path: Path) -> None:
-    async with keeping(tmp_path, faults=[Fault("slow", seconds=20)]) as kept:
+    async with recording(tmp_path, faults=[Fault("slow", seconds=20)]) as kept:
         submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
         await anyio.sleep(5)
         assert [task async for task in kept.session.resume()] == []
@@ -280,7 +280,7 @@ async def test_one_s_own_submission_under_way_is_left_alone(tmp_path: Path) -> N
 
 async def test_a_callback_names_an_unknown_while_the_session_runs(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
         await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
         await anyio.sleep(20)
@@ -290,7 +290,7 @@ async def test_a_callback_names_an_unknown_while_the_session_runs(tmp_path: Path
 
 async def test_a_callback_that_cannot_be_recorded_now_is_told(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         kept.journal.failures["find"] = 1
         await anyio.sleep(1)  # by now it listens
         await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
@@ -299,7 +299,7 @@ async def test_a_callback_that_cannot_be_recorded_now_is_told(tmp_path: Path) ->
 
 
 async def test_a_token_that_names_two_tasks_is_told(tmp_path: Path) -> None:
-    async with keeping(tmp_path, faults=[Fault("slow", seconds=20)]) as kept:
+    async with recording(tmp_path, faults=[Fault("slow", seconds=20)]) as kept:
         submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
         await anyio.sleep(5)
         token = (await kept.job("k")).token
@@ -313,7 +313,7 @@ async def test_a_token_that_names_two_tasks_is_told(tmp_path: Path) -> None:
 
 async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) -> None:
     """The owner slept, another process took it for dead, and a callback named the task before it woke."""
-    async with keeping(tmp_path, faults=[Fault("slow", seconds=20)]) as kept, store(tmp_path, "other:1:aa") as other:
+    async with recording(tmp_path, faults=[Fault("slow", seconds=20)]) as kept, store(tmp_path, "other:1:aa") as other:
         submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
         await anyio.sleep(5)
         token = (await kept.job("k")).token
@@ -344,7 +344,7 @@ async def test_a_task_whose_time_was_over_is_followed_again_when_its_callback_co
 
 async def test_a_task_that_a_callback_names_is_followed_to_its_end(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
         task_id = (await kept.service.session.submit(REQUEST)).id
         await kept.journal.hear(Heard(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
@@ -357,7 +357,7 @@ async def test_a_task_that_a_callback_names_is_followed_to_its_end(tmp_path: Pat
 
 
 async def test_a_session_has_one_journal(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         for journal in (kept.journal, None):
             batch = kie.run_batch(kept.session, [], journal=journal, directory=tmp_path, batch="b")
             assert [job async for job in batch] == []
@@ -366,7 +366,7 @@ async def test_a_session_has_one_journal(tmp_path: Path) -> None:
 
 
 async def test_a_key_that_came_to_nothing_is_not_sent_again(tmp_path: Path) -> None:
-    async with keeping(tmp_path, faults=[Fault("lost")]) as kept:
+    async with recording(tmp_path, faults=[Fault("lost")]) as kept:
         with pytest.raises(SubmitUnknownError):
             await kept.session.submit(REQUEST, key="k")
         with pytest.raises(ConflictError):
@@ -427,7 +427,7 @@ async def test_leaving_does_not_wait_for_a_callback(tmp_path: Path) -> None:
 
 
 async def test_the_end_of_a_task_whose_caller_went_is_recorded(tmp_path: Path) -> None:
-    async with keeping(tmp_path, faults=[Fault("slow", seconds=5)]) as kept:
+    async with recording(tmp_path, faults=[Fault("slow", seconds=5)]) as kept:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(2):
                 await kept.session.submit(REQUEST, key="k")
@@ -490,7 +490,7 @@ async def test_what_waits_for_the_quota_while_the_journal_is_being_closed_is_not
 
 
 async def test_the_end_of_an_old_attempt_is_not_written_over_a_new_one(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
         old = await kept.session.submit(REQUEST, key="k")
         await anyio.sleep(30)
         await kept.journal.move("k", State.FAILED)  # a person decides so, and has it sent again
@@ -510,10 +510,10 @@ async def test_a_process_that_slept_through_its_lease_asks_before_it_spends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
-        keeping(tmp_path) as kept,
+        recording(tmp_path) as kept,
         store(tmp_path, "another:1:x") as other,
-        kept.session.keeping(kept.journal) as keeper,
-        keeper.holding("batch:b"),
+        kept.session.open_journal(kept.journal) as recorder,
+        recorder.holding("batch:b"),
     ):
         await kept.journal.release("batch:b")
         await other.lease("batch:b", 600)
@@ -530,23 +530,23 @@ async def test_a_process_that_slept_through_its_lease_asks_before_it_spends(
 
 async def test_a_lease_is_held_once(tmp_path: Path) -> None:
     async with (
-        keeping(tmp_path) as kept,
+        recording(tmp_path) as kept,
         store(tmp_path, "another:1:x") as other,
-        kept.session.keeping(kept.journal) as keeper,
+        kept.session.open_journal(kept.journal) as recorder,
     ):
-        async with keeper.holding("batch:b"):
+        async with recorder.holding("batch:b"):
             with pytest.raises(ConflictError, match="this process"):
-                async with keeper.holding("batch:b"):
+                async with recorder.holding("batch:b"):
                     raise AssertionError
             with pytest.raises(ConflictError):
                 await other.lease("batch:b", 30)
-        await keeper.renew("batch:b")  # it was about to be renewed when it was given back
+        await recorder.renew("batch:b")  # it was about to be renewed when it was given back
         await other.lease("batch:b", 30)
 
 
 async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "dead:1:aa", "t" * 43)
-    async with keeping(tmp_path) as kept:
+    async with recording(tmp_path) as kept:
 
         async def hear() -> None:
             await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
