@@ -17,7 +17,7 @@ from kie_async._client import Fetcher, Transport
 from kie_async._client.concurrency import gather, until
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.lifetime import Lifetime, Opened
-from kie_async._client.submission_log import NoWitness
+from kie_async._client.submission_log import NoSubmissionLog
 from kie_async._client.submitter import Prepare, Submitter
 from kie_async._client.task import Task
 from kie_async._client.tracked_task import Entry
@@ -185,7 +185,9 @@ class KieSession(Calls, Opened[Wiring]):
         request = await self._admitted(request)
         recorder = self._recorder
         if recorder is None:
-            return self._task(await self._submitter.submit(request, self._ready(self._uploaded), NoWitness(check)))
+            return self._task(
+                await self._submitter.submit(request, self._ready(self._uploaded), NoSubmissionLog(check))
+            )
         key = key or secrets.token_hex(16)
         await recorder.journal.add([Job(key=key, request=request)])
         job = await recorder.journal.get(key)
@@ -215,8 +217,8 @@ class KieSession(Calls, Opened[Wiring]):
     async def _submit_job(
         self, key: str, request: Request, prepare: Prepare, check: Callable[[], None] = lambda: None
     ) -> Task:
-        witness = check_open(self._recorder).witness(key, check)
-        return self._task(await self._submitter.submit(request, self._ready(prepare), witness), key)
+        log = check_open(self._recorder).submission_log(key, check)
+        return self._task(await self._submitter.submit(request, self._ready(prepare), log), key)
 
     def check_request(self, request: Request) -> None:
         """Refuse a request that this session would not pay for, as far as can be told now; nothing is sent.

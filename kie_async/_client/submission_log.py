@@ -9,13 +9,13 @@ from kie_async._client.tracked_task import Entry
 from kie_async.errors import KieError
 
 
-class Witness(Protocol):
+class SubmissionLog(Protocol):
     """Who keeps a record of one submission that survives a crash; a plain session has none.
 
     What it raises before the POST stops the POST: no record, no spending.
     """
 
-    async def intend(self, token: str) -> None:
+    async def before_send(self, token: str) -> None:
         """Record, durably, that a POST with this token is about to be sent."""
         ...
 
@@ -23,7 +23,7 @@ class Witness(Protocol):
         """Record, durably, the task that came of it; nobody has been told of it yet."""
         ...
 
-    async def missed(self, token: str, error: KieError) -> None:
+    async def failed(self, token: str, error: KieError) -> None:
         """Record that it did not become a task, or that nobody knows whether it did."""
         ...
 
@@ -32,7 +32,7 @@ class Witness(Protocol):
         ...
 
 
-class NoWitness:
+class NoSubmissionLog:
     """Keeps no record.
 
     Args:
@@ -42,14 +42,14 @@ class NoWitness:
     def __init__(self, check: Callable[[], None] = lambda: None) -> None:
         self._check = check
 
-    async def intend(self, token: str) -> None:  # noqa: ARG002  # as ``Witness`` has it
+    async def before_send(self, token: str) -> None:  # noqa: ARG002  # as ``SubmissionLog`` has it
         """Keep nothing."""
         self._check()
 
     async def accepted(self, token: str, task_id: str) -> None:
         """Keep nothing."""
 
-    async def missed(self, token: str, error: KieError) -> None:
+    async def failed(self, token: str, error: KieError) -> None:
         """Keep nothing."""
 
     def follow(self, token: str, entry: Entry) -> None:

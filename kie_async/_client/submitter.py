@@ -22,7 +22,7 @@ from kie_async._client import Transport
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.key_gate import KeyGate
 from kie_async._client.lifetime import check_running
-from kie_async._client.submission_log import NoWitness, Witness
+from kie_async._client.submission_log import NoSubmissionLog, SubmissionLog
 from kie_async._client.tracked_task import Entry
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.endpoints import Route
@@ -66,7 +66,7 @@ class _Submission:
     named: asyncio.Future[str]
     started: float
     release: Callable[[], None]
-    witness: Witness
+    log: SubmissionLog
     stages: list[str] = attrs.field(factory=list)
 
 
@@ -103,19 +103,19 @@ class Submitter:
         self._slowed = 0
         self._key = KeyGate(limiter)
 
-    async def submit(self, request: Request, prepare: Prepare, witness: Witness | None = None) -> Entry:
+    async def submit(self, request: Request, prepare: Prepare, log: SubmissionLog | None = None) -> Entry:
         """Submit a request and follow its task.
 
         Args:
             request: what is asked.
             prepare: makes it ready once there is a place for it: uploads its source.
-            witness: keeps a record of it.
+            log: records it.
 
         Raises:
             KieError: it did not become a task.
 
         Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: its task, if there
-        is one, is followed and told to the observer.
+        is one, is followed, and events are emitted.
         """
         started = asyncio.get_running_loop().time()
         self._key.check()
@@ -126,7 +126,7 @@ class Submitter:
             ready = await prepare(request)
             for attempt in count(1):
                 permit = await self._permit(again=attempt > 1)
-                submission = self._new(ready, release, started, witness or NoWitness())
+                submission = self._new(ready, release, started, log or NoSubmissionLog())
                 post = self._start(submission, permit)
                 try:
                     return await asyncio.shield(post)
@@ -229,9 +229,9 @@ class Submitter:
 
     # ------------------------------------------------------------ the POST
 
-    def _new(self, request: Request, release: Callable[[], None], started: float, witness: Witness) -> _Submission:
+    def _new(self, request: Request, release: Callable[[], None], started: float, log: SubmissionLog) -> _Submission:
         named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        return _Submission(request, secrets.token_urlsafe(32), named, started, release, witness)
+        return _Submission(request, secrets.token_urlsafe(32), named, started, release, log)
 
     def _start(self, submission: _Submission, permit: Permit) -> asyncio.Future[Entry]:
         post: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
@@ -273,9 +273,9 @@ class Submitter:
 
     async def _send(self, submission: _Submission, permit: Permit) -> str:
         """Send the POST, between the record of its intent and the record of its answer."""
-        witness, token = submission.witness, submission.token
+        log, token = submission.log, submission.token
         try:
-            await witness.intend(token)
+            await log.before_send(token)
         except BaseException:
             permit.give_back()
             raise
@@ -291,14 +291,14 @@ class Submitter:
         except KieError as error:
             if isinstance(error, ConnectError):
                 permit.give_back()
-            await witness.missed(token, error)
+            await log.failed(token, error)
             raise
         await self._record(submission, task_id)
         return task_id
 
     async def _record(self, submission: _Submission, task_id: str) -> None:
         try:
-            await submission.witness.accepted(submission.token, task_id)
+            await submission.log.accepted(submission.token, task_id)
         except StorageError as error:  # it is paid, and on record nowhere
             error.retryable = False
             error.message += f"; the task is paid, so do not submit it again: session.track({task_id!r}) follows it"
@@ -318,7 +318,7 @@ class Submitter:
         key = Key(request.operation, request.model)
         entry = self._tracker.follow(task_id, key, release=release)
         entry.note_source(request)
-        submission.witness.follow(token, entry)
+        submission.log.follow(token, entry)
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
                 self._tracker.wake(task_id, stage, is_own=True)
@@ -337,7 +337,7 @@ class Submitter:
                 return task_id
             error.message += f"; no callback named it within {patience:.0f} s"
         self._lost.add(submission.token)
-        await submission.witness.missed(submission.token, error)
+        await submission.log.failed(submission.token, error)
         if submission.named.done():  # it was named while that was recorded
             await self._record(submission, submission.named.result())
             return submission.named.result()

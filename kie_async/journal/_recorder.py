@@ -152,9 +152,9 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ one submission
 
-    def witness(self, key: str, check: Callable[[], None]) -> JobWitness:
+    def submission_log(self, key: str, check: Callable[[], None]) -> JobSubmissionLog:
         """The record of a planned job's submission; ``check`` may still forbid it, right before it is sent."""
-        return JobWitness(self, key, self._route, self._emit, check)
+        return JobSubmissionLog(self, key, self._route, self._emit, check)
 
     def record_outcome(self, key: str, token: str | None, entry: Entry) -> None:
         """Record the end of a task when it comes, whoever waits for it, unless the job is at another attempt then."""
@@ -336,7 +336,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
 
 @attrs.frozen
-class JobWitness:
+class JobSubmissionLog:
     """Records one job's submission in a journal."""
 
     _recorder: Recorder
@@ -345,7 +345,7 @@ class JobWitness:
     _emit: Observer
     _check: Callable[[], None]
 
-    async def intend(self, token: str) -> None:
+    async def before_send(self, token: str) -> None:
         """Record the intent; without it nothing is sent."""
         self._check()
         await self._recorder.check_leases()
@@ -358,7 +358,7 @@ class JobWitness:
             lambda: self._recorder.journal.move(self._key, State.SUBMITTED, token=token, **facts), task_id
         )
 
-    async def missed(self, token: str, error: KieError) -> None:
+    async def failed(self, token: str, error: KieError) -> None:
         """Record what became of a submission that is no task."""
         to = state_after(error)
         facts = {} if to is State.PLANNED else {"error": job_error(error)}
