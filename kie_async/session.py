@@ -383,9 +383,9 @@ class KieSession(Calls, Opened[Wiring]):
         """Take a callback: it may name a lost task, and it wakes the one it speaks of."""
         self._check()
         recorder = self._recorder
-        if recorder is not None and await recorder.hear(token, event.task_id, event.stage):
+        if recorder is not None and await recorder.save_callback(token, event.task_id, event.stage):
             return ""  # it is durable before it is answered; whoever owns the task listens
-        return self._submitter.heard(token, event.task_id, event.stage)
+        return self._submitter.callback_received(token, event.task_id, event.stage)
 
 
 def _settings(settings: Settings | None, api_key: str | Secret | None) -> Settings:

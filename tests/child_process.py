@@ -15,7 +15,7 @@ _FRAME = """
 import asyncio, os, resource, sys
 from pathlib import Path
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import Heard, Job, SQLiteJournal, State
+from kie_async.journal import InboundCallback, Job, SQLiteJournal, State
 from kie_async.models import ExtendRequest
 
 async def main(path):

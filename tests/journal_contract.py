@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import MOVES, OPEN, PAID, Attempt, Heard, Job, JobError, Journal, Source, State
+from kie_async.journal import MOVES, OPEN, PAID, Attempt, InboundCallback, Job, JobError, Journal, Source, State
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
 
 T = TypeVar("T")
@@ -49,8 +49,8 @@ def planned(key: str, *, batch: str = "") -> Job:
     return Job(key=key, batch=batch, request=REQUEST)
 
 
-def callback(token: str, task_id: str = "task", stage: str = "text", at: float = 1.5) -> Heard:
-    return Heard(token=token, task_id=task_id, stage=stage, at=at)
+def inbound(token: str, task_id: str = "task", stage: str = "text", at: float = 1.5) -> InboundCallback:
+    return InboundCallback(token=token, task_id=task_id, stage=stage, at=at)
 
 
 async def step(journal: Journal, key: str, to: State) -> Job:
@@ -85,11 +85,11 @@ async def expecting(journal: Journal, *tokens: str) -> None:
         await journal.intend(f"job of {token}", token)
 
 
-def listening(journal: Journal) -> AsyncGenerator[Heard, None]:
-    return cast("AsyncGenerator[Heard, None]", journal.listen())
+def listening(journal: Journal) -> AsyncGenerator[InboundCallback, None]:
+    return cast("AsyncGenerator[InboundCallback, None]", journal.watch_callbacks())
 
 
-async def collect(listener: AsyncGenerator[Heard, None], wanted: Iterable[Heard]) -> None:
+async def collect(listener: AsyncGenerator[InboundCallback, None], wanted: Iterable[InboundCallback]) -> None:
     """Listen until all that is wanted came; others, and doubles, are allowed."""
     missing = set(wanted)
     with anyio.fail_after(10):
@@ -375,36 +375,38 @@ class JournalContract:
 
     async def test_callbacks_are_kept(self, journal: Journal, make: Make) -> None:
         await expecting(journal, "t1", "t2")
-        first, second = callback("t1"), callback("t1", stage="complete", at=2.5)
-        third = callback("t2", "other")
-        for heard in (first, second, third, attrs.evolve(first, at=9.0)):
-            assert await journal.hear(heard)
+        first, second = inbound("t1"), inbound("t1", stage="complete", at=2.5)
+        third = inbound("t2", "other")
+        for callback in (first, second, third, attrs.evolve(first, at=9.0)):
+            assert await journal.save_callback(callback)
         async with make() as other:
-            assert await other.heard(token="t1") == await other.heard(task_id="task") == [first, second]
-            assert set(await other.heard(token="t1", task_id="other")) == {first, second, third}
-            assert await other.heard(token="t3") == await other.heard() == []
+            assert await other.callbacks_for(token="t1") == await other.callbacks_for(task_id="task") == [first, second]
+            assert set(await other.callbacks_for(token="t1", task_id="other")) == {first, second, third}
+            assert await other.callbacks_for(token="t3") == await other.callbacks_for() == []
 
     async def test_what_no_submission_awaits_is_not_kept(self, journal: Journal, other: Journal) -> None:
         await bring(journal, "a", State.UNKNOWN)
         await bring(journal, "b", State.SUBMITTED)
-        strange = [callback("stranger"), callback("token-b", "another"), callback("task-b", "token-b")]
-        assert not any([await each.hear(heard) for heard in strange for each in (journal, other)])
-        kept = [callback("token-a", "any"), callback("token-b", "task-b")]
-        assert all([await other.hear(heard) for heard in kept])
-        for heard in strange:
-            assert await journal.heard(token=heard.token) == [each for each in kept if each.token == heard.token]
+        strange = [inbound("stranger"), inbound("token-b", "another"), inbound("task-b", "token-b")]
+        assert not any([await each.save_callback(callback) for callback in strange for each in (journal, other)])
+        kept = [inbound("token-a", "any"), inbound("token-b", "task-b")]
+        assert all([await other.save_callback(callback) for callback in kept])
+        for callback in strange:
+            assert await journal.callbacks_for(token=callback.token) == [
+                each for each in kept if each.token == callback.token
+            ]
         for state in (State.SUCCEEDED, State.DELIVERED):
             await step(journal, "b", state)
-            assert not await other.hear(callback("token-b", "task-b", "complete"))
+            assert not await other.save_callback(inbound("token-b", "task-b", "complete"))
         async with aclosing(listening(journal)) as listener:
             await collect(listener, kept)
         await journal.move("a", State.SUBMITTED, token="token-a", task_id="any")
-        assert not await other.hear(callback("token-a", "another"))
+        assert not await other.save_callback(inbound("token-a", "another"))
 
     async def test_callbacks_go_when_their_job_is_long_at_its_end(self, journal: Journal, other: Journal) -> None:
         for state in ROUTES:
             await bring(journal, f"{state}", State.INTENT if State.INTENT in ROUTES[state] else state)
-            await journal.hear(callback(f"token-{state}", f"task-{state}"))
+            await journal.save_callback(inbound(f"token-{state}", f"task-{state}"))
             for to in ROUTES[state][1:]:
                 await step(journal, f"{state}", to)
         at_end = {State.SUCCEEDED, State.DELIVERED, State.FAILED, State.REJECTED, State.ABANDONED}
@@ -412,60 +414,60 @@ class JournalContract:
         assert await journal.prune(time.time() - 3600) == 0
         after = time.time() + 3600
         await expecting(other, "late")
-        await other.hear(callback("late"))  # SQLite keeps the last
+        await other.save_callback(inbound("late"))  # SQLite keeps the last
         assert await journal.prune(after) == len(at_end)
         assert await journal.prune(after) == 0
         for state in ROUTES:
-            kept = await other.heard(token=f"token-{state}")
+            kept = await other.callbacks_for(token=f"token-{state}")
             assert bool(kept) == (state not in at_end and state is not State.PLANNED), state
         async with aclosing(listening(journal)) as listener:
-            await other.hear(callback("late", "another"))
-            await collect(listener, [callback("late", "another")])
+            await other.save_callback(inbound("late", "another"))
+            await collect(listener, [inbound("late", "another")])
 
     async def test_many_old_callbacks_go(self, journal: Journal) -> None:
         await expecting(journal, "t")
         for number in range(250):
-            await journal.hear(callback("t", "task", f"{number}"))
+            await journal.save_callback(inbound("t", "task", f"{number}"))
         await journal.move("job of t", State.REJECTED)
         await expecting(journal, "u")
-        await journal.hear(callback("u"))
+        await journal.save_callback(inbound("u"))
         assert await journal.prune(time.time() + 1) == 250
 
     async def test_a_listener_hears_other_processes(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
         async with aclosing(listening(journal)) as listener:
             for number in range(3):
-                await other.hear(callback("t", f"other-{number}"))
-                await journal.hear(callback("t", f"own-{number}"))
-            await collect(listener, [callback("t", f"{who}-{n}") for who in ("own", "other") for n in range(3)])
+                await other.save_callback(inbound("t", f"other-{number}"))
+                await journal.save_callback(inbound("t", f"own-{number}"))
+            await collect(listener, [inbound("t", f"{who}-{n}") for who in ("own", "other") for n in range(3)])
 
     async def test_a_listener_that_waits_is_woken(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
         async with aclosing(listening(journal)) as listener:
             for number, source in enumerate((journal, other)):
-                heard = callback("t", f"{number}")
-                waiting = asyncio.ensure_future(collect(listener, [heard]))
+                callback = inbound("t", f"{number}")
+                waiting = asyncio.ensure_future(collect(listener, [callback]))
                 await asyncio.sleep(0.1)
-                await source.hear(heard)
+                await source.save_callback(callback)
                 async with asyncio.timeout(1):
                     await waiting
 
     async def test_a_slow_listener_misses_nothing(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
         async with aclosing(listening(journal)) as listener:
-            await other.hear(callback("t", "first"))
-            await collect(listener, [callback("t", "first")])
-            many = [callback("t", f"{number}") for number in range(600)]
-            await all_of(*map(other.hear, many))
+            await other.save_callback(inbound("t", "first"))
+            await collect(listener, [inbound("t", "first")])
+            many = [inbound("t", f"{number}") for number in range(600)]
+            await all_of(*map(other.save_callback, many))
             await collect(listener, many)
 
     async def test_many_listen(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
         async with AsyncExitStack() as stack:
             listeners = [await stack.enter_async_context(aclosing(listening(j))) for j in (journal, journal, other)]
-            await journal.hear(callback("t"))
+            await journal.save_callback(inbound("t"))
             for listener in listeners:
-                await collect(listener, [callback("t")])
+                await collect(listener, [inbound("t")])
 
     # ------------------------------------------------------------ leases
 
@@ -621,13 +623,13 @@ class JournalMachine(RuleBasedStateMachine):
                 job.token = job.task_id = None
 
     @rule(token=_TOKENS, task_id=_TASKS)
-    def hear(self, token: str, task_id: str) -> None:
+    def save_callback(self, token: str, task_id: str) -> None:
         awaited = any(
             attempt[0] == token and (attempt[1] is None or (attempt[1] == task_id and job.state in OPEN))
             for job in self.known.values()
             for attempt in job.attempts
         )
-        assert self.run(self.journal.hear(callback(token, task_id))) == awaited
+        assert self.run(self.journal.save_callback(inbound(token, task_id))) == awaited
         if awaited:
             self.inbox.add((token, task_id))
 
@@ -650,8 +652,8 @@ class JournalMachine(RuleBasedStateMachine):
             name = (token, task_id)[place]
             owners = [key for key, known in self.known.items() if any(a[place] == name for a in known.attempts)]
             assert [job.key] == owners if job is not None else not owners
-        heard = self.run(self.journal.heard(token=token))
-        assert {(each.token, each.task_id) for each in heard} == {each for each in self.inbox if each[0] == token}
+        callback = self.run(self.journal.callbacks_for(token=token))
+        assert {(each.token, each.task_id) for each in callback} == {each for each in self.inbox if each[0] == token}
 
     @rule(batch=st.sampled_from([None, "", "other"]))
     def count(self, batch: str | None) -> None:

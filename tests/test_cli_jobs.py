@@ -17,7 +17,7 @@ from command_line import Terminal, ended, environment, served, started
 import kie_async as kie
 from kie_async.cli._store import FILE
 from kie_async.emulator import Fault
-from kie_async.journal import Heard, Job, JobError, SQLiteJournal, State
+from kie_async.journal import InboundCallback, Job, JobError, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle
 
 T = TypeVar("T")
@@ -293,8 +293,8 @@ def test_an_unknown_job_is_sent_again(terminal: Terminal, out: Path) -> None:
 
 
 def test_what_a_callback_has_named_is_not_sent_again(terminal: Terminal, out: Path) -> None:
-    heard = Heard(token=f"{TOKEN}-unknown", task_id=TASK, stage="text", at=1.0)
-    with_journal(out / FILE, lambda journal: journal.hear(heard))
+    callback = InboundCallback(token=f"{TOKEN}-unknown", task_id=TASK, stage="text", at=1.0)
+    with_journal(out / FILE, lambda journal: journal.save_callback(callback))
     answer = terminal("jobs", "resolve", "unknown", "--resubmit", "--yes", "--out", str(out))
     assert answer.code == 8
     assert TASK in answer.err

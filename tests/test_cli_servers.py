@@ -174,8 +174,8 @@ def test_listen_gives_its_json_at_the_end(service: EmulatorHandle) -> None:
         assert post(url, "f" * 32, "first") == 200
         process.send_signal(signal.SIGINT)
         answer = ended(process)
-    (heard,) = answer.value["callbacks"]
-    assert (heard["task_id"], heard["stage"], heard["status"]) == ("f" * 32, "first", 200)
+    (callback,) = answer.value["callbacks"]
+    assert (callback["task_id"], callback["stage"], callback["status"]) == ("f" * 32, "first", 200)
     assert answer.value["error"]["type"] == "KeyboardInterrupt"
     assert answer.code == 130
 

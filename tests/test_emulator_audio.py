@@ -75,9 +75,9 @@ def loudness(sound: Sound) -> list[float]:
 def test_audio_of_any_kind_is_read(kind: str, mono: bool) -> None:  # noqa: FBT001  # a parameter
     content = written(kind, mono=mono)
     assert measure(content) == pytest.approx(6.0, abs=0.1)
-    heard = decode(content, 4.0)
-    assert len(heard) == samples(4.0)
-    assert likeness(heard, melody(4.0)) > 0.95
+    callback = decode(content, 4.0)
+    assert len(callback) == samples(4.0)
+    assert likeness(callback, melody(4.0)) > 0.95
 
 
 @pytest.mark.parametrize("kind", FORMATS)

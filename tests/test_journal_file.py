@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import pytest
 from child_process import child, read_line, read_rest
-from journal_contract import REQUEST, SOURCE, bring, callback, job_of, planned
+from journal_contract import REQUEST, SOURCE, bring, inbound, job_of, planned
 
 from kie_async.errors import StorageError
 from kie_async.journal import Job, SQLiteJournal, State, _file, _owner, _tables
@@ -44,7 +44,7 @@ async def small(path: Path) -> Path:
         for state in (State.PLANNED, State.SUBMITTED, State.UNKNOWN):
             await bring(journal, f"{state}", state)
         await journal.upload("planned", attrs.evolve(SOURCE, upload_url="https://x.example/1", uploaded_at=1.5))
-        await journal.hear(callback("token-unknown"))
+        await journal.save_callback(inbound("token-unknown"))
     return path
 
 
@@ -54,7 +54,7 @@ async def content(path: Path) -> list[object]:
         jobs = [job for _, job in await journal.page()]
         attempts = [await journal.attempts(job.key) for job in jobs]
         found = [await journal.find(token=f"token-{job.key}", task_id=f"task-{job.key}") for job in jobs]
-        rest = [await journal.counts(), await journal.spent(""), await journal.heard(token="token-unknown")]
+        rest = [await journal.counts(), await journal.spent(""), await journal.callbacks_for(token="token-unknown")]
         return [jobs, attempts, found, *rest, await journal.uploaded(SOURCE.sha256, 0)]
 
 
@@ -382,7 +382,8 @@ _WORK = """
                 print("intent", key, flush=True)
                 await journal.move(key, State.SUBMITTED, token=f"token-{key}", task_id=f"task-{key}")
                 print("submitted", key, flush=True)
-                await journal.hear(Heard(token=f"token-{key}", task_id=f"task-{key}", stage="text", at=1.0))
+                callback = InboundCallback(token=f"token-{key}", task_id=f"task-{key}", stage="text", at=1.0)
+                await journal.save_callback(callback)
                 print("heard", key, flush=True)
         print("ready", flush=True)
         await asyncio.gather(*(work(f"{path.stem}{os.getpid()}.{number}") for number in range(5)))
@@ -397,7 +398,7 @@ async def check_acknowledged(path: Path, lines: list[str]) -> None:
             what, key = line.split()
             job = await job_of(journal, key)
             if what == "heard":
-                assert len(await journal.heard(token=job.token)) == 1
+                assert len(await journal.callbacks_for(token=job.token)) == 1
             else:
                 assert order.index(job.state) >= order.index(State(what))
         for _, job in await journal.page(limit=100_000):

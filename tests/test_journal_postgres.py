@@ -18,11 +18,11 @@ import anyio
 import psycopg
 import pytest
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, callback, collect, expecting, listening, planned
+from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, listening, planned
 from postgres import Server, execute, new_database
 
 from kie_async.errors import ConflictError, SettingsError, StorageError
-from kie_async.journal import Heard, Journal, PostgresJournal, State, _database
+from kie_async.journal import InboundCallback, Journal, PostgresJournal, State, _database
 from kie_async.journal._owner import new_owner
 
 pytestmark = pytest.mark.anyio
@@ -184,8 +184,8 @@ async def test_what_was_done_is_not_done_twice(journal: PostgresJournal, monkeyp
     assert (await journal.intend("a", "token")).attempt == 1
     assert (await journal.move("a", State.SUBMITTED, token="token", task_id="task")).state is State.SUBMITTED
     assert len(await journal.attempts("a")) == 1
-    assert await journal.hear(callback("token"))
-    assert await journal.heard(token="token") == [callback("token")]
+    assert await journal.save_callback(inbound("token"))
+    assert await journal.callbacks_for(token="token") == [inbound("token")]
     await journal.lease("x", 60)
     assert len(lost) == 8
 
@@ -334,12 +334,13 @@ async def test_a_lease_that_ran_out_meanwhile_has_no_holder(
 
 PUBLISH = """
 import asyncio, sys, time
-from kie_async.journal import Heard, PostgresJournal
+from kie_async.journal import InboundCallback, PostgresJournal
 
 async def main(url, many, pause):
     async with PostgresJournal(url) as journal:
         for number in range(int(many)):
-            assert await journal.hear(Heard(token="t", task_id=str(number), stage="text", at=time.time()))
+            callback = InboundCallback(token="t", task_id=str(number), stage="text", at=time.time())
+            assert await journal.save_callback(callback)
             await asyncio.sleep(float(pause))
 
 asyncio.run(main(*sys.argv[1:]))
@@ -350,14 +351,14 @@ def publish(url: str, many: int, pause: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", PUBLISH, url, str(many), str(pause)])  # noqa: S603  # our own code
 
 
-async def gather_ids(listener: AsyncGenerator[Heard, None], many: int) -> tuple[set[str], list[float]]:
+async def gather_ids(listener: AsyncGenerator[InboundCallback, None], many: int) -> tuple[set[str], list[float]]:
     ids: set[str] = set()
     delays: list[float] = []
     with anyio.fail_after(30):
         while len(ids) < many:
-            heard = await anext(listener)
-            ids.add(heard.task_id)
-            delays.append(time.time() - heard.at)
+            callback = await anext(listener)
+            ids.add(callback.task_id)
+            delays.append(time.time() - callback.at)
     return ids, delays
 
 
@@ -408,10 +409,10 @@ async def test_a_listener_waits_for_a_store_that_cannot_be_read(
     async with PostgresJournal(database_url) as journal, aclosing(listening(journal)) as listener:
         await expecting(journal, "t")
         execute(database_url, "ALTER TABLE kie_inbox RENAME TO elsewhere")
-        waiting = asyncio.ensure_future(collect(listener, [callback("t")]))
+        waiting = asyncio.ensure_future(collect(listener, [inbound("t")]))
         await asyncio.sleep(0.3)
         execute(database_url, "ALTER TABLE elsewhere RENAME TO kie_inbox")
-        await journal.hear(callback("t"))
+        await journal.save_callback(inbound("t"))
         await waiting
 
 
@@ -421,7 +422,7 @@ async def test_a_callback_whose_transaction_ends_late_is_heard(journal: Postgres
         async with await psycopg.AsyncConnection.connect(database_url) as slow:
             await slow.execute("INSERT INTO kie_inbox VALUES ('t', 'slow', 'text', 1.5)")
             for number in range(3):
-                await journal.hear(callback("t", f"{number}"))
-                assert await anext(listener) == callback("t", f"{number}")
-        await journal.hear(callback("t", "last"))
+                await journal.save_callback(inbound("t", f"{number}"))
+                assert await anext(listener) == inbound("t", f"{number}")
+        await journal.save_callback(inbound("t", "last"))
         assert {(await anext(listener)).task_id for _ in range(2)} == {"slow", "last"}

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from journal_contract import bring, callback, planned
+from journal_contract import bring, inbound, planned
 
 from kie_async.errors import StorageError
 from kie_async.journal import Salvaged, SQLiteJournal, State, salvage
@@ -83,7 +83,7 @@ async def test_the_log_of_a_killed_process_is_read(path: Path, tmp_path: Path) -
     async with SQLiteJournal(path) as journal:
         await bring(journal, "late", State.SUBMITTED)
         await bring(journal, "unanswered", State.UNKNOWN)
-        await journal.hear(callback("token-unanswered", "emitted"))
+        await journal.save_callback(inbound("token-unanswered", "emitted"))
         copy = tmp_path / "copy"
         copy.mkdir()
         for suffix in ("", "-wal"):

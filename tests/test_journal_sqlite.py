@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from child_process import child, read_line, say
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, callback, collect, expecting, listening, planned
+from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, listening, planned
 
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import Heard, Journal, SQLiteJournal, State, _tables
+from kie_async.journal import InboundCallback, Journal, SQLiteJournal, State, _tables
 from kie_async.journal import _sqlite as module
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,7 @@ async def test_the_first_of_a_million_is_found_by_an_index(path: Path) -> None:
             _tables.counts(connection, batch)
         _tables.spent(connection, "x")
         _tables.find(connection, "t", "t")
-        _tables.heard(connection, "t", "t")
+        _tables.callbacks_for(connection, "t", "t")
         connection.set_trace_callback(None)
         for statement in statements:
             plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
@@ -127,7 +127,7 @@ async def test_it_can_be_opened_again(path: Path) -> None:
             with pytest.raises(StorageError, match="not open"):
                 await call
         with pytest.raises(StorageError, match="not open"):
-            journal.listen()
+            journal.watch_callbacks()
 
 
 async def test_closing_writes_what_is_under_way(path: Path) -> None:
@@ -303,15 +303,15 @@ async def test_a_listener_outlasts_a_file_that_cannot_be_read(
         failures = iter(range(3))
         read = _tables.heard_after
 
-        def fail(connection: sqlite3.Connection, after: int) -> list[tuple[int, Heard]]:
+        def fail(connection: sqlite3.Connection, after: int) -> list[tuple[int, InboundCallback]]:
             if next(failures, None) is not None:
                 raise sqlite3.OperationalError("away")
             return read(connection, after)
 
         await expecting(journal, "t")
         monkeypatch.setattr(_tables, "heard_after", fail)
-        await journal.hear(callback("t"))
-        await collect(listener, [callback("t")])
+        await journal.save_callback(inbound("t"))
+        await collect(listener, [inbound("t")])
         assert caplog.text.count("trying again") == 3
 
 
@@ -326,8 +326,8 @@ async def test_a_listener_ends_with_the_journal(path: Path) -> None:
 async def test_a_listener_hears_what_came_since_the_journal_was_opened(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
         await expecting(journal, "before", "after")
-        await journal.hear(callback("before"))
+        await journal.save_callback(inbound("before"))
     async with SQLiteJournal(path) as journal:
-        await journal.hear(callback("after"))
+        await journal.save_callback(inbound("after"))
         async with aclosing(listening(journal)) as listener:
-            assert await anext(listener) == callback("after")
+            assert await anext(listener) == inbound("after")

@@ -8,7 +8,7 @@ from journal_contract import REQUEST, SOURCE, TRACK, UPLOAD
 
 from kie_async._protocol import wire
 from kie_async.errors import Charged, ConflictError
-from kie_async.journal import FINAL, MOVES, PAID, Heard, Job, JobError, State, is_legal
+from kie_async.journal import FINAL, MOVES, PAID, InboundCallback, Job, JobError, State, is_legal
 from kie_async.journal._moves import FACTS, attempt_of, cost, intended, moved
 
 JOB = Job(key="a", request=REQUEST, moments={"planned": 1.0})
@@ -136,9 +136,11 @@ def test_records_can_be_written_and_read() -> None:
     full = attrs.evolve(
         SUBMITTED, request=UPLOAD, source=SOURCE, tracks=(TRACK,), files=("f",), error=error("no"), earlier_credits=1.0
     )
-    for value in (JOB, full, attempt_of(full), Heard(token="t", task_id="k", stage="text", at=1.5), SOURCE):
+    for value in (JOB, full, attempt_of(full), InboundCallback(token="t", task_id="k", stage="text", at=1.5), SOURCE):
         assert wire.unpack(wire.pack(value), type(value)) == value
 
 
 def test_a_token_is_not_shown() -> None:
-    assert "token" not in repr((INTENDED, attempt_of(INTENDED), Heard(token="token", task_id="t", stage="", at=0.0)))
+    assert "token" not in repr(
+        (INTENDED, attempt_of(INTENDED), InboundCallback(token="token", task_id="t", stage="", at=0.0))
+    )

@@ -23,7 +23,7 @@ from kie_async._client.groups import lone_errors
 from kie_async._client.lifetime import Lifetime
 from kie_async.emulator import Fault
 from kie_async.errors import StorageError
-from kie_async.journal import Heard, Job, Journal, SQLiteJournal, State
+from kie_async.journal import InboundCallback, Job, Journal, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle
 
 pytestmark = pytest.mark.anyio
@@ -62,13 +62,13 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._journal, name)
 
-    async def listen(self) -> AsyncIterator[Heard]:
+    async def watch_callbacks(self) -> AsyncIterator[InboundCallback]:
         try:
             await self.fail.wait()
         finally:
             if self._errors:
                 raise self._errors[0]
-        yield Heard(token="", task_id="", stage="", at=0.0)
+        yield InboundCallback(token="", task_id="", stage="", at=0.0)
 
     async def __aenter__(self) -> Self:
         await self._journal.__aenter__()

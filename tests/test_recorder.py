@@ -18,7 +18,16 @@ import kie_async as kie
 from kie_async.emulator import Fault
 from kie_async.errors import ConflictError, KieError, StorageError, SubmitUnknownError
 from kie_async.events import Notice
-from kie_async.journal import Heard, Job, Journal, PostgresJournal, SQLiteJournal, State, is_shared, open_journal
+from kie_async.journal import (
+    InboundCallback,
+    Job,
+    Journal,
+    PostgresJournal,
+    SQLiteJournal,
+    State,
+    is_shared,
+    open_journal,
+)
 from kie_async.journal._job_errors import state_after
 
 pytestmark = pytest.mark.anyio
@@ -251,7 +260,7 @@ async def test_an_intent_whose_callback_was_kept_is_followed(tmp_path: Path) -> 
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
     async with recording(tmp_path) as kept:
         task_id = (await kept.service.session.submit(REQUEST)).id
-        await kept.journal.hear(Heard(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
+        await kept.journal.save_callback(InboundCallback(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
         (task,) = [task async for task in kept.session.resume()]
         assert (task.id, task.key) == (task_id, "k")
         assert len((await task).tracks) == 2
@@ -282,7 +291,9 @@ async def test_a_callback_names_an_unknown_while_the_session_runs(tmp_path: Path
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
     async with recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
-        await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
+        await kept.journal.save_callback(
+            InboundCallback(token="t" * 43, task_id="task1", stage="complete", at=time.time())
+        )
         await anyio.sleep(20)
         job = await kept.job("k")
         assert (job.state, job.task_id) == (State.SUBMITTED, "task1")
@@ -293,7 +304,9 @@ async def test_a_callback_that_cannot_be_recorded_now_is_told(tmp_path: Path) ->
     async with recording(tmp_path) as kept:
         kept.journal.failures["find"] = 1
         await anyio.sleep(1)  # by now it listens
-        await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
+        await kept.journal.save_callback(
+            InboundCallback(token="t" * 43, task_id="task1", stage="complete", at=time.time())
+        )
         await anyio.sleep(20)
         assert "could not be recorded now" in kept.notes()
 
@@ -305,7 +318,9 @@ async def test_a_token_that_names_two_tasks_is_told(tmp_path: Path) -> None:
         token = (await kept.job("k")).token
         assert token is not None
         for task_id in ("one", "other"):
-            assert await kept.journal.hear(Heard(token=token, task_id=task_id, stage="text", at=time.time()))
+            assert await kept.journal.save_callback(
+                InboundCallback(token=token, task_id=task_id, stage="text", at=time.time())
+            )
         await anyio.sleep(10)
         assert "belongs to another task" in kept.notes()
         assert (await submitting).id == kept.service.emulator.ledger[0].task_id
@@ -347,7 +362,7 @@ async def test_a_task_that_a_callback_names_is_followed_to_its_end(tmp_path: Pat
     async with recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
         task_id = (await kept.service.session.submit(REQUEST)).id
-        await kept.journal.hear(Heard(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
+        await kept.journal.save_callback(InboundCallback(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
         await anyio.sleep(300)
         job = await kept.job("k")
         assert (job.state, job.task_id) == (State.SUCCEEDED, task_id)
@@ -548,10 +563,12 @@ async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(tmp_path: 
     await intent_of(tmp_path, "k", "dead:1:aa", "t" * 43)
     async with recording(tmp_path) as kept:
 
-        async def hear() -> None:
-            await kept.journal.hear(Heard(token="t" * 43, task_id="task1", stage="complete", at=time.time()))
+        async def save_callback() -> None:
+            await kept.journal.save_callback(
+                InboundCallback(token="t" * 43, task_id="task1", stage="complete", at=time.time())
+            )
 
-        kept.journal.beside["move"] = hear
+        kept.journal.beside["move"] = save_callback
         assert [task.id async for task in kept.session.resume()] == ["task1"]
         job = await kept.job("k")
         assert (job.state, job.task_id) == (State.SUBMITTED, "task1")

@@ -12,7 +12,7 @@ from service import REQUEST, serving
 
 import kie_async as kie
 from kie_async.events import CallbackReceived
-from kie_async.journal import Heard, Job, SQLiteJournal, State
+from kie_async.journal import InboundCallback, Job, SQLiteJournal, State
 
 pytestmark = pytest.mark.anyio
 
@@ -47,9 +47,9 @@ async def test_strangers_learn_nothing_and_leave_nothing(tmp_path: Path) -> None
             await anyio.sleep(1)
             assert await session.receiver.handle({}, body(task.id), token) == 200
         async with store(tmp_path) as journal:
-            strange = [await journal.heard(task_id=task_id) for task_id in ("task0", "task299", "another")]
+            strange = [await journal.callbacks_for(task_id=task_id) for task_id in ("task0", "task299", "another")]
             assert strange == [[], [], []]
-            assert [heard.stage for heard in await journal.heard(task_id=task.id)] == ["text"]
+            assert [callback.stage for callback in await journal.callbacks_for(task_id=task.id)] == ["text"]
 
 
 async def test_a_callback_before_the_answer_and_at_another_process_is_kept(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ async def test_a_callback_before_the_answer_and_at_another_process_is_kept(tmp_p
             await anyio.sleep(7)
             assert len((await task).tracks) == 2
         async with store(tmp_path) as journal:
-            assert "first" in [heard.stage for heard in await journal.heard(token=token)]
+            assert "first" in [callback.stage for callback in await journal.callbacks_for(token=token)]
 
 
 async def test_a_session_lets_the_callbacks_go_of_what_ended_a_day_ago(
@@ -79,12 +79,12 @@ async def test_a_session_lets_the_callbacks_go_of_what_ended_a_day_ago(
                 past.setattr(time, "time", lambda moment=moment: moment)
                 await journal.add([Job(key=key, request=REQUEST)])
                 await journal.intend(key, key)
-                await journal.hear(Heard(token=key, task_id=key, stage="text", at=moment))
+                await journal.save_callback(InboundCallback(token=key, task_id=key, stage="text", at=moment))
                 await journal.move(key, State.SUBMITTED, task_id=key)
                 await journal.move(key, State.FAILED)
     async with serving() as service, kie.KieSession(service.session.settings, journal=store(tmp_path)) as session:
         await anyio.sleep(10)
         assert session is not None
     async with store(tmp_path) as journal:
-        kept = [key for key in ("old", "new", "last") if await journal.heard(token=key)]
+        kept = [key for key in ("old", "new", "last") if await journal.callbacks_for(token=key)]
     assert kept == ["new", "last"]

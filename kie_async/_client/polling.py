@@ -85,7 +85,7 @@ class PollPlanner:
         if is_end:
             entry.hints = entry.hints or 1
         if is_own:
-            entry.heard = self._may_note = True
+            entry.callback_received = self._may_note = True
             self._trust.come(now, is_first_of_end=is_end and entry.end_heard is None)
         if is_own and is_end and entry.end_heard is None:
             entry.end_heard = now
@@ -102,7 +102,7 @@ class PollPlanner:
             self._pacing.learn(entry.key, earliest - entry.born, now - entry.born, dict(entry.stages))
         if entry.submitted and entry.end_heard is None:
             self._trust.miss(entry.task_id, now)
-        if entry.heard or not self._may_note:
+        if entry.callback_received or not self._may_note:
             return ""
         self._may_note = False  # until one comes
         return "it ended and no callback came: is callback_url reachable? Polling brings the news for now"
@@ -131,7 +131,7 @@ class PollPlanner:
         """Tell whether a callback is likely to bring the news. A listener needs one that came for this very task."""
         if entry.end_heard is not None or not self._trust.holds(now):
             return False
-        return entry.heard or (entry.submitted and not entry.listeners)
+        return entry.callback_received or (entry.submitted and not entry.listeners)
 
     def listened_at(self, entry: Entry, now: float) -> float:
         """The time of the next poll of a task to which somebody begins to listen."""

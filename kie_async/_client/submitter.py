@@ -140,7 +140,7 @@ class Submitter:
             raise
         raise AssertionError  # pragma: no cover (the loop has no end of its own)
 
-    def heard(self, token: str, task_id: str, stage: str) -> str:
+    def callback_received(self, token: str, task_id: str, stage: str) -> str:
         """A callback came: it names a submission under way, or wakes a task; return why it is set aside, or nothing."""
         if (submission := self._open.get(token)) is not None:
             if not submission.named.done():

@@ -40,7 +40,7 @@ class Entry:
     seen: bool = False
     hints: int = 0  # looks since a callback said that the task is at its end
     claimed: int = 0  # how many stages are behind it, by what callbacks say
-    heard: bool = False  # a callback of the service's came for it
+    callback_received: bool = False  # a callback of the service's came for it
     end_heard: float | None = None  # when such a one told its end
     failures: int = 0
     polls: int = 0

@@ -39,7 +39,7 @@ async def resubmit(journal: Journal, key: str) -> Job:
         ConflictError: there is no such job, it is not unknown, or a callback has named its task.
     """
     job = await find_unknown(journal, key)
-    if named := await journal.heard(token=job.token):
+    if named := await journal.callbacks_for(token=job.token):
         raise ConflictError(f"a callback has named the task of job {key!r}: it was accepted", named[0].task_id)
     return await journal.move(key, State.PLANNED, token=job.token)
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kie_async._lazy import later
-from kie_async.journal._job import Attempt, Heard, Job, JobError, Source
+from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source
 from kie_async.journal._protocol import Journal
 from kie_async.journal._states import FINAL, MOVES, OPEN, PAID, State, is_legal
 
@@ -22,7 +22,7 @@ __all__ = [
     "OWN_BATCH",
     "PAID",
     "Attempt",
-    "Heard",
+    "InboundCallback",
     "Job",
     "JobError",
     "Journal",

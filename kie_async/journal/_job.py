@@ -90,7 +90,7 @@ class Job:
 
 
 @attrs.frozen(kw_only=True)
-class Heard:
+class InboundCallback:
     """A callback that was taken in, by whatever process.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from kie_async.errors import ConflictError
-from kie_async.journal._job import Attempt, Heard, Job
+from kie_async.journal._job import Attempt, InboundCallback, Job
 from kie_async.journal._states import OPEN, State, is_legal
 
 RESERVED = 12.0  # credits taken for a submission as long as its true cost is not known
@@ -82,20 +82,20 @@ def cost(job: Job) -> float:
     return job.earlier_credits + (RESERVED if job.credits is None else job.credits)
 
 
-def is_awaited(heard: Heard, task_id: str | None, state: State) -> bool:
+def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> bool:
     """Whether a callback can tell anything.
 
     Args:
-        heard: with the token of an attempt.
+        callback: with the token of an attempt.
         task_id: of that attempt, if it is known.
         state: of its job.
     """
-    return task_id is None or (task_id == heard.task_id and state in OPEN)
+    return task_id is None or (task_id == callback.task_id and state in OPEN)
 
 
-def is_spent(heard: Heard, job: Job | None, before: float) -> bool:
+def is_spent(callback: InboundCallback, job: Job | None, before: float) -> bool:
     """Whether a kept callback can go: its job came to its end before that moment, or there is none."""
-    if heard.at >= before:
+    if callback.at >= before:
         return False
     return job is None or (job.state not in OPEN and job.moments.get(job.state.value, 0.0) < before)
 

@@ -19,7 +19,7 @@ from kie_async._protocol.wire import pack, unpack
 from kie_async.errors import BadResponseError, ConflictError, StorageError
 from kie_async.journal import _sql
 from kie_async.journal._extra import database
-from kie_async.journal._job import Attempt, Heard, Job, Source
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source
 from kie_async.journal._moves import cost, intended, moved
 from kie_async.journal._owner import is_gone, new_owner
 from kie_async.journal._states import OPEN, State
@@ -156,9 +156,9 @@ class PostgresJournal:
 
     # ------------------------------------------------------------ callbacks
 
-    async def hear(self, heard: Heard) -> bool:
+    async def save_callback(self, callback: InboundCallback) -> bool:
         """Keep a callback of a submission that is known, and wake whoever listens; see ``Journal``."""
-        return bool(await self._database.execute(_sql.HEAR, {**attrs.asdict(heard), "open": list(OPEN)}))
+        return bool(await self._database.execute(_sql.HEAR, {**attrs.asdict(callback), "open": list(OPEN)}))
 
     async def prune(self, before: float) -> int:
         """Delete the callbacks of jobs that came to their end before that moment; see ``Journal``."""
@@ -167,9 +167,9 @@ class PostgresJournal:
             removed += len(rows)
         return removed
 
-    async def listen(self) -> AsyncGenerator[Heard]:
+    async def watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
         """Give the callbacks that come in since the journal was opened; see ``Journal``."""
-        horizon, given = self._horizon, set[Heard]()
+        horizon, given = self._horizon, set[InboundCallback]()
         async with aclosing(self._database.wakes("kie_inbox")) as wakes:
             while True:
                 await anext(wakes)
@@ -177,17 +177,17 @@ class PostgresJournal:
                     rows = await self._database.execute(_sql.MISSED, {"horizon": str(horizon)})
                 except StorageError:
                     continue  # the next sign comes when the database is back
-                found = {_heard(row[2:]): row[1] for row in rows if row[1] is not None}
-                new = [heard for heard in found if heard not in given]
+                found = {_callback(row[2:]): row[1] for row in rows if row[1] is not None}
+                new = [callback for callback in found if callback not in given]
                 horizon = int(rows[0][0])
-                given = {heard for heard, is_young in found.items() if is_young}
-                for heard in new:
-                    yield heard
+                given = {callback for callback, is_young in found.items() if is_young}
+                for callback in new:
+                    yield callback
 
-    async def heard(self, *, token: str | None = None, task_id: str | None = None) -> list[Heard]:
+    async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
         """The callbacks kept for a token or a task."""
         rows = await self._database.execute(_sql.HEARD, {"token": token, "task_id": task_id})
-        return [_heard(row) for row in rows]
+        return [_callback(row) for row in rows]
 
     # ------------------------------------------------------------ leases
 
@@ -219,9 +219,9 @@ def _read(document: str, kind: type[T]) -> T:
         raise StorageError(f"the journal is damaged: {error.message}", retryable=False) from None
 
 
-def _heard(row: tuple[str, str, str, float]) -> Heard:
+def _callback(row: tuple[str, str, str, float]) -> InboundCallback:
     token, task_id, stage, at = row
-    return Heard(token=token, task_id=task_id, stage=stage, at=at)
+    return InboundCallback(token=token, task_id=task_id, stage=stage, at=at)
 
 
 def _table(jobs: Collection[Job]) -> Mapping[str, object]:

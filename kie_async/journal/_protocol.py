@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from kie_async.journal._job import Attempt, Heard, Job, Source
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source
 from kie_async.journal._states import State
 
 
@@ -114,7 +114,7 @@ class Journal(Protocol):
         """All attempts of a job, in order."""
         ...
 
-    async def hear(self, heard: Heard) -> bool:
+    async def save_callback(self, callback: InboundCallback) -> bool:
         """Keep a callback, durably, and wake whoever listens, in any process. A repeated one changes nothing.
 
         Only one whose token an attempt has is kept (the intent was durable before its address was sent), and only if
@@ -129,14 +129,14 @@ class Journal(Protocol):
         """Delete the callbacks of jobs that came to their end before that moment (unix seconds); return how many."""
         ...
 
-    def listen(self) -> AsyncIterator[Heard]:
+    def watch_callbacks(self) -> AsyncIterator[InboundCallback]:
         """Give the callbacks that come in since the journal was opened, by any process, until cancelled.
 
         May give one twice; after an interruption, those missed are given. Keeps trying while the store is away.
         """
         ...
 
-    async def heard(self, *, token: str | None = None, task_id: str | None = None) -> list[Heard]:
+    async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
         """The callbacks kept for a token or a task."""
         ...
 

@@ -31,7 +31,7 @@ from kie_async.errors import (
     TaskNotFoundError,
 )
 from kie_async.events import Notice, Observer, clean
-from kie_async.journal import Heard, Job, JobError, Journal, State
+from kie_async.journal import InboundCallback, Job, JobError, Journal, State
 from kie_async.journal._job_errors import job_error, state_after
 from kie_async.models import TaskResult
 
@@ -90,7 +90,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             with scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._beat)
-                    group.start_soon(self._listen)
+                    group.start_soon(self._watch_callbacks)
                     group.start_soon(self._settle)
                     group.start_soon(self._prune)
         finally:
@@ -192,40 +192,42 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ callbacks
 
-    async def hear(self, token: str, task_id: str, stage: str) -> bool:
+    async def save_callback(self, token: str, task_id: str, stage: str) -> bool:
         """Keep a callback, durably, before it is answered; the listener acts on it, here or elsewhere.
 
         Returns:
             False if the journal awaits none with this token, or not this one: nothing is kept.
         """
-        return await self.journal.hear(Heard(token=token, task_id=task_id, stage=stage, at=time.time()))
+        return await self.journal.save_callback(
+            InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
+        )
 
-    async def _listen(self) -> None:
-        async for heard in self.journal.listen():
-            if not self._submitter.knows(heard.token):
-                await self._take(heard)
-            elif note := self._submitter.heard(heard.token, heard.task_id, heard.stage):
-                self._emit(Notice(heard.task_id, note))
+    async def _watch_callbacks(self) -> None:
+        async for callback in self.journal.watch_callbacks():
+            if not self._submitter.knows(callback.token):
+                await self._take(callback)
+            elif note := self._submitter.callback_received(callback.token, callback.task_id, callback.stage):
+                self._emit(Notice(callback.task_id, note))
 
-    async def _take(self, heard: Heard) -> None:
+    async def _take(self, callback: InboundCallback) -> None:
         """Act on a callback of a submission that is not under way here, and whose task may not be followed here."""
         try:
             with internal_errors("a callback"):
-                job = await self._named(heard)
+                job = await self._named(callback)
         except KieError as error:
-            self._emit(Notice(heard.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
+            self._emit(Notice(callback.task_id, f"its callback could not be recorded now: {clean(error.message)}"))
             job = None
-        is_followed = self._tracker.wake(heard.task_id, heard.stage, is_own=job is not None)
+        is_followed = self._tracker.wake(callback.task_id, callback.stage, is_own=job is not None)
         if job is not None and job.state is State.SUBMITTED and job.owner == self.journal.owner and not is_followed:
-            self.follow(job, heard.task_id)  # its time was over, but it goes on
+            self.follow(job, callback.task_id)  # its time was over, but it goes on
 
-    async def _named(self, heard: Heard) -> Job | None:
+    async def _named(self, callback: InboundCallback) -> Job | None:
         """The job whose task a callback speaks of. If it was given up as unknown, it is not any more."""
-        job = await self.journal.find(token=heard.token)
-        if job is not None and job.state is State.UNKNOWN and job.token == heard.token:
+        job = await self.journal.find(token=callback.token)
+        if job is not None and job.state is State.UNKNOWN and job.token == callback.token:
             job = await self.recover(job)
-            self.follow(job, job.task_id or heard.task_id)
-        is_its = job is not None and (job.token, job.task_id) == (heard.token, heard.task_id)
+            self.follow(job, job.task_id or callback.task_id)
+        is_its = job is not None and (job.token, job.task_id) == (callback.token, callback.task_id)
         return job if is_its else None
 
     def follow(self, job: Job, task_id: str) -> Entry:
@@ -243,13 +245,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """
         if job.token is not None and self._submitter.knows(job.token):
             raise ConflictError(f"job {job.key!r} is being submitted by this process", job.task_id)
-        named = await self.journal.heard(token=job.token)
+        named = await self.journal.callbacks_for(token=job.token)
         if job.state is State.INTENT and job.owner != self.journal.owner:
             await self._check_dead(job.owner or "")
         if job.state is State.INTENT and not named:
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
-            named = await self.journal.heard(token=job.token)  # what came meanwhile found no unknown to name
+            named = await self.journal.callbacks_for(token=job.token)  # what came meanwhile found no unknown to name
         if named:
             return await self.journal.move(job.key, State.SUBMITTED, token=job.token, task_id=named[0].task_id)
         return job

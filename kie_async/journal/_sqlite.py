@@ -23,7 +23,7 @@ from anyio import AsyncContextManagerMixin, CancelScope
 from kie_async.errors import StorageError
 from kie_async.journal import _tables
 from kie_async.journal._file import connect, explain, open_journal
-from kie_async.journal._job import Attempt, Heard, Job, Source
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source
 from kie_async.journal._lane import Lane, answer, commit
 from kie_async.journal._owner import new_owner
 from kie_async.journal._path import JournalPath
@@ -204,11 +204,11 @@ class SQLiteJournal(AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ callbacks
 
-    async def hear(self, heard: Heard) -> bool:
+    async def save_callback(self, callback: InboundCallback) -> bool:
         """Keep a callback of a submission that is known, and wake whoever listens; see ``Journal``."""
-        if not await self._read(partial(_tables.is_expected, heard=heard)):  # a stranger's post costs no write
+        if not await self._read(partial(_tables.is_expected, callback=callback)):  # a stranger's post costs no write
             return False
-        await self._write(partial(_tables.hear, heard=heard))
+        await self._write(partial(_tables.save_callback, callback=callback))
         for listener in self._listeners:
             listener.set()
         return True
@@ -221,30 +221,32 @@ class SQLiteJournal(AsyncContextManagerMixin):
             removed += count
         return removed
 
-    async def heard(self, *, token: str | None = None, task_id: str | None = None) -> list[Heard]:
+    async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
         """The callbacks kept for a token or a task."""
-        return await self._read(partial(_tables.heard, token=token, task_id=task_id))
+        return await self._read(partial(_tables.callbacks_for, token=token, task_id=task_id))
 
-    def listen(self) -> AsyncIterator[Heard]:
+    def watch_callbacks(self) -> AsyncIterator[InboundCallback]:
         """Give the callbacks that come in since the journal was opened; see ``Journal``. Ends when it is closed."""
         self._open_lanes()
-        return self._listen()
+        return self._watch_callbacks()
 
-    async def _listen(self) -> AsyncGenerator[Heard]:
+    async def _watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
         after, seen, changed = self._horizon, -1, asyncio.Event()
         self._listeners.add(changed)
         try:
             while self._lanes is not None:
                 changed.clear()
                 seen, news = await self._look(after, seen, changed)
-                for after, heard in news:  # noqa: B007  # the last place is where the next look begins
-                    yield heard
+                for after, callback in news:  # noqa: B007  # the last place is where the next look begins
+                    yield callback
                 if not news:
                     await _wait(changed, self._poll)
         finally:
             self._listeners.discard(changed)
 
-    async def _look(self, after: int, seen: int, changed: asyncio.Event) -> tuple[int, list[tuple[int, Heard]]]:
+    async def _look(
+        self, after: int, seen: int, changed: asyncio.Event
+    ) -> tuple[int, list[tuple[int, InboundCallback]]]:
         try:
             return await self._read(partial(_news, after=after, seen=seen))
         except StorageError as error:
@@ -269,7 +271,7 @@ def _nothing(_connection: sqlite3.Connection) -> None:
     """Do nothing: it succeeds if the connection could be opened."""
 
 
-def _news(connection: sqlite3.Connection, after: int, seen: int) -> tuple[int, list[tuple[int, Heard]]]:
+def _news(connection: sqlite3.Connection, after: int, seen: int) -> tuple[int, list[tuple[int, InboundCallback]]]:
     """Read what came after, if the file has changed since it was seen; ask first whether, so that nothing is missed."""
     (version,) = connection.execute("PRAGMA data_version").fetchone()
     news = _tables.heard_after(connection, after) if version != seen else []

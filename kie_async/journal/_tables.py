@@ -16,7 +16,7 @@ import attrs
 
 from kie_async._protocol.wire import pack, unpack
 from kie_async.errors import BadResponseError, ConflictError
-from kie_async.journal._job import Attempt, Heard, Job, Source
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source
 from kie_async.journal._moves import attempt_of, cost, intended, is_awaited, is_spent, moved
 from kie_async.journal._owner import is_gone
 from kie_async.journal._states import State
@@ -100,7 +100,7 @@ def check(connection: sqlite3.Connection) -> None:
     Raises:
         DamageError: something is not what was written.
     """
-    kinds: Mapping[str, type[object]] = {_JOB: Job, _ATTEMPT: Attempt, _HEARD: Heard, _UPLOAD: Source}
+    kinds: Mapping[str, type[object]] = {_JOB: Job, _ATTEMPT: Attempt, _HEARD: InboundCallback, _UPLOAD: Source}
     for statement, kind in kinds.items():
         for row in connection.execute(statement):
             _read(kind, row)
@@ -236,24 +236,24 @@ def uploaded(connection: sqlite3.Connection, sha256: str, since: float) -> Sourc
 # ---------------------------------------------------------------- callbacks
 
 
-def is_expected(connection: sqlite3.Connection, heard: Heard) -> bool:
-    row = connection.execute(f"{_ATTEMPT} WHERE token = ?", (heard.token,)).fetchone()
+def is_expected(connection: sqlite3.Connection, callback: InboundCallback) -> bool:
+    row = connection.execute(f"{_ATTEMPT} WHERE token = ?", (callback.token,)).fetchone()
     if row is None:
         return False
     attempt = _read(Attempt, row)
-    return is_awaited(heard, attempt.task_id, _existing(connection, attempt.key).state)
+    return is_awaited(callback, attempt.task_id, _existing(connection, attempt.key).state)
 
 
-def hear(connection: sqlite3.Connection, heard: Heard) -> None:
+def save_callback(connection: sqlite3.Connection, callback: InboundCallback) -> None:
     connection.execute(
         "INSERT INTO heard (token, task_id, stage, document, seal) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        _sealed(heard.token, heard.task_id, heard.stage, pack(heard)),
+        _sealed(callback.token, callback.task_id, callback.stage, pack(callback)),
     )
 
 
-def heard(connection: sqlite3.Connection, token: str | None, task_id: str | None) -> list[Heard]:
+def callbacks_for(connection: sqlite3.Connection, token: str | None, task_id: str | None) -> list[InboundCallback]:
     rows = connection.execute(f"{_HEARD} WHERE token = ? OR task_id = ? ORDER BY id", (token, task_id))
-    return [_read(Heard, row) for row in rows]
+    return [_read(InboundCallback, row) for row in rows]
 
 
 def prune(connection: sqlite3.Connection, after: int, before: float) -> tuple[int, int] | None:
@@ -269,8 +269,8 @@ def prune(connection: sqlite3.Connection, after: int, before: float) -> tuple[in
     ).fetchall()
     spent_ids = []
     for place, *row in rows:
-        heard = _read(Heard, tuple(row))
-        if is_spent(heard, find(connection, heard.token, None), before):
+        callback = _read(InboundCallback, tuple(row))
+        if is_spent(callback, find(connection, callback.token, None), before):
             spent_ids.append((place,))
     connection.executemany("DELETE FROM heard WHERE id = ?", spent_ids)
     return (rows[-1][0], len(spent_ids)) if rows else None
@@ -281,12 +281,12 @@ def last_heard(connection: sqlite3.Connection) -> int:
     return int(last)
 
 
-def heard_after(connection: sqlite3.Connection, after: int) -> list[tuple[int, Heard]]:
+def heard_after(connection: sqlite3.Connection, after: int) -> list[tuple[int, InboundCallback]]:
     """Read callbacks that came after another, and their places."""
     rows = connection.execute(
         "SELECT id, token, task_id, stage, document, seal FROM heard WHERE id > ? ORDER BY id LIMIT 500", (after,)
     )
-    return [(place, _read(Heard, tuple(row))) for place, *row in rows]
+    return [(place, _read(InboundCallback, tuple(row))) for place, *row in rows]
 
 
 # ---------------------------------------------------------------- leases
