@@ -83,7 +83,7 @@ def pydantic_models() -> Readers:
     record = model("Record", response=response | None, **fields_of(TaskRecord))
     event = model("Event", callback_type=str, task_id=str, data=tracks)
     return {
-        "record-info": model("Answer", code=int, msg=str, data=record | None).model_validate_json,
+        "record-info": model("Response", code=int, msg=str, data=record | None).model_validate_json,
         "callback": model("Callback", code=int, msg=str, data=event | None).model_validate_json,
     }
 

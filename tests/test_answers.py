@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from kie_async import errors
 from kie_async._protocol.endpoints import ROUTES, credits_left
-from kie_async._protocol.responses import BODY_CODES, HTTP_STATUSES, MOMENTARY, Answer, seconds_to_wait, understand
+from kie_async._protocol.responses import (
+    BODY_CODES,
+    HTTP_STATUSES,
+    MOMENTARY,
+    Response,
+    parse_response,
+    seconds_to_wait,
+)
 from kie_async.errors import KieError, SubmitUnknownError
 from kie_async.models import ExtendRequest
 
@@ -24,18 +31,18 @@ def body(code: object, msg: object = "words", data: object = None) -> bytes:
     return json.dumps({"code": code, "msg": msg, "data": data}).encode()
 
 
-def refusal(call: object, answer: Answer) -> KieError:
+def refusal(call: object, answer: Response) -> KieError:
     with pytest.raises(KieError) as caught:
-        understand(call, answer)  # type: ignore[arg-type]  # any call
+        parse_response(call, answer)  # type: ignore[arg-type]  # any call
     assert caught.value.__cause__ is None
     return caught.value
 
 
 def test_success() -> None:
-    answer = Answer(200, json.dumps(sample_json("submit_ok.documented.json")).encode())
-    assert understand(SUBMIT, answer) == "85cb349b9722e050d8ea299b88c12e96"
-    assert understand(SUBMIT, Answer(200, body("200", data={"taskId": "t1"}))) == "t1"
-    assert understand(credits_left, Answer(200, body(200, data=5916.25))).amount == 5916.25
+    answer = Response(200, json.dumps(sample_json("submit_ok.documented.json")).encode())
+    assert parse_response(SUBMIT, answer) == "85cb349b9722e050d8ea299b88c12e96"
+    assert parse_response(SUBMIT, Response(200, body("200", data={"taskId": "t1"}))) == "t1"
+    assert parse_response(credits_left, Response(200, body(200, data=5916.25))).amount == 5916.25
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_success() -> None:
 )
 @pytest.mark.parametrize("as_text", [False, True])
 def test_a_refusal_hidden_in_http_200(code: int, kind: type, charged: str, retryable: bool, as_text: bool) -> None:  # noqa: FBT001  # parameters of a table
-    error = refusal(SUBMIT, Answer(200, body(str(code) if as_text else code)))
+    error = refusal(SUBMIT, Response(200, body(str(code) if as_text else code)))
     assert type(error) is kind
     assert (error.code, error.charged, error.retryable) == (code, charged, retryable)
     assert "words" in error.message
@@ -77,7 +84,7 @@ def test_a_refusal_hidden_in_http_200(code: int, kind: type, charged: str, retry
     ],
 )  # fmt: skip
 def test_an_http_refusal_with_a_page(status: int, kind: type) -> None:
-    error = refusal(SUBMIT, Answer(status, b"<html>error code: 1010</html>"))
+    error = refusal(SUBMIT, Response(status, b"<html>error code: 1010</html>"))
     assert type(error) is kind
     assert error.charged == "no"
     assert "1010" in error.message
@@ -93,14 +100,14 @@ def test_an_http_refusal_with_a_page(status: int, kind: type) -> None:
     ],
 )  # fmt: skip
 def test_anything_else_leaves_a_submission_unknown(status: int, content: bytes) -> None:
-    error = refusal(SUBMIT, Answer(status, content))
+    error = refusal(SUBMIT, Response(status, content))
     assert isinstance(error, SubmitUnknownError)
     assert (error.charged, error.retryable) == ("maybe", False)
 
 
 @given(st.integers(100, 599), st.binary() | st.integers().map(body))
 def test_no_odd_answer_is_a_success_or_a_wrong_no(status: int, content: bytes) -> None:
-    error = refusal(SUBMIT, Answer(status, content))
+    error = refusal(SUBMIT, Response(status, content))
     if error.charged == "no":
         assert error.code in BODY_CODES or error.code in HTTP_STATUSES
     assert error.code in {*MOMENTARY, 401, 403, 405} or not error.retryable
@@ -108,54 +115,54 @@ def test_no_odd_answer_is_a_success_or_a_wrong_no(status: int, content: bytes) -
 
 
 def test_both_count() -> None:
-    assert refusal(SUBMIT, Answer(503, body(455))).charged == "no"
-    assert isinstance(refusal(SUBMIT, Answer(429, body(200))), errors.RateLimitedError)
-    assert isinstance(refusal(SUBMIT, Answer(401, body(200, data={"taskId": "t1"}))), errors.AuthError)
+    assert refusal(SUBMIT, Response(503, body(455))).charged == "no"
+    assert isinstance(refusal(SUBMIT, Response(429, body(200))), errors.RateLimitedError)
+    assert isinstance(refusal(SUBMIT, Response(401, body(200, data={"taskId": "t1"}))), errors.AuthError)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status: int) -> None:
-    assert refusal(SUBMIT, Answer(status, b"")).charged == "maybe"
-    error = refusal(LOOK, Answer(status, b""))
+    assert refusal(SUBMIT, Response(status, b"")).charged == "maybe"
+    error = refusal(LOOK, Response(status, b""))
     assert isinstance(error, errors.UnexpectedRedirectError)
     assert error.charged == "no"
 
 
-@pytest.mark.parametrize("answer", [Answer(502, b"<html>"), Answer(200, body(500)), Answer(200, body(599))])
-def test_a_read_that_failed_may_be_repeated(answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [Response(502, b"<html>"), Response(200, body(500)), Response(200, body(599))])
+def test_a_read_that_failed_may_be_repeated(answer: Response) -> None:
     error = refusal(LOOK, answer)
     assert isinstance(error, errors.ServerError)
     assert (error.charged, error.retryable) == ("no", True)
 
 
 def test_a_read_of_another_page_is_a_bad_response() -> None:
-    assert type(refusal(LOOK, Answer(200, b"<html>sign in</html>"))) is errors.BadResponseError
-    assert type(refusal(LOOK, Answer(200, body(200, data=[1])))) is errors.BadResponseError
+    assert type(refusal(LOOK, Response(200, b"<html>sign in</html>"))) is errors.BadResponseError
+    assert type(refusal(LOOK, Response(200, body(200, data=[1])))) is errors.BadResponseError
 
 
-@pytest.mark.parametrize("answer", [Answer(200, body(200)), Answer(200, body(422)), Answer(404, b"")])
-def test_a_task_that_is_not_there(answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [Response(200, body(200)), Response(200, body(422)), Response(404, b"")])
+def test_a_task_that_is_not_there(answer: Response) -> None:
     if answer.body:
-        assert understand(LOOK, answer) is None
+        assert parse_response(LOOK, answer) is None
     else:
         assert isinstance(refusal(LOOK, answer), errors.RefusedError)
-    assert understand(LOOK, Answer(404, body(None))) is None
+    assert parse_response(LOOK, Response(404, body(None))) is None
 
 
 @pytest.mark.parametrize("code", [200, 422, 501, 505])
 def test_a_record_is_read_whatever_code_is_beside_it(code: int) -> None:
     data = {"taskId": "t1", "state": "fail", "failCode": "501", "failMsg": "bad style"}
-    record = understand(LOOK, Answer(200, body(code, data=data)))
+    record = parse_response(LOOK, Response(200, body(code, data=data)))
     assert record is not None
     assert (record.status, record.error_code, record.error_message) == ("FAIL", 501, "bad style")
 
 
 @pytest.mark.parametrize("code", [413, 451, 501, 531])
 def test_a_code_that_only_a_task_can_have_is_its_end(code: int) -> None:
-    record = understand(LOOK, Answer(200, body(code)))
+    record = parse_response(LOOK, Response(200, body(code)))
     assert record is not None
     assert (record.status, record.error_code, record.error_message) == ("FAIL", code, "words")
-    assert isinstance(refusal(LOOK, Answer(502, body(code))), KieError)
+    assert isinstance(refusal(LOOK, Response(502, body(code))), KieError)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,7 @@ def test_a_code_that_only_a_task_can_have_is_its_end(code: int) -> None:
 @pytest.mark.parametrize("code", [-1, 0, 1, 10001])
 def test_a_code_nobody_knows_does_not_hide_the_status(status: int, kind: type, code: int) -> None:
     for call in (SUBMIT, LOOK):
-        error = refusal(call, Answer(status, body(code)))
+        error = refusal(call, Response(status, body(code)))
         assert type(error) is kind
         assert error.code == status
 
@@ -183,7 +190,7 @@ def test_a_code_nobody_knows_does_not_hide_the_status(status: int, kind: type, c
 def test_a_failure_without_a_reason_has_the_one_beside_it(
     data: dict[str, str], said: tuple[int, str], why: tuple[int | None, str | None]
 ) -> None:
-    record = understand(LOOK, Answer(200, body(*said, data={"taskId": "t1", **data})))
+    record = parse_response(LOOK, Response(200, body(*said, data={"taskId": "t1", **data})))
     assert record is not None
     assert (record.error_code, record.error_message) == why
 
@@ -205,7 +212,7 @@ CREDITS = (
 )
 def test_a_refusal_for_want_of_credits_is_one_under_any_code(status: int, code: int | None, words: str) -> None:
     for call in (SUBMIT, LOOK) if code != 422 else (SUBMIT,):
-        error = refusal(call, Answer(status, body(code, words)))
+        error = refusal(call, Response(status, body(code, words)))
         assert type(error) is errors.InsufficientCreditsError
         assert (error.charged, error.retryable) == ("no", False)
 
@@ -222,7 +229,7 @@ def test_a_refusal_for_want_of_credits_is_one_under_any_code(status: int, code: 
     ],
 )
 def test_words_about_credits_prove_nothing_elsewhere(status: int, code: int | None, words: str, kind: type) -> None:
-    error = refusal(SUBMIT, Answer(status, body(code, words)))
+    error = refusal(SUBMIT, Response(status, body(code, words)))
     assert type(error) is kind
     assert error.charged == ("maybe" if kind in {SubmitUnknownError, errors.RefusedError} else "no")
 
@@ -238,12 +245,12 @@ def test_words_about_credits_prove_nothing_elsewhere(status: int, code: int | No
 )
 def test_what_contradicts_itself_is_told_so(status: int, code: object, words: str) -> None:
     for call in (SUBMIT, LOOK):
-        assert words in refusal(call, Answer(status, body(code, "success"))).message
-    assert "success" not in refusal(SUBMIT, Answer(500, body(200, ""))).message
+        assert words in refusal(call, Response(status, body(code, "success"))).message
+    assert "success" not in refusal(SUBMIT, Response(500, body(200, ""))).message
 
 
 def test_an_answer_that_is_no_success_may_name_its_task_all_the_same() -> None:
-    error = refusal(SUBMIT, Answer(500, body(200, "success", {"taskId": "t1"})))
+    error = refusal(SUBMIT, Response(500, body(200, "success", {"taskId": "t1"})))
     assert isinstance(error, SubmitUnknownError)
     assert (error.task_id, error.code) == ("t1", 500)
     assert error.message.endswith(
@@ -253,13 +260,13 @@ def test_an_answer_that_is_no_success_may_name_its_task_all_the_same() -> None:
 
 @pytest.mark.parametrize(("status", "code"), [(429, 200), (200, 429), (200, 500), (455, 455)])
 def test_what_names_a_task_is_never_sent_again(status: int, code: int) -> None:
-    error = refusal(SUBMIT, Answer(status, body(code, "words", {"taskId": "t1"})))
+    error = refusal(SUBMIT, Response(status, body(code, "words", {"taskId": "t1"})))
     assert isinstance(error, SubmitUnknownError)
     assert (error.task_id, error.charged, error.retryable) == ("t1", "maybe", False)
 
 
 def test_an_answer_that_was_encoded_twice() -> None:
-    assert understand(SUBMIT, Answer(200, json.dumps(body(200, data={"taskId": "t1"}).decode()).encode())) == "t1"
+    assert parse_response(SUBMIT, Response(200, json.dumps(body(200, data={"taskId": "t1"}).decode()).encode())) == "t1"
 
 
 @pytest.mark.parametrize(
@@ -268,21 +275,21 @@ def test_an_answer_that_was_encoded_twice() -> None:
      (401, b"\n <html>sign in</html>")],
 )  # fmt: skip
 def test_a_page_is_not_the_services_word_on_the_key(status: int, content: bytes) -> None:
-    assert type(refusal(LOOK, Answer(status, content))) is errors.ServerError
-    error = refusal(SUBMIT, Answer(status, content))
+    assert type(refusal(LOOK, Response(status, content))) is errors.ServerError
+    error = refusal(SUBMIT, Response(status, content))
     assert type(error) is errors.UnavailableError
     assert (error.code, error.charged, error.retryable) == (status, "no", True)
     assert "not the service's word" in error.message
 
 
-@pytest.mark.parametrize("answer", [Answer(403, body(403)), Answer(401, b""), Answer(401, b"Unauthorized")])
-def test_what_the_service_says_of_the_key_is_believed(answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [Response(403, body(403)), Response(401, b""), Response(401, b"Unauthorized")])
+def test_what_the_service_says_of_the_key_is_believed(answer: Response) -> None:
     for call in (SUBMIT, LOOK):
         assert type(refusal(call, answer)) is errors.AuthError
 
 
 def test_addresses_in_messages_are_cut() -> None:
-    error = refusal(SUBMIT, Answer(200, body(451, "no https://u.example/x.mp3?sig=SECRET\r\n\x1b[31m")))
+    error = refusal(SUBMIT, Response(200, body(451, "no https://u.example/x.mp3?sig=SECRET\r\n\x1b[31m")))
     assert "SECRET" not in str(error)
     assert "\x1b" not in str(error)
 
@@ -300,6 +307,6 @@ NOW = datetime(2026, 4, 16, 7, 0, tzinfo=UTC)
 )  # fmt: skip
 def test_retry_after(header: str | None, seconds: float | None) -> None:
     assert seconds_to_wait(header, NOW) == seconds
-    error = refusal(SUBMIT, Answer(200, body(429), "7"))
+    error = refusal(SUBMIT, Response(200, body(429), "7"))
     assert isinstance(error, errors.RateLimitedError)
     assert error.retry_after == 7

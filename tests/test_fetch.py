@@ -27,7 +27,7 @@ from virtual_time import VirtualTimeLoop
 import kie_async
 from kie_async import _version
 from kie_async._client import user_agent
-from kie_async._client.downloads import EXCHANGES, HOPS, Answer, Fetcher
+from kie_async._client.downloads import EXCHANGES, HOPS, DownloadResponse, Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
@@ -35,7 +35,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 DATA = bytes(range(256)) * 1000
 
 
-async def fetched(fetcher: Fetcher, url: str, *, start: int = 0, validator: str | None = None) -> tuple[Answer, bytes]:
+async def fetched(
+    fetcher: Fetcher, url: str, *, start: int = 0, validator: str | None = None
+) -> tuple[DownloadResponse, bytes]:
     async with fetcher.open(url, start=start, validator=validator) as answer:
         return answer, b"".join([chunk async for chunk in answer])
 

@@ -17,7 +17,7 @@ from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
 from kie_async._client.http_client import Transport
-from kie_async._protocol.endpoints import ROUTES, Call, credits_left, download_url
+from kie_async._protocol.endpoints import ROUTES, ApiCall, credits_left, download_url
 from kie_async._protocol.retry import MOST_DELAY, MOST_RETRY_AFTER, READ_ATTEMPTS, Budget
 from kie_async.errors import KieError
 from kie_async.events import Event, Retrying
@@ -169,7 +169,7 @@ async def test_text_arrives_as_it_was_given(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["\ud800", float("nan"), float("inf")])
 async def test_what_json_cannot_hold_is_refused_before_it_is_sent(value: object) -> None:
-    call = Call("extend", "POST", "/x", str, body={"prompt": value}, spends=True)
+    call = ApiCall("extend", "POST", "/x", str, body={"prompt": value}, spends=True)
     async with fault_server(ok()) as server, transport(server.url) as opened:
         with pytest.raises(errors.InvalidRequestError, match="nothing was sent") as caught:
             await opened.send(call)
@@ -333,7 +333,7 @@ def _cancelled_at(step: int, work: Coroutine[Any, Any, Any]) -> Generator[Any, A
             thrown = error
 
 
-async def _run_cancelled(opened: Transport, call: Call[Any], step: int) -> bool:
+async def _run_cancelled(opened: Transport, call: ApiCall[Any], step: int) -> bool:
     before = asyncio.all_tasks()
     came = await _cancelled_at(step, opened.send(call))
     for _ in range(20):
@@ -343,7 +343,7 @@ async def _run_cancelled(opened: Transport, call: Call[Any], step: int) -> bool:
 
 
 @pytest.mark.parametrize("call", [SUBMIT, LOOK])
-async def test_cancelling_at_every_await_leaves_nothing_behind(call: Call[Any]) -> None:
+async def test_cancelling_at_every_await_leaves_nothing_behind(call: ApiCall[Any]) -> None:
     slow = ok(TASK if call is SUBMIT else RECORD, end="close")
     async with fault_server(slow) as server:
         steps = 0

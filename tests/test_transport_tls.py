@@ -12,7 +12,7 @@ import trustme
 from fault_server import LOOK, RECORD, SUBMIT, FaultServer, Reply, fault_server, ok, settings, transport
 
 from kie_async import errors
-from kie_async._protocol.endpoints import Call
+from kie_async._protocol.endpoints import ApiCall
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 
@@ -35,7 +35,7 @@ def _trust() -> ssl.SSLContext:
 async def _untrusted(server: FaultServer, trust: ssl.SSLContext | None) -> errors.KieError:
     ended: list[int] = []
     async with transport(server.url, ssl_context=trust) as opened:
-        calls: tuple[Call[Any], ...] = (SUBMIT, LOOK)
+        calls: tuple[ApiCall[Any], ...] = (SUBMIT, LOOK)
         for call in calls:
             with pytest.raises(errors.TLSError) as caught:
                 await opened.send(call, on_headers=lambda: ended.append(1))

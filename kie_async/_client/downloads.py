@@ -56,7 +56,7 @@ def _guarded(*, allow_loopback: bool) -> Callable[[_AddressInfo], socket.socket]
 
 
 @attrs.frozen
-class Answer:
+class DownloadResponse:
     """An answer to a download, to be read by ``async for`` in chunks of any size (raises ``DownloadError``).
 
     Attributes:
@@ -77,7 +77,7 @@ class Answer:
     delimited: bool
     _body: aiohttp.StreamReader = attrs.field(repr=False)
 
-    def __aiter__(self) -> Answer:
+    def __aiter__(self) -> DownloadResponse:
         return self
 
     async def __anext__(self) -> bytes:
@@ -114,7 +114,7 @@ class Fetcher(anyio.AsyncContextManagerMixin):
     @asynccontextmanager
     async def open(
         self, url: str, *, start: int = 0, validator: str | None = None, most: int | None = None
-    ) -> AsyncGenerator[Answer]:
+    ) -> AsyncGenerator[DownloadResponse]:
         """Ask for a file from byte ``start`` on, following redirects; leaving the context ends the exchange.
 
         Args:
@@ -195,10 +195,10 @@ def _check_status(status: int) -> None:
         raise DownloadError("the file's host answered with an error", code=status, retryable=busy)
 
 
-def _answer(response: aiohttp.ClientResponse) -> Answer:
+def _answer(response: aiohttp.ClientResponse) -> DownloadResponse:
     start, total = _extent(response)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    return Answer(
+    return DownloadResponse(
         status=response.status,
         start=start,
         total=total,

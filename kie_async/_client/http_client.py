@@ -25,9 +25,9 @@ from kie_async._client.http_session import Hidden, by_proxy, check_client
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.upload_body import form
 from kie_async._client.user_agent import user_agent
-from kie_async._protocol.endpoints import Call
+from kie_async._protocol.endpoints import ApiCall
 from kie_async._protocol.json_text import dump
-from kie_async._protocol.responses import Answer, understand
+from kie_async._protocol.responses import Response, parse_response
 from kie_async._protocol.retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async.errors import (
     BadResponseError,
@@ -77,12 +77,12 @@ class Transport(anyio.AsyncContextManagerMixin):
         self._upload_timeout = attrs.evolve(self._timeout, total=settings.upload_timeout)
         # With each request, and not the client's own: those aiohttp sends to the proxy too, as Proxy-Authorization.
         self._headers = {"Authorization": Hidden(f"Bearer {settings.api_key.reveal()}")}
-        self._kept: aiohttp.ClientSession
-        self._fresh: aiohttp.ClientSession
+        self._pooled: aiohttp.ClientSession
+        self._unpooled: aiohttp.ClientSession
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        async with self._open() as self._kept, self._open(force_close=True) as self._fresh:
+        async with self._open() as self._pooled, self._open(force_close=True) as self._unpooled:
             yield self
 
     def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:
@@ -94,7 +94,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             trust_env=False,
         )
 
-    async def send(self, call: Call[T], *, on_headers: Callable[[], None] = _nothing, retry: bool = True) -> T:
+    async def send(self, call: ApiCall[T], *, on_headers: Callable[[], None] = _nothing, retry: bool = True) -> T:
         """Send a call and return what it answers.
 
         A call that spends is sent once. Others are sent again, within the budget all share, after a failure that
@@ -113,7 +113,7 @@ class Transport(anyio.AsyncContextManagerMixin):
         attempt = 1
         while True:
             try:
-                value = _understood(call, await self._exchange(call, on_headers))
+                value = _parsed(call, await self._exchange(call, on_headers))
             except KieError as error:
                 error.message = error.message.replace(self.settings.api_key.reveal(), "…")
                 if call.spends or not retry or attempt == READ_ATTEMPTS or not self._again(error):
@@ -131,7 +131,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             return False
         return self._budget.spend()
 
-    async def _exchange(self, call: Call[Any], on_headers: Callable[[], None]) -> Answer:
+    async def _exchange(self, call: ApiCall[Any], on_headers: Callable[[], None]) -> Response:
         wire = _Wire(on_headers)
         try:
             body = _json(call)
@@ -148,16 +148,16 @@ class Transport(anyio.AsyncContextManagerMixin):
             failure = _translate(call, error, wire)
         raise failure  # outside of the handler, so that it does not carry aiohttp's error and its headers
 
-    def _place(self, call: Call[Any]) -> AbstractAsyncContextManager[object]:
+    def _place(self, call: ApiCall[Any]) -> AbstractAsyncContextManager[object]:
         """Bound what is under way at once; submissions are bounded by the limiter."""
         if call.spends:
             return nullcontext()
         return self._reads if call.file is None else self._uploads
 
-    async def _request(self, call: Call[Any], body: bytes | None, wire: _Wire) -> Answer:
+    async def _request(self, call: ApiCall[Any], body: bytes | None, wire: _Wire) -> Response:
         settings = self.settings
         # A POST that raced the idle close of a kept connection would fail without anybody knowing how.
-        session = self._kept if call.method == "GET" else self._fresh
+        session = self._pooled if call.method == "GET" else self._unpooled
         check_client(session)
         url = (settings.base_url if call.host == "api" else settings.upload_base_url) + call.path
         async with session.request(
@@ -173,7 +173,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             wire.end()
             body = self._without_key(await _capped(response))
             retry_after = response.headers.get("Retry-After", "").encode(errors="replace")
-            return Answer(response.status, body, self._without_key(retry_after).decode() or None)
+            return Response(response.status, body, self._without_key(retry_after).decode() or None)
 
     def _without_key(self, received: bytes) -> bytes:
         """An answer may echo the request's headers: what is made of it, errors and values, must not hold the key."""
@@ -215,10 +215,10 @@ class _Wire:
 _WIRE: ContextVar[_Wire] = ContextVar("_WIRE")  # of the request that this task makes: how its connection finds it
 
 
-def _understood(call: Call[T], answer: Answer) -> T:
+def _parsed(call: ApiCall[T], answer: Response) -> T:
     try:
         with internal_errors(call.name):
-            return understand(call, answer)
+            return parse_response(call, answer)
     except InternalError as error:
         if not call.spends:
             raise
@@ -230,7 +230,7 @@ def _delay(error: KieError, attempt: int) -> float:
     return (asked or 0.0) + backoff(attempt, random.random)
 
 
-def _json(call: Call[Any]) -> bytes | None:
+def _json(call: ApiCall[Any]) -> bytes | None:
     try:
         return None if call.body is None else dump(call.body)
     except ValueError:
@@ -254,7 +254,7 @@ async def _capped(response: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _translate(call: Call[Any], error: Exception, wire: _Wire) -> KieError:
+def _translate(call: ApiCall[Any], error: Exception, wire: _Wire) -> KieError:
     """Our own error for one of aiohttp's: could the server have acted?"""
     if isinstance(error.__cause__, KieError):  # the file, not the wire
         return error.__cause__.with_traceback(None)
@@ -271,7 +271,7 @@ def _translate(call: Call[Any], error: Exception, wire: _Wire) -> KieError:
     return ServerError(f"{call.name}: no answer ({reason})")
 
 
-def _unsent(call: Call[Any], error: Exception, reason: str) -> ConnectError:
+def _unsent(call: ApiCall[Any], error: Exception, reason: str) -> ConnectError:
     if isinstance(error, aiohttp.ClientSSLError):
         return TLSError(f"{call.name}: the server could not prove who it is ({reason})")
     if isinstance(error, aiohttp.ClientHttpProxyError):

@@ -41,7 +41,7 @@ class FilePart:
 
 
 @attrs.frozen
-class Call(Generic[T]):
+class ApiCall(Generic[T]):
     """One thing the service can do: how to ask, and what it answers.
 
     Attributes:
@@ -61,8 +61,8 @@ class Call(Generic[T]):
     body: Mapping[str, Any] | None = attrs.field(default=None, repr=False)  # it holds the callback's token
     file: FilePart | None = None
     spends: bool = False
-    absent: frozenset[int] = frozenset()
-    ends: frozenset[int] = frozenset()
+    not_found_codes: frozenset[int] = frozenset()
+    terminal_codes: frozenset[int] = frozenset()
     host: Literal["api", "upload"] = "api"
 
 
@@ -78,8 +78,8 @@ class Route:
 
     name: RouteName
     polls_per_second: float | None
-    submit: Callable[[Request, str], Call[str]]
-    record_info: Callable[[str], Call[TaskRecord | None]]
+    submit: Callable[[Request, str], ApiCall[str]]
+    record_info: Callable[[str], ApiCall[TaskRecord | None]]
 
 
 def parameters(request: Request) -> dict[str, Any]:
@@ -115,32 +115,32 @@ def camel(name: str) -> str:
     return head + "".join(map(str.capitalize, tail))
 
 
-def _submit_classic(request: Request, callback_url: str) -> Call[str]:
+def _submit_classic(request: Request, callback_url: str) -> ApiCall[str]:
     fields = {camel(name): value for name, value in parameters(request).items()}
     if isinstance(request, ExtendRequest) and not request.instrumental:
         del fields["instrumental"]  # newer than the rest of extend: sent only when it says something
     body = {"defaultParamFlag": request.own_parameters, **fields, "callBackUrl": callback_url}
     path = "/api/v1/generate/" + request.operation.replace("_", "-")
-    return Call(request.operation, "POST", path, wire.read_task_id, body=body, spends=True)
+    return ApiCall(request.operation, "POST", path, wire.read_task_id, body=body, spends=True)
 
 
 JOBS_MODELS = {"extend": "ai-music-api/extend", "upload_extend": "ai-music-api/upload-and-extend-audio"}
 
 
-def _submit_jobs(request: Request, callback_url: str) -> Call[str]:
+def _submit_jobs(request: Request, callback_url: str) -> ApiCall[str]:
     body = {
         "model": JOBS_MODELS[request.operation],
         "callBackUrl": callback_url,
         "input": parameters(request),
     }
-    return Call(request.operation, "POST", "/api/v1/jobs/createTask", wire.read_task_id, body=body, spends=True)
+    return ApiCall(request.operation, "POST", "/api/v1/jobs/createTask", wire.read_task_id, body=body, spends=True)
 
 
 _ENDS = frozenset({413, 451, 501, 531})  # FACTS §4: ends of tasks; they say nothing of a question
 
 
-def _record_info(path: str) -> Callable[[str], Call[TaskRecord | None]]:
-    def call(task_id: str) -> Call[TaskRecord | None]:
+def _record_info(path: str) -> Callable[[str], ApiCall[TaskRecord | None]]:
+    def call(task_id: str) -> ApiCall[TaskRecord | None]:
         def read(data: object) -> TaskRecord | None:
             record = wire.read_record(data)
             if record is not None and record.task_id not in {task_id, ""}:  # an answer that a proxy mixed up
@@ -149,7 +149,9 @@ def _record_info(path: str) -> Callable[[str], Call[TaskRecord | None]]:
 
         # FACTS: unknown is 200 with null data on the classic route, 422 "recordInfo is null" on the other.
         query = {"taskId": task_id}
-        return Call("record_info", "GET", path, read, query, absent=frozenset({404, 422}), ends=_ENDS)
+        return ApiCall(
+            "record_info", "GET", path, read, query, not_found_codes=frozenset({404, 422}), terminal_codes=_ENDS
+        )
 
     return call
 
@@ -159,14 +161,14 @@ ROUTES: Mapping[RouteName, Route] = {
     "jobs": Route("jobs", 10.0, _submit_jobs, _record_info("/api/v1/jobs/recordInfo")),
 }
 
-credits_left: Call[Credits] = Call("credits", "GET", "/api/v1/chat/credit", wire.read_credits)
+credits_left: ApiCall[Credits] = ApiCall("credits", "GET", "/api/v1/chat/credit", wire.read_credits)
 
 
-def download_url(url: str) -> Call[str]:
+def download_url(url: str) -> ApiCall[str]:
     """A direct link to a generated file, good for 20 minutes; other addresses are refused (422)."""
-    return Call("download_url", "POST", "/api/v1/common/download-url", wire.read_link, body={"url": url})
+    return ApiCall("download_url", "POST", "/api/v1/common/download-url", wire.read_link, body={"url": url})
 
 
-def upload(part: FilePart) -> Call[UploadedFile]:
+def upload(part: FilePart) -> ApiCall[UploadedFile]:
     """Send a file to the upload host; it costs nothing, so it may be sent again."""
-    return Call("upload", "POST", "/api/file-stream-upload", wire.read_upload, file=part, host="upload")
+    return ApiCall("upload", "POST", "/api/file-stream-upload", wire.read_upload, file=part, host="upload")

@@ -17,7 +17,7 @@ from typing import TypeVar
 import attrs
 
 from kie_async._protocol import wire
-from kie_async._protocol.endpoints import Call
+from kie_async._protocol.endpoints import ApiCall
 from kie_async.errors import (
     AuthError,
     BadResponseError,
@@ -95,7 +95,7 @@ MOMENTARY = frozenset({429, 430, 455})  # refused for the moment only: the same 
 
 
 @attrs.frozen
-class Answer:
+class Response:
     """An HTTP answer, whole.
 
     Attributes:
@@ -107,42 +107,42 @@ class Answer:
     retry_after: str | None = None
 
 
-def understand(call: Call[T], answer: Answer) -> T:
+def parse_response(call: ApiCall[T], response: Response) -> T:
     """Return what the answer says.
 
     Raises:
         KieError: what it says, if that is no success. For a call that spends, anything but a clear refusal is
             ``SubmitUnknownError``.
     """
-    if _REDIRECTS <= answer.status < _CLIENT_ERRORS:
+    if _REDIRECTS <= response.status < _CLIENT_ERRORS:
         message = f"{call.name}: the API answered with a redirect, which is not followed: check base_url"
-        raise UnexpectedRedirectError(message, code=answer.status, charged="maybe" if call.spends else "no")
+        raise UnexpectedRedirectError(message, code=response.status, charged="maybe" if call.spends else "no")
     try:
-        envelope = wire.read_envelope(answer.body)
+        envelope = wire.read_envelope(response.body)
     except BadResponseError as error:
-        raise _unread(call, answer, error.message) from None
-    if envelope.code == OK and answer.status < _REDIRECTS:
+        raise _unread(call, response, error.message) from None
+    if envelope.code == OK and response.status < _REDIRECTS:
         return _read(call, envelope)
-    if call.ends and wire.is_record(envelope.data):  # the code speaks of the task, and so does its record
-        data = envelope.data if envelope.code not in call.ends else wire.with_reason(envelope)
+    if call.terminal_codes and wire.is_record(envelope.data):  # the code speaks of the task, and so does its record
+        data = envelope.data if envelope.code not in call.terminal_codes else wire.with_reason(envelope)
         return _read(call, attrs.evolve(envelope, data=data))
-    code = _code(answer, envelope)
-    if code in call.absent:
+    code = _code(response, envelope)
+    if code in call.not_found_codes:
         return call.read(None)
-    if envelope.code in call.ends and answer.status < _REDIRECTS:
+    if envelope.code in call.terminal_codes and response.status < _REDIRECTS:
         return call.read({"state": "fail", "failCode": code, "failMsg": envelope.msg})
-    raise _refused(call, answer, envelope)
+    raise _refused(call, response, envelope)
 
 
-def _code(answer: Answer, envelope: wire.Envelope) -> int:
+def _code(response: Response, envelope: wire.Envelope) -> int:
     """The code that decides: the body's, unless only the HTTP status says something that is known."""
     code = envelope.code
-    if code is None or code == OK or (code not in BODY_CODES and answer.status in HTTP_STATUSES):
-        return answer.status
+    if code is None or code == OK or (code not in BODY_CODES and response.status in HTTP_STATUSES):
+        return response.status
     return code
 
 
-def _read(call: Call[T], envelope: wire.Envelope) -> T:
+def _read(call: ApiCall[T], envelope: wire.Envelope) -> T:
     try:
         return call.read(envelope.data)
     except BadResponseError as error:
@@ -151,30 +151,30 @@ def _read(call: Call[T], envelope: wire.Envelope) -> T:
         raise SubmitUnknownError(f"{call.name}: accepted, but {error.message}", code=OK) from None
 
 
-def _unread(call: Call[T], answer: Answer, reason: str) -> KieError:
+def _unread(call: ApiCall[T], response: Response, reason: str) -> KieError:
     """What a body that cannot be read means: the HTTP status alone speaks."""
-    if answer.status < _REDIRECTS and not call.spends:
-        return BadResponseError(f"{call.name}: {reason}", code=answer.status)
-    if _is_page(answer):
-        message = f"{call.name}: a page with HTTP status {answer.status}, not the service's word on the key: {reason}"
-        return (UnavailableError if call.spends else ServerError)(message, code=answer.status, retryable=True)
-    return _refused(call, answer, wire.Envelope(msg=reason))
+    if response.status < _REDIRECTS and not call.spends:
+        return BadResponseError(f"{call.name}: {reason}", code=response.status)
+    if _is_page(response):
+        message = f"{call.name}: a page with HTTP status {response.status}, not the service's word on the key: {reason}"
+        return (UnavailableError if call.spends else ServerError)(message, code=response.status, retryable=True)
+    return _refused(call, response, wire.Envelope(msg=reason))
 
 
-def _is_page(answer: Answer) -> bool:
+def _is_page(response: Response) -> bool:
     """Whether a CDN or a proxy forbids it, before the service has seen it, which answers in JSON.
 
     FACTS: "error code: 1010" with 403 is a CDN's, and plain text.
     """
-    is_html = answer.body.lstrip().startswith(b"<")
-    return answer.status == _FORBIDDEN or (answer.status == _UNAUTHORIZED and is_html)
+    is_html = response.body.lstrip().startswith(b"<")
+    return response.status == _FORBIDDEN or (response.status == _UNAUTHORIZED and is_html)
 
 
-def _refused(call: Call[T], answer: Answer, envelope: wire.Envelope) -> KieError:
-    code = _code(answer, envelope)
-    message = f"{call.name}: {_words(answer, envelope)}"
+def _refused(call: ApiCall[T], response: Response, envelope: wire.Envelope) -> KieError:
+    code = _code(response, envelope)
+    message = f"{call.name}: {_words(response, envelope)}"
     task_id = _named_task(envelope) if call.spends else None
-    refusal = _refusal(call, answer.status, envelope)
+    refusal = _refusal(call, response.status, envelope)
     if task_id and refusal and (refusal.retryable or refusal.charged != "no"):
         refusal = None  # never sent again beside a task that may be its own
     if refusal is None and call.spends:
@@ -185,16 +185,16 @@ def _refused(call: Call[T], answer: Answer, envelope: wire.Envelope) -> KieError
         return ServerError(message, code=code)
     error = refusal.kind(message, code=code, charged=refusal.charged, retryable=refusal.retryable)
     if isinstance(error, RateLimitedError):
-        error.retry_after = seconds_to_wait(answer.retry_after, datetime.now(UTC))
+        error.retry_after = seconds_to_wait(response.retry_after, datetime.now(UTC))
     return error
 
 
-def _words(answer: Answer, envelope: wire.Envelope) -> str:
+def _words(response: Response, envelope: wire.Envelope) -> str:
     """Why it is no success, in the service's words if they say why."""
     words = clean(envelope.msg)
     if envelope.code == OK or words.lower() in {"success", "ok"}:
         inner = "no code" if envelope.code is None else f"code {envelope.code}"
-        return f"HTTP status {answer.status}, but the body says {inner}" + (f" and {words!r}" if words else "")
+        return f"HTTP status {response.status}, but the body says {inner}" + (f" and {words!r}" if words else "")
     return words or "refused without a word"
 
 
@@ -206,7 +206,7 @@ def _named_task(envelope: wire.Envelope) -> str | None:
         return None
 
 
-def _refusal(call: Call[T], status: int, envelope: wire.Envelope) -> Refusal | None:
+def _refusal(call: ApiCall[T], status: int, envelope: wire.Envelope) -> Refusal | None:
     """The definite no that a status, a body code and its words make together; None if they make none."""
     code = envelope.code
     if code is None or code not in BODY_CODES:

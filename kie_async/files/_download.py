@@ -21,7 +21,7 @@ from typing import TypeAlias
 import anyio
 import attrs
 
-from kie_async._client.downloads import Answer, Fetcher
+from kie_async._client.downloads import DownloadResponse, Fetcher
 from kie_async._protocol.retry import backoff
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
 from kie_async.events import Retrying
@@ -280,7 +280,7 @@ class _Download:
         except DownloadError:
             return None
 
-    def _check_promise(self, answer: Answer) -> None:
+    def _check_promise(self, answer: DownloadResponse) -> None:
         if answer.encoding:
             raise DownloadError(f"the host sent the file encoded ({answer.encoding[:20]})", retryable=False)
         if answer.total is not None and answer.total > self.wanted.max_bytes:
@@ -296,7 +296,7 @@ class _Download:
         if not self.part.size or total != self.part.size:
             raise await self._worthless("the host has less of the file than is here", retryable=True)
 
-    async def _stream(self, answer: Answer) -> None:
+    async def _stream(self, answer: DownloadResponse) -> None:
         """Write what comes. When a connection breaks, what aiohttp has not handed out by then is fetched again."""
         block = bytearray()
         pace = _Pace(anyio.current_time())
@@ -325,7 +325,7 @@ class _Download:
             raise await self._worthless("what came is no audio")
         await on_disk(self.part.append, block)
 
-    def _total(self, answer: Answer) -> int | None:
+    def _total(self, answer: DownloadResponse) -> int | None:
         """Tell the size of the whole, as this answer or the one it continues has said it."""
         return self.part.note.total if answer.total is None and self.part.note else answer.total
 

@@ -8,7 +8,7 @@ import anyio
 import attrs
 from anyio import to_thread
 
-from kie_async._client.downloads import Answer, Fetcher
+from kie_async._client.downloads import DownloadResponse, Fetcher
 from kie_async.errors import AudioError, DownloadError
 from kie_async.files._headers import stated_length
 from kie_async.files._kinds import M4A, WAV, audio_start, kind_of
@@ -64,7 +64,7 @@ async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
         return bytes(data), _size(answer, len(data))
 
 
-def _size(answer: Answer, received: int) -> int | None:
+def _size(answer: DownloadResponse, received: int) -> int | None:
     if answer.total is not None:
         return answer.total if answer.total >= received else None
     return received if answer.delimited and received < MOST and answer.status == 200 else None  # noqa: PLR2004  # all
