@@ -74,7 +74,7 @@ async def live(plan: dict[str, Any]) -> int:
         callback_url=plan["callback_url"],
         observer=observe,
         quota=1000,
-        recover_patience=plan["patience"],
+        recovery_timeout=plan["patience"],
     )
     fields: dict[str, Any] = {
         "model": "V5",

@@ -170,9 +170,9 @@ class Settings:
         max_in_flight: tasks running at once; further submissions wait. FACTS: the service allows 100 or more.
         quota: submissions in any ``quota_window``. FACTS: 20 in 10 s per account.
         quota_margin: added to the window, for the difference of two clocks.
-        submit_patience: how long a submission that was refused for its moment (429, 430, 455) or could not be
+        submit_retry_timeout: how long a submission that was refused for its moment (429, 430, 455) or could not be
             sent is tried again, before its error is raised.
-        recover_patience: with callbacks on, how long a submission whose answer was lost waits for the callback
+        recovery_timeout: with callbacks on, how long a submission whose answer was lost waits for the callback
             that names its task, before ``SubmitUnknownError`` is raised.
         connect_timeout: to make a connection, DNS and TLS included.
         read_timeout: silence allowed on a connection.
@@ -180,8 +180,8 @@ class Settings:
         upload_timeout: one upload in all.
         task_timeout: how long a task may take before its waiters get ``WaitTimeoutError``. FACTS: usually 1 to
             3 min; 408 means nothing for over 10 min.
-        visible_grace: how long a new task may be unknown to record-info.
-        audio_grace: how long a task may claim success before its audio appears.
+        not_found_timeout: how long a new task may be unknown to record-info.
+        missing_audio_timeout: how long a task may claim success before its audio appears.
         max_concurrent_polls: record-info requests under way at once.
         max_download_bytes: the largest file a download accepts.
         proxy: an http(s) proxy for all requests, and "" for none. By default that of ``HTTPS_PROXY`` or ``ALL_PROXY``,
@@ -205,15 +205,15 @@ class Settings:
     quota: int = 20
     quota_window: float = 10.0
     quota_margin: float = 0.02
-    submit_patience: float = 600.0
-    recover_patience: float = 600.0
+    submit_retry_timeout: float = 600.0
+    recovery_timeout: float = 600.0
     connect_timeout: float = 20.0
     read_timeout: float = 60.0
     total_timeout: float = 90.0
     upload_timeout: float = 900.0
     task_timeout: float = 1800.0
-    visible_grace: float = 60.0
-    audio_grace: float = 120.0
+    not_found_timeout: float = 60.0
+    missing_audio_timeout: float = 120.0
     max_concurrent_polls: int = 16
     max_download_bytes: int = 500_000_000
     proxy: Secret | None = attrs.field(default=None, converter=_proxy, repr=False)  # it may hold a password
@@ -242,7 +242,7 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _YEAR:
                 raise SettingsError(f"{name} is {value!r}: give a number of seconds from 0 up")
-            if value == 0 and name.endswith(("timeout", "window")):  # aiohttp takes 0 for "no limit"
+            if value == 0 and name.endswith(("timeout", "window")) and name not in _MAY_BE_ZERO:  # aiohttp: no limit
                 raise SettingsError(f"{name} is 0: give a number of seconds above 0")
         context = self.ssl_context
         if context is not None and (context.verify_mode != ssl.CERT_REQUIRED or not context.check_hostname):
@@ -287,6 +287,7 @@ def _check_failures(limit: object) -> None:
 
 
 _COUNTS = ("max_in_flight", "quota", "max_concurrent_polls", "max_download_bytes")
-_IN_SECONDS = ("timeout", "patience", "grace", "_window", "_margin")
+_IN_SECONDS = ("timeout", "_window", "_margin")
+_MAY_BE_ZERO = ("submit_retry_timeout", "recovery_timeout", "not_found_timeout", "missing_audio_timeout")
 _SECONDS = tuple(field.name for field in attrs.fields(Settings) if field.name.endswith(_IN_SECONDS))
 _YEAR = 366 * 86400

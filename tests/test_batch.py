@@ -203,7 +203,7 @@ async def test_a_cap_is_never_passed(service: Service, batch: Batch) -> None:
 
 async def test_too_fast_and_maintenance_slow_the_batch(batch: Batch) -> None:
     faults = [Fault("code", code=455, times=2), Fault("code", code=433, nth=4, times=1)]
-    settings = {"submit_patience": 0, "quota": 1000}
+    settings = {"submit_retry_timeout": 0, "quota": 1000}
     async with serving(credits=1e6, goes_on=(1.0, 2.0), faults=faults, settings=settings) as service:
         found = await batch.run(service)
         assert {job.state for job in found.values()} == {State.DELIVERED}

@@ -432,7 +432,7 @@ async def test_a_batch_broken_off_waits_until_an_answer_under_way_is_recorded(tm
 
 async def test_leaving_does_not_wait_for_a_callback(tmp_path: Path) -> None:
     async with serving(callbacks=True, credits=1e6, faults=[Fault("lost")]) as service:
-        settings = attrs.evolve(service.session.settings, recover_patience=3600.0)
+        settings = attrs.evolve(service.session.settings, recovery_timeout=3600.0)
         started = asyncio.get_running_loop().time()
         with pytest.raises(TimeoutError):
             async with kie.KieSession(settings, journal=store(tmp_path)) as session, asyncio.timeout(5):
@@ -577,7 +577,7 @@ async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(tmp_path: 
 async def test_a_callback_while_a_lost_submission_is_given_up_is_not_lost(tmp_path: Path) -> None:
     faults = [Fault("lost"), Fault("lost", on="callback")]
     journal = Away(store(tmp_path))
-    async with serving(callbacks=True, faults=faults, settings={"recover_patience": 3.0}, journal=journal) as service:
+    async with serving(callbacks=True, faults=faults, settings={"recovery_timeout": 3.0}, journal=journal) as service:
 
         async def name_it() -> None:
             (charge,) = service.emulator.ledger

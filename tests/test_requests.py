@@ -274,7 +274,7 @@ async def elsewhere(
             base_url="https://api.invalid",
             proxy=proxy.url,
             observer=observer,
-            submit_patience=0.0,
+            submit_retry_timeout=0.0,
             **changes,
         )
         async with kie.KieSession(settings) as session:

@@ -46,7 +46,7 @@ from kie_async.events import Event, log_event
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 
 WEBHOOK_KEY = "w-marker-fedcba9876543210"
-HURRY = {"submit_patience": 0, "task_timeout": 3, "visible_grace": 0, "read_timeout": 5, "total_timeout": 9}
+HURRY = {"submit_retry_timeout": 0, "task_timeout": 3, "not_found_timeout": 0, "read_timeout": 5, "total_timeout": 9}
 
 
 def without_secrets(*texts: str) -> None:

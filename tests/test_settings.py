@@ -77,7 +77,7 @@ def test_plain_http_is_for_loopback(host: str) -> None:
     [
         ("route", "other"), ("quota", 0), ("max_in_flight", 1.5), ("max_concurrent_polls", -1), ("total_timeout", -1),
         ("task_timeout", float("nan")), ("connect_timeout", 0),
-        ("quota_window", 0), ("audio_grace", True), ("quota_margin", "1"), ("read_timeout", float("inf")),
+        ("quota_window", 0), ("missing_audio_timeout", True), ("quota_margin", "1"), ("read_timeout", float("inf")),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:

@@ -162,7 +162,10 @@ async def test_the_end_of_each_submission(name: str) -> None:
     body = sample_json(name)
     answer = Reply((http(200, json.dumps(body["response"]["json"] if "response" in body else body)),), end="keep")
     expected = SUBMITTED[name]
-    async with fault_server(answer) as server, kie.KieSession(settings(server.url, submit_patience=1.0)) as session:
+    async with (
+        fault_server(answer) as server,
+        kie.KieSession(settings(server.url, submit_retry_timeout=1.0)) as session,
+    ):
         if isinstance(expected, str):
             assert (await session.extend("a1", model="V5")).id == expected
         else:
@@ -399,7 +402,10 @@ async def test_synonyms_of_success_count_with_all_the_audio_alone(word: str) -> 
     empty = {**PLAN, "data": {"taskId": TASK_ID, "status": word.lower()}}
     done = {**PLAN, "data": {"taskId": TASK_ID, "status": word, "response": {"data": SONGS}}}
     replies = [Reply((http(200, json.dumps(body)),), end="keep") for body in (*[empty] * 5, *[waiting] * 20, done)]
-    async with fault_server(*replies) as server, kie.KieSession(settings(server.url, audio_grace=5.0)) as session:
+    async with (
+        fault_server(*replies) as server,
+        kie.KieSession(settings(server.url, missing_audio_timeout=5.0)) as session,
+    ):
         result = await session.track(TASK_ID)
     assert [track.id for track in result.tracks] == list(IDS)
     assert not result.partial

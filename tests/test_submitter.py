@@ -88,7 +88,7 @@ async def test_a_server_error_with_the_body_of_a_success_names_the_task() -> Non
 
 
 async def test_too_fast_for_too_long_is_raised() -> None:
-    async with serving(faults=[Fault("code", code=429)], settings={"submit_patience": 60}) as service:
+    async with serving(faults=[Fault("code", code=429)], settings={"submit_retry_timeout": 60}) as service:
         with pytest.raises(kie.RateLimitedError) as caught:
             await service.session.submit(REQUEST)
         assert caught.value.charged == "no"
@@ -235,7 +235,7 @@ async def test_a_permit_that_ran_out_is_not_used() -> None:
 
 
 async def test_a_server_that_stays_away_is_a_connect_error() -> None:
-    settings = kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{free_port()}", submit_patience=20)
+    settings = kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{free_port()}", submit_retry_timeout=20)
     async with kie.KieSession(settings) as session:
         with pytest.raises(kie.ConnectError) as caught:
             await session.submit(REQUEST)
@@ -266,7 +266,7 @@ async def test_with_callbacks_a_lost_task_is_recovered_by_its_token(fault: str) 
 async def test_without_its_callback_it_stays_unknown_and_a_late_one_is_told() -> None:
     faults = [Fault("lost"), Fault("late", stage="text", seconds=100), Fault("lost", on="callback", stage="first")]
     faults.append(Fault("lost", on="callback", stage="complete"))
-    async with serving(callbacks=True, faults=faults, settings={"recover_patience": 60}) as service:
+    async with serving(callbacks=True, faults=faults, settings={"recovery_timeout": 60}) as service:
         with pytest.raises(SubmitUnknownError, match="no callback named it within 60 s"):
             await service.session.submit(REQUEST)
         await anyio.sleep(120)

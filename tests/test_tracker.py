@@ -96,7 +96,7 @@ async def test_success_without_audio_is_waited_for() -> None:
 
 
 async def test_success_that_never_gets_audio_is_a_failure() -> None:
-    async with serving(faults=[Fault("no_audio")], settings={"audio_grace": 30}) as service:
+    async with serving(faults=[Fault("no_audio")], settings={"missing_audio_timeout": 30}) as service:
         error = await end_of(service)
         assert isinstance(error, kie.TaskFailedError)
         assert error.charged == "yes"
@@ -573,7 +573,7 @@ async def test_a_thousand_tasks_in_flight() -> None:
 
 
 async def test_tasks_that_are_due_at_once_are_polled_in_the_order_in_which_they_came() -> None:
-    async with serving(settings={"max_concurrent_polls": 1, "visible_grace": 0.5}) as service:
+    async with serving(settings={"max_concurrent_polls": 1, "not_found_timeout": 0.5}) as service:
         tasks = [service.session.track(f"t{number}") for number in range(20)]
         await asyncio.gather(*tasks, return_exceptions=True)
         assert [event.task_id for event in service.of(Polled)][:20] == [task.id for task in tasks]

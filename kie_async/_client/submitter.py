@@ -219,7 +219,7 @@ class Submitter:
             asked = error.retry_after if isinstance(error, RateLimitedError) else None
             self._slowed += 1
             delay = max(asked or 0.0, _SLOW_DOWN + backoff(self._slowed, random.random))
-        if asyncio.get_running_loop().time() + delay > started + self._settings.submit_patience:
+        if asyncio.get_running_loop().time() + delay > started + self._settings.submit_retry_timeout:
             raise error
         self._emit(Retrying("submit", str(error), attempt, delay))
         if momentary:
@@ -329,7 +329,7 @@ class Submitter:
         error.token = submission.token
         if self._settings.callback_url:
             self._emit(Notice("", f"an answer was lost; waiting for its callback: {error.message}"))
-            patience = self._settings.recover_patience
+            patience = self._settings.recovery_timeout
             with anyio.move_on_after(patience):
                 task_id = await asyncio.shield(submission.named)  # it may still come while that is recorded
                 with anyio.CancelScope(shield=True):

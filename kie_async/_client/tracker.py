@@ -251,9 +251,9 @@ class Tracker:
         if odd == "not visible" and entry.seen:
             return Running(entry.stage)  # a lagging copy of the service's own: it was there before
         graces = {
-            "not visible": self._settings.visible_grace,
-            "no audio": self._settings.audio_grace,
-            "undelivered": max(self._settings.audio_grace, _LATE),
+            "not visible": self._settings.not_found_timeout,
+            "no audio": self._settings.missing_audio_timeout,
+            "undelivered": max(self._settings.missing_audio_timeout, _LATE),
         }
         patient = now - entry.odd_since < graces.get(odd, math.inf)
         return verdict if patient else judge(record, patient=False)
@@ -281,7 +281,7 @@ class Tracker:
         elif isinstance(verdict, Failed):
             self._end(entry, failure(entry, verdict))
         else:
-            grace = self._settings.visible_grace
+            grace = self._settings.not_found_timeout
             message = f"the service does not know this task, {grace:.0f} s after the first look"
             is_paid = entry.submitted or entry.ended is not None  # the service gave this id
             self._end(entry, TaskNotFoundError(message, entry.task_id, charged="maybe" if is_paid else "no"))

@@ -27,7 +27,7 @@ from kie_async.settings import Settings, is_loopback
 
 SPEED = 15.0  # of the built-in emulator: a task takes 4 to 10 s
 _TASK_TIMEOUT, _RECOVER_PATIENCE = (
-    float(attrs.fields_dict(Settings)[name].default or 0) for name in ("task_timeout", "recover_patience")
+    float(attrs.fields_dict(Settings)[name].default or 0) for name in ("task_timeout", "recovery_timeout")
 )
 _WEBHOOK_KEY = "emulated-webhook-key"
 _BIND = "127.0.0.1:8080"  # where a proxy or a tunnel is to lead, unless told otherwise
@@ -73,7 +73,7 @@ class Plan:
             given["callback_url"] = self.callback_url
         if self.timeout is not None:
             given["task_timeout"] = max(self.timeout, _TASK_TIMEOUT)
-            given["recover_patience"] = min(self.timeout, _RECOVER_PATIENCE)
+            given["recovery_timeout"] = min(self.timeout, _RECOVER_PATIENCE)
         if self.at_once is not None:
             given["max_in_flight"] = self.at_once
         return given
