@@ -49,7 +49,7 @@ from kie_async._protocol.schedule import DEAD, LEAST, MOST, PRICE
 T = TypeVar("T")
 
 GOAL = 0.5
-MOST_EXTRA = 0.3  # polls per task where callbacks come
+MAX_EXTRA = 0.3  # polls per task where callbacks come
 QUICK_RUN = 100  # tasks: a run of fewer is a taste
 LEARNT = 20  # tasks, after which the policy is expected to know
 LATER = 90.0  # seconds that the first look might be put off, for comparison
@@ -310,7 +310,7 @@ def callbacks(bench: Bench) -> None:
                 shares = (later.lag, lag[len(lag) // 2], lag[int(len(lag) * 0.99)])
                 yield [name, words, *shown, *(f"{share:.1f}" for share in shares)]
 
-    print(f"\nCallbacks, within 1.5 s. Extra polls: beyond the one that confirms; at most {MOST_EXTRA} where all come.")
+    print(f"\nCallbacks, within 1.5 s. Extra polls: beyond the one that confirms; at most {MAX_EXTRA} where all come.")
     head = ["durations", "callbacks", f"extra polls, first {LEARNT}", "then", "mean lag s", "median", "99 %"]
     table(head, rows())
 

@@ -9,7 +9,7 @@ import stat
 from kie_async.errors import SettingsError
 from kie_async.events import Notice, Observer
 
-_MOST = 4096  # bytes of a file that holds a key
+_MAX = 4096  # bytes of a file that holds a key
 _ADDRESS = re.compile(r"(?:[^/@]*@)?[A-Za-z0-9.-]+:\d{1,5}/?")  # a proxy without its scheme, as curl takes it
 
 _reported: set[str] = set()  # files that others can read
@@ -52,7 +52,7 @@ def _read_file(path: str) -> tuple[str, str, bool]:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             mode = os.fstat(descriptor).st_mode
-            content = os.read(descriptor, _MOST + 1) if stat.S_ISREG(mode) else None
+            content = os.read(descriptor, _MAX + 1) if stat.S_ISREG(mode) else None
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
@@ -62,8 +62,8 @@ def _read_file(path: str) -> tuple[str, str, bool]:
 
 
 def _read_content(content: bytes) -> tuple[str, str]:
-    if len(content) > _MOST:
-        return "", f"is larger than {_MOST} bytes"
+    if len(content) > _MAX:
+        return "", f"is larger than {_MAX} bytes"
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:

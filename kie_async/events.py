@@ -159,15 +159,15 @@ def log_event(event: Event) -> None:
 
 _URL = re.compile(r"(https?://[^\s/?#\"'<>]*)([^\s\"'<>]*)", re.IGNORECASE)
 _BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
-_CLEAN_MOST = 500
+_MAX_CLEAN = 500
 
 
 def clean(text: str) -> str:
     """Make foreign text fit to show: addresses cut to their host, no control characters, no great length."""
     text = _URL.sub(lambda found: f"{_without_user(found[1])}/…" if found[2] else _without_user(found[1]), text)
     text = _BEARER.sub(r"\1…", text)
-    text = "".join(character if character.isprintable() else "�" for character in text[: _CLEAN_MOST + 1])
-    return text if len(text) <= _CLEAN_MOST else f"{text[:_CLEAN_MOST]}…"
+    text = "".join(character if character.isprintable() else "�" for character in text[: _MAX_CLEAN + 1])
+    return text if len(text) <= _MAX_CLEAN else f"{text[:_MAX_CLEAN]}…"
 
 
 def _without_user(origin: str) -> str:

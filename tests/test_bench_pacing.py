@@ -74,5 +74,5 @@ def test_a_small_run_tells_where_the_goal_is_met(capsys: pytest.CaptureFixture[s
     assert "A shift in mid-run" in printed
     called = [line.split() for line in printed.splitlines() if line.startswith("measured, 57-74 s") and "come" in line]
     (none, come) = ([float(figure) for figure in words[-5:]] for words in called)
-    assert come[1] <= pacing.MOST_EXTRA  # polls beyond the one that confirms
+    assert come[1] <= pacing.MAX_EXTRA  # polls beyond the one that confirms
     assert none[2] < 5  # seconds of lag

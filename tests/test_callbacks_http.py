@@ -431,7 +431,7 @@ async def test_a_thousand_slow_heads_do_not_hold_up_others(
 
 
 async def test_in_a_crowd_the_oldest_connections_go(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kie_async.callbacks._aiohttp.MOST_CONNECTIONS", 4)
+    monkeypatch.setattr("kie_async.callbacks._aiohttp.MAX_CONNECTIONS", 4)
     async with own_server(inbox) as url, AsyncExitStack() as stack:
         crowd = []
         for _ in range(6):

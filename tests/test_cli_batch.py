@@ -705,7 +705,7 @@ def test_how_it_stands_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_only_the_first_troubles_are_kept(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setattr(_board, "TROUBLES_MOST", 1)
+    monkeypatch.setattr(_board, "MAX_TROUBLES", 1)
     spoil(monkeypatch, Fault("failed"))
     words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--emulate", "--json")
     answer = terminal(*words)

@@ -76,7 +76,7 @@ async def test_another_host_on_loopback_can_fail(answer: str, clock: VirtualTime
 
 
 async def test_a_source_that_is_too_large_fails(monkeypatch: pytest.MonkeyPatch, clock: VirtualTimeLoop) -> None:
-    monkeypatch.setattr("kie_async.emulator._sources.MOST_BYTES", 1000)
+    monkeypatch.setattr("kie_async.emulator._sources.MAX_BYTES", 1000)
 
     async def serve_file(_request: web.Request) -> web.Response:
         return web.Response(body=bytes(2000))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async.files._names import NAME_MOST, safe_name, track_name
+from kie_async.files._names import MAX_NAME, safe_name, track_name
 
 RESERVED = re.compile(r"(con|prn|aux|nul|conin|conout|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
-MOST_OF_A_FILE = 120  # bytes
+MAX_OF_A_FILE = 120  # bytes
 
 
 def is_safe(name: str) -> bool:
@@ -63,10 +63,10 @@ def is_safe(name: str) -> bool:
         ("a..b", "a-b"),
         ("a:..b", "a-b"),
         ("\ud800", "track"),
-        ("é" * 130, "é" * (NAME_MOST // 2)),
-        ("日" * 130, "日" * (NAME_MOST // 3)),
-        ("a" + "é" * 130, "a" + "é" * (NAME_MOST // 2 - 1)),
-        ("nul." + "a" * 200, "track-nul." + "a" * (NAME_MOST - 10)),
+        ("é" * 130, "é" * (MAX_NAME // 2)),
+        ("日" * 130, "日" * (MAX_NAME // 3)),
+        ("a" + "é" * 130, "a" + "é" * (MAX_NAME // 2 - 1)),
+        ("nul." + "a" * 200, "track-nul." + "a" * (MAX_NAME - 10)),
     ],
 )
 def test_any_text_becomes_a_safe_name(text: str, name: str) -> None:
@@ -77,13 +77,13 @@ ODD = st.sampled_from("-._ /\\:\0\n\N{RIGHT-TO-LEFT OVERRIDE}\N{COMBINING ACUTE 
 TEXTS = st.text(max_size=400) | st.text(ODD, max_size=60) | st.from_regex(RESERVED, fullmatch=True)
 
 
-@given(TEXTS, st.integers(10, NAME_MOST))
-def test_a_name_is_safe_on_every_disk(text: str, most: int) -> None:
-    name = safe_name(text, most=most)
+@given(TEXTS, st.integers(10, MAX_NAME))
+def test_a_name_is_safe_on_every_disk(text: str, limit: int) -> None:
+    name = safe_name(text, limit=limit)
     assert is_safe(name)
-    assert len(name.encode()) <= most
-    assert safe_name(name, most=most) == name
-    assert len(f"{name}-999.part-2.json".encode()) <= MOST_OF_A_FILE
+    assert len(name.encode()) <= limit
+    assert safe_name(name, limit=limit) == name
+    assert len(f"{name}-999.part-2.json".encode()) <= MAX_OF_A_FILE
 
 
 @given(st.text("LlLoMn日aé -", min_size=1, max_size=20))
@@ -96,7 +96,7 @@ def test_letters_stay(text: str) -> None:
 def test_two_tracks_never_share_a_name(title: str, one: str, other: str) -> None:
     first, second = track_name(title, one), track_name(title, other)
     assert is_safe(first)
-    assert len(first.encode()) <= NAME_MOST
+    assert len(first.encode()) <= MAX_NAME
     if one.lower() != other.lower():
         assert first.casefold() != second.casefold()
 
@@ -104,5 +104,5 @@ def test_two_tracks_never_share_a_name(title: str, one: str, other: str) -> None
 def test_a_track_is_named_by_its_title_and_id() -> None:
     assert track_name("Longer", "5c79-AB") == "Longer-5c79-ab"
     assert track_name(None, "5c79") == "track-5c79"
-    assert track_name("a" * 300, "b" * 40) == "a" * (NAME_MOST - 41) + "-" + "b" * 40
+    assert track_name("a" * 300, "b" * 40) == "a" * (MAX_NAME - 41) + "-" + "b" * 40
     assert re.fullmatch(r"x-[0-9a-f]{32}", track_name("x", "../../etc"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.address_rules import URL_MOST, check_address, check_url
+from kie_async._protocol.address_rules import MAX_URL, check_address, check_url
 from kie_async.errors import DownloadError
 
 
@@ -146,7 +146,7 @@ def test_only_loopback_depends_on_where_the_api_is(address: IPv4Address | IPv6Ad
         "https://127.1/a",
         "https://0x7f000001/a",
         "https://127.0.0.1./a",
-        f"https://example.com/{'a' * URL_MOST}",
+        f"https://example.com/{'a' * MAX_URL}",
         f"https://{'a' * 64}.example.com/",
         f"https://{'a.' * 200}com/",
     ],

@@ -314,7 +314,7 @@ FAULTS = {
         [(2, "continue_at", "above 0"), (3, "continue_at", "lasts 20.00")],
     ),
     "too long for its model": (HEAD + ",long.wav,V4_5ALL,,,,5,,,,\n", [(2, "source", "lasts 61.00")]),
-    "a line too long": (HEAD + GOOD + "a" * (_rows.LINE_MOST + 1), [(3, "", "close the quotes")]),
+    "a line too long": (HEAD + GOOD + "a" * (_rows.MAX_LINE + 1), [(3, "", "close the quotes")]),
     "quotes left open": (HEAD + GOOD + 'a1,,V5,"la\n' + GOOD * 2, [(3, "", "mind the quotes")]),
     "a field too long": (HEAD + f"a1,,V5,{'x' * 140_000}\n", [(2, "", "field larger than")]),
     "no jobs": (HEAD, [(0, "", "holds no jobs")]),

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.retry import MOST_DELAY, Budget, backoff
+from kie_async._protocol.retry import MAX_DELAY, Budget, backoff
 from kie_async._protocol.schedule import LEAST, MOST, Key, Pacing, retry_delay
 from kie_async.models import Stage
 
@@ -94,7 +94,7 @@ def test_failures_are_repeated_less_and_less(failures: int, chance: float) -> No
 
 @given(st.integers(1, 10_000), st.floats(0, 0.999))
 def test_backoff_is_drawn_from_the_whole_range(attempt: int, chance: float) -> None:
-    assert 0 <= backoff(attempt, lambda: chance) <= MOST_DELAY
+    assert 0 <= backoff(attempt, lambda: chance) <= MAX_DELAY
     assert backoff(attempt, lambda: 0.0) == 0
 
 

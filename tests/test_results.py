@@ -22,7 +22,7 @@ from kie_async.batch import _lines
 from kie_async.batch._results import SIDECAR, Results, bare, line_of, sidecar_of, track_stem, write_whole
 from kie_async.errors import DownloadError, StorageError
 from kie_async.files import _part
-from kie_async.files._names import NAME_MOST, safe_name
+from kie_async.files._names import MAX_NAME, safe_name
 from kie_async.files._part import Part
 from kie_async.journal import Job, JobError, Source, State
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
@@ -126,7 +126,7 @@ def test_no_two_tracks_share_a_name_and_each_is_safe(keys: list[str], one: int, 
     stems = [track_stem(attrs.evolve(JOB, key=key), number) for key in keys for number in {one, other}]
     assert len({stem.lower() for stem in stems}) == len(stems)
     assert all(safe_name(stem) == stem for stem in stems)
-    assert all(len(stem.encode()) <= NAME_MOST for stem in stems)
+    assert all(len(stem.encode()) <= MAX_NAME for stem in stems)
 
 
 # ---------------------------------------------------------------- tracks and their sidecars
@@ -403,7 +403,7 @@ async def test_lines_of_others_are_seen_and_a_file_moved_away_is_begun_anew(tmp_
 
 
 async def test_what_is_known_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lines, "_KNOWN_MOST", 2)
+    monkeypatch.setattr(_lines, "_MAX_KNOWN", 2)
     results = Results(tmp_path)
     for key in "abc":
         assert await results.note(attrs.evolve(JOB, key=key))

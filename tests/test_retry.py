@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.retry import MOST_DELAY, Budget, backoff
+from kie_async._protocol.retry import MAX_DELAY, Budget, backoff
 
 
 def _highest() -> float:
@@ -15,12 +15,12 @@ def _highest() -> float:
 @given(st.integers(1, 10**9), st.floats(0, 1))
 def test_a_wait_is_drawn_from_the_whole_range(attempt: int, drawn: float) -> None:
     assert backoff(attempt, lambda: drawn) == drawn * backoff(attempt, _highest)
-    assert 0 <= backoff(attempt, lambda: drawn) <= MOST_DELAY
+    assert 0 <= backoff(attempt, lambda: drawn) <= MAX_DELAY
 
 
 def test_waits_grow_by_two_up_to_the_longest() -> None:
-    assert [backoff(attempt, _highest) for attempt in range(1, 8)] == [1, 2, 4, 8, 16, MOST_DELAY, MOST_DELAY]
-    assert backoff(3, _highest, base=0.1, most=0.5) == 0.5
+    assert [backoff(attempt, _highest) for attempt in range(1, 8)] == [1, 2, 4, 8, 16, MAX_DELAY, MAX_DELAY]
+    assert backoff(3, _highest, base=0.1, limit=0.5) == 0.5
 
 
 def test_a_budget_is_spent_and_refilled() -> None:

@@ -18,7 +18,7 @@ from virtual_time import VirtualTimeLoop
 from kie_async import errors
 from kie_async._client.http_client import Transport
 from kie_async._protocol.endpoints import ROUTES, ApiCall, credits_left, download_url
-from kie_async._protocol.retry import MOST_DELAY, MOST_RETRY_AFTER, READ_ATTEMPTS, Budget
+from kie_async._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, READ_ATTEMPTS, Budget
 from kie_async.errors import KieError
 from kie_async.events import Event, Retrying
 from kie_async.models import ExtendRequest
@@ -230,7 +230,7 @@ async def test_a_wait_the_server_asks_for_is_kept(clock: VirtualTimeLoop) -> Non
 
 async def test_a_wait_that_is_too_long_is_raised_and_not_slept(clock: VirtualTimeLoop) -> None:
     begun = clock.time()
-    asked = int(MOST_RETRY_AFTER) + 1
+    asked = int(MAX_RETRY_AFTER) + 1
     async with fault_server(Reply((http(429, Retry_After=asked),))) as server, transport(server.url) as opened:
         with pytest.raises(errors.RateLimitedError) as caught:
             await opened.send(LOOK)
@@ -249,7 +249,7 @@ async def test_many_failing_reads_share_one_budget_and_spread() -> None:
         assert len(server.asked) == 1000 + spare
     delays = [event.delay for event in emitted if isinstance(event, Retrying)]
     assert len(delays) == spare
-    assert max(delays) <= MOST_DELAY
+    assert max(delays) <= MAX_DELAY
     first = Counter(int(event.delay * 10) for event in emitted if isinstance(event, Retrying) and event.attempt == 1)
     assert len(first) == 10  # from the whole range of 0 to 1 s
     assert max(first.values()) < spare / 2

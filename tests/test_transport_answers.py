@@ -12,7 +12,7 @@ from fault_server import HTML, LOOK, RECORD, SUBMIT, TASK, Reply, fault_server, 
 from verdicts import failing, lost
 
 from kie_async import errors
-from kie_async._client.http_client import MOST_BODY
+from kie_async._client.http_client import MAX_BODY
 from kie_async._protocol.retry import READ_ATTEMPTS
 from kie_async.errors import KieError
 
@@ -123,12 +123,12 @@ async def test_an_endless_answer_is_cut(reply: Reply) -> None:
     finally:
         tracemalloc.stop()
     assert type(error) is errors.BadResponseError
-    assert str(MOST_BODY) in error.message
+    assert str(MAX_BODY) in error.message
     assert peak < 12 << 20
 
 
 async def test_an_answer_of_the_largest_size_is_read() -> None:
-    body = RECORD + b" " * (MOST_BODY - len(RECORD))
+    body = RECORD + b" " * (MAX_BODY - len(RECORD))
     async with fault_server(ok(body), ok(body + b" ")) as server, transport(server.url) as opened:
         assert await opened.send(LOOK) is not None
         assert isinstance(await failing(opened, LOOK), errors.BadResponseError)

@@ -31,7 +31,7 @@ from kie_async.settings import Settings
 HOPS = 5  # redirects followed
 EXCHANGES = 16  # at once; the others wait their turn
 _BUFFER = 256 * 1024  # bytes read ahead of the writer, per exchange
-_VALIDATOR_MOST = 256  # characters; a longer one is not worth keeping
+_MAX_VALIDATOR = 256  # characters; a longer one is not worth keeping
 
 # What aiohttp raises: its own, those of sockets, and ValueError for what it cannot parse or send.
 _FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
@@ -113,7 +113,7 @@ class Fetcher(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def open(
-        self, url: str, *, start: int = 0, validator: str | None = None, most: int | None = None
+        self, url: str, *, start: int = 0, validator: str | None = None, limit: int | None = None
     ) -> AsyncGenerator[DownloadResponse]:
         """Ask for a file from byte ``start`` on, following redirects; leaving the context ends the exchange.
 
@@ -121,14 +121,14 @@ class Fetcher(anyio.AsyncContextManagerMixin):
             url: where it lies; judged by ``check_url``, as is each redirect.
             start: bytes that are there already.
             validator: that of the answer they came from; if the file has changed, it comes whole (200).
-            most: ask for so many bytes from the beginning only, without waiting for a turn; a host may send more.
+            limit: ask for so many bytes from the beginning only, without waiting for a turn; a host may send more.
 
         Raises:
             ResultExpiredError: 403, 404 or 410.
             DownloadError: the URL may not be fetched (not retryable), or the exchange failed.
         """
-        turn = self._turns if most is None else nullcontext()
-        headers = _headers(start, validator) if most is None else {"Range": f"bytes=0-{most - 1}"}
+        turn = self._turns if limit is None else nullcontext()
+        headers = _headers(start, validator) if limit is None else {"Range": f"bytes=0-{limit - 1}"}
         async with turn, self._ask(url, headers) as response:
             _check_status(response.status)
             yield _answer(response)
@@ -217,7 +217,7 @@ def _validator(headers: Mapping[str, str]) -> str | None:
     etag = headers.get("ETag", "")
     strong = etag if etag.startswith('"') else ""  # a weak one does not promise the same bytes
     validator = strong or headers.get("Last-Modified", "")
-    fit = validator.isascii() and validator.isprintable() and len(validator) <= _VALIDATOR_MOST
+    fit = validator.isascii() and validator.isprintable() and len(validator) <= _MAX_VALIDATOR
     return validator if validator and fit else None
 
 

@@ -28,7 +28,7 @@ from kie_async._client.user_agent import user_agent
 from kie_async._protocol.endpoints import ApiCall
 from kie_async._protocol.json_text import dump
 from kie_async._protocol.responses import Response, parse_response
-from kie_async._protocol.retry import MOST_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
+from kie_async._protocol.retry import MAX_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async.errors import (
     BadResponseError,
     ConnectError,
@@ -45,7 +45,7 @@ from kie_async.settings import Settings
 
 T = TypeVar("T")
 
-MOST_BODY = 1 << 20  # bytes, decompressed: the largest answer known is a few kB
+MAX_BODY = 1 << 20  # bytes, decompressed: the largest answer known is a few kB
 UPLOADS_AT_ONCE = 4
 _DIRECT = 4  # reads that users ask for go out beside the looks
 _SERVER_ERRORS = 500
@@ -127,7 +127,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             attempt += 1
 
     def _again(self, error: KieError) -> bool:
-        if not error.retryable or (isinstance(error, RateLimitedError) and (error.retry_after or 0) > MOST_RETRY_AFTER):
+        if not error.retryable or (isinstance(error, RateLimitedError) and (error.retry_after or 0) > MAX_RETRY_AFTER):
             return False
         return self._budget.spend()
 
@@ -249,7 +249,7 @@ async def _capped(response: aiohttp.ClientResponse) -> bytes:
     body = b""
     while part := await response.content.readany():
         body += part
-        if len(body) > MOST_BODY:
+        if len(body) > MAX_BODY:
             raise _TooLongError
     return body
 
@@ -267,7 +267,7 @@ def _translate(call: ApiCall[Any], error: Exception, wire: _Wire) -> KieError:
             "sent again"
         )
     if isinstance(error, _TooLongError):
-        return BadResponseError(f"{call.name}: the answer is longer than {MOST_BODY} bytes")
+        return BadResponseError(f"{call.name}: the answer is longer than {MAX_BODY} bytes")
     return ServerError(f"{call.name}: no answer ({reason})")
 
 

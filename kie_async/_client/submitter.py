@@ -46,7 +46,7 @@ from kie_async.settings import PLACEHOLDER_CALLBACK_URL, Settings
 
 Prepare = Callable[[Request], Awaitable[Request]]
 
-_LOST_MOST = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
+_MAX_LOST = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
 _ANOTHER = "its token belongs to another task"
 _SLOW_DOWN = 2.0  # seconds the gate stays closed at the least after "too fast"
 
@@ -99,7 +99,7 @@ class Submitter:
         self._open: dict[str, _Submission] = {}
         self._sending: set[asyncio.Future[None]] = set()  # done when the answer is recorded
         self._tasks: dict[str, str] = {}  # token to task id, while the task is followed
-        self._lost = RecentSet(_LOST_MOST)
+        self._lost = RecentSet(_MAX_LOST)
         self._slowed = 0
         self._key = KeyGate(limiter)
 

@@ -35,7 +35,7 @@ _key = lru_cache(1000)(Key)  # few kinds, many tasks
 UNKNOWN = Key("unknown", "unknown")  # of a task that was submitted elsewhere, until its first record
 _LATE = 600.0  # seconds; FACTS §3: 408, nothing for over 10 min
 _WRONG = 5  # looks in a row that refuse a key which never worked: it is wrong
-_WORDS_MOST = 100  # unknown words told of; there is no end of them in a hostile answer
+_MAX_WORDS = 100  # unknown words told of; there is no end of them in a hostile answer
 _OLDEST = 86_400.0  # a task said to be older than a day: its clock is not believed
 
 
@@ -239,7 +239,7 @@ class Tracker:
             if record.created_at is not None:
                 age = (datetime.now(UTC) - record.created_at).total_seconds()
                 entry.born -= age if 0 < age < _OLDEST else 0.0
-        if record.status not in WORDS and record.status not in self._words and len(self._words) < _WORDS_MOST:
+        if record.status not in WORDS and record.status not in self._words and len(self._words) < _MAX_WORDS:
             self._words.add(record.status)
             self._emit(Notice(entry.task_id, f"the status {clean(record.status)!r} is not known: taken as running"))
 

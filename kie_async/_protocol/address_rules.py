@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from kie_async.errors import DownloadError
 from kie_async.settings import is_loopback
 
-URL_MOST = 2048  # characters; signed addresses stay below
+MAX_URL = 2048  # characters; signed addresses stay below
 
 _LOOPBACK = "loopback"
 _V4: tuple[tuple[IPv4Network, str], ...] = tuple(
@@ -146,8 +146,8 @@ def check_name(url: str, *, allow_loopback: bool) -> None:
 
 
 def _split(url: str) -> SplitResult:
-    if len(url) > URL_MOST:
-        raise _refused(f"it is longer than {URL_MOST} characters")
+    if len(url) > MAX_URL:
+        raise _refused(f"it is longer than {MAX_URL} characters")
     if not url.isprintable() or any(character in url for character in " \\"):
         raise _refused("it holds spaces, control characters or backslashes")
     try:

@@ -70,9 +70,9 @@ def find_older_limits(given: Fields, operation: str) -> Iterator[tuple[str, str,
     """
     older = OLDER[operation]
     for name in ("prompt", "style", "title"):
-        text, most = given[name], getattr(older, name)
-        if isinstance(text, str) and len(text) > most:
-            yield name, f"has {len(text)} characters", f'the page "{older.page}" allows {most}'
+        text, limit = given[name], getattr(older, name)
+        if isinstance(text, str) and len(text) > limit:
+            yield name, f"has {len(text)} characters", f'the page "{older.page}" allows {limit}'
     duration = given["source_duration"]
     if operation == "upload_extend" and isinstance(duration, (int, float)) and duration > older.upload_seconds:
         yield "source", f"lasts {duration:.2f} s", f'the page "{older.page}" allows {older.upload_seconds:.0f} s'

@@ -14,8 +14,8 @@ from kie_async.events import Notice, Observer
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import Settings
 
-_TASKS_MOST = 10_000  # ids of tasks that are remembered
-_NOTICES_MOST = 1_000
+_MAX_TASKS = 10_000  # ids of tasks that are remembered
+_MAX_NOTICES = 1_000
 
 
 class Admission:
@@ -29,8 +29,8 @@ class Admission:
     def __init__(self, settings: Settings, emit: Observer) -> None:
         self._settings = settings
         self._emit = emit
-        self._emitted = RecentSet(_NOTICES_MOST)
-        self._tasks = RecentSet(_TASKS_MOST)
+        self._emitted = RecentSet(_MAX_NOTICES)
+        self._tasks = RecentSet(_MAX_TASKS)
 
     def check(self, request: Request, *, ready: bool = False) -> None:
         """Refuse a request that this session must not pay for, and tell what is odd in it.

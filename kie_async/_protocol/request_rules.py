@@ -137,9 +137,9 @@ def _texts(given: Fields, needed: tuple[str, ...]) -> Iterator[Problem]:
             continue
         if bad := next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None):
             yield Problem(name, f"holds the character U+{ord(bad):04X}", "take it out")
-        most = LYRICS if name == "lyrics" else getattr(limits, name, None)
-        if most is not None and len(text) > most:
-            yield Problem(name, f"has {len(text)} characters", f"{given['model']} takes at most {most}")
+        limit = LYRICS if name == "lyrics" else getattr(limits, name, None)
+        if limit is not None and len(text) > limit:
+            yield Problem(name, f"has {len(text)} characters", f"{given['model']} takes at most {limit}")
 
 
 def _flags(given: Fields) -> Iterator[Problem]:

@@ -14,13 +14,13 @@ import attrs
 Random = Callable[[], float]  # from 0 up to, not including, 1
 
 READ_ATTEMPTS = 4  # the first and three retries
-MOST_DELAY = 20.0  # seconds
-MOST_RETRY_AFTER = 60.0  # seconds a server may ask for; more than that is not slept but raised
+MAX_DELAY = 20.0  # seconds
+MAX_RETRY_AFTER = 60.0  # seconds a server may ask for; more than that is not slept but raised
 
 
-def backoff(attempt: int, random: Random, *, base: float = 0.5, most: float = MOST_DELAY) -> float:
+def backoff(attempt: int, random: Random, *, base: float = 0.5, limit: float = MAX_DELAY) -> float:
     """Seconds to wait before retry number ``attempt`` (from 1)."""
-    return random() * min(most, base * 2.0 ** min(attempt, 30))
+    return random() * min(limit, base * 2.0 ** min(attempt, 30))
 
 
 @attrs.define

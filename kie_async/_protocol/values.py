@@ -46,14 +46,14 @@ def as_duration(value: object) -> float | None:
     return number if number is not None and number > 0 else None
 
 
-_MOST = 2**53  # beyond it a number is no code and no size
+_MAX = 2**53  # beyond it a number is no code and no size
 
 
 def as_integer(value: object) -> int | None:
     if type(value) is int:
-        return value if abs(value) < _MOST else None
+        return value if abs(value) < _MAX else None
     number = as_number(value)
-    return int(number) if number is not None and number.is_integer() and abs(number) < _MOST else None
+    return int(number) if number is not None and number.is_integer() and abs(number) < _MAX else None
 
 
 _MILLISECONDS = 1e11  # as seconds, the year 5138: any number above it counts milliseconds

@@ -16,7 +16,7 @@ from kie_async.errors import Fault, ManifestError
 from kie_async.journal import Job
 from kie_async.journal._recorder import PRICE
 
-FAULTS_MOST = 100  # kept of one manifest
+MAX_FAULTS = 100  # kept of one manifest
 _TOLD = 3  # faults in an error's message
 
 
@@ -24,7 +24,7 @@ def faulty(faults: Sequence[Fault], count: int, what: str = "the manifest") -> M
     """The error that holds the faults of a list of jobs; its message tells the first of them."""
     told = "; ".join(map(str, faults[:_TOLD])) + (f"; and {count - _TOLD} more" if count > _TOLD else "")
     words = f"{what} has {count} fault{'s' if count > 1 else ''}, and nothing was sent: {told}"
-    return ManifestError(words, faults=tuple(faults[:FAULTS_MOST]), count=count)
+    return ManifestError(words, faults=tuple(faults[:MAX_FAULTS]), count=count)
 
 
 @attrs.frozen(kw_only=True)
@@ -116,7 +116,7 @@ class Census:
     def blame(self, fault: Fault) -> None:
         """Count one more fault; the first of them are kept."""
         self.fault_count += 1
-        if len(self.faults) < FAULTS_MOST:
+        if len(self.faults) < MAX_FAULTS:
             self.faults.append(fault)
 
     def plan(self) -> Plan:

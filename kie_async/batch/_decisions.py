@@ -8,7 +8,7 @@ from kie_async.batch._results import song_file
 from kie_async.errors import ConflictError
 from kie_async.journal import Job, Journal, State
 
-_NAMED_MOST = 10  # keys in an error
+_MAX_NAMED = 10  # keys in an error
 _RETRIED = frozenset({State.FAILED, State.REJECTED})
 
 
@@ -81,8 +81,8 @@ async def find_by_name(journal: Journal, name: str, batch: str | None) -> Job:
         after = page[-1][0]
         found += [job for _, job in page if _is_called(job, name)]
     if len(found) > 1:
-        keys = ", ".join(job.key for job in found[:_NAMED_MOST])
-        more = f" and {len(found) - _NAMED_MOST} more" if len(found) > _NAMED_MOST else ""
+        keys = ", ".join(job.key for job in found[:_MAX_NAMED])
+        more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         raise ConflictError(f"{len(found)} jobs are of the song {name!r}: give the key of one: {keys}{more}")
     return found[0] if found else await find(journal, name)
 

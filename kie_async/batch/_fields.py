@@ -27,7 +27,7 @@ SUBJECTS = {"audio_id": "extend", "source": "upload_extend"}  # what is extended
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _KEY_VERSION = 1
-_ID_MOST = 200  # characters
+_MAX_ID = 200  # characters
 
 
 @attrs.frozen
@@ -125,8 +125,8 @@ def _id(name: str, value: object) -> object:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else value
     if not isinstance(text, str):
         return Problem(name, f"is {_shown(value)}", "write a text, or leave it out")
-    if not text.isprintable() or text != text.strip() or len(text) > _ID_MOST:
-        return Problem(name, f"is {_shown(value)}", f"write at most {_ID_MOST} letters and signs on one line")
+    if not text.isprintable() or text != text.strip() or len(text) > _MAX_ID:
+        return Problem(name, f"is {_shown(value)}", f"write at most {_MAX_ID} letters and signs on one line")
     return text
 
 

@@ -23,7 +23,7 @@ from kie_async.errors import StorageError
 from kie_async.files._part import lock
 
 TAIL = 1 << 20  # bytes that are looked at; a line has some hundreds
-_KNOWN_MOST = 10_000
+_MAX_KNOWN = 10_000
 _PATIENCE = 30.0  # seconds for another process to write its line
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -103,7 +103,7 @@ class Lines:
 
     def _remember(self, mark: Mark) -> None:
         self._known[mark] = None
-        if len(self._known) > _KNOWN_MOST:
+        if len(self._known) > _MAX_KNOWN:
             del self._known[next(iter(self._known))]
 
 

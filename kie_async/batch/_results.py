@@ -45,9 +45,9 @@ _EMULATED: Mapping[bool, Mapping[str, bool]] = {False: {}, True: {"emulated": Tr
 # What ``safe_name`` leaves as it is. No capitals: "A" and "a" are one name on some disks.
 _PLAIN = re.compile(r"(?=.{1,60}\Z)[a-z0-9][a-z0-9_]*(?:-[a-z0-9_]+)*")
 _MADE = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}(?:-[0-9]+)?")
-_LABEL_MOST = 60  # bytes
+_MAX_LABEL = 60  # bytes
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # for ``str.splitlines``, besides those that JSON escapes
-_SIDECAR_MOST = 1 << 20  # bytes
+_MAX_SIDECAR = 1 << 20  # bytes
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
@@ -69,11 +69,11 @@ def track_stem(job: Job, number: int) -> str:
         number: which of its tracks, from 1.
     """
     if _MADE.fullmatch(job.key):
-        return f"{safe_name(_label(job.request), most=_LABEL_MOST)}-{job.key}-{number}"
+        return f"{safe_name(_label(job.request), limit=_MAX_LABEL)}-{job.key}-{number}"
     if _PLAIN.fullmatch(job.key):
         return f"{job.key}-{number}"
     mark = hashlib.sha256(job.key.encode("utf-8", "replace")).hexdigest()[:16]
-    return f"{safe_name(job.key, most=_LABEL_MOST)}-{mark}-{number}"
+    return f"{safe_name(job.key, limit=_MAX_LABEL)}-{mark}-{number}"
 
 
 def _label(request: Request) -> str:
@@ -211,7 +211,7 @@ def read_sidecar(path: Path) -> Mapping[str, Any] | None:
     """Read a sidecar; None for anything else."""
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(_SIDECAR_MOST))
+            value = json.loads(file.read(_MAX_SIDECAR))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -18,7 +18,7 @@ from kie_async.errors import Fault
 from kie_async.events import clean
 from kie_async.files._kinds import KINDS
 
-LINE_MOST = 1 << 20  # characters; the longest request has some 6,000
+MAX_LINE = 1 << 20  # characters; the longest request has some 6,000
 _HEAD = 4096  # bytes that tell whether it is text
 _DELIMITERS = ",;\t"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are no UTF-8
@@ -62,7 +62,7 @@ def read_file(path: Path) -> Generator[Row, None, None]:
         with closing(rows):
             yield from rows
         if lines.too_long:
-            yield _no_job(lines.number, f"has over {LINE_MOST} characters", "close the quotes; end each line")
+            yield _no_job(lines.number, f"has over {MAX_LINE} characters", "close the quotes; end each line")
 
 
 def _no_job(line: int, problem: str, remedy: str, place: str = "", *, field: str = "") -> Row:
@@ -78,9 +78,9 @@ class _Lines:
     too_long: bool = False
 
     def __iter__(self) -> Iterator[str]:
-        while line := self._file.readline(LINE_MOST + 1):
+        while line := self._file.readline(MAX_LINE + 1):
             self.number += 1
-            if len(line) > LINE_MOST:
+            if len(line) > MAX_LINE:
                 self.too_long = True
                 return
             yield line

@@ -20,7 +20,7 @@ from kie_async._client.listener import listen
 from kie_async.callbacks._receiver import PATIENCE, Receiving, segments
 from kie_async.errors import SettingsError
 
-MOST_CONNECTIONS = 512  # half of the open files that a process is commonly allowed
+MAX_CONNECTIONS = 512  # half of the open files that a process is commonly allowed
 _LINGER = 1.0  # seconds to read on after a refusal, so that its sender sees the answer and not a reset
 _GRACE = 1.0  # seconds for callbacks under way when a server ends
 _NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
@@ -146,7 +146,7 @@ class _Connection(web.RequestHandler):
 def _accept(server: web.Server) -> _Connection:
     """Make a new connection's protocol; in a crowd the oldest go, for those are the slow ones."""
     crowd = server.connections
-    for oldest in crowd[: max(0, len(crowd) - MOST_CONNECTIONS + 1)]:
+    for oldest in crowd[: max(0, len(crowd) - MAX_CONNECTIONS + 1)]:
         oldest.force_close()
     return _Connection(server, loop=asyncio.get_running_loop(), **_OPTIONS)
 

@@ -26,7 +26,7 @@ from kie_async.settings import Secret, Settings
 Deliver: TypeAlias = Callable[[str, CallbackEvent], Coroutine[Any, Any, str]]
 Read: TypeAlias = Callable[[], Awaitable[bytes]]
 
-MOST_BYTES = 256 * 1024  # a body is a few kB: two tracks with their lyrics
+MAX_BYTES = 256 * 1024  # a body is a few kB: two tracks with their lyrics
 PATIENCE = 10.0  # seconds for a body to come in, and for a callback to be taken in; the service waits 15 s in all
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}")
@@ -202,7 +202,7 @@ def _check_method(method: str) -> None:
 
 
 def _check_head(headers: Mapping[str, str], size: int, token: str) -> None:
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise _RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
     if headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
         raise _RefusalError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is compressed")
@@ -222,7 +222,7 @@ async def _read_capped(read: Read) -> bytes:
     try:
         while piece := await read():
             body += piece
-            if len(body) > MOST_BYTES:
+            if len(body) > MAX_BYTES:
                 raise _RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
     except OSError:
         raise _RefusalError(HTTPStatus.BAD_REQUEST, "the body broke off") from None

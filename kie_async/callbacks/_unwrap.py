@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from kie_async._protocol import signing, wire
 from kie_async._protocol.signing import Check
-from kie_async.callbacks._receiver import MOST_BYTES, explain, fold
+from kie_async.callbacks._receiver import MAX_BYTES, explain, fold
 from kie_async.errors import BadResponseError, SettingsError, SignatureError
 from kie_async.models import CallbackEvent
 from kie_async.settings import Secret
@@ -73,8 +73,8 @@ def _raw(body: object) -> bytes:
         body = body.encode("utf-8", "surrogatepass")
     if not isinstance(body, (bytes, bytearray, memoryview)):
         raise TypeError(f"body is {type(body).__name__}: give the bytes or the text of the request, not parsed")
-    if len(body) > MOST_BYTES:
-        raise BadResponseError(f"the body of the callback is larger than {MOST_BYTES} bytes")
+    if len(body) > MAX_BYTES:
+        raise BadResponseError(f"the body of the callback is larger than {MAX_BYTES} bytes")
     return bytes(body)
 
 

@@ -23,7 +23,7 @@ from kie_async.events import clean
 from kie_async.journal import Job, Journal, State
 from kie_async.settings import Settings
 
-TROUBLES_MOST = 100  # kept for the summary
+MAX_TROUBLES = 100  # kept for the summary
 _QUOTA = int(attrs.fields_dict(Settings)["quota"].default or 0)
 _WINDOW = float(attrs.fields_dict(Settings)["quota_window"].default or 0)
 _LENGTH = 120.0  # seconds. FACTS: a task takes 1 to 3 minutes
@@ -129,7 +129,7 @@ class Board:
         if job.state in _BAD or job.error is not None:
             self._screen.say(job_line(job))
             self.lost += job.error is not None and job.error.type == LostRecordError.__name__
-            if len(self.troubles) < TROUBLES_MOST:
+            if len(self.troubles) < MAX_TROUBLES:
                 self.troubles.append(job_value(job))
 
     # ------------------------------------------------------------ what is shown

@@ -25,7 +25,7 @@ from kie_async.emulator._state import Arrival, State, Task
 from kie_async.models import Operation
 from kie_async.settings import RouteName
 
-MOST_BYTES = 1_000_000  # of a request's JSON
+MAX_BYTES = 1_000_000  # of a request's JSON
 KEY = "emulated-account-1"
 _OWN_KEYS = re.compile(r"emulated-account-[1-9][0-9]*")
 

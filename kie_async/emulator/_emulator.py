@@ -18,7 +18,7 @@ from kie_async._client.listener import listen
 from kie_async.emulator._app import KEY, Service, under_own_name
 from kie_async.emulator._courier import Courier, Sent
 from kie_async.emulator._faults import Fault, Faults
-from kie_async.emulator._files import MOST_BYTES
+from kie_async.emulator._files import MAX_BYTES
 from kie_async.emulator._library import Library
 from kie_async.emulator._plan import Pace
 from kie_async.emulator._sources import Sources
@@ -217,7 +217,7 @@ def _wire_up(
 
 @asynccontextmanager
 async def _listening(service: Service, host: str, port: int) -> AsyncIterator[None]:
-    app = web.Application(client_max_size=MOST_BYTES, middlewares=[under_own_name])
+    app = web.Application(client_max_size=MAX_BYTES, middlewares=[under_own_name])
     app.add_routes(service.routes())
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
     try:

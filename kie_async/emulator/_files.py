@@ -14,7 +14,7 @@ from urllib.parse import quote
 from aiohttp import BodyPartReader, web
 
 ACCOUNT = "kieai/100001"
-MOST_BYTES = 256_000_000  # of one upload
+MAX_BYTES = 256_000_000  # of one upload
 
 # A grey square: images are beside the point here, but their addresses should not be dead.
 IMAGE = base64.b64decode(

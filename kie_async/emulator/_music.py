@@ -148,7 +148,7 @@ def fade_out(sound: Sound, seconds: float) -> None:
 
 _CROSS = 0.25  # seconds in which one piece passes into the next
 _MATERIAL = 8.0  # seconds before the cut that the continuation is made of
-_LEAST = 1.0  # seconds; with less there is nothing to make variations of
+_MIN = 1.0  # seconds; with less there is nothing to make variations of
 
 
 def keynote(sound: Sound) -> int:
@@ -220,7 +220,7 @@ def going_on(head: Sound, after: Sound, seconds: float, *, take: int, seed: str)
     )
     loudness = float(np.sqrt(np.mean(np.square(material)))) if len(material) else 0.0
     sound = layer * np.float32(max(0.35, min(1.0, 4 * loudness)))
-    if len(material) >= samples(_LEAST):
+    if len(material) >= samples(_MIN):
         sound = sound + np.float32(0.8) * variations(material, seconds + _CROSS, take)[: len(layer)]
     sound = np.asarray(np.tanh(sound), dtype=np.float32)
     cross = min(len(after), len(sound), samples(_CROSS))

@@ -16,7 +16,7 @@ from kie_async.emulator._state import State, Task
 from kie_async.settings import is_loopback
 
 PATIENCE = 30.0
-MOST_BYTES = 256_000_000
+MAX_BYTES = 256_000_000
 KEPT = 32
 
 _UNREACHABLE = "Failed to fetch the file. Kindly verify any access limits set by you or your service provider."
@@ -113,7 +113,7 @@ class Sources:
                     return None
                 async for block in answer.content.iter_any():
                     content += block
-                    if len(content) > MOST_BYTES:
+                    if len(content) > MAX_BYTES:
                         return None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None

@@ -13,8 +13,8 @@ import unicodedata
 
 from kie_async.files._kinds import KINDS
 
-NAME_MOST = 100  # bytes; with a number, a suffix and ".part.json" it stays within 120
-_ID_MOST = 40
+MAX_NAME = 100  # bytes; with a number, a suffix and ".part.json" it stays within 120
+_MAX_ID = 40
 _KEPT = ("L", "M", "N", "So")  # letters, marks, digits, and signs such as emoji
 _DROPPED = ("Cf", "Cs")  # invisible, and halves of characters
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters by their category, and invisible
@@ -26,8 +26,8 @@ _WINDOWS = frozenset(
 _SUFFIXES = tuple(kind.suffix for kind in KINDS)
 
 
-def safe_name(text: str, *, most: int = NAME_MOST) -> str:
-    """Make a file's name out of any text, of at most ``most`` bytes in UTF-8.
+def safe_name(text: str, *, limit: int = MAX_NAME) -> str:
+    """Make a file's name out of any text, of at most ``limit`` bytes in UTF-8.
 
     A suffix of audio is taken off: the file gets the one that its content deserves. What has nothing left is "track".
     """
@@ -36,11 +36,11 @@ def safe_name(text: str, *, most: int = NAME_MOST) -> str:
         plain = plain.rpartition(".")[0]
     name = unicodedata.normalize("NFC", "".join(map(_safe, plain)))
     name = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", "-", name))
-    name = _stripped(_cut(name, most))
+    name = _stripped(_cut(name, limit))
     if not name:
         return "track"
     if name.partition(".")[0].lower() in _WINDOWS:  # whatever follows the first dot
-        return _stripped(_cut(f"track-{name}", most))
+        return _stripped(_cut(f"track-{name}", limit))
     return name
 
 
@@ -52,9 +52,9 @@ def _safe(character: str) -> str:
     return character if category.startswith(_KEPT) or character in "._" else "-"
 
 
-def _cut(name: str, most: int) -> str:
+def _cut(name: str, limit: int) -> str:
     """Cut a name to so many bytes, between two characters."""
-    return name.encode()[:most].decode(errors="ignore")
+    return name.encode()[:limit].decode(errors="ignore")
 
 
 def _stripped(name: str) -> str:
@@ -67,6 +67,6 @@ def _stripped(name: str) -> str:
 
 def track_name(title: str | None, track_id: str) -> str:
     """Name a track by its title and its id; two tracks never share a name, however odd their ids are."""
-    plain = re.fullmatch(rf"[A-Za-z0-9_-]{{1,{_ID_MOST}}}", track_id)
+    plain = re.fullmatch(rf"[A-Za-z0-9_-]{{1,{_MAX_ID}}}", track_id)
     mark = track_id.lower() if plain else hashlib.sha256(track_id.encode("utf-8", "replace")).hexdigest()[:32]
-    return safe_name(f"{safe_name(title or 'track', most=NAME_MOST - len(mark) - 1)}-{mark}")
+    return safe_name(f"{safe_name(title or 'track', limit=MAX_NAME - len(mark) - 1)}-{mark}")

@@ -27,7 +27,7 @@ from kie_async.files._kinds import KINDS, Kind, kind_of
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links
 _BINARY = getattr(os, "O_BINARY", 0)
-_NOTE_MOST = 4096  # bytes
+_MAX_NOTE = 4096  # bytes
 
 
 @attrs.frozen
@@ -252,7 +252,7 @@ def _read_note(path: Path) -> Note | None:
     """Read what a part is the beginning of; anything odd is as good as nothing."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW | _BINARY), "rb") as file:
-            facts = json.loads(file.read(_NOTE_MOST))
+            facts = json.loads(file.read(_MAX_NOTE))
         source, validator, total = (facts[field.name] for field in attrs.fields(Note))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

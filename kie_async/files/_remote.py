@@ -14,7 +14,7 @@ from kie_async.files._headers import stated_length
 from kie_async.files._kinds import M4A, WAV, audio_start, kind_of
 from kie_async.files._length import LONGEST, can_measure, measure_open
 
-MOST = 1 << 20  # bytes that are fetched
+MAX_BYTES = 1 << 20  # bytes that are fetched
 PATIENCE = 3.0  # seconds for all of it
 _UNEVEN = 0.25  # by how much the beginning may be denser or thinner than the whole
 
@@ -54,12 +54,12 @@ async def measure_url(fetcher: Fetcher, url: str) -> Measured:
 async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
     """The first bytes of a file, and its size if it is known."""
     data = bytearray()
-    async with fetcher.open(url, most=MOST) as answer:
+    async with fetcher.open(url, limit=MAX_BYTES) as answer:
         if answer.start != 0 or answer.encoding:
             return b"", None
         async for chunk in answer:
             data += chunk
-            if len(data) >= MOST:
+            if len(data) >= MAX_BYTES:
                 break
         return bytes(data), _size(answer, len(data))
 
@@ -67,7 +67,7 @@ async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
 def _size(answer: DownloadResponse, received: int) -> int | None:
     if answer.total is not None:
         return answer.total if answer.total >= received else None
-    return received if answer.delimited and received < MOST and answer.status == 200 else None  # noqa: PLR2004  # all
+    return received if answer.delimited and received < MAX_BYTES and answer.status == 200 else None  # noqa: PLR2004  # all
 
 
 def _proven(data: bytes, total: int) -> float | None:

@@ -95,7 +95,7 @@ class Database(anyio.AsyncContextManagerMixin):
                 with anyio.fail_after(self._patience / 2):
                     return await self._once(statement, values)
             except _AWAY as error:
-                delay = backoff(attempt, random.random, base=0.1, most=1.0)
+                delay = backoff(attempt, random.random, base=0.1, limit=1.0)
                 if loop.time() + delay >= deadline:
                     raise self._storage_error(error) from None
                 await anyio.sleep(delay)
@@ -157,7 +157,7 @@ class Database(anyio.AsyncContextManagerMixin):
                             pass
             except psycopg.Error:
                 failures += 1
-                await anyio.sleep(backoff(failures, random.random, base=0.1, most=2.0))
+                await anyio.sleep(backoff(failures, random.random, base=0.1, limit=2.0))
 
     async def _connect(self) -> Connection:
         # Nothing is prepared, for poolers would mind.

@@ -23,7 +23,7 @@ Explain: TypeAlias = Callable[[Exception], StorageError]
 
 FAILURES = (sqlite3.Error, UnicodeDecodeError)  # of a damaged file even the words of the error may be damaged
 
-_MOST = 256  # writes in one transaction: enough for any rate, and others wait for milliseconds only
+_MAX = 256  # writes in one transaction: enough for any rate, and others wait for milliseconds only
 
 
 @attrs.frozen(eq=False)
@@ -132,7 +132,7 @@ class Lane(Executor):
         while work is not None:
             group = [work]
             try:
-                while len(group) < _MOST and (work := self._queue.get_nowait()) is not None:
+                while len(group) < _MAX and (work := self._queue.get_nowait()) is not None:
                     group.append(work)
             except Empty:
                 work = group[0]

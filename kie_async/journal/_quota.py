@@ -222,7 +222,7 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
                 self._failures = 0
             except StorageError as error:
                 self._failures += 1
-                delay = backoff(self._failures, random.random, base=0.1, most=2.0)
+                delay = backoff(self._failures, random.random, base=0.1, limit=2.0)
                 if not error.retryable:
                     self._fail(error)
             with anyio.move_on_after(delay):
@@ -294,7 +294,7 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
             except StorageError:
                 self._tell.set()
                 failures += 1
-                await anyio.sleep(backoff(failures, random.random, base=0.1, most=2.0))
+                await anyio.sleep(backoff(failures, random.random, base=0.1, limit=2.0))
 
     async def _tell_gate(self) -> None:
         until = self._closed_until
