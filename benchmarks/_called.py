@@ -11,7 +11,7 @@ import attrs
 from benchmarks._polls import Ended, Life
 from kie_async._client.polling import GRACE, PollPlanner, soonest
 from kie_async._client.tracked_task import Entry
-from kie_async._protocol.schedule import Key, Pacing
+from kie_async._protocol.schedule import Key, PollSchedule
 from kie_async.models import STAGES
 
 _KEY = Key("extend", "V5")
@@ -64,7 +64,7 @@ class Caller:
 
     def __attrs_post_init__(self) -> None:
         self._chance = random.Random(self.seed)  # noqa: S311  # a seeded simulation
-        self._planner = PollPlanner(Pacing(), self._chance.random, callbacks=self.asked)
+        self._planner = PollPlanner(PollSchedule(), self._chance.random, callbacks=self.asked)
 
     def follow(self, life: Life) -> Ended:
         """Follow one task to its end."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import attrs
 
-from kie_async._protocol.schedule import DEAD, Key, Pacing
+from kie_async._protocol.schedule import MAX_FIRST_DELAY, Key, PollSchedule
 from kie_async.models import STAGES, Stage
 
 _NOBODY = 1e-6  # of all tasks: what these few do counts for nothing
@@ -148,15 +148,22 @@ class Ours:
 
     Args:
         seed: of its jitter.
-        price: seconds of lateness that one look is worth; None: its own.
+        poll_cost: seconds of lateness that one look is worth; None: its own.
         dead: seconds that the first look may be put off.
         blind: it is not told of stages.
     """
 
     _key = Key("extend", "V5")
 
-    def __init__(self, seed: int, *, price: float | None = None, dead: float = DEAD, blind: bool = False) -> None:
-        self._pacing = Pacing(price=price, dead=dead)
+    def __init__(
+        self,
+        seed: int,
+        *,
+        poll_cost: float | None = None,
+        max_first_delay: float = MAX_FIRST_DELAY,
+        blind: bool = False,
+    ) -> None:
+        self._pacing = PollSchedule(poll_cost=poll_cost, max_first_delay=max_first_delay)
         self._chance = random.Random(seed)  # noqa: S311  # a seeded simulation
         self._blind = blind
 
@@ -244,9 +251,9 @@ class Mean:
     def __str__(self) -> str:
         return f"{self.polls:.1f}/{self.lag:.1f}"
 
-    def cost(self, price: float) -> float:
+    def cost(self, poll_cost: float) -> float:
         """Seconds of lateness, a look being worth so many."""
-        return price * self.polls + self.lag
+        return poll_cost * self.polls + self.lag
 
 
 def mean(ended: Iterable[Ended | Mean]) -> Mean:
@@ -330,7 +337,7 @@ def _least(curve: Sequence[tuple[float, float]], most: float) -> float:
 # ---------------------------------------------------------------- the least that is possible
 
 
-def optimum(durations: Durations, price: float, *, most: float = math.inf, step: float = 0.25) -> Mean:
+def optimum(durations: Durations, poll_cost: float, *, most: float = math.inf, step: float = 0.25) -> Mean:
     """The exact optimum of all policies that know how long tasks last, and of each only its age.
 
     Having found a task running at ``a``, with the next look at ``x``, the rest costs, in seconds (Barlow, Hunter and
@@ -340,22 +347,22 @@ def optimum(durations: Durations, price: float, *, most: float = math.inf, step:
 
     Args:
         durations: how long tasks last.
-        price: seconds of lateness that one look is worth.
+        poll_cost: seconds of lateness that one look is worth.
         most: a look that is further away than this comes earlier.
         step: seconds between the ages to choose from.
     """
     running = takewhile(lambda age: 1 - durations.ended(age) > _NOBODY, (step * place for place in count()))
     ages = list(running)
     ages.append(ages[-1] + step)
-    best = best_polls(ages, [*map(durations.ended, ages[:-1]), 1.0], price)
+    best = best_polls(ages, [*map(durations.ended, ages[:-1]), 1.0], poll_cost)
     polls = [0.0]
     while polls[-1] < ages[-1]:
         polls.append(min(best[round(polls[-1] / step)], polls[-1] + most))
     return expected(durations, polls[1:])
 
 
-def best_polls(ages: Sequence[float], ended: Sequence[float], price: float) -> list[float]:
-    """For each of these ages the best next look, one of the later ages; none after the last.
+def best_polls(ages: Sequence[float], ended: Sequence[float], poll_cost: float) -> list[float]:
+    """For each of these ages the best next poll, one of the later ages; none after the last.
 
     With ``M(t)`` the integral of ``s dF(s)`` up to ``t``, the bracket above is ``M(a)`` and, for each ``x``, a straight
     line in ``F(a)``: ``x F(x) - M(x) + cost(x) - x F(a)``. The least of them lies on the lower hull of the lines, and
@@ -364,7 +371,7 @@ def best_polls(ages: Sequence[float], ended: Sequence[float], price: float) -> l
     Args:
         ages: rising, in seconds.
         ended: the share of all tasks that has ended by then, up to one.
-        price: seconds of lateness that one look is worth.
+        poll_cost: seconds of lateness that one look is worth.
     """
     steps = zip(pairwise(ages), pairwise(ended), strict=True)
     moments = [0.0, *accumulate((start + end) / 2 * (after - before) for (start, end), (before, after) in steps)]
@@ -377,7 +384,7 @@ def best_polls(ages: Sequence[float], ended: Sequence[float], price: float) -> l
             while len(hull) > 1 and hull[1][1] - hull[1][0] * share <= hull[0][1] - hull[0][0] * share:
                 hull.popleft()  # for good: the share only shrinks from here
             best[place] = hull[0][0]
-            cost = price * (1 - share) + moments[place] + hull[0][1] - hull[0][0] * share
+            cost = poll_cost * (1 - share) + moments[place] + hull[0][1] - hull[0][0] * share
         line = (ages[place], ages[place] * share - moments[place] + cost)
         while len(hull) > 1 and _is_above(hull[-1], hull[-2], line):
             hull.pop()

@@ -44,7 +44,7 @@ from benchmarks._polls import (
     telling_nothing,
 )
 from benchmarks._report import table, versions
-from kie_async._protocol.schedule import DEAD, LEAST, MOST, PRICE
+from kie_async._protocol.schedule import MAX_FIRST_DELAY, MAX_INTERVAL, MIN_INTERVAL, POLL_COST
 
 T = TypeVar("T")
 
@@ -140,16 +140,19 @@ def goal(bench: Bench) -> None:
     def rows() -> Iterator[list[str]]:
         for name, durations in bench.some(DURATIONS.items()):
             lives = bench.lives(telling_nothing(durations))
-            found, later = (awaited(Ours(bench.seed, dead=dead), durations, lives) for dead in (DEAD, LATER))
-            limited = optimum(durations, PRICE, most=MOST)
-            pairs = all_shares(durations, found, later, optimum(durations, PRICE), limited)
+            found, later = (
+                awaited(Ours(bench.seed, max_first_delay=max_first_delay), durations, lives)
+                for max_first_delay in (MAX_FIRST_DELAY, LATER)
+            )
+            limited = optimum(durations, POLL_COST, most=MAX_INTERVAL)
+            pairs = all_shares(durations, found, later, optimum(durations, POLL_COST), limited)
             shown = (f"{share:.2f}" for pair in pairs for share in pair)
             yield [name, *columns(found), *shown, verdict(pairs[0], pairs[2], pairs[3])]
 
     print("\nOf the best fixed interval: looks at equal lag, lag at equal looks. Stages tell nothing.")
-    table(["durations", "polls", "lag s", *SHARES, f"{MOST:.0f} s: looks", "lag", f"goal {GOAL}"], rows())
-    print(f"{LATER:.0f} s: if the first look might come after {LATER:.0f} s, not {DEAD:.0f} s.")
-    print(f"bound: the exact optimum, durations known. {MOST:.0f} s: the same, cut to looks no further apart.")
+    table(["durations", "polls", "lag s", *SHARES, f"{MAX_INTERVAL:.0f} s: looks", "lag", f"goal {GOAL}"], rows())
+    print(f"{LATER:.0f} s: if the first look might come after {LATER:.0f} s, not {MAX_FIRST_DELAY:.0f} s.")
+    print(f"bound: the exact optimum, durations known. {MAX_INTERVAL:.0f} s: the same, cut to looks no further apart.")
 
 
 def all_shares(durations: Durations, *found: Mean) -> list[tuple[float, float]]:
@@ -191,15 +194,16 @@ def prices(bench: Bench) -> None:
         for name in bench.some(("measured, either", "log-normal 100 s, 0.3")):
             durations = DURATIONS[name]
             lives = bench.lives(telling_nothing(durations))
-            for price in bench.some((0.03, 0.1, 0.3, 1.0, 3.0)):
+            for poll_cost in bench.some((0.03, 0.1, 0.3, 1.0, 3.0)):
                 found, later = (
-                    awaited(Ours(bench.seed, price=price, dead=dead), durations, lives) for dead in (DEAD, LATER)
+                    awaited(Ours(bench.seed, poll_cost=poll_cost, max_first_delay=max_first_delay), durations, lives)
+                    for max_first_delay in (MAX_FIRST_DELAY, LATER)
                 )
-                pairs = all_shares(durations, found, later, optimum(durations, price))
-                yield [name, f"{price}", *columns(found), *(f"{share:.2f}" for pair in pairs for share in pair)]
+                pairs = all_shares(durations, found, later, optimum(durations, poll_cost))
+                yield [name, f"{poll_cost}", *columns(found), *(f"{share:.2f}" for pair in pairs for share in pair)]
 
     print("\nThe same at other prices of a look, in seconds of lateness.")
-    table(["durations", "price", "polls", "lag s", *SHARES], rows())
+    table(["durations", "poll_cost", "polls", "lag s", *SHARES], rows())
 
 
 def stages(bench: Bench) -> None:
@@ -215,12 +219,12 @@ def stages(bench: Bench) -> None:
         for name, kind in bench.some(kinds.items()):
             lives = bench.lives(kind, tasks=3 * bench.tasks + LEARNT)
             fixed = FixedIntervals(Sampled([life.end for life in bench.lives(kind, 1, 5000)]))
-            for way, blind, dead in (
-                ("by age", True, DEAD),
-                ("by stage", False, DEAD),
+            for way, blind, max_first_delay in (
+                ("by age", True, MAX_FIRST_DELAY),
+                ("by stage", False, MAX_FIRST_DELAY),
                 (f"by stage, {LATER:.0f} s", False, LATER),
             ):
-                found = known(Ours(bench.seed, blind=blind, dead=dead), lives)
+                found = known(Ours(bench.seed, blind=blind, max_first_delay=max_first_delay), lives)
                 yield [name, way, *columns(found), *(f"{share:.2f}" for share in shares(found, fixed))]
 
     print("\nWhat stages tell, and what that is worth. How the real ones relate to the end is not known.")
@@ -260,13 +264,13 @@ def learning(bench: Bench) -> None:
 
     def rows() -> Iterator[list[str]]:
         for name in bench.some(("measured, 57-74 s", "log-normal 60 s, 0.3", "log-normal 180 s, 0.3")):
-            least = optimum(DURATIONS[name], PRICE)
+            least = optimum(DURATIONS[name], POLL_COST)
             found = spans(bench, [DURATIONS[name]], bounds[-1], bounds)
             for (start, end), each in zip(pairwise(bounds), found, strict=True):
-                over = each.awaited.cost(PRICE) / least.cost(PRICE)
+                over = each.awaited.cost(POLL_COST) / least.cost(POLL_COST)
                 yield [name, f"{start + 1}-{end}", *columns(each.awaited), f"{over:.2f}"]
 
-    print(f"\nLearning. Cost is {PRICE} s per look and the lag, as a multiple of the bound's.")
+    print(f"\nLearning. Cost is {POLL_COST} s per look and the lag, as a multiple of the bound's.")
     table(["durations", "tasks", "polls", "lag s", "cost"], rows())
 
 
@@ -330,9 +334,9 @@ def costs(bench: Bench) -> bool:
 
     delay = microseconds(lambda: policy.delay(70.0, "text", 60.0))
     print(f"\nA delay takes {delay:.1f} us, learning from a task {microseconds(learn):.0f} us.")
-    nearest = min(each.least_wait for each in run(Ours(bench.seed, price=1e-4), lives))
-    print(f"Looks at a task, were they nearly free: {nearest:.2f} s apart at least; the limit is {LEAST} s.")
-    return nearest > LEAST - 1e-6  # the difference of two ages is rounded
+    nearest = min(each.least_wait for each in run(Ours(bench.seed, poll_cost=1e-4), lives))
+    print(f"Looks at a task, were they nearly free: {nearest:.2f} s apart at least; the limit is {MIN_INTERVAL} s.")
+    return nearest > MIN_INTERVAL - 1e-6  # the difference of two ages is rounded
 
 
 def main(arguments: list[str]) -> int:
@@ -343,7 +347,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     bench = Bench(options.tasks, options.seed)
     print(versions())
-    print(f"{bench.tasks} tasks of each kind, seed {bench.seed}; a look is worth {PRICE} s of lateness.")
+    print(f"{bench.tasks} tasks of each kind, seed {bench.seed}; a look is worth {POLL_COST} s of lateness.")
     for each in (goal, rivals, prices, stages, learning, shift, callbacks):
         each(bench)
     return int(not costs(bench))

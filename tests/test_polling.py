@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kie_async._client.polling import GRACE, LISTENED, PROBATION, CallbackTrust, PollPlanner
 from kie_async._client.tracked_task import Entry
-from kie_async._protocol.schedule import Key, Pacing
+from kie_async._protocol.schedule import Key, PollSchedule
 
 KEY = Key("extend", "V5")
 
@@ -20,7 +20,7 @@ def entry(born: float = 0.0, *, submitted: bool = True, listeners: int = 0) -> E
 
 
 def planner(*, came: bool = True) -> PollPlanner:
-    plan = PollPlanner(Pacing(), random.Random(1).random, callbacks=True)
+    plan = PollPlanner(PollSchedule(), random.Random(1).random, callbacks=True)
     if came:
         plan.take_callback(entry(), "text", 0.0, is_own=True)
     return plan

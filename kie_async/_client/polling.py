@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from kie_async._client.tracked_task import Entry
-from kie_async._protocol.schedule import LEAST, Pacing, retry_delay
+from kie_async._protocol.schedule import MIN_INTERVAL, PollSchedule, retry_delay
 from kie_async._protocol.statuses import WORDS, Word, reached
 from kie_async.models import STAGES
 
@@ -62,7 +62,7 @@ class PollPlanner:
         callbacks: whether callbacks were asked for.
     """
 
-    def __init__(self, pacing: Pacing, random: Callable[[], float], *, callbacks: bool) -> None:
+    def __init__(self, pacing: PollSchedule, random: Callable[[], float], *, callbacks: bool) -> None:
         self._pacing = pacing
         self._random = random
         self._trust = CallbackTrust()
@@ -152,4 +152,4 @@ def _claimed(stage: str) -> int:
 
 def soonest(entry: Entry, now: float) -> float:
     """The first moment at which a task may be polled again."""
-    return now if entry.polled_at is None else max(now, entry.polled_at + LEAST)
+    return now if entry.polled_at is None else max(now, entry.polled_at + MIN_INTERVAL)

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.polling import PollPlanner, soonest
 from kie_async._client.tracked_task import Entry, closed, failure, success
-from kie_async._protocol.schedule import Key, Pacing
+from kie_async._protocol.schedule import Key, PollSchedule
 from kie_async._protocol.statuses import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
 from kie_async.events import Finished, Notice, Observer, Polled, PollFailed, StageReached, clean
@@ -56,7 +56,7 @@ class Tracker:
         self._settings = settings
         self._fetch = fetch
         self._emit = emit
-        pacing = Pacing(emulated=settings.on_loopback)
+        pacing = PollSchedule(emulated=settings.on_loopback)
         self._planner = PollPlanner(pacing, random.random, callbacks=bool(settings.callback_url))
         self._gap = 1 / polls_per_second if polls_per_second else 0.0
         self._next_poll = 0.0  # by the route's limit

@@ -1,7 +1,7 @@
 """When to look at a task next: pure, no clock, randomness passed in.
 
 A look costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
-and a look worth ``price`` seconds of lateness, the density of looks that costs least in all is
+and a look worth ``poll_cost`` seconds of lateness, the density of looks that costs least in all is
 ``sqrt(h(t) / (2 * price))`` (Keller's optimal inspection): none in the dead time at the start, dense where the end is
 likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a prior,
 and anew from each stage seen.
@@ -19,11 +19,13 @@ import attrs
 from kie_async._protocol.retry import Random
 from kie_async.models import Stage
 
-PRICE = 0.3  # seconds of lateness that one look is worth
-PRICE_EMULATED = 0.1
-LEAST = 0.34  # seconds between two looks at a task. FACTS: at most 3 requests/s per task
-MOST = 30.0  # seconds between two looks in the tail. FACTS: the service's own advice
-DEAD = 30.0  # seconds that the first look may be put off: so long a refusal that callbacks do not tell stays unseen
+POLL_COST = 0.3  # seconds of lateness that one look is worth
+POLL_COST_EMULATED = 0.1
+MIN_INTERVAL = 0.34  # seconds between two looks at a task. FACTS: at most 3 requests/s per task
+MAX_INTERVAL = 30.0  # seconds between two looks in the tail. FACTS: the service's own advice
+MAX_FIRST_DELAY = (
+    30.0  # seconds that the first look may be put off: so long a refusal that callbacks do not tell stays unseen
+)
 
 _RATIO = 1.1
 _EDGES = tuple(0.25 * _RATIO**power for power in range(99))  # a quarter of a second to 2850 s
@@ -54,7 +56,7 @@ _USUAL = [  # counts like one task, so that it is soon forgotten
 
 
 @attrs.define
-class Sketch:
+class DurationHistogram:
     """How long something takes: weights over steps of a tenth, the latest tasks counting most.
 
     Attributes:
@@ -76,9 +78,9 @@ class Sketch:
             overlap = min(end, _EDGES[step + 1]) - max(start, _EDGES[step])
             self.weights[step] += self.unit * overlap / (end - start)
 
-    def copy(self) -> Sketch:
+    def copy(self) -> DurationHistogram:
         """One that learns apart from this."""
-        return Sketch(self.weights.copy(), self.unit)
+        return DurationHistogram(self.weights.copy(), self.unit)
 
     def age_of(self, share: float) -> float:
         """The age by which such a share has ended."""
@@ -88,7 +90,7 @@ class Sketch:
             step += 1
         return _EDGES[step] + (_EDGES[step + 1] - _EDGES[step]) * left / self.weights[step]
 
-    def next_poll(self, age: float, price: float) -> float:
+    def next_poll(self, age: float, poll_cost: float) -> float:
         """The age at which the looks due since ``age`` add up to one."""
         step = max(bisect_right(_EDGES, age) - 1, 0)
         alive = sum(self.weights[step:])
@@ -96,7 +98,7 @@ class Sketch:
         for weight, end in zip(self.weights[step:], _EDGES[step + 1 :], strict=False):
             width = end - at
             hazard = weight / (max(alive - weight / 2, weight / 2, self.unit * 1e-9) * (end - _EDGES[step]))
-            density = math.sqrt(hazard / (2 * price))
+            density = math.sqrt(hazard / (2 * poll_cost))
             if due + density * width >= 1:
                 return at + (1 - due) / density
             due += density * width
@@ -106,7 +108,7 @@ class Sketch:
         return math.inf
 
 
-_UNKNOWN = Sketch(_USUAL)
+_UNKNOWN = DurationHistogram(_USUAL)
 
 
 @attrs.frozen
@@ -117,7 +119,7 @@ class Key:
     model: str
 
 
-class Pacing:
+class PollSchedule:
     """What has been learnt of durations, and the delays that follow from it.
 
     Args:
@@ -126,12 +128,14 @@ class Pacing:
         dead: seconds that the first look may be put off.
     """
 
-    def __init__(self, *, emulated: bool = False, price: float | None = None, dead: float = DEAD) -> None:
-        self._dead = dead
-        self._prior = Sketch(_ANYTHING if emulated else _SERVICE)
-        self._price = price or (PRICE_EMULATED if emulated else PRICE)
-        self._sketches: dict[tuple[Key, Stage | None], Sketch] = {}
-        self._ends: dict[Key, Sketch] = {}
+    def __init__(
+        self, *, emulated: bool = False, poll_cost: float | None = None, max_first_delay: float = MAX_FIRST_DELAY
+    ) -> None:
+        self._max_first_delay = max_first_delay
+        self._prior = DurationHistogram(_ANYTHING if emulated else _SERVICE)
+        self._poll_cost = poll_cost or (POLL_COST_EMULATED if emulated else POLL_COST)
+        self._histograms: dict[tuple[Key, Stage | None], DurationHistogram] = {}
+        self._ends: dict[Key, DurationHistogram] = {}
 
     def learn(self, key: Key, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
         """Count a task that ended.
@@ -142,12 +146,12 @@ class Pacing:
             latest: its age at the look that found it ended.
             stages: the age at which each stage was first seen.
         """
-        latest = max(latest, LEAST)
-        self._sketch(key, None).learn(earliest, latest)
-        self._ends.setdefault(key, Sketch(_USUAL.copy())).learn(earliest, latest)
+        latest = max(latest, MIN_INTERVAL)
+        self._histogram(key, None).learn(earliest, latest)
+        self._ends.setdefault(key, DurationHistogram(_USUAL.copy())).learn(earliest, latest)
         for stage, age in stages.items():
             if age < latest:
-                self._sketch(key, stage).learn(max(earliest - age, 0.0), latest - age)
+                self._histogram(key, stage).learn(max(earliest - age, 0.0), latest - age)
 
     def delay_with_callbacks(self, key: Key, age: float, random: Random) -> float:
         """Seconds until the next look at a task whose end a callback is likely to tell: when most have ended by then.
@@ -159,7 +163,7 @@ class Pacing:
         """
         left = self._ends.get(key, _UNKNOWN).age_of(_NEARLY_ALL) - age
         wait = left if left > 0 else _LATER * age
-        return max(wait * (0.95 + 0.1 * random()), LEAST)
+        return max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL)
 
     def delay(self, key: Key, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
         """Seconds until the next look at a task that runs.
@@ -171,16 +175,16 @@ class Pacing:
             stage_age: seconds since that was seen.
             random: spreads tasks that were submitted together.
         """
-        sketch, since = (self._sketches.get((key, stage)), stage_age) if stage else (None, age)
-        if sketch is None:  # no stage, or nothing is known from this one on: go by the age
-            sketch, since = self._sketches.get((key, None), self._prior), age
-        wait = sketch.next_poll(since, self._price) - since
-        return min(max(wait * (0.95 + 0.1 * random()), LEAST), max(MOST, self._dead - age))
+        histogram, since = (self._histograms.get((key, stage)), stage_age) if stage else (None, age)
+        if histogram is None:  # no stage, or nothing is known from this one on: go by the age
+            histogram, since = self._histograms.get((key, None), self._prior), age
+        wait = histogram.next_poll(since, self._poll_cost) - since
+        return min(max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL), max(MAX_INTERVAL, self._max_first_delay - age))
 
-    def _sketch(self, key: Key, stage: Stage | None) -> Sketch:
-        return self._sketches.setdefault((key, stage), self._prior.copy())
+    def _histogram(self, key: Key, stage: Stage | None) -> DurationHistogram:
+        return self._histograms.setdefault((key, stage), self._prior.copy())
 
 
 def retry_delay(failures: int, random: Random) -> float:
     """Seconds until the next look after so many in a row that failed."""
-    return LEAST + (0.5 + 0.5 * random()) * min(MOST, 2.0 ** min(failures, 10) - 1)
+    return MIN_INTERVAL + (0.5 + 0.5 * random()) * min(MAX_INTERVAL, 2.0 ** min(failures, 10) - 1)

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async._protocol.retry import MAX_DELAY, Budget, backoff
-from kie_async._protocol.schedule import LEAST, MOST, Key, Pacing, retry_delay
+from kie_async._protocol.schedule import MAX_INTERVAL, MIN_INTERVAL, Key, PollSchedule, retry_delay
 from kie_async.models import Stage
 
 KEY = Key("extend", "V5")
 
 
-def polls(pacing: Pacing, duration: float, *, learn: bool = True) -> list[float]:
+def polls(pacing: PollSchedule, duration: float, *, learn: bool = True) -> list[float]:
     """The ages at which a task of this duration is looked at, up to its end."""
     ages = [0.0]
     while ages[-1] < duration:
@@ -27,13 +27,13 @@ def polls(pacing: Pacing, duration: float, *, learn: bool = True) -> list[float]
 
 @given(st.floats(0, 1e5), st.sampled_from([None, "text", "first"]), st.floats(0, 1e4), st.floats(0, 0.999))
 def test_a_delay_is_within_its_bounds(age: float, stage: Stage | None, since: float, chance: float) -> None:
-    pacing = Pacing()
+    pacing = PollSchedule()
     pacing.learn(KEY, 50, 60, {"text": 20.0, "first": 40.0, "complete": 60.0})
-    assert LEAST <= pacing.delay(KEY, age, stage, since, lambda: chance) <= MOST
+    assert MIN_INTERVAL <= pacing.delay(KEY, age, stage, since, lambda: chance) <= MAX_INTERVAL
 
 
 def test_durations_are_learnt_within_twenty_tasks() -> None:
-    before, pacing = len(polls(Pacing(), 300, learn=False)), Pacing()
+    before, pacing = len(polls(PollSchedule(), 300, learn=False)), PollSchedule()
     for _ in range(20):
         polls(pacing, 300 * random.uniform(0.98, 1.02))
     after = polls(pacing, 300, learn=False)
@@ -42,14 +42,14 @@ def test_durations_are_learnt_within_twenty_tasks() -> None:
 
 
 def test_a_shift_is_learnt() -> None:
-    pacing = Pacing()
+    pacing = PollSchedule()
     for duration in [60.0] * 50 + [240.0] * 40:
         found = polls(pacing, duration)
     assert found[-1] - 240 < 8
 
 
 def test_the_dead_time_is_skipped_and_the_end_is_dense() -> None:
-    pacing = Pacing()
+    pacing = PollSchedule()
     for _ in range(40):
         polls(pacing, 120 * random.uniform(0.97, 1.03))
     ages = polls(pacing, 120, learn=False)
@@ -58,7 +58,7 @@ def test_the_dead_time_is_skipped_and_the_end_is_dense() -> None:
 
 
 def test_a_stage_sharpens_the_guess() -> None:
-    pacing = Pacing()
+    pacing = PollSchedule()
     for _ in range(30):
         pacing.learn(KEY, 99, 101, {"text": 10.0, "first": 95.0})
     late = pacing.delay(KEY, 95, "first", 0.0, random.random)
@@ -68,10 +68,10 @@ def test_a_stage_sharpens_the_guess() -> None:
 
 
 def test_what_was_learnt_long_ago_is_forgotten() -> None:
-    pacing = Pacing()
+    pacing = PollSchedule()
     for duration in [20.0] * 12_000 + [200.0] * 200:  # more than a float could hold the weights of
         pacing.learn(KEY, duration - 1, duration + 1, {})
-    fresh = Pacing()
+    fresh = PollSchedule()
     for _ in range(200):
         fresh.learn(KEY, 199, 201, {})
     for age in (0.0, 50.0, 190.0, 200.0):
@@ -80,15 +80,15 @@ def test_what_was_learnt_long_ago_is_forgotten() -> None:
 
 
 def test_a_task_beyond_all_that_is_known_is_looked_at_rarely() -> None:
-    pacing = Pacing()
+    pacing = PollSchedule()
     pacing.learn(KEY, 4000, 5000, {})
     pacing.learn(KEY, 0.0, 0.1, {"text": 3.0})
-    assert pacing.delay(KEY, 9000, None, 0.0, random.random) == MOST
+    assert pacing.delay(KEY, 9000, None, 0.0, random.random) == MAX_INTERVAL
 
 
 @given(st.integers(1, 10_000), st.floats(0, 0.999))
 def test_failures_are_repeated_less_and_less(failures: int, chance: float) -> None:
-    assert LEAST <= retry_delay(failures, lambda: chance) <= LEAST + MOST
+    assert MIN_INTERVAL <= retry_delay(failures, lambda: chance) <= MIN_INTERVAL + MAX_INTERVAL
     assert retry_delay(failures, lambda: 0.0) <= retry_delay(failures + 1, lambda: 0.0)
 
 
