@@ -35,6 +35,7 @@ class ModelLimits:
     page: str = _CURRENT
 
 
+CREDITS_PER_TASK = 12.0  # FACTS §1
 NEWEST = ModelLimits(5000, 1000, 100)
 MODELS: Mapping[str, ModelLimits] = MappingProxyType(
     {

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import attrs
 
+from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.errors import (
     AuthError,
     BudgetError,
@@ -26,7 +27,6 @@ from kie_async.errors import (
     UnexpectedRedirectError,
 )
 from kie_async.journal import Job, State
-from kie_async.journal._recorder import PRICE
 
 _OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNKNOWN})
 
@@ -47,7 +47,7 @@ class Budget:
             raise SettingsError(f"max_credits is {max_credits!r}: give a number of credits from 0 up")
         self._cap = max_credits
         self._known = spent
-        self._price = PRICE
+        self._price = CREDITS_PER_TASK
         self._held: set[str] = set()
 
     @property
@@ -82,7 +82,7 @@ class Budget:
         """Take over a job that an earlier run has submitted, so that ``settle`` can correct it; ``spent`` has it."""
         if key not in self._held:
             self._held.add(key)
-            self._known -= PRICE
+            self._known -= CREDITS_PER_TASK
 
     def settle(self, job: Job) -> None:
         """Correct what was reserved for a job by what has become of it; a job without a place changes nothing."""

@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import attrs
 
+from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.errors import Fault, ManifestError
 from kie_async.journal import Job
-from kie_async.journal._recorder import PRICE
 
 MAX_FAULTS = 100  # kept of one manifest
 _TOLD = 3  # faults in an error's message
@@ -123,7 +123,7 @@ class Census:
         """Sum up."""
         total = self._counts.total()
         twins = sum(1 for _ in self.contents.doubles())
-        return Plan(total=total, counts=dict(self._counts), twins=twins, credits=PRICE * total)
+        return Plan(total=total, counts=dict(self._counts), twins=twins, credits=CREDITS_PER_TASK * total)
 
     def close(self, common: str) -> None:
         """Add the faults that show only when all rows are known, and say once what all rows lack.

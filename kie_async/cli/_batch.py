@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 
+from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.batch import Manifest, Plan, read_manifest, run_batch
 from kie_async.batch._sharing import share_batch
 from kie_async.cli import _link
@@ -20,7 +21,6 @@ from kie_async.cli._stop import stoppable
 from kie_async.cli._store import Store, find_store
 from kie_async.cli._verdict import after_unknown, judge
 from kie_async.journal import Journal, State
-from kie_async.journal._recorder import PRICE
 from kie_async.session import KieSession
 
 ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
@@ -91,7 +91,7 @@ async def _ask(screen: Screen, order: Order) -> None:
         return
     if not run.emulate:
         make_settings({})  # without a key there is nothing to agree to
-    cost = jobs * PRICE
+    cost = jobs * CREDITS_PER_TASK
     words = f"about {cost:.12g} credits"
     if run.max_credits is not None and run.max_credits < cost:
         words = f"at most {run.max_credits:.12g} credits (--max-credits)"
@@ -124,14 +124,16 @@ async def _rehearse(screen: Screen, order: Order) -> None:
     counts = [
         {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in plan.counts.items()
     ]
-    value = {"jobs": plan.total, "new": new, "twins": plan.twins, "credits": new * PRICE, "counts": counts}
+    value = {"jobs": plan.total, "new": new, "twins": plan.twins, "credits": new * CREDITS_PER_TASK, "counts": counts}
     screen.facts["plan"] = value
     for (operation, model), jobs in plan.counts.items():
         screen.out(f"{jobs:>7}  {operation}, {model}")
     screen.out(f"{new:>7}  of {plan.total} jobs are new")
     if plan.twins:
         screen.out(f"{plan.twins:>7}  ask for the same as another, and are made and paid all the same")
-    screen.out(f"{new * PRICE:>7.12g}  credits is what the new ones will cost, about {PRICE:g} each")
+    screen.out(
+        f"{new * CREDITS_PER_TASK:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each"
+    )
     async with linked(screen, _link_plan(order)) as link:
         left = (await link.session.credits()).amount
     value["credits_left"] = left

@@ -9,6 +9,7 @@ from typing import Any
 
 from anyio import to_thread
 
+from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async._protocol.wire import TASK_ID
 from kie_async.batch._adopt import adopt
 from kie_async.batch._decisions import (
@@ -29,7 +30,6 @@ from kie_async.cli._screen import Screen
 from kie_async.cli._store import Store
 from kie_async.events import clean
 from kie_async.journal import Attempt, Job, State
-from kie_async.journal._recorder import PRICE
 from kie_async.journal._salvage import salvage
 from kie_async.models import ExtendRequest
 
@@ -112,7 +112,7 @@ async def retry_all(screen: Screen, store: Store, keys: Sequence[str], *, yes: b
     """Have failed and rejected jobs made once more."""
     if not keys:
         raise UsageError("KEY is missing: give the keys of the jobs that shall be made once more")
-    cost = f"about {len(keys) * PRICE:.12g} credits"
+    cost = f"about {len(keys) * CREDITS_PER_TASK:.12g} credits"
     if not yes:  # what is not there is said before money is spoken of
         async with store.opened() as journal:
             for key in keys:

@@ -12,9 +12,10 @@ from typing import Any
 
 import attrs
 
+from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.emulator._faults import Fault
 from kie_async.emulator._plan import code_name
-from kie_async.emulator._state import PRICE, Task
+from kie_async.emulator._state import Task
 from kie_async.models import Operation
 
 JOBS_MODELS: Mapping[str, Operation] = MappingProxyType(
@@ -235,7 +236,7 @@ def job_record(task: Task, seen: View, base_url: str) -> dict[str, Any]:
             "costTime": round(seen.ended) if seen.ended is not None else None,
             "completeTime": task.created + round(1000 * seen.ended) if seen.ended is not None else None,
             "createTime": task.created,
-            "creditsConsumed": PRICE if done and not task.charge.refunded else 0.0,
+            "creditsConsumed": CREDITS_PER_TASK if done and not task.charge.refunded else 0.0,
             "status": seen.word,
             "successFlag": {"success": 1, "fail": 3}.get(state, 0),
             "type": code_name(task.ask.model),

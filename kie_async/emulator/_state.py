@@ -17,14 +17,13 @@ from typing import Any
 
 import attrs
 
-from kie_async._protocol.limits import limits_of
+from kie_async._protocol.limits import CREDITS_PER_TASK, limits_of
 from kie_async.emulator._faults import Fault, Faults
 from kie_async.emulator._hosts import host_of
 from kie_async.emulator._plan import UNKNOWN_SECONDS, Ask, Pace, Plan, late, live, too_far
 from kie_async.emulator._refusals import Refusal
 from kie_async.settings import RouteName, is_loopback
 
-PRICE = 12.0  # FACTS §1: credits per task
 QUOTA = 20  # FACTS §7: submissions per account in any WINDOW
 WINDOW = 10.0
 TRIES = 3  # FACTS §4: a callback is given up after three failures in a row
@@ -68,7 +67,7 @@ class Charge:
     raw: bytes = attrs.field(repr=False)
     at: float
     callback_url: str = attrs.field(repr=False)
-    credits: float = PRICE
+    credits: float = CREDITS_PER_TASK
     refunded: bool = False
 
     @property
@@ -215,7 +214,7 @@ class State:
             return Refusal(422, "Please enter callBackUrl.")
         if not (ask.audio_id if ask.operation == "extend" else ask.upload_url):
             return Refusal(422, f"Please enter {'audioId' if ask.operation == 'extend' else 'uploadUrl'}.")
-        if self.credits_left(arrival.at) < PRICE:
+        if self.credits_left(arrival.at) < CREDITS_PER_TASK:
             return Refusal(402)
         return None
 

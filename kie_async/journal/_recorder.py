@@ -21,6 +21,7 @@ from kie_async._client.internal_errors import internal_errors
 from kie_async._client.submitter import Submitter
 from kie_async._client.tracked_task import Entry
 from kie_async._client.tracker import Tracker
+from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.errors import (
     ConflictError,
     InternalError,
@@ -35,7 +36,6 @@ from kie_async.journal import InboundCallback, Job, JobError, Journal, State
 from kie_async.journal._job_errors import job_error, state_after
 from kie_async.models import TaskResult
 
-PRICE = 12.0  # FACTS: credits of a task
 BEAT = 5.0  # seconds between two signs of life
 LIFE = 30.0  # seconds without one after which an owner is taken for dead
 _PATIENCE = 120.0  # seconds that a store may be away while a task id is in hand
@@ -182,10 +182,10 @@ class Recorder(anyio.AsyncContextManagerMixin):
             if isinstance(outcome, TaskResult):
                 spent = outcome.record.credits_consumed
                 facts: dict[str, Any] = {"tracks": outcome.tracks, "partial": outcome.partial, "stage": "complete"}
-                facts["credits"] = PRICE if spent is None else spent
+                facts["credits"] = CREDITS_PER_TASK if spent is None else spent
                 await self.journal.move(key, State.SUCCEEDED, token=token, **facts)
             elif isinstance(outcome, (TaskFailedError, TaskNotFoundError)):
-                spent = 0.0 if outcome.charged == "no" else PRICE
+                spent = 0.0 if outcome.charged == "no" else CREDITS_PER_TASK
                 await self.journal.move(key, State.FAILED, token=token, error=job_error(outcome), credits=spent)
         except ConflictError as error:
             self._emit(Notice("", f"the end of a job was recorded before: {error.message}"))
@@ -355,7 +355,7 @@ class JobSubmissionLog:
 
     async def accepted(self, token: str, task_id: str) -> None:
         """Record the task id; while the store is away it is tried again, for the task is paid."""
-        facts = {"task_id": task_id, "route": self._route, "credits": PRICE}
+        facts = {"task_id": task_id, "route": self._route, "credits": CREDITS_PER_TASK}
         await self._insist(
             lambda: self._recorder.journal.move(self._key, State.SUBMITTED, token=token, **facts), task_id
         )
