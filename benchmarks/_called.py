@@ -10,7 +10,7 @@ import attrs
 
 from benchmarks._polls import Ended, Life
 from kie_async._client.polling import GRACE, PollPlanner, soonest
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async._protocol.schedule import Key, PollSchedule
 from kie_async.models import STAGES
 
@@ -69,7 +69,7 @@ class Caller:
     def follow(self, life: Life) -> Ended:
         """Follow one task to its end."""
         born = self._now
-        entry = Entry("t", _KEY, born, math.inf, submitted=True)
+        entry = TrackedTask("t", _KEY, born, math.inf, submitted=True)
         ends = [born + age for age in (life.text, life.first, life.end)]
         calls = sorted((at + self.delay(self._chance, number), number) for number, at in enumerate(ends))
         when, polls = born + self._planner.wait(entry, born), 0
@@ -89,14 +89,14 @@ class Caller:
         self._now += _GAP
         return ended
 
-    def _called(self, entry: Entry, number: int, when: float) -> float:
+    def _called(self, entry: TrackedTask, number: int, when: float) -> float:
         if self._planner.take_callback(entry, STAGES[number], self._now, is_own=True):
             return min(when, soonest(entry, self._now))
         if self._planner.awaits_callback(entry, self._now):
             return self._now + self._planner.wait(entry, self._now)
         return when
 
-    def _polled(self, entry: Entry, ends: Sequence[float]) -> float:
+    def _polled(self, entry: TrackedTask, ends: Sequence[float]) -> float:
         for stage, at in zip(STAGES, ends, strict=True):
             if at <= self._now and stage not in dict(entry.stages):
                 entry.stage = stage

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._lazy import later
+from kie_async._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async import callbacks
@@ -126,7 +126,7 @@ __all__ = [
 ]
 
 # Each is loaded when it is first asked for: importing the package, as pytest does for its plugin, costs nothing.
-__getattr__ = later(
+__getattr__ = lazy_exports(
     __name__,
     {
         "callbacks": "callbacks",

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 
-def later(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Make the ``__getattr__`` of a package.
 
     Args:

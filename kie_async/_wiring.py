@@ -10,7 +10,7 @@ import attrs
 from anyio.abc import TaskGroup
 
 from kie_async._client import Fetcher, Transport
-from kie_async._client.groups import lone_errors
+from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.submitter import Submitter
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.endpoints import ROUTES
@@ -52,7 +52,7 @@ async def wired(
     async def poll(task_id: str) -> TaskRecord | None:
         return await transport.send(route.record_info(task_id), retry=False)
 
-    with lone_errors():
+    with unwrap_single_exception():
         async with (
             Transport(settings, emit) as transport,
             Fetcher(settings, emit) as fetcher,

@@ -14,13 +14,13 @@ from anyio.abc import TaskGroup
 
 from kie_async._calls import Calls, check_task_id
 from kie_async._client import Fetcher, Transport
-from kie_async._client.concurrency import gather, until
+from kie_async._client.concurrency import map_unordered, until
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.lifetime import Lifetime, Opened
 from kie_async._client.submission_log import NoSubmissionLog
 from kie_async._client.submitter import Prepare, Submitter
 from kie_async._client.task import Task
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.failures import FailureStreak
 from kie_async._protocol.preconditions import Admission, task_problem
@@ -284,22 +284,26 @@ class KieSession(Calls, Opened[Wiring]):
         """
         streak = FailureStreak(self.settings.max_consecutive_failures)
         source = until(requests, lambda: streak.refused is not None)
-        async with aclosing(self.gather(source, partial(self._outcome, streak))) as outcomes:
+        async with aclosing(self.map_unordered(source, partial(self._outcome, streak))) as outcomes:
             async for outcome in outcomes:
                 yield outcome
         if streak.refused is not None:
             raise streak.refused
 
-    def gather(
-        self, source: Iterable[A] | AsyncIterable[A], work: Callable[[A], Awaitable[B]], *, most: int | None = None
+    def map_unordered(
+        self,
+        source: Iterable[A] | AsyncIterable[A],
+        work: Callable[[A], Awaitable[B]],
+        *,
+        concurrency: int | None = None,
     ) -> AsyncGenerator[B, None]:
-        """Do work on each item of a source, at most ``most`` at once, and give what it returns as it is done.
+        """Do work on each item of a source, at most ``concurrency`` at once, and give what it returns as it is done.
 
         What ``submit_all`` and ``run_batch`` are made of; by default ``Settings.max_in_flight`` at once. What the
         source or the work raises ends it. Closing it cancels what is under way.
         """
         self._check()
-        return gather(source, work, self._group, most=most or self.settings.max_in_flight)
+        return map_unordered(source, work, self._group, concurrency=concurrency or self.settings.max_in_flight)
 
     async def _outcome(self, streak: FailureStreak, request: Request) -> Outcome:
         task_id = None
@@ -316,7 +320,7 @@ class KieSession(Calls, Opened[Wiring]):
 
     # ------------------------------------------------------------ wiring
 
-    def _task(self, entry: Entry, key: str | None = None) -> Task:
+    def _task(self, entry: TrackedTask, key: str | None = None) -> Task:
         self._admission.remember(entry.task_id)
         return Task(entry, self._tracker, key)
 

@@ -19,7 +19,7 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
 from kie_async import emulator
-from kie_async._client.groups import lone_errors
+from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime
 from kie_async.emulator import Fault
 from kie_async.errors import StorageError
@@ -423,7 +423,7 @@ async def test_a_failure_at_once(after: int) -> None:
 
     @asynccontextmanager
     async def resource() -> AsyncGenerator[None]:
-        with lone_errors():
+        with unwrap_single_exception():
             async with anyio.create_task_group() as group:
                 group.start_soon(fail)
                 await anyio.lowlevel.checkpoint()

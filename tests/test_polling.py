@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async._client.polling import GRACE, LISTENED, PROBATION, CallbackTrust, PollPlanner
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async._protocol.schedule import Key, PollSchedule
 
 KEY = Key("extend", "V5")
 
 
-def entry(born: float = 0.0, *, submitted: bool = True, listeners: int = 0) -> Entry:
-    return Entry("t", KEY, born, born + 1800, submitted=submitted, listeners=listeners)
+def entry(born: float = 0.0, *, submitted: bool = True, listeners: int = 0) -> TrackedTask:
+    return TrackedTask("t", KEY, born, born + 1800, submitted=submitted, listeners=listeners)
 
 
 def planner(*, came: bool = True) -> PollPlanner:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from kie_async._client.groups import lone_errors
+from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.lifetime import check_running
 from kie_async.errors import SessionError
 
@@ -17,24 +17,24 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-async def gather(
-    source: Iterable[A] | AsyncIterable[A], work: Callable[[A], Awaitable[B]], group: TaskGroup, *, most: int
+async def map_unordered(
+    source: Iterable[A] | AsyncIterable[A], work: Callable[[A], Awaitable[B]], group: TaskGroup, *, concurrency: int
 ) -> AsyncGenerator[B, None]:
     """Do work on each item of a source and give the outcomes in the order of completion.
 
-    At most ``most`` items are under way or wait to be fetched, so a slow reader slows the work down; items are taken
-    one by one as there is room for them. What the source or the work raises is raised here, and ends it; the end of the
-    group is a ``SessionError``.
+    At most ``concurrency`` items are under way or wait to be fetched, so a slow reader slows the work down; items
+    are taken one by one as there is room for them. What the source or the work raises is raised here, and ends
+    it; the end of the group is a ``SessionError``.
 
     Args:
         source: any iterable.
         work: what is done with an item.
         group: where the work lives, so that it may be cancelled from any task.
-        most: how many at once.
+        concurrency: how many at once.
 
     Closing it takes no more items and cancels what is under way.
     """
-    room = asyncio.Semaphore(most)
+    room = asyncio.Semaphore(concurrency)
     done: asyncio.Queue[tuple[B] | Exception | None] = asyncio.Queue()
     scope = anyio.CancelScope()
 
@@ -44,7 +44,7 @@ async def gather(
     async def feed() -> None:
         end: Exception | None = SessionError("the session was closed: what was submitted goes on at the service")
         try:
-            with scope, lone_errors():
+            with scope, unwrap_single_exception():
                 async with anyio.create_task_group() as running:
                     async for item in _each(source):
                         await room.acquire()

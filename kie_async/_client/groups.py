@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def lone_errors() -> Iterator[None]:
+def unwrap_single_exception() -> Iterator[None]:
     """Let an error that is alone in its group come out as itself, so that ``except KieError`` works.
 
     So does one that is alone in the only group of a group.

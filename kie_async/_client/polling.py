@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async._protocol.schedule import MIN_INTERVAL, PollSchedule, retry_delay
 from kie_async._protocol.statuses import WORDS, Word, reached
 from kie_async.models import STAGES
@@ -70,7 +70,7 @@ class PollPlanner:
 
     # ------------------------------------------------------------ what happens
 
-    def take_callback(self, entry: Entry, stage: str, now: float, *, is_own: bool) -> bool:
+    def take_callback(self, entry: TrackedTask, stage: str, now: float, *, is_own: bool) -> bool:
         """Note what a callback says of a task; return whether the task is to be polled soon.
 
         Args:
@@ -95,7 +95,7 @@ class PollPlanner:
         """Note that a callback came for a task that is not followed (any more)."""
         self._trust.come_late(task_id)
 
-    def take_success(self, entry: Entry, now: float) -> str:
+    def take_success(self, entry: TrackedTask, now: float) -> str:
         """Learn from a task that ended well; return what is odd about it, or nothing."""
         if entry.submitted or entry.polled_at is not None:  # its start was seen, or a poll before its end
             earliest = max(entry.polled_at or entry.born, entry.end_heard or entry.born)
@@ -109,7 +109,7 @@ class PollPlanner:
 
     # ------------------------------------------------------------ when to poll
 
-    def wait(self, entry: Entry, now: float) -> float:
+    def wait(self, entry: TrackedTask, now: float) -> float:
         """Seconds until the next poll of a task."""
         if entry.failures:
             return retry_delay(entry.failures, self._random)
@@ -120,20 +120,20 @@ class PollPlanner:
             wait = min(wait, retry_delay(entry.hints - 1, self._random))
         return wait
 
-    def _wait_for_end(self, entry: Entry, now: float) -> float:
+    def _wait_for_end(self, entry: TrackedTask, now: float) -> float:
         age, since = now - entry.born, entry.stages[-1][1] if entry.stages else 0.0
         if self.awaits_callback(entry, now):
             return self._pacing.delay_with_callbacks(entry.key, age, self._random)
         wait = self._pacing.delay(entry.key, age, entry.stage, age - since, self._random)
         return min(wait, LISTENED) if entry.listeners else wait
 
-    def awaits_callback(self, entry: Entry, now: float) -> bool:
+    def awaits_callback(self, entry: TrackedTask, now: float) -> bool:
         """Tell whether a callback is likely to bring the news. A listener needs one that came for this very task."""
         if entry.end_heard is not None or not self._trust.holds(now):
             return False
         return entry.callback_received or (entry.submitted and not entry.listeners)
 
-    def listened_at(self, entry: Entry, now: float) -> float:
+    def listened_at(self, entry: TrackedTask, now: float) -> float:
         """The time of the next poll of a task to which somebody begins to listen."""
         if entry.claimed > reached(entry.stage):  # a callback told of a stage, and nobody listened
             return soonest(entry, now)
@@ -150,6 +150,6 @@ def _claimed(stage: str) -> int:
     return 0 if WORDS.get(stage.upper()) is Word.RUNNING else len(STAGES)
 
 
-def soonest(entry: Entry, now: float) -> float:
+def soonest(entry: TrackedTask, now: float) -> float:
     """The first moment at which a task may be polled again."""
     return now if entry.polled_at is None else max(now, entry.polled_at + MIN_INTERVAL)

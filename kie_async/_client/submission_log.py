@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async.errors import KieError
 
 
@@ -27,7 +27,7 @@ class SubmissionLog(Protocol):
         """Record that it did not become a task, or that nobody knows whether it did."""
         ...
 
-    def follow(self, token: str, entry: Entry) -> None:
+    def follow(self, token: str, entry: TrackedTask) -> None:
         """Record the end of the task when it comes."""
         ...
 
@@ -52,5 +52,5 @@ class NoSubmissionLog:
     async def failed(self, token: str, error: KieError) -> None:
         """Keep nothing."""
 
-    def follow(self, token: str, entry: Entry) -> None:
+    def follow(self, token: str, entry: TrackedTask) -> None:
         """Keep nothing."""

@@ -23,7 +23,7 @@ from kie_async._client.internal_errors import internal_errors
 from kie_async._client.key_gate import KeyGate
 from kie_async._client.lifetime import check_running
 from kie_async._client.submission_log import NoSubmissionLog, SubmissionLog
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.endpoints import Route
 from kie_async._protocol.recent import RecentSet
@@ -103,7 +103,7 @@ class Submitter:
         self._slowed = 0
         self._key = KeyGate(limiter)
 
-    async def submit(self, request: Request, prepare: Prepare, log: SubmissionLog | None = None) -> Entry:
+    async def submit(self, request: Request, prepare: Prepare, log: SubmissionLog | None = None) -> TrackedTask:
         """Submit a request and follow its task.
 
         Args:
@@ -120,7 +120,7 @@ class Submitter:
         started = asyncio.get_running_loop().time()
         self._key.check()
         release = await self._enter()
-        post: asyncio.Future[Entry] | None = None
+        post: asyncio.Future[TrackedTask] | None = None
         try:
             self._key.check()
             ready = await prepare(request)
@@ -233,13 +233,13 @@ class Submitter:
         named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         return _Submission(request, secrets.token_urlsafe(32), named, started, release, log)
 
-    def _start(self, submission: _Submission, permit: Permit) -> asyncio.Future[Entry]:
-        post: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+    def _start(self, submission: _Submission, permit: Permit) -> asyncio.Future[TrackedTask]:
+        post: asyncio.Future[TrackedTask] = asyncio.get_running_loop().create_future()
         self._open[submission.token] = submission
         self._group.start_soon(self._run, submission, permit, post)
         return post
 
-    async def _run(self, submission: _Submission, permit: Permit, post: asyncio.Future[Entry]) -> None:
+    async def _run(self, submission: _Submission, permit: Permit, post: asyncio.Future[TrackedTask]) -> None:
         try:
             with internal_errors(submission.request.operation):
                 entry = await self._post(submission, permit)
@@ -256,12 +256,12 @@ class Submitter:
         finally:
             self._open.pop(submission.token, None)
 
-    def _fail(self, submission: _Submission, post: asyncio.Future[Entry], error: KieError) -> None:
+    def _fail(self, submission: _Submission, post: asyncio.Future[TrackedTask], error: KieError) -> None:
         if error.charged == "maybe":  # told, for the caller may have gone away
             self._emit(SubmissionUnknown(submission.request.operation, clean(error.message)))
         post.set_exception(error)
 
-    async def _post(self, submission: _Submission, permit: Permit) -> Entry:
+    async def _post(self, submission: _Submission, permit: Permit) -> TrackedTask:
         try:
             with anyio.CancelScope(shield=True), self._under_way():
                 task_id = await self._send(submission, permit)
@@ -304,7 +304,7 @@ class Submitter:
             error.message += f"; the task is paid, so do not submit it again: session.track({task_id!r}) follows it"
             raise
 
-    def _accepted(self, submission: _Submission, task_id: str) -> Entry:
+    def _accepted(self, submission: _Submission, task_id: str) -> TrackedTask:
         request, token = submission.request, submission.token
         waited = asyncio.get_running_loop().time() - submission.started
         recovered = submission.named.done()
@@ -349,7 +349,7 @@ class Submitter:
         return f"{self._settings.callback_url}/{token}"
 
 
-def _forsaken(post: asyncio.Future[Entry], release: Callable[[], None]) -> None:
+def _forsaken(post: asyncio.Future[TrackedTask], release: Callable[[], None]) -> None:
     """The caller went away during its POST: a task that came of it is followed, a place held for nothing goes back."""
     if post.cancelled() or post.exception() is not None:
         release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator
 
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async._client.tracker import Tracker
 from kie_async.errors import WaitTimeoutError
 from kie_async.models import TaskEvent, TaskResult
@@ -21,7 +21,7 @@ class Task:
 
     __slots__ = ("__weakref__", "_entry", "_key", "_tracker")
 
-    def __init__(self, entry: Entry, tracker: Tracker, key: str | None = None) -> None:
+    def __init__(self, entry: TrackedTask, tracker: Tracker, key: str | None = None) -> None:
         self._entry = entry
         self._tracker = tracker
         self._key = key

@@ -18,7 +18,7 @@ from kie_async.models import Request, Stage, TaskRecord, TaskResult, Track
 
 
 @attrs.define(eq=False)
-class Entry:
+class TrackedTask:
     """What is known of one task. Times are those of the event loop."""
 
     task_id: str
@@ -51,7 +51,7 @@ class Entry:
     tracks: tuple[Track, ...] = ()
     waiters: tuple[asyncio.Future[None], ...] = ()
     outcome: TaskResult | KieError | None = None
-    ended: Callable[[Entry], None] | None = None  # told once, at its end
+    ended: Callable[[TrackedTask], None] | None = None  # told once, at its end
 
     def note_source(self, request: Request) -> None:
         """Note how long the source of its request is, and where it is cut, for its result."""
@@ -64,7 +64,7 @@ def closed(task_id: str) -> SessionError:
     return SessionError(message, task_id, charged="yes", retryable=True)
 
 
-def failure(entry: Entry, verdict: Failed) -> TaskFailedError:
+def failure(entry: TrackedTask, verdict: Failed) -> TaskFailedError:
     reason = clean(verdict.reason)
     told = not reason or reason in verdict.message
     return TaskFailedError(
@@ -78,7 +78,7 @@ def failure(entry: Entry, verdict: Failed) -> TaskFailedError:
     )
 
 
-def success(entry: Entry, verdict: Succeeded, record: TaskRecord) -> TaskResult:
+def success(entry: TrackedTask, verdict: Succeeded, record: TaskRecord) -> TaskResult:
     continue_at = read_continue_at(record.param) if entry.continue_at is None else entry.continue_at
     return TaskResult(
         entry.task_id,

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.polling import PollPlanner, soonest
-from kie_async._client.tracked_task import Entry, closed, failure, success
+from kie_async._client.tracked_task import TrackedTask, closed, failure, success
 from kie_async._protocol.schedule import Key, PollSchedule
 from kie_async._protocol.statuses import WORDS, Failed, NotFound, Running, Succeeded, Verdict, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError, TaskNotFoundError, WaitTimeoutError
@@ -60,9 +60,11 @@ class Tracker:
         self._planner = PollPlanner(pacing, random.random, callbacks=bool(settings.callback_url))
         self._gap = 1 / polls_per_second if polls_per_second else 0.0
         self._next_poll = 0.0  # by the route's limit
-        self._table: dict[str, Entry] = {}
-        self._parked: WeakValueDictionary[str, Entry] = WeakValueDictionary()  # what somebody may wait for again
-        self._heap: list[tuple[float, int, Entry]] = []  # of those due at once, the first that was scheduled goes first
+        self._table: dict[str, TrackedTask] = {}
+        self._parked: WeakValueDictionary[str, TrackedTask] = WeakValueDictionary()  # what somebody may wait for again
+        self._heap: list[
+            tuple[float, int, TrackedTask]
+        ] = []  # of those due at once, the first that was scheduled goes first
         self._serials = count()
         self._active = 0
         self._bell = asyncio.Event()
@@ -72,7 +74,7 @@ class Tracker:
 
     # ------------------------------------------------------------ what others ask
 
-    def follow(self, task_id: str, key: Key = UNKNOWN, *, release: Callable[[], None] | None = None) -> Entry:
+    def follow(self, task_id: str, key: Key = UNKNOWN, *, release: Callable[[], None] | None = None) -> TrackedTask:
         """Follow a task from now on; ``release`` is called once, when it is no longer followed."""
         known = self._table.get(task_id) or self._parked.get(task_id)
         if known is not None:
@@ -82,7 +84,7 @@ class Tracker:
             return known
         now = self._now()
         deadline = now + self._settings.task_timeout
-        entry = Entry(task_id, key, now, deadline, release, submitted=key is not UNKNOWN)
+        entry = TrackedTask(task_id, key, now, deadline, release, submitted=key is not UNKNOWN)
         self._key_works = self._key_works or entry.submitted
         if self._closed:
             self._end(entry, closed(task_id))
@@ -91,7 +93,7 @@ class Tracker:
         self._schedule(entry, now if key is UNKNOWN else now + self._planner.wait(entry, now))
         return entry
 
-    def record(self, entry: Entry, ended: Callable[[Entry], None]) -> None:
+    def record(self, entry: TrackedTask, ended: Callable[[TrackedTask], None]) -> None:
         """Follow a task to its end, whoever waits for it; ``ended`` is called once, then."""
         if entry.outcome is not None:
             ended(entry)
@@ -118,7 +120,7 @@ class Tracker:
             self._schedule(entry, now + self._planner.wait(entry, now))
         return True
 
-    async def wait(self, entry: Entry) -> TaskResult:
+    async def wait(self, entry: TrackedTask) -> TaskResult:
         """Wait until a task has ended.
 
         Raises:
@@ -138,7 +140,7 @@ class Tracker:
             return entry.outcome
         raise copy.copy(entry.outcome)
 
-    async def stages(self, entry: Entry) -> AsyncGenerator[TaskEvent, None]:
+    async def stages(self, entry: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Give each stage once, in order; a success passes through all of them. Ends with the task."""
         self._check()
         self._gain(entry)
@@ -198,7 +200,7 @@ class Tracker:
             if timer is not None:
                 timer.cancel()
 
-    async def _poll(self, entry: Entry) -> None:
+    async def _poll(self, entry: TrackedTask) -> None:
         try:
             with internal_errors("record-info"):
                 record = await self._fetch(entry.task_id)
@@ -213,7 +215,7 @@ class Tracker:
 
     # ------------------------------------------------------------ reports
 
-    def report(self, entry: Entry, record: TaskRecord | None) -> None:
+    def report(self, entry: TrackedTask, record: TaskRecord | None) -> None:
         """Take what record-info says of a task; the first final report wins."""
         now = self._now()
         entry.polls += 1
@@ -230,7 +232,7 @@ class Tracker:
         else:
             self._settle(entry, verdict, record, now)
 
-    def _learn_about(self, entry: Entry, record: TaskRecord) -> None:
+    def _learn_about(self, entry: TrackedTask, record: TaskRecord) -> None:
         entry.seen = True
         entry.status = intern(record.status)  # few words, many tasks
         entry.tracks = record.tracks or entry.tracks
@@ -243,7 +245,7 @@ class Tracker:
             self._words.add(record.status)
             self._emit(Notice(entry.task_id, f"the status {clean(record.status)!r} is not known: taken as running"))
 
-    def _judge(self, entry: Entry, record: TaskRecord | None, now: float) -> Verdict:
+    def _judge(self, entry: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
         verdict = judge(record, patient=True)
         odd = verdict.odd if isinstance(verdict, Running) else ""
         if odd != entry.odd:
@@ -258,7 +260,7 @@ class Tracker:
         patient = now - entry.odd_since < graces.get(odd, math.inf)
         return verdict if patient else judge(record, patient=False)
 
-    def _advance(self, entry: Entry, stage: Stage | None, now: float) -> None:
+    def _advance(self, entry: TrackedTask, stage: Stage | None, now: float) -> None:
         """Note the stages that are new; a report that goes backwards changes nothing."""
         new = STAGES[reached(entry.stage) : reached(stage)]
         for each in new:
@@ -269,7 +271,7 @@ class Tracker:
             self._ring(entry)
 
     def _settle(
-        self, entry: Entry, verdict: Succeeded | Failed | NotFound, record: TaskRecord | None, now: float
+        self, entry: TrackedTask, verdict: Succeeded | Failed | NotFound, record: TaskRecord | None, now: float
     ) -> None:
         if isinstance(verdict, Succeeded):
             record = record or TaskRecord(entry.task_id)
@@ -286,7 +288,7 @@ class Tracker:
             is_paid = entry.submitted or entry.ended is not None  # the service gave this id
             self._end(entry, TaskNotFoundError(message, entry.task_id, charged="maybe" if is_paid else "no"))
 
-    def _failed_look(self, entry: Entry, error: KieError) -> None:
+    def _failed_look(self, entry: TrackedTask, error: KieError) -> None:
         entry.failures += 1
         self._emit(PollFailed(entry.task_id, clean(str(error))))
         if isinstance(error, AuthError) and entry.failures >= _WRONG and not self._key_works:
@@ -297,7 +299,7 @@ class Tracker:
 
     # ------------------------------------------------------------ when to look next
 
-    def _again(self, entry: Entry, now: float, error: KieError | None = None) -> None:
+    def _again(self, entry: TrackedTask, now: float, error: KieError | None = None) -> None:
         if now >= entry.deadline:
             message = (
                 f"no end after {self._settings.task_timeout:.0f} s; the task may still end: "
@@ -310,14 +312,14 @@ class Tracker:
             entry.hurry = False
             self._schedule(entry, min(when, entry.deadline))
 
-    def _hurry(self, entry: Entry, when: float) -> None:
+    def _hurry(self, entry: TrackedTask, when: float) -> None:
         """Look at a task at this time, if not before; at once when the look under way is over, if that is now."""
         if entry.is_polling:
             entry.hurry = entry.hurry or when <= self._now()
         elif when < entry.next_poll:
             self._schedule(entry, when)
 
-    def _schedule(self, entry: Entry, when: float) -> None:
+    def _schedule(self, entry: TrackedTask, when: float) -> None:
         entry.next_poll = when
         item = (when, next(self._serials), entry)
         heapq.heappush(self._heap, item)
@@ -326,20 +328,20 @@ class Tracker:
 
     # ------------------------------------------------------------ who waits
 
-    def _gain(self, entry: Entry) -> None:
+    def _gain(self, entry: TrackedTask) -> None:
         entry.interest += 1
         if self._closed and entry.outcome is None:
             self._end(entry, closed(entry.task_id))
         self._resume(entry)
 
-    def _resume(self, entry: Entry) -> None:
+    def _resume(self, entry: TrackedTask) -> None:
         """Go on looking at a task that was parked."""
         if entry.parked and entry.outcome is None:
             entry.parked = False
             self._table[entry.task_id] = entry
             self._schedule(entry, max(entry.next_poll, soonest(entry, self._now())))  # as it was planned
 
-    def _lose(self, entry: Entry) -> None:
+    def _lose(self, entry: TrackedTask) -> None:
         entry.interest -= 1
         entry.waiters = tuple(waiter for waiter in entry.waiters if not waiter.done())
         if entry.interest == 0 and entry.outcome is None and entry.ended is None:
@@ -348,19 +350,19 @@ class Tracker:
             self._parked[entry.task_id] = entry
             self._let_go(entry)
 
-    def _moved(self, entry: Entry) -> asyncio.Future[None]:
+    def _moved(self, entry: TrackedTask) -> asyncio.Future[None]:
         """What is done when something about the task has changed."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         entry.waiters = (*entry.waiters, waiter)
         return waiter
 
-    def _ring(self, entry: Entry) -> None:
+    def _ring(self, entry: TrackedTask) -> None:
         waiters, entry.waiters = entry.waiters, ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _end(self, entry: Entry, outcome: TaskResult | KieError) -> None:
+    def _end(self, entry: TrackedTask, outcome: TaskResult | KieError) -> None:
         entry.outcome = outcome
         self._table.pop(entry.task_id, None)
         error = "" if isinstance(outcome, TaskResult) else f"{type(outcome).__name__}: {clean(outcome.message)}"
@@ -371,7 +373,7 @@ class Tracker:
             entry.ended(entry)
         self._let_go(entry)
 
-    def _let_go(self, entry: Entry) -> None:
+    def _let_go(self, entry: TrackedTask) -> None:
         release, entry.release = entry.release, None
         if release is not None:
             release()

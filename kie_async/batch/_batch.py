@@ -88,7 +88,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
             observer(job)
             yield job
         runner = Runner(session, recorder, results, budget, observer)
-        outcomes = session.gather(_keys(recorder, runner, name), runner.run_job)
+        outcomes = session.map_unordered(_keys(recorder, runner, name), runner.run_job)
         async with aclosing(outcomes):
             async for job in outcomes:
                 yield job

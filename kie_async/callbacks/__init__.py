@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._lazy import later
+from kie_async._lazy import lazy_exports
 from kie_async._protocol.signing import sign_callback
 from kie_async.callbacks._asgi import asgi
 from kie_async.callbacks._receiver import Receiver, Receiving
@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 __all__ = ["Receiver", "Receiving", "Serving", "add_routes", "asgi", "serve", "sign_callback", "unwrap"]
 
 # Every session has a receiver, few need aiohttp's server.
-__getattr__ = later(__name__, dict.fromkeys(("Serving", "add_routes", "serve"), "_aiohttp"))
+__getattr__ = lazy_exports(__name__, dict.fromkeys(("Serving", "add_routes", "serve"), "_aiohttp"))

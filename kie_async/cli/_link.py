@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from kie_async import callbacks, emulator
-from kie_async._client.groups import lone_errors
+from kie_async._client.groups import unwrap_single_exception
 from kie_async.callbacks import Receiver
 from kie_async.cli._exits import KeyUnusableError, UsageError
 from kie_async.cli._options import address
@@ -98,7 +98,7 @@ class _Door:
 @asynccontextmanager
 async def linked(screen: Screen, plan: Plan) -> AsyncIterator[Link]:
     """Open a session as planned, and all that it needs."""
-    with lone_errors():
+    with unwrap_single_exception():
         async with AsyncExitStack() as stack:
             given = plan.given(screen.tell)
             if plan.emulate:

@@ -12,7 +12,7 @@ import aiohttp
 import anyio
 from aiohttp import web
 
-from kie_async._client.groups import lone_errors
+from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime, running_loop
 from kie_async._client.listener import listen
 from kie_async.emulator._app import KEY, Service, under_own_name
@@ -196,7 +196,7 @@ def _loopback_socket(info: aiohttp.AddrInfoType) -> socket.socket:
 
 @asynccontextmanager
 async def _background(service: Service) -> AsyncIterator[None]:
-    with lone_errors():
+    with unwrap_single_exception():
         async with anyio.create_task_group() as group:
             group.start_soon(service.courier.run)
             group.start_soon(service.sources.run)

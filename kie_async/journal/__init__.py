@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._lazy import later
+from kie_async._lazy import lazy_exports
 from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source
 from kie_async.journal._protocol import Journal
 from kie_async.journal._states import FINAL, MOVES, OPEN, PAID, State, is_legal
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 # Most sessions have no journal.
-__getattr__ = later(
+__getattr__ = lazy_exports(
     __name__,
     {
         "PostgresJournal": "_postgres",

@@ -20,7 +20,7 @@ from uuid import UUID
 import anyio
 import attrs
 
-from kie_async._client.groups import lone_errors
+from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime
 from kie_async._protocol.retry import backoff
 from kie_async.errors import KieError, SessionError, StorageError
@@ -160,7 +160,7 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
         async with self._database:
             await self._database.execute(_OPEN, self._values)
             try:
-                with lone_errors():
+                with unwrap_single_exception():
                     async with anyio.create_task_group() as group:
                         for work in (self._serve, self._report, self._listen):
                             group.start_soon(work)

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.submitter import Submitter
-from kie_async._client.tracked_task import Entry
+from kie_async._client.tracked_task import TrackedTask
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.errors import (
@@ -64,7 +64,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         self._emit = emit
         self._route = route
         self._group = group
-        self._ended: asyncio.Queue[tuple[str | None, str | None, Entry]] = asyncio.Queue()
+        self._ended: asyncio.Queue[tuple[str | None, str | None, TrackedTask]] = asyncio.Queue()
         self._records: dict[str, asyncio.Future[KieError | None]] = {}  # done when the end was written, or not
         self._held: dict[str, float] = {}  # leases, and when each was last renewed
         self._is_closing = False
@@ -156,12 +156,12 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """The record of a planned job's submission; ``check`` may still forbid it, right before it is sent."""
         return JobSubmissionLog(self, key, self._route, self._emit, check)
 
-    def record_outcome(self, key: str, token: str | None, entry: Entry) -> None:
+    def record_outcome(self, key: str, token: str | None, entry: TrackedTask) -> None:
         """Record the end of a task when it comes, whoever waits for it, unless the job is at another attempt then."""
         self._records.setdefault(key, asyncio.get_running_loop().create_future())
         self._tracker.record(entry, lambda ended: self._ended.put_nowait((key, token, ended)))
 
-    def record_tracked(self, entry: Entry) -> None:
+    def record_tracked(self, entry: TrackedTask) -> None:
         """Record the end of a task when it comes, if a job of the journal is submitted as this task then."""
         if entry.ended is None:
             self._tracker.record(entry, lambda ended: self._ended.put_nowait((None, None, ended)))
@@ -230,7 +230,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         is_its = job is not None and (job.token, job.task_id) == (callback.token, callback.task_id)
         return job if is_its else None
 
-    def follow(self, job: Job, task_id: str) -> Entry:
+    def follow(self, job: Job, task_id: str) -> TrackedTask:
         """Follow the task of a submitted job, and record its end."""
         entry = self._tracker.follow(task_id)
         entry.note_source(job.request)
@@ -317,7 +317,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             record.set_result(None)
         self._records.clear()
 
-    async def _record_end(self, key: str | None, token: str | None, entry: Entry) -> bool:
+    async def _record_end(self, key: str | None, token: str | None, entry: TrackedTask) -> bool:
         """Write the end of a task; return whether that is done with, or must be tried again."""
         error: StorageError | InternalError | None = None
         try:
@@ -366,7 +366,7 @@ class JobSubmissionLog:
         facts = {} if to is State.PLANNED else {"error": job_error(error)}
         await self._insist(lambda: self._recorder.journal.move(self._key, to, token=token, **facts), "")
 
-    def follow(self, token: str, entry: Entry) -> None:
+    def follow(self, token: str, entry: TrackedTask) -> None:
         """Record the end of the task when it comes."""
         self._recorder.record_outcome(self._key, token, entry)
 
