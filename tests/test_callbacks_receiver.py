@@ -200,7 +200,7 @@ async def test_what_cannot_be_stored_is_to_be_sent_again() -> None:
     inbox.answer = inbox.accept
     assert await inbox.receiver.handle({}, BODY, TOKEN) == 200
     assert inbox.emitted == [
-        CallbackReceived(TASK, "complete", 503, "not taken in: RuntimeError: disk full: no room for '…'"),
+        CallbackReceived(TASK, "complete", 503, "not delivered: RuntimeError: disk full: no room for '…'"),
         CallbackReceived(TASK, "complete", 200),
     ]
 

@@ -17,19 +17,19 @@ from aiohttp import HttpVersion11, web
 from anyio import CancelScope
 
 from kie_async._client.listener import listen
-from kie_async.callbacks._receiver import PATIENCE, Receiving, segments
+from kie_async.callbacks._receiver import TIMEOUT, Receiving, segments
 from kie_async.errors import SettingsError
 
 MAX_CONNECTIONS = 512  # half of the open files that a process is commonly allowed
-_LINGER = 1.0  # seconds to read on after a refusal, so that its sender sees the answer and not a reset
-_GRACE = 1.0  # seconds for callbacks under way when a server ends
+_LINGERING_TIME = 1.0  # seconds to read on after a refusal, so that its sender sees the answer and not a reset
+_SHUTDOWN_TIMEOUT = 1.0  # seconds for callbacks under way when a server ends
 _NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
 _BANNER = "kie_async"  # no version: it tells a stranger what to try
 _OPTIONS: dict[str, Any] = {
     "access_log": None,  # it would hold the tokens
     "auto_decompress": False,  # a compressed body is refused
-    "keepalive_timeout": PATIENCE,  # holds for a request's head as well, until it is complete
-    "lingering_time": _LINGER,
+    "keepalive_timeout": TIMEOUT,  # holds for a request's head as well, until it is complete
+    "lingering_time": _LINGERING_TIME,
 }
 
 
@@ -99,14 +99,16 @@ async def serve(
     """
     prefix = _prefix(session, path)
     server = web.Server(partial(_answer_at, prefix, session))
-    runner = web.ServerRunner(server, shutdown_timeout=_GRACE)
+    runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_TIMEOUT)
     listener = await _listen(server, host, port)
     try:
         await runner.setup()
         yield _serving(listener, prefix)
     finally:
         listener.close()
-        with CancelScope(shield=True):  # a cancelled block must not leave connections behind; it takes _GRACE at most
+        with CancelScope(
+            shield=True
+        ):  # a cancelled block must not leave connections behind; it takes _SHUTDOWN_TIMEOUT at most
             await runner.cleanup()
 
 
@@ -127,7 +129,7 @@ def _serving(listener: asyncio.Server, prefix: str) -> Serving:
 
 
 class _Connection(web.RequestHandler):
-    """One that answers what is no HTTP without a version, an echo, or a log line of the sender's making."""
+    """A connection that answers malformed HTTP without a version, an echo, or a log line that the sender controls."""
 
     def handle_error(
         self,
@@ -144,33 +146,33 @@ class _Connection(web.RequestHandler):
 
 
 def _accept(server: web.Server) -> _Connection:
-    """Make a new connection's protocol; in a crowd the oldest go, for those are the slow ones."""
-    crowd = server.connections
-    for oldest in crowd[: max(0, len(crowd) - MAX_CONNECTIONS + 1)]:
+    """Make the protocol of a new connection; beyond the limit the oldest are closed, because they are the slow ones."""
+    connections = server.connections
+    for oldest in connections[: max(0, len(connections) - MAX_CONNECTIONS + 1)]:
         oldest.force_close()
     return _Connection(server, loop=asyncio.get_running_loop(), **_OPTIONS)
 
 
 async def _answer_at(prefix: str, session: Receiving, request: web.BaseRequest) -> web.Response:
-    *place, token = segments(request.path) or [""]
-    answer = await _answer(session, request, token if place == segments(unquote(prefix)) else "")
-    answer.force_close()  # a connection that may stay would have to be guarded against slowness once more
+    *parents, token = segments(request.path) or [""]
+    answer = await _answer(session, request, token if parents == segments(unquote(prefix)) else "")
+    answer.force_close()  # a connection kept open would need a limit against slowness of its own
     return answer
 
 
 async def _answer(session: Receiving, request: web.BaseRequest, token: str) -> web.Response:
-    body = _Body(request)
+    body = _RequestBody(request)
     status = await session.receiver.receive(request.method, request.headers.items(), token, body.read)
     return _response(status)
 
 
 @attrs.define
-class _Body:
+class _RequestBody:
     _request: web.BaseRequest
     _begun: bool = False
 
     async def read(self) -> bytes:
-        """The next piece; ``b""`` at the end."""
+        """Return the next chunk; ``b""`` at the end."""
         if not self._begun:
             self._begun = True
             await self._continue()
@@ -180,7 +182,7 @@ class _Body:
             raise ConnectionResetError from error
 
     async def _continue(self) -> None:
-        """Ask for the body of a sender that waits to be asked, which is one whose head was not refused."""
+        """Send "100 Continue" to a sender that waits for it; a request whose head was refused does not get here."""
         expected = self._request.headers.get("Expect", "").lower() == "100-continue"
         if expected and self._request.version >= HttpVersion11:
             writer = self._request.writer
@@ -202,7 +204,7 @@ def _response(status: int) -> web.Response:
 def _route(prefix: str) -> str:
     """The prefix as aiohttp takes it: it compares decoded paths, but quotes all of a route that is no pattern."""
     decoded = unquote(prefix)
-    return prefix if quote(decoded) == decoded else f"/{{place:{re.escape(decoded[1:])}}}"
+    return prefix if quote(decoded) == decoded else f"/{{prefix:{re.escape(decoded[1:])}}}"
 
 
 def _prefix(session: Receiving, path: str | None) -> str:

@@ -42,7 +42,7 @@ def asgi(session: Receiving) -> Application:
         if kind == "http":
             await _answer(session, scope, receive, send)
         elif kind == "lifespan":
-            await _live(receive, send)
+            await _answer_lifespan(receive, send)
         elif kind == "websocket":
             await send({"type": "websocket.close"})
         else:
@@ -54,25 +54,25 @@ def asgi(session: Receiving) -> Application:
 async def _answer(session: Receiving, scope: Message, receive: Receive, send: Send) -> None:
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
     token = (segments(scope["path"]) or [""])[-1]  # wherever it is mounted, root_path in the path or not
-    body = _Body(receive)
+    body = _ReceivedBody(receive)
     status = await session.receiver.receive(scope["method"], headers, token, body.read)
     answer = [(b"content-length", b"0")]
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         answer.append((b"allow", b"POST"))
     if body.more and scope.get("http_version", "1.1").startswith("1"):
-        answer.append((b"connection", b"close"))  # or the server would go on reading what nobody wants
+        answer.append((b"connection", b"close"))  # or the server would read the rest of the body
     with suppress(OSError):  # the sender may be gone
         await send({"type": "http.response.start", "status": status, "headers": answer})
         await send({"type": "http.response.body", "body": b""})
 
 
 @attrs.define
-class _Body:
+class _ReceivedBody:
     _receive: Receive
     more: bool = True
 
     async def read(self) -> bytes:
-        """The next piece; ``b""`` at the end."""
+        """Return the next chunk; ``b""`` at the end."""
         while self.more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -83,8 +83,8 @@ class _Body:
         return b""
 
 
-async def _live(receive: Receive, send: Send) -> None:
-    """Nothing is started or stopped here: the session does that."""
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
+    """Answer the events of lifespan; nothing is started or stopped here."""
     phase = ""
     while phase != "shutdown":
         phase = (await receive())["type"].removeprefix("lifespan.")

@@ -1,12 +1,13 @@
 """What a callback is answered: headers and bytes in, an HTTP status out. No framework lives here.
 
-A callback is a hint, for its body is not signed: all it can do is to let the session look at a task now. So a
-callback that is repeated, swapped or late does no harm, and one whose task nobody here knows is answered 200: another
-process may own it, and the service might stop sending after a 404.
+The body of a callback is not signed, so all it can do is make the session poll a task now. A callback that is repeated,
+swapped or late does no harm. One for an unknown task is answered 200: another process may own the task, and the service
+might stop sending after a 404.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -17,7 +18,6 @@ import attrs
 
 from kie_async._protocol import signing, wire
 from kie_async._protocol.signing import Check
-from kie_async.callbacks._within import within
 from kie_async.errors import BadResponseError, SettingsError
 from kie_async.events import CallbackReceived, Observer, clean, guarded
 from kie_async.models import CallbackEvent
@@ -27,11 +27,11 @@ Deliver: TypeAlias = Callable[[str, CallbackEvent], Coroutine[Any, Any, str]]
 Read: TypeAlias = Callable[[], Awaitable[bytes]]
 
 MAX_BYTES = 256 * 1024  # a body is a few kB: two tracks with their lyrics
-PATIENCE = 10.0  # seconds for a body to come in, and for a callback to be taken in; the service waits 15 s in all
+TIMEOUT = 10.0  # seconds for a body to come in, and for a callback to be taken in; the service waits 15 s in all
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-_OK, _GOOD = HTTPStatus.OK, Check.GOOD  # in Python 3.11 each look at an enum's member costs a call
+_OK, _GOOD = HTTPStatus.OK, Check.GOOD  # in Python 3.11 each access to an enum member costs a call
 _SIGNATURE_STATUS = {
     Check.MISSING: HTTPStatus.UNAUTHORIZED,
     Check.MALFORMED: HTTPStatus.BAD_REQUEST,
@@ -41,11 +41,11 @@ _SIGNATURE_STATUS = {
 
 
 class Receiving(Protocol):
-    """What a web framework's skin needs of a session."""
+    """What the adapter for a web framework needs of a session."""
 
     @property
     def receiver(self) -> Receiver:
-        """Who judges the callbacks."""
+        """Verifies the callbacks."""
         ...
 
     @property
@@ -56,7 +56,7 @@ class Receiving(Protocol):
 
 @attrs.define(slots=False)
 class _RefusalError(Exception):
-    """A callback is not taken in: the status to answer, and why."""
+    """A callback is refused: the status to answer, and why."""
 
     status: HTTPStatus
     note: str
@@ -69,14 +69,15 @@ def _no_empty_key(_receiver: Receiver, _field: object, keys: tuple[Secret, ...])
 
 @attrs.define(eq=False)
 class Receiver:
-    """Judges callbacks, and hands those that pass to the session.
+    """Verifies callbacks, and delivers those that pass to the session.
 
     Args:
-        keys: any of them may have signed; none: signatures are not looked at. May be replaced while it runs.
-        deliver: takes the token and the body's claims in. It must be quick, and return only when a restart would
-            not lose them; it returns "", or why it set them aside. If it fails, the service is told to try again.
-        tell: told of each callback once, as a ``CallbackReceived``.
-        clock: unix seconds, against which the signatures' timestamps are held.
+        keys: any of them may have signed; with none, signatures are not checked. May be replaced while it runs.
+        deliver: is called with the token and the parsed body. It must be quick, and return only when a restart would
+            not lose them. It returns "", or the reason why it ignored them. If it raises, the answer is 503, so that
+            the service tries again.
+        emit: called with a ``CallbackReceived`` for each callback.
+        clock: unix seconds, with which the signatures' timestamps are compared.
     """
 
     keys: tuple[Secret, ...] = attrs.field(validator=_no_empty_key)
@@ -85,7 +86,7 @@ class Receiver:
     _clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
 
     async def handle(self, headers: Mapping[str, str], body: bytes, token: str) -> int:
-        """Judge a callback that is here as a whole, and take it in.
+        """Verify a callback that has been read completely, and deliver it.
 
         Args:
             headers: as they came; names in any case.
@@ -94,7 +95,7 @@ class Receiver:
 
         Returns:
             The HTTP status to answer, with an empty body: 200; 400, 401, 404, 413 or 415 if it is refused; 503 if it
-            could not be taken in, so that the service tries again. Nothing is raised. If this is cancelled, send no
+            could not be delivered, so that the service tries again. Nothing is raised. If this is cancelled, send no
             answer: the service tries again.
         """
         names = fold(headers.items())
@@ -102,21 +103,21 @@ class Receiver:
             _check_head(names, len(body), token)
         except _RefusalError as refusal:
             return self._report(refusal.status, refusal.note, token)
-        return await self._judge(names, body, token)
+        return await self._verify(names, body, token)
 
     async def receive(self, method: str, headers: Iterable[tuple[str, str]], token: str, read: Read) -> int:
-        """Do as ``handle``, for a body that is still to be read.
+        """Read the body of a callback, verify and deliver it.
 
-        Never holds more than 256 KiB and one piece, and waits no longer than 10 s for the body.
+        Holds at most 256 KiB and one chunk in memory, and waits at most 10 s for the body.
 
         Args:
             method: of the request; anything but POST is refused.
             headers: pairs, as they came.
             token: the last segment of the path.
-            read: the next piece of the body; ``b""`` at its end. Raises OSError if the connection is lost.
+            read: returns the next chunk of the body; ``b""`` at its end. Raises OSError if the connection is lost.
 
         Returns:
-            As ``handle``; besides 405 and 408, and 400 for a body that broke off.
+            The statuses of ``handle``, and 405 and 408; 400 also for a body that broke off.
         """
         names = fold(headers)
         try:
@@ -125,15 +126,15 @@ class Receiver:
             body = await _read_within(read)
         except _RefusalError as refusal:
             return self._report(refusal.status, refusal.note, token)
-        return await self._judge(names, body, token)
+        return await self._verify(names, body, token)
 
-    async def _judge(self, headers: Mapping[str, str], body: bytes, token: str) -> int:
+    async def _verify(self, headers: Mapping[str, str], body: bytes, token: str) -> int:
         event = None
         try:
-            claims = _read_claims(body)
+            claims = _parse(body)
             self._authenticate(headers, claims.task_id)
             event = claims
-            note = await self._hand_over(token, event)
+            note = await self._deliver_event(token, event)
         except _RefusalError as refusal:
             return self._report(refusal.status, refusal.note, token, event)
         return self._report(_OK, note, token, event)
@@ -147,15 +148,16 @@ class Receiver:
             return
         raise _RefusalError(_SIGNATURE_STATUS[verdict], explain(verdict, headers, now))
 
-    async def _hand_over(self, token: str, event: CallbackEvent) -> str:
+    async def _deliver_event(self, token: str, event: CallbackEvent) -> str:
         try:
-            return await within(PATIENCE, self._deliver(token, event))
+            async with asyncio.timeout(TIMEOUT):
+                return await self._deliver(token, event)
         except Exception as error:  # whatever it is, the service must try again
-            note = f"not taken in: {type(error).__name__}: {error}"
+            note = f"not delivered: {type(error).__name__}: {error}"
             raise _RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, note) from error
 
     def _report(self, status: HTTPStatus, note: str, token: str, event: CallbackEvent | None = None) -> int:
-        """Tell the observer; of a body that could not be authenticated nothing is passed on."""
+        """Emit the event; it shows nothing of a body that was not authenticated."""
         task_id = stage = ""
         if event:
             task_id, stage, note = [clean(fact.replace(token, "…")) for fact in (event.task_id, event.stage, note)]
@@ -165,15 +167,15 @@ class Receiver:
 
 
 def segments(path: str) -> list[str]:
-    """The parts of a decoded path, of which the last is the token.
+    """Split a decoded path; the last part is the token.
 
-    Empty ones are left out: Litestar and some proxies add a slash at the end, or double one.
+    Empty parts are dropped: Litestar and some proxies add a slash at the end, or double one.
     """
     return [part for part in path.split("/") if part]
 
 
 def fold(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers by their name in lower case; of a doubled one both, so that nobody can choose which is read."""
+    """Index headers by their lower-case name; the values of a repeated one are joined, so that no sender can choose."""
     names: dict[str, str] = {}
     for name, value in headers:
         lower = name.lower()
@@ -182,7 +184,7 @@ def fold(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def explain(verdict: Check, headers: Mapping[str, str], now: float) -> str:
-    """What is the matter with a signature, in words; ``headers`` with names in lower case."""
+    """Say what is wrong with a signature; ``headers`` have lower-case names."""
     note: str = verdict.value
     if verdict is Check.STALE:
         skew = abs(now - int(headers[signing.TIMESTAMP_HEADER.lower()]))
@@ -191,7 +193,7 @@ def explain(verdict: Check, headers: Mapping[str, str], now: float) -> str:
 
 
 def _declared(headers: Mapping[str, str]) -> int:
-    """The length that the sender claims; 0 for none that can be read, for the bytes are counted anyway."""
+    """The declared length of the body; 0 if there is none, for the bytes are counted anyway."""
     length = headers.get("content-length", "")
     return int(length) if _LENGTH.fullmatch(length) else 0
 
@@ -212,7 +214,8 @@ def _check_head(headers: Mapping[str, str], size: int, token: str) -> None:
 
 async def _read_within(read: Read) -> bytes:
     try:
-        return await within(PATIENCE, _read_capped(read))
+        async with asyncio.timeout(TIMEOUT):
+            return await _read_capped(read)
     except TimeoutError:
         raise _RefusalError(HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly") from None
 
@@ -229,7 +232,7 @@ async def _read_capped(read: Read) -> bytes:
     return bytes(body)
 
 
-def _read_claims(body: bytes) -> CallbackEvent:
+def _parse(body: bytes) -> CallbackEvent:
     try:
         return wire.read_callback(body)
     except BadResponseError as error:
