@@ -33,13 +33,13 @@ def melody(seconds: float, rate: int = RATE) -> Sound:
     """A tune without repetition, so that a moment of it can be told from every other."""
     moments = np.arange(round(seconds * rate)) / rate
     sweep = np.sin(2 * np.pi * (200 * moments + 40 * moments**2))
-    return np.stack([sweep, sweep], axis=1).astype(np.float32) * np.float32(0.5)
+    return sweep.astype(np.float32) * np.float32(0.5)
 
 
 def written(kind: str, seconds: float = 6.0, *, mono: bool = False) -> bytes:
     """The melody as a file of a kind."""
     container_name, codec, rate, form = FORMATS[kind]
-    sound = melody(seconds, rate)[:, 0]
+    sound = melody(seconds, rate)
     layout = "mono" if mono and codec != "vorbis" else "stereo"  # this encoder knows stereo alone
     target = io.BytesIO()
     with av.open(target, "w", format=container_name) as container:
@@ -58,7 +58,7 @@ def written(kind: str, seconds: float = 6.0, *, mono: bool = False) -> bytes:
 def likeness(one: Sound, other: Sound) -> float:
     """How alike two sounds are, from 0 to 1, allowing for the few samples by which codecs shift."""
     length = min(len(one), len(other))
-    first, second = one[:length, 0].astype(np.float64), other[:length, 0].astype(np.float64)
+    first, second = one[:length].astype(np.float64), other[:length].astype(np.float64)
     spectrum = np.fft.rfft(first, 2 * length) * np.conj(np.fft.rfft(second, 2 * length))
     best = np.abs(np.fft.irfft(spectrum)).max()
     return float(best / (np.linalg.norm(first) * np.linalg.norm(second) + 1e-9))
@@ -96,9 +96,9 @@ def test_a_track_begins_as_the_song_and_goes_on_otherwise(kind: str) -> None:
 
 def test_the_seam_does_not_click() -> None:
     sound = melody(6.0)
-    tail = _music.going_on(sound[: samples(4.0)], sound[samples(4.0) : samples(4.5)], 5.0, take=0, seed="s")
+    tail = _music.continuation(sound[: samples(4.0)], sound[samples(4.0) : samples(4.5)], 5.0, take=0, seed="s")
     whole = np.concatenate([sound[: samples(4.0)], tail])
-    steps = np.abs(np.diff(whole[:, 0]))
+    steps = np.abs(np.diff(whole))
     assert steps[samples(4.0) - 2 : samples(4.0) + 2].max() <= steps[: samples(4.0) - 2].max() * 1.5
 
 
@@ -135,6 +135,28 @@ def test_a_song_that_nobody_has_is_always_the_same() -> None:
     assert likeness(short, _music.unknown_sound(5.0, "other")) < 0.5
     made = decode(continued("id", start=5.0, seconds=7.0, take=0, seed="s"), 60.0)
     assert likeness(made[: samples(4.0)], short[: samples(4.0)]) > 0.98
+
+
+def places(track: Sound, at: float) -> tuple[float, float]:
+    """Where two seconds of a track are found in it, and how alike the most similar other place is, from 0 to 1."""
+    length, start = samples(2.0), samples(at)
+    piece, size = track[start : start + length], 1 << (len(track) + length).bit_length()
+    found = np.fft.irfft(np.fft.rfft(track, size) * np.conj(np.fft.rfft(piece, size)))[: len(track) - length]
+    energy = np.concatenate([[0.0], np.cumsum(np.square(track, dtype=np.float64))])
+    alike = np.abs(found) / (np.linalg.norm(piece) * np.sqrt(energy[length:-1] - energy[: -length - 1]) + 1e-9)
+    best = int(np.argmax(alike))
+    alike[max(0, best - samples(0.3)) : best + samples(0.3)] = 0
+    return best / RATE, float(alike.max())
+
+
+@pytest.mark.parametrize("source", [demo_song(), "a song that nobody has"])
+@pytest.mark.parametrize("take", [0, 1])
+def test_each_place_of_a_track_is_found_once_by_its_sound(source: bytes | str, take: int) -> None:
+    track = decode(continued(source, start=18.0, seconds=38.0, take=take, seed="s"), 60.0)
+    for at in np.arange(0.5, 35.0, 4.3):
+        found, other = places(track, at)
+        assert found == pytest.approx(at, abs=0.001)
+        assert other < 0.9, at
 
 
 @pytest.mark.parametrize(
@@ -194,7 +216,7 @@ def test_a_header_that_lies_is_not_believed() -> None:
 def test_the_demo_is_a_song_of_some_25_seconds() -> None:
     content = demo_song()
     with wave.open(io.BytesIO(content)) as file:
-        assert (file.getnchannels(), file.getframerate(), file.getsampwidth()) == (2, RATE, 2)
+        assert (file.getnchannels(), file.getframerate(), file.getsampwidth()) == (1, RATE, 2)
     assert 20 < measure(content) < 30
     sound = decode(content, 60.0)
     assert 0.3 < np.abs(sound).max() <= 1.0
@@ -204,7 +226,7 @@ def test_the_demo_is_a_song_of_some_25_seconds() -> None:
 def test_a_keynote_is_heard_and_silence_has_none() -> None:
     moments = np.arange(RATE) / RATE
     note = np.sin(2 * np.pi * 440 * moments).astype(np.float32)
-    assert _music.keynote(np.stack([note, note], axis=1)) == 9
+    assert _music.keynote(note) == 9
     assert _music.keynote(_music.silence(0.0002)) == 0
 
 
@@ -212,4 +234,3 @@ def test_what_is_too_loud_is_turned_down_and_ends_in_silence() -> None:
     loud = _music.finished(melody(3.0) * 4, 3.0)
     assert np.abs(loud).max() <= 0.951
     assert np.abs(loud[-1]).max() == 0
-    assert len(_music.joined([])) == 0

@@ -1,5 +1,7 @@
 """Real audio, by PyAV: reads whatever a user uploads, writes mp3 that begins with it and audibly goes on.
 
+What it writes is cheap: one channel at 22 kHz, with the least effort of the encoder, which takes most of the time.
+
 This module needs the extra ``kie_async[audio]``; ``_studio`` loads it when audio is first asked for.
 """
 
@@ -9,6 +11,7 @@ import io
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 import av
 import numpy as np
@@ -20,8 +23,7 @@ from kie_async._pyav import open_audio
 from kie_async.emulator import _music
 from kie_async.emulator._music import RATE, Sound, samples
 
-BIT_RATE = 128_000
-_FRAME = 1152  # samples in a frame of mp3
+BIT_RATE = 64_000
 _MARGIN = 0.5  # seconds read beyond a cut
 
 
@@ -56,7 +58,7 @@ def _frames(container: InputContainer) -> Iterator[AudioFrame]:
 
 
 def decode(content: bytes, until: float) -> Sound:
-    """Read audio of any kind, up to a moment, as 44.1 kHz stereo. What is damaged ends it early.
+    """Read audio of any kind, up to a moment, as 22 kHz mono. What is damaged ends it early.
 
     Raises:
         ValueError: no audio.
@@ -67,34 +69,25 @@ def decode(content: bytes, until: float) -> Sound:
 
 
 def _blocks(container: InputContainer, wanted: int) -> Iterator[Sound]:
-    resampler = AudioResampler(format="flt", layout="stereo", rate=RATE)
+    resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
     got = 0
-    for frame in _frames(container):
+    for frame in chain(_frames(container), (None,)):  # None: what the resampler has kept back
         for part in resampler.resample(frame):
             got += part.samples
-            yield _stereo(part)
+            yield part.to_ndarray().astype(np.float32, copy=False).reshape(-1)
         if got >= wanted:
             return
-    for part in resampler.resample(None):
-        yield _stereo(part)
-
-
-def _stereo(frame: AudioFrame) -> Sound:
-    return frame.to_ndarray().astype(np.float32, copy=False).reshape(-1, 2)
 
 
 def encode(sound: Sound) -> bytes:
     """Write mp3."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp3") as container:
-        stream = container.add_stream("libmp3lame", rate=RATE, layout="stereo", options={"compression_level": "7"})
+        stream = container.add_stream("libmp3lame", rate=RATE, layout="mono", options={"compression_level": "9"})
         stream.bit_rate = BIT_RATE
-        planes = np.ascontiguousarray(sound.T, dtype=np.float32)
-        for start in range(0, len(sound), _FRAME):
-            block = np.ascontiguousarray(planes[:, start : start + _FRAME])
-            frame = AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
-            frame.sample_rate, frame.pts = RATE, start
-            container.mux(stream.encode(frame))
+        frame = AudioFrame.from_ndarray(np.ascontiguousarray(sound[None, :]), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return target.getvalue()
 
@@ -117,8 +110,8 @@ def continued(source: bytes | str, *, start: float, seconds: float, take: int, s
     cut = samples(start)
     head, after = heard[:cut], heard[cut:]
     if len(head) < cut:  # shorter than promised: silence keeps the moments right
-        head = np.concatenate([head, np.zeros((cut - len(head), 2), dtype=np.float32)])
-    tail = _music.going_on(head, after, seconds - start, take=take, seed=seed)
+        head = np.concatenate([head, np.zeros(cut - len(head), dtype=np.float32)])
+    tail = _music.continuation(head, after, seconds - start, take=take, seed=seed)
     return encode(np.concatenate([head, tail])[: samples(seconds)])
 
 
@@ -127,7 +120,7 @@ def demo_song() -> bytes:
     sound = _music.demo_sound()
     target = io.BytesIO()
     with wave.open(target, "wb") as file:
-        file.setnchannels(2)
+        file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(RATE)
         file.writeframes((sound * 32767).astype("<i2").tobytes())

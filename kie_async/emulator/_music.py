@@ -1,30 +1,35 @@
-"""Notes, chords and songs as arrays of samples. Pure: the same arguments give the same sound.
+"""Songs as arrays of samples. Pure: the same arguments give the same sound.
 
-A sound is an array of shape (samples, 2), float32, from -1 to 1.
+A sound is an array of samples in one channel, float32, from -1 to 1. No bar repeats exactly, so that a place in a song
+can be found by its sound: chords and tunes are drawn at random, and each note is a little out of tune and out of time.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from types import MappingProxyType
 from typing import TypeAlias
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-RATE = 44_100
+RATE = 22_050  # samples a second: encoding to mp3 takes most of the time, and half the usual rate halves it
 Sound: TypeAlias = NDArray[np.float32]
-Note: TypeAlias = NDArray[np.float32]  # one channel
 
 A4 = 440.0
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
-PROGRESSIONS = ((0, 4, 5, 3), (5, 3, 0, 4), (0, 5, 3, 4), (0, 3, 4, 3))  # degrees of the scale, one chord a bar
-_PARTIALS = {"pad": (1.0, 0.35, 0.2, 0.08), "pluck": (1.0, 0.5, 0.3, 0.18, 0.1), "bass": (1.0, 0.25)}
+_DETUNE = 0.008  # of the pitch, to each side: some 14 cents
+_JITTER = 0.02  # seconds, to each side
 
-# The tune of the demo: degrees of the scale over two bars of eight quavers each; None holds the note before.
+# The tune of the demo: degrees of the scale over eight bars of eight quavers each; None holds the note before.
 _TUNE: tuple[int | None, ...] = (
     4, None, 5, 4, 2, None, 0, None, 1, None, 2, 1, -1, None, None, None,
     0, None, 2, 4, 5, None, 4, 2, 3, None, 5, 4, 3, 2, 1, None,
+    2, None, 4, 5, 7, None, 4, None, 6, None, 4, 1, -1, None, 1, None,
+    2, None, 4, 2, 0, None, 2, 4, 5, 4, 3, None, 1, None, None, None,
 )  # fmt: skip
 
 
@@ -33,86 +38,127 @@ def samples(seconds: float) -> int:
     return round(seconds * RATE)
 
 
-def frequency(root: int, degree: int, octave: int = 0) -> float:
+def silence(seconds: float) -> Sound:
+    """A time without sound."""
+    return np.zeros(samples(seconds), dtype=np.float32)
+
+
+# ---------------------------------------------------------------- notes
+
+_STEPS = 2048  # samples in one period of a voice
+
+
+def _period(*levels: float) -> Sound:
+    """One period of a wave whose partials have these levels."""
+    phases = np.arange(_STEPS) * (2 * np.pi / _STEPS)
+    partials = [level * np.sin(number * phases) for number, level in enumerate(levels, start=1)]
+    return np.asarray(np.sum(partials, axis=0) / sum(levels), dtype=np.float32)
+
+
+# The wave of each voice, and how fast its notes die away (per second).
+_VOICES: Mapping[str, tuple[Sound, float]] = MappingProxyType(
+    {
+        "pad": (_period(1.0, 0.35, 0.2, 0.08), 0.0),
+        "pluck": (_period(1.0, 0.5, 0.3, 0.18, 0.1), 3.5),
+        "bass": (_period(1.0, 0.25), 2.0),
+        "drum": (_period(1.0), 18.0),
+    }
+)
+
+
+@attrs.frozen
+class Note:
+    """One note of a song.
+
+    Attributes:
+        degree: of the major scale, from 0.
+        octave: above the middle one.
+        at: when it begins, in seconds.
+    """
+
+    voice: str
+    degree: int
+    octave: int
+    at: float
+    seconds: float
+    level: float
+
+
+def frequency(root: int, degree: int, octave: int) -> float:
     """The frequency of a degree of the major scale on a root (semitones above C)."""
     octaves, step = divmod(degree, len(MAJOR))
     semitones = root - 9 + MAJOR[step] + 12 * (octaves + octave)
     return float(A4 * 2 ** (semitones / 12))
 
 
-def silence(seconds: float) -> Sound:
-    """A time without sound."""
-    return np.zeros((samples(seconds), 2), dtype=np.float32)
-
-
-def tone(pitch: float, seconds: float, voice: str) -> Note:
-    """One note, in one channel. A pad swells; the others are struck and die away."""
-    moments = np.arange(samples(seconds), dtype=np.float32) / np.float32(RATE)
-    wave = np.zeros_like(moments)
-    for number, level in enumerate(_PARTIALS[voice], start=1):
-        wave += np.float32(level) * np.sin(np.float32(2 * np.pi * pitch * number) * moments)
-    edge = min(seconds / 2, 0.3 if voice == "pad" else 0.01)
-    swell = np.minimum(1.0, np.minimum(moments, seconds - moments) / edge)
-    decay = 1.0 if voice == "pad" else np.exp(-moments * (2.0 if voice == "bass" else 3.5))
-    note: Note = (wave * swell * decay / sum(_PARTIALS[voice])).astype(np.float32)
-    return note
-
-
-def add(sound: Sound, note: Note, at: float, *, level: float, side: float = 0.0) -> None:
-    """Lay a note over a sound from a moment on; ``side`` is -1 (left) to 1 (right)."""
-    start = samples(at)
-    room = min(len(note), len(sound) - start)
-    if room > 0:
-        sound[start : start + room, 0] += note[:room] * np.float32(level * (1 - max(0.0, side) * 0.6))
-        sound[start : start + room, 1] += note[:room] * np.float32(level * (1 + min(0.0, side) * 0.6))
-
-
-def _drum(seconds: float = 0.18) -> Note:
-    moments = np.arange(samples(seconds), dtype=np.float32) / np.float32(RATE)
-    drop = 2 * np.pi * (45 * moments + 6 * (1 - np.exp(-moments * 30)))
-    note: Note = (np.sin(drop) * np.exp(-moments * 18)).astype(np.float32)
-    return note
-
-
-def accompaniment(seconds: float, *, root: int, bar: float, chords: Sequence[int], lively: bool) -> Sound:
-    """Chords, a bass, and (lively) broken chords with a drum."""
-    sound = silence(seconds)
-    for number in range(int(seconds / bar) + 1):
-        degree, at = chords[number % len(chords)], number * bar
-        for place, third in enumerate((0, 2, 4)):
-            pad = tone(frequency(root, degree + third), bar * 1.05, "pad")
-            add(sound, pad, at, level=0.10, side=place - 1)
-        add(sound, tone(frequency(root, degree, -2), bar, "bass"), at, level=0.28)
-        for step in range(8 if lively else 0):
-            pitch = frequency(root, degree + (0, 2, 4, 7, 4, 2, 4, 2)[step], 1)
-            add(sound, tone(pitch, bar / 4, "pluck"), at + step * bar / 8, level=0.14, side=(-1) ** step * 0.7)
-            if step % 4 == 0:
-                add(sound, _drum(), at + step * bar / 8, level=0.35)
+def tone(voice: str, pitch: float, seconds: float) -> Sound:
+    """Sound one note. A pad swells; the others are struck and die away."""
+    period, decay = _VOICES[voice]
+    count = np.arange(samples(seconds), dtype=np.float32)
+    sound: Sound = period[(count * np.float32(pitch * _STEPS / RATE)).astype(np.int32) & (_STEPS - 1)]
+    if decay:
+        sound *= np.exp(count * np.float32(-decay / RATE))
+    edge = min(len(sound) // 2, samples(0.01 if decay else 0.3))
+    rise = np.linspace(0, 1, edge, dtype=np.float32)
+    sound[:edge] *= rise
+    sound[len(sound) - edge :] *= rise[::-1]
     return sound
 
 
-def _melody(sound: Sound, tune: Iterable[int | None], *, root: int, quaver: float, start: float) -> None:
-    notes: list[tuple[int, float, float]] = []  # degree, moment, length
-    for place, degree in enumerate(tune):
-        if degree is None:
-            held, at, length = notes.pop()
-            notes.append((held, at, length + quaver))
-        else:
-            notes.append((degree, start + place * quaver, quaver))
-    for held, at, length in notes:
-        add(sound, tone(frequency(root, held, 1), length * 1.6, "pluck"), at, level=0.30, side=0.15)
+def perform(notes: Iterable[Note], seconds: float, root: int, chance: random.Random) -> Sound:
+    """Play notes, each a little out of tune and out of time."""
+    sound = silence(seconds)
+    for note in notes:
+        pitch = frequency(root, note.degree, note.octave) * (1 + chance.uniform(-_DETUNE, _DETUNE))
+        start = samples(max(0.0, note.at + chance.uniform(-_JITTER, _JITTER)))
+        heard = tone(note.voice, pitch, note.seconds)[: max(0, len(sound) - start)]
+        sound[start : start + len(heard)] += heard * np.float32(note.level)
+    return sound
+
+
+# ---------------------------------------------------------------- songs
+
+
+def _accompaniment(degree: int, at: float, bar: float, chance: random.Random) -> Iterator[Note]:
+    """One bar of a chord, with two notes of a bass."""
+    for third in (0, 2, 4):
+        yield Note("pad", degree + third, 0, at, bar * 1.05, 0.12)
+    first = bar * chance.uniform(0.25, 0.75)
+    yield Note("bass", degree, -2, at, first, 0.18)
+    yield Note("bass", degree + chance.choice((0, 2, 4)), -2, at + first, bar - first, 0.18)
+
+
+def _arpeggio(degree: int, at: float, bar: float, chance: random.Random) -> Iterator[Note]:
+    """One bar of a broken chord, with a drum."""
+    for step in range(8):
+        yield Note("pluck", degree + chance.choice((0, 2, 4, 7)), 1, at + step * bar / 8, bar / 4, 0.16)
+        if step % 4 == 0:
+            yield Note("drum", degree, -3, at + step * bar / 8, 0.2, 0.4)
+
+
+def _melody(tune: Sequence[int | None], at: float, quaver: float) -> Iterator[Note]:
+    struck = [place for place, degree in enumerate(tune) if degree is not None]
+    for place, after in pairwise([*struck, len(tune)]):
+        yield Note("pluck", tune[place] or 0, 1, at + place * quaver, (after - place) * quaver * 1.6, 0.32)
+
+
+def _song(seconds: float, bar: float, chance: random.Random, *, lively: bool) -> Iterator[Note]:
+    """Bars of chords drawn at random, with a tune and perhaps (lively) a broken chord over them."""
+    for number in range(int(seconds / bar) + 1):
+        degree, at = chance.choice((0, 3, 4, 5)), number * bar
+        yield from _accompaniment(degree, at, bar, chance)
+        if lively:
+            yield from _arpeggio(degree, at, bar, chance)
+        yield from _melody([chance.choice((0, 1, 2, 4, 5, 7)) for _ in range(4)], at, bar / 4)
 
 
 def demo_sound() -> Sound:
     """A tune of some 25 seconds over four chords, with an ending."""
-    bar, root = 2.8, 0
+    bar, chance = 2.8, random.Random(0)  # noqa: S311  # chance, not secrecy
+    chords = [_accompaniment((0, 4, 5, 3)[number % 4], number * bar, bar, chance) for number in range(8)]
+    ending = [Note("pluck", third, 0, 8 * bar, 3.0, 0.25) for third in (0, 2, 4, 7)]
     seconds = 8 * bar + 3.0
-    sound = accompaniment(8 * bar, root=root, bar=bar, chords=PROGRESSIONS[0], lively=False)
-    sound = np.concatenate([sound, silence(3.0)])
-    for start in (0.0, 4 * bar):
-        _melody(sound, _TUNE, root=root, quaver=bar / 8, start=start)
-    for third in (0, 2, 4, 7):
-        add(sound, tone(frequency(root, third), 3.0, "pluck"), 8 * bar, level=0.25)
+    sound = perform(chain(*chords, _melody(_TUNE, 0.0, bar / 8), ending), seconds, 0, chance)
     return finished(sound, seconds)
 
 
@@ -120,16 +166,13 @@ def unknown_sound(seconds: float, seed: str) -> Sound:
     """The beginning of a song that stands for one that nobody has: the same however much of it is asked for."""
     chance = random.Random(seed)  # noqa: S311  # chance, not secrecy
     root, bar = chance.randrange(12), chance.uniform(2.2, 3.2)
-    sound = accompaniment(seconds, root=root, bar=bar, chords=chance.choice(PROGRESSIONS), lively=True)
-    tune = [chance.choice((0, 1, 2, 4, 5, 7)) if place % 2 == 0 else None for place in range(16)]
-    for number in range(int(seconds / (2 * bar)) + 1):
-        _melody(sound, tune, root=root, quaver=bar / 8, start=2 * number * bar)
-    return np.asarray(np.tanh(sound), dtype=np.float32)
+    sound = perform(_song(seconds, bar, chance, lively=True), seconds, root, chance)
+    return np.tanh(sound)
 
 
 def finished(sound: Sound, seconds: float) -> Sound:
     """A sound of exactly that length, not too loud, that fades out."""
-    whole = np.zeros((samples(seconds), 2), dtype=np.float32)
+    whole = silence(seconds)
     whole[: len(sound)] = sound[: len(whole)]
     peak = float(np.abs(whole).max(initial=0.0))
     if peak > 0.95:  # noqa: PLR2004  # full scale is 1; an encoder overshoots a little
@@ -141,19 +184,18 @@ def finished(sound: Sound, seconds: float) -> Sound:
 def fade_out(sound: Sound, seconds: float) -> None:
     """Let the end of a sound die away."""
     length = min(len(sound), samples(seconds))
-    sound[len(sound) - length :] *= np.linspace(1, 0, length, dtype=np.float32)[:, np.newaxis]
+    sound[len(sound) - length :] *= np.linspace(1, 0, length, dtype=np.float32)
 
 
 # ---------------------------------------------------------------- going on
 
-_CROSS = 0.25  # seconds in which one piece passes into the next
-_MATERIAL = 8.0  # seconds before the cut that the continuation is made of
-_MIN = 1.0  # seconds; with less there is nothing to make variations of
+_CROSS = 0.25  # seconds in which the song passes into what follows it
+_KEY = 8.0  # seconds before the cut that decide on the key
 
 
 def keynote(sound: Sound) -> int:
     """The pitch class (semitones above C) that sounds most, so that what is added fits."""
-    spectrum = np.abs(np.fft.rfft(sound.mean(axis=1)))
+    spectrum = np.abs(np.fft.rfft(sound))
     pitches = np.fft.rfftfreq(len(sound), 1 / RATE)
     heard = (pitches > 60) & (pitches < 2000)  # noqa: PLR2004  # where chords are
     if not heard.any():
@@ -162,69 +204,20 @@ def keynote(sound: Sound) -> int:
     return int(np.argmax(np.bincount(classes, weights=spectrum[heard] ** 2, minlength=12)))
 
 
-def muffled(sound: Sound) -> Sound:
-    """A sound as if heard through a wall."""
-    spectrum = np.fft.rfft(sound, axis=0)
-    pitches = np.fft.rfftfreq(len(sound), 1 / RATE)
-    spectrum *= (1 / (1 + (pitches / 900) ** 4))[:, np.newaxis]
-    return np.fft.irfft(spectrum, n=len(sound), axis=0).astype(np.float32)
+def continuation(head: Sound, after: Sound, seconds: float, *, take: int, seed: str) -> Sound:
+    """What follows ``head``: a new song in its key, as loud. ``after`` fades away under it.
 
-
-def shifted(sound: Sound, ratio: float) -> Sound:
-    """A sound higher (and shorter) or lower (and longer), as a tape played faster or slower."""
-    places = np.arange(0, len(sound) - 1, ratio)
-    known = np.arange(len(sound))
-    return np.stack([np.interp(places, known, sound[:, side]) for side in (0, 1)], axis=1).astype(np.float32)
-
-
-def joined(pieces: Iterable[Sound]) -> Sound:
-    """Pieces one after the other, each passing into the next."""
-    cross = samples(_CROSS)
-    rise = np.sin(np.linspace(0, np.pi / 2, cross, dtype=np.float32))[:, np.newaxis]
-    whole: Sound | None = None
-    for piece in pieces:
-        if whole is None:
-            whole = piece
-            continue
-        seam = whole[-cross:] * rise[::-1] + piece[:cross] * rise
-        whole = np.concatenate([whole[:-cross], seam, piece[cross:]])
-    return silence(0) if whole is None else whole
-
-
-def variations(material: Sound, seconds: float, take: int) -> Sound:
-    """Material repeated with changes, at least that long: the first take sings it on, the second turns it round."""
-    half = material[len(material) // 2 :]
-    orders = (
-        (material, muffled(material), shifted(half, 4 / 3), half, shifted(material, 3 / 4)),
-        (material[::-1], half, shifted(half, 3 / 2), muffled(half[::-1]), shifted(material, 2 / 3)),
-    )
-    pieces: list[Sound] = []
-    length = 0.0
-    while length < seconds:
-        piece = orders[take % 2][len(pieces) % 5]
-        pieces.append(piece)
-        length += len(piece) / RATE - _CROSS
-    return joined(pieces)
-
-
-def going_on(head: Sound, after: Sound, seconds: float, *, take: int, seed: str) -> Sound:
-    """What follows ``head``: made of its last bars, with something played over it. ``after`` fades away under it."""
+    Nothing of ``head`` is played again, so that each of its places is found once alone. The second take is livelier.
+    """
     chance = random.Random(f"{seed} {take}")  # noqa: S311  # chance, not secrecy
-    material = head[-samples(_MATERIAL) :]
-    layer = accompaniment(
-        seconds,
-        root=keynote(material) if len(material) else 0,
-        bar=chance.uniform(2.0, 2.6) if take else chance.uniform(2.8, 3.4),
-        chords=PROGRESSIONS[(take + chance.randrange(2) * 2) % len(PROGRESSIONS)],
-        lively=bool(take),
-    )
-    loudness = float(np.sqrt(np.mean(np.square(material)))) if len(material) else 0.0
-    sound = layer * np.float32(max(0.35, min(1.0, 4 * loudness)))
-    if len(material) >= samples(_MIN):
-        sound = sound + np.float32(0.8) * variations(material, seconds + _CROSS, take)[: len(layer)]
-    sound = np.asarray(np.tanh(sound), dtype=np.float32)
+    last = head[-samples(_KEY) :]
+    bar = chance.uniform(2.0, 2.6) if take else chance.uniform(2.8, 3.4)
+    notes = _song(seconds, bar, chance, lively=bool(take))
+    sound = perform(notes, seconds, keynote(last) if len(last) else 0, chance)
+    loudness = float(np.sqrt(np.mean(np.square(last)))) if len(last) else 0.0
+    sound = np.asarray(np.tanh(sound * np.float32(max(0.5, min(1.5, 6 * loudness)))))
     cross = min(len(after), len(sound), samples(_CROSS))
-    fall = np.cos(np.linspace(0, np.pi / 2, cross, dtype=np.float32))[:, np.newaxis]
+    fall = np.cos(np.linspace(0, np.pi / 2, cross, dtype=np.float32))
     sound[:cross] = sound[:cross] * fall[::-1] + after[:cross] * fall
     fade_out(sound, 3.0)
     return sound
