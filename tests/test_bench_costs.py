@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import batch, overhead, quota, scale
+from benchmarks import audio, batch, overhead, quota, scale
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,12 @@ def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:
 def test_scale(capsys: pytest.CaptureFixture[str]) -> None:
     assert scale.main(["--tasks", "20", "--seconds", "0.1"]) == 0
     assert rows(capsys.readouterr().out)[2][0] == "20"
+
+
+def test_audio(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audio.main(["--seconds", "3", "--rounds", "1"]) == 0
+    names = [row[0] for row in rows(capsys.readouterr().out)[2:]]
+    assert names == ["a track of a song that nobody has", "a track of an mp3", "the encoder alone"]
 
 
 def test_import(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,8 @@ async def demo(screen: Screen, out: Path) -> None:
         title="The demo goes on",
     )
     screen.say(f"a song of {length:.1f} s is made; the emulator is to go on with it after {cut:.1f} s")
-    async with linked(screen, Plan(emulate=True, receive=True)) as link:
+    quick = {"timeline": (0.5, 1.0, 2.0)}  # seconds; what it shows does not need more
+    async with linked(screen, Plan(emulate=True, receive=True, emulator=quick)) as link:
         task = await link.session.submit(request)
         result = await follow(screen, link, task, timeout=None)
         await fetch(screen, link.session, result, out, song_of(request))
