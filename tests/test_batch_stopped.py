@@ -25,7 +25,7 @@ from kie_async.errors import StorageError
 from kie_async.journal import PostgresJournal, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.scale]
 
 JOBS = 2
 TRACKS = 2 * JOBS

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from benchmarks import pacing
 from benchmarks._polls import Even, LogNormal, Mixture, best_polls, every, expected, follow, optimum, telling_nothing
 
+pytestmark = pytest.mark.scale
+
 
 def cost(ages: list[float], ended: list[float], price: float, polls: list[int]) -> float:
     """What looks at these ages cost, if tasks end in the middle between two ages."""

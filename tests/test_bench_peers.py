@@ -7,6 +7,8 @@ import pytest
 from benchmarks import _peer_clients, peers
 from benchmarks._distant import Distant
 
+pytestmark = pytest.mark.scale
+
 QUICK = ["--tasks", "2", "--shortest", "0.2", "--longest", "0.3", "--interval", "0.1", "--emulator"]
 
 

@@ -12,6 +12,8 @@ from benchmarks._clock import VirtualLoop
 from benchmarks._limiters import SUBJECTS
 from kie_async.limiter import Limiter
 
+pytestmark = pytest.mark.scale
+
 
 def printed(capsys: pytest.CaptureFixture[str], first: str) -> list[list[str]]:
     """The lines of a table, cut into cells, whose headers begin with this word."""

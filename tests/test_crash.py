@@ -18,6 +18,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return "" if request.param == "embedded" else str(request.getfixturevalue("database_url"))
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("deaths", ["points", "kills"])
 def test_nothing_is_paid_twice_or_lost(store: str, deaths: str) -> None:
     chance, tally = random.Random(1), crash.Tally()

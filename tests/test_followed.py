@@ -94,6 +94,7 @@ async def give_up(session: kie.KieSession, number: int) -> None:
                 await anext(events)
 
 
+@pytest.mark.scale
 async def test_tasks_whose_waiters_go_away_are_followed_to_their_ends(tmp_path: Path) -> None:
     quick = {"timeline": (3.0, 6.0, 30.0), "faults": [Fault("failed", nth=7)]}
     async with journaled(tmp_path, **quick) as (service, session, journal):

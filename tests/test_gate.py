@@ -44,6 +44,7 @@ def test_that_hangs(stuck):
 """
 
 
+@pytest.mark.scale
 def test_a_test_that_hangs_ends_by_itself_with_its_name(tmp_path: Path) -> None:
     assert 0 < OPTIONS["timeout"] <= 600
     (tmp_path / "test_mine.py").write_text(HANGING)
@@ -63,6 +64,7 @@ def test_a_test_that_hangs_ends_by_itself_with_its_name(tmp_path: Path) -> None:
     assert re.search(r"worker 'gw\d' crashed while running '.*test_mine\.py::test_that_hangs'", done.stdout)
 
 
+@pytest.mark.scale
 def test_ctrl_c_is_tested_also_where_a_shell_runs_the_tests_in_the_background() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
     test = "tests/test_cli_servers.py::test_emulate_in_this_process"

@@ -559,6 +559,7 @@ def test_any_values_end_in_jobs_or_in_our_error(rows: list[dict[str, object]], t
 # ---------------------------------------------------------------- size
 
 
+@pytest.mark.scale
 async def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     async def peak(count: int) -> int:
         text = HEAD + "".join(f'a{number},,V5,"la, la",s,song {number},5,,,,\n' for number in range(count))

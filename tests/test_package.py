@@ -51,6 +51,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.scale
 def test_each_module_can_be_imported_alone() -> None:
     done = run(ALONE, *MODULES)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

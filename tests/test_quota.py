@@ -40,6 +40,7 @@ async def counting() -> AsyncIterator[Counting]:
 # ---------------------------------------------------------------- many processes
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("number", [1, 3, 10])
 async def test_the_quota_is_kept_and_used_by_processes(database_url: str, counting: Counting, number: int) -> None:
     limit, window = 10, 2.0
@@ -51,6 +52,7 @@ async def test_the_quota_is_kept_and_used_by_processes(database_url: str, counti
     assert len(shares) == number
 
 
+@pytest.mark.scale
 async def test_the_quota_of_an_account(database_url: str, counting: Counting) -> None:
     limit, window = 20, 10.0
     async with processes(database_url, counting, 1, many=21) as [one]:

@@ -247,13 +247,13 @@ def test_the_last_ten_thousand_tasks_are_remembered() -> None:
 async def test_the_journal_knows_the_ids_of_its_tasks(tmp_path: Path) -> None:
     async with serving() as service:
         settings = service.session.settings
-        journal = kie.SQLiteJournal(tmp_path / "j.sqlite")
+        journal = kie.SQLiteJournal(tmp_path / "j.sqlite", poll=5.0)
         async with kie.KieSession(settings, journal=journal) as session:
             task = await session.extend("a1", model="V5")
             tracks = (await task).tracks
             while (job := await journal.find(task_id=task.id)) and job.state is State.SUBMITTED:
                 await anyio.sleep(0.1)
-        async with kie.KieSession(settings, journal=kie.SQLiteJournal(tmp_path / "j.sqlite")) as session:
+        async with kie.KieSession(settings, journal=kie.SQLiteJournal(tmp_path / "j.sqlite", poll=5.0)) as session:
             with pytest.raises(kie.InvalidRequestError, match=f"one of its tracks: {tracks[0].id} or {tracks[1].id}"):
                 await session.extend(task.id, model="V5")
         assert len(service.emulator.arrivals) == 1

@@ -70,10 +70,10 @@ async def test_a_result_says_where_its_source_was_cut(song: Path, route: str) ->
 
 async def test_a_result_after_a_restart_says_it_too(song: Path, tmp_path: Path) -> None:
     async with serving(goes_on=(-2.0, 5.0)) as service:
-        journal = kie.SQLiteJournal(tmp_path / "jobs.sqlite")
+        journal = kie.SQLiteJournal(tmp_path / "jobs.sqlite", poll=5.0)
         async with kie.KieSession(settings(service.emulator), journal=journal) as session:
             await session.upload_extend(song, model="V5", continue_at=6)
-        journal = kie.SQLiteJournal(tmp_path / "jobs.sqlite")
+        journal = kie.SQLiteJournal(tmp_path / "jobs.sqlite", poll=5.0)
         async with kie.KieSession(settings(service.emulator), journal=journal) as session:
             (result,) = [await task async for task in session.resume()]
         assert result.continue_at == 6

@@ -32,6 +32,7 @@ def titles(service: Any) -> list[int]:
     return [int(charge.body["title"]) for charge in service.emulator.ledger]
 
 
+@pytest.mark.scale
 async def test_two_hundred_at_once_stay_in_the_quota_and_use_it() -> None:
     async with serving(credits=1e6, settings={"max_in_flight": 1000}) as service:
         async with anyio.create_task_group() as group:

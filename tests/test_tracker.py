@@ -542,6 +542,7 @@ async def test_a_record_without_its_moment_is_taken_as_new() -> None:
         assert settled.seconds == pytest.approx(service.session.settings.task_timeout, abs=1)
 
 
+@pytest.mark.scale
 async def test_a_thousand_tasks_in_flight() -> None:
     settings: dict[str, Any] = {"max_in_flight": 1000, "quota": 1000}
     timeline = (3.0, 6.0, 12.0)
