@@ -64,7 +64,7 @@ class Site:
 
     def start(self, number: int) -> subprocess.Popen[bytes]:
         """Start one worker process: the command, as on a machine of its own."""
-        words = ["worker", "--database", self.store, "--out", str(self.directory), "--until-done"]
+        words = ["worker", "--journal", self.store, "--out", str(self.directory), "--until-done"]
         environment = {**os.environ, "KIE_API_KEY": self.emulator.key, "KIE_BASE_URL": self.emulator.base_url}
         with (self.directory / f"worker{number}.log").open("wb") as log:
             return subprocess.Popen(  # noqa: S603  # ourselves

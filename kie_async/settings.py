@@ -94,9 +94,9 @@ def _of_settings(read: Callable[[Settings], T]) -> T:
     return attrs.Factory(read, takes_self=True)
 
 
-def named_database() -> str | None:
-    """The place of jobs that ``KIE_DATABASE_URL`` names, for the command line; None if it names none."""
-    return read_text("KIE_DATABASE_URL") or None
+def journal_location() -> str | None:
+    """The path or address of the journal that ``KIE_JOURNAL`` names; None if it names none."""
+    return read_text("KIE_JOURNAL") or None
 
 
 def is_loopback(host: str | None) -> bool:

@@ -75,7 +75,7 @@ def store(request: pytest.FixtureRequest, out: Path) -> tuple[list[str], Lose]:
     def drop() -> None:
         execute(url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
 
-    return ["--database", url], drop
+    return ["--journal", url], drop
 
 
 def test_a_journal_that_was_lost_is_not_taken_for_new(
@@ -96,9 +96,7 @@ def test_a_journal_that_was_lost_is_not_taken_for_new(
         assert f"results.jsonl names task {charge.task_id}" in answer.err
     assert charges(service) == before + Counter(["a3"])
     assert terminal(*words).code == 8  # as often as it is called
-    adopt = [
-        each.replace("$KIE_DATABASE_URL", options[-1] if options else "") for each in command(answer, "jobs adopt")
-    ]
+    adopt = [each.replace("$KIE_JOURNAL", options[-1] if options else "") for each in command(answer, "jobs adopt")]
     adopted = terminal(*adopt, "--json")
     assert adopted.code == 0
     states = {each["key"]: (each["state"], each["task_id"]) for each in adopted.value["jobs"]}
@@ -237,7 +235,7 @@ def test_adopt_leaves_alone_what_the_results_do_not_name(
 
 
 def test_adopt_needs_the_directory_of_the_results(terminal: Terminal, tmp_path: Path) -> None:
-    answer = terminal("jobs", "adopt", "--database", str(tmp_path / "jobs.sqlite"))
+    answer = terminal("jobs", "adopt", "--journal", str(tmp_path / "jobs.sqlite"))
     assert answer.code == 2
     assert "--out is missing" in answer.err
 
@@ -355,7 +353,7 @@ def test_replaced_by_another_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """How a program says where its journal is."""
     if request.param == "elsewhere":  # for both
-        monkeypatch.setenv("KIE_DATABASE_URL", str(tmp_path / "elsewhere.sqlite"))
+        monkeypatch.setenv("KIE_JOURNAL", str(tmp_path / "elsewhere.sqlite"))
     return str(request.param)
 
 

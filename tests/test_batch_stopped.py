@@ -167,7 +167,7 @@ def run(songs: Path, tmp_path: Path) -> Run:
 
 
 def run_of(songs: Path, out: Path, where: str) -> Run:
-    return Run(("batch", str(songs), "--out", str(out), *MUSIC, "--yes", "--database", where), where, out)
+    return Run(("batch", str(songs), "--out", str(out), *MUSIC, "--yes", "--journal", where), where, out)
 
 
 EXPIRED = Fault("code", on="download_url", code=422)  # no new address for one that has expired
@@ -226,7 +226,7 @@ async def test_what_was_delivered_to_another_directory_leaves_nothing_here(
     run, held = run_of(songs, tmp_path / "out", database_url), Held(whole=False)
     elsewhere = tmp_path / "elsewhere"
     async with stopped(service, run, held) as (_, process):
-        words = ("worker", "--out", str(elsewhere), "--until-done", "--database", database_url)
+        words = ("worker", "--out", str(elsewhere), "--until-done", "--journal", database_url)
         with started(*words, env=environment(service)) as other:
             assert (await wait(other)).code == 0
         service.add_faults(Fault("expired"), EXPIRED)

@@ -74,7 +74,7 @@ def paths(answer: Answer) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KIE_DATABASE_URL", raising=False)
+    monkeypatch.delenv("KIE_JOURNAL", raising=False)
     spoil(monkeypatch)
 
 
@@ -125,18 +125,18 @@ def test_each_move_is_an_event(terminal: Terminal, tmp_path: Path, out: Path) ->
         assert len(moves[-1]["files"]) == 2
 
 
-def test_a_database_elsewhere(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+def test_a_journal_elsewhere(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     place = tmp_path / "deep" / "jobs.db"
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--emulate", "--database", str(place))
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--emulate", "--journal", str(place))
     assert terminal(*words).code == 0
     assert place.exists()
     assert not list(out.glob("*.sqlite"))
 
 
-def test_the_environment_may_name_the_database(
+def test_the_environment_may_name_the_journal(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setenv("KIE_DATABASE_URL", str(tmp_path / "jobs.db"))
+    monkeypatch.setenv("KIE_JOURNAL", str(tmp_path / "jobs.db"))
     words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--emulate")
     assert terminal(*words).code == 0
     assert (tmp_path / "jobs.db").exists()
@@ -232,9 +232,9 @@ def test_more_faults_than_can_be_shown(terminal: Terminal, tmp_path: Path, out: 
     [
         (("--json", "--jsonl"), "--jsonl"),
         (("--bind", ":80"), "--bind is given without --callbacks"),
-        (("--database", "postgresql:///kie", "--emulate"), "--emulate is for one process"),
-        (("--database", "postgresql:///kie", "--max-credits", "5"), "--max-credits cannot bind"),
-        (("--database", "mysql://u:hush@h/kie"), "--database is neither a path nor postgresql://"),
+        (("--journal", "postgresql:///kie", "--emulate"), "--emulate is for one process"),
+        (("--journal", "postgresql:///kie", "--max-credits", "5"), "--max-credits cannot bind"),
+        (("--journal", "mysql://u:hush@h/kie"), "--journal is neither a path nor postgresql://"),
         (("--max-credits", "-5"), "--max-credits"),
     ],
 )
@@ -368,7 +368,7 @@ def test_failures_are_told_and_end_with_3(
     assert answer.code == 3
     assert len(paths(answer)) == 2
     assert "2 jobs failed or were refused" in answer.err
-    assert "kie-async jobs list --state failed --state rejected --database" in answer.err
+    assert "kie-async jobs list --state failed --state rejected --journal" in answer.err
     spoil(monkeypatch)
     value = terminal(*words, "--json").value
     assert value["error"]["type"] == "KieError"
@@ -471,13 +471,13 @@ def test_two_at_once_do_not_run_the_same_batch(
 def test_the_password_of_a_database_is_never_shown(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     for place in ("postgresql://kie:hush-7f3a@127.0.0.1:1/kie", "postgresql://127.0.0.1:1/kie?password=hush-7f3a"):
         words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--yes", "-v")
-        for given in (("--database", place), (f"--database={place}",)):
+        for given in (("--journal", place), (f"--journal={place}",)):
             answer = terminal(*words, *given)
             assert answer.code == 8
-            assert '--database="$KIE_DATABASE_URL"' in answer.err.replace("--database ", "--database=")
+            assert '--journal="$KIE_JOURNAL"' in answer.err.replace("--journal ", "--journal=")
             assert "hush" not in answer.err + answer.out
     answer = terminal(
-        "batch", "--yes", str(tmp_path / "jobs.csv"), "--out", str(out), "--database", "postgresql://[x/y", "-v"
+        "batch", "--yes", str(tmp_path / "jobs.csv"), "--out", str(out), "--journal", "postgresql://[x/y", "-v"
     )
     assert answer.code in {2, 8}
     assert "[x" not in answer.err.splitlines()[-1]
@@ -491,7 +491,7 @@ def test_what_another_batch_has_is_left_to_it(
         "--yes",
         str(tracks(tmp_path / "jobs.csv", 2)),
         "--callbacks",
-        "--database",
+        "--journal",
         str(tmp_path / "jobs.sqlite"),
     )
     assert terminal(*words, "--out", str(out)).code == 0

@@ -31,8 +31,8 @@ UNKNOWN = JobError(type="SubmitUnknownError", message="no answer came", charged=
 
 
 @pytest.fixture(autouse=True)
-def _no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KIE_DATABASE_URL", raising=False)
+def _no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KIE_JOURNAL", raising=False)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_the_list_of_some(terminal: Terminal, out: Path) -> None:
     assert answer.value["counts"] | {"planned": 2, "failed": 1} == answer.value["counts"]
     assert answer.value["jobs"][0]["error"]["code"] == 501
     assert "hush" not in answer.out
-    answer = terminal("jobs", "list", "--database", str(out / FILE), "--out", str(out), "--json")
+    answer = terminal("jobs", "list", "--journal", str(out / FILE), "--out", str(out), "--json")
     assert "other" not in {each["key"] for each in answer.value["jobs"]}
     assert terminal("jobs", "list", "--state", "lost", "--out", str(out)).code == 2
 
@@ -137,7 +137,7 @@ def test_a_list_longer_than_a_page_whose_reader_goes_away(tmp_path: Path) -> Non
 def test_no_jobs_to_be_found(terminal: Terminal, tmp_path: Path, words: tuple[str, ...]) -> None:
     answer = terminal("jobs", *words)
     assert answer.code == 2
-    assert "--out or --database" in answer.err
+    assert "--out or --journal" in answer.err
     answer = terminal("jobs", *words, "--out", str(tmp_path / "none"))
     assert answer.code == 2
     assert "does not exist" in answer.err
@@ -360,7 +360,7 @@ def test_salvage(terminal: Terminal, out: Path, tmp_path: Path) -> None:
     content = bytearray(damaged.read_bytes())
     content[:100] = bytes(100)
     damaged.write_bytes(content)
-    assert terminal("jobs", "list", "--database", str(damaged)).code == 8
+    assert terminal("jobs", "list", "--journal", str(damaged)).code == 8
     answer = terminal("jobs", "salvage", str(damaged))
     assert answer.code == 0
     assert f"done  {TASK[:-1]}1" in answer.out.splitlines()

@@ -45,11 +45,11 @@ def words(request: pytest.FixtureRequest, songs: Path) -> tuple[str, ...]:
     """A command that has ``--out``."""
     music = ("--at", "1", "--instrumental", "--style", "s", "--title", "t", "--model", "V5")
     if request.param == "worker":
-        return ("worker", "--database", str(request.getfixturevalue("database_url")), "--until-done")
+        return ("worker", "--journal", str(request.getfixturevalue("database_url")), "--until-done")
     return {
         "extend": ("extend", "a1", *music),
         "upload-extend": ("upload-extend", str(songs / "song.wav"), *music),
-        "batch": ("batch", str(songs), *music, "--yes", "--database", str(songs.parent / "jobs.sqlite")),
+        "batch": ("batch", str(songs), *music, "--yes", "--journal", str(songs.parent / "jobs.sqlite")),
         "wait": ("wait", TASK),
         "download": ("download", TASK),
     }[request.param]

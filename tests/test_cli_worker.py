@@ -22,8 +22,8 @@ STEADY = 150.0  # of an emulator: a task takes about a second
 
 
 @pytest.fixture(autouse=True)
-def _no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KIE_DATABASE_URL", raising=False)
+def _no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KIE_JOURNAL", raising=False)
 
 
 @pytest.fixture
@@ -73,12 +73,12 @@ def interrupted(service: EmulatorHandle, *words: str) -> Answer:
 def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
     service: EmulatorHandle, database_url: str, songs: Path, out: Path
 ) -> None:
-    answer = interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--database", database_url)
+    answer = interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--journal", database_url)
     assert answer.code == 130
     assert database_url not in answer.err
     line = answer.err.splitlines()[-1].strip()
-    assert line.endswith('--database "$KIE_DATABASE_URL"')
-    words = [os.path.expandvars(word) for word in shlex.split(line.replace("$KIE_DATABASE_URL", database_url))]
+    assert line.endswith('--journal "$KIE_JOURNAL"')
+    words = [os.path.expandvars(word) for word in shlex.split(line.replace("$KIE_JOURNAL", database_url))]
     with started(*words[1:], env=environment(service)) as process:
         again = ended(process)
     assert again.code == 0
@@ -90,10 +90,10 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
 def test_two_workers_finish_what_was_begun(
     service: EmulatorHandle, database_url: str, songs: Path, out: Path
 ) -> None:  # fmt: skip
-    answer = interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--database", database_url)
+    answer = interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--journal", database_url)
     assert answer.code == 130
     words = ("worker", "--out", str(out), "--until-done", "--at-once", "3")
-    env = environment(service, KIE_DATABASE_URL=database_url)
+    env = environment(service, KIE_JOURNAL=database_url)
     with ExitStack() as stack:
         workers = [stack.enter_context(started(*words, env=env)) for _ in range(2)]
         answers = [ended(worker) for worker in workers]
@@ -107,9 +107,9 @@ def test_two_workers_finish_what_was_begun(
 def test_a_worker_ends_in_good_order(
     service: EmulatorHandle, database_url: str, songs: Path, out: Path, number: signal.Signals
 ) -> None:
-    env = environment(service, KIE_DATABASE_URL=database_url)
+    env = environment(service, KIE_JOURNAL=database_url)
     assert (
-        interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--database", database_url).code
+        interrupted(service, "batch", "--yes", str(songs), "--out", str(out), *MUSIC, "--journal", database_url).code
         == 130
     )
     with started("worker", "--out", str(out), "--at-once", "1", env=env) as worker:
@@ -117,7 +117,7 @@ def test_a_worker_ends_in_good_order(
         worker.send_signal(number)
         answer = ended(worker)
     assert answer.code == (130 if number == signal.SIGINT else 0)
-    assert "every job stays as the database has it" in answer.err
+    assert "every job stays as the journal has it" in answer.err
     assert "Traceback" not in answer.err
     assert "unknown" not in answer.err
     sources = [charge.body["uploadUrl"] for charge in service.ledger]  # as many as were begun; none twice
@@ -128,7 +128,7 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
     service.add_faults(Fault("failed", nth=1))
     for song in sorted(songs.iterdir())[2:]:
         song.unlink()
-    place = ("--out", str(out), "--database", database_url)
+    place = ("--out", str(out), "--journal", database_url)
     answer = terminal("batch", "--yes", str(songs), *place, *MUSIC, "--json")
     assert answer.code == 3
     assert (answer.value["counts"]["done"], answer.value["counts"]["failed"]) == (1, 1)
@@ -137,18 +137,18 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
     answer = terminal("worker", *place, "--until-done", "--callbacks")
     assert answer.code == 0
     assert len(answer.out.splitlines()) == 2
-    elsewhere = terminal("batch", "--yes", str(songs), "--out", str(out / "b"), "--database", database_url, *MUSIC)
+    elsewhere = terminal("batch", "--yes", str(songs), "--out", str(out / "b"), "--journal", database_url, *MUSIC)
     assert elsewhere.code == 0
     assert "2 of the jobs belong to another batch" in elsewhere.err
     assert terminal("jobs", "list", *place, "--state", "delivered").out.count("delivered") == 2
-    assert not terminal("jobs", "list", "--out", str(out / "b"), "--database", database_url).out
+    assert not terminal("jobs", "list", "--out", str(out / "b"), "--journal", database_url).out
 
 
 def test_a_wrong_key_stops_a_worker(
     terminal: Terminal, service: EmulatorHandle, database_url: str, songs: Path, out: Path
 ) -> None:
     service.add_faults(Fault("code", code=401))
-    place = ("--out", str(out), "--database", database_url)
+    place = ("--out", str(out), "--journal", database_url)
     assert terminal("batch", "--yes", str(songs), *place, *MUSIC).code == 5
     answer = terminal("worker", *place)
     assert answer.code == 5
@@ -159,10 +159,10 @@ def test_a_wrong_key_stops_a_worker(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "--database must be postgresql://"),
-        (("--database", "jobs.sqlite"), "--database must be postgresql://"),
-        (("--database", "postgresql:///kie", "--bind", ":80"), "--bind"),
-        (("--database", "postgresql:///kie", "--at-once", "0"), "--at-once"),
+        ((), "--journal must be postgresql://"),
+        (("--journal", "jobs.sqlite"), "--journal must be postgresql://"),
+        (("--journal", "postgresql:///kie", "--bind", ":80"), "--bind"),
+        (("--journal", "postgresql:///kie", "--at-once", "0"), "--at-once"),
     ],
 )
 def test_what_makes_no_sense_is_refused(terminal: Terminal, out: Path, words: tuple[str, ...], says: str) -> None:
@@ -174,7 +174,7 @@ def test_what_makes_no_sense_is_refused(terminal: Terminal, out: Path, words: tu
 def test_a_database_that_is_away(terminal: Terminal, service: EmulatorHandle, out: Path) -> None:
     place = "postgresql://kie:hush-7f3a@127.0.0.1:1/kie"
     for words in (("worker",), ("jobs", "list")):
-        answer = terminal(*words, "--out", str(out), "--database", place)
+        answer = terminal(*words, "--out", str(out), "--journal", place)
         assert answer.code == 8
         assert "hush" not in answer.err
     assert not service.ledger

@@ -160,7 +160,7 @@ def test_the_command_says_so(terminal: Terminal, service: EmulatorHandle, tmp_pa
 
 
 def test_a_worker_stops_too(terminal: Terminal, service: EmulatorHandle, tmp_path: Path, database_url: str) -> None:
-    place = ("--out", str(tmp_path / "out"), "--database", database_url)
+    place = ("--out", str(tmp_path / "out"), "--journal", database_url)
 
     async def fill() -> None:
         async with kie.open_journal(database_url) as journal:

@@ -57,7 +57,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         jobs: from ``read_manifest``, or made by hand. Taken one by one; memory does not grow with their number.
         directory: where tracks, their sidecars and ``results.jsonl`` go.
         journal: opened for the run, unless it is the session's own. By default the session's own, or else that of the
-            command: ``KIE_DATABASE_URL``, or ``kie-async.sqlite`` in the directory.
+            command: ``KIE_JOURNAL``, or ``kie-async.sqlite`` in the directory.
         observer: called with each job when it has moved; what it raises is logged.
         batch: the name of the batch in the journal; by default that which the command gives it.
         max_credits: never spend more on this batch, reserved before each submission.

@@ -44,7 +44,7 @@ _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing wh
 _EPILOGUE = f"""\
 Try it without a key:  kie-async demo --out DIR
 
-Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY, KIE_DATABASE_URL; HTTPS_PROXY, NO_PROXY.
+Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY, KIE_JOURNAL; HTTPS_PROXY, NO_PROXY.
 A key may be in a file: KIE_API_KEY_FILE, KIE_WEBHOOK_KEY_FILE.
 
 Exit codes:
@@ -124,9 +124,9 @@ async def batch(
 
 @_command
 async def worker(*, screen: ScreenArg, out: Directory, wishes: WorkerWishes = WORKER) -> None:
-    """Work on the jobs of a shared database among other workers, on any number of machines.
+    """Work on the jobs of a shared journal among other workers, on any number of machines.
 
-    Example: kie-async worker --database postgresql://kie@db.example/kie --out new
+    Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
     """
     await _worker.worker(screen, out, wishes)
 

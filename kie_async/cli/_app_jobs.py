@@ -29,7 +29,7 @@ async def list_jobs(
 
     Example: kie-async jobs list --state failed --state unknown --out new
     """
-    await _jobs.show_all(screen, find_store(place.database, place.out), state)
+    await _jobs.show_all(screen, find_store(place.journal, place.out), state)
 
 
 @jobs.command
@@ -45,7 +45,7 @@ async def show(
 
     Example: kie-async jobs show song-17 --out new
     """
-    await _jobs.show(screen, find_store(place.database, place.out), key)
+    await _jobs.show(screen, find_store(place.journal, place.out), key)
 
 
 @jobs.command
@@ -60,7 +60,7 @@ async def retry(
 
     Example: kie-async jobs retry song-17 song-23 --out new
     """
-    await _jobs.retry_all(screen, find_store(place.database, place.out), keys, yes=yes)
+    await _jobs.retry_all(screen, find_store(place.journal, place.out), keys, yes=yes)
 
 
 @jobs.command
@@ -80,7 +80,7 @@ async def resolve(  # noqa: PLR0913  # each is an option
 
     Example: kie-async jobs resolve song-17 --task-id 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --out new
     """
-    store = find_store(place.database, place.out)
+    store = find_store(place.journal, place.out)
     await _jobs.resolve(screen, store, key, task_id=task_id, again=resubmit, leave=abandon, yes=yes)
 
 
@@ -90,7 +90,7 @@ async def adopt(*, screen: ScreenArg, place: Place = PLACE, _voice: Voice = VOIC
 
     Example: kie-async jobs adopt --out new
     """
-    await _jobs.adopt_all(screen, find_store(place.database, place.out), place.out)
+    await _jobs.adopt_all(screen, find_store(place.journal, place.out), place.out)
 
 
 @jobs.command

@@ -70,7 +70,7 @@ class Order:
 async def batch(screen: Screen, manifest: Path, out: Path, wishes: BatchWishes) -> None:
     """Run a batch, or show what it would do."""
     _check(screen, wishes)
-    store = find_store(wishes.batch.database, out, emulate=wishes.batch.emulate)
+    store = find_store(wishes.batch.journal, out, emulate=wishes.batch.emulate)
     if store.is_shared:
         _check_shared(wishes)
     listed = read_manifest(manifest, defaults=wishes.music.shared())
@@ -112,7 +112,7 @@ def _check_shared(wishes: BatchWishes) -> None:
     if wishes.batch.emulate:
         raise UsageError("--emulate is for one process; for several, run 'kie-async emulate' and set what it prints")
     if wishes.batch.max_credits is not None:
-        raise UsageError("--max-credits cannot bind the other workers of a shared database: leave it out")
+        raise UsageError("--max-credits cannot bind the other workers of a shared journal: leave it out")
 
 
 # ---------------------------------------------------------------- the plan
@@ -169,7 +169,7 @@ async def _run(screen: Screen, order: Order) -> None:
         async with linked(screen, plan) as link, board.following(journal, order.name):
             await _work(order, link.session, journal, board)
     if (others := order.plan.total - board.standing.total) > 0:
-        screen.say(f"{others} of the jobs belong to another batch of this database, and are left to it")
+        screen.say(f"{others} of the jobs belong to another batch of this journal, and are left to it")
     judge(screen, board.standing, order.store.with_out(order.out), command, lost=board.lost)
 
 

@@ -47,13 +47,13 @@ class Common(Voice):
     route: Annotated[RouteName, Parameter(help="Which of the service's two routes to take.")] = "classic"
 
 
-Database: TypeAlias = Annotated[
+JournalOption: TypeAlias = Annotated[
     str | None,
     Parameter(
-        name="--database",
+        name="--journal",
         group=_RUN,
-        metavar="PLACE",
-        help="Where the jobs are kept: a file, or postgresql://... for many machines; by default $KIE_DATABASE_URL, or "
+        metavar="PATH-or-URL",
+        help="Where the jobs are kept: a file, or postgresql://... for many machines; by default $KIE_JOURNAL, or "
         "else a file in --out.",
     ),
 ]
@@ -195,7 +195,7 @@ class Submission:
 class Batch:
     """How a batch runs."""
 
-    database: Database = None
+    journal: JournalOption = None
     yes: Yes = False
     dry_run: Annotated[bool, Parameter(help="Show what would be done and what it would cost; send nothing.")] = False
     max_credits: Annotated[
@@ -226,7 +226,7 @@ class BatchWishes:
 class Work:
     """How a worker works."""
 
-    database: Database = None
+    journal: JournalOption = None
     at_once: Annotated[int, Parameter(help="Jobs under way here at once (100).", validator=Number(gte=1))] = 100
     until_done: Annotated[bool, Parameter(help="Leave when every job has come to its end.")] = False
     jsonl: Jsonl = False
@@ -248,7 +248,7 @@ class Place:
     """Where jobs are."""
 
     out: Annotated[Path | None, Parameter(help="The directory of the batch.")] = None
-    database: Annotated[Database, Parameter(help="Where its jobs are kept, if not in --out.")] = None
+    journal: Annotated[JournalOption, Parameter(help="Where its jobs are kept, if not in --out.")] = None
 
 
 # Without any option given.

@@ -14,11 +14,11 @@ from kie_async.cli._exits import UsageError
 from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, is_shared, open_journal
 from kie_async.journal._quota import PostgresLimiter
 from kie_async.limiter import Limiter
-from kie_async.settings import named_database
+from kie_async.settings import journal_location
 
 FILE = DEFAULT_NAME
 EMULATED_FILE = "kie-async-emulated.sqlite"  # apart, or what was merely tried out would count as done
-_VARIABLE = '"$KIE_DATABASE_URL"'  # stands for an address that is not to be shown
+_VARIABLE = '"$KIE_JOURNAL"'  # stands for an address that is not to be shown
 
 
 @attrs.frozen
@@ -94,23 +94,23 @@ class Store:
         return f"{before}{_VARIABLE}" if found and _is_secret(self.place) else shlex.quote(word)
 
 
-def find_store(database: str | None, out: Path | None, *, emulate: bool = False) -> Store:
+def find_store(location: str | None, out: Path | None, *, emulate: bool = False) -> Store:
     """Say where the jobs are kept.
 
     Raises:
         UsageError: nothing leads to them.
     """
-    database = database or named_database()
-    if database:
-        if "://" in database and not is_shared(database):
-            raise UsageError("--database is neither a path nor postgresql://...")
-        options = f"--database {_VARIABLE if _is_secret(database) else shlex.quote(database)}"
-        return Store(database, options, str(out.resolve()) if out else None)
+    location = location or journal_location()
+    if location:
+        if "://" in location and not is_shared(location):
+            raise UsageError("--journal is neither a path nor postgresql://...")
+        options = f"--journal {_VARIABLE if _is_secret(location) else shlex.quote(location)}"
+        return Store(location, options, str(out.resolve()) if out else None)
     if out is None:
-        raise UsageError("--out or --database must say where the jobs are kept")
+        raise UsageError("--out or --journal must say where the jobs are kept")
     if emulate:
         path = str(out / EMULATED_FILE)
-        return Store(path, f"--database {shlex.quote(path)}", OWN_BATCH)
+        return Store(path, f"--journal {shlex.quote(path)}", OWN_BATCH)
     return Store(str(out / FILE), f"--out {shlex.quote(str(out))}", OWN_BATCH)
 
 

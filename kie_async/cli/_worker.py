@@ -1,4 +1,4 @@
-"""A worker: one of many processes that take the jobs of a shared database to their end."""
+"""A worker: one of many processes that take the jobs of a shared journal to their end."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kie_async.cli._verdict import after_unknown
 
 async def worker(screen: Screen, out: Path, wishes: WorkerWishes) -> None:
     """Work until Ctrl-C, SIGTERM, or the last job has come to its end."""
-    store, calls = find_store(wishes.worker.database, out), wishes.calls
+    store, calls = find_store(wishes.worker.journal, out), wishes.calls
     if not store.is_shared:
         raise UsageError(
-            "--database must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
+            "--journal must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
         )
     calls.check()
     again = f"work on with the same command:\n  {store.retyped(screen.words)}"
-    screen.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the database has it; {again}")
+    screen.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
     screen.hints[7] = f"{after_unknown(store.options)}\n{again}"
     board, journal = Board(screen, out, jsonl=wishes.worker.jsonl), store.journal()
-    with stoppable(lambda: screen.say("stopped by SIGTERM; every job stays as the database has it")):
+    with stoppable(lambda: screen.say("stopped by SIGTERM; every job stays as the journal has it")):
         async with store.quota() as limiter:
             plan = Plan(
                 route=wishes.common.route,

@@ -8,7 +8,7 @@ from pathlib import Path
 from kie_async.journal._postgres import PostgresJournal
 from kie_async.journal._protocol import Journal
 from kie_async.journal._sqlite import SQLiteJournal
-from kie_async.settings import named_database
+from kie_async.settings import journal_location
 
 DEFAULT_NAME = "kie-async.sqlite"  # of the file in the directory of a batch, for the command and the library
 OWN_BATCH = "batch"  # the name of the batch in that file, so that the directory may be moved
@@ -31,8 +31,8 @@ def open_journal(where: str | PathLike[str]) -> Journal:
 
 
 def default_journal(directory: str | PathLike[str]) -> Journal:
-    """Return the journal of a batch for which none is given: ``KIE_DATABASE_URL``, or else a file in its directory."""
-    return open_journal(named_database() or Path(directory) / DEFAULT_NAME)
+    """Return the journal of a batch for which none is given: ``KIE_JOURNAL``, or else a file in its directory."""
+    return open_journal(journal_location() or Path(directory) / DEFAULT_NAME)
 
 
 def batch_name(journal: Journal, directory: str | PathLike[str]) -> str:
