@@ -171,7 +171,7 @@ def test_a_rehearsal_sends_nothing(
         {"operation": "extend", "model": "V5", "jobs": 2},
         {"operation": "extend", "model": "V4", "jobs": 2},
     ]
-    assert plan == {"jobs": 4, "new": 3, "twins": 1, "credits": 36.0, "credits_left": 988.0}
+    assert plan == {"jobs": 4, "new": 3, "duplicates": 1, "credits": 36.0, "credits_left": 988.0}
 
 
 def test_a_journal_without_jobs_knows_none(

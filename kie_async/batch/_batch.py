@@ -11,7 +11,7 @@ import attrs
 from anyio import to_thread
 
 from kie_async.batch._budget import Budget
-from kie_async.batch._census import faulty
+from kie_async.batch._manifest import manifest_error
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import Fault, InvalidRequestError
@@ -135,7 +135,7 @@ async def add_jobs(
         for job in jobs:
             await put(job)
     if faults:
-        raise faulty(faults, len(faults), "the batch")
+        raise manifest_error(faults, len(faults), "the batch")
     await journal.add(waiting)
 
 

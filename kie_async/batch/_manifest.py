@@ -1,192 +1,199 @@
-"""A list of jobs in a file, or a folder of songs: all its faults at once, before anything is spent.
+"""A list of jobs in a file, or a folder of songs: every fault is reported at once, before anything is spent.
 
-It is read twice: first to find what is wrong, then to give the jobs.
+A manifest is read twice, first to check it, then to yield its jobs. Memory does not grow with the rows: 16 bytes of
+each are kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import stat
+from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from itertools import islice
+from functools import cache
+from itertools import islice, pairwise
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import attrs
 
-from kie_async.batch._census import Census, Entry, Plan, faulty
-from kie_async.batch._fields import Draft, Row, content_key, draft, read_defaults, request_of
-from kie_async.batch._rows import read_file, read_folder
-from kie_async.batch._sources import Sources
-from kie_async.errors import Fault, ManifestError, Problem
+from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async.batch._manifest_rows import read_file, read_folder
+from kie_async.batch._row_parser import ManifestEntry, Row, parse_defaults, parse_row
+from kie_async.errors import AudioError, Fault, ManifestError, Problem, StorageError
 from kie_async.events import clean
 from kie_async.files._disk import on_disk
 from kie_async.files._kinds import NAMES
+from kie_async.files._length import measure
+from kie_async.files._upload import Look, inspect
 from kie_async.journal import Job, Source
 
-_AT_ONCE = 256  # rows
+_ROWS_AT_ONCE = 256
+_MAX_FAULTS = 100  # kept of one manifest
+_MAX_SHOWN = 3  # faults in an error's message
+
+_FileVersion: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode
 
 
-@attrs.frozen
-class _Look:
-    """A manifest as it was at one moment; of a folder it says nothing, for that is listed once."""
+def manifest_error(faults: Sequence[Fault], count: int, what: str = "the manifest") -> ManifestError:
+    """Make the error that holds the faults of a list of jobs; its message shows the first of them."""
+    shown = "; ".join(map(str, faults[:_MAX_SHOWN])) + (
+        f"; and {count - _MAX_SHOWN} more" if count > _MAX_SHOWN else ""
+    )
+    message = f"{what} has {count} fault{'s' if count > 1 else ''}, and nothing was sent: {shown}"
+    return ManifestError(message, faults=tuple(faults[:_MAX_FAULTS]), count=count)
 
-    is_folder: bool
-    size: int = 0
-    modified: int = 0
-    inode: int = 0
+
+@attrs.frozen(kw_only=True)
+class ManifestSummary:
+    """What a manifest without faults asks for.
+
+    Attributes:
+        total: how many jobs.
+        counts: how many by operation and model.
+        duplicates: how many ask for the same as an earlier one; each is made, and paid, all the same.
+        credits: what all of them cost, at 12 each.
+    """
+
+    total: int
+    counts: Mapping[tuple[str, str], int]
+    duplicates: int
+    credits: float
 
 
 class Manifest:
-    """The jobs of a manifest, for ``run_batch``: ``async for job in manifest`` gives them.
+    """The jobs of a manifest, for ``run_batch``: ``async for job in manifest`` yields them.
 
-    Nothing is read before it is asked for. ``len`` counts the rows; before ``check`` that reads the file.
+    Nothing is read in advance. ``len`` counts the rows; before ``check`` it reads the file.
     """
 
     def __init__(self, path: Path, defaults: Mapping[str, object], pattern: str | None) -> None:
         self.path = path
         self._defaults = defaults
         self._pattern = pattern
-        self._common: Mapping[str, object] = {}
-        self._sources = Sources()
-        self._look: _Look | None = None
-        self._folder = ""
-        self._listing: Sequence[Row] = ()
-        self._plan: Plan | None = None
-        self._doubled: frozenset[int] = frozenset()
+        self._sources = _SourceCache()
+        self._contents = _Contents()
+        self._summary: ManifestSummary | None = None
+        self._duplicates: frozenset[int] = frozenset()  # hashes of keys
 
     def __repr__(self) -> str:
         return f"Manifest({str(self.path)!r})"
 
     def __len__(self) -> int:
-        if self._plan is not None:
-            return self._plan.total
-        rows = read_folder(self.path, self._pattern) if self._seen().is_folder else read_file(self.path)
+        if self._summary is not None:
+            return self._summary.total
+        rows = read_folder(self.path, self._pattern) if self._find_version() is None else read_file(self.path)
         with closing(rows):
             return sum(row.is_job for row in rows)
 
-    async def check(self) -> Plan:
-        """Read all of it and look at every source: hash it, measure it.
+    async def check(self) -> ManifestSummary:
+        """Read all of it, and hash and measure every source.
 
         Returns:
-            What it asks for, and what that will cost.
+            What it asks for, and what that costs.
 
         Raises:
             ManifestError: with the faults of all lines.
             StorageError: it cannot be read.
         """
-        self._plan, self._sources.settled = None, False
-        census = Census()
-        self._common, faults = read_defaults(self._defaults)
-        for fault in faults:
-            census.blame(fault)
-        await on_disk(self._open)
+        self._summary, self._sources.is_checked = None, False
+        counter = _EntryCounter()
+        self._contents = contents = await on_disk(self._open, counter)
         async with aclosing(self._entries()) as entries:
             async for entry in entries:
-                census.take(entry)
-        is_folder = self._look is not None and self._look.is_folder
-        census.close("defaults" if is_folder else "every row")
-        plan = census.plan()
-        if not plan.total and not census.faults:
-            census.blame(self._nothing(is_folder=is_folder))
-        if census.faults:
-            raise faulty(census.faults, census.fault_count)
-        self._doubled = census.contents.doubled()
-        self._plan, self._sources.settled = plan, True
-        return plan
+                counter.add(entry)
+        summary = counter.finish("defaults" if contents.is_folder else "every row")
+        if not summary.total and not counter.faults:
+            counter.add_error(self._empty_error(is_folder=contents.is_folder))
+        if counter.faults:
+            raise manifest_error(counter.faults, counter.fault_count)
+        self._duplicates = counter.content_keys.duplicates()
+        self._summary, self._sources.is_checked = summary, True
+        return summary
 
     async def __aiter__(self) -> AsyncIterator[Job]:
-        if self._plan is None or await on_disk(self._seen) != self._look:
+        if self._summary is None or await on_disk(self._find_version) != self._contents.version:
             await self.check()
         numbers: Counter[str] = Counter()
         async with aclosing(self._entries()) as entries:
             async for entry in entries:
-                yield self._numbered(entry, numbers)
+                if entry.job is None:
+                    raise manifest_error(entry.faults, len(entry.faults))
+                yield self._number(entry.job, numbers) if not entry.has_id else entry.job
 
-    def _numbered(self, entry: Entry, numbers: Counter[str]) -> Job:
-        """The job of an entry; one that asks for the same as an earlier one gets a number."""
-        job = entry.job
-        if job is None:
-            raise faulty(entry.faults, len(entry.faults))
-        if entry.has_id or hash(job.key) not in self._doubled:
+    def _number(self, job: Job, numbers: Counter[str]) -> Job:
+        """Give a job that asks for the same as an earlier one a key of its own."""
+        if hash(job.key) not in self._duplicates:
             return job
         numbers[job.key] += 1
         number = numbers[job.key]
         return job if number == 1 else attrs.evolve(job, key=f"{job.key}-{number}")
 
-    # ------------------------------------------------------------ reading
+    # ------------------------------------------------------------ reading; blocks, but for _entries
 
-    def _seen(self) -> _Look:
-        """See what is there; blocks."""
+    def _find_version(self) -> _FileVersion | None:
+        """Return what changes when the file is edited; None for a folder."""
         try:
-            about = self.path.stat()
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            raise self._lone("does not exist", "give the path of a CSV or JSONL file, or of a folder") from None
-        if stat.S_ISDIR(about.st_mode):
-            return _Look(is_folder=True)
-        if not stat.S_ISREG(about.st_mode):
-            raise self._lone("is no plain file", "it is read twice: write it to a file first")
-        return _Look(is_folder=False, size=about.st_size, modified=about.st_mtime_ns, inode=about.st_ino)
+            status = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
+            raise self._error("does not exist", "give the path of a CSV or JSONL file, or of a folder") from None
+        if stat.S_ISDIR(status.st_mode):
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise self._error("is no plain file", "it is read twice: write it to a file first")
+        return status.st_size, status.st_mtime_ns, status.st_ino
 
-    def _open(self) -> None:
-        self._look = self._seen()
-        path = self.path.absolute()
-        self._folder = str(path if self._look.is_folder else path.parent)
-        self._listing = tuple(read_folder(self.path, self._pattern)) if self._look.is_folder else ()
+    def _open(self, counter: _EntryCounter) -> _Contents:
+        defaults, faults = parse_defaults(self._defaults)
+        for fault in faults:
+            counter.add_error(fault)
+        version, path = self._find_version(), self.path.absolute()
+        if version is None:
+            return _Contents(defaults, str(path), None, tuple(read_folder(self.path, self._pattern)))
+        return _Contents(defaults, str(path.parent), version)
 
-    async def _entries(self) -> AsyncGenerator[Entry, None]:
-        is_folder = self._look is not None and self._look.is_folder
-        rows = (row for row in self._listing) if is_folder else read_file(self.path)
+    async def _entries(self) -> AsyncGenerator[ManifestEntry, None]:
+        contents = self._contents
+        rows = (row for row in contents.listing) if contents.is_folder else read_file(self.path)
         try:
-            while drafts := await on_disk(self._drafts, rows):
-                await self._sources.learn((row.path, row.needs_length) for row in drafts if row.path is not None)
-                for entry in await on_disk(self._finished, drafts):
+            while entries := await on_disk(self._parse_some, contents, rows):
+                for entry in entries:
                     yield entry
         finally:
             await on_disk(rows.close)
 
-    def _drafts(self, rows: Iterator[Row]) -> list[Draft]:
-        if self._seen() != self._look:
-            raise self._lone("changed while it was read", "wait until it is finished, then try again")
-        return [draft(row, common=self._common, folder=self._folder) for row in islice(rows, _AT_ONCE)]
+    def _parse_some(self, contents: _Contents, rows: Iterator[Row]) -> list[ManifestEntry]:
+        """Parse the next rows; not beyond one whose source is read, so that cancelling waits for one source at most."""
+        if self._find_version() != contents.version:
+            raise self._error("changed while it was read", "wait until it is finished, then try again")
+        find_source = cache(self._sources.find)  # looks at a source that many rows share once
+        sources_read = self._sources.read_count
+        entries = []
+        for row in islice(rows, _ROWS_AT_ONCE):
+            entries.append(parse_row(row, contents.defaults, contents.folder, find_source))
+            if self._sources.read_count != sources_read:
+                break
+        return entries
 
-    def _finished(self, drafts: Iterable[Draft]) -> list[Entry]:
-        return [self._entry(row) for row in drafts]
+    # ------------------------------------------------------------ errors of the manifest as a whole
 
-    def _entry(self, row: Draft) -> Entry:
-        source = self._source(row)
-        request = request_of(row, source.duration if source else None) if row.is_readable else None
-        if request is None or row.faults:
-            return Entry(row.line, faults=row.faults, given=row.given if row.is_readable else None)
-        job = Job(key=row.id or content_key(row, source), request=request, source=source)
-        return Entry(row.line, job, has_id=row.id is not None)
+    def _error(self, problem: str, remedy: str) -> ManifestError:
+        return manifest_error([self._fault(problem, remedy)], 1)
 
-    def _source(self, row: Draft) -> Source | None:
-        """The row's local source, if it has one that can be used."""
-        if row.path is None:
-            return None
-        facts = self._sources[row.path, row.needs_length]
-        if facts.look is None or facts.problem:
-            row.blame(Problem("source", facts.problem, facts.remedy))
-            return None
-        return Source(path=row.path, size=facts.look.size, sha256=facts.sha256, duration=facts.duration)
-
-    # ------------------------------------------------------------ faults
-
-    def _lone(self, problem: str, remedy: str) -> ManifestError:
-        """The error that says one thing about the manifest as a whole."""
-        return faulty([self._odd(problem, remedy)], 1)
-
-    def _nothing(self, *, is_folder: bool) -> Fault:
-        if not is_folder:
-            return self._odd("holds no jobs", "write a row for each")
-        if self._pattern is not None:
-            return self._odd(f"holds no file that {self._pattern!r} fits", "give a pattern like '*.mp3' or '**/*.wav'")
-        return self._odd("holds no songs", f"put some into it ({NAMES}), or give another folder")
-
-    def _odd(self, problem: str, remedy: str) -> Fault:
+    def _fault(self, problem: str, remedy: str) -> Fault:
         return Fault(0, "", problem, remedy, clean(self.path.name or str(self.path)))
+
+    def _empty_error(self, *, is_folder: bool) -> Fault:
+        if not is_folder:
+            return self._fault("holds no jobs", "write a row for each")
+        if self._pattern is not None:
+            return self._fault(
+                f"holds no file that {self._pattern!r} fits", "give a pattern like '*.mp3' or '**/*.wav'"
+            )
+        return self._fault("holds no songs", f"put some into it ({NAMES}), or give another folder")
 
 
 def read_manifest(
@@ -203,9 +210,174 @@ def read_manifest(
     Args:
         path: a CSV or JSONL file in UTF-8; or a folder, each of whose songs is a job with the fields of ``defaults``.
         defaults: fields for rows that lack them.
-        pattern: which files of a folder, such as ``"**/*.wav"``; by default all with a suffix of audio.
+        pattern: which files of a folder, such as ``"**/*.wav"``; by default all with an audio suffix.
 
     Returns:
         What ``run_batch`` takes. Nothing is read yet: ``check`` and ``async for`` do that.
     """
     return Manifest(Path(path), dict(defaults or {}), pattern)
+
+
+@attrs.frozen
+class _Contents:
+    """What a manifest held when it was opened.
+
+    Attributes:
+        defaults: the fields that all rows share, parsed.
+        folder: to which local sources are relative, an absolute path.
+        version: of the file; None for a folder.
+        listing: the rows of a folder, which is listed once.
+    """
+
+    defaults: Mapping[str, object] = attrs.field(factory=dict)
+    folder: str = ""
+    version: _FileVersion | None = None
+    listing: Sequence[Row] = ()
+
+    @property
+    def is_folder(self) -> bool:
+        return self.version is None
+
+
+# ---------------------------------------------------------------- local sources
+
+
+@attrs.frozen
+class _SourceInfo:
+    """A local source as it was when it was read.
+
+    Attributes:
+        stat: tells whether it has changed since; None if it could not be read.
+        result: its content and length, or the reason why it cannot be used.
+    """
+
+    stat: Look | None
+    result: Source | Problem
+
+
+class _SourceCache:
+    """Hashes and measures local sources, each once; blocks.
+
+    Attributes:
+        is_checked: the manifest was checked and its price may have been agreed to: a source that changes is an error.
+        read_count: how many sources were read.
+    """
+
+    def __init__(self) -> None:
+        self.is_checked = False
+        self.read_count = 0
+        self._sources: dict[tuple[str, bool], _SourceInfo] = {}
+
+    def find(self, path: str, needs_length: bool) -> Source | Problem:  # noqa: FBT001  # positional, as FindSource says
+        """Return a source, or the problem with it; read it unless it is known and unchanged."""
+        known = self._sources.get((path, needs_length))
+        info = self._read(Path(path), known, measured=needs_length)
+        if self.is_checked and known is not None and info.stat != known.stat:
+            info = _SourceInfo(None, Problem("source", "changed since the manifest was checked", "check it again"))
+        self._sources[path, needs_length] = info
+        return info.result
+
+    def _read(self, path: Path, known: _SourceInfo | None, *, measured: bool) -> _SourceInfo:
+        before = None
+        try:
+            _, before = inspect(path)
+            if known is not None and known.stat == before:
+                return known
+            self.read_count += 1
+            return _SourceInfo(before, _read_source(path, before, measured=measured))
+        except AudioError as error:
+            problem, _, remedy = error.message.rpartition(": ")
+            return _SourceInfo(before, Problem("source", problem, remedy))
+        except (StorageError, OSError):
+            return _SourceInfo(None, Problem("source", f"{clean(path.name)} cannot be read", "give access to it"))
+
+
+def _read_source(path: Path, before: Look, *, measured: bool) -> Source:
+    duration = measure(path) if measured else None
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if inspect(path)[1] != before:
+        raise AudioError(f"{clean(path.name)} changed while it was read: wait until it is finished")
+    return Source(path=str(path), size=before.size, sha256=sha256, duration=duration)
+
+
+# ---------------------------------------------------------------- counting
+
+
+@attrs.frozen
+class _KeyLines:
+    """Keys and their lines, in 16 bytes each. A key is known by its hash, of 64 bits."""
+
+    _hashes: array[int] = attrs.field(factory=lambda: array("q"), init=False)
+    _lines: array[int] = attrs.field(factory=lambda: array("q"), init=False)
+
+    def add(self, key: str, line: int) -> None:
+        self._hashes.append(hash(key))
+        self._lines.append(line)
+
+    def duplicates(self) -> frozenset[int]:
+        """Return the hashes of keys that came more than once."""
+        return frozenset(one for one, other in pairwise(sorted(self._hashes)) if one == other)
+
+    def duplicate_lines(self) -> Iterator[tuple[int, int]]:
+        """Yield each line that repeats a key, and the line where that came first."""
+        duplicates = self.duplicates()
+        first: dict[int, int] = {}
+        for hashed, line in zip(self._hashes, self._lines, strict=True):
+            if hashed in duplicates and first.setdefault(hashed, line) != line:
+                yield line, first[hashed]
+
+
+@attrs.define
+class _EntryCounter:
+    """Counts the entries of a manifest and collects its faults."""
+
+    faults: list[Fault] = attrs.field(factory=list)
+    fault_count: int = 0
+    content_keys: _KeyLines = attrs.field(factory=_KeyLines, init=False)
+    _ids: _KeyLines = attrs.field(factory=_KeyLines, init=False)
+    _counts: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False)
+    _rows: int = attrs.field(default=0, init=False)
+    _in_every_row: set[tuple[str, str, str]] = attrs.field(factory=set, init=False)
+
+    def add(self, entry: ManifestEntry) -> None:
+        """Count one more row."""
+        for fault in entry.faults:
+            self.add_error(fault)
+        if entry.columns is not None:
+            missing = {_what(fault) for fault in entry.faults if fault.field and fault.field not in entry.columns}
+            self._in_every_row = self._in_every_row & missing if self._rows else missing
+            self._rows += 1
+        if entry.job is not None:
+            request = entry.job.request
+            self._counts[request.operation, request.model] += 1
+            (self._ids if entry.has_id else self.content_keys).add(entry.job.key, entry.line)
+
+    def add_error(self, fault: Fault) -> None:
+        """Count one more fault; the first of them are kept."""
+        self.fault_count += 1
+        if len(self.faults) < _MAX_FAULTS:
+            self.faults.append(fault)
+
+    def finish(self, location: str) -> ManifestSummary:
+        """Add the faults that need all rows, say once what all rows lack, and sum up.
+
+        Args:
+            location: stands in place of the line where something is wrong with all rows.
+        """
+        if self._rows > 1 and self._in_every_row:
+            self.faults = [fault for fault in self.faults if _what(fault) not in self._in_every_row]
+            self.faults += [Fault(0, *what, location) for what in sorted(self._in_every_row)]
+            self.fault_count -= (self._rows - 1) * len(self._in_every_row)
+        for line, first in self._ids.duplicate_lines():
+            self.add_error(Fault(line, "id", f"is that of line {first} too", "give each row an id of its own"))
+        self.faults.sort(key=lambda fault: fault.line)
+        total = self._counts.total()
+        duplicates = sum(1 for _ in self.content_keys.duplicate_lines())
+        return ManifestSummary(
+            total=total, counts=dict(self._counts), duplicates=duplicates, credits=CREDITS_PER_TASK * total
+        )
+
+
+def _what(fault: Fault) -> tuple[str, str, str]:
+    return fault.field, fault.problem, fault.remedy

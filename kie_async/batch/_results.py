@@ -25,8 +25,8 @@ import attrs
 
 from kie_async._fsync import sync_directory
 from kie_async._protocol.request_rules import is_url
-from kie_async.batch._fields import KEY_LENGTH
 from kie_async.batch._lines import Lines
+from kie_async.batch._row_parser import KEY_LENGTH
 from kie_async.events import clean
 from kie_async.files._disk import on_disk
 from kie_async.files._kinds import KINDS

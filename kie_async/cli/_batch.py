@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
-from kie_async.batch import Manifest, Plan, read_manifest, run_batch
+from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch
 from kie_async.batch._sharing import share_batch
 from kie_async.cli import _link
 from kie_async.cli._board import Board
@@ -41,7 +41,7 @@ class Order:
     """
 
     listed: Manifest
-    plan: Plan
+    plan: ManifestSummary
     out: Path
     store: Store
     wishes: BatchWishes
@@ -124,16 +124,15 @@ async def _rehearse(screen: Screen, order: Order) -> None:
     counts = [
         {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in plan.counts.items()
     ]
-    value = {"jobs": plan.total, "new": new, "twins": plan.twins, "credits": new * CREDITS_PER_TASK, "counts": counts}
+    cost = new * CREDITS_PER_TASK
+    value = {"jobs": plan.total, "new": new, "duplicates": plan.duplicates, "credits": cost, "counts": counts}
     screen.facts["plan"] = value
     for (operation, model), jobs in plan.counts.items():
         screen.out(f"{jobs:>7}  {operation}, {model}")
     screen.out(f"{new:>7}  of {plan.total} jobs are new")
-    if plan.twins:
-        screen.out(f"{plan.twins:>7}  ask for the same as another, and are made and paid all the same")
-    screen.out(
-        f"{new * CREDITS_PER_TASK:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each"
-    )
+    if plan.duplicates:
+        screen.out(f"{plan.duplicates:>7}  ask for the same as another, and are made and paid all the same")
+    screen.out(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
     async with linked(screen, _link_plan(order)) as link:
         left = (await link.session.credits()).amount
     value["credits_left"] = left

@@ -1,4 +1,7 @@
-"""Rows of a manifest, as they were written: CSV, JSONL, or the files of a folder. Reads line by line; blocks."""
+"""Read the rows of a manifest as they are written: CSV, JSONL, or the files of a folder.
+
+All of it blocks, and reads line by line: memory does not grow with the number of rows.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,35 @@ from typing import Any, TextIO
 import attrs
 
 from kie_async._protocol.json_text import reader
-from kie_async.batch._fields import COLUMNS, Row
 from kie_async.batch._results import SIDECAR
+from kie_async.batch._row_parser import COLUMNS, Row
 from kie_async.errors import Fault
 from kie_async.events import clean
 from kie_async.files._kinds import KINDS
 
-MAX_LINE = 1 << 20  # characters; the longest request has some 6,000
-_HEAD = 4096  # bytes that tell whether it is text
+_MAX_LINE = 1 << 20  # characters; the longest request has some 6,000
+_HEAD = 4096  # bytes that are searched for a NUL
 _DELIMITERS = ",;\t"
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are no UTF-8
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as "surrogateescape" decodes them
 _AUDIO = frozenset(kind.suffix for kind in KINDS) | {".aif", ".mp4", ".oga", ".opus", ".wave"}
 
 
 def read_folder(folder: Path, pattern: str | None) -> Generator[Row, None, None]:
-    """List the files of a folder that fit a pattern; by default those with a suffix of audio.
+    """List the files of a folder that match a pattern; by default those with an audio suffix.
 
-    Hidden files are left out: some systems keep a shadow of each file under such a name. So are results, told by
-    their sidecars: a batch that writes into its own folder must not pay for extending what it made.
+    Skips hidden files, because some systems store metadata of each file under such a name, and skips results, which
+    have a sidecar: a batch that writes into its own folder must not pay for extending its own tracks.
     """
     try:
         found = sorted(folder.glob("*" if pattern is None else pattern))
     except (ValueError, NotImplementedError, IndexError):
-        yield _no_job(0, f"{pattern!r} is no pattern", "give one like '*.mp3' or '**/*.wav'", "pattern")
+        yield _error_row(0, f"{pattern!r} is no pattern", "give one like '*.mp3' or '**/*.wav'", "pattern")
         return
     names = (path for path in found if pattern is not None or path.suffix.lower() in _AUDIO)
     files = (path for path in names if not path.name.startswith(".") and path.is_file() and not _is_result(path))
     for number, path in enumerate(files, start=1):
         name = path.relative_to(folder).as_posix()
-        yield Row(number, {"source": name}, place=clean(name))
+        yield Row(number, {"source": name}, location=clean(name))
 
 
 def _is_result(path: Path) -> bool:
@@ -48,39 +51,45 @@ def _is_result(path: Path) -> bool:
 
 
 def read_file(path: Path) -> Generator[Row, None, None]:
-    """Read a manifest: JSONL if its name or its first sign says so, CSV otherwise."""
+    """Read a manifest: JSONL if its suffix or its first character says so, CSV otherwise."""
     with path.open("rb") as raw:
         head = raw.read(_HEAD)
-    if b"\0" in head:  # UTF-16, as some spreadsheets save it, or no text at all: each of its lines would be a fault
-        yield _no_job(1, "is not UTF-8", "save the file as UTF-8")
+    if b"\0" in head:  # UTF-16, as some spreadsheets save it, or binary: one error, not one per line
+        yield _error_row(1, "is not UTF-8", "save the file as UTF-8")
         return
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         is_jsonl = path.suffix.lower() in {".jsonl", ".ndjson", ".json"} or file.read(1) == "{"
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = _Lines(file)
+        lines = _LineReader(file)
         rows = _jsonl(lines) if is_jsonl else _csv(lines)
         with closing(rows):
             yield from rows
         if lines.too_long:
-            yield _no_job(lines.number, f"has over {MAX_LINE} characters", "close the quotes; end each line")
+            yield _error_row(lines.number, f"has over {_MAX_LINE} characters", "close the quotes; end each line")
 
 
-def _no_job(line: int, problem: str, remedy: str, place: str = "", *, field: str = "") -> Row:
-    return Row(line, faults=(Fault(line, field, problem, remedy, place),), place=place, is_job=False)
+def _error_row(line: int, problem: str, remedy: str, location: str = "") -> Row:
+    """Report an error of the file, not of a job."""
+    return Row(line, faults=(Fault(line, "", problem, remedy, location),), location=location, is_job=False)
+
+
+def _error_job(line: int, problem: str, remedy: str) -> Row:
+    """Report a job whose row cannot be read."""
+    return Row(line, faults=(Fault(line, "", problem, remedy),))
 
 
 @attrs.define
-class _Lines:
-    """The lines of a file; ends before one that is too long for a line."""
+class _LineReader:
+    """Iterates over the lines of a file and counts them; stops at a line that is too long."""
 
     _file: TextIO
     number: int = 0
     too_long: bool = False
 
     def __iter__(self) -> Iterator[str]:
-        while line := self._file.readline(MAX_LINE + 1):
+        while line := self._file.readline(_MAX_LINE + 1):
             self.number += 1
-            if len(line) > MAX_LINE:
+            if len(line) > _MAX_LINE:
                 self.too_long = True
                 return
             yield line
@@ -89,14 +98,14 @@ class _Lines:
 # ---------------------------------------------------------------- CSV
 
 
-def _csv(lines: _Lines) -> Generator[Row, None, None]:
+def _csv(lines: _LineReader) -> Generator[Row, None, None]:
     source = iter(lines)
     header = next((line for line in source if line.strip()), "")
     delimiter, names = _header(header)
     head = tuple(_header_faults(lines.number, names, is_utf8=not _NOT_UTF8.search(header)))
     if head:
         yield Row(lines.number, faults=head, is_job=False)
-    if _NOT_UTF8.search(header):  # its columns have no names: each row would be a fault
+    if _NOT_UTF8.search(header):  # the columns have no names: one error, not one per row
         return
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     while True:
@@ -104,7 +113,7 @@ def _csv(lines: _Lines) -> Generator[Row, None, None]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield _no_job(line, f"is no proper CSV ({error})", "mind the quotes; what follows was not checked")
+            yield _error_row(line, f"is no proper CSV ({error})", "mind the quotes; what follows was not checked")
             return
         if cells is None:
             return
@@ -113,7 +122,7 @@ def _csv(lines: _Lines) -> Generator[Row, None, None]:
 
 
 def _header(line: str) -> tuple[str, list[str]]:
-    """The delimiter under which most columns are known, and the names of the columns."""
+    """Return the delimiter that yields the most known columns, and the names of the columns."""
 
     def split(delimiter: str) -> list[str]:
         try:
@@ -145,19 +154,19 @@ def _unknown(line: int, name: str) -> Fault:
 
 def _csv_row(line: int, names: Sequence[str], cells: Sequence[str]) -> Row:
     if any(map(_NOT_UTF8.search, cells)):
-        return Row(line, faults=(Fault(line, "", "is not UTF-8", "save the file as UTF-8"),))
+        return _error_job(line, "is not UTF-8", "save the file as UTF-8")
     texts = [cell.strip() for cell in cells]
     stray = [text for name, text in zip(names, texts, strict=False) if not name] + texts[len(names) :]
     if any(stray):
         remedy = "put quotes around text that holds delimiters"
-        return Row(line, faults=(Fault(line, "", f"has {len(cells)} cells under {len(names)} columns", remedy),))
+        return _error_job(line, f"has {len(cells)} cells under {len(names)} columns", remedy)
     return Row(line, {name: text for name, text in zip(names, texts, strict=False) if text and name in COLUMNS})
 
 
 # ---------------------------------------------------------------- JSONL
 
 
-def _jsonl(lines: _Lines) -> Generator[Row, None, None]:
+def _jsonl(lines: _LineReader) -> Generator[Row, None, None]:
     for text in lines:
         if text.strip():
             yield _jsonl_row(lines.number, text)
@@ -165,26 +174,26 @@ def _jsonl(lines: _Lines) -> Generator[Row, None, None]:
 
 def _jsonl_row(line: int, text: str) -> Row:
     if _NOT_UTF8.search(text):
-        return Row(line, faults=(Fault(line, "", "is not UTF-8", "save the file as UTF-8"),))
+        return _error_job(line, "is not UTF-8", "save the file as UTF-8")
     try:
-        value = _loads_once(text)
+        value = _loads(text)
     except (ValueError, RecursionError) as error:
         problem = f"is no JSON that can be read ({clean(str(error))[:80]})"
-        return Row(line, faults=(Fault(line, "", problem, "write one object per line"),))
+        return _error_job(line, problem, "write one object per line")
     if not isinstance(value, dict):
-        return Row(line, faults=(Fault(line, "", "is no JSON object", "write one object per line"),))
+        return _error_job(line, "is no JSON object", "write one object per line")
     cells = {name: cell for name, cell in value.items() if name in COLUMNS and not _is_empty(cell)}
     return Row(line, cells, tuple(_unknown(line, name) for name in value if name not in COLUMNS))
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a field is written twice")
     return members
 
 
-_loads_once = reader(object_pairs_hook=_once)
+_loads = reader(object_pairs_hook=_reject_duplicates)
 
 
 def _is_empty(cell: object) -> bool:
