@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from command_line import FAST, Answer, Terminal, ended, environment, served, started
 
-from kie_async.cli import _batch, _board, _verdict
-from kie_async.cli._board import Board, Standing, expected
-from kie_async.cli._exits import StoppedError, exit_for
-from kie_async.cli._screen import Screen
+from kie_async.cli import _batch, _batch_end, _progress
+from kie_async.cli._exit_status import TerminatedError, exit_for
+from kie_async.cli._output import Output
+from kie_async.cli._progress import BatchProgress, Counts, expected
 from kie_async.emulator import Fault
 from kie_async.errors import KieError
 from kie_async.events import CallbackReceived, Finished, Submitted
@@ -329,7 +329,7 @@ def test_the_question_speaks_of_the_cap(
 def test_a_few_songs_at_a_terminal_need_no_answer(
     terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setattr("kie_async.cli._consent._is_terminal", lambda _stream: True)
+    monkeypatch.setattr("kie_async.cli._confirm._is_terminal", lambda _stream: True)
     assert terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks").code == 0
     assert len(service.ledger) == 2
 
@@ -339,7 +339,7 @@ def test_a_terminal_is_asked(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
     spoil(monkeypatch, credits=1e6)
-    monkeypatch.setattr("kie_async.cli._consent._is_terminal", lambda _stream: True)
+    monkeypatch.setattr("kie_async.cli._confirm._is_terminal", lambda _stream: True)
     words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate")
     for typed in ("n\n", "", "yep\n"):
         monkeypatch.setattr(sys, "stdin", Keyboard(typed))
@@ -502,29 +502,29 @@ def test_what_another_batch_has_is_left_to_it(
 
 
 @pytest.mark.parametrize(
-    ("standing", "code"),
+    ("counts", "code"),
     [
-        (Standing(done=3, abandoned=1), 0),
-        (Standing(failed=1, unknown=1, made=1), 7),
-        (Standing(failed=1, submitted=1, made=1), 8),
-        (Standing(failed=1, submitted=1), 6),
-        (Standing(failed=1, waiting=1), 6),
-        (Standing(failed=1, done=1), 3),
+        (Counts(done=3, abandoned=1), 0),
+        (Counts(failed=1, unknown=1, made=1), 7),
+        (Counts(failed=1, submitted=1, made=1), 8),
+        (Counts(failed=1, submitted=1), 6),
+        (Counts(failed=1, waiting=1), 6),
+        (Counts(failed=1, done=1), 3),
     ],
 )
-def test_what_matters_most_decides_how_it_ends(standing: Standing, code: int) -> None:
-    screen = Screen()
+def test_what_matters_most_decides_how_it_ends(counts: Counts, code: int) -> None:
+    output = Output()
     error = None
     try:
-        _verdict.judge(screen, standing, "--out new", "kie-async batch songs --out new")
+        _batch_end.raise_for_counts(output, counts, "--out new", "kie-async batch songs --out new")
     except KieError as caught:
         error = caught
     assert exit_for(error).code == code
-    assert set(screen.hints) == ({code} if code else set())
+    assert set(output.hints) == ({code} if code else set())
 
 
 def test_a_signal_to_end_is_like_ctrl_c() -> None:
-    assert exit_for(StoppedError("")).code == 130
+    assert exit_for(TerminatedError("")).code == 130
 
 
 # ---------------------------------------------------------------- stopped and taken up, as a user does
@@ -666,46 +666,46 @@ def test_a_folder_without_songs_speaks_of_songs(terminal: Terminal, tmp_path: Pa
     assert "pattern" not in answer.err
 
 
-def board(**options: Any) -> Board:
-    return Board(Screen(), Path("new"), jsonl=False, **options)
+def progress(**options: Any) -> BatchProgress:
+    return BatchProgress(Output(), Path("new"), jsonl=False, **options)
 
 
 def test_the_end_is_expected_by_the_quota_or_by_what_was_seen() -> None:
-    assert expected(Standing(done=5, failed=2), gone=7, elapsed=60.0, length=120.0, age=60.0) == 0.0
-    assert expected(Standing(submitted=5), gone=0, elapsed=1.0, length=120.0, age=20.0) == 100.0
-    assert expected(Standing(submitted=5), gone=0, elapsed=1.0, length=120.0, age=200.0) == 0.0
-    assert expected(Standing(made=5), gone=0, elapsed=1.0, length=120.0, age=0.0) == 0.0
-    assert expected(Standing(waiting=40), gone=0, elapsed=0.0, length=100.0, age=0.0) == 120.0
-    assert expected(Standing(waiting=40), gone=20, elapsed=40.0, length=100.0, age=0.0) == 180.0
+    assert expected(Counts(done=5, failed=2), gone=7, elapsed=60.0, length=120.0, age=60.0) == 0.0
+    assert expected(Counts(submitted=5), gone=0, elapsed=1.0, length=120.0, age=20.0) == 100.0
+    assert expected(Counts(submitted=5), gone=0, elapsed=1.0, length=120.0, age=200.0) == 0.0
+    assert expected(Counts(made=5), gone=0, elapsed=1.0, length=120.0, age=0.0) == 0.0
+    assert expected(Counts(waiting=40), gone=0, elapsed=0.0, length=100.0, age=0.0) == 120.0
+    assert expected(Counts(waiting=40), gone=20, elapsed=40.0, length=100.0, age=0.0) == 180.0
 
 
 def test_how_it_stands_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    shown = board()
-    shown.standing = Standing(waiting=600, submitted=100, done=3, unknown=1)
+    shown = progress()
+    shown.counts = Counts(waiting=600, submitted=100, done=3, unknown=1)
     assert shown.line() == "600 waiting, 100 submitted, 3 done, 0 failed, 1 unknown; quota 0 of 20; ends in 7 min"
     for _ in range(3):
         shown.tell(Submitted("t1", "extend", "V5", 0.1))
     shown.tell(Finished("t1", "extend", 20.0, 3))
     shown.tell(CallbackReceived("t1", "text", 200))
-    shown.standing = Standing(submitted=100)
+    shown.counts = Counts(submitted=100)
     assert shown.line() == "100 submitted, 0 done, 0 failed; quota 3 of 20; ends in 20 s"
     now += 11.0
     assert shown.line().endswith("quota 0 of 20; ends in 9 s")
     now += 9.0
-    shown.standing = Standing(made=100)
+    shown.counts = Counts(made=100)
     assert shown.line() == "100 made, 0 done, 0 failed; quota 0 of 20"
-    shown.standing = Standing(waiting=100_000)
+    shown.counts = Counts(waiting=100_000)
     assert shown.line().endswith("ends in 13 h")
-    assert shown.standing.total == 100_000
+    assert shown.counts.total == 100_000
     assert not capsys.readouterr().out
 
 
 def test_only_the_first_troubles_are_kept(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setattr(_board, "MAX_TROUBLES", 1)
+    monkeypatch.setattr(_progress, "MAX_TROUBLES", 1)
     spoil(monkeypatch, Fault("failed"))
     words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--emulate", "--json")
     answer = terminal(*words)

@@ -13,7 +13,7 @@ from command_line import Answer, Terminal, ended, environment, served, short_son
 import kie_async as kie
 from kie_async import errors
 from kie_async.cli import _tasks
-from kie_async.cli._exits import EXITS, exit_for, exit_table
+from kie_async.cli._exit_status import EXITS, exit_for, exit_table
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle, serve_in_thread
 

@@ -15,7 +15,7 @@ import pytest
 from command_line import Terminal, ended, environment, served, started
 
 import kie_async as kie
-from kie_async.cli._store import FILE
+from kie_async.cli._journal import FILE
 from kie_async.emulator import Fault
 from kie_async.journal import InboundCallback, Job, JobError, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 from command_line import Terminal, ended, environment, lines, served, started
 
-from kie_async.cli import _screen
+from kie_async.cli import _output
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
@@ -137,7 +137,7 @@ def test_ctrl_c_ends_an_idle_command_whichever_thread_receives_it(
 @contextmanager
 def interrupted_when_said(monkeypatch: pytest.MonkeyPatch, *, unblock: bool = False) -> Iterator[None]:
     """Press Ctrl-C when the command has told that it runs; ``unblock``: in a thread that receives it itself."""
-    say = _screen.Screen.say
+    say = _output.Output.say
 
     def stop() -> None:
         if unblock:
@@ -145,12 +145,12 @@ def interrupted_when_said(monkeypatch: pytest.MonkeyPatch, *, unblock: bool = Fa
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.kill(os.getpid(), signal.SIGINT)
 
-    def say_and_stop(screen: _screen.Screen, line: str) -> None:
-        say(screen, line)
+    def say_and_stop(output: _output.Output, line: str) -> None:
+        say(output, line)
         if "Ctrl-C ends it" in line:
             Thread(target=stop).start()
 
-    monkeypatch.setattr(_screen.Screen, "say", say_and_stop)
+    monkeypatch.setattr(_output.Output, "say", say_and_stop)
     yield
 
 
@@ -230,7 +230,7 @@ def test_listen_behind_a_proxy(
 ) -> None:
     task_id = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
     service.settled()
-    monkeypatch.setattr("kie_async.cli._link._BIND", f"127.0.0.1:{free_port}")
+    monkeypatch.setattr("kie_async.cli._connect._BIND", f"127.0.0.1:{free_port}")
     answer = terminal("listen", task_id, "--callback-url", "https://me.example/kie")
     assert answer.code == 0
     assert "callbacks are received for https://me.example/kie" in answer.err

@@ -10,7 +10,7 @@ import pytest
 from command_line import Answer, Terminal, served, short_song
 
 from kie_async import emulator, files
-from kie_async.cli import _link
+from kie_async.cli import _connect
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
@@ -62,7 +62,7 @@ def test_demo_makes_two_tracks_that_go_on(terminal: Terminal, tmp_path: Path) ->
 
 
 def test_a_demo_takes_less_than_ten_seconds_of_music_making() -> None:
-    assert 140 / _link.SPEED < 10  # FACTS: the slowest tasks measured took 137 s
+    assert 140 / _connect.SPEED < 10  # FACTS: the slowest tasks measured took 137 s
 
 
 # ---------------------------------------------------------------- upload-extend, extend

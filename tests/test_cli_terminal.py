@@ -19,8 +19,8 @@ from command_line import Terminal, ended, environment, served, short_song, start
 from kie_async import __main__ as program
 from kie_async import events
 from kie_async._client.user_agent import user_agent
-from kie_async.cli import _screen, run
-from kie_async.cli._screen import Screen
+from kie_async.cli import _output, run
+from kie_async.cli._output import Output
 from kie_async.emulator import KINDS, Fault
 from kie_async.testing import EmulatorHandle
 
@@ -256,17 +256,17 @@ def test_mere_progress_is_a_line_now_and_then(
 ) -> None:  # fmt: skip
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    screen = Screen()
-    progress = screen.transfer("downloading")
+    output = Output()
+    progress = output.transfer("downloading")
     progress(100, 200)
     progress(150, 200)
-    now += _screen.QUIET
+    now += _output.QUIET
     progress(2_000_000, None)
     assert capsys.readouterr().err.splitlines() == ["downloading: 50%", "downloading: 2.0 MB"]
 
 
 def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen()
+    output = Output()
     told = (
         events.Submitted("t\x1b1", "extend", "V5", 0.1),
         events.Polled("t1", "MIX\x1bING", 10.0),
@@ -280,13 +280,13 @@ def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFi
         events.Finished("t1", "extend", 90.0, 3),
     )
     for event in told:
-        screen._last = -_screen.QUIET
-        screen.tell(event)
+        output._last = -_output.QUIET
+        output.tell(event)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(told) - 1
     assert not any("\x1b" in line for line in lines)
-    assert screen.facts["task_id"] == "t\x1b1"
-    assert (screen.callbacks, screen.polls, screen.submitted) == (2, 1, True)
+    assert output.facts["task_id"] == "t\x1b1"
+    assert (output.callbacks, output.polls, output.submitted) == (2, 1, True)
 
 
 # ---------------------------------------------------------------- logs and secrets

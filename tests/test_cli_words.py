@@ -8,11 +8,11 @@ import attrs
 import pytest
 
 from kie_async import ExtendRequest
-from kie_async.cli._exits import UsageError
+from kie_async.cli._exit_status import UsageError
+from kie_async.cli._messages import flag_of, in_flags, shown
 from kie_async.cli._moment import Moment, parse_moment
 from kie_async.cli._options import address
-from kie_async.cli._screen import take_up
-from kie_async.cli._words import flag_of, in_flags, shown
+from kie_async.cli._output import take_up
 
 
 @pytest.mark.parametrize(

@@ -17,27 +17,27 @@ from rich.console import Console
 from kie_async._version import __version__
 from kie_async.cli import _batch, _demo, _servers, _tasks, _worker
 from kie_async.cli._app_jobs import jobs
-from kie_async.cli._exits import UsageError, exit_table
+from kie_async.cli._exit_status import UsageError, exit_table
 from kie_async.cli._options import (
     BATCH,
-    CALLS,
+    CALLBACKS,
     COMMON,
-    SUBMISSION,
-    VOICE,
+    OUTPUT,
+    SUBMIT,
     WORKER,
-    BatchWishes,
-    Calls,
-    Common,
+    BatchOptions,
+    CallbackOptions,
+    CommonOptions,
     Directory,
     Out,
-    ScreenArg,
-    Submission,
+    OutputArg,
+    OutputOptions,
+    SubmitOptions,
     Timeout,
-    Voice,
-    WorkerWishes,
+    WorkerOptions,
 )  # fmt: skip
-from kie_async.cli._screen import Screen, repair_streams
-from kie_async.cli._stop import wake_at_signals
+from kie_async.cli._output import Output, repair_streams
+from kie_async.cli._signals import wake_at_signals
 from kie_async.emulator import KINDS
 
 _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
@@ -66,12 +66,12 @@ _command = partial(app.command, help_epilogue="")  # or each would repeat the ap
 
 
 @_command
-async def demo(*, screen: ScreenArg, out: Directory, _voice: Voice = VOICE) -> None:
+async def demo(*, output: OutputArg, out: Directory, _output_options: OutputOptions = OUTPUT) -> None:
     """Make a song, have the built-in emulator extend it, and download the result: no key, no cost.
 
     Example: kie-async demo --out demo
     """
-    await _demo.demo(screen, out)
+    await _demo.demo(output, out)
 
 
 @_command
@@ -79,14 +79,14 @@ async def upload_extend(
     song: Annotated[str, Parameter(help="A file of audio, or the address of one.")],
     /,
     *,
-    screen: ScreenArg,
-    wishes: Submission = SUBMISSION,
+    output: OutputArg,
+    options: SubmitOptions = SUBMIT,
 ) -> None:
     """Extend audio of your own: cut it at a moment and let the service go on.
 
     Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
     """
-    await _tasks.upload_extend(screen, song, wishes)
+    await _tasks.upload_extend(output, song, options)
 
 
 @_command
@@ -94,14 +94,14 @@ async def extend(
     audio_id: Annotated[str, Parameter(help="The id of the track, not of its task.")],
     /,
     *,
-    screen: ScreenArg,
-    wishes: Submission = SUBMISSION,
+    output: OutputArg,
+    options: SubmitOptions = SUBMIT,
 ) -> None:
     """Extend a track that the service made; with no further options as it was made.
 
     Example: kie-async extend e231c5c0-7a52 --model V5 --out new
     """
-    await _tasks.extend(screen, audio_id, wishes)
+    await _tasks.extend(output, audio_id, options)
 
 
 @_command
@@ -109,9 +109,9 @@ async def batch(
     manifest: Annotated[Path, Parameter(help="A CSV or JSONL file with a row for each job, or a folder of songs.")],
     /,
     *,
-    screen: ScreenArg,
+    output: OutputArg,
     out: Directory,
-    wishes: BatchWishes = BATCH,
+    options: BatchOptions = BATCH,
 ) -> None:
     """Extend many songs, and download what comes of them; the same command again goes on where it was stopped.
 
@@ -119,28 +119,28 @@ async def batch(
 
     Example: kie-async batch songs --at 75% --instrumental --style folk --title Longer --out new
     """
-    await _batch.batch(screen, manifest, out, wishes)
+    await _batch.batch(output, manifest, out, options)
 
 
 @_command
-async def worker(*, screen: ScreenArg, out: Directory, wishes: WorkerWishes = WORKER) -> None:
+async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
     """Work on the jobs of a shared journal among other workers, on any number of machines.
 
     Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
     """
-    await _worker.worker(screen, out, wishes)
+    await _worker.worker(output, out, options)
 
 
 app.command(jobs)
 
 
 @_command
-async def status(task_id: TaskArg, /, *, screen: ScreenArg, common: Common = COMMON) -> None:
+async def status(task_id: TaskArg, /, *, output: OutputArg, common: CommonOptions = COMMON) -> None:
     """Show what the service says of a task, whatever it is.
 
     Example: kie-async status 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f
     """
-    await _tasks.status(screen, task_id, route=common.route)
+    await _tasks.status(output, task_id, route=common.route)
 
 
 @_command
@@ -148,16 +148,16 @@ async def wait(
     task_id: TaskArg,
     /,
     *,
-    screen: ScreenArg,
+    output: OutputArg,
     out: Out = None,
     timeout: Timeout = None,  # noqa: ASYNC109  # an option
-    common: Common = COMMON,
+    common: CommonOptions = COMMON,
 ) -> None:
     """Wait for a task that was submitted before, and show or download its tracks.
 
     Example: kie-async wait 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --timeout 600 --out new
     """
-    await _tasks.wait(screen, task_id, route=common.route, timeout=timeout, out=out)
+    await _tasks.wait(output, task_id, route=common.route, timeout=timeout, out=out)
 
 
 @_command
@@ -165,46 +165,46 @@ async def download(
     task_id: TaskArg,
     /,
     *,
-    screen: ScreenArg,
+    output: OutputArg,
     out: Directory,
-    common: Common = COMMON,
+    common: CommonOptions = COMMON,
 ) -> None:
     """Download all tracks of a finished task; a file is whole or absent.
 
     Example: kie-async download 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --out new
     """
-    await _tasks.download(screen, task_id, route=common.route, out=out)
+    await _tasks.download(output, task_id, route=common.route, out=out)
 
 
 @_command
 async def credits(  # noqa: A001  # the word of the service
-    *, screen: ScreenArg, common: Common = COMMON
+    *, output: OutputArg, common: CommonOptions = COMMON
 ) -> None:
     """Show the credits left on the account.
 
     Example: kie-async credits
     """
-    await _tasks.credits_left(screen, route=common.route)
+    await _tasks.credits_left(output, route=common.route)
 
 
 @_command
 async def listen(
     *task_ids: Annotated[str, Parameter(help="Tasks to wait for; without any it listens until Ctrl-C.")],
-    screen: ScreenArg,
-    calls: Calls = CALLS,
-    common: Common = COMMON,
+    output: OutputArg,
+    calls: CallbackOptions = CALLBACKS,
+    common: CommonOptions = COMMON,
 ) -> None:
     """Receive callbacks and show each as it comes in.
 
     Example: kie-async listen --bind 127.0.0.1:8080 --callback-url https://me.example/kie
     """
-    await _servers.listen(screen, task_ids, calls, route=common.route)
+    await _servers.listen(output, task_ids, calls, route=common.route)
 
 
 @_command
 async def emulate(  # noqa: PLR0913  # each is an option
     *,
-    screen: ScreenArg,
+    output: OutputArg,
     port: Annotated[int, Parameter(help="0 takes a free one.", validator=Number(gte=0, lte=65_535))] = 0,
     seed: Annotated[int, Parameter(help="Of all that is random.")] = 0,
     speed: Annotated[float, Parameter(help="Tasks live that many times faster (10).", validator=Number(gt=0))] = 10.0,
@@ -217,14 +217,14 @@ async def emulate(  # noqa: PLR0913  # each is an option
     fault: Annotated[
         tuple[str, ...], Parameter(help=f"What shall go wrong; may be repeated. One of {', '.join(KINDS)}.")
     ] = (),
-    _voice: Voice = VOICE,
+    _output_options: OutputOptions = OUTPUT,
 ) -> None:
     """Run the service in miniature on this machine, until Ctrl-C.
 
     Example: kie-async emulate --port 8765 --fault lost
     """
     await _servers.emulate(
-        screen,
+        output,
         port=port,
         seed=seed,
         speed=speed,
@@ -240,17 +240,17 @@ async def completion(
     shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="Whose completion.")],
     /,
     *,
-    screen: ScreenArg,
-    _voice: Voice = VOICE,
+    output: OutputArg,
+    _output_options: OutputOptions = OUTPUT,
 ) -> None:
     """Print the script with which a shell completes the words of this command.
 
     Example: kie-async completion bash > ~/.local/share/bash-completion/completions/kie-async
     """
     script = app.generate_completion(shell=shell)
-    screen.facts["text"] = script
-    if not screen.as_json:
-        screen.page().out(script, highlight=False, end="")
+    output.facts["text"] = script
+    if not output.as_json:
+        output.page().out(script, highlight=False, end="")
 
 
 # ---------------------------------------------------------------- running
@@ -265,35 +265,35 @@ def run(words: Sequence[str], *, loop_factory: Callable[[], asyncio.AbstractEven
     """
     repair_streams()
     options = set(takewhile("--".__ne__, words))
-    with Screen(
+    with Output(
         as_json="--json" in options, verbose=not options.isdisjoint({"-v", "--verbose"}), words=words
-    ) as screen:
+    ) as output:
         error: BaseException | None = None
         try:
-            work = _parse(words, screen)
+            work = _parse(words, output)
             if work is not None:
                 with asyncio.Runner(loop_factory=loop_factory) as runner:
                     wake_at_signals(runner.get_loop())
                     runner.run(work)
         except BaseException as caught:  # noqa: BLE001  # whatever it is, it is told, and has its code
             error = caught
-        return screen.finish(error).code
+        return output.finish(error).code
 
 
-def _parse(words: Sequence[str], screen: Screen) -> Coroutine[Any, Any, None] | None:
+def _parse(words: Sequence[str], output: Output) -> Coroutine[Any, Any, None] | None:
     """Find what is to be done; help and version are shown at once."""
     text = StringIO()
-    console = Console(file=text) if screen.as_json else screen.page()
+    console = Console(file=text) if output.as_json else output.page()
     try:
         command, bound, injected = app.parse_args(words, console=console, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise UsageError(f"{error}\nhelp: {_help_for(error)}") from None
-    if "screen" in injected:
-        work: Coroutine[Any, Any, None] = command(*bound.args, **bound.kwargs, screen=screen)
+    if "output" in injected:
+        work: Coroutine[Any, Any, None] = command(*bound.args, **bound.kwargs, output=output)
         return work
     bound.arguments["console"] = console
     command(*bound.args, **bound.kwargs)
-    screen.facts["text"] = text.getvalue()
+    output.facts["text"] = text.getvalue()
     return None
 
 

@@ -8,8 +8,8 @@ from anyio import to_thread
 
 from kie_async import emulator, files
 from kie_async.batch._results import song_of
-from kie_async.cli._link import Plan, linked
-from kie_async.cli._screen import Screen
+from kie_async.cli._connect import ConnectOptions, connect
+from kie_async.cli._output import Output
 from kie_async.cli._tasks import fetch, follow
 from kie_async.models import UploadExtendRequest
 
@@ -22,7 +22,7 @@ Listen to the song and to its two ways of going on:
   {song}"""
 
 
-async def demo(screen: Screen, out: Path) -> None:
+async def demo(output: Output, out: Path) -> None:
     """Make a song, let the emulator extend it, fetch what came of it, and tell of it."""
     song = await to_thread.run_sync(_write_song, out)
     length = await to_thread.run_sync(files.measure, song)
@@ -36,19 +36,19 @@ async def demo(screen: Screen, out: Path) -> None:
         style="gentle folk, plucked strings",
         title="The demo goes on",
     )
-    screen.say(f"a song of {length:.1f} s is made; the emulator is to go on with it after {cut:.1f} s")
+    output.say(f"a song of {length:.1f} s is made; the emulator is to go on with it after {cut:.1f} s")
     quick = {"timeline": (0.5, 1.0, 2.0)}  # seconds; what it shows does not need more
-    async with linked(screen, Plan(emulate=True, receive=True, emulator=quick)) as link:
-        task = await link.session.submit(request)
-        result = await follow(screen, link, task, timeout=None)
-        await fetch(screen, link.session, result, out, song_of(request))
-    screen.facts |= {"song": str(song), "length": length, "continue_at": cut}
+    async with connect(output, ConnectOptions(emulate=True, receive=True, emulator=quick)) as connection:
+        task = await connection.session.submit(request)
+        result = await follow(output, connection, task, timeout=None)
+        await fetch(output, connection.session, result, out, song_of(request))
+    output.facts |= {"song": str(song), "length": length, "continue_at": cut}
     for line in _STORY.format(
-        cut=cut, length=length, song=song, came=screen.callbacks, polls=screen.polls
+        cut=cut, length=length, song=song, came=output.callbacks, polls=output.polls
     ).splitlines():
-        screen.out(line)
-    for path in screen.facts["files"]:
-        screen.out(f"  {path}")
+        output.out(line)
+    for path in output.facts["files"]:
+        output.out(f"  {path}")
 
 
 def _write_song(out: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from kie_async._protocol import cut_point
-from kie_async.cli._exits import UsageError
+from kie_async.cli._exit_status import UsageError
 
 
 @attrs.frozen

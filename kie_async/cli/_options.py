@@ -9,8 +9,8 @@ import attrs
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from kie_async.cli._exits import UsageError
-from kie_async.cli._screen import Screen
+from kie_async.cli._exit_status import UsageError
+from kie_async.cli._output import Output
 from kie_async.models import MODELS, RequestFields, UploadFields
 from kie_async.settings import RouteName
 
@@ -19,7 +19,7 @@ _RUN = Group("Run", sort_key=2)
 _CALLBACKS = Group("Callbacks", sort_key=3)
 _COMMON = Group("Common", sort_key=4)
 
-ScreenArg: TypeAlias = Annotated[Screen, Parameter(parse=False)]
+OutputArg: TypeAlias = Annotated[Output, Parameter(parse=False)]
 Seconds: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
 Directory: TypeAlias = Annotated[Path, Parameter(name="--out", group=_RUN, help="Where the files go.")]
 Out: TypeAlias = Annotated[
@@ -32,7 +32,7 @@ Timeout: TypeAlias = Annotated[
 
 @Parameter(name="*", group=_COMMON)
 @attrs.frozen(kw_only=True)
-class Voice:
+class OutputOptions:
     """How a command speaks; it is read before the others, for errors in them are told that way too."""
 
     json: Annotated[bool, Parameter(help="Write one JSON value to stdout, errors included.")] = False
@@ -41,7 +41,7 @@ class Voice:
 
 @Parameter(name="*", group=_COMMON)
 @attrs.frozen(kw_only=True)
-class Common(Voice):
+class CommonOptions(OutputOptions):
     """What every command takes that asks the service."""
 
     route: Annotated[RouteName, Parameter(help="Which of the service's two routes to take.")] = "classic"
@@ -146,7 +146,7 @@ class Music:
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
-class Run:
+class RunOptions:
     """What happens around a submission."""
 
     out: Out = None
@@ -157,7 +157,7 @@ class Run:
 
 @Parameter(name="*", group=_CALLBACKS)
 @attrs.frozen(kw_only=True)
-class Calls:
+class CallbackOptions:
     """How the service's callbacks come in."""
 
     callbacks: Annotated[
@@ -181,18 +181,18 @@ class Calls:
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class Submission:
+class SubmitOptions:
     """All the options of a command that submits."""
 
     music: Music = Music()
-    run: Run = Run()
-    calls: Calls = Calls()
-    common: Common = Common()
+    run: RunOptions = RunOptions()
+    calls: CallbackOptions = CallbackOptions()
+    common: CommonOptions = CommonOptions()
 
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
-class Batch:
+class BatchRunOptions:
     """How a batch runs."""
 
     journal: JournalOption = None
@@ -212,18 +212,18 @@ class Batch:
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class BatchWishes:
+class BatchOptions:
     """All the options of a batch, besides its directory."""
 
     music: Music = Music()
-    batch: Batch = Batch()
-    calls: Calls = Calls()
-    common: Common = Common()
+    batch: BatchRunOptions = BatchRunOptions()
+    calls: CallbackOptions = CallbackOptions()
+    common: CommonOptions = CommonOptions()
 
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
-class Work:
+class WorkerRunOptions:
     """How a worker works."""
 
     journal: JournalOption = None
@@ -234,17 +234,17 @@ class Work:
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class WorkerWishes:
+class WorkerOptions:
     """All the options of a worker, besides its directory."""
 
-    worker: Work = Work()
-    calls: Calls = Calls()
-    common: Common = Common()
+    worker: WorkerRunOptions = WorkerRunOptions()
+    calls: CallbackOptions = CallbackOptions()
+    common: CommonOptions = CommonOptions()
 
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
-class Place:
+class JobsOptions:
     """Where jobs are."""
 
     out: Annotated[Path | None, Parameter(help="The directory of the batch.")] = None
@@ -252,8 +252,8 @@ class Place:
 
 
 # Without any option given.
-VOICE, COMMON, CALLS, SUBMISSION = Voice(), Common(), Calls(), Submission()
-BATCH, WORKER, PLACE = BatchWishes(), WorkerWishes(), Place()
+OUTPUT, COMMON, CALLBACKS, SUBMIT = OutputOptions(), CommonOptions(), CallbackOptions(), SubmitOptions()
+BATCH, WORKER, JOBS = BatchOptions(), WorkerOptions(), JobsOptions()
 
 
 def address(text: str) -> tuple[str, int]:

@@ -12,36 +12,36 @@ import attrs
 
 from kie_async import emulator
 from kie_async._client.task import Task
-from kie_async.cli._exits import UsageError
-from kie_async.cli._link import Link, Plan, linked
-from kie_async.cli._options import Calls
-from kie_async.cli._screen import Screen, callback_line, take_up
+from kie_async.cli._connect import Connection, ConnectOptions, connect
+from kie_async.cli._exit_status import UsageError
+from kie_async.cli._options import CallbackOptions
+from kie_async.cli._output import Output, callback_line, take_up
 from kie_async.cli._tasks import result_facts
 from kie_async.emulator import KINDS, Fault
 from kie_async.errors import KieError
 from kie_async.events import CallbackReceived
 
 
-async def listen(screen: Screen, task_ids: Sequence[str], calls: Calls, *, route: str) -> None:
+async def listen(output: Output, task_ids: Sequence[str], calls: CallbackOptions, *, route: str) -> None:
     """Show the callbacks that come in, until Ctrl-C or until the given tasks have ended."""
-    screen.again = take_up(route, None)
-    screen.facts["callbacks"] = heard = []
-    plan = Plan(route=route, receive=True, callback_url=calls.callback_url, bind=calls.bind)
+    output.again = take_up(route, None)
+    output.facts["callbacks"] = heard = []
+    plan = ConnectOptions(route=route, receive=True, callback_url=calls.callback_url, bind=calls.bind)
     with anyio.CancelScope() as scope:
 
         def hear(event: CallbackReceived) -> None:
             heard.append(attrs.asdict(event))
-            screen.out(callback_line(event))
-            if screen.lost:
+            output.out(callback_line(event))
+            if output.lost:
                 scope.cancel()
 
-        screen.hear = hear
-        async with linked(screen, plan) as link:
-            screen.say(f"callbacks are received for {link.callback_url}")
-            await (_all(screen, link, task_ids) if task_ids else anyio.sleep_forever())
+        output.hear = hear
+        async with connect(output, plan) as connection:
+            output.say(f"callbacks are received for {connection.callback_url}")
+            await (_all(output, connection, task_ids) if task_ids else anyio.sleep_forever())
 
 
-async def _all(screen: Screen, link: Link, task_ids: Sequence[str]) -> None:
+async def _all(output: Output, connection: Connection, task_ids: Sequence[str]) -> None:
     """Wait for tasks, and tell the end of each.
 
     Raises:
@@ -49,18 +49,18 @@ async def _all(screen: Screen, link: Link, task_ids: Sequence[str]) -> None:
     """
     ends: list[dict[str, Any]] = []
     errors: list[KieError] = []
-    screen.facts["tasks"] = ends
-    tasks = [link.session.track(task_id) for task_id in task_ids]
+    output.facts["tasks"] = ends
+    tasks = [connection.session.track(task_id) for task_id in task_ids]
 
     async def one(task: Task) -> None:
         try:
             result = await task
         except KieError as error:
             errors.append(error)
-            screen.out(f"{task.id} {error}")
+            output.out(f"{task.id} {error}")
         else:
             ends.append(result_facts(result))
-            screen.out(f"{task.id} {result.record.status}: {len(result.tracks)} tracks")
+            output.out(f"{task.id} {result.record.status}: {len(result.tracks)} tracks")
 
     await asyncio.gather(*map(one, tasks))
     if errors:
@@ -68,7 +68,7 @@ async def _all(screen: Screen, link: Link, task_ids: Sequence[str]) -> None:
 
 
 async def emulate(  # noqa: PLR0913  # each is an option of the command
-    screen: Screen,
+    output: Output,
     *,
     port: int,
     seed: int,
@@ -91,7 +91,7 @@ async def emulate(  # noqa: PLR0913  # each is an option of the command
             webhook_key=webhook_key,
             faults=[Fault(kind) for kind in faults],
         ) as service:
-            _announce(screen, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, webhook_key)
+            _announce(output, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, webhook_key)
             await anyio.sleep_forever()
     except ValueError as error:  # the only one that the options leave possible
         raise UsageError(f"--key: {error}") from None
@@ -99,11 +99,11 @@ async def emulate(  # noqa: PLR0913  # each is an option of the command
         raise UsageError(f"--port: the emulator cannot listen on {port}: {error.strerror or error}") from None
 
 
-def _announce(screen: Screen, environment: dict[str, str], webhook_key: str | None) -> None:
+def _announce(output: Output, environment: dict[str, str], webhook_key: str | None) -> None:
     if webhook_key:
         environment["KIE_WEBHOOK_KEY"] = webhook_key
-    screen.facts |= {"base_url": environment["KIE_BASE_URL"], "env": environment}
+    output.facts |= {"base_url": environment["KIE_BASE_URL"], "env": environment}
     for name, value in environment.items():
-        screen.out(f"export {name}={shlex.quote(value)}")
-    screen.publish()
-    screen.say("the emulator runs; set these where you try things; Ctrl-C ends it")
+        output.out(f"export {name}={shlex.quote(value)}")
+    output.publish()
+    output.say("the emulator runs; set these where you try things; Ctrl-C ends it")

@@ -14,12 +14,12 @@ from kie_async import files
 from kie_async._client.task import Task
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch._results import song_of
-from kie_async.cli._exits import UsageError
-from kie_async.cli._link import Link, Plan, linked
+from kie_async.cli._connect import Connection, ConnectOptions, connect
+from kie_async.cli._exit_status import UsageError
+from kie_async.cli._messages import clock, flag_of
 from kie_async.cli._moment import parse_moment
-from kie_async.cli._options import Music, Submission
-from kie_async.cli._screen import Screen, take_up
-from kie_async.cli._words import clock, flag_of
+from kie_async.cli._options import Music, SubmitOptions
+from kie_async.cli._output import Output, take_up
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import clean
 from kie_async.files._disk import check_writable
@@ -30,9 +30,9 @@ _PARTIAL = " (the others never got their audio)"
 _FETCH_PATIENCE = 30.0  # seconds that a download gives a task to show that it is finished
 
 
-async def upload_extend(screen: Screen, song: str, wishes: Submission) -> None:
+async def upload_extend(output: Output, song: str, options: SubmitOptions) -> None:
     """Extend audio of one's own."""
-    music = wishes.music
+    music = options.music
     if not is_url(song):
         await to_thread.run_sync(_check_file, song)
     length = music.duration
@@ -40,14 +40,14 @@ async def upload_extend(screen: Screen, song: str, wishes: Submission) -> None:
         length = await to_thread.run_sync(files.measure, Path(song))
     learnt_later = is_url(song) and length is None  # the session measures what it can
     fields = music.of_upload(music.at if learnt_later else _cut(music, length), length)
-    await _submit(screen, UploadExtendRequest(song, **fields), wishes)
+    await _submit(output, UploadExtendRequest(song, **fields), options)
 
 
-async def extend(screen: Screen, audio_id: str, wishes: Submission) -> None:
+async def extend(output: Output, audio_id: str, options: SubmitOptions) -> None:
     """Extend a track that the service made."""
-    music = wishes.music
+    music = options.music
     fields = music.of_track(_cut(music, music.duration))
-    await _submit(screen, ExtendRequest(audio_id, **fields), wishes)
+    await _submit(output, ExtendRequest(audio_id, **fields), options)
 
 
 def _check_file(song: str) -> None:
@@ -63,22 +63,22 @@ def _cut(music: Music, length: float | None) -> float | None:
     return None if music.at is None else parse_moment(music.at).within(length)
 
 
-def _tell_cut(screen: Screen, request: Request) -> None:
+def _tell_cut(output: Output, request: Request) -> None:
     if isinstance(request.continue_at, (int, float)):
         lasts = "" if request.source_duration is None else f" ({clock(request.source_duration)})"
-        screen.say(f"the song{lasts} is kept to {clock(request.continue_at)} and continued")
+        output.say(f"the song{lasts} is kept to {clock(request.continue_at)} and continued")
 
 
-def _plan(wishes: Submission) -> Plan:
-    run, calls = wishes.run, wishes.calls
+def _plan(options: SubmitOptions) -> ConnectOptions:
+    run, calls = options.run, options.calls
     if calls.callbacks and run.no_wait:
         raise UsageError("--callbacks and --no-wait are both given: nobody would be there to receive them")
     calls.check()
     url = calls.callback_url
     if url is None and (run.emulate or not (calls.callbacks or run.no_wait)):
         url = ""  # that of the environment leads elsewhere, and this process would wait for it in vain
-    return Plan(
-        route=wishes.common.route,
+    return ConnectOptions(
+        route=options.common.route,
         emulate=run.emulate,
         receive=calls.callbacks,
         callback_url=url,
@@ -87,59 +87,59 @@ def _plan(wishes: Submission) -> Plan:
     )
 
 
-async def _submit(screen: Screen, request: Request, wishes: Submission) -> None:
-    plan, run = _plan(wishes), wishes.run
-    screen.again = take_up(plan.route, run.out)
+async def _submit(output: Output, request: Request, options: SubmitOptions) -> None:
+    plan, run = _plan(options), options.run
+    output.again = take_up(plan.route, run.out)
     if run.out is not None:
         await check_writable(run.out)
-    _tell_cut(screen, request)
-    async with linked(screen, plan) as link:
-        screen.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
-        task = await link.session.submit(request)
+    _tell_cut(output, request)
+    async with connect(output, plan) as connection:
+        output.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
+        task = await connection.session.submit(request)
         if run.no_wait:
-            screen.out(task.id)
+            output.out(task.id)
             return
-        await _settle(screen, link, task, run.timeout, run.out, song_of(request))
+        await _settle(output, connection, task, run.timeout, run.out, song_of(request))
 
 
 # ------------------------------------------------------------ following
 
 
 async def _settle(  # noqa: PLR0913, PLR0917  # what there is to know of a task
-    screen: Screen,
-    link: Link,
+    output: Output,
+    connection: Connection,
     task: Task,
     timeout: float | None,  # noqa: ASYNC109  # handed on
     out: Path | None,
     song: str | None = None,
 ) -> None:
     """Wait for a task and show what came of it: the files, or else the addresses."""
-    result = await follow(screen, link, task, timeout=timeout)
+    result = await follow(output, connection, task, timeout=timeout)
     if out is None:
         for track in result.tracks:
-            screen.out(track.audio_url or "")
+            output.out(track.audio_url or "")
         return
     try:
-        await fetch(screen, link.session, result, out, song)
+        await fetch(output, connection.session, result, out, song)
     finally:
-        for path in screen.facts["files"]:
-            screen.out(path)
+        for path in output.facts["files"]:
+            output.out(path)
 
 
-async def follow(screen: Screen, link: Link, task: Task, *, timeout: float | None) -> TaskResult:  # noqa: ASYNC109  # handed on
+async def follow(output: Output, connection: Connection, task: Task, *, timeout: float | None) -> TaskResult:  # noqa: ASYNC109  # handed on
     """Wait for a task and tell how it goes."""
-    screen.facts["task_id"] = task.id
-    screen.doing("waiting for the music")
-    if link.callback_url:  # callbacks tell the stages: to listen to them as well would cost a look for each
+    output.facts["task_id"] = task.id
+    output.doing("waiting for the music")
+    if connection.callback_url:  # callbacks tell the stages: to listen to them as well would cost a look for each
         result = await task.result(timeout=timeout)
     else:
         async with _listening(task):
             result = await task.result(timeout=timeout)
     for line in _lengths(result):
-        screen.say(line)
-    screen.facts |= {"status": result.record.status, "partial": result.partial}
-    screen.facts |= {"callbacks_received": screen.callbacks, "polls": screen.polls}
-    screen.facts |= result_facts(result)
+        output.say(line)
+    output.facts |= {"status": result.record.status, "partial": result.partial}
+    output.facts |= {"callbacks_received": output.callbacks, "polls": output.polls}
+    output.facts |= result_facts(result)
     return result
 
 
@@ -178,7 +178,7 @@ async def _listening(task: Task) -> AsyncIterator[None]:
         await asyncio.gather(listener, return_exceptions=True)
 
 
-async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Path, song: str | None) -> None:
+async def fetch(output: Output, session: KieSession, result: TaskResult, out: Path, song: str | None) -> None:
     """Download the tracks of a task, named after the song; one that cannot be fetched does not keep the others away.
 
     Raises:
@@ -186,10 +186,10 @@ async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Pa
     """
     paths: list[str] = []
     errors: list[KieError] = []
-    screen.facts["files"] = paths
+    output.facts["files"] = paths
     for number, track in enumerate(result.tracks, start=1):
         name = files.track_name(song, track.id) if song else None
-        progress = screen.transfer(f"downloading track {number}")
+        progress = output.transfer(f"downloading track {number}")
         try:
             paths.append(str(await session.download(track, out, name=name, progress=progress)))
         except KieError as error:
@@ -201,28 +201,28 @@ async def fetch(screen: Screen, session: KieSession, result: TaskResult, out: Pa
 # ------------------------------------------------------------ tasks submitted before
 
 
-async def wait(screen: Screen, task_id: str, *, route: str, timeout: float | None, out: Path | None) -> None:  # noqa: ASYNC109  # handed on
+async def wait(output: Output, task_id: str, *, route: str, timeout: float | None, out: Path | None) -> None:  # noqa: ASYNC109  # handed on
     """Follow a task to its end."""
-    screen.again = take_up(route, out)
+    output.again = take_up(route, out)
     if out is not None:
         await check_writable(out)
-    async with linked(screen, Plan(route=route, timeout=timeout)) as link:
-        await _settle(screen, link, link.session.track(task_id), timeout, out)
+    async with connect(output, ConnectOptions(route=route, timeout=timeout)) as connection:
+        await _settle(output, connection, connection.session.track(task_id), timeout, out)
 
 
-async def download(screen: Screen, task_id: str, *, route: str, out: Path) -> None:
+async def download(output: Output, task_id: str, *, route: str, out: Path) -> None:
     """Fetch the tracks of a finished task."""
-    await wait(screen, task_id, route=route, timeout=_FETCH_PATIENCE, out=out)
+    await wait(output, task_id, route=route, timeout=_FETCH_PATIENCE, out=out)
 
 
-async def status(screen: Screen, task_id: str, *, route: str) -> None:
+async def status(output: Output, task_id: str, *, route: str) -> None:
     """Show what the service says of a task."""
-    screen.again = take_up(route, None)
-    async with linked(screen, Plan(route=route)) as link:
-        record = await link.session.record_info(task_id)
+    output.again = take_up(route, None)
+    async with connect(output, ConnectOptions(route=route)) as connection:
+        record = await connection.session.record_info(task_id)
     if record is None:
         raise TaskNotFoundError("the service does not know this task", task_id)
-    screen.facts |= {
+    output.facts |= {
         "task_id": task_id,
         "status": record.status,
         "operation": record.operation_type,
@@ -231,9 +231,9 @@ async def status(screen: Screen, task_id: str, *, route: str) -> None:
         "created_at": record.to_dict()["created_at"],
         "tracks": [track.to_dict() for track in record.tracks],
     }
-    screen.out(f"{task_id} {record.status}" + _said(record.error_code, record.error_message))
+    output.out(f"{task_id} {record.status}" + _said(record.error_code, record.error_message))
     for track in record.tracks:
-        screen.out(_track_line(track))
+        output.out(_track_line(track))
 
 
 def _said(code: int | None, message: str | None) -> str:
@@ -246,9 +246,9 @@ def _track_line(track: Track) -> str:
     return "  ".join(part for part in (track.id, length, clean(track.title or ""), url) if part)
 
 
-async def credits_left(screen: Screen, *, route: str) -> None:
+async def credits_left(output: Output, *, route: str) -> None:
     """Show the credits of the account."""
-    async with linked(screen, Plan(route=route)) as link:
-        amount = (await link.session.credits()).amount
-    screen.facts["credits"] = amount
-    screen.out(f"{amount:.12g}")
+    async with connect(output, ConnectOptions(route=route)) as connection:
+        amount = (await connection.session.credits()).amount
+    output.facts["credits"] = amount
+    output.out(f"{amount:.12g}")

@@ -28,8 +28,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from kie_async import events
-from kie_async.cli._exits import Exit, StoppedError, exit_for
-from kie_async.cli._words import flag_of, in_flags, shown, with_route
+from kie_async.cli._exit_status import Exit, TerminatedError, exit_for
+from kie_async.cli._messages import flag_of, in_flags, shown, with_route
 from kie_async.errors import Fault, FileError, InvalidRequestError, KieError, ManifestError, Problem, SubmitUnknownError
 
 QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
@@ -60,7 +60,7 @@ class _Piped(Console):
 
 
 class _LogLines(logging.Handler):
-    """Writes the log through the screen, so that it does not tear a bar apart."""
+    """Writes the log through the console, so that it does not tear a bar apart."""
 
     def __init__(self, say: Callable[[str], None], *, verbose: bool) -> None:
         super().__init__(logging.DEBUG)
@@ -81,7 +81,7 @@ def _is_warning_of_journal(record: logging.LogRecord) -> bool:
     return record.name == "kie_async.journal" and record.levelno >= logging.WARNING
 
 
-class Screen:
+class Output:
     """The mouth of one command.
 
     Attributes:
@@ -115,7 +115,7 @@ class Screen:
         self._answered = False
         self._console = _Piped(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
-        self._picture: Live | None = None
+        self._live: Live | None = None
         self._activity = TaskID(0)
         self._last = -QUIET
         self._log = _LogLines(self.say, verbose=verbose)
@@ -154,18 +154,18 @@ class Screen:
             self.say(words)
 
     def show(self, picture: RenderableType, line: str) -> None:
-        """Show how things stand: a picture that stays up to date, or the line where the picture does not fit."""
+        """Show how things stand: a table that stays up to date, or the line where the table does not fit."""
         if not self.animated:
             self.doing(line)
             return
-        if self._picture is None:
-            self._picture = Live(
+        if self._live is None:
+            self._live = Live(
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
             )
-            self._picture.start()
+            self._live.start()
         unbounded = self._console.options.update(max_width=1000)
         fits = Measurement.get(self._console, unbounded, picture).maximum <= self._console.width
-        self._picture.update(picture if fits else Text(line), refresh=True)
+        self._live.update(picture if fits else Text(line), refresh=True)
 
     def transfer(self, what: str) -> Callable[[int, int | None], None]:
         """Return what a transfer is to call with the bytes so far and in all."""
@@ -190,9 +190,9 @@ class Screen:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._picture is not None:
-            self._picture.stop()
-            self._picture = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     # ------------------------------------------------------------ what the session tells
 
@@ -242,7 +242,7 @@ class Screen:
     def finish(self, error: BaseException | None) -> Exit:
         """Say how it ended; after this nothing is said."""
         self._rest()
-        if self.unknown and isinstance(error, (KeyboardInterrupt, StoppedError)):
+        if self.unknown and isinstance(error, (KeyboardInterrupt, TerminatedError)):
             error = _unknown(error, self.unknown)
         if error is not None:
             self._explain(error)
@@ -297,17 +297,17 @@ class Screen:
         return value
 
 
-_TOLD: dict[type[object], Callable[[Screen, Any], None]] = {
-    events.Submitted: lambda screen, event: screen.say(f"submitted: task {event.task_id}"),
-    events.Polled: lambda screen, event: screen.doing(f"the service says {event.status} after {event.age:.0f} s"),
-    events.PollFailed: lambda screen, event: screen.doing(f"no answer to a look, it is tried again: {event.reason}"),
-    events.StageReached: lambda screen, event: screen.say(f"{event.stage}: {_STAGES[event.stage]}"),
-    events.Retrying: lambda screen, event: screen.say(
+_TOLD: dict[type[object], Callable[[Output, Any], None]] = {
+    events.Submitted: lambda output, event: output.say(f"submitted: task {event.task_id}"),
+    events.Polled: lambda output, event: output.doing(f"the service says {event.status} after {event.age:.0f} s"),
+    events.PollFailed: lambda output, event: output.doing(f"no answer to a look, it is tried again: {event.reason}"),
+    events.StageReached: lambda output, event: output.say(f"{event.stage}: {_STAGES[event.stage]}"),
+    events.Retrying: lambda output, event: output.say(
         f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}"
     ),
-    events.Queued: lambda screen, event: screen.doing(f"waiting for a place ({event.what})"),
-    events.Notice: lambda screen, event: screen.say(f"note: {in_flags(events.clean(event.note))}"),
-    events.CallbackReceived: lambda screen, event: screen.hear(event),
+    events.Queued: lambda output, event: output.doing(f"waiting for a place ({event.what})"),
+    events.Notice: lambda output, event: output.say(f"note: {in_flags(events.clean(event.note))}"),
+    events.CallbackReceived: lambda output, event: output.hear(event),
 }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 
-from kie_async.cli._exits import UsageError
-from kie_async.cli._screen import Screen
+from kie_async.cli._exit_status import UsageError
+from kie_async.cli._output import Output
 
 
-def agree(screen: Screen, what: str, *, yes: bool) -> None:
+def confirm(output: Output, what: str, *, yes: bool) -> None:
     """Go on only if the user agrees: with ``--yes``, or when asked at a terminal.
 
     Raises:
@@ -19,7 +19,7 @@ def agree(screen: Screen, what: str, *, yes: bool) -> None:
         return
     if not is_at_terminal():
         raise UsageError(f"{what}: nothing was done; if that is meant, give --yes")
-    screen.say(f"{what}: go on? [y/N]")
+    output.say(f"{what}: go on? [y/N]")
     if _answer().strip().lower() not in {"y", "yes"}:
         raise UsageError("not agreed: nothing was done")
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from kie_async.cli._exits import UsageError
+from kie_async.cli._exit_status import UsageError
 from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, is_shared, open_journal
 from kie_async.journal._quota import PostgresLimiter
 from kie_async.limiter import Limiter
@@ -22,7 +22,7 @@ _VARIABLE = '"$KIE_JOURNAL"'  # stands for an address that is not to be shown
 
 
 @attrs.frozen
-class Store:
+class JournalLocation:
     """A place of jobs.
 
     Attributes:
@@ -94,7 +94,7 @@ class Store:
         return f"{before}{_VARIABLE}" if found and _is_secret(self.place) else shlex.quote(word)
 
 
-def find_store(location: str | None, out: Path | None, *, emulate: bool = False) -> Store:
+def find_journal(location: str | None, out: Path | None, *, emulate: bool = False) -> JournalLocation:
     """Say where the jobs are kept.
 
     Raises:
@@ -105,13 +105,13 @@ def find_store(location: str | None, out: Path | None, *, emulate: bool = False)
         if "://" in location and not is_shared(location):
             raise UsageError("--journal is neither a path nor postgresql://...")
         options = f"--journal {_VARIABLE if _is_secret(location) else shlex.quote(location)}"
-        return Store(location, options, str(out.resolve()) if out else None)
+        return JournalLocation(location, options, str(out.resolve()) if out else None)
     if out is None:
         raise UsageError("--out or --journal must say where the jobs are kept")
     if emulate:
         path = str(out / EMULATED_FILE)
-        return Store(path, f"--journal {shlex.quote(path)}", OWN_BATCH)
-    return Store(str(out / FILE), f"--out {shlex.quote(str(out))}", OWN_BATCH)
+        return JournalLocation(path, f"--journal {shlex.quote(path)}", OWN_BATCH)
+    return JournalLocation(str(out / FILE), f"--out {shlex.quote(str(out))}", OWN_BATCH)
 
 
 def _is_secret(place: str) -> bool:

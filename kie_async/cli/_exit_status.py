@@ -33,7 +33,7 @@ class KeyUnusableError(SettingsError):
 
 
 @attrs.define(slots=False)
-class StoppedError(KieError):
+class TerminatedError(KieError):
     """The process was told to end (SIGTERM)."""
 
 
@@ -80,7 +80,7 @@ EXITS: tuple[Exit, ...] = (
         "fetch it again: kie-async download {task}{again}",
     ),
     Exit(
-        130, "Ctrl-C", (KeyboardInterrupt, StoppedError),
+        130, "Ctrl-C", (KeyboardInterrupt, TerminatedError),
         "the task goes on; take it up: kie-async wait {task}{again}",
     ),
     Exit(141, "the reader of the output went away", (BrokenPipeError,)),

@@ -14,10 +14,10 @@ import attrs
 from kie_async import callbacks, emulator
 from kie_async._client.groups import unwrap_single_exception
 from kie_async.callbacks import Receiver
-from kie_async.cli._exits import KeyUnusableError, UsageError
+from kie_async.cli._exit_status import KeyUnusableError, UsageError
 from kie_async.cli._options import address
-from kie_async.cli._screen import Screen
-from kie_async.cli._stop import announced
+from kie_async.cli._output import Output
+from kie_async.cli._signals import announced
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
 from kie_async.journal import Journal
@@ -34,7 +34,7 @@ _BIND = "127.0.0.1:8080"  # where a proxy or a tunnel is to lead, unless told ot
 
 
 @attrs.frozen(kw_only=True)
-class Plan:
+class ConnectOptions:
     """What a command wants of the service.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
         bind: where the receiver listens.
         timeout: seconds to wait for a task, and for the callback that names it if its answer is lost.
         at_once: tasks that run at once; None: as ``Settings`` has it.
-        observer: told of events; by default the screen.
+        observer: told of events; by default the output.
         journal: of the session.
         limiter: shared with others; by default one of the session's own.
     """
@@ -80,7 +80,7 @@ class Plan:
 
 
 @attrs.frozen
-class Link:
+class Connection:
     """An open way to the service."""
 
     session: KieSession
@@ -88,7 +88,7 @@ class Link:
 
 
 @attrs.define
-class _Door:
+class _ReceiverSlot:
     """Takes the receiver's place until there is one: the session must know the address before it is made."""
 
     settings: Settings
@@ -96,38 +96,38 @@ class _Door:
 
 
 @asynccontextmanager
-async def linked(screen: Screen, plan: Plan) -> AsyncIterator[Link]:
+async def connect(output: Output, plan: ConnectOptions) -> AsyncIterator[Connection]:
     """Open a session as planned, and all that it needs."""
     with unwrap_single_exception():
         async with AsyncExitStack() as stack:
-            given = plan.given(screen.tell)
+            given = plan.given(output.tell)
             if plan.emulate:
-                screen.again = None
+                output.again = None
                 serving = emulator.serve(**plan.emulator, webhook_key=_WEBHOOK_KEY)
                 emulated = await stack.enter_async_context(serving)
                 given |= {"base_url": emulated.base_url, "api_key": emulated.key, "webhook_key": _WEBHOOK_KEY}
             settings = make_settings(given)
             if not plan.receive:
                 session = plan.session(settings)
-                stack.enter_context(announced(partial(_announce, screen, session)))
+                stack.enter_context(announced(partial(_announce, output, session)))
                 await stack.enter_async_context(session)
-                yield Link(session, settings.callback_url)
+                yield Connection(session, settings.callback_url)
                 return
-            door = _Door(settings)
-            settings = await _opened(stack, door, plan.bind)
+            slot = _ReceiverSlot(settings)
+            settings = await _opened(stack, slot, plan.bind)
             session = plan.session(settings)
-            door.receiver = session.receiver
-            stack.enter_context(announced(partial(_announce, screen, session)))
-            yield Link(await stack.enter_async_context(session), settings.callback_url)
+            slot.receiver = session.receiver
+            stack.enter_context(announced(partial(_announce, output, session)))
+            yield Connection(await stack.enter_async_context(session), settings.callback_url)
 
 
-def _announce(screen: Screen, session: KieSession) -> None:
+def _announce(output: Output, session: KieSession) -> None:
     """Say what a Ctrl-C waits for."""
-    if (count := session.submissions_under_way) and not screen.announced:
-        screen.announced = True
+    if (count := session.submissions_under_way) and not output.announced:
+        output.announced = True
         what = "a submission was" if count == 1 else f"{count} submissions were"
         patience = session.settings.total_timeout
-        screen.say(
+        output.say(
             f"{what} sent and may be charged: the answer is awaited for at most {patience:.0f} s; Ctrl-C again leaves "
             "without it"
         )
@@ -148,14 +148,14 @@ def make_settings(given: dict[str, Any]) -> Settings:
         raise
 
 
-async def _opened(stack: AsyncExitStack, door: _Door, bind: str | None) -> Settings:
+async def _opened(stack: AsyncExitStack, slot: _ReceiverSlot, bind: str | None) -> Settings:
     """Listen for callbacks, and return the settings that name the address."""
-    settings = door.settings
+    settings = slot.settings
     if not settings.callback_url and not settings.on_loopback:
         raise UsageError("the service must be told where to call: set KIE_CALLBACK_URL, or give --callback-url")
     host, port = address(bind) if bind else _place(settings.callback_url)
     path = None if settings.callback_url else "kie"
-    serving = await stack.enter_async_context(callbacks.serve(door, host=host, port=port, path=path))
+    serving = await stack.enter_async_context(callbacks.serve(slot, host=host, port=port, path=path))
     return attrs.evolve(settings, callback_url=settings.callback_url or serving.url)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from kie_async.cli._board import Standing
-from kie_async.cli._screen import Screen
+from kie_async.cli._output import Output
+from kie_async.cli._progress import Counts
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 
 
-def judge(screen: Screen, standing: Standing, where: str, command: str, *, lost: int = 0) -> None:
+def raise_for_counts(output: Output, counts: Counts, where: str, command: str, *, lost: int = 0) -> None:
     """Raise what describes a batch that is not delivered as a whole; what matters most comes first.
 
     Args:
-        screen: told what to do now.
-        standing: of the batch.
+        output: told what to do now.
+        counts: of the batch.
         where: the options that lead to the jobs.
         command: the one that goes on.
         lost: how many were not submitted, for the journal does not know tasks of theirs that the results name.
@@ -25,21 +25,21 @@ def judge(screen: Screen, standing: Standing, where: str, command: str, *, lost:
         KieError: some failed, or were refused.
     """
     if lost:
-        screen.hints = {8: _after_loss(where, command)}
+        output.hints = {8: _after_loss(where, command)}
         raise LostRecordError(f"{_jobs(lost)} were not submitted: the results name tasks that the journal has lost")
     again = f"go on with the same command:\n  {command}"
-    if standing.unknown:
-        screen.hints = {7: after_unknown(where)}
-        raise SubmitUnknownError(f"what became of {_jobs(standing.unknown)} is not known")
-    if standing.made:
-        screen.hints = {8: again}
-        raise StorageError(f"the tracks of {_jobs(standing.made)} could not be fetched", charged="yes")
-    if standing.open:
-        screen.hints = {6: again}
-        raise WaitTimeoutError(f"{_jobs(standing.open)} did not come to an end", charged="maybe")
-    if standing.failed:
-        screen.hints = {3: _after_failure(where)}
-        raise KieError(f"{_jobs(standing.failed)} failed or were refused")
+    if counts.unknown:
+        output.hints = {7: after_unknown(where)}
+        raise SubmitUnknownError(f"what became of {_jobs(counts.unknown)} is not known")
+    if counts.made:
+        output.hints = {8: again}
+        raise StorageError(f"the tracks of {_jobs(counts.made)} could not be fetched", charged="yes")
+    if counts.open:
+        output.hints = {6: again}
+        raise WaitTimeoutError(f"{_jobs(counts.open)} did not come to an end", charged="maybe")
+    if counts.failed:
+        output.hints = {3: _after_failure(where)}
+        raise KieError(f"{_jobs(counts.failed)} failed or were refused")
 
 
 def _jobs(count: int) -> str:

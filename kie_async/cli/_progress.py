@@ -17,7 +17,7 @@ from rich.table import Table
 
 from kie_async import events
 from kie_async.batch._results import song_of
-from kie_async.cli._screen import Screen
+from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean
 from kie_async.journal import Job, Journal, State
@@ -34,7 +34,7 @@ _BAD = frozenset({State.FAILED, State.REJECTED, State.UNKNOWN})
 
 
 @attrs.frozen(kw_only=True)
-class Standing:
+class Counts:
     """How many jobs stand where; ``made`` are those whose tracks are still to be fetched."""
 
     waiting: int = 0
@@ -79,25 +79,25 @@ class Standing:
         return ", ".join(words)
 
 
-class Board:
+class BatchProgress:
     """Shows how a batch stands.
 
     Args:
-        screen: where.
+        output: where.
         out: where the files go.
         jsonl: write an event for each move, in the place of the files.
 
     Attributes:
-        standing: as the journal last said.
+        counts: as the journal last said.
         troubles: the first jobs that went wrong in this run.
         lost: how many jobs were not submitted, for the results name tasks of theirs that the journal does not know.
     """
 
-    def __init__(self, screen: Screen, out: Path, *, jsonl: bool) -> None:
-        self.standing = Standing()
+    def __init__(self, output: Output, out: Path, *, jsonl: bool) -> None:
+        self.counts = Counts()
         self.troubles: list[dict[str, Any]] = []
         self.lost = 0
-        self._screen = screen
+        self._output = output
         self._out = out
         self._jsonl = jsonl
         self._sent: deque[float] = deque(maxlen=_QUOTA)
@@ -109,12 +109,12 @@ class Board:
     def tell(self, event: events.Event) -> None:
         """Take an event of the session: of many tasks at once only what is odd is worth a line."""
         if isinstance(event, (events.Retrying, events.Notice)):
-            self._screen.tell(event)
+            self._output.tell(event)
             return
         events.log_event(event)
-        self._screen.unknown += isinstance(event, events.SubmissionUnknown)
+        self._output.unknown += isinstance(event, events.SubmissionUnknown)
         if isinstance(event, events.Submitted):
-            self._screen.submitted = True
+            self._output.submitted = True
             self._sent.append(time.monotonic())
         elif isinstance(event, events.Finished):
             self._lengths = self._lengths[0] + event.seconds, self._lengths[1] + 1
@@ -122,12 +122,12 @@ class Board:
     def moved(self, job: Job) -> None:
         """Take a job that has moved, or could not."""
         if self._jsonl:
-            self._screen.out(json.dumps(job_value(job)))
+            self._output.out(json.dumps(job_value(job)))
         elif job.state is State.DELIVERED:
             for name in job.files:
-                self._screen.out(str(self._out / name))
+                self._output.out(str(self._out / name))
         if job.state in _BAD or job.error is not None:
-            self._screen.say(job_line(job))
+            self._output.say(job_line(job))
             self.lost += job.error is not None and job.error.type == LostRecordError.__name__
             if len(self.troubles) < MAX_TROUBLES:
                 self.troubles.append(job_value(job))
@@ -151,35 +151,35 @@ class Board:
             began = time.monotonic()
             with suppress(StorageError):  # whoever works says so
                 await self._look(journal, batch)
-            if self.standing.total:
-                self._screen.show(self.picture(), self.line())
+            if self.counts.total:
+                self._output.show(self.render(), self.line())
             await anyio.sleep(max(_EVERY, (time.monotonic() - began) * _SHARE))
 
     async def _look(self, journal: Journal, batch: str | None) -> None:
-        self.standing = Standing.of(await journal.counts(batch))
+        self.counts = Counts.of(await journal.counts(batch))
         if self._began is None:
-            self._began = time.monotonic(), self.standing.waiting
+            self._began = time.monotonic(), self.counts.waiting
 
     async def _sum_up(self, journal: Journal, batch: str | None) -> None:
         with suppress(StorageError):  # likewise
             await self._look(journal, batch)
             if batch is not None:
-                self._screen.facts["credits"] = await journal.spent(batch)
-        self._screen.facts |= {"out": str(self._out), "counts": attrs.asdict(self.standing), "troubles": self.troubles}
-        self._screen.say(f"{self.standing} of {self.standing.total} jobs")
+                self._output.facts["credits"] = await journal.spent(batch)
+        self._output.facts |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
+        self._output.say(f"{self.counts} of {self.counts.total} jobs")
 
     def line(self) -> str:
         """How it stands, in a line."""
         ends = self._ends()
-        return f"{self.standing}; quota {self._in_use()} of {_QUOTA}" + (f"; ends in {ends}" if ends else "")
+        return f"{self.counts}; quota {self._in_use()} of {_QUOTA}" + (f"; ends in {ends}" if ends else "")
 
-    def picture(self) -> Table:
+    def render(self) -> Table:
         """How it stands, as a table."""
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for name in (*attrs.asdict(self.standing), "quota", "ends in"):
+        for name in (*attrs.asdict(self.counts), "quota", "ends in"):
             if name != "abandoned":
                 table.add_column(name)
-        *numbers, _ = attrs.astuple(self.standing)
+        *numbers, _ = attrs.astuple(self.counts)
         table.add_row(*map(str, numbers), f"{self._in_use()} of {_QUOTA}", self._ends())
         return table
 
@@ -191,8 +191,8 @@ class Board:
         now = time.monotonic()
         began, left = self._began or (now, 0)
         seconds = expected(
-            self.standing,
-            gone=left - self.standing.waiting,
+            self.counts,
+            gone=left - self.counts.waiting,
             elapsed=now - began,
             length=self._lengths[0] / self._lengths[1] if self._lengths[1] else _LENGTH,
             age=now - (self._sent[-1] if self._sent else began),
@@ -200,20 +200,20 @@ class Board:
         return _duration(seconds) if seconds else ""
 
 
-def expected(standing: Standing, *, gone: int, elapsed: float, length: float, age: float) -> float:
+def expected(counts: Counts, *, gone: int, elapsed: float, length: float, age: float) -> float:
     """Seconds until the last task has ended; 0.0 when that cannot be told, as when only files are to be fetched.
 
     Args:
-        standing: how it stands.
+        counts: how it stands.
         gone: jobs that have left those that wait since the beginning.
         elapsed: seconds since then.
         length: seconds a task takes.
         age: seconds since the last submission.
     """
-    if standing.waiting:
+    if counts.waiting:
         rate = gone / elapsed if gone >= _QUOTA and elapsed else _QUOTA / _WINDOW
-        return standing.waiting / rate + length
-    return max(length - age, 0.0) if standing.submitted else 0.0
+        return counts.waiting / rate + length
+    return max(length - age, 0.0) if counts.submitted else 0.0
 
 
 def _duration(seconds: float) -> str:
