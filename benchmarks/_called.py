@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from benchmarks._polls import Ended, Life
-from kie_async._client.polling import GRACE, PollPlanner, soonest
-from kie_async._client.tracked_task import TrackedTask
+from kie_async._client.polling import CALLBACK_FALLBACK, PollPlanner, earliest_poll
+from kie_async._client.tracked_task import Origin, TrackedTask
 from kie_async._protocol.schedule import Key, PollSchedule
 from kie_async.models import STAGES
 
@@ -69,7 +69,7 @@ class Caller:
     def follow(self, life: Life) -> Ended:
         """Follow one task to its end."""
         born = self._now
-        entry = TrackedTask("t", _KEY, born, math.inf, submitted=True)
+        entry = TrackedTask("t", Origin(_KEY, is_own=True), born, math.inf)
         ends = [born + age for age in (life.text, life.first, life.end)]
         calls = sorted((at + self.delay(self._chance, number), number) for number, at in enumerate(ends))
         when, polls = born + self._planner.wait(entry, born), 0
@@ -83,24 +83,25 @@ class Caller:
                 break
             when = self._polled(entry, ends)
         ended = Ended(polls, self._now - ends[-1], 0.0)
-        self._planner.take_success(entry, self._now)
-        if any(at < self._now + GRACE for at, _ in calls):
-            self._planner.take_stray(entry.task_id)
+        self._planner.succeeded(entry, self._now)
+        if any(at < self._now + CALLBACK_FALLBACK for at, _ in calls):
+            self._planner.stray_callback_received(entry.task_id)
         self._now += _GAP
         return ended
 
     def _called(self, entry: TrackedTask, number: int, when: float) -> float:
-        if self._planner.take_callback(entry, STAGES[number], self._now, is_own=True):
-            return min(when, soonest(entry, self._now))
+        if self._planner.callback_received(entry, STAGES[number], self._now, is_authentic=True):
+            return min(when, earliest_poll(entry, self._now))
         if self._planner.awaits_callback(entry, self._now):
             return self._now + self._planner.wait(entry, self._now)
         return when
 
     def _polled(self, entry: TrackedTask, ends: Sequence[float]) -> float:
+        progress = entry.progress
         for stage, at in zip(STAGES, ends, strict=True):
-            if at <= self._now and stage not in dict(entry.stages):
-                entry.stage = stage
-                entry.stages = (*entry.stages, (stage, self._now - entry.born))
-        entry.polled_at = self._now
-        entry.hints += bool(entry.hints)
+            if at <= self._now and stage not in dict(progress.stages):
+                progress.stages = (*progress.stages, (stage, self._now - entry.started_at))
+        entry.polls.last_at = self._now
+        if (polls := entry.callbacks.polls_since_end) is not None:
+            entry.callbacks = attrs.evolve(entry.callbacks, polls_since_end=polls + 1)
         return self._now + self._planner.wait(entry, self._now)

@@ -13,7 +13,7 @@ import kie_async as kie
 from kie_async import events
 from kie_async.batch import _worker
 from kie_async.batch._sharing import share_batch
-from kie_async.journal import Job, _recorder, is_shared, open_journal
+from kie_async.journal import Job, _leases, _recorder, is_shared, open_journal
 
 DIED, STOPPED = 9, 4
 
@@ -121,7 +121,8 @@ async def run(session: kie.KieSession, jobs: list[Job], journal: Any, plan: dict
 
 def hasten() -> None:
     """Take a silent process for dead after two seconds: with the real thirty, the matrix would last for hours."""
-    vars(_recorder).update(LIFE=2.0, BEAT=0.5)
+    vars(_leases).update(LEASE=2.0, HEARTBEAT=0.5)
+    vars(_recorder).update(HEARTBEAT=0.5)
     vars(_worker).update(_DEAD_AFTER=2.0, _BEAT_EVERY=0.5, _TEND_EVERY=0.3, _LOOK_EVERY=0.2)
 
 

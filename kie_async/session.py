@@ -3,53 +3,49 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Self, TypeVar, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, Unpack
 
 import attrs
-from anyio.abc import TaskGroup
 
-from kie_async._calls import Calls, check_task_id
-from kie_async._client import Fetcher, Transport
-from kie_async._client.concurrency import map_unordered, until
+from kie_async import files
+from kie_async import journal as journals
+from kie_async._client import Task, map_unordered
+from kie_async._client.concurrency import until
 from kie_async._client.internal_errors import internal_errors
 from kie_async._client.lifetime import Lifetime, Opened
-from kie_async._client.submission_log import NoSubmissionLog
-from kie_async._client.submitter import Prepare, Submitter
-from kie_async._client.task import Task
-from kie_async._client.tracked_task import TrackedTask
-from kie_async._client.tracker import Tracker
+from kie_async._dispatcher import Wiring, open_wiring
+from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async._protocol.failures import FailureStreak
-from kie_async._protocol.preconditions import Admission, task_problem
-from kie_async._wiring import Wiring, wired
+from kie_async._protocol.preconditions import Admission, check_task_id
 from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
-from kie_async.events import guarded
-from kie_async.files._request_source import measure_file, measure_url, upload_file
-from kie_async.journal import PAID, Job, Journal, State
-from kie_async.journal._recorder import Recorder, check_open
+from kie_async.events import Notice, clean, guarded
 from kie_async.limiter import Limiter
 from kie_async.models import (
     CallbackEvent,
+    Credits,
     ExtendRequest,
     Outcome,
     Request,
     RequestFields,
+    TaskRecord,
     Track,
+    UploadedFile,
     UploadExtendRequest,
     UploadFields,
     extend_track,
 )
 from kie_async.settings import Secret, Settings
 
-A = TypeVar("A")
-B = TypeVar("B")
+if TYPE_CHECKING:
+    from kie_async.journal import Journal, Recorder
 
 
-class KieSession(Calls, Opened[Wiring]):
+class KieSession(Opened[Wiring]):
     """A session with the service: ``async with KieSession() as session``, or ``await KieSession.open()``.
 
     It may be entered and left in different tasks of one event loop.
@@ -78,18 +74,16 @@ class KieSession(Calls, Opened[Wiring]):
         journal: Journal | None = None,
     ) -> None:
         self.settings = _settings(settings, api_key)
-        self._emit = guarded(self.settings.observer)
-        self.receiver = Receiver(self.settings.webhook_keys, self._deliver, self._emit)
-        self._admission = Admission(self.settings, self._emit)
-        self._journal = journal
-        self._recorder: Recorder | None = None
-        self._is_keeping = journal is not None
-        self._transport: Transport
-        self._fetcher: Fetcher
-        self._tracker: Tracker
-        self._submitter: Submitter
-        self._group: TaskGroup
-        self._lifetime = Lifetime("session", partial(wired, self.settings, limiter, journal, self._emit))
+        self.journal = journal  # of the session itself, if it has one
+        emit = guarded(self.settings.observer)
+        self.receiver = Receiver(self.settings.webhook_keys, self._deliver, emit)
+        self._admission = Admission(self.settings, emit)
+        self._wiring: Wiring  # from the opening on
+        self._recorder: Recorder | None = None  # of the journal in use
+        self._is_recording = journal is not None
+        self._lifetime = Lifetime(
+            "session", partial(open_wiring, self.settings, limiter, journal, self._admission, emit)
+        )
 
     @classmethod
     async def open(
@@ -120,14 +114,12 @@ class KieSession(Calls, Opened[Wiring]):
         return session
 
     def _use(self, wiring: Wiring) -> None:
-        self._transport, self._fetcher = wiring.transport, wiring.fetcher
-        self._tracker, self._submitter, self._group = wiring.tracker, wiring.submitter, wiring.group
-        self._recorder = wiring.recorder
+        self._wiring, self._recorder = wiring, wiring.recorder
 
-    @property
-    def journal(self) -> Journal | None:
-        """The journal of the session itself, if it has one."""
-        return self._journal
+    def _open(self) -> Wiring:
+        """What the session works with; raise SessionError, before anything is sent, where it cannot work."""
+        self._lifetime.check()
+        return self._wiring
 
     # ------------------------------------------------------------ tasks
 
@@ -176,49 +168,15 @@ class KieSession(Calls, Opened[Wiring]):
             ConnectError: nothing was sent.
             SubmitUnknownError: the answer was lost; do not send it again blindly.
 
-        Cancelling before the POST spends nothing; a POST under way is completed and its task told to the observer.
+        Cancelling before the POST spends nothing; a POST under way is completed, and its task emitted as an event.
         """
         return await self._submit(request, key)
 
     async def _submit(self, request: Request, key: str | None, check: Callable[[], None] = lambda: None) -> Task:
-        self._check()
-        request = await self._admitted(request)
-        recorder = self._recorder
-        if recorder is None:
-            return self._task(
-                await self._submitter.submit(request, self._ready(self._uploaded), NoSubmissionLog(check))
-            )
-        key = key or secrets.token_hex(16)
-        await recorder.journal.add([Job(key=key, request=request)])
-        job = await recorder.journal.get(key)
-        if job is not None and job.state in PAID and job.task_id:
-            return self.follow(job)
-        return await self._submit_job(key, request, self._uploaded, check)
-
-    async def submit_job(
-        self, key: str, request: Request, *, prepare: Prepare | None = None, check: Callable[[], None] = lambda: None
-    ) -> Task:
-        """Submit a planned job of the journal in use; its moves, and its end, are recorded.
-
-        Args:
-            key: of the job.
-            request: as it is to be sent, or prepared.
-            prepare: makes it ready once there is a place for it; by default, uploads its source.
-            check: called right before it would be sent; what it raises forbids that, and is raised here.
-
-        Raises:
-            ConflictError: it is not planned.
-            KieError: as ``submit``.
-        """
-        self._check()
-        check_open(self._recorder)
-        return await self._submit_job(key, await self._admitted(request), prepare or self._uploaded, check)
-
-    async def _submit_job(
-        self, key: str, request: Request, prepare: Prepare, check: Callable[[], None] = lambda: None
-    ) -> Task:
-        log = check_open(self._recorder).submission_log(key, check)
-        return self._task(await self._submitter.submit(request, self._ready(prepare), log), key)
+        dispatcher = self._open().dispatcher
+        if self._recorder is not None:
+            return await self._recorder.submit(request, key, check)
+        return dispatcher.task(await dispatcher.submit(await dispatcher.admit(request), check=check))
 
     def check_request(self, request: Request) -> None:
         """Refuse a request that this session would not pay for, as far as can be told now; nothing is sent.
@@ -228,26 +186,21 @@ class KieSession(Calls, Opened[Wiring]):
         """
         self._admission.check(request)
 
-    def follow(self, job: Job) -> Task:
-        """Follow the task of a submitted job of the journal in use; its end is recorded."""
-        self._check()
-        return self._task(check_open(self._recorder).follow(job, check_task_id(job.task_id)), job.key)
-
     async def resume(self) -> AsyncGenerator[Task, None]:
         """Follow what a session with this journal left open, before a restart or a crash.
 
         A submission whose answer was not recorded is followed if a callback named its task; if none did, it is
-        recorded as unknown and told to the observer, never sent again. A task whose ``Settings.task_timeout`` was over
+        recorded as unknown and emitted as an event, never sent again. A task whose ``Settings.task_timeout`` was over
         stays submitted in the journal, and is followed once more.
 
         Raises:
             SessionError: the session has no journal.
         """
-        self._check()
-        recorder = check_open(self._recorder)
-        await recorder.recover_all("")
-        async for job in recorder.jobs(State.SUBMITTED, batch=""):
-            yield self.follow(job)
+        self._open()
+        if self._recorder is None:
+            raise SessionError("the session has no journal: give KieSession(journal=...)")
+        async for task in self._recorder.resume():
+            yield task
 
     def track(self, task_id: str) -> Task:
         """Follow a task that was submitted elsewhere, or before a restart.
@@ -258,11 +211,10 @@ class KieSession(Calls, Opened[Wiring]):
         Raises:
             InvalidRequestError: no id of a task.
         """
-        self._check()
-        entry = self._tracker.follow(check_task_id(task_id))
+        wiring, task_id = self._open(), check_task_id(task_id)
         if self._recorder is not None:
-            self._recorder.record_tracked(entry)
-        return self._task(entry)
+            return self._recorder.track(task_id)
+        return wiring.dispatcher.task(wiring.client.tracker.follow(task_id))
 
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
         """Submit many requests and give their outcomes in the order of completion.
@@ -284,26 +236,13 @@ class KieSession(Calls, Opened[Wiring]):
         """
         streak = FailureStreak(self.settings.max_consecutive_failures)
         source = until(requests, lambda: streak.refused is not None)
-        async with aclosing(self.map_unordered(source, partial(self._outcome, streak))) as outcomes:
+        group, concurrency = self._open().client.group, self.settings.max_in_flight
+        outcomes = map_unordered(source, partial(self._outcome, streak), group, concurrency=concurrency)
+        async with aclosing(outcomes):
             async for outcome in outcomes:
                 yield outcome
         if streak.refused is not None:
             raise streak.refused
-
-    def map_unordered(
-        self,
-        source: Iterable[A] | AsyncIterable[A],
-        work: Callable[[A], Awaitable[B]],
-        *,
-        concurrency: int | None = None,
-    ) -> AsyncGenerator[B, None]:
-        """Do work on each item of a source, at most ``concurrency`` at once, and give what it returns as it is done.
-
-        What ``submit_all`` and ``run_batch`` are made of; by default ``Settings.max_in_flight`` at once. What the
-        source or the work raises ends it. Closing it cancels what is under way.
-        """
-        self._check()
-        return map_unordered(source, work, self._group, concurrency=concurrency or self.settings.max_in_flight)
 
     async def _outcome(self, streak: FailureStreak, request: Request) -> Outcome:
         task_id = None
@@ -318,78 +257,140 @@ class KieSession(Calls, Opened[Wiring]):
             streak.failed(error)
             return Outcome(request, task_id or error.task_id, error=error)
 
-    # ------------------------------------------------------------ wiring
+    # ------------------------------------------------------------ what spends nothing
 
-    def _task(self, entry: TrackedTask, key: str | None = None) -> Task:
-        self._admission.remember(entry.task_id)
-        return Task(entry, self._tracker, key)
+    @property
+    def submissions_under_way(self) -> int:
+        """How many submissions were sent and are not answered yet; closing the session waits for them."""
+        wiring: Wiring | None = getattr(self, "_wiring", None)  # none before it is open
+        return 0 if wiring is None else wiring.client.submitter.under_way
 
-    async def _admitted(self, request: Request) -> Request:
-        """Check and measure a request before anything waits or is spent."""
-        if isinstance(request, ExtendRequest):
-            await self._check_audio_id(request.audio_id)
-        self._admission.check(request)
-        request = await measure_file(request)
-        self._admission.check(request)  # by its length, too
-        return request
+    async def record_info(self, task_id: str) -> TaskRecord | None:
+        """Read what the service says of a task now; None if it does not know the task (yet).
 
-    async def _check_audio_id(self, audio_id: str) -> None:
-        """Refuse the id of a task of this session, or of its journal."""
-        job = await self._recorder.journal.find(task_id=audio_id) if self._recorder is not None else None
-        if job is not None or self._admission.knows(audio_id):
-            raise task_problem(tuple(track.id for track in job.tracks) if job is not None else ())
+        Raises:
+            KieError: it could not be read.
+        """
+        call = ROUTES[self.settings.route].record_info(check_task_id(task_id))
+        return await self._open().client.transport.send(call)
 
-    def _ready(self, prepare: Prepare) -> Prepare:
-        """What makes a request ready, and checks it once more when it goes out."""
+    async def credits(self) -> Credits:
+        """Read the credits left on the account.
 
-        async def ready(request: Request) -> Request:
-            request = await measure_url(await prepare(request), self._fetcher, self._admission.notify)
-            self._admission.check(request, ready=True)
-            return request
+        Raises:
+            KieError: they could not be read.
+        """
+        return await self._open().client.transport.send(credits_left)
 
-        return ready
+    async def upload(
+        self, path: str | os.PathLike[str], *, progress: files.Progress | None = None, measure: bool = True
+    ) -> UploadedFile:
+        """Measure an audio file and upload it, under a random name; it costs nothing.
 
-    async def _uploaded(self, request: Request) -> Request:
-        return await upload_file(request, self._transport)
+        Args:
+            path: wav, flac, ogg, mp3 and others.
+            progress: called with the bytes sent and the bytes in all.
+            measure: whether its length is measured.
+
+        Raises:
+            AudioError: no audio, or its length cannot be told.
+            FileError: it cannot be read, or changed while it was sent.
+            KieError: the host did not take it.
+        """
+        return await files.upload(self._open().client.transport, Path(path), progress=progress, measure=measure)
+
+    async def download(
+        self,
+        track: Track,
+        directory: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        keep_existing: bool = False,
+        progress: files.Progress | None = None,
+    ) -> Path:
+        """Fetch the audio of a track into a directory and return its path; the file is whole or absent.
+
+        Args:
+            track: with an ``audio_url``.
+            directory: made if absent.
+            name: of the file, without its suffix; by default made from the title and the id.
+            keep_existing: return a file that has the name already, and fetch nothing. By default an existing file
+                is left alone, and the new one gets a number.
+            progress: called with the bytes received and the bytes in all, or None if that is not known.
+
+        Raises:
+            DownloadError: it could not be fetched whole; ``NAME.part`` is kept for the next try.
+            ResultExpiredError: the service no longer keeps it.
+            StorageError: the disk refused.
+
+        Cancelling keeps ``NAME.part``.
+        """
+        return await files.download_track(
+            self._open().client.fetcher,
+            track,
+            Path(directory),
+            name=name,
+            keep_existing=keep_existing,
+            max_bytes=self.settings.max_download_bytes,
+            progress=progress,
+            refresh=self._refresh(track),
+        )
+
+    async def download_url(self, url: str) -> str:
+        """Ask for a direct link to a generated file; it works for 20 minutes.
+
+        Raises:
+            InvalidRequestError: no address of a generated file (422).
+        """
+        return await self._open().client.transport.send(download_url(url))
+
+    def _refresh(self, track: Track) -> Callable[[], Awaitable[str | None]]:
+        emit = self._open().client.emit
+
+        async def refresh() -> str | None:
+            try:
+                return await self.download_url(track.audio_url or "")
+            except KieError as error:  # the link's own error says more to the user
+                emit(Notice("", f"no new link for an expired one: {clean(str(error))}"))
+                return None
+
+        return refresh
+
+    # ------------------------------------------------------------ journals and callbacks
 
     @asynccontextmanager
     async def open_journal(self, journal: Journal) -> AsyncGenerator[Recorder]:
-        """Open a journal and keep it for as long as the block lasts; the session's own is open already.
+        """Open a journal and record in it for as long as the block lasts; the session's own is open already.
 
         Raises:
             SessionError: the session has another.
         """
-        self._check()
-        if self._recorder is not None and journal is self._journal:
+        wiring = self._open()
+        if self._recorder is not None and journal is self.journal:
             yield self._recorder
             return
-        if self._is_keeping:
+        if self._is_recording:
             raise SessionError(
                 "the session is at work with a journal: for another journal, make another session; to share one, give "
                 "it to KieSession(journal=...)"
             )
-        route = self.settings.route
-        self._is_keeping = True  # before anything is waited for, so that nobody comes between
+        self._is_recording = True  # before anything is waited for, so that nobody comes between
         try:
-            async with (
-                journal,
-                Recorder(journal, self._submitter, self._tracker, self._emit, route, self._group) as recorder,
-            ):
+            async with journals.open_recorder(journal, wiring.client, wiring.dispatcher) as recorder:
                 self._recorder = recorder
                 try:
                     yield recorder
                 finally:
                     self._recorder = None
         finally:
-            self._is_keeping = False
+            self._is_recording = False
 
     async def _deliver(self, token: str, event: CallbackEvent) -> str:
-        """Take a callback: it may name a lost task, and it wakes the one it speaks of."""
-        self._check()
-        recorder = self._recorder
-        if recorder is not None and await recorder.save_callback(token, event.task_id, event.stage):
-            return ""  # it is durable before it is answered; whoever owns the task listens
-        return self._submitter.callback_received(token, event.task_id, event.stage)
+        """Take a callback: it may name a lost task, and it moves the next poll of the one it speaks of."""
+        submitter = self._open().client.submitter
+        if self._recorder is not None and await self._recorder.save_callback(token, event.task_id, event.stage):
+            return ""  # it is durable before it is answered; the process that follows the task acts on it
+        return submitter.callback_received(token, event.task_id, event.stage)
 
 
 def _settings(settings: Settings | None, api_key: str | Secret | None) -> Settings:

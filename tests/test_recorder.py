@@ -163,8 +163,7 @@ async def test_a_task_id_is_kept_until_the_store_is_back(tmp_path: Path) -> None
         assert "trying again" in kept.notes()
 
 
-async def test_a_store_that_stays_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kie_async.journal._recorder._PATIENCE", -1.0)
+async def test_a_store_that_stays_away_is_said(tmp_path: Path) -> None:
     async with recording(tmp_path) as kept:
         kept.journal.failures["move"] = 100
         with pytest.raises(StorageError) as caught:

@@ -159,7 +159,7 @@ async def test_a_key_that_is_refused_until_the_time_is_over_is_told_at_its_end()
     async with serving(settings={"task_timeout": 300}) as service:
         task = await service.session.submit(REQUEST)
         service.emulator.faults.add(Fault("code", on="record_info", code=401))
-        with pytest.raises(kie.WaitTimeoutError, match=r"300 s.*the last look failed.*access permissions") as caught:
+        with pytest.raises(kie.WaitTimeoutError, match=r"300 s.*the last poll failed.*access permissions") as caught:
             await task
         assert caught.value.charged == "yes"
 
@@ -464,7 +464,7 @@ async def test_a_task_nobody_waits_for_is_followed_all_the_same() -> None:
     async with serving() as service:
         task = await service.session.submit(REQUEST)
         assert task.status == ""
-        assert "not looked at" in repr(task)
+        assert "not polled" in repr(task)
         await anyio.sleep(130)
         assert task.status == "SUCCESS"
         assert (await task).task_id == task.id

@@ -1,25 +1,82 @@
-"""When a task is polled next: rules on what is known of it. The time is given, and randomness is passed in.
+"""When a task is polled next, and which: rules on what is known of it. The time and the randomness are passed in.
 
-Callbacks are believed as far as they have proven themselves. Until one has come for a task of this session, and after
-one that stayed away, all is polled as if there were none, so that an address that does not work, or that leads to
-another worker, costs no more than having none. While they come, a task is polled when most of its kind have ended.
+Callbacks are relied on as far as they have proven themselves. Until one has come for a task of this session, and after
+one that did not come, tasks are polled as if there were no callbacks. So an address that does not work, or that leads
+to another process, costs no more than having none. While callbacks come, a task is polled when most of its kind have
+ended.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import count
 
-from kie_async._client.tracked_task import TrackedTask
+from kie_async._client.tracked_task import CallbackClaims, PollPhase, TrackedTask
 from kie_async._protocol.schedule import MIN_INTERVAL, PollSchedule, retry_delay
 from kie_async._protocol.statuses import WORDS, Word, reached
 from kie_async.models import STAGES
 
-LISTENED = 8.0  # most seconds between two polls while somebody listens to the stages
-GRACE = 10.0  # seconds after its end in which the callback of a task may still come
+MAX_LISTENER_INTERVAL = 8.0  # seconds between two polls while somebody listens to the stages
+CALLBACK_FALLBACK = 10.0  # seconds after the end of a task in which its callback may still come
 PROBATION = 4  # callbacks of an end that must come in a row, after one that did not
-_ODD = 10.0  # most seconds between two polls in an odd state
+_MAX_PENDING_INTERVAL = 10.0  # seconds between two polls of a task that is not visible, or has no audio yet
+
+
+class PollQueue:
+    """Which task is polled next: a heap of "poll this task at", and the limits on all polls together.
+
+    A task that is scheduled anew, is paused or has ended leaves a stale place in the heap. It is dropped when its turn
+    comes. Of tasks due at once, the first that was scheduled goes first.
+
+    Args:
+        max_concurrent: polls under way at once.
+        per_second: how many may start in a second; None for no limit.
+    """
+
+    def __init__(self, max_concurrent: int, per_second: float | None) -> None:
+        self._max_concurrent = max_concurrent
+        self._interval = 1 / per_second if per_second else 0.0
+        self._heap: list[tuple[float, int, TrackedTask]] = []
+        self._serials = count()
+        self._under_way = 0
+        self._earliest_start = 0.0
+
+    def schedule(self, task: TrackedTask, when: float) -> bool:
+        """Poll a task at this time and not before; return whether no other poll comes earlier."""
+        task.polls.next_at = when
+        item = (when, next(self._serials), task)
+        heapq.heappush(self._heap, item)
+        return self._heap[0] is item
+
+    def next_start(self) -> float | None:
+        """When the next poll may start; None if there is none, or one must end first."""
+        while self._heap and _is_stale(*self._heap[0]):
+            heapq.heappop(self._heap)
+        if not self._heap or self._under_way >= self._max_concurrent:
+            return None
+        return max(self._heap[0][0], self._earliest_start)
+
+    def start_due(self, now: float) -> TrackedTask | None:
+        """Take the next task whose poll may start now; the poll is under way until ``end``."""
+        when = self.next_start()
+        if when is None or when > now:
+            return None
+        _, _, task = heapq.heappop(self._heap)
+        task.polls.phase, task.polls.next_at = PollPhase.UNDER_WAY, math.inf
+        self._earliest_start = now + self._interval
+        self._under_way += 1
+        return task
+
+    def end(self) -> None:
+        """Note that a poll has ended, so that another may start."""
+        self._under_way -= 1
+
+
+def _is_stale(when: float, _serial: int, task: TrackedTask) -> bool:
+    return task.polls.next_at != when or task.is_paused or task.outcome is not None
 
 
 class CallbackTrust:
@@ -32,22 +89,23 @@ class CallbackTrust:
 
     def holds(self, now: float) -> bool:
         """Tell whether the next callback can be waited for."""
-        while self._ended and next(iter(self._ended.values())) + GRACE <= now:
+        while self._ended and next(iter(self._ended.values())) + CALLBACK_FALLBACK <= now:
             self._ended.popitem(last=False)
             self._owed = PROBATION
         return self._has_come and not self._owed
 
-    def come(self, now: float, *, is_first_of_end: bool) -> None:
+    def came(self, now: float, *, is_first_of_end: bool) -> None:
         """Note that a callback came for a task that is followed."""
         self.holds(now)
         self._has_come = True
-        self._owed -= bool(self._owed and is_first_of_end)
+        if self._owed and is_first_of_end:
+            self._owed -= 1
 
-    def come_late(self, task_id: str) -> None:
+    def came_late(self, task_id: str) -> None:
         """Note that a callback came for a task that is not followed (any more)."""
         self._ended.pop(task_id, None)
 
-    def miss(self, task_id: str, now: float) -> None:
+    def missed(self, task_id: str, now: float) -> None:
         """Note that a task ended before the callback of its end came."""
         if self._has_come:
             self._ended[task_id] = now
@@ -57,99 +115,104 @@ class PollPlanner:
     """Says when each task is polled next, and learns from those that end.
 
     Args:
-        pacing: what is known of durations.
+        schedule: what is known of durations.
         random: spreads tasks that were submitted together.
         callbacks: whether callbacks were asked for.
     """
 
-    def __init__(self, pacing: PollSchedule, random: Callable[[], float], *, callbacks: bool) -> None:
-        self._pacing = pacing
+    def __init__(self, schedule: PollSchedule, random: Callable[[], float], *, callbacks: bool) -> None:
+        self._schedule = schedule
         self._random = random
         self._trust = CallbackTrust()
-        self._may_note = callbacks
+        self._may_warn = callbacks
 
     # ------------------------------------------------------------ what happens
 
-    def take_callback(self, entry: TrackedTask, stage: str, now: float, *, is_own: bool) -> bool:
+    def callback_received(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
         """Note what a callback says of a task; return whether the task is to be polled soon.
 
         Args:
-            entry: the task.
+            task: the task.
             stage: as the body claims: its end, unless it is the word of a task that runs.
             now: the time.
-            is_own: it came to the address that only the service knows; any other is no more than a reason to poll.
+            is_authentic: it came to the address that only the service knows; any other is no more than a reason to
+                poll.
         """
-        claimed = _claimed(stage)
-        is_end = claimed == len(STAGES)
-        entry.claimed = max(entry.claimed, claimed)
-        if is_end:
-            entry.hints = entry.hints or 1
-        if is_own:
-            entry.callback_received = self._may_note = True
-            self._trust.come(now, is_first_of_end=is_end and entry.end_heard is None)
-        if is_own and is_end and entry.end_heard is None:
-            entry.end_heard = now
-        return is_end or entry.listeners > 0
+        known, stages = task.callbacks, _claimed_stages(stage)
+        is_end = stages == len(STAGES)
+        is_first_of_end = is_end and known.end_came_at is None
+        if is_authentic:
+            self._may_warn = True
+            self._trust.came(now, is_first_of_end=is_first_of_end)
+        task.callbacks = CallbackClaims(
+            stages=max(known.stages, stages),
+            polls_since_end=0 if is_end and known.polls_since_end is None else known.polls_since_end,
+            came=known.came or is_authentic,
+            end_came_at=now if is_authentic and is_first_of_end else known.end_came_at,
+        )
+        return is_end or task.waiters.listeners > 0
 
-    def take_stray(self, task_id: str) -> None:
+    def stray_callback_received(self, task_id: str) -> None:
         """Note that a callback came for a task that is not followed (any more)."""
-        self._trust.come_late(task_id)
+        self._trust.came_late(task_id)
 
-    def take_success(self, entry: TrackedTask, now: float) -> str:
-        """Learn from a task that ended well; return what is odd about it, or nothing."""
-        if entry.submitted or entry.polled_at is not None:  # its start was seen, or a poll before its end
-            earliest = max(entry.polled_at or entry.born, entry.end_heard or entry.born)
-            self._pacing.learn(entry.key, earliest - entry.born, now - entry.born, dict(entry.stages))
-        if entry.submitted and entry.end_heard is None:
-            self._trust.miss(entry.task_id, now)
-        if entry.callback_received or not self._may_note:
+    def succeeded(self, task: TrackedTask, now: float) -> str:
+        """Learn from a task that ended well; return a warning about its callbacks, or nothing."""
+        started, polled, claims = task.started_at, task.polls.last_at, task.callbacks
+        if task.origin.is_own or polled is not None:  # its start was seen, or a poll before its end
+            earliest = max(polled or started, claims.end_came_at or started)
+            self._schedule.learn(task.origin.key, earliest - started, now - started, dict(task.progress.stages))
+        if task.origin.is_own and claims.end_came_at is None:
+            self._trust.missed(task.task_id, now)
+        if claims.came or not self._may_warn:
             return ""
-        self._may_note = False  # until one comes
+        self._may_warn = False  # until one comes
         return "it ended and no callback came: is callback_url reachable? Polling brings the news for now"
 
     # ------------------------------------------------------------ when to poll
 
-    def wait(self, entry: TrackedTask, now: float) -> float:
+    def wait(self, task: TrackedTask, now: float) -> float:
         """Seconds until the next poll of a task."""
-        if entry.failures:
-            return retry_delay(entry.failures, self._random)
-        if entry.odd in {"not visible", "no audio"}:
-            return min(_ODD, 1 + (now - entry.odd_since) / 4)
-        wait = self._wait_for_end(entry, now)
-        if entry.hints:  # a callback told its end, the record not yet
-            wait = min(wait, retry_delay(entry.hints - 1, self._random))
+        if task.polls.failures:
+            return retry_delay(task.polls.failures, self._random)
+        if task.progress.pending_reason in {"not visible", "no audio"}:
+            return min(_MAX_PENDING_INTERVAL, 1 + (now - task.progress.pending_since) / 4)
+        wait = self._wait_for_end(task, now)
+        if task.callbacks.polls_since_end is not None:  # a callback told its end, the record does not yet
+            wait = min(wait, retry_delay(task.callbacks.polls_since_end, self._random))
         return wait
 
-    def _wait_for_end(self, entry: TrackedTask, now: float) -> float:
-        age, since = now - entry.born, entry.stages[-1][1] if entry.stages else 0.0
-        if self.awaits_callback(entry, now):
-            return self._pacing.delay_with_callbacks(entry.key, age, self._random)
-        wait = self._pacing.delay(entry.key, age, entry.stage, age - since, self._random)
-        return min(wait, LISTENED) if entry.listeners else wait
+    def _wait_for_end(self, task: TrackedTask, now: float) -> float:
+        age, key, stages = now - task.started_at, task.origin.key, task.progress.stages
+        if self.awaits_callback(task, now):
+            return self._schedule.delay_with_callbacks(key, age, self._random)
+        stage, stage_age = (stages[-1][0], age - stages[-1][1]) if stages else (None, age)
+        wait = self._schedule.delay(key, age, stage, stage_age, self._random)
+        return min(wait, MAX_LISTENER_INTERVAL) if task.waiters.listeners else wait
 
-    def awaits_callback(self, entry: TrackedTask, now: float) -> bool:
+    def awaits_callback(self, task: TrackedTask, now: float) -> bool:
         """Tell whether a callback is likely to bring the news. A listener needs one that came for this very task."""
-        if entry.end_heard is not None or not self._trust.holds(now):
+        if task.callbacks.end_came_at is not None or not self._trust.holds(now):
             return False
-        return entry.callback_received or (entry.submitted and not entry.listeners)
+        return task.callbacks.came or (task.origin.is_own and not task.waiters.listeners)
 
-    def listened_at(self, entry: TrackedTask, now: float) -> float:
-        """The time of the next poll of a task to which somebody begins to listen."""
-        if entry.claimed > reached(entry.stage):  # a callback told of a stage, and nobody listened
-            return soonest(entry, now)
-        if self.awaits_callback(entry, now):
+    def listener_came(self, task: TrackedTask, now: float) -> float:
+        """The time of the next poll of a task to whose stages somebody begins to listen."""
+        if task.callbacks.stages > reached(task.progress.stage):  # a callback told of a stage, and nobody listened
+            return earliest_poll(task, now)
+        if self.awaits_callback(task, now):
             return math.inf
-        last = entry.born if entry.polled_at is None else entry.polled_at
-        return max(last + LISTENED, soonest(entry, now))
+        last = task.started_at if task.polls.last_at is None else task.polls.last_at
+        return max(last + MAX_LISTENER_INTERVAL, earliest_poll(task, now))
 
 
-def _claimed(stage: str) -> int:
+def _claimed_stages(stage: str) -> int:
     """How many stages are behind a task, by the word of a callback."""
     if stage in STAGES:
         return STAGES.index(stage) + 1
     return 0 if WORDS.get(stage.upper()) is Word.RUNNING else len(STAGES)
 
 
-def soonest(entry: TrackedTask, now: float) -> float:
+def earliest_poll(task: TrackedTask, now: float) -> float:
     """The first moment at which a task may be polled again."""
-    return now if entry.polled_at is None else max(now, entry.polled_at + MIN_INTERVAL)
+    return now if task.polls.last_at is None else max(now, task.polls.last_at + MIN_INTERVAL)

@@ -1,18 +1,17 @@
-"""Who keeps a record of a submission."""
+"""Who records a submission: all that the client knows of journals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from kie_async._client.tracked_task import TrackedTask
 from kie_async.errors import KieError
+from kie_async.models import TaskResult
 
 
 class SubmissionLog(Protocol):
-    """Who keeps a record of one submission that survives a crash; a plain session has none.
+    """Records one submission so that a crash does not lose it; a session without a journal has none.
 
-    What it raises before the POST stops the POST: no record, no spending.
+    What it raises before the POST stops the POST: nothing is sent without a durable record.
     """
 
     async def before_send(self, token: str) -> None:
@@ -20,37 +19,13 @@ class SubmissionLog(Protocol):
         ...
 
     async def accepted(self, token: str, task_id: str) -> None:
-        """Record, durably, the task that came of it; nobody has been told of it yet."""
+        """Record, durably, the task that came of it. No event has been emitted yet."""
         ...
 
     async def failed(self, token: str, error: KieError) -> None:
         """Record that it did not become a task, or that nobody knows whether it did."""
         ...
 
-    def follow(self, token: str, entry: TrackedTask) -> None:
-        """Record the end of the task when it comes."""
+    def finished(self, token: str, task_id: str, outcome: TaskResult | KieError) -> None:
+        """Record how the task ended. Called once, at its end, and must not block."""
         ...
-
-
-class NoSubmissionLog:
-    """Keeps no record.
-
-    Args:
-        check: called right before the POST, which it may forbid.
-    """
-
-    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
-        self._check = check
-
-    async def before_send(self, token: str) -> None:  # noqa: ARG002  # as ``SubmissionLog`` has it
-        """Keep nothing."""
-        self._check()
-
-    async def accepted(self, token: str, task_id: str) -> None:
-        """Keep nothing."""
-
-    async def failed(self, token: str, error: KieError) -> None:
-        """Keep nothing."""
-
-    def follow(self, token: str, entry: TrackedTask) -> None:
-        """Keep nothing."""

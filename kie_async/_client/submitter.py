@@ -1,6 +1,6 @@
 """Submitting: a place among the tasks in flight, a permit of the quota, then the paid POST, once.
 
-The POST is shielded: a caller may go away, the answer is still awaited and its task followed. It is sent again only
+The POST is shielded: the caller may go away, the answer is still awaited and its task followed. It is sent again only
 when the service refused it for its moment (429, 430, 455) or when nothing was sent at all. When its answer is lost,
 a callback that bears its token names the task; without one it stays unknown.
 """
@@ -12,24 +12,24 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 
 import anyio
 import attrs
 from anyio.abc import TaskGroup
 
-from kie_async._client import Transport
+from kie_async._client.http_client import Transport
 from kie_async._client.internal_errors import internal_errors
-from kie_async._client.key_gate import KeyGate
 from kie_async._client.lifetime import check_running
-from kie_async._client.submission_log import NoSubmissionLog, SubmissionLog
-from kie_async._client.tracked_task import TrackedTask
+from kie_async._client.submission_gate import SubmissionGate
+from kie_async._client.submission_log import SubmissionLog
+from kie_async._client.tracked_task import Origin, TrackedTask
 from kie_async._client.tracker import Tracker
-from kie_async._protocol.endpoints import Route
+from kie_async._protocol.endpoints import ROUTES
 from kie_async._protocol.recent import RecentSet
 from kie_async._protocol.responses import MOMENTARY
 from kie_async._protocol.retry import backoff
-from kie_async._protocol.schedule import Key
 from kie_async.errors import (
     AuthError,
     ConnectError,
@@ -42,13 +42,13 @@ from kie_async.errors import (
 from kie_async.events import Notice, Observer, Queued, Retrying, SubmissionUnknown, Submitted, clean
 from kie_async.limiter import Limiter, Permit
 from kie_async.models import Request
-from kie_async.settings import PLACEHOLDER_CALLBACK_URL, Settings
+from kie_async.settings import PLACEHOLDER_CALLBACK_URL
 
 Prepare = Callable[[Request], Awaitable[Request]]
+Check = Callable[[], None]
 
-_MAX_LOST = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
-_ANOTHER = "its token belongs to another task"
-_SLOW_DOWN = 2.0  # seconds the gate stays closed at the least after "too fast"
+_MAX_GIVEN_UP = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
+_ANOTHER_TASK = "its token belongs to another task"
 
 
 @attrs.define(eq=False)
@@ -56,142 +56,69 @@ class _Submission:
     """One request on its way.
 
     Attributes:
+        check: called right before the POST, which it may forbid.
+        release: gives its place among the tasks in flight back.
         token: in its callback URL; it names the task when the answer is lost.
         named: the task id that a callback with the token brought.
         stages: what the callbacks said that came before the answer.
     """
 
     request: Request
-    token: str = attrs.field(repr=False)
-    named: asyncio.Future[str]
-    started: float
+    log: SubmissionLog | None
+    check: Check
+    started_at: float
     release: Callable[[], None]
-    log: SubmissionLog
-    stages: list[str] = attrs.field(factory=list)
+    token: str = attrs.field(init=False, repr=False, factory=lambda: secrets.token_urlsafe(32))
+    named: asyncio.Future[str] = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().create_future())
+    stages: list[str] = attrs.field(init=False, factory=list)
+
+    def callback_received(self, task_id: str, stage: str) -> str:
+        """Note that a callback names the task; return why it is set aside, or nothing."""
+        if not self.named.done():
+            self.named.set_result(task_id)
+        if self.named.result() != task_id:
+            return _ANOTHER_TASK
+        self.stages.append(stage)
+        return ""
 
 
-class Submitter:
-    """Turns requests into followed tasks.
+@attrs.define(eq=False)
+class _Tokens:
+    """Which submission, or which task, the token of a callback belongs to.
 
-    Args:
-        group: where the shielded POSTs live: the session's.
+    Attributes:
+        under_way: submissions that are sent, or about to be, and not answered yet.
+        followed: the ids of the tasks that are followed.
+        given_up: submissions whose answer was lost, and which no callback named in time.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917  # it is the meeting point of all that a submission needs
-        self,
-        settings: Settings,
-        transport: Transport,
-        limiter: Limiter,
-        tracker: Tracker,
-        route: Route,
-        emit: Observer,
-        group: TaskGroup,
-    ) -> None:
-        self._settings = settings
-        self._transport = transport
-        self._limiter = limiter
-        self._tracker = tracker
-        self._route = route
+    under_way: dict[str, _Submission] = attrs.field(factory=dict)
+    followed: dict[str, str] = attrs.field(factory=dict)
+    given_up: RecentSet = attrs.field(factory=lambda: RecentSet(_MAX_GIVEN_UP))
+
+
+class _InFlightLimit:
+    """The places for tasks in flight.
+
+    Args:
+        limit: how many.
+        emit: is called when somebody has to wait.
+    """
+
+    def __init__(self, limit: int, emit: Observer) -> None:
+        self._places = asyncio.Semaphore(limit)
         self._emit = emit
-        self._group = group
-        self._places = asyncio.Semaphore(settings.max_in_flight)
-        self._entering = 0
-        self._open: dict[str, _Submission] = {}
-        self._sending: set[asyncio.Future[None]] = set()  # done when the answer is recorded
-        self._tasks: dict[str, str] = {}  # token to task id, while the task is followed
-        self._lost = RecentSet(_MAX_LOST)
-        self._slowed = 0
-        self._key = KeyGate(limiter)
+        self._queued = 0
 
-    async def submit(self, request: Request, prepare: Prepare, log: SubmissionLog | None = None) -> TrackedTask:
-        """Submit a request and follow its task.
-
-        Args:
-            request: what is asked.
-            prepare: makes it ready once there is a place for it: uploads its source.
-            log: records it.
-
-        Raises:
-            KieError: it did not become a task.
-
-        Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: its task, if there
-        is one, is followed, and events are emitted.
-        """
-        started = asyncio.get_running_loop().time()
-        self._key.check()
-        release = await self._enter()
-        post: asyncio.Future[TrackedTask] | None = None
-        try:
-            self._key.check()
-            ready = await prepare(request)
-            for attempt in count(1):
-                permit = await self._permit(again=attempt > 1)
-                submission = self._new(ready, release, started, log or NoSubmissionLog())
-                post = self._start(submission, permit)
-                try:
-                    return await asyncio.shield(post)
-                except KieError as error:
-                    await self._pause(error, attempt, started)
-        except BaseException:
-            if post is None or post.done():
-                release()
-            else:
-                post.add_done_callback(lambda left: _forsaken(left, release))
-            raise
-        raise AssertionError  # pragma: no cover (the loop has no end of its own)
-
-    def callback_received(self, token: str, task_id: str, stage: str) -> str:
-        """A callback came: it names a submission under way, or wakes a task; return why it is set aside, or nothing."""
-        if (submission := self._open.get(token)) is not None:
-            if not submission.named.done():
-                submission.named.set_result(task_id)
-            if submission.named.result() != task_id:
-                return _ANOTHER
-            submission.stages.append(stage)
-            return ""
-        if self._tasks.get(token, task_id) != task_id:
-            return _ANOTHER
-        if token in self._lost:
-            self._lost.discard(token)
-            self._emit(Notice(task_id, "a submission given up as unknown is this task: session.track() follows it"))
-        is_followed = self._tracker.wake(task_id, stage, is_own=token in self._tasks)
-        return "" if is_followed else "a task that is not followed here (yet)"
-
-    def knows(self, token: str) -> bool:
-        """Whether a submission with this token is under way or followed here."""
-        return token in self._open or token in self._tasks
-
-    @property
-    def under_way(self) -> int:
-        """How many submissions were sent, or are about to be, and are not answered yet."""
-        return len(self._sending)
-
-    async def drained(self) -> None:
-        """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
-        if self._sending:
-            await asyncio.wait(tuple(self._sending))
-
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
-        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sending.add(sent)
-        try:
-            yield
-        finally:
-            self._sending.discard(sent)
-            sent.set_result(None)
-
-    # ------------------------------------------------------------ before the POST
-
-    async def _enter(self) -> Callable[[], None]:
-        """Wait for a place among the tasks in flight; the place is given back by calling what is returned."""
+    async def enter(self) -> Callable[[], None]:
+        """Wait for a place; it is given back by calling what is returned, once or more often."""
         if self._places.locked():
-            self._emit(Queued("in flight", self._entering))
-        self._entering += 1
+            self._emit(Queued("in flight", self._queued))
+        self._queued += 1
         try:
             await self._places.acquire()
         finally:
-            self._entering -= 1
+            self._queued -= 1
         held = [self._places]
 
         def release() -> None:
@@ -200,8 +127,99 @@ class Submitter:
 
         return release
 
-    async def _permit(self, *, again: bool) -> Permit:
-        permit = await self._key.acquire(again=again)
+
+class Submitter:
+    """Turns requests into followed tasks.
+
+    Args:
+        transport: sends the POSTs; its settings and its observer are used.
+        limiter: who may submit now.
+        tracker: follows the tasks.
+        group: where the shielded POSTs live: the session's.
+    """
+
+    def __init__(self, transport: Transport, limiter: Limiter, tracker: Tracker, group: TaskGroup) -> None:
+        self._settings = transport.settings
+        self._emit = transport.emit
+        self._route = ROUTES[transport.settings.route]
+        self._transport = transport
+        self._tracker = tracker
+        self._group = group
+        self._gate = SubmissionGate(limiter)
+        self._in_flight = _InFlightLimit(self._settings.max_in_flight, self._emit)
+        self._tokens = _Tokens()
+        self._unrecorded: set[asyncio.Future[None]] = set()  # done when the answer of a POST is recorded
+
+    async def submit(
+        self, request: Request, prepare: Prepare, log: SubmissionLog | None = None, check: Check = lambda: None
+    ) -> TrackedTask:
+        """Submit a request and follow its task.
+
+        Args:
+            request: what is asked.
+            prepare: makes it ready once there is a place for it: uploads its source.
+            log: records it.
+            check: called right before the POST; what it raises forbids that, and is raised here.
+
+        Raises:
+            KieError: it did not become a task.
+
+        Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: its task, if there
+        is one, is followed, and events are emitted.
+        """
+        started_at = asyncio.get_running_loop().time()
+        self._gate.check_key()
+        release = await self._in_flight.enter()
+        post: asyncio.Future[TrackedTask] | None = None
+        try:
+            self._gate.check_key()
+            ready = await prepare(request)
+            for attempt in count(1):
+                permit = await self._acquire_permit(again=attempt > 1)
+                post = self._start(_Submission(ready, log, check, started_at, release), permit)
+                try:
+                    return await asyncio.shield(post)
+                except KieError as error:
+                    await self._wait_for_retry(error, attempt, started_at)
+        except BaseException:
+            if post is None or post.done():
+                release()
+            else:  # the caller goes away during its POST: a task that comes of it is followed
+                post.add_done_callback(lambda left: _release_if_failed(left, release))
+            raise
+        raise AssertionError  # pragma: no cover (the loop has no end of its own)
+
+    def callback_received(self, token: str, task_id: str, stage: str) -> str:
+        """Take a callback: it names a submission, or moves a poll; return why it is set aside, or nothing."""
+        tokens = self._tokens
+        if (submission := tokens.under_way.get(token)) is not None:
+            return submission.callback_received(task_id, stage)
+        if tokens.followed.get(token, task_id) != task_id:
+            return _ANOTHER_TASK
+        if token in tokens.given_up:
+            tokens.given_up.discard(token)
+            self._emit(Notice(task_id, "a submission given up as unknown is this task: session.track() follows it"))
+        is_followed = self._tracker.callback_received(task_id, stage, is_authentic=token in tokens.followed)
+        return "" if is_followed else "a task that is not followed here (yet)"
+
+    def knows(self, token: str) -> bool:
+        """Whether a submission with this token is under way or followed here."""
+        return token in self._tokens.under_way or token in self._tokens.followed
+
+    @property
+    def under_way(self) -> int:
+        """How many submissions were sent, or are about to be, and are not answered yet."""
+        return len(self._unrecorded)
+
+    async def drained(self) -> None:
+        """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
+        if self._unrecorded:
+            await asyncio.wait(tuple(self._unrecorded))
+
+    # ------------------------------------------------------------ before and after the POST
+
+    async def _acquire_permit(self, *, again: bool) -> Permit:
+        permit = await self._gate.acquire(again=again)
         try:
             check_running(self._group)  # while this waited, the session may have been closed in another task
         except SessionError:
@@ -209,94 +227,100 @@ class Submitter:
             raise
         return permit
 
-    async def _pause(self, error: KieError, attempt: int, started: float) -> None:
-        """After a submission that did not become a task: wait if it may be sent again, or raise."""
-        momentary = error.code in MOMENTARY and error.charged == "no"
-        if not (momentary or isinstance(error, ConnectError)) or not error.retryable:
+    async def _wait_for_retry(self, error: KieError, attempt: int, started_at: float) -> None:
+        """Wait until a submission that did not become a task may be sent again, or raise its error."""
+        is_momentary = error.code in MOMENTARY and error.charged == "no"
+        if not (is_momentary or isinstance(error, ConnectError)) or not error.retryable:
             raise error
-        delay = backoff(attempt, random.random)
-        if momentary:
-            asked = error.retry_after if isinstance(error, RateLimitedError) else None
-            self._slowed += 1
-            delay = max(asked or 0.0, _SLOW_DOWN + backoff(self._slowed, random.random))
-        if asyncio.get_running_loop().time() + delay > started + self._settings.submit_retry_timeout:
+        if is_momentary:
+            delay = self._gate.slow_down_delay(error.retry_after if isinstance(error, RateLimitedError) else None)
+        else:
+            delay = backoff(attempt, random.random)
+        if asyncio.get_running_loop().time() + delay > started_at + self._settings.submit_retry_timeout:
             raise error
         self._emit(Retrying("submit", str(error), attempt, delay))
-        if momentary:
-            self._limiter.penalize(delay)
+        if is_momentary:
+            self._gate.close(delay)
         else:
             await anyio.sleep(delay)
 
-    # ------------------------------------------------------------ the POST
-
-    def _new(self, request: Request, release: Callable[[], None], started: float, log: SubmissionLog) -> _Submission:
-        named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        return _Submission(request, secrets.token_urlsafe(32), named, started, release, log)
+    # ------------------------------------------------------------ the POST, in a task of its own
 
     def _start(self, submission: _Submission, permit: Permit) -> asyncio.Future[TrackedTask]:
         post: asyncio.Future[TrackedTask] = asyncio.get_running_loop().create_future()
-        self._open[submission.token] = submission
+        self._tokens.under_way[submission.token] = submission
         self._group.start_soon(self._run, submission, permit, post)
         return post
 
     async def _run(self, submission: _Submission, permit: Permit, post: asyncio.Future[TrackedTask]) -> None:
+        operation = submission.request.operation
+        error: KieError | None = None
         try:
-            with internal_errors(submission.request.operation):
-                entry = await self._post(submission, permit)
-        except KieError as error:
-            if isinstance(error, AuthError):
-                self._key.refuse(error)
-            self._fail(submission, post, error)
+            with internal_errors(operation):
+                post.set_result(await self._post(submission, permit))
+        except KieError as failure:
+            error = failure
         except asyncio.CancelledError:
-            message = f"{submission.request.operation}: the session was closed before its answer or its callback came"
-            self._fail(submission, post, SubmitUnknownError(message, token=submission.token))
+            message = f"{operation}: the session was closed before its answer or its callback came"
+            error = SubmitUnknownError(message, token=submission.token)
             raise
-        else:
-            post.set_result(entry)
         finally:
-            self._open.pop(submission.token, None)
-
-    def _fail(self, submission: _Submission, post: asyncio.Future[TrackedTask], error: KieError) -> None:
-        if error.charged == "maybe":  # told, for the caller may have gone away
-            self._emit(SubmissionUnknown(submission.request.operation, clean(error.message)))
-        post.set_exception(error)
+            self._tokens.under_way.pop(submission.token, None)
+            if isinstance(error, AuthError):
+                self._gate.key_refused(error)
+            if error is not None:
+                if error.charged == "maybe":  # emitted, for the caller may have gone away
+                    self._emit(SubmissionUnknown(operation, clean(error.message)))
+                post.set_exception(error)
 
     async def _post(self, submission: _Submission, permit: Permit) -> TrackedTask:
         try:
-            with anyio.CancelScope(shield=True), self._under_way():
+            with anyio.CancelScope(shield=True), self._unrecorded_answer():
                 task_id = await self._send(submission, permit)
         except SubmitUnknownError as error:
             task_id = await self._recover(submission, error)
-        self._slowed = 0
-        self._key.accept()
-        return self._accepted(submission, task_id)
+        self._gate.accepted()
+        return self._follow(submission, task_id)
+
+    @contextmanager
+    def _unrecorded_answer(self) -> Iterator[None]:
+        recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unrecorded.add(recorded)
+        try:
+            yield
+        finally:
+            self._unrecorded.discard(recorded)
+            recorded.set_result(None)
 
     async def _send(self, submission: _Submission, permit: Permit) -> str:
         """Send the POST, between the record of its intent and the record of its answer."""
-        log, token = submission.log, submission.token
+        request, token, log = submission.request, submission.token, submission.log
         try:
-            await log.before_send(token)
+            submission.check()
+            if log is not None:
+                await log.before_send(token)
         except BaseException:
             permit.give_back()
             raise
-        call = self._route.submit(submission.request, self._callback_url(token))
         try:
             if not permit.is_valid:  # the record of the intent took long, or the process was stopped
-                raise ConnectError(
-                    f"{submission.request.operation}: its permit ran out before it began: nothing was sent"
-                )
+                raise ConnectError(f"{request.operation}: its permit ran out before it began: nothing was sent")
+            call = self._route.submit(request, self._callback_url(token))
             task_id = await self._transport.send(call, on_headers=permit.release)
         except SubmitUnknownError:
             raise
         except KieError as error:
             if isinstance(error, ConnectError):
                 permit.give_back()
-            await log.failed(token, error)
+            if log is not None:
+                await log.failed(token, error)
             raise
-        await self._record(submission, task_id)
+        await self._record_accepted(submission, task_id)
         return task_id
 
-    async def _record(self, submission: _Submission, task_id: str) -> None:
+    async def _record_accepted(self, submission: _Submission, task_id: str) -> None:
+        if submission.log is None:
+            return
         try:
             await submission.log.accepted(submission.token, task_id)
         except StorageError as error:  # it is paid, and on record nowhere
@@ -304,44 +328,48 @@ class Submitter:
             error.message += f"; the task is paid, so do not submit it again: session.track({task_id!r}) follows it"
             raise
 
-    def _accepted(self, submission: _Submission, task_id: str) -> TrackedTask:
-        request, token = submission.request, submission.token
-        waited = asyncio.get_running_loop().time() - submission.started
-        recovered = submission.named.done()
-        self._emit(Submitted(task_id, request.operation, request.model, waited, recovered=recovered))
-        self._tasks[token] = task_id
-
-        def release() -> None:
-            self._tasks.pop(token, None)
-            submission.release()
-
-        key = Key(request.operation, request.model)
-        entry = self._tracker.follow(task_id, key, release=release)
-        entry.note_source(request)
-        submission.log.follow(token, entry)
-        if recovered and submission.named.result() == task_id:
-            for stage in submission.stages:
-                self._tracker.wake(task_id, stage, is_own=True)
-        return entry
-
     async def _recover(self, submission: _Submission, error: SubmitUnknownError) -> str:
         """Wait for the callback that names the task of a submission whose answer was lost."""
-        error.token = submission.token
+        token, log, named = submission.token, submission.log, submission.named
+        error.token = token
         if self._settings.callback_url:
             self._emit(Notice("", f"an answer was lost; waiting for its callback: {error.message}"))
-            patience = self._settings.recovery_timeout
-            with anyio.move_on_after(patience):
-                task_id = await asyncio.shield(submission.named)  # it may still come while that is recorded
+            timeout = self._settings.recovery_timeout
+            with anyio.move_on_after(timeout):
+                task_id = await asyncio.shield(named)  # not cancelled: it may be named later than this waits
                 with anyio.CancelScope(shield=True):
-                    await self._record(submission, task_id)
+                    await self._record_accepted(submission, task_id)
                 return task_id
-            error.message += f"; no callback named it within {patience:.0f} s"
-        self._lost.add(submission.token)
-        await submission.log.failed(submission.token, error)
-        if submission.named.done():  # it was named while that was recorded
-            await self._record(submission, submission.named.result())
-            return submission.named.result()
+            error.message += f"; no callback named it within {timeout:.0f} s"
+        self._tokens.given_up.add(token)
+        if log is not None:
+            await log.failed(token, error)
+        if named.done():  # the callback came while that was recorded
+            await self._record_accepted(submission, named.result())
+            return named.result()
         raise error
+
+    def _follow(self, submission: _Submission, task_id: str) -> TrackedTask:
+        request, token, log = submission.request, submission.token, submission.log
+        waited = asyncio.get_running_loop().time() - submission.started_at
+        recovered = submission.named.done()
+        self._emit(Submitted(task_id, request.operation, request.model, waited, recovered=recovered))
+        self._tokens.followed[token] = task_id
+
+        def release() -> None:
+            self._tokens.followed.pop(token, None)
+            submission.release()
+
+        task = self._tracker.follow(
+            task_id,
+            Origin.of(request, is_own=True),
+            on_release=release,
+            on_finished=None if log is None else partial(log.finished, token),
+        )
+        if recovered and submission.named.result() == task_id:
+            for stage in submission.stages:
+                self._tracker.callback_received(task_id, stage, is_authentic=True)
+        return task
 
     def _callback_url(self, token: str) -> str:
         if not self._settings.callback_url:
@@ -349,7 +377,7 @@ class Submitter:
         return f"{self._settings.callback_url}/{token}"
 
 
-def _forsaken(post: asyncio.Future[TrackedTask], release: Callable[[], None]) -> None:
-    """The caller went away during its POST: a task that came of it is followed, a place held for nothing goes back."""
+def _release_if_failed(post: asyncio.Future[TrackedTask], release: Callable[[], None]) -> None:
+    """Give a place back that was held for nothing; a task that came of the POST gives it back itself."""
     if post.cancelled() or post.exception() is not None:
         release()

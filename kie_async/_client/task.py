@@ -15,21 +15,21 @@ class Task:
     """A task of the service, followed by a session. Await it for its result; many may.
 
     A waiter that goes away stops nothing for the others. With a journal the task is followed to its end, whoever waits.
-    Without one, when the last waiter goes, it is no longer looked at until somebody waits again; it goes on at the
+    Without one, when the last waiter goes, it is not polled any more until somebody waits again; it goes on at the
     service all the same.
     """
 
-    __slots__ = ("__weakref__", "_entry", "_key", "_tracker")
+    __slots__ = ("__weakref__", "_key", "_tracked", "_tracker")
 
-    def __init__(self, entry: TrackedTask, tracker: Tracker, key: str | None = None) -> None:
-        self._entry = entry
+    def __init__(self, tracked: TrackedTask, tracker: Tracker, key: str | None = None) -> None:
+        self._tracked = tracked
         self._tracker = tracker
         self._key = key
 
     @property
     def id(self) -> str:
         """The id of the task."""
-        return self._entry.task_id
+        return self._tracked.task_id
 
     @property
     def key(self) -> str | None:
@@ -38,14 +38,14 @@ class Task:
 
     @property
     def status(self) -> str:
-        """The last status word known; empty before the first look."""
-        return self._entry.status
+        """The last status word known; empty before the first poll."""
+        return self._tracked.progress.status
 
     def __repr__(self) -> str:
-        return f"<Task {self.id} {self.status or 'not looked at yet'}>"
+        return f"<Task {self.id} {self.status or 'not polled yet'}>"
 
     def __await__(self) -> Generator[object, None, TaskResult]:
-        return self._tracker.wait(self._entry).__await__()
+        return self._tracker.wait(self._tracked).__await__()
 
     async def result(self, *, timeout: float | None = None) -> TaskResult:  # noqa: ASYNC109  # a shorthand users expect
         """Wait for the result.
@@ -61,10 +61,10 @@ class Task:
         Cancelling stops nothing at the service.
         """
         if timeout is None:
-            return await self._tracker.wait(self._entry)
+            return await self._tracker.wait(self._tracked)
         try:
             async with asyncio.timeout(timeout):
-                return await self._tracker.wait(self._entry)
+                return await self._tracker.wait(self._tracked)
         except WaitTimeoutError:
             raise
         except TimeoutError:
@@ -77,5 +77,5 @@ class Task:
         A success passes through all three; a stage that was never seen by itself is given with the next. A failure
         ends the stages early and is raised by awaiting the task.
         """
-        async for event in self._tracker.stages(self._entry):
+        async for event in self._tracker.stages(self._tracked):
             yield event

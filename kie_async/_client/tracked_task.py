@@ -1,90 +1,181 @@
-"""What a tracker knows of one task."""
+"""What the tracker knows of one task. Times are those of the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Callable
+from enum import Enum, auto
 
 import attrs
 
 from kie_async._protocol.schedule import Key
-from kie_async._protocol.statuses import Failed, Succeeded
+from kie_async._protocol.statuses import PendingReason
 from kie_async._protocol.values import as_duration
-from kie_async._protocol.wire import read_continue_at
-from kie_async.errors import KieError, SessionError, TaskFailedError
-from kie_async.events import clean
-from kie_async.models import Request, Stage, TaskRecord, TaskResult, Track
+from kie_async.errors import KieError
+from kie_async.models import Request, Stage, TaskResult, Track
+
+OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of the task and its outcome
+
+_UNKNOWN = Key("unknown", "unknown")
+
+
+@attrs.frozen
+class Origin:
+    """What is known of a task before its first poll.
+
+    Attributes:
+        key: what its duration depends on.
+        is_own: this session submitted it, so its age is known, it was paid, and its callbacks come here.
+        continue_at: where its source is cut, in seconds.
+        source_duration: the length of its source in seconds.
+    """
+
+    key: Key = _UNKNOWN
+    is_own: bool = False
+    continue_at: float | None = None
+    source_duration: float | None = None
+
+    @classmethod
+    def of(cls, request: Request, *, is_own: bool) -> Origin:
+        """The origin of a task that a request has become; ``is_own`` if this session has submitted it."""
+        key = Key(request.operation, request.model) if is_own else _UNKNOWN
+        return cls(key, is_own, as_duration(request.continue_at), request.source_duration)
+
+
+ELSEWHERE = Origin()  # of a task that is known by its id alone
+
+
+class PollPhase(Enum):
+    """Whether a poll of a task is under way."""
+
+    NONE = auto()
+    UNDER_WAY = auto()
+    REPEAT = auto()  # it is, and news came meanwhile: poll again when it has ended
+
+
+@attrs.define(eq=False)
+class Polls:
+    """The polls of one task.
+
+    Attributes:
+        next_at: when the next is due; infinite while one is under way.
+        last_at: when the last one that found it running was answered.
+        count: how many were answered.
+        failures: how many in a row, up to the last, were not answered.
+    """
+
+    next_at: float = math.inf
+    last_at: float | None = None
+    count: int = 0
+    failures: int = 0
+    phase: PollPhase = PollPhase.NONE
+
+
+@attrs.define(eq=False)
+class Progress:
+    """What record-info has said of a task.
+
+    Attributes:
+        status: the last word of the service; empty before the first.
+        stages: those reached, each with the age of the task at which it was first seen.
+        is_visible: record-info has known the task.
+        pending_reason: why the last record does not settle the task, although it is not simply running.
+        pending_since: when that reason was first given.
+    """
+
+    status: str = ""
+    tracks: tuple[Track, ...] = ()
+    stages: tuple[tuple[Stage, float], ...] = ()
+    is_visible: bool = False
+    pending_reason: PendingReason = ""
+    pending_since: float = 0.0
+
+    @property
+    def stage(self) -> Stage | None:
+        """The last stage reached."""
+        return self.stages[-1][0] if self.stages else None
+
+
+@attrs.frozen
+class CallbackClaims:
+    """What callbacks have said of a task. Nobody has checked it, so it only decides when to poll.
+
+    Attributes:
+        stages: how many stages are behind the task.
+        polls_since_end: polls since a callback said that the task has ended; None if none said so.
+        came: a callback came to the address of this task's own submission, which only the service knows.
+        end_came_at: when such a callback said that the task has ended.
+    """
+
+    stages: int = 0
+    polls_since_end: int | None = None
+    came: bool = False
+    end_came_at: float | None = None
+
+
+NO_CALLBACKS = CallbackClaims()
+
+
+@attrs.define(eq=False)
+class Waiters:
+    """Who waits for news of one task.
+
+    Attributes:
+        count: all of them.
+        listeners: those who want each stage, and not only the end.
+    """
+
+    count: int = 0
+    listeners: int = 0
+    _futures: tuple[asyncio.Future[None], ...] = ()
+
+    def next_change(self) -> asyncio.Future[None]:
+        """What is done when something about the task has changed; one for each waiter, who may cancel it."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures = (*self._futures, future)
+        return future
+
+    def notify(self) -> None:
+        """Wake all who wait for a change."""
+        futures, self._futures = self._futures, ()
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
+
+    def forget_cancelled(self) -> None:
+        """Let the futures go of those who do not wait any more."""
+        self._futures = tuple(future for future in self._futures if not future.done())
 
 
 @attrs.define(eq=False)
 class TrackedTask:
-    """What is known of one task. Times are those of the event loop."""
+    """One task, as the tracker follows it.
+
+    Attributes:
+        started_at: when it was submitted; when it was first followed, if that is not known.
+        deadline: when following it ends without an outcome of the service's.
+        is_paused: the last who waited for it went away, and nobody needs its end: it is not polled.
+        outcome: its result, or why it has none; None while it is followed.
+        on_release: called once, when it is paused or has ended.
+        on_finished: called once, when it has ended. A task that has this is never paused.
+    """
 
     task_id: str
-    key: Key
-    born: float
+    origin: Origin
+    started_at: float
     deadline: float
-    release: Callable[[], None] | None = None
-    continue_at: float | None = None  # where its source is cut, seconds
-    source_duration: float | None = None
-    submitted: bool = False  # by this session, so that its age is known and its callbacks come here
-    next_poll: float = math.inf
-    polled_at: float | None = None  # the last look that was answered
-    is_polling: bool = False
-    hurry: bool = False  # a callback came in during a look
-    stage: Stage | None = None
-    stages: tuple[tuple[Stage, float], ...] = ()  # the age at which each was first seen
-    odd: str = ""
-    odd_since: float = 0.0
-    seen: bool = False
-    hints: int = 0  # looks since a callback said that the task is at its end
-    claimed: int = 0  # how many stages are behind it, by what callbacks say
-    callback_received: bool = False  # a callback of the service's came for it
-    end_heard: float | None = None  # when such a one told its end
-    failures: int = 0
-    polls: int = 0
-    interest: int = 0
-    listeners: int = 0
-    parked: bool = False  # the last of those who waited went away
-    status: str = ""
-    tracks: tuple[Track, ...] = ()
-    waiters: tuple[asyncio.Future[None], ...] = ()
+    on_release: Callable[[], None] | None = None
+    on_finished: OnFinished | None = None
+    polls: Polls = attrs.field(factory=Polls)
+    progress: Progress = attrs.field(factory=Progress)
+    callbacks: CallbackClaims = NO_CALLBACKS
+    waiters: Waiters = attrs.field(factory=Waiters)
+    is_paused: bool = False
     outcome: TaskResult | KieError | None = None
-    ended: Callable[[TrackedTask], None] | None = None  # told once, at its end
 
-    def note_source(self, request: Request) -> None:
-        """Note how long the source of its request is, and where it is cut, for its result."""
-        self.source_duration = request.source_duration
-        self.continue_at = as_duration(request.continue_at)
-
-
-def closed(task_id: str) -> SessionError:
-    message = f"the session was closed; the task goes on: session.track({task_id!r}) follows it in another session"
-    return SessionError(message, task_id, charged="yes", retryable=True)
-
-
-def failure(entry: TrackedTask, verdict: Failed) -> TaskFailedError:
-    reason = clean(verdict.reason)
-    told = not reason or reason in verdict.message
-    return TaskFailedError(
-        clean(verdict.message if told else f"{verdict.message} ({reason})"),
-        entry.task_id,
-        verdict.code,
-        charged=verdict.charged,
-        status=entry.status,
-        refunded=verdict.refunded,
-        reason=reason,
-    )
-
-
-def success(entry: TrackedTask, verdict: Succeeded, record: TaskRecord) -> TaskResult:
-    continue_at = read_continue_at(record.param) if entry.continue_at is None else entry.continue_at
-    return TaskResult(
-        entry.task_id,
-        verdict.tracks,
-        record,
-        partial=verdict.partial,
-        continue_at=continue_at,
-        source_duration=entry.source_duration,
-    )
+    def release(self) -> None:
+        """Call ``on_release``, unless that was done."""
+        on_release, self.on_release = self.on_release, None
+        if on_release is not None:
+            on_release()

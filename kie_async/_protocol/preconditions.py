@@ -9,6 +9,7 @@ from kie_async._protocol.address_rules import unreachable
 from kie_async._protocol.notices import find_notices, find_older_limits
 from kie_async._protocol.recent import RecentSet
 from kie_async._protocol.request_rules import is_url
+from kie_async._protocol.wire import TASK_ID
 from kie_async.errors import InvalidRequestError, Problem
 from kie_async.events import Notice, Observer
 from kie_async.models import Request, UploadExtendRequest
@@ -67,6 +68,18 @@ def task_problem(tracks: tuple[str, ...]) -> InvalidRequestError:
     remedy = f"give that of one of its tracks: {' or '.join(tracks)}" if tracks else "give that of a track (Track.id)"
     problem = Problem("audio_id", "is the id of a task", remedy)
     return InvalidRequestError(str(problem), problems=(problem,))
+
+
+def check_task_id(task_id: object) -> str:
+    """Return what can be the id of a task.
+
+    Raises:
+        InvalidRequestError: it cannot be one.
+    """
+    if not isinstance(task_id, str) or TASK_ID.fullmatch(task_id) is None:
+        problem = Problem("task_id", "is no id of a task", "give Task.id as it was given to you")
+        raise InvalidRequestError(str(problem), problems=(problem,))
+    return task_id
 
 
 # ---------------------------------------------------------------- pure

@@ -61,7 +61,7 @@ REFUNDED = 531  # FACTS: failed, credits given back
 NO_ERROR = (None, 0, 200)  # 0 is reported beside null, and 200 is the service's word for "well"
 
 
-Odd: TypeAlias = Literal["", "not visible", "no audio", "undelivered", "unknown word"]
+PendingReason: TypeAlias = Literal["", "not visible", "no audio", "undelivered", "unknown word"]
 
 
 @attrs.frozen
@@ -70,11 +70,11 @@ class Running:
 
     Attributes:
         stage: the last stage reached, if any.
-        odd: what is odd about the record; such a state is borne for a time only.
+        pending_reason: why this is not simply a running task; such a state is accepted for a time only.
     """
 
     stage: Stage | None = None
-    odd: Odd = ""
+    pending_reason: PendingReason = ""
 
 
 @attrs.frozen
@@ -104,16 +104,15 @@ class NotFound:
 Verdict: TypeAlias = Running | Succeeded | Failed | NotFound
 
 
-def judge(record: TaskRecord | None, *, patient: bool) -> Verdict:
+def judge(record: TaskRecord | None, *, timed_out: bool = False) -> Verdict:
     """Say what a record means.
 
     Args:
         record: what record-info gave; None if it does not know the task.
-        patient: whether an odd state (not visible, an end without audio) may still be borne. It is turned off
-            when its time of grace is over.
+        timed_out: whether a pending state (not visible, an end without audio) has lasted too long to be accepted.
     """
     if record is None:
-        return Running(odd="not visible") if patient else NotFound()
+        return NotFound() if timed_out else Running(pending_reason="not visible")
     word = WORDS.get(record.status)
     finished = tuple(track for track in record.tracks if track.audio_url)
     ended = word in {Word.SUCCEEDED, Word.UNDELIVERED}
@@ -125,9 +124,9 @@ def judge(record: TaskRecord | None, *, patient: bool) -> Verdict:
         if not ended:  # what was made before it failed is paid for, and is not withheld
             return Succeeded(finished, partial=finished != record.tracks)
     if ended:
-        odd: Odd = "no audio" if word is Word.SUCCEEDED else "undelivered"
-        return Running(stage_of(record), odd=odd) if patient else _without_audio(record)
-    return Running(stage_of(record), odd="" if word else "unknown word")
+        reason: PendingReason = "no audio" if word is Word.SUCCEEDED else "undelivered"
+        return _without_audio(record) if timed_out else Running(stage_of(record), reason)
+    return Running(stage_of(record), "" if word else "unknown word")
 
 
 def stage_of(record: TaskRecord) -> Stage | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 from anyio import to_thread
 
+from kie_async._client import map_unordered
 from kie_async.batch._budget import Budget
 from kie_async.batch._manifest import manifest_error
 from kie_async.batch._results import Results
@@ -17,8 +18,7 @@ from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import Fault, InvalidRequestError
 from kie_async.events import guarded
 from kie_async.files._disk import check_writable
-from kie_async.journal import Job, Journal, State, batch_name, default_journal
-from kie_async.journal._recorder import Recorder
+from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal
 from kie_async.models import Request
 from kie_async.session import KieSession
 
@@ -88,7 +88,8 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
             observer(job)
             yield job
         runner = Runner(session, recorder, results, budget, observer)
-        outcomes = session.map_unordered(_keys(recorder, runner, name), runner.run_job)
+        keys = _keys(recorder, runner, name)
+        outcomes = map_unordered(keys, runner.run_job, recorder.group, concurrency=session.settings.max_in_flight)
         async with aclosing(outcomes):
             async for job in outcomes:
                 yield job

@@ -38,9 +38,8 @@ from kie_async.errors import (
     TooManyFailuresError,
 )
 from kie_async.events import guarded
-from kie_async.journal import FINAL, Job, Source, State
+from kie_async.journal import FINAL, Job, Recorder, Source, State
 from kie_async.journal._job_errors import job_error
-from kie_async.journal._recorder import Recorder
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.session import KieSession
 
@@ -171,7 +170,7 @@ class Runner:
         self._budget.reserve(job.key)
         try:
             prepare = partial(self._ready, job)
-            task = await self._session.submit_job(job.key, job.request, prepare=prepare, check=self._check_running)
+            task = await self._recorder.submit_job(job.key, job.request, prepare=prepare, check=self._check_running)
         except (AudioError, InvalidRequestError) as error:
             if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent
                 return await self._journal.move(job.key, State.REJECTED, error=job_error(error))
@@ -182,7 +181,7 @@ class Runner:
 
     async def _follow(self, job: Job) -> Job:
         self._budget.adopt(job.key)
-        return await self._ended(job.key, self._session.follow(job))
+        return await self._ended(job.key, self._recorder.follow(job))
 
     async def _ended(self, key: str, task: Awaitable[object]) -> Job:
         failure = None
@@ -190,7 +189,7 @@ class Runner:
             await task
         except KieError as error:
             failure = error
-        await self._recorder.recorded(key)
+        await self._recorder.wait_recorded(key)
         job = await self._get(key)
         if job.state is State.SUCCEEDED:
             self._failures.succeeded()

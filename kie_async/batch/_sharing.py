@@ -13,8 +13,7 @@ from kie_async.batch._runner import JobObserver, Runner
 from kie_async.batch._worker import Worker
 from kie_async.events import guarded
 from kie_async.files._disk import check_writable
-from kie_async.journal import Job, Journal
-from kie_async.journal._recorder import Recorder
+from kie_async.journal import Job, Journal, Recorder
 from kie_async.session import KieSession
 
 AT_ONCE = 100  # jobs. FACTS: the service allows 100 tasks or more

@@ -23,8 +23,7 @@ import anyio
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, SettingsError, StorageError
 from kie_async.events import Notice, Observer, clean
-from kie_async.journal import Job, State
-from kie_async.journal._recorder import Recorder
+from kie_async.journal import Job, Recorder, State
 
 if TYPE_CHECKING:
     from procrastinate.types import TimeDeltaParams

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kie_async.journal._open import DEFAULT_NAME, OWN_BATCH, batch_name, default_journal, is_shared, open_journal
     from kie_async.journal._postgres import PostgresJournal
     from kie_async.journal._quota import PostgresLimiter, SharedPermit
+    from kie_async.journal._recorder import Recorder, open_recorder
     from kie_async.journal._salvage import Salvaged, salvage
     from kie_async.journal._sqlite import SQLiteJournal
 
@@ -28,6 +29,7 @@ __all__ = [
     "Journal",
     "PostgresJournal",
     "PostgresLimiter",
+    "Recorder",
     "SQLiteJournal",
     "Salvaged",
     "SharedPermit",
@@ -38,6 +40,7 @@ __all__ = [
     "is_legal",
     "is_shared",
     "open_journal",
+    "open_recorder",
     "salvage",
 ]
 
@@ -48,6 +51,7 @@ __getattr__ = lazy_exports(
         "PostgresJournal": "_postgres",
         "SQLiteJournal": "_sqlite",
         **dict.fromkeys(("PostgresLimiter", "SharedPermit"), "_quota"),
+        **dict.fromkeys(("Recorder", "open_recorder"), "_recorder"),
         **dict.fromkeys(("Salvaged", "salvage"), "_salvage"),
         **dict.fromkeys(
             ("DEFAULT_NAME", "OWN_BATCH", "batch_name", "default_journal", "is_shared", "open_journal"), "_open"

@@ -1,0 +1,89 @@
+"""What lets a submission through: the limiter, behind a gate that a refused key closes for a moment.
+
+One refusal of the key (401) may be a slip of the service's, and concerns its caller; the others wait for a moment. Two
+in a row, with no submission accepted between them, are about the key: those that wait get the same error at once, and
+so do those that come before the pause is over. After it the key is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import random
+
+import anyio
+
+from kie_async._protocol.retry import backoff
+from kie_async.errors import AuthError
+from kie_async.limiter import Limiter, Permit
+
+PAUSE = 5.0  # seconds after a refusal of the key
+_CERTAIN = 2  # refusals in a row
+_MIN_SLOW_DOWN = 2.0  # seconds that the gate stays closed after "too fast"
+
+
+class SubmissionGate:
+    """Gives permits for as long as the key is not refused.
+
+    Args:
+        limiter: where they come from.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._waiting: set[anyio.CancelScope] = set()
+        self._refusals = 0  # of the key, in a row
+        self._refusal: AuthError | None = None
+        self._closed_until = -math.inf  # to all, because the key was refused
+        self._slow_downs = 0  # in a row
+
+    def check_key(self) -> None:
+        """See whether the key can be used.
+
+        Raises:
+            AuthError: it was refused a moment ago, and more than once.
+        """
+        is_closed = asyncio.get_running_loop().time() < self._closed_until
+        if self._refusal is not None and is_closed and self._refusals >= _CERTAIN:
+            raise copy.copy(self._refusal)
+
+    async def acquire(self, *, again: bool) -> Permit:
+        """Wait for a permit, as ``Limiter.acquire``.
+
+        Raises:
+            AuthError: the key was refused a moment ago, or while this waited.
+        """
+        self.check_key()
+        with anyio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                return await self._limiter.acquire(again=again)
+            finally:
+                self._waiting.discard(scope)
+        self.check_key()
+        raise AssertionError  # pragma: no cover (only a refusal cancels the scope)
+
+    def accepted(self) -> None:
+        """Note that a submission was accepted: the key is good, and the pace too."""
+        self._refusals = self._slow_downs = 0
+
+    def key_refused(self, error: AuthError) -> None:
+        """Note that the key was refused: let nobody through for a moment."""
+        self._refusals += 1
+        self._refusal = error
+        self._closed_until = asyncio.get_running_loop().time() + PAUSE
+        if self._refusals < _CERTAIN:
+            self._limiter.penalize(PAUSE)
+            return
+        for scope in self._waiting:
+            scope.cancel()
+
+    def slow_down_delay(self, asked: float | None) -> float:
+        """Seconds that the gate should be closed after the service said "too fast", and asked for so many."""
+        self._slow_downs += 1
+        return max(asked or 0.0, _MIN_SLOW_DOWN + backoff(self._slow_downs, random.random))
+
+    def close(self, seconds: float) -> None:
+        """Let nobody through for so long; the order of those who wait is kept."""
+        self._limiter.penalize(seconds)

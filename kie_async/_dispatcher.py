@@ -1,0 +1,107 @@
+"""What an open session works with, and how it makes a task of a request: checked, measured, uploaded, submitted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kie_async import journal as journals
+from kie_async._client import Client, Task, open_client
+from kie_async._client.submission_log import SubmissionLog
+from kie_async._client.submitter import Check, Prepare
+from kie_async._client.tracked_task import TrackedTask
+from kie_async._protocol.preconditions import Admission, task_problem
+from kie_async.events import Observer
+from kie_async.files._request_source import measure_file, measure_url, upload_file
+from kie_async.limiter import Limiter
+from kie_async.models import ExtendRequest, Request
+from kie_async.settings import Settings
+
+if TYPE_CHECKING:
+    from kie_async.journal import Journal, Recorder
+
+
+class Dispatcher:
+    """Checks requests, makes them ready, and submits them.
+
+    Args:
+        client: of the session.
+        admission: what the session refuses.
+    """
+
+    def __init__(self, client: Client, admission: Admission) -> None:
+        self._client = client
+        self._admission = admission
+
+    async def admit(self, request: Request) -> Request:
+        """Check and measure a request before anything waits or is spent; return it with its length.
+
+        Raises:
+            KieError: it is not to be sent.
+        """
+        if isinstance(request, ExtendRequest) and self._admission.knows(request.audio_id):
+            raise task_problem(())
+        self._admission.check(request)
+        request = await measure_file(request)
+        self._admission.check(request)  # by its length, too
+        return request
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        prepare: Prepare | None = None,
+        log: SubmissionLog | None = None,
+        check: Check = lambda: None,
+    ) -> TrackedTask:
+        """Submit a request that was admitted.
+
+        Args:
+            request: what is asked.
+            prepare: makes it ready once there is a place for it; by default, uploads its source.
+            log: records it.
+            check: called right before it would be sent; what it raises forbids that, and is raised here.
+
+        Raises:
+            KieError: as ``KieSession.submit``.
+        """
+
+        async def ready(request: Request) -> Request:
+            request = await (prepare or self._upload)(request)
+            request = await measure_url(request, self._client.fetcher, self._admission.notify)
+            self._admission.check(request, ready=True)
+            return request
+
+        return await self._client.submitter.submit(request, ready, log, check)
+
+    async def _upload(self, request: Request) -> Request:
+        return await upload_file(request, self._client.transport)
+
+    def task(self, tracked: TrackedTask, key: str | None = None) -> Task:
+        """The task as a user holds it; its id is remembered, so that it is not taken for that of a track."""
+        self._admission.remember(tracked.task_id)
+        return Task(tracked, self._client.tracker, key)
+
+
+@attrs.frozen(eq=False)
+class Wiring:
+    """What an open session works with; ``recorder`` is that of the session's own journal."""
+
+    client: Client
+    dispatcher: Dispatcher
+    recorder: Recorder | None
+
+
+@asynccontextmanager
+async def open_wiring(
+    settings: Settings, limiter: Limiter | None, journal: Journal | None, admission: Admission, emit: Observer
+) -> AsyncGenerator[Wiring]:
+    """Open all of it. Leaving waits for the answers of submissions under way, and for their record."""
+    async with open_client(settings, limiter, emit) as client, AsyncExitStack() as stack:
+        dispatcher, recorder = Dispatcher(client, admission), None
+        if journal is not None:
+            recorder = await stack.enter_async_context(journals.open_recorder(journal, client, dispatcher))
+        yield Wiring(client, dispatcher, recorder)
