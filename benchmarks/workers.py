@@ -25,7 +25,7 @@ import attrs
 
 import kie_async as kie
 from benchmarks._database import fresh, own_server
-from kie_async.batch._batch import add_jobs
+from kie_async.batch._batch import enqueue
 from kie_async.emulator import Arrival
 from kie_async.journal import Job, State, open_journal
 from kie_async.testing import EmulatorHandle, serve_in_thread
@@ -99,7 +99,7 @@ async def plan(store: str, jobs: int) -> None:
     fields: dict[str, Any] = {"model": "V5", "style": "s", "prompt": "p", "continue_at": 1.0}
     async with open_journal(store) as journal:
         titles = (f"job{number}" for number in range(jobs))
-        await add_jobs(
+        await enqueue(
             journal, [Job(key=title, request=kie.ExtendRequest("a1", title=title, **fields)) for title in titles], "all"
         )
 

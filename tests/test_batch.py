@@ -17,10 +17,7 @@ from service import Service, serving
 
 import kie_async as kie
 from kie_async import emulator
-from kie_async.batch import Runner
-from kie_async.batch._batch import add_jobs
-from kie_async.batch._budget import Budget
-from kie_async.batch._results import Results
+from kie_async.batch import CreditBudget, Results, Runner, enqueue
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import BudgetError, ConflictError
 from kie_async.journal import Job, SQLiteJournal, State
@@ -144,7 +141,7 @@ async def test_ends_that_a_crash_kept_from_the_results_are_written_down(batch: B
 
 async def test_a_submission_whose_owner_died_is_given_as_unknown(service: Service, batch: Batch) -> None:
     async with batch.journal as journal:
-        await add_jobs(journal, batch.jobs, "b")
+        await enqueue(journal, batch.jobs, "b")
         await journal.intend("job2", "token")
     found = await batch.run(service, batch="b")
     assert {key for key, job in found.items() if job.state is State.UNKNOWN} == {"job2"}
@@ -282,7 +279,7 @@ async def test_many_jobs_from_an_asynchronous_source(tmp_path: Path, service: Se
 async def test_a_job_that_another_process_has_is_left_to_it(tmp_path: Path, service: Service) -> None:
     batch = Batch(tmp_path, jobs_of(1))
     async with service.session.open_journal(batch.journal) as recorder:
-        runner = Runner(service.session, recorder, Results(tmp_path / "out"), Budget(), lambda _job: None)
+        runner = Runner(service.session, recorder, Results(tmp_path / "out"), CreditBudget(), lambda _job: None)
         with pytest.raises(ConflictError, match="no job"):
             await runner.run_job("job0")
         await recorder.journal.add(batch.jobs)
@@ -291,7 +288,6 @@ async def test_a_job_that_another_process_has_is_left_to_it(tmp_path: Path, serv
         assert len(service.emulator.ledger) == 1
         again = await runner.run_job("job0")
         assert again.state is State.DELIVERED
-        assert (await runner._deliver(again)).state is State.DELIVERED
         runner.stopped = kie.AuthError("stopped")
         await recorder.journal.add([Job(key="late", request=batch.jobs[0].request)])
         assert (await runner.run_job("late")).state is State.PLANNED
@@ -303,8 +299,9 @@ async def test_a_job_that_another_process_delivered_meanwhile_is_no_error(tmp_pa
 
     async def run(session: kie.KieSession) -> Job:
         async with session.open_journal(batch.journal) as recorder:
-            await add_jobs(recorder.journal, batch.jobs, "b")
-            return await Runner(session, recorder, Results(tmp_path / "out"), Budget(), seen.append).run_job("job0")
+            await enqueue(recorder.journal, batch.jobs, "b")
+            runner = Runner(session, recorder, Results(tmp_path / "out"), CreditBudget(), seen.append)
+            return await runner.run_job("job0")
 
     seen: list[Job] = []
     async with kie.KieSession(service.session.settings, limiter=limiter) as late:
@@ -316,6 +313,26 @@ async def test_a_job_that_another_process_delivered_meanwhile_is_no_error(tmp_pa
     assert delivered.state is State.DELIVERED
     assert seen[-1] == delivered
     assert len(service.emulator.ledger) == 1
+
+
+async def test_a_job_that_another_process_delivers_is_waited_for(tmp_path: Path, service: Service) -> None:
+    batch = Batch(tmp_path, jobs_of(1))
+    async with (
+        kie.KieSession(service.session.settings) as session,
+        session.open_journal(batch.journal) as other,
+        service.session.open_journal(batch.journal) as recorder,
+    ):
+        await enqueue(other.journal, batch.jobs, "b")
+        await other.journal.intend("job0", "token")
+        await other.journal.move("job0", State.SUBMITTED, token="token", task_id="t1")
+        await other.journal.move("job0", State.SUCCEEDED, tracks=(kie.Track("a", "https://x.example/a.mp3"),))
+        runner = Runner(service.session, recorder, Results(tmp_path / "out"), CreditBudget(), lambda _job: None)
+        async with other.holding("deliver:job0"):
+            waiting = asyncio.create_task(runner.run_job("job0"))
+            await anyio.sleep(3)
+            delivered = await other.journal.move("job0", State.DELIVERED, files=("a.mp3",))
+        assert await waiting == delivered
+    assert not (tmp_path / "out").exists()
 
 
 async def test_a_source_that_changed_since_it_was_planned_is_refused(tmp_path: Path, service: Service) -> None:

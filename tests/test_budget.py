@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kie_async import errors
-from kie_async.batch._budget import RULES, Action, Budget, Decision, StopRules, rule_for
+from kie_async.batch._budget import RULES, Action, CreditBudget, Decision, ErrorPolicy, rule_for
 from kie_async.errors import BudgetError, KieError, SettingsError, TaskFailedError
 from kie_async.journal import Job, JobError, State
 from kie_async.models import ExtendRequest
@@ -27,7 +27,7 @@ def job(key: str, state: State, cost: float | None = None, **facts: Any) -> Job:
 
 
 def test_a_cap_leaves_room_for_whole_tasks_only() -> None:
-    budget = Budget(30)
+    budget = CreditBudget(30)
     budget.reserve("a")
     budget.reserve("a")
     assert (budget.spent, budget.left) == (12, 18)
@@ -43,7 +43,7 @@ def test_a_cap_leaves_room_for_whole_tasks_only() -> None:
 
 
 def test_without_a_cap_all_is_counted_and_nothing_refused() -> None:
-    budget = Budget(spent=1e6)
+    budget = CreditBudget(spent=1e6)
     budget.reserve("a")
     assert (budget.spent, budget.left, budget.is_exhausted) == (1e6 + 12, None, False)
 
@@ -70,7 +70,7 @@ def test_without_a_cap_all_is_counted_and_nothing_refused() -> None:
     ],
 )
 def test_what_becomes_of_a_job_corrects_what_was_reserved(ended: Job, cost: float) -> None:
-    budget = Budget(100, spent=20)
+    budget = CreditBudget(100, spent=20)
     budget.reserve("a")
     budget.settle(ended)
     assert budget.spent == 20 + cost
@@ -80,9 +80,9 @@ def test_what_becomes_of_a_job_corrects_what_was_reserved(ended: Job, cost: floa
 
 
 def test_a_job_of_an_earlier_run_is_counted_once() -> None:
-    budget = Budget(100, spent=24)
-    budget.adopt("a")
-    budget.adopt("a")
+    budget = CreditBudget(100, spent=24)
+    budget.take_over("a")
+    budget.take_over("a")
     budget.reserve("a")
     assert budget.spent == 24
     budget.settle(job("a", State.FAILED, 0))
@@ -90,7 +90,7 @@ def test_a_job_of_an_earlier_run_is_counted_once() -> None:
 
 
 def test_tasks_that_are_dearer_than_expected_make_the_open_ones_so() -> None:
-    budget = Budget(100)
+    budget = CreditBudget(100)
     for key in "abc":
         budget.reserve(key)
     budget.settle(job("a", State.SUCCEEDED, 30))
@@ -102,7 +102,7 @@ def test_tasks_that_are_dearer_than_expected_make_the_open_ones_so() -> None:
 @pytest.mark.parametrize("cap", [-1, math.nan, math.inf])
 def test_a_cap_is_a_number_of_credits(cap: float) -> None:
     with pytest.raises(SettingsError, match="max_credits"):
-        Budget(cap)
+        CreditBudget(cap)
 
 
 class Spending(RuleBasedStateMachine):
@@ -110,7 +110,7 @@ class Spending(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.budget = Budget(100)
+        self.budget = CreditBudget(100)
         self.charged: dict[int, float] = {}
         self.open: list[int] = []
 
@@ -157,49 +157,49 @@ def test_every_error_has_a_rule(kind: type[KieError]) -> None:
     ("error", "action"),
     [
         (errors.AuthError("no", code=401), Action.STOP),
-        (errors.InsufficientCreditsError("no", code=402), Action.PAUSE),
-        (errors.BudgetError("no"), Action.PAUSE),
-        (errors.StorageError("full"), Action.PAUSE),
-        (errors.KeyQuotaError("no", code=433), Action.SLOW),
-        (errors.UnavailableError("no", code=455), Action.SLOW),
-        (errors.UnavailableError("no", code=505), Action.PAUSE),
-        (errors.RateLimitedError("no", code=429), Action.SLOW),
-        (errors.ConnectError("no"), Action.SLOW),
-        (errors.TLSError("no"), Action.PAUSE),
-        (errors.InvalidRequestError("no", code=422), Action.GO_ON),
-        (errors.DownloadError("broke off"), Action.GO_ON),
-        (errors.SubmitUnknownError("lost"), Action.GO_ON),
-        (TaskFailedError("failed"), Action.GO_ON),
+        (errors.InsufficientCreditsError("no", code=402), Action.STOP),
+        (errors.BudgetError("no"), Action.STOP),
+        (errors.StorageError("full"), Action.STOP),
+        (errors.KeyQuotaError("no", code=433), Action.RETRY_LATER),
+        (errors.UnavailableError("no", code=455), Action.RETRY_LATER),
+        (errors.UnavailableError("no", code=505), Action.STOP),
+        (errors.RateLimitedError("no", code=429), Action.RETRY_LATER),
+        (errors.ConnectError("no"), Action.RETRY_LATER),
+        (errors.TLSError("no"), Action.STOP),
+        (errors.InvalidRequestError("no", code=422), Action.CONTINUE),
+        (errors.DownloadError("broke off"), Action.CONTINUE),
+        (errors.SubmitUnknownError("lost"), Action.CONTINUE),
+        (TaskFailedError("failed"), Action.CONTINUE),
     ],
 )
 def test_an_error_of_one_job_means_something_for_all(error: KieError, action: Action) -> None:
-    assert StopRules().judge(error).action is action
+    assert ErrorPolicy().decide(error).action is action
 
 
-def test_slowing_down_doubles_up_to_a_bound_and_starts_anew_after_a_success() -> None:
-    rules = StopRules()
+def test_the_delay_of_a_retry_doubles_up_to_a_bound_and_starts_anew_after_a_success() -> None:
+    policy = ErrorPolicy()
     error = errors.RateLimitedError("too fast", code=429)
-    assert [rules.judge(error).delay for _ in range(6)] == [10, 20, 40, 80, 120, 120]
-    rules.succeed()
-    assert rules.judge(error) == Decision(Action.SLOW, 10)
+    assert [policy.decide(error).delay for _ in range(6)] == [10, 20, 40, 80, 120, 120]
+    policy.succeed()
+    assert policy.decide(error) == Decision(Action.RETRY_LATER, 10)
 
 
 def test_a_wait_the_service_asks_for_is_kept() -> None:
-    assert StopRules().judge(errors.RateLimitedError("too fast", retry_after=300.0)).delay == 300
+    assert ErrorPolicy().decide(errors.RateLimitedError("too fast", retry_after=300.0)).delay == 300
 
 
-def test_unknowns_in_a_row_pause_a_batch_before_they_empty_the_account() -> None:
-    rules = StopRules()
+def test_unknowns_in_a_row_stop_a_batch_before_they_empty_the_account() -> None:
+    policy = ErrorPolicy()
 
     def actions(count: int) -> Iterator[Action]:
-        return (rules.judge(errors.SubmitUnknownError("lost")).action for _ in range(count))
+        return (policy.decide(errors.SubmitUnknownError("lost")).action for _ in range(count))
 
-    assert list(actions(5)) == [Action.GO_ON] * 4 + [Action.PAUSE]
-    rules.succeed()
-    assert list(actions(1)) == [Action.GO_ON]
+    assert list(actions(5)) == [Action.CONTINUE] * 4 + [Action.STOP]
+    policy.succeed()
+    assert list(actions(1)) == [Action.CONTINUE]
 
 
 @given(st.lists(st.sampled_from(ALL), max_size=200))
 def test_no_row_of_errors_makes_a_wait_endless(kinds: list[type[KieError]]) -> None:
-    rules = StopRules()
-    assert all(0 <= rules.judge(kind("what happened")).delay <= 900 for kind in kinds)
+    policy = ErrorPolicy()
+    assert all(0 <= policy.decide(kind("what happened")).delay <= 900 for kind in kinds)

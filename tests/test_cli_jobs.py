@@ -133,7 +133,7 @@ def test_a_list_longer_than_a_page_whose_reader_goes_away(tmp_path: Path) -> Non
         assert ended(process).code == 141
 
 
-@pytest.mark.parametrize("words", [("list",), ("show", "k"), ("retry", "k", "--yes"), ("resolve", "k", "--abandon")])
+@pytest.mark.parametrize("words", [("list",), ("show", "k"), ("retry", "k", "--yes"), ("resolve", "k", "--give-up")])
 def test_no_jobs_to_be_found(terminal: Terminal, tmp_path: Path, words: tuple[str, ...]) -> None:
     answer = terminal("jobs", *words)
     assert answer.code == 2
@@ -266,7 +266,7 @@ def test_a_key_that_cannot_be_retried_is_told_before_money_is(terminal: Terminal
 
 @pytest.mark.parametrize("key", ["none", "failed", "done"])
 def test_a_key_that_is_not_unknown_is_told_before_money_is(terminal: Terminal, out: Path, key: str) -> None:
-    answer = terminal("jobs", "resolve", key, "--resubmit", "--out", str(out))
+    answer = terminal("jobs", "resolve", key, "--retry", "--out", str(out))
     assert answer.code == 8
     assert key in answer.err
     assert "paid" not in answer.err
@@ -284,7 +284,7 @@ def test_an_unknown_job_is_given_its_task(terminal: Terminal, out: Path) -> None
 
 
 def test_an_unknown_job_is_sent_again(terminal: Terminal, out: Path) -> None:
-    words = ("jobs", "resolve", "unknown", "--resubmit", "--out", str(out))
+    words = ("jobs", "resolve", "unknown", "--retry", "--out", str(out))
     answer = terminal(*words)
     assert answer.code == 2
     assert "it is paid twice" in answer.err
@@ -295,22 +295,22 @@ def test_an_unknown_job_is_sent_again(terminal: Terminal, out: Path) -> None:
 def test_what_a_callback_has_named_is_not_sent_again(terminal: Terminal, out: Path) -> None:
     callback = InboundCallback(token=f"{TOKEN}-unknown", task_id=TASK, stage="text", at=1.0)
     with_journal(out / FILE, lambda journal: journal.save_callback(callback))
-    answer = terminal("jobs", "resolve", "unknown", "--resubmit", "--yes", "--out", str(out))
+    answer = terminal("jobs", "resolve", "unknown", "--retry", "--yes", "--out", str(out))
     assert answer.code == 8
     assert TASK in answer.err
     assert state(out, "unknown").state is State.UNKNOWN
 
 
 def test_an_unknown_job_is_left(terminal: Terminal, out: Path) -> None:
-    answer = terminal("jobs", "resolve", "unknown", "--abandon", "--out", str(out))
+    answer = terminal("jobs", "resolve", "unknown", "--give-up", "--out", str(out))
     assert answer.code == 0
     assert not answer.err
     assert state(out, "unknown").state is State.ABANDONED
-    assert terminal("jobs", "resolve", "unknown", "--abandon", "--out", str(out)).code == 8
+    assert terminal("jobs", "resolve", "unknown", "--give-up", "--out", str(out)).code == 8
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("--abandon", "--resubmit"), ("--abandon", "--task-id", TASK), ("--task-id", "../x")]
+    "words", [(), ("--give-up", "--retry"), ("--give-up", "--task-id", TASK), ("--task-id", "../x")]
 )
 def test_decisions_that_are_none(terminal: Terminal, out: Path, words: tuple[str, ...]) -> None:
     answer = terminal("jobs", "resolve", "unknown", *words, "--yes", "--out", str(out))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -18,12 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async.batch import _lines
-from kie_async.batch._results import SIDECAR, Results, bare, line_of, sidecar_of, track_stem, write_whole
+from kie_async.batch import Results, strip_secrets
+from kie_async.batch._result_records import SIDECAR, format_line, format_sidecar, track_stem
 from kie_async.errors import DownloadError, StorageError
-from kie_async.files import _part
 from kie_async.files._names import MAX_NAME, safe_name
-from kie_async.files._part import Part
 from kie_async.journal import Job, JobError, Source, State
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
 
@@ -57,7 +57,7 @@ JOB = Job(
 
 
 @attrs.define
-class Downloads:
+class FakeSession:
     """A session that fetches what it is told to."""
 
     audio: bytes = b"ID3 music"
@@ -133,7 +133,7 @@ def test_no_two_tracks_share_a_name_and_each_is_safe(keys: list[str], one: int, 
 
 
 async def test_a_track_gets_a_sidecar(tmp_path: Path) -> None:
-    session, results = Downloads(), Results(tmp_path / "out" / "deep")
+    session, results = FakeSession(), Results(tmp_path / "out" / "deep")
     assert [await results.save(session, JOB, track) for track in TRACKS] == ["song-7-1.mp3", "song-7-2.mp3"]
     found = read(results.directory / f"song-7-2{SIDECAR}")
     assert found == {
@@ -176,8 +176,8 @@ async def test_what_is_written_is_utf_8_and_a_line_stays_a_line(tmp_path: Path) 
     source = Source(path=path, size=1, sha256="0" * 64)
     job = attrs.evolve(JOB, request=attrs.evolve(EXTEND, title=title), source=source)
     results = Results(tmp_path)
-    await results.save(Downloads(), job, TRACKS[0])
-    await results.note(attrs.evolve(job, key="\udcff"))
+    await results.save(FakeSession(), job, TRACKS[0])
+    await results.record_end(attrs.evolve(job, key="\udcff"))
     sidecar = (tmp_path / f"song-7-1{SIDECAR}").read_text(encoding="utf-8")
     assert '"title": "歌' in sidecar
     assert json.loads(sidecar)["request"]["title"] == title
@@ -193,8 +193,8 @@ async def test_nothing_secret_is_written(tmp_path: Path) -> None:
     error = JobError(type="RefusedError", message=f"could not fetch {SIGNED}")
     job = attrs.evolve(JOB, request=request, source=source, error=error)
     results = Results(tmp_path)
-    await results.save(Downloads(), job, TRACKS[0])
-    await results.note(job)
+    await results.save(FakeSession(), job, TRACKS[0])
+    await results.record_end(job)
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert SECRET.encode() not in written
     assert read(tmp_path / f"song-7-1{SIDECAR}")["source"] == {
@@ -211,11 +211,11 @@ async def test_nothing_secret_is_written(tmp_path: Path) -> None:
     [("in/a?b.wav", "in/a?b.wav"), ("http://[::1/x?sig=1", "http://[::1/…"), ("HTTPS://h/p;x?q#f", "https://h/p;x")],
 )
 def test_an_address_is_cut_to_what_is_public(text: str, left: str) -> None:
-    assert bare(text) == left
+    assert strip_secrets(text) == left
 
 
 async def test_a_track_that_is_here_is_not_fetched_again(tmp_path: Path) -> None:
-    session, results = Downloads(), Results(tmp_path)
+    session, results = FakeSession(), Results(tmp_path)
     await results.save(session, JOB, TRACKS[0])
     again = Results(tmp_path)
     assert await again.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
@@ -223,9 +223,9 @@ async def test_a_track_that_is_here_is_not_fetched_again(tmp_path: Path) -> None
 
 
 async def test_a_crash_before_the_sidecar_is_complete_fetches_nothing_twice(tmp_path: Path) -> None:
-    session, results = Downloads(), Results(tmp_path)
+    session, results = FakeSession(), Results(tmp_path)
     await results.save(session, JOB, TRACKS[0])
-    write_whole(tmp_path / f"song-7-1{SIDECAR}", json.dumps(sidecar_of(JOB, 1)).encode())
+    (tmp_path / f"song-7-1{SIDECAR}").write_bytes(format_sidecar(JOB, 1))
     assert await results.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
     assert read(tmp_path / f"song-7-1{SIDECAR}")["file"]["size"] == 9
     assert len(session.fetched) == 1
@@ -234,7 +234,7 @@ async def test_a_crash_before_the_sidecar_is_complete_fetches_nothing_twice(tmp_
 async def test_a_download_that_failed_is_taken_up_under_its_name(tmp_path: Path) -> None:
     results = Results(tmp_path)
 
-    class Broken(Downloads):
+    class Broken(FakeSession):
         async def download(self, track: Track, directory: Path, *, name: str | None = None, **_: bool) -> Path:
             (directory / f"{name}.part").write_bytes(b"ID3")
             raise DownloadError(f"{track.id} broke off")
@@ -242,21 +242,21 @@ async def test_a_download_that_failed_is_taken_up_under_its_name(tmp_path: Path)
     with pytest.raises(DownloadError):
         await results.save(Broken(), JOB, TRACKS[0])
     assert read(tmp_path / f"song-7-1{SIDECAR}")["file"] is None
-    session = Downloads()
+    session = FakeSession()
     assert await results.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
     assert session.fetched == ["song-7-1"]
 
 
 async def test_a_part_that_a_crash_has_left_is_seen_to_by_the_download(tmp_path: Path) -> None:
-    session, results = Downloads(), Results(tmp_path)
+    session, results = FakeSession(), Results(tmp_path)
     await results.save(session, JOB, TRACKS[0])
     os.link(tmp_path / "song-7-1.mp3", tmp_path / "song-7-1.part")
 
-    class Finishing(Downloads):
+    class Finishing(FakeSession):
         async def download(self, track: Track, directory: Path, *, name: str | None = None, **_: bool) -> Path:
-            part = Part.open(directory, name or track.id)
-            assert part.published is not None
-            return part.published
+            assert track == TRACKS[0]
+            (directory / f"{name}.part").unlink()
+            return directory / f"{name}.mp3"
 
     assert await results.save(Finishing(), JOB, TRACKS[0]) == "song-7-1.mp3"
     assert not (tmp_path / "song-7-1.part").exists()
@@ -265,10 +265,10 @@ async def test_a_part_that_a_crash_has_left_is_seen_to_by_the_download(tmp_path:
 async def test_what_was_begun_of_a_job_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "song-7-1.part").write_bytes(b"mine")  # so that ours is song-7-1.2
     results = Results(tmp_path)
-    await results.save(Downloads(), JOB, TRACKS[0])
+    await results.save(FakeSession(), JOB, TRACKS[0])
     (tmp_path / "song-7-1.2.mp3").unlink()
     (tmp_path / "song-7-1.2.part").write_bytes(b"ID3")
-    await results.save(Downloads(), JOB, TRACKS[1])
+    await results.save(FakeSession(), JOB, TRACKS[1])
     (tmp_path / "song-7-2.part").write_bytes(b"ID3")
     await results.remove_parts(JOB)
     await results.remove_parts(JOB)
@@ -281,41 +281,43 @@ async def test_a_file_of_somebody_else_is_left_alone(taken: str, tmp_path: Path)
     (tmp_path / taken).write_bytes(b"mine")
     results = Results(tmp_path)
     for _ in range(2):
-        assert await results.save(Downloads(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+        assert await results.save(FakeSession(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
     assert (tmp_path / taken).read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("change", [{"key": "other"}, {"task_id": "other"}, {"track": {"number": 2}}, {"track": None}])
 async def test_a_sidecar_of_something_else_is_left_alone(change: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / f"song-7-1{SIDECAR}"
-    path.write_text(json.dumps(sidecar_of(JOB, 1) | change))
+    path.write_text(json.dumps(json.loads(format_sidecar(JOB, 1)) | change))
     before = path.read_bytes()
-    assert await Results(tmp_path).save(Downloads(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+    assert await Results(tmp_path).save(FakeSession(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
     assert path.read_bytes() == before
 
 
 async def test_a_sidecar_of_no_object_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / f"song-7-1{SIDECAR}").write_text("[]")
-    assert await Results(tmp_path).save(Downloads(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+    assert await Results(tmp_path).save(FakeSession(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
 
 
-def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    write_whole(path, b"before")
+async def test_a_sidecar_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, sidecar = Results(tmp_path), tmp_path / f"song-7-1{SIDECAR}"
+    sidecar.write_bytes(format_sidecar(JOB, 1))
+    before = sidecar.read_bytes()
 
     def full(_number: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"after")
-    assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"before"]
+    with pytest.raises(StorageError, match="No space"):
+        await results.save(FakeSession(), JOB, TRACKS[0])
+    assert sidecar.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"song-7-1.mp3", sidecar.name}
 
 
 async def test_a_full_disk_is_our_own_error(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(StorageError, match="the disk refused out"):
-        await Results(tmp_path / "out").save(Downloads(), JOB, TRACKS[0])
+        await Results(tmp_path / "out").save(FakeSession(), JOB, TRACKS[0])
 
 
 # ---------------------------------------------------------------- results.jsonl
@@ -324,9 +326,9 @@ async def test_a_full_disk_is_our_own_error(tmp_path: Path) -> None:
 async def test_an_end_is_one_line(tmp_path: Path) -> None:
     results = Results(tmp_path / "out")
     delivered = attrs.evolve(JOB, state=State.DELIVERED, files=("song-7-1.mp3",))
-    assert await results.note(delivered)
-    assert not await results.note(delivered)
-    assert not await Results(tmp_path / "out").note(delivered)
+    assert await results.record_end(delivered)
+    assert not await results.record_end(delivered)
+    assert not await Results(tmp_path / "out").record_end(delivered)
     (line,) = lines(results)
     assert line == {
         "format": 1,
@@ -349,71 +351,72 @@ async def test_another_attempt_is_another_line(tmp_path: Path) -> None:
     results = Results(tmp_path)
     error = JobError(type="TaskFailedError", message="failed", code=501, charged="maybe")
     failed = attrs.evolve(JOB, state=State.FAILED, error=error)
-    assert await results.note(failed)
-    assert await results.note(attrs.evolve(failed, attempt=2))
-    assert await results.note(attrs.evolve(JOB, state=State.DELIVERED, attempt=3))
+    assert await results.record_end(failed)
+    assert await results.record_end(attrs.evolve(failed, attempt=2))
+    assert await results.record_end(attrs.evolve(JOB, state=State.DELIVERED, attempt=3))
     assert [line["state"] for line in lines(results)] == ["failed", "failed", "delivered"]
     assert lines(results)[0]["error"]["code"] == 501
 
 
-OTHER = line_of(attrs.evolve(JOB, key="other", request=attrs.evolve(EXTEND, title="歌")))
+OTHER = attrs.evolve(JOB, key="other", request=attrs.evolve(EXTEND, title="歌"))
 
 
-def test_a_line_torn_anywhere_is_written_anew(tmp_path: Path) -> None:
+async def test_a_line_torn_anywhere_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    for cut in range(len(OTHER)):
-        path.write_bytes(line_of(JOB) + OTHER[:cut])
-        lacks_its_end_only = cut == len(OTHER) - 1
-        assert _lines.Lines(path).append(("other", 1, "succeeded"), OTHER) is not lacks_its_end_only
-        assert path.read_bytes() == line_of(JOB) + OTHER
+    line = format_line(OTHER)
+    for cut in range(len(line)):
+        path.write_bytes(format_line(JOB) + line[:cut])
+        lacks_its_end_only = cut == len(line) - 1
+        assert await Results(tmp_path).record_end(OTHER) is not lacks_its_end_only
+        assert path.read_bytes() == format_line(JOB) + line
 
 
 async def test_foreign_lines_stay(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(b'not ours\n{"key": []}\n[]\n')
     results = Results(tmp_path)
-    assert await results.note(JOB)
-    assert path.read_bytes() == b'not ours\n{"key": []}\n[]\n' + line_of(JOB)
+    assert await results.record_end(JOB)
+    assert path.read_bytes() == b'not ours\n{"key": []}\n[]\n' + format_line(JOB)
 
 
 async def test_a_last_line_without_its_end_gets_one(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_bytes(line_of(JOB)[:-1])
-    assert await Results(tmp_path).note(attrs.evolve(JOB, key="other"))
+    path.write_bytes(format_line(JOB)[:-1])
+    assert await Results(tmp_path).record_end(attrs.evolve(JOB, key="other"))
     assert len(lines(Results(tmp_path))) == 2
 
 
-async def test_only_the_end_of_a_long_file_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lines, "TAIL", 100)
+async def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_bytes(b"x" * 1000)
-    assert await Results(tmp_path).note(JOB)
-    assert path.read_bytes() == b"x" * 1000 + b"\n" + line_of(JOB)
+    long = b"x" * 2_000_000  # where it begins is not seen: it is not taken for a torn line
+    path.write_bytes(long)
+    assert await Results(tmp_path).record_end(JOB)
+    assert path.read_bytes() == long + b"\n" + format_line(JOB)
 
 
 async def test_lines_of_others_are_seen_and_a_file_moved_away_is_begun_anew(tmp_path: Path) -> None:
     one, other = Results(tmp_path), Results(tmp_path)
-    assert await one.note(JOB)
-    assert not await other.note(JOB)
-    assert await other.note(attrs.evolve(JOB, key="b"))
-    assert not await one.note(attrs.evolve(JOB, key="b"))
+    assert await one.record_end(JOB)
+    assert not await other.record_end(JOB)
+    assert await other.record_end(attrs.evolve(JOB, key="b"))
+    assert not await one.record_end(attrs.evolve(JOB, key="b"))
     (tmp_path / "results.jsonl").rename(tmp_path / "old.jsonl")
-    assert await one.note(JOB)
+    assert await one.record_end(JOB)
     assert len(lines(one)) == 1
 
 
-async def test_what_is_known_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lines, "_MAX_KNOWN", 2)
-    results = Results(tmp_path)
-    for key in "abc":
-        assert await results.note(attrs.evolve(JOB, key=key))
-    assert not await results.note(attrs.evolve(JOB, key="c"))
-    assert len(results._lines._known) == 2
+async def test_what_is_known_is_bounded(tmp_path: Path) -> None:
+    path, results = tmp_path / "results.jsonl", Results(tmp_path)
+    with path.open("w") as file:
+        for number in range(10_001):
+            file.write(f'{{"key": "{number}", "attempt": 1, "state": "succeeded"}}\n')
+    assert not await results.record_end(attrs.evolve(JOB, key="10000"))
+    assert await results.record_end(attrs.evolve(JOB, key="0"))  # it is no longer known
 
 
 async def test_a_write_that_fails_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results(tmp_path)
-    await results.note(JOB)
+    await results.record_end(JOB)
 
     def full(_number: int) -> None:
         raise OSError(28, "No space left on device")
@@ -421,48 +424,56 @@ async def test_a_write_that_fails_leaves_no_half_line(tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StorageError, match="No space"):
-            await results.note(attrs.evolve(JOB, key="b"))
+            await results.record_end(attrs.evolve(JOB, key="b"))
     assert len(lines(results)) == 1
-    assert await results.note(attrs.evolve(JOB, key="b"))
+    assert await results.record_end(attrs.evolve(JOB, key="b"))
 
 
-def test_a_short_write_is_a_full_disk() -> None:
-    class Short:
-        def write(self, data: bytes) -> int:
-            return len(data) - 1
+async def test_a_short_write_is_a_full_disk(tmp_path: Path) -> None:
+    results, path = Results(tmp_path), tmp_path / "results.jsonl"
+    await results.record_end(JOB)
+    size = path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="No space"):
+            await results.record_end(attrs.evolve(JOB, key="b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.stat().st_size == size
 
-    with pytest.raises(OSError, match="No space"):
-        _lines._write(Short(), b"line\n")  # type: ignore[arg-type]  # all that is asked of it
 
-
-async def test_a_file_that_somebody_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = Results(tmp_path)
-    await results.note(JOB)
-    monkeypatch.setattr(_lines, "_PATIENCE", 0.05)
+async def test_a_file_that_somebody_holds_is_waited_for(tmp_path: Path) -> None:
+    results = Results(tmp_path, lock_timeout=0.05)
+    await results.record_end(JOB)
     with (tmp_path / "results.jsonl").open() as file:
-        _part.lock(file.fileno())
+        fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(StorageError, match="held by another"):
-            await results.note(attrs.evolve(JOB, key="b"))
-        monkeypatch.setattr(_lines, "_PATIENCE", 30.0)
+            await results.record_end(attrs.evolve(JOB, key="b"))
         threading.Timer(0.05, file.close).start()
-        assert await results.note(attrs.evolve(JOB, key="b"))
+        assert await Results(tmp_path).record_end(attrs.evolve(JOB, key="b"))
 
 
 WRITER = """
+import asyncio
 import sys
-from pathlib import Path
-from kie_async.batch._lines import Lines
-lines = Lines(Path(sys.argv[1]))
-for number in range(100):
-    lines.append((f"{sys.argv[2]}-{number}", 1, "delivered"),
-        b'{"key":"%s-%d","attempt":1,"state":"delivered"}\\n' % (sys.argv[2].encode(), number))
+from kie_async import ExtendRequest
+from kie_async.batch import Results
+from kie_async.journal import Job
+
+async def main(directory, name):
+    results = Results(directory)
+    for number in range(100):
+        await results.record_end(Job(key=f"{name}-{number}", request=ExtendRequest("a1", model="V5")))
+
+asyncio.run(main(*sys.argv[1:]))
 """
 
 
 def test_processes_write_side_by_side(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name])  # noqa: S603  # our own code
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name])  # noqa: S603  # our own code
         for name in "abc"
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]

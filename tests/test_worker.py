@@ -18,8 +18,8 @@ from postgres import Server, execute
 import kie_async as kie
 from kie_async import events
 from kie_async.batch import _worker
-from kie_async.batch._batch import add_jobs
-from kie_async.batch._budget import Budget
+from kie_async.batch._batch import enqueue
+from kie_async.batch._budget import CreditBudget
 from kie_async.batch._results import Results
 from kie_async.batch._runner import Runner
 from kie_async.batch._sharing import share_batch
@@ -83,14 +83,14 @@ class Shop:
         )
         async with kie.KieSession(settings) as session, session.open_journal(open_journal(self.dsn)) as recorder:
             runner = Runner(
-                session, recorder, Results(self.folder), Budget(), options.pop("observer", lambda _job: None)
+                session, recorder, Results(self.folder), CreditBudget(), options.pop("observer", lambda _job: None)
             )
             fields = {"dsn": self.dsn, "at_once": 5, "emit": emitted.append, "ended": taken.append, **options}
             yield Desk(Worker(runner=runner, recorder=recorder, **fields), runner, emitted, taken)
 
     async def plan(self, count: int) -> None:
         async with open_journal(self.dsn) as journal:
-            await add_jobs(journal, jobs_of(count), BATCH)
+            await enqueue(journal, jobs_of(count), BATCH)
 
     async def states(self) -> Counter[State]:
         async with open_journal(self.dsn) as journal:

@@ -1,4 +1,4 @@
-"""A whole batch on one machine: jobs into the journal, then each to its end, a bounded number at once."""
+"""Run a batch on one machine: add its jobs to the journal, then take each to its end, a bounded number at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import attrs
 from anyio import to_thread
 
 from kie_async._client import map_unordered
-from kie_async.batch._budget import Budget
+from kie_async.batch._budget import CreditBudget
 from kie_async.batch._manifest import manifest_error
+from kie_async.batch._reconcile import reconcile
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import Fault, InvalidRequestError
@@ -23,10 +24,7 @@ from kie_async.models import Request
 from kie_async.session import KieSession
 
 _ADDED_AT_ONCE = 500
-# Paid work first; what is planned costs, and waits.
-_ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.PLANNED,))
-_WITHOUT_TRACKS = (State.FAILED, State.REJECTED, State.UNKNOWN)  # the line of a delivered job is older than its end
-_LATE = 600.0  # seconds that a line may be behind its job's end: clocks differ
+_ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.PLANNED,))  # paid work first
 
 
 def _nothing(_job: Job) -> None:
@@ -58,7 +56,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         directory: where tracks, their sidecars and ``results.jsonl`` go.
         journal: opened for the run, unless it is the session's own. By default the session's own, or else that of the
             command: ``KIE_JOURNAL``, or ``kie-async.sqlite`` in the directory.
-        observer: called with each job when it has moved; what it raises is logged.
+        observer: called with each job when its state has changed; what it raises is logged.
         batch: the name of the batch in the journal; by default that which the command gives it.
         max_credits: never spend more on this batch, reserved before each submission.
 
@@ -70,7 +68,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         ManifestError: requests that the settings of this session refuse; nothing was spent.
         KieError: what stopped the batch: the key, the credits, the disk. Running it again goes on from there.
 
-    Breaking off submits nothing more; what was submitted goes on at the service, and with the next run.
+    Leaving the loop early submits nothing more; submitted tasks go on at the service, and the next run follows them.
     """
     journal = journal or session.journal or default_journal(directory)
     name = batch or ""
@@ -81,10 +79,10 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         recorder = await stack.enter_async_context(session.open_journal(journal))
         await stack.enter_async_context(recorder.holding(f"batch:{name}"))
         await check_writable(Path(directory))
-        await add_jobs(journal, jobs, name, session.check_request)
-        budget = Budget(max_credits, spent=await journal.spent(name))
+        await enqueue(journal, jobs, name, session.check_request)
+        budget = CreditBudget(max_credits, spent=await journal.spent(name))
         results = Results(directory, emulated=session.settings.on_loopback)
-        async for job in left_over(recorder, results, name):
+        async for job in reconcile(recorder, results, name):
             observer(job)
             yield job
         runner = Runner(session, recorder, results, budget, observer)
@@ -97,13 +95,13 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         raise runner.stopped
 
 
-async def add_jobs(
+async def enqueue(
     journal: Journal,
     jobs: Iterable[Job] | AsyncIterable[Job],
     batch: str,
     check: Callable[[Request], None] = _accept,
 ) -> None:
-    """Put jobs into a journal, as a batch; those it knows stay as they are.
+    """Add jobs to a journal, as a batch; those it knows do not change.
 
     Args:
         journal: open.
@@ -121,7 +119,7 @@ async def add_jobs(
         try:
             check(job.request)
         except InvalidRequestError as error:
-            if await journal.get(job.key) is None:  # what is on its way, or done, is not judged anew
+            if await journal.get(job.key) is None:  # a job that was submitted is not checked again
                 faults.extend(Fault(0, p.field, p.problem, p.remedy, f"job {job.key}") for p in error.problems)
                 return
         waiting.append(attrs.evolve(job, batch=batch))
@@ -140,17 +138,8 @@ async def add_jobs(
     await journal.add(waiting)
 
 
-async def left_over(recorder: Recorder, results: Results, batch: str) -> AsyncGenerator[Job, None]:
-    """Say what became of the submissions of dead owners, and write down the ends that a crash kept from being so."""
-    await recorder.recover_all(batch)
-    since = await results.last_noted() - _LATE
-    async for job in recorder.jobs(*_WITHOUT_TRACKS, batch=batch):
-        if job.moments[job.state.value] > since and await results.note(job):
-            yield job
-
-
 async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerator[str, None]:
-    """The keys of a batch's jobs that are not at their end."""
+    """Yield the keys of a batch's jobs that are not at their end."""
     for states in _ORDER:
         async for job in recorder.jobs(*states, batch=batch):
             if job.state is State.PLANNED and runner.stopped is not None:

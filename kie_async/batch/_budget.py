@@ -1,4 +1,4 @@
-"""What a batch may spend, and what stops it: pure rules that the runner asks."""
+"""Decide what a batch may spend, and which errors stop it. Pure."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from kie_async.errors import (
 )
 from kie_async.journal import Job, State
 
-_OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNKNOWN})
+_NOT_SETTLED = frozenset({State.INTENT, State.SUBMITTED, State.UNKNOWN})
 
 
-class Budget:
+class CreditBudget:
     """A cap on what a batch spends: reserved before each submission, corrected by what was charged.
 
-    What is under way, or unknown, counts as charged until it is proven not to be; and if tasks turn out to be dearer
-    than expected, so does each that is still open. So the cap holds whatever becomes of them.
+    A task that is under way or unknown counts as charged until it is proven not to be. If tasks cost more than
+    expected, each that is still open counts as much. So the cap holds however they end.
 
     Args:
         max_credits: the cap; None for none.
@@ -48,12 +48,12 @@ class Budget:
         self._cap = max_credits
         self._known = spent
         self._price = CREDITS_PER_TASK
-        self._held: set[str] = set()
+        self._reserved: set[str] = set()
 
     @property
     def spent(self) -> float:
         """Credits that are charged, or may be yet."""
-        return self._known + len(self._held) * self._price
+        return self._known + len(self._reserved) * self._price
 
     @property
     def left(self) -> float | None:
@@ -66,29 +66,29 @@ class Budget:
         return self._cap is not None and self._known + self._price > self._cap
 
     def reserve(self, key: str) -> None:
-        """Reserve the price of a job's next submission; a job that has its place keeps it.
+        """Reserve the price of a job's next submission, unless it is reserved already.
 
         Raises:
-            BudgetError: the cap leaves no room; ``retryable`` if jobs under way may give some of theirs back.
+            BudgetError: the cap is reached; ``retryable`` if jobs under way may cost less than is reserved for them.
         """
-        if key in self._held:
+        if key in self._reserved:
             return
         if self._cap is not None and self.spent + self._price > self._cap:
             used = f"max_credits is {self._cap:.12g}, and {self.spent:.12g} are spent or reserved"
             raise BudgetError(f"{used}: raise it, then run again", retryable=not self.is_exhausted)
-        self._held.add(key)
+        self._reserved.add(key)
 
-    def adopt(self, key: str) -> None:
+    def take_over(self, key: str) -> None:
         """Take over a job that an earlier run has submitted, so that ``settle`` can correct it; ``spent`` has it."""
-        if key not in self._held:
-            self._held.add(key)
+        if key not in self._reserved:
+            self._reserved.add(key)
             self._known -= CREDITS_PER_TASK
 
     def settle(self, job: Job) -> None:
-        """Correct what was reserved for a job by what has become of it; a job without a place changes nothing."""
-        if job.key not in self._held or job.state in _OPEN:
+        """Replace what was reserved for a job by what it cost, if that is known; ignore a job with no reservation."""
+        if job.key not in self._reserved or job.state in _NOT_SETTLED:
             return
-        self._held.discard(job.key)
+        self._reserved.discard(job.key)
         cost = self._cost(job)
         self._price = max(self._price, cost)
         self._known += cost
@@ -106,89 +106,87 @@ class Budget:
 
 
 class Action(Enum):
-    """What an error of one job means for all."""
+    """What an error of one job means for the batch."""
 
-    GO_ON = "go on"  # it is that job's own matter
-    SLOW = "slow"  # the job stays planned; nothing is submitted for a while
-    PAUSE = "pause"  # nothing more is submitted; what is under way ends, and the same command resumes
-    STOP = "stop"  # nothing is asked of the service any more
+    CONTINUE = "continue"  # it is about this job only
+    RETRY_LATER = "retry later"  # the job is tried again after a delay
+    STOP = "stop"  # nothing more is submitted; what is under way ends, and the same command resumes
 
 
 @attrs.frozen
-class Rule:
+class ErrorRule:
     """What to do about a kind of error.
 
     Attributes:
-        action: once it has come ``bearable`` times in a row.
-        bearable: how often in a row it may come before that.
-        first: seconds to wait the first time, doubled each time in a row.
-        longest: seconds it is never waited longer than.
+        action: what to do, after it has come more than ``tolerated`` times in a row.
+        tolerated: how many in a row are ignored.
+        first_delay: seconds to wait after the first, doubled after each in a row.
+        max_delay: seconds that are waited at most.
     """
 
     action: Action
-    bearable: int = 0
-    first: float = 0.0
-    longest: float = 0.0
+    tolerated: int = 0
+    first_delay: float = 0.0
+    max_delay: float = 0.0
 
 
-_GO_ON = Rule(Action.GO_ON)
-_PAUSE = Rule(Action.PAUSE)
+_STOP = ErrorRule(Action.STOP)
 
-RULES: Mapping[type[KieError], Rule] = MappingProxyType(
+RULES: Mapping[type[KieError], ErrorRule] = MappingProxyType(
     {
-        KieError: _GO_ON,
-        AuthError: Rule(Action.STOP),  # 401, 403
-        SettingsError: Rule(Action.STOP),
-        SessionError: Rule(Action.STOP),
-        InsufficientCreditsError: _PAUSE,  # 402
-        BudgetError: _PAUSE,
-        StorageError: _PAUSE,  # no journal, no spending; no room, no delivery
-        TLSError: _PAUSE,
-        UnexpectedRedirectError: _PAUSE,  # the address is wrong for every job
-        KeyQuotaError: Rule(Action.SLOW, first=60.0, longest=900.0),  # 433
-        UnavailableError: Rule(Action.SLOW, first=30.0, longest=600.0),  # 455
-        RateLimitedError: Rule(Action.SLOW, first=10.0, longest=120.0),  # 405, 429, 430
-        ConnectError: Rule(Action.SLOW, first=5.0, longest=120.0),
+        KieError: ErrorRule(Action.CONTINUE),
+        AuthError: _STOP,  # 401, 403
+        SettingsError: _STOP,
+        SessionError: _STOP,
+        InsufficientCreditsError: _STOP,  # 402
+        BudgetError: _STOP,
+        StorageError: _STOP,  # the journal is away: no spending; the disk is full: no delivery
+        TLSError: _STOP,
+        UnexpectedRedirectError: _STOP,  # the address is wrong for every job
+        KeyQuotaError: ErrorRule(Action.RETRY_LATER, first_delay=60.0, max_delay=900.0),  # 433
+        UnavailableError: ErrorRule(Action.RETRY_LATER, first_delay=30.0, max_delay=600.0),  # 455
+        RateLimitedError: ErrorRule(Action.RETRY_LATER, first_delay=10.0, max_delay=120.0),  # 405, 429, 430
+        ConnectError: ErrorRule(Action.RETRY_LATER, first_delay=5.0, max_delay=120.0),
         # Each may have been charged: a service that loses every answer must not empty the account.
-        SubmitUnknownError: Rule(Action.PAUSE, bearable=4),
+        SubmitUnknownError: ErrorRule(Action.STOP, tolerated=4),
     }
 )
-_LASTING = frozenset({505})  # a feature that is switched off
+_LASTING_CODES = frozenset({505})  # a feature that is switched off
 
 
-def rule_for(error: KieError) -> Rule:
-    """The rule for an error: that of its class, or of the nearest class above it."""
-    if isinstance(error, UnavailableError) and error.code in _LASTING:
-        return _PAUSE
+def rule_for(error: KieError) -> ErrorRule:
+    """Return the rule for an error: that of its class, or of the nearest class above it."""
+    if isinstance(error, UnavailableError) and error.code in _LASTING_CODES:
+        return _STOP
     return next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)
 
 
 @attrs.frozen
 class Decision:
-    """What to do now, and for how long to submit nothing (seconds)."""
+    """What to do now; ``delay``: seconds until the job is tried again."""
 
     action: Action
     delay: float = 0.0
 
 
 @attrs.define
-class StopRules:
-    """Decides what the errors of jobs mean for the batch, by how many of a kind come in a row."""
+class ErrorPolicy:
+    """Decides what an error of a job means for the batch, by how many of its kind came in a row."""
 
-    _in_a_row: dict[Rule, int] = attrs.field(factory=dict, init=False)
+    _in_a_row: dict[ErrorRule, int] = attrs.field(factory=dict, init=False)
 
-    def judge(self, error: KieError) -> Decision:
-        """Decide about the error a job has ended or gone back with."""
+    def decide(self, error: KieError) -> Decision:
+        """Decide about an error that a step of a job raised."""
         rule = rule_for(error)
         count = self._in_a_row[rule] = self._in_a_row.get(rule, 0) + 1
-        if count <= rule.bearable:
-            return Decision(Action.GO_ON)
-        if rule.action is not Action.SLOW:
+        if count <= rule.tolerated:
+            return Decision(Action.CONTINUE)
+        if rule.action is not Action.RETRY_LATER:
             return Decision(rule.action)
-        delay = min(rule.first * 2 ** min(count - 1, 20), rule.longest)
-        asked = error.retry_after if isinstance(error, RateLimitedError) else None
-        return Decision(Action.SLOW, max(delay, asked or 0.0))
+        delay = min(rule.first_delay * 2 ** min(count - 1, 20), rule.max_delay)
+        requested = error.retry_after if isinstance(error, RateLimitedError) else None
+        return Decision(Action.RETRY_LATER, max(delay, requested or 0.0))
 
     def succeed(self) -> None:
-        """A submission was accepted: what came before is over."""
+        """Start counting anew: a submission was accepted."""
         self._in_a_row.clear()

@@ -1,7 +1,7 @@
-"""Jobs on their way, one step at a time; where a job stands in the journal says which step is next.
+"""Take a job to its end, one step at a time; its state in the journal decides which step is next.
 
-``Runner.run_job(key)`` knows nothing of who calls it: the loop of ``run_batch``, or an engine that hands out keys and
-may hand out one twice. The journal decides what may be paid.
+``Runner.run_job(key)`` is called by ``run_batch``, or by a worker's engine, which may hand out a key twice: the journal
+decides what may be paid.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from kie_async._client.internal_errors import internal_errors
 from kie_async._client.lifetime import until_done
 from kie_async._protocol.failures import FailureStreak
 from kie_async._protocol.request_rules import is_url
-from kie_async.batch._budget import Action, Budget, StopRules
-from kie_async.batch._named import NamedTasks
+from kie_async.batch._budget import Action, CreditBudget, ErrorPolicy
+from kie_async.batch._reconcile import RecordedTasks
 from kie_async.batch._results import Results
 from kie_async.errors import (
     AudioError,
@@ -45,13 +45,12 @@ from kie_async.session import KieSession
 
 JobObserver = Callable[[Job], None]
 
-UPLOAD_LIFE = 20 * 3600.0  # seconds. FACTS: uploads are kept 24 h or 3 days; treat them as older after 20 h
-_CHUNK = 1 << 20
-_LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is asked for again
+_MAX_UPLOAD_AGE = 20 * 3600.0  # seconds; the service keeps uploads for 24 hours or 3 days
+_LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is tried again
 
 
-class _StoppedError(KieError):
-    """The batch was stopped while this job waited for its turn: it was not sent."""
+class _NotSentError(KieError):
+    """The batch was stopped while this job waited for the quota: it was not sent."""
 
 
 class Runner:
@@ -62,11 +61,11 @@ class Runner:
         recorder: of the journal in use.
         results: where the files go.
         budget: what may be spent.
-        observer: told of each job when it has moved; what it raises is logged.
+        observer: called with each job when its state has changed; what it raises is logged.
     """
 
     def __init__(
-        self, session: KieSession, recorder: Recorder, results: Results, budget: Budget, observer: JobObserver
+        self, session: KieSession, recorder: Recorder, results: Results, budget: CreditBudget, observer: JobObserver
     ) -> None:
         self.stopped: KieError | None = None
         self._session = session
@@ -75,9 +74,9 @@ class Runner:
         self._results = results
         self._budget = budget
         self._observer = guarded(observer)
-        self._rules = StopRules()
+        self._policy = ErrorPolicy()
         self._failures = FailureStreak(session.settings.max_consecutive_failures)
-        self._named = NamedTasks(results.directory, emulated=results.emulated)
+        self._recorded = RecordedTasks(results.directory, emulated=results.emulated)
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._steps = {
             State.PLANNED: self._submit,
@@ -102,7 +101,7 @@ class Runner:
                 return await self._run(key)
         except InternalError as error:  # of this job alone: the others go on
             job = attrs.evolve(await self._get(key), error=job_error(error))
-            self._moved(job)
+            self._report(job)
             return job
 
     async def _run(self, key: str) -> Job:
@@ -112,10 +111,10 @@ class Runner:
                 return job
             try:
                 job = await self._steps[job.state](job)
-            except (_StoppedError, LostRecordError) as error:
+            except (_NotSentError, LostRecordError) as error:
                 if isinstance(error, LostRecordError):
                     job = attrs.evolve(job, error=job_error(error))
-                self._moved(job)
+                self._report(job)
                 return job
             except ConflictError as error:  # another process has it
                 job = await self._get(key)
@@ -123,15 +122,15 @@ class Runner:
                     return attrs.evolve(job, error=job_error(error))
             except KieError as error:
                 job = await self._get(key)
-                delay = self._judge(error)
+                delay = self._apply_policy(error)
                 if job.state not in FINAL and delay is None:
                     job = attrs.evolve(job, error=job_error(error))
-                    self._moved(job)
+                    self._report(job)
                     return job
                 await anyio.sleep(delay or 0.0)
-            self._moved(job)
-        if job.state is not State.DELIVERED:  # that was noted before the move
-            await self._results.note(job)
+            self._report(job)
+        if job.state is not State.DELIVERED:  # its end was recorded before its state changed
+            await self._results.record_end(job)
         return job
 
     def _check_running(self) -> None:
@@ -141,18 +140,18 @@ class Runner:
             except TooManyFailuresError as error:
                 self.stopped = error
         if self.stopped is not None and not isinstance(self.stopped, BudgetError):  # the cap has room for this one
-            raise _StoppedError("the batch was stopped: nothing was sent")
+            raise _NotSentError("the batch was stopped: nothing was sent")
 
-    def _moved(self, job: Job) -> None:
+    def _report(self, job: Job) -> None:
         self._budget.settle(job)
         self._observer(job)
 
-    def _judge(self, error: KieError) -> float | None:
-        """Seconds until a job that this error left on its way is tried again; None if it is not, in this run."""
-        decision = self._rules.judge(error)
-        if decision.action in {Action.STOP, Action.PAUSE}:
+    def _apply_policy(self, error: KieError) -> float | None:
+        """Return the seconds until the job is tried again, if it is not at its end; None if it is not, in this run."""
+        decision = self._policy.decide(error)
+        if decision.action is Action.STOP:
             self.stopped = self.stopped or error
-        return decision.delay if decision.action is Action.SLOW else None
+        return decision.delay if decision.action is Action.RETRY_LATER else None
 
     async def _get(self, key: str) -> Job:
         job = await self._journal.get(key)
@@ -165,25 +164,27 @@ class Runner:
     async def _submit(self, job: Job) -> Job:
         """Upload, submit, and wait for the end."""
         self._check_running()
-        if (named := await self._named.lost(self._journal, job)) is not None:
-            raise named.refusal()
+        if (task := await self._recorded.find_lost(self._journal, job)) is not None:
+            raise task.lost_error()
         self._budget.reserve(job.key)
         try:
-            prepare = partial(self._ready, job)
-            task = await self._recorder.submit_job(job.key, job.request, prepare=prepare, check=self._check_running)
+            prepare = partial(self._prepare, job)
+            submitted = await self._recorder.submit_job(
+                job.key, job.request, prepare=prepare, check=self._check_running
+            )
         except (AudioError, InvalidRequestError) as error:
             if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent
                 return await self._journal.move(job.key, State.REJECTED, error=job_error(error))
             raise
-        self._rules.succeed()
+        self._policy.succeed()
         self._observer(await self._get(job.key))
-        return await self._ended(job.key, task)
+        return await self._wait_for_end(job.key, submitted)
 
     async def _follow(self, job: Job) -> Job:
-        self._budget.adopt(job.key)
-        return await self._ended(job.key, self._recorder.follow(job))
+        self._budget.take_over(job.key)
+        return await self._wait_for_end(job.key, self._recorder.follow(job))
 
-    async def _ended(self, key: str, task: Awaitable[object]) -> Job:
+    async def _wait_for_end(self, key: str, task: Awaitable[object]) -> Job:
         failure = None
         try:
             await task
@@ -196,38 +197,38 @@ class Runner:
         elif job.state is State.FAILED:
             self._failures.failed(failure)
         if job.state is State.SUBMITTED and failure is not None:
-            raise failure  # no end: patience is over, or the key was refused
+            raise failure  # no end: the timeout is over, or the key was refused
         return job
 
     async def _deliver(self, job: Job) -> Job:
-        """Fetch the tracks, or wait for another process that does: for its end, or until its lease runs out."""
+        """Download the tracks, or wait for another process that does, until it ends or its lease runs out."""
         lease = f"deliver:{job.key}"
         try:
             while job.state is State.SUCCEEDED:
                 try:
                     async with self._recorder.holding(lease):
-                        return await self._fetch(job.key, lease)
+                        return await self._download(job.key, lease)
                 except ConflictError:
                     await anyio.sleep(_LEASE_INTERVAL)
                 job = await self._get(job.key)
         except asyncio.CancelledError:
-            await until_done(asyncio.ensure_future(self._tidy(job.key)))  # the engine may cancel it once more
+            await until_done(asyncio.ensure_future(self._remove_parts(job.key)))  # the engine may cancel it once more
             raise
-        await self._tidy(job.key)
+        await self._remove_parts(job.key)
         return job
 
-    async def _tidy(self, key: str) -> None:
+    async def _remove_parts(self, key: str) -> None:
         """Remove what this process has begun of a job that another has delivered."""
-        with suppress(StorageError):  # what is left does no harm
+        with suppress(StorageError):  # a part that is left does no harm
             job = await self._get(key)
             if job.state is State.DELIVERED:
                 await self._results.remove_parts(job)
 
-    async def _fetch(self, key: str, lease: str) -> Job:
-        """Fetch the tracks.
+    async def _download(self, key: str, lease: str) -> Job:
+        """Download the tracks.
 
         Raises:
-            ConflictError: another process has done so, or is at it: this one was stopped until its lease had run out.
+            ConflictError: another process has, or is about to: this one was suspended until its lease ran out.
         """
         job = await self._get_undelivered(key)
         try:
@@ -238,7 +239,7 @@ class Runner:
             raise
         await self._get_undelivered(key)
         moments = {**job.moments, State.DELIVERED.value: time.time()}
-        await self._results.note(attrs.evolve(job, state=State.DELIVERED, files=files, moments=moments))
+        await self._results.record_end(attrs.evolve(job, state=State.DELIVERED, files=files, moments=moments))
         return await self._journal.move(key, State.DELIVERED, files=files)
 
     async def _get_undelivered(self, key: str) -> Job:
@@ -249,38 +250,34 @@ class Runner:
 
     # ------------------------------------------------------------ sources
 
-    async def _ready(self, job: Job, request: Request) -> Request:
-        """The request as it is sent: a local source is uploaded, once per content."""
+    async def _prepare(self, job: Job, request: Request) -> Request:
+        """Return the request as it is sent: a local source is uploaded, once per content."""
         if not isinstance(request, UploadExtendRequest) or is_url(request.source):
             return request
         source = job.source
         if source is None:
-            source = await to_thread.run_sync(_facts_of, Path(request.source))
+            source = await to_thread.run_sync(_read_source, Path(request.source))
         lock = self._uploading.setdefault(source.sha256, asyncio.Lock())
         async with lock:
-            kept = await self._journal.uploaded(source.sha256, time.time() - UPLOAD_LIFE)
-            known = kept or await self._upload(job, source)
-        return attrs.evolve(request, source=known.upload_url or "")
+            uploaded = await self._journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)
+            uploaded = uploaded or await self._upload(job, source)
+        return attrs.evolve(request, source=uploaded.upload_url or "")
 
     async def _upload(self, job: Job, source: Source) -> Source:
-        now = await to_thread.run_sync(_facts_of, Path(source.path))
+        now = await to_thread.run_sync(_read_source, Path(source.path))
         if now.sha256 != source.sha256:
             raise AudioError(f"{Path(source.path).name} changed since the batch was planned: plan it anew")
         uploaded = await self._session.upload(source.path, measure=False)
-        known = attrs.evolve(source, upload_url=uploaded.download_url, uploaded_at=time.time())
-        await self._journal.upload(job.key, known)
-        return known
+        source = attrs.evolve(source, upload_url=uploaded.download_url, uploaded_at=time.time())
+        await self._journal.upload(job.key, source)
+        return source
 
 
-def _facts_of(path: Path) -> Source:
-    """Size and content of a file; blocks."""
-    digest = hashlib.sha256()
-    size = 0
+def _read_source(path: Path) -> Source:
+    """Return the size and content of a file; blocks."""
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return Source(path=str(path), size=file.tell(), sha256=digest)
     except OSError as error:
         raise AudioError(f"{path.name} cannot be read: {error.strerror}") from None
-    return Source(path=str(path), size=size, sha256=digest.hexdigest())

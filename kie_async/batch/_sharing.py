@@ -6,8 +6,9 @@ from collections.abc import AsyncIterable, Iterable
 from os import PathLike
 from pathlib import Path
 
-from kie_async.batch._batch import add_jobs, left_over
-from kie_async.batch._budget import Budget
+from kie_async.batch._batch import enqueue
+from kie_async.batch._budget import CreditBudget
+from kie_async.batch._reconcile import reconcile
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.batch._worker import Worker
@@ -78,10 +79,10 @@ async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
     """
     async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
-        await add_jobs(journal, jobs, batch, session.check_request)
+        await enqueue(journal, jobs, batch, session.check_request)
         emit = guarded(observer)
         results = Results(directory, emulated=session.settings.on_loopback)
-        async for job in left_over(recorder, results, batch):
+        async for job in reconcile(recorder, results, batch):
             emit(job)
         worker = _worker(session, recorder, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)
         await worker.work(until_done=True, batch=batch)
@@ -91,7 +92,7 @@ def _worker(  # noqa: PLR0913  # keyword-only, each by name
     session: KieSession, recorder: Recorder, *, dsn: str, directory: Path, observer: JobObserver, at_once: int
 ) -> Worker:
     results = Results(directory, emulated=session.settings.on_loopback)
-    runner = Runner(session, recorder, results, Budget(), observer)
+    runner = Runner(session, recorder, results, CreditBudget(), observer)
     return Worker(
         runner=runner, recorder=recorder, dsn=dsn, at_once=at_once, emit=session.settings.observer, ended=lambda _: None
     )

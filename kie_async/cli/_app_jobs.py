@@ -70,8 +70,8 @@ async def resolve(  # noqa: PLR0913  # each is an option
     *,
     output: OutputArg,
     task_id: Annotated[str | None, Parameter(help="It became this task: look at https://kie.ai/logs.")] = None,
-    resubmit: Annotated[bool, Parameter(help="It was never accepted: send it again.")] = False,
-    abandon: Annotated[bool, Parameter(help="Leave it, whatever became of it.")] = False,
+    retry: Annotated[bool, Parameter(help="It was never accepted: send it again.")] = False,
+    give_up: Annotated[bool, Parameter(help="Leave it, whatever became of it.")] = False,
     options: JobsOptions = JOBS,
     yes: Yes = False,
     _output_options: OutputOptions = OUTPUT,
@@ -81,7 +81,7 @@ async def resolve(  # noqa: PLR0913  # each is an option
     Example: kie-async jobs resolve song-17 --task-id 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --out new
     """
     location = find_journal(options.journal, options.out)
-    await _jobs.resolve(output, location, key, task_id=task_id, again=resubmit, leave=abandon, yes=yes)
+    await _jobs.resolve(output, location, key, task_id=task_id, again=retry, leave=give_up, yes=yes)
 
 
 @jobs.command

@@ -8,8 +8,7 @@ from pathlib import Path
 import attrs
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
-from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch
-from kie_async.batch._sharing import share_batch
+from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, share_batch
 from kie_async.cli._batch_end import after_unknown, raise_for_counts
 from kie_async.cli._confirm import confirm, is_at_terminal
 from kie_async.cli._connect import ConnectOptions, connect, make_settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from kie_async import emulator, files
-from kie_async.batch._results import song_of
+from kie_async.batch import song_of
 from kie_async.cli._connect import ConnectOptions, connect
 from kie_async.cli._output import Output
 from kie_async.cli._tasks import fetch, follow

@@ -11,17 +11,17 @@ from anyio import to_thread
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async._protocol.wire import TASK_ID
-from kie_async.batch._adopt import adopt
-from kie_async.batch._decisions import (
-    abandon,
+from kie_async.batch import (
+    adopt,
     find_by_name,
-    find_failed,
+    find_retryable,
     find_unknown,
-    name_task,
-    resubmit,
+    give_up,
+    resolve_as,
     retry,
+    retry_unknown,
+    strip_secrets,
 )
-from kie_async.batch._results import bare
 from kie_async.cli._confirm import confirm
 from kie_async.cli._connect import make_settings
 from kie_async.cli._exit_status import UsageError
@@ -84,7 +84,7 @@ def _words(value: object) -> str:
 def _whole(job: Job, attempts: Sequence[Attempt]) -> dict[str, Any]:
     """A job with all its attempts, as JSON; no token."""
     request = job.request
-    source = request.audio_id if isinstance(request, ExtendRequest) else bare(str(request.source))
+    source = request.audio_id if isinstance(request, ExtendRequest) else strip_secrets(str(request.source))
     return {
         **job_value(job),
         "batch": job.batch,
@@ -116,7 +116,7 @@ async def retry_all(output: Output, location: JournalLocation, keys: Sequence[st
     if not yes:  # what is not there is said before money is spoken of
         async with location.opened() as journal:
             for key in keys:
-                await find_failed(journal, key)
+                await find_retryable(journal, key)
     confirm(output, f"{_jobs(len(keys))} will be made once more and paid again, {cost}", yes=yes)
     output.facts["jobs"] = []
     async with location.opened() as journal:
@@ -130,7 +130,7 @@ async def resolve(  # noqa: PLR0913  # each is an option
 ) -> None:
     """Decide about a job whose outcome is unknown."""
     if (task_id is not None) + again + leave != 1:
-        raise UsageError("give one of --task-id ID, --resubmit and --abandon")
+        raise UsageError("give one of --task-id ID, --retry and --give-up")
     if task_id is not None and TASK_ID.fullmatch(task_id) is None:
         raise UsageError("--task-id is no id of a task: give it as the service shows it")
     if again:
@@ -140,9 +140,9 @@ async def resolve(  # noqa: PLR0913  # each is an option
     output.facts["jobs"] = []
     async with location.opened() as journal:
         if task_id is not None:
-            job = await name_task(journal, key, task_id)
+            job = await resolve_as(journal, key, task_id)
         else:
-            job = await (resubmit if again else abandon)(journal, key)
+            job = await (retry_unknown if again else give_up)(journal, key)
         _tell(output, job)
     if not leave:
         output.say("the next run of the batch, or a worker, goes on with it")

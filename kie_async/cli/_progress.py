@@ -16,7 +16,7 @@ import attrs
 from rich.table import Table
 
 from kie_async import events
-from kie_async.batch._results import song_of
+from kie_async.batch import song_of
 from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean

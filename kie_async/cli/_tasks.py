@@ -13,7 +13,7 @@ from anyio import to_thread
 from kie_async import files
 from kie_async._client.task import Task
 from kie_async._protocol.request_rules import is_url
-from kie_async.batch._results import song_of
+from kie_async.batch import song_of
 from kie_async.cli._connect import Connection, ConnectOptions, connect
 from kie_async.cli._exit_status import UsageError
 from kie_async.cli._messages import clock, flag_of

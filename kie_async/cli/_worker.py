@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kie_async.batch._sharing import work
+from kie_async.batch import work
 from kie_async.cli._batch_end import after_unknown
 from kie_async.cli._connect import ConnectOptions, connect
 from kie_async.cli._exit_status import UsageError

@@ -1,0 +1,263 @@
+"""Bring a journal into line with what really happened: by the results on disk, or by what a person decides.
+
+``results.jsonl`` and the sidecars outlive a journal that was deleted, or restored from an older copy. A task that they
+name and the journal does not know was paid, and must not be paid again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import unicodedata
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+from os import scandir
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from kie_async.batch._result_records import RESULTS, SIDECAR, RecordedTask, parse_record, song_file
+from kie_async.batch._results import Results, read_sidecar
+from kie_async.errors import ConflictError
+from kie_async.files._disk import on_disk
+from kie_async.journal import Job, Journal, State
+from kie_async.journal._recorder import Recorder
+
+_MAX_KEYS_SHOWN = 10  # in an error
+_RETRYABLE = frozenset({State.FAILED, State.REJECTED})
+_ENDED_WITHOUT_TRACKS = (State.FAILED, State.REJECTED, State.UNKNOWN)  # a delivered job's line is older than its end
+_MAX_CLOCK_DIFFERENCE = 600.0  # seconds
+
+
+async def reconcile(recorder: Recorder, results: Results, batch: str) -> AsyncGenerator[Job, None]:
+    """Settle the submissions of dead processes, and write the lines that a crash prevented; yield their jobs."""
+    await recorder.recover_all(batch)
+    since = await results.last_recorded() - _MAX_CLOCK_DIFFERENCE
+    async for job in recorder.jobs(*_ENDED_WITHOUT_TRACKS, batch=batch):
+        if job.moments[job.state.value] > since and await results.record_end(job):
+            yield job
+
+
+# ---------------------------------------------------------------- by the results on disk
+
+
+class RecordedTasks:
+    """The tasks that the results of a batch name. They are read when the first job is about to be submitted.
+
+    Args:
+        directory: of a batch; it need not exist.
+        emulated: whether tasks of an emulator are meant: a tried batch is not a paid one, and the reverse.
+    """
+
+    def __init__(self, directory: Path, *, emulated: bool) -> None:
+        self._directory = directory
+        self._emulated = emulated
+        self._lines: dict[int, int] = {}  # hash of a key: offset of its last line
+        self._sidecars: dict[int, str] = {}  # hash of a key: name of a sidecar
+        self._is_loaded = False
+        self._loading = anyio.Lock()
+
+    async def find_lost(self, journal: Journal, job: Job) -> RecordedTask | None:
+        """Return the task that was submitted for a job, if the journal does not know of it.
+
+        Raises:
+            StorageError: the directory cannot be read, or the journal is away.
+        """
+        async with self._loading:
+            if not self._is_loaded:
+                await on_disk(self._load)
+                self._is_loaded = True
+        if hash(job.key) not in self._lines and hash(job.key) not in self._sidecars:
+            return None
+        for task in await on_disk(self._read, job.key):
+            if task.task_id is None:
+                is_known = task.attempt <= job.attempt
+            else:
+                known = await journal.find(task_id=task.task_id)
+                is_known = known is not None and known.key == job.key
+            if not is_known:
+                return task
+        return None
+
+    # ------------------------------------------------------------ the disk; all of it blocks
+
+    def _load(self) -> None:
+        with suppress(FileNotFoundError), (self._directory / RESULTS).open("rb") as file:
+            offset = 0
+            for line in file:
+                if (task := self._parse_line(line)) is not None:
+                    self._lines[hash(task.key)] = offset
+                offset += len(line)
+        with suppress(FileNotFoundError), scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.name.endswith(SIDECAR) and (task := self._read_sidecar(entry.name)) is not None:
+                    self._sidecars[hash(task.key)] = entry.name
+
+    def _read(self, key: str) -> list[RecordedTask]:
+        return [task for task in self._read_all(key) if task is not None and task.key == key]
+
+    def _read_all(self, key: str) -> Iterator[RecordedTask | None]:
+        if (offset := self._lines.get(hash(key))) is not None:
+            with suppress(FileNotFoundError), (self._directory / RESULTS).open("rb") as file:
+                file.seek(offset)
+                yield self._parse_line(file.readline())
+        if (name := self._sidecars.get(hash(key))) is not None:
+            yield self._read_sidecar(name)
+
+    def _parse_line(self, line: bytes) -> RecordedTask | None:
+        try:
+            return parse_record(json.loads(line), RESULTS, emulated=self._emulated)
+        except (ValueError, RecursionError):  # a crash has torn it, or something else wrote it
+            return None
+
+    def _read_sidecar(self, name: str) -> RecordedTask | None:
+        facts = read_sidecar(self._directory / name)
+        return None if facts is None else parse_record({**facts, "state": "submitted"}, name, emulated=self._emulated)
+
+
+async def adopt(journal: Journal, directory: Path, *, batch: str | None, emulated: bool) -> AsyncGenerator[Job, None]:
+    """Take into a journal the tasks that its results name and it does not know, so that they are not paid again.
+
+    A job whose files are there is delivered then, a failed one has failed; any other task is followed by the next run
+    of the batch. Nothing is sent.
+
+    Args:
+        journal: open; its planned jobs are checked.
+        directory: of the batch.
+        batch: only jobs of this batch.
+        emulated: whether tasks of an emulator are meant.
+
+    Yields:
+        Each job that was taken in.
+
+    Raises:
+        ConflictError: another process has the job.
+        StorageError: the directory cannot be read, or the journal is away.
+    """
+    tasks, after = RecordedTasks(directory, emulated=emulated), 0
+    while page := await journal.page(State.PLANNED, batch=batch, after=after):
+        for after, job in page:  # noqa: B007  # the next page begins after the last position
+            if (task := await tasks.find_lost(journal, job)) is not None:
+                yield await _adopt_task(journal, directory, task)
+
+
+async def _adopt_task(journal: Journal, directory: Path, task: RecordedTask) -> Job:
+    key, token = task.key, secrets.token_urlsafe(32)
+    await journal.intend(key, token)
+    if task.task_id is None:
+        return await journal.move(key, State.UNKNOWN, token=token, error=task.error)
+    cost: dict[str, Any] = {} if task.credits is None else {"credits": task.credits}
+    job = await journal.move(key, State.SUBMITTED, token=token, task_id=task.task_id, **cost)
+    if task.state is State.FAILED:
+        return await journal.move(key, State.FAILED, token=token, error=task.error)
+    if task.state is State.DELIVERED and await on_disk(_have_all, directory, task.files):
+        await journal.move(key, State.SUCCEEDED, token=token)
+        return await journal.move(key, State.DELIVERED, token=token, files=task.files)
+    return job
+
+
+def _have_all(directory: Path, names: tuple[str, ...]) -> bool:
+    return bool(names) and all((directory / name).is_file() for name in names)
+
+
+# ---------------------------------------------------------------- by what a person decides; only these send a job again
+
+
+async def retry(journal: Journal, key: str) -> Job:
+    """Plan a failed or rejected job once more; it is paid again.
+
+    Raises:
+        ConflictError: there is no such job, or it is neither.
+    """
+    job = await find_retryable(journal, key)
+    return await journal.move(key, State.PLANNED, token=job.token)
+
+
+async def retry_unknown(journal: Journal, key: str) -> Job:
+    """Plan an unknown job once more; if it was accepted after all, it is paid twice.
+
+    Raises:
+        ConflictError: there is no such job, it is not unknown, or a callback has named its task.
+    """
+    job = await find_unknown(journal, key)
+    if callbacks := await journal.callbacks_for(token=job.token):
+        raise ConflictError(f"a callback has named the task of job {key!r}: it was accepted", callbacks[0].task_id)
+    return await journal.move(key, State.PLANNED, token=job.token)
+
+
+async def resolve_as(journal: Journal, key: str, task_id: str) -> Job:
+    """Say which task an unknown job became; the next run follows it.
+
+    Raises:
+        ConflictError: there is no such job, it is not unknown, or the task is another's.
+    """
+    job = await find_unknown(journal, key)
+    return await journal.move(key, State.SUBMITTED, token=job.token, task_id=task_id)
+
+
+async def give_up(journal: Journal, key: str) -> Job:
+    """Leave an unknown job as it is, for good.
+
+    Raises:
+        ConflictError: there is no such job, or it is not unknown.
+    """
+    job = await find_unknown(journal, key)
+    return await journal.move(key, State.ABANDONED, token=job.token)
+
+
+async def find_retryable(journal: Journal, key: str) -> Job:
+    """Read a job that can be retried.
+
+    Raises:
+        ConflictError: there is none of this key, or it neither failed nor was rejected.
+    """
+    job = await _find(journal, key)
+    if job.state not in _RETRYABLE:
+        raise ConflictError(f"job {key!r} is {job.state}: only what failed or was rejected can be tried again")
+    return job
+
+
+async def find_unknown(journal: Journal, key: str) -> Job:
+    """Read a job whose outcome is unknown.
+
+    Raises:
+        ConflictError: there is none of this key, or it is not unknown.
+    """
+    job = await _find(journal, key)
+    if job.state is not State.UNKNOWN:
+        raise ConflictError(f"job {key!r} is {job.state}, and not unknown: there is nothing to decide")
+    return job
+
+
+async def find_by_name(journal: Journal, name: str, batch: str | None) -> Job:
+    """Read a job by its key, or else by the name of its song or of one of its files.
+
+    Raises:
+        ConflictError: there is none, or more than one: then it names their keys.
+    """
+    if (job := await journal.get(name)) is not None:
+        return job
+    found: list[Job] = []
+    after = 0
+    while page := await journal.page(batch=batch, after=after):
+        after = page[-1][0]
+        found += [job for _, job in page if _has_name(job, name)]
+    if len(found) > 1:
+        keys = ", ".join(job.key for job in found[:_MAX_KEYS_SHOWN])
+        more = f" and {len(found) - _MAX_KEYS_SHOWN} more" if len(found) > _MAX_KEYS_SHOWN else ""
+        raise ConflictError(f"{len(found)} jobs are of the song {name!r}: give the key of one: {keys}{more}")
+    return found[0] if found else await _find(journal, name)
+
+
+async def _find(journal: Journal, key: str) -> Job:
+    job = await journal.get(key)
+    if job is None:
+        raise ConflictError(f"the journal has no job {key!r}")
+    return job
+
+
+def _has_name(job: Job, name: str) -> bool:
+    song = song_file(job.request)
+    names = (*job.files, *((song.name, song.stem) if song else ()))
+    return unicodedata.normalize("NFC", name) in {unicodedata.normalize("NFC", each) for each in names}
