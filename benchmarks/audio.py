@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks._report import table, versions
-from kie_async.emulator import _audio, _music
+from kie_async.emulator import _mp3, _music
 
 ROW = tuple[str, str, str]
 
@@ -29,15 +29,15 @@ def measure(name: str, make: Callable[[], bytes], rounds: int) -> ROW:
 def rows(seconds: float, rounds: int) -> list[ROW]:
     """Measure each way to a track."""
     start = max(1.0, seconds - 30)
-    song = _audio.encode(_music.unknown_sound(start, "song"))
+    song = _mp3.encode(_music.unknown_sound(start, "song"))
 
     def track(source: bytes | str) -> bytes:
-        return _audio.continued(source, start=start, seconds=seconds, take=0, seed="track")
+        return _mp3.continued(source, start=start, seconds=seconds, take=0, seed="track")
 
     return [
         measure("a track of a song that nobody has", lambda: track("song"), rounds),
         measure("a track of an mp3", lambda: track(song), rounds),
-        measure("the encoder alone", lambda: _audio.encode(_music.silence(seconds)), rounds),
+        measure("the encoder alone", lambda: _mp3.encode(_music.silence(seconds)), rounds),
     ]
 
 

@@ -26,7 +26,7 @@ import attrs
 import kie_async as kie
 from benchmarks._database import fresh, own_server
 from kie_async.batch._batch import enqueue
-from kie_async.emulator import Arrival
+from kie_async.emulator import ReceivedRequest
 from kie_async.journal import Job, State, open_journal
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
@@ -151,13 +151,13 @@ def promises(place: Site, jobs: list[Job], count: int) -> list[Promise]:
     ]
 
 
-def most_in_window(arrivals: list[Arrival]) -> int:
+def most_in_window(arrivals: list[ReceivedRequest]) -> int:
     """The largest number of submissions in any window of the quota."""
     moments = [arrival.at for arrival in arrivals]
     return max(sum(start <= moment < start + WINDOW for moment in moments) for start in moments)
 
 
-def _turns(arrivals: list[Arrival]) -> list[int]:
+def _turns(arrivals: list[ReceivedRequest]) -> list[int]:
     turns = Counter(int((arrival.at - arrivals[0].at) // WINDOW) for arrival in arrivals)
     return [turns[turn] for turn in range(max(turns) + 1)]
 

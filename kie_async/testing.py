@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-    from kie_async.emulator import Arrival, Charge, Emulator, Fault, Sent
+    from kie_async.emulator import Charge, Emulator, Fault, ReceivedRequest, SentCallback
 
 SPEED = 100.0
 
@@ -46,12 +46,12 @@ class EmulatorHandle:
         return self._portal.call(lambda: list(self._emulator.ledger))
 
     @property
-    def arrivals(self) -> list[Arrival]:
+    def arrivals(self) -> list[ReceivedRequest]:
         """Every submission that came in, accepted or not, in order."""
         return self._portal.call(lambda: list(self._emulator.arrivals))
 
     @property
-    def callbacks(self) -> list[Sent]:
+    def callbacks(self) -> list[SentCallback]:
         """Every callback that was sent, each try, in order."""
         return self._portal.call(lambda: list(self._emulator.callbacks))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import struct
 import tempfile
 from pathlib import Path
@@ -62,6 +63,14 @@ def _encode(  # noqa: PLR0913, PLR0917  # what there is to choose
         for piece in pieces.resample(None):
             file.mux(stream.encode(piece))
         file.mux(stream.encode(None))
+
+
+def decoded(data: bytes, seconds: float = 1e6) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The samples of one channel at ``RATE``, up to a time."""
+    with av.open(io.BytesIO(data), "r") as file:
+        resampler = av.AudioResampler("flt", "mono", RATE)
+        pieces = [piece.to_ndarray() for frame in file.decode(audio=0) for piece in resampler.resample(frame)]
+    return np.concatenate([piece.reshape(-1) for piece in pieces])[: int(seconds * RATE)]
 
 
 def mp3(seconds: float = SECONDS) -> bytes:

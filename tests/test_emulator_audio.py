@@ -13,12 +13,12 @@ import pytest
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 
-from kie_async.emulator import _audio, _music, demo_song
-from kie_async.emulator._audio import continued, decode, encode, measure
+from kie_async.emulator import _mp3, _music, demo_song
+from kie_async.emulator._audio import AudioCodec
+from kie_async.emulator._mp3 import continued, decode, encode, measure
 from kie_async.emulator._music import RATE, Sound, samples
-from kie_async.emulator._studio import Engine
 
-ENGINE: Engine = _audio  # the module is what the protocol says
+CODEC: AudioCodec = _mp3  # the module is what the protocol says
 
 FORMATS = {
     "wav": ("wav", "pcm_s16le", 22_050, "s16"),

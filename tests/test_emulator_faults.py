@@ -3,10 +3,6 @@ from __future__ import annotations
 import pytest
 
 from kie_async.emulator import KINDS, Fault, Faults
-from kie_async.emulator._bodies import LOOKS
-from kie_async.emulator._effects import EFFECTS
-from kie_async.emulator._plan import LIVES
-from kie_async.emulator._state import CALLBACKS
 
 
 def test_an_unknown_kind_is_refused_with_the_list_of_all() -> None:
@@ -14,15 +10,24 @@ def test_an_unknown_kind_is_refused_with_the_list_of_all() -> None:
         Fault("losst")
 
 
-def test_a_kind_strikes_only_where_it_can() -> None:
+def test_a_kind_occurs_only_where_it_can() -> None:
     assert Fault("stuck").on == "submit"
-    with pytest.raises(ValueError, match="'stuck' cannot strike at 'download', only at submit"):
+    with pytest.raises(ValueError, match="'stuck' cannot occur at 'download', only at submit"):
         Fault("stuck", on="download")
 
 
-def test_every_kind_is_acted_on_somewhere_and_nothing_acts_on_an_unknown_kind() -> None:
-    acted_on = {*EFFECTS, *LIVES, *LOOKS, *CALLBACKS, "ignores_range"}
-    assert acted_on == set(KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_an_effect_at_each_of_its_points(kind: str) -> None:
+    effects = KINDS[kind]
+    of_point = {"submit": (effects.answer, effects.timeline), "record_info": (effects.answer, effects.poll)}
+    for point in effects.points:
+        usual = (effects.callbacks,) if point == "callback" else (effects.answer,)
+        assert any(of_point.get(point, usual)), point
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="no shape is called 'round': give one of data, envelope, object, urls"):
+        Fault("shape", shape="round")
 
 
 def test_whether_it_is_done_first_follows_from_the_kind_unless_said() -> None:
@@ -32,7 +37,7 @@ def test_whether_it_is_done_first_follows_from_the_kind_unless_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "struck"),
+    ("rule", "occurs"),
     [
         ({}, [1, 2, 3, 4]),
         ({"nth": 2}, [2]),
@@ -41,11 +46,11 @@ def test_whether_it_is_done_first_follows_from_the_kind_unless_said() -> None:
         ({"task_id": "other"}, []),
     ],
 )
-def test_a_rule_says_at_which_events_a_fault_strikes(rule: dict[str, object], struck: list[int]) -> None:
+def test_a_rule_says_at_which_events_a_fault_occurs(rule: dict[str, object], occurs: list[int]) -> None:
     fault = Fault("lost", **rule)  # type: ignore[arg-type]  # a table of keyword arguments
     faults = Faults([fault])
-    assert [number for number in range(1, 5) if faults.pick("submit", "one")] == struck
-    assert faults.struck(fault) == len(struck)
+    assert [number for number in range(1, 5) if faults.pick("submit", "one")] == occurs
+    assert faults.occurred(fault) == len(occurs)
 
 
 def test_another_point_does_not_count() -> None:

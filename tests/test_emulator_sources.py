@@ -10,7 +10,7 @@ from aiohttp import web
 from emulator_client import Client, emulated, receiving
 from virtual_time import VirtualTimeLoop
 
-from kie_async.emulator import demo_song
+from kie_async.emulator import Rules, demo_song
 
 pytestmark = pytest.mark.anyio
 
@@ -75,30 +75,39 @@ async def test_another_host_on_loopback_can_fail(answer: str, clock: VirtualTime
         assert await failure(client, host.url, clock) == ("CREATE_TASK_FAILED", 451)
 
 
-async def test_a_source_that_is_too_large_fails(monkeypatch: pytest.MonkeyPatch, clock: VirtualTimeLoop) -> None:
-    monkeypatch.setattr("kie_async.emulator._sources.MAX_BYTES", 1000)
-
+async def test_a_source_that_is_too_large_fails(clock: VirtualTimeLoop) -> None:
     async def serve_file(_request: web.Request) -> web.Response:
-        return web.Response(body=bytes(2000))
+        return web.Response(body=bytes(200_000))
 
-    async with receiving(serve_file) as host, emulated() as client:
+    async with receiving(serve_file) as host, emulated(rules=Rules(max_bytes=100_000)) as client:
         assert await failure(client, host.url, clock) == ("CREATE_TASK_FAILED", 451)
+        uploading = {"base64Data": "A" * 200_000, "fileName": "song.wav"}
+        async with client.http.post(client.url("/api/file-base64-upload"), json=uploading) as answer:
+            assert answer.status == 413
 
 
-async def test_sources_are_fetched_once_and_kept_within_bounds(
-    song: bytes, clock: VirtualTimeLoop, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    monkeypatch.setattr("kie_async.emulator._sources.KEPT", 1)
+async def test_sources_are_fetched_once_and_kept_within_bounds() -> None:
     asked = []
 
     async def serve_file(request: web.Request) -> web.Response:
         asked.append(request.path)
-        return web.Response(body=song)
+        return web.Response(body=b"content")
 
     async with receiving(serve_file) as host, emulated() as client:
-        for name in ("a", "b", "a"):
-            assert await failure(client, host.url + name, clock, continueAt=3) == ("SUCCESS", None)
-        assert len(asked) == 2
+
+        async def fetch(number: int) -> None:
+            taken = await client.post("/api/file-url-upload", {"fileUrl": f"{host.url}{number}"})
+            assert taken["data"]["fileSize"] == 7
+
+        for _ in range(3):
+            await fetch(0)
+        assert len(asked) == 1
+        for number in range(1, 100):
+            await fetch(number)
+        await fetch(99)
+        assert len(asked) == 100
+        await fetch(0)
+        assert len(asked) == 101
 
 
 async def test_both_tracks_are_made_from_one_fetch(song: bytes) -> None:

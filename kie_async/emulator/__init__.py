@@ -1,25 +1,26 @@
 """The service in miniature, for trying things out and for tests: ``async with emulator.serve() as service``."""
 
-from kie_async.emulator._courier import Sent
-from kie_async.emulator._emulator import Emulator, serve
-from kie_async.emulator._faults import KINDS, SHAPES, Fault, Faults
-from kie_async.emulator._plan import TRIGGERS
-from kie_async.emulator._state import Arrival, Charge, Rules, Task
-from kie_async.emulator._studio import AudioMissingError, demo_song
+from kie_async.emulator._audio import AudioMissingError, demo_song
+from kie_async.emulator._callbacks import SentCallback
+from kie_async.emulator._fault_kinds import KINDS, SHAPES
+from kie_async.emulator._faults import Fault, Faults
+from kie_async.emulator._server import Emulator, serve
+from kie_async.emulator._state import Charge, EmulatedTask, ReceivedRequest, Rules
+from kie_async.emulator._submissions import TRIGGERS
 
 __all__ = [
     "KINDS",
     "SHAPES",
     "TRIGGERS",
-    "Arrival",
     "AudioMissingError",
     "Charge",
+    "EmulatedTask",
     "Emulator",
     "Fault",
     "Faults",
+    "ReceivedRequest",
     "Rules",
-    "Sent",
-    "Task",
+    "SentCallback",
     "demo_song",
     "serve",
 ]

@@ -1,127 +1,100 @@
-"""Real audio, by PyAV: reads whatever a user uploads, writes mp3 that begins with it and audibly goes on.
+"""Audio on demand: made when it is first asked for, in a worker thread, and kept for a while.
 
-What it writes is cheap: one channel at 22 kHz, with the least effort of the encoder, which takes most of the time.
-
-This module needs the extra ``kie_async[audio]``; ``_studio`` loads it when audio is first asked for.
+What makes it (``_mp3``) needs the extra ``kie_async[audio]``, and is loaded when audio is first asked for.
 """
 
 from __future__ import annotations
 
-import io
-import wave
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import chain
+import importlib
+from collections import OrderedDict
+from typing import Protocol, cast
 
-import av
-import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
-from av.container import InputContainer
+import anyio
+from anyio import to_thread
 
-from kie_async._pyav import open_audio
-from kie_async.emulator import _music
-from kie_async.emulator._music import RATE, Sound, samples
-
-BIT_RATE = 64_000
-_MARGIN = 0.5  # seconds read beyond a cut
+MAX_TRACKS = 64  # kept; some 1.4 MB each
 
 
-def measure(content: bytes) -> float:
-    """The length of audio in seconds, counted over all that can be decoded: headers and time stamps lie.
+class AudioMissingError(RuntimeError):
+    """Audio is needed, and the extra ``kie_async[audio]`` (PyAV and numpy) is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("the emulator makes audio with PyAV and numpy: pip install 'kie_async[audio]'")
+
+
+class AudioCodec(Protocol):
+    """What makes and reads audio: the module ``_mp3``."""
+
+    def measure(self, content: bytes) -> float:
+        """The length of audio in seconds; ValueError if it is none."""
+        ...
+
+    def continued(self, source: bytes | str, *, start: float, seconds: float, take: int, seed: str) -> bytes:
+        """An mp3 that begins as the source and goes on after ``start``."""
+        ...
+
+    def demo_song(self) -> bytes:
+        """A short song, as a wav file."""
+        ...
+
+
+def codec() -> AudioCodec:
+    """Load what makes and reads audio.
 
     Raises:
-        ValueError: no audio.
+        AudioMissingError: the extra is not installed.
     """
-    with _reading(content) as container:
-        return sum(frame.samples / frame.sample_rate for frame in _frames(container))
-
-
-@contextmanager
-def _reading(content: bytes) -> Iterator[InputContainer]:
     try:
-        with open_audio(io.BytesIO(content)) as container:
-            yield container
-    except av.FFmpegError as error:
-        raise ValueError("the file is no audio that can be read") from error
-
-
-def _frames(container: InputContainer) -> Iterator[AudioFrame]:
-    """All frames up to the end, or up to the first damage."""
-    got = 0
-    with suppress(av.FFmpegError):
-        for frame in container.decode(audio=0) if container.streams.audio else ():
-            got += frame.samples
-            yield frame
-    if not got:
-        raise ValueError("the file holds no audio")
-
-
-def decode(content: bytes, until: float) -> Sound:
-    """Read audio of any kind, up to a moment, as 22 kHz mono. What is damaged ends it early.
-
-    Raises:
-        ValueError: no audio.
-    """
-    with _reading(content) as container:
-        blocks = list(_blocks(container, samples(until)))
-    return np.concatenate(blocks or [_music.silence(0)])[: samples(until)]
-
-
-def _blocks(container: InputContainer, wanted: int) -> Iterator[Sound]:
-    resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
-    got = 0
-    for frame in chain(_frames(container), (None,)):  # None: what the resampler has kept back
-        for part in resampler.resample(frame):
-            got += part.samples
-            yield part.to_ndarray().astype(np.float32, copy=False).reshape(-1)
-        if got >= wanted:
-            return
-
-
-def encode(sound: Sound) -> bytes:
-    """Write mp3."""
-    target = io.BytesIO()
-    with av.open(target, "w", format="mp3") as container:
-        stream = container.add_stream("libmp3lame", rate=RATE, layout="mono", options={"compression_level": "9"})
-        stream.bit_rate = BIT_RATE
-        frame = AudioFrame.from_ndarray(np.ascontiguousarray(sound[None, :]), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = RATE, 0
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return target.getvalue()
-
-
-def continued(source: bytes | str, *, start: float, seconds: float, take: int, seed: str) -> bytes:
-    """Make an mp3 that begins as the source and goes on after ``start``.
-
-    Args:
-        source: audio of any kind, or the name of a song that nobody has.
-        start: where it is cut, in seconds.
-        seconds: the length of the whole.
-        take: 0 or 1: the two differ.
-        seed: of what is random in it.
-
-    Raises:
-        ValueError: the source is no audio.
-    """
-    until = start + _MARGIN
-    heard = _music.unknown_sound(until, source) if isinstance(source, str) else decode(source, until)
-    cut = samples(start)
-    head, after = heard[:cut], heard[cut:]
-    if len(head) < cut:  # shorter than promised: silence keeps the moments right
-        head = np.concatenate([head, np.zeros(cut - len(head), dtype=np.float32)])
-    tail = _music.continuation(head, after, seconds - start, take=take, seed=seed)
-    return encode(np.concatenate([head, tail])[: samples(seconds)])
+        module = importlib.import_module("kie_async.emulator._mp3")  # an extra, and slow to import
+    except ImportError as error:
+        raise AudioMissingError from error
+    return cast("AudioCodec", module)
 
 
 def demo_song() -> bytes:
-    """Make a short song, as a wav file."""
-    sound = _music.demo_sound()
-    target = io.BytesIO()
-    with wave.open(target, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes((sound * 32767).astype("<i2").tobytes())
-    return target.getvalue()
+    """Make a song of some 25 seconds to try things with, as a wav file.
+
+    Raises:
+        AudioMissingError: the extra ``kie_async[audio]`` is not installed.
+    """
+    return codec().demo_song()
+
+
+async def measure(content: bytes) -> float | None:
+    """The length of audio in seconds; None if the extra is not installed.
+
+    Raises:
+        ValueError: no audio.
+    """
+    try:
+        return await to_thread.run_sync(codec().measure, content)
+    except AudioMissingError:
+        return None
+
+
+class AudioCache:
+    """Makes tracks, each once while it is asked for again soon."""
+
+    def __init__(self) -> None:
+        self._tracks: OrderedDict[str, bytes] = OrderedDict()
+        self._one = anyio.Lock()
+
+    def get(self, name: str) -> bytes | None:
+        """A track that was made before."""
+        if name in self._tracks:
+            self._tracks.move_to_end(name)
+        return self._tracks.get(name)
+
+    async def continued(self, name: str, source: bytes | str, *, start: float, seconds: float, take: int) -> bytes:
+        """Make a track that continues a source, and keep it under a name."""
+        make = codec().continued
+        async with self._one:  # two at once would only take twice as long
+            if (track := self.get(name)) is not None:
+                return track
+            made = await to_thread.run_sync(
+                lambda: make(source, start=start, seconds=seconds, take=take, seed=name)
+            )  # fmt: skip
+            self._tracks[name] = made
+            if len(self._tracks) > MAX_TRACKS:
+                self._tracks.popitem(last=False)
+        return made

@@ -1,20 +1,40 @@
-"""Files: what users upload, and how a part of a file is answered. Held in memory; nothing touches a disk."""
+"""Files: uploads, sources that are fetched, and tracks that are made. Held in memory; nothing touches a disk."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import hashlib
+import logging
 import mimetypes
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
+import aiohttp
 from aiohttp import BodyPartReader, web
 
+from kie_async.emulator._audio import AudioCache, AudioMissingError, measure
+from kie_async.emulator._fault_kinds import FilePart
+from kie_async.emulator._faults import Fault
+from kie_async.emulator._state import EmulatedTask, EmulatorState
+from kie_async.emulator._submissions import host_of
+from kie_async.emulator._timeline import TaskSnapshot
+from kie_async.settings import is_loopback
+
 ACCOUNT = "kieai/100001"
-MAX_BYTES = 256_000_000  # of one upload
+KEPT_FOR = 14 * 86400.0  # FACTS §8: seconds that generated audio is kept
+LINK_FOR = 20 * 60.0  # FACTS §8: seconds that a direct link is good for
+STREAM_FOR = 60.0  # seconds after which a stream address decays to nothing; the real time is not known
+FETCH_TIMEOUT = 30.0
+MAX_SOURCES = 32  # fetched from elsewhere, and kept
+
+logger = logging.getLogger("kie_async.emulator")
 
 # A grey square: images are beside the point here, but their addresses should not be dead.
 IMAGE = base64.b64decode(
@@ -24,23 +44,55 @@ IMAGE = base64.b64decode(
 )
 
 
-class Uploads:
-    """The files that users have uploaded, by path. The same name overwrites, as the real host does."""
+class UploadError(ValueError):
+    """What is wrong with an upload."""
 
-    def __init__(self) -> None:
-        self._files: dict[str, bytes] = {}
 
-    def get(self, path: str) -> bytes | None:
-        """The file at a path."""
-        return self._files.get(path)
+class FileStore:
+    """Takes in uploads, fetches sources, and gives out both and the tracks."""
 
-    def put(self, content: bytes, folder: str, name: str, base_url: str) -> dict[str, Any]:
-        """Keep a file; the answer of the upload host."""
+    def __init__(self, state: EmulatorState, client: aiohttp.ClientSession, clock: Callable[[], float]) -> None:
+        self._state = state
+        self._client = client
+        self._clock = clock
+        self._cache = AudioCache()
+        self._uploads: dict[str, bytes] = {}  # by path
+        self._fetched: OrderedDict[str, bytes] = OrderedDict()
+
+    @property
+    def _prefix(self) -> str:
+        """What the address of every file begins with."""
+        return f"{self._state.base_url}/files/"
+
+    # ------------------------------------------------------------ uploads
+
+    async def take_form(self, request: web.Request) -> dict[str, Any]:
+        """Take an upload as a multipart form."""
+        try:
+            content, texts = await _read_form(request)
+        except UploadError as error:
+            return _refused(str(error))
+        return self._take(content, texts)
+
+    def take_base64(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take an upload as base64."""
+        try:
+            content = _read_base64(body.get("base64Data"))
+        except UploadError as error:
+            return _refused(str(error))
+        return self._take(content, body)
+
+    async def take_url(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take an upload from an address, on loopback."""
+        content = await self.fetch(str(body.get("fileUrl")))
+        return _refused("Failed to download file") if content is None else self._take(content, body)
+
+    def _take(self, content: bytes, texts: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a file; the answer of the upload host. The same name overwrites, as there."""
+        folder, name = str(texts.get("uploadPath") or "uploads"), str(texts.get("fileName") or "file")
         names = (ACCOUNT, *folder.split("/"), name.rsplit("/", maxsplit=1)[-1])
         path = "/".join(each for each in names if each not in {"", ".."})
-        self._files[path] = content
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._uploads[path] = content
         return {
             "success": True,
             "code": 200,
@@ -49,56 +101,230 @@ class Uploads:
                 "success": True,
                 "fileName": name,
                 "filePath": path,
-                "downloadUrl": f"{base_url}/files/{quote(path)}",
+                "downloadUrl": f"{self._prefix}{quote(path)}",
                 "fileSize": len(content),
-                "mimeType": kind,
-                "uploadedAt": moment,
+                "mimeType": mimetypes.guess_type(name)[0] or "application/octet-stream",
+                "uploadedAt": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             },
         }
 
+    # ------------------------------------------------------------ sources
 
-def refused(message: str, code: int = 400) -> dict[str, Any]:
+    async def fetch(self, url: str) -> bytes | None:
+        """The file at an address, this emulator's own or another on loopback; None if there is none."""
+        if url.startswith(self._prefix):
+            return await self.read(unquote(urlsplit(url).path).removeprefix("/files/"))
+        if url not in self._fetched:
+            content = await self._download(url) if is_loopback(host_of(url)) else None
+            if content is None:
+                return None
+            self._fetched[url] = content
+            if len(self._fetched) > MAX_SOURCES:
+                self._fetched.popitem(last=False)
+        return self._fetched[url]
+
+    async def _download(self, url: str) -> bytes | None:
+        content = bytearray()
+        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT)
+        try:
+            async with self._client.get(url, allow_redirects=False, timeout=timeout) as answer:
+                if answer.status != HTTPStatus.OK:
+                    return None
+                async for block in answer.content.iter_any():
+                    content += block
+                    if len(content) > self._state.rules.max_bytes:
+                        return None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+        return bytes(content)
+
+    # ------------------------------------------------------------ downloads
+
+    async def give(self, request: web.Request) -> web.Response:
+        """Answer a download."""
+        path = request.match_info["path"]
+        if self._has_expired(request.query.get("until", "inf")):
+            return web.Response(status=403, text="the link has expired")
+        try:
+            content = await self.read(path)
+        except AudioMissingError as error:
+            return web.Response(status=501, text=str(error))
+        if content is None:
+            return web.Response(status=404, text="no such file")
+        return _part(request.headers, content, "image/jpeg" if path.endswith(".jpeg") else "audio/mpeg")
+
+    def _has_expired(self, until: str) -> bool:
+        try:
+            return float(until) < self._clock()
+        except ValueError:  # no link of ours
+            return True
+
+    def link(self, url: str) -> str | None:
+        """A direct link to a generated file, good for a while; None for any other address."""
+        path = url.removeprefix(self._prefix).partition("?")[0]
+        if not url.startswith(self._prefix) or self._state.track(path.removesuffix(".mp3")) is None:
+            return None
+        return f"{self._prefix}{path}?{urlencode({'until': self._clock() + LINK_FOR})}"
+
+    async def read(self, path: str) -> bytes | None:
+        """The file at a path below ``/files/``; None if there is none, or none yet, or none any more."""
+        if path in self._uploads:
+            return self._uploads[path]
+        name, _, ending = path.removeprefix("stream/").partition(".")
+        found = self._state.track(name)
+        if found is None or ending not in {"", "mp3", "jpeg"}:
+            return None
+        if ending == "jpeg":
+            return IMAGE
+        task, index = found
+        age = self._clock() - task.at
+        seen = task.timeline.snapshot(age)
+        if seen is None:
+            return None
+        return await (self._finished(task, index, age, seen) if ending else self._stream(task, index, age, seen))
+
+    async def _finished(self, task: EmulatedTask, index: int, age: float, seen: TaskSnapshot) -> bytes | None:
+        if index >= seen.ready or not seen.audio or age > task.timeline.end + KEPT_FOR:
+            return None
+        return await self.audio(task, index)
+
+    async def _stream(self, task: EmulatedTask, index: int, age: float, seen: TaskSnapshot) -> bytes | None:
+        if not seen.listed:
+            return None
+        decayed = age > task.timeline.complete + STREAM_FOR / self._state.speed.factor
+        return b"" if decayed else await self.audio(task, index)
+
+    # ------------------------------------------------------------ tracks
+
+    async def audio(self, task: EmulatedTask, index: int) -> bytes:
+        """The audio of a track, made now if it is not kept.
+
+        Raises:
+            AudioMissingError: the extra ``kie_async[audio]`` is not installed.
+        """
+        name, seconds = task.track_ids[index], task.timeline.durations[index]
+        track = self._cache.get(name)
+        if track is not None:
+            return track
+        source = await self._source(task)
+        return await self._cache.continued(name, source, start=task.start, seconds=seconds, take=index)
+
+    async def _source(self, task: EmulatedTask) -> bytes | str:
+        """The audio that a task continues, or the name of a song that nobody has."""
+        source, content = task.submission.source, None
+        if task.submission.operation == "upload_extend":
+            content = await self.fetch(source)
+        elif parent := self._state.track(source):
+            content = await self.audio(*parent)
+        return source if content is None else content
+
+
+# ---------------------------------------------------------------- checking sources
+
+_UNREACHABLE = "Failed to fetch the file. Kindly verify any access limits set by you or your service provider."
+_NO_AUDIO = "Failed to parse the audio file"
+
+
+class SourceChecker:
+    """Lets the tasks fail whose source cannot be fetched, is no audio, or ends before it is cut.
+
+    Args:
+        changed: called when a source was checked.
+    """
+
+    def __init__(
+        self, state: EmulatorState, files: FileStore, clock: Callable[[], float], changed: Callable[[], None]
+    ) -> None:
+        self.unchecked = 0
+        self._state = state
+        self._files = files
+        self._clock = clock
+        self._changed = changed
+        self._waiting: asyncio.Queue[EmulatedTask] = asyncio.Queue()
+        self._known: dict[str, float | Fault | None] = {}  # the length or the fault of each source
+
+    def check(self, task: EmulatedTask) -> None:
+        """Check the source of a task soon."""
+        self.unchecked += 1
+        self._waiting.put_nowait(task)
+
+    async def run(self) -> None:
+        """Check sources until cancelled."""
+        while True:
+            task = await self._waiting.get()
+            try:
+                await self._check(task)
+            except Exception:  # a library failed: that one task goes on unchecked, and the service goes on
+                logger.exception("the source of task %s could not be checked", task.id)
+            finally:
+                self.unchecked -= 1
+                self._changed()
+
+    async def _check(self, task: EmulatedTask) -> None:
+        url = task.submission.source
+        if url not in self._known:
+            self._known[url] = await self._judge(url)
+        found = self._known[url]
+        if isinstance(found, Fault):
+            self._state.fail(task, found, self._clock())
+        elif found is not None:
+            self._state.source_measured(task, found, self._clock())
+
+    async def _judge(self, url: str) -> float | Fault | None:
+        content = await self._files.fetch(url)
+        if content is None:
+            return Fault("refused", code=451, message=_UNREACHABLE)
+        try:
+            return await measure(content)
+        except ValueError:
+            return Fault("failed", code=451, word="CREATE_TASK_FAILED", message=_NO_AUDIO)
+
+
+# ---------------------------------------------------------------- reading uploads
+
+
+def _refused(message: str) -> dict[str, Any]:
     """The upload host's refusal."""
-    return {"success": False, "code": code, "msg": message, "data": None}
+    return {"success": False, "code": 400, "msg": message, "data": None}
 
 
-async def read_multipart(request: web.Request) -> tuple[bytes, Mapping[str, str]]:
+async def _read_form(request: web.Request) -> tuple[bytes, Mapping[str, str]]:
     """Read an upload as a form: the file, and the texts beside it.
 
     Raises:
-        ValueError: it is no form, or holds no file.
+        UploadError: it is no form, or holds no file.
     """
     try:
         form = await request.multipart()
     except (AssertionError, ValueError) as error:
-        raise ValueError("not a multipart form") from error
+        raise UploadError("not a multipart form") from error
     content: bytes | None = None
     texts: dict[str, str] = {}
     async for part in form:
         if not isinstance(part, BodyPartReader):
-            raise ValueError("a form within the form")  # noqa: TRY004  # one error for all that is wrong
+            raise UploadError("a form within the form")
         if part.name == "file":
             content = bytes(await part.read(decode=False))
             texts.setdefault("fileName", part.filename or "file")
         elif part.name is not None:
             texts[part.name] = await part.text()
     if content is None:
-        raise ValueError("file is required")
+        raise UploadError("file is required")
     return content, texts
 
 
-def read_base64(text: object) -> bytes:
+def _read_base64(text: object) -> bytes:
     """Read an upload as base64, bare or as a data URL.
 
     Raises:
-        ValueError: no base64.
+        UploadError: no base64.
     """
     if not isinstance(text, str):
-        raise ValueError("base64Data is required")  # noqa: TRY004  # one error for all that is wrong
+        raise UploadError("base64Data is required")
     try:
         return base64.b64decode(text.rpartition(",")[2], validate=True)
     except binascii.Error as error:
-        raise ValueError("base64Data is invalid") from error
+        raise UploadError("base64Data is invalid") from error
 
 
 # ---------------------------------------------------------------- parts of a file
@@ -106,17 +332,21 @@ def read_base64(text: object) -> bytes:
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def part(headers: Mapping[str, str], content: bytes, etag: str, kind: str) -> web.Response:
+def _part(headers: Mapping[str, str], content: bytes, kind: str) -> web.Response:
     """Answer with a file, or the part of it that was asked for (Range, If-Range)."""
+    etag = f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
     own = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": kind}
     asked = _RANGE.fullmatch(headers.get("Range", ""))
     if asked is None or asked.groups() == ("", "") or headers.get("If-Range", etag) != etag:
         return web.Response(body=content, headers=own)
     first, last = _span(asked[1], asked[2], len(content))
     if first > last or first >= len(content):
-        return web.Response(status=416, headers={**own, "Content-Range": f"bytes */{len(content)}"})
-    own["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-    return web.Response(status=206, body=content[first : last + 1], headers=own)
+        answer = FilePart(status=416, headers={**own, "Content-Range": f"bytes */{len(content)}"})
+    else:
+        own["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        answer = FilePart(status=206, body=content[first : last + 1], headers=own)
+    answer.whole = content
+    return answer
 
 
 def _span(first: str, last: str, size: int) -> tuple[int, int]:

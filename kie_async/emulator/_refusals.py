@@ -32,8 +32,8 @@ MESSAGES: Mapping[int, str] = MappingProxyType(
 
 
 @attrs.frozen
-class Refusal:
-    """A refusal; without words of its own it takes those of its code."""
+class RefusedSubmission:
+    """A submission that is refused; without words of its own it takes those of its code."""
 
     code: int
     message: str = ""

@@ -1,4 +1,4 @@
-"""The service without its wires: credits, quota, ledger, tasks, and which callbacks are due. Pure.
+"""What the service knows: its account, its tasks, and which callbacks are due. Pure.
 
 Time is passed in as ``now``, in seconds on any clock that only goes forward. Nothing here waits, sends or reads.
 """
@@ -9,7 +9,6 @@ import hashlib
 import heapq
 import json
 import math
-import random
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -17,28 +16,50 @@ from typing import Any
 
 import attrs
 
-from kie_async._protocol.limits import CREDITS_PER_TASK, limits_of
+from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.emulator._faults import Fault, Faults
-from kie_async.emulator._hosts import host_of
-from kie_async.emulator._plan import UNKNOWN_SECONDS, Ask, Pace, Plan, late, live, too_far
-from kie_async.emulator._refusals import Refusal
-from kie_async.settings import RouteName, is_loopback
+from kie_async.emulator._refusals import RefusedSubmission
+from kie_async.emulator._submissions import Submission, cut_outside, host_of, refused_at_once, refused_late
+from kie_async.emulator._timeline import PlannedCallback, Speed, Timeline, seeded
+from kie_async.settings import RouteName
 
 QUOTA = 20  # FACTS §7: submissions per account in any WINDOW
 WINDOW = 10.0
 TRIES = 3  # FACTS §4: a callback is given up after three failures in a row
 RETRY_AFTER = (2.0, 10.0)  # seconds before the second and the third try; the real spacing is not known
+MAX_BYTES = 256_000_000  # of one file
+UNKNOWN_SECONDS = (120.0, 160.0)  # the length of a song that the emulator did not make
 PLACEHOLDER_HOSTS = ("example.com", "www.example.com", "example.org", "example.net")
 
 
+@attrs.frozen(kw_only=True)
+class Rules:
+    """How strict the service is.
+
+    Attributes:
+        quota: submissions in any ``window`` seconds.
+        refused_count: whether submissions refused by the quota count against it too.
+        placeholder_fails: whether a callback to a placeholder host ends in CALLBACK_EXCEPTION.
+        unknown_audio_fails: whether extending a track that the emulator did not make fails.
+        max_bytes: the size of a file, uploaded or fetched.
+    """
+
+    quota: int = QUOTA
+    window: float = WINDOW
+    refused_count: bool = False
+    placeholder_fails: bool = False
+    unknown_audio_fails: bool = False
+    max_bytes: int = MAX_BYTES
+
+
 @attrs.define
-class Arrival:
+class ReceivedRequest:
     """A submission as it came in, whatever became of it.
 
     Attributes:
         at: when, on the emulator's clock.
         admitted: whether the quota let it in.
-        code: the body code it was to be answered with; None if it was never looked at.
+        code: the body code it was to be answered with; None if nothing was done with it.
         task_id: the task it became.
     """
 
@@ -78,7 +99,7 @@ class Charge:
 
 
 @attrs.define(eq=False)
-class Task:
+class EmulatedTask:
     """An accepted submission.
 
     Attributes:
@@ -91,82 +112,32 @@ class Task:
     """
 
     id: str
-    number: int
-    ask: Ask
+    submission: Submission
     charge: Charge
-    plan: Plan
+    timeline: Timeline
     at: float
     created: int
     start: float
     track_ids: tuple[str, str]
     given_up: bool = False
-    early: tuple[Delivery, ...] = ()
+    early: tuple[PlannedCallback, ...] = ()
+
+    @property
+    def end(self) -> float:
+        """When it is over, on the emulator's clock; infinite if it never is."""
+        return self.at + self.timeline.end
 
 
-def _uuid(text: str) -> str:
-    return str(uuid.UUID(bytes=hashlib.blake2b(text.encode(), digest_size=16).digest(), version=4))
+class Account:
+    """The credits, the quota, and what was charged."""
 
-
-@attrs.frozen
-class Delivery:
-    """A callback that is due.
-
-    Attributes:
-        stage: text, first, complete or error.
-        attempt: from 1.
-        forged: the fault that makes it a false one.
-        as_record: whether it has the shape of recordInfo.
-    """
-
-    task: Task
-    stage: str
-    attempt: int = 1
-    forged: Fault | None = None
-    as_record: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class Rules:
-    """How strict the service is.
-
-    Attributes:
-        quota: submissions in any ``window`` seconds.
-        refused_count: whether submissions refused by the quota count against it too.
-        placeholder_fails: whether a callback to a placeholder host ends in CALLBACK_EXCEPTION.
-        unknown_audio_fails: whether extending a track that the emulator did not make fails.
-    """
-
-    quota: int = QUOTA
-    window: float = WINDOW
-    refused_count: bool = False
-    placeholder_fails: bool = False
-    unknown_audio_fails: bool = False
-
-
-class State:
-    """Everything the service knows."""
-
-    def __init__(
-        self, *, seed: int = 0, credits_left: float = 1000.0, pace: Pace | None = None, rules: Rules | None = None,
-        faults: Iterable[Fault] = (),
-    ) -> None:  # fmt: skip
-        self.seed = seed
-        self.pace = pace or Pace()
-        self.rules = rules or Rules()
-        self.faults = Faults(faults, seed)
-        self.arrivals: list[Arrival] = []
+    def __init__(self, credits_left: float, rules: Rules) -> None:
+        self.rules = rules
+        self.received: list[ReceivedRequest] = []
         self.ledger: list[Charge] = []
-        self.tasks: dict[str, Task] = {}
-        self.polls: Counter[str] = Counter()
-        self.last_end = -math.inf
         self._credits = credits_left
         self._admitted: deque[float] = deque()
-        self._tracks: dict[str, tuple[Task, int]] = {}
         self._refunds: list[tuple[float, int, Charge]] = []
-        self._due: list[tuple[float, int, Delivery]] = []
-        self._pushed = 0
-
-    # ------------------------------------------------------------ money and quota
 
     def credits_left(self, now: float) -> float:
         """The credits of the account."""
@@ -177,222 +148,231 @@ class State:
         return self._credits
 
     def top_up(self, amount: float) -> None:
-        """Add credits to the account."""
+        """Add credits."""
         self._credits += amount
 
-    def arrive(self, route: RouteName, now: float, *, counts: bool = True) -> Arrival:
+    def receive(self, route: RouteName, now: float, *, counts: bool = True) -> ReceivedRequest:
         """Note a submission at the moment at which it comes in; the quota is counted here, if it is the account's."""
         while self._admitted and self._admitted[0] <= now - self.rules.window:
             self._admitted.popleft()
-        arrival = Arrival(now, route, admitted=len(self._admitted) < self.rules.quota)
-        if counts and (arrival.admitted or self.rules.refused_count):
+        request = ReceivedRequest(now, route, admitted=len(self._admitted) < self.rules.quota)
+        if counts and (request.admitted or self.rules.refused_count):
             self._admitted.append(now)
-        self.arrivals.append(arrival)
-        return arrival
+        self.received.append(request)
+        return request
+
+    def charge(self, charge: Charge) -> None:
+        """Take the credits of a task."""
+        self._credits -= charge.credits
+        self.ledger.append(charge)
+
+    def refund_at(self, at: float, charge: Charge) -> None:
+        """Give the credits of a task back later."""
+        heapq.heappush(self._refunds, (at, charge.number, charge))
+
+
+class CallbackQueue:
+    """The callbacks that are planned, by the time at which they are due."""
+
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+        self._planned: list[tuple[float, int, EmulatedTask, PlannedCallback]] = []
+        self._pushed = 0
+
+    def add(self, task: EmulatedTask, callback: PlannedCallback) -> None:
+        """Plan a callback."""
+        self._pushed += 1
+        heapq.heappush(self._planned, (task.at + callback.at, self._pushed, task, callback))
+
+    def next_due(self) -> float | None:
+        """When the next callback is due; None if none is planned."""
+        return self._planned[0][0] if self._planned else None
+
+    def take_due(self, now: float) -> list[tuple[EmulatedTask, PlannedCallback]]:
+        """Take the callbacks that are due; those of a task whose timeline has changed since are passed over."""
+        taken = []
+        while self._planned and self._planned[0][0] <= now:
+            _, _, task, callback = heapq.heappop(self._planned)
+            if callback.forged or (not task.given_up and callback.stage in dict(task.timeline.stages())):
+                taken.append((task, callback))
+        return taken
+
+    def sent(self, task: EmulatedTask, callback: PlannedCallback, now: float, *, answered: bool) -> None:
+        """Note how a callback went; a failed one is tried again, three times in all."""
+        if answered or callback.forged:
+            return
+        if callback.attempt >= TRIES:
+            task.given_up = True
+            task.timeline = attrs.evolve(task.timeline, callback_exception=True)
+            return
+        again = now + RETRY_AFTER[callback.attempt - 1] / self._speed - task.at
+        self.add(task, attrs.evolve(callback, at=again, attempt=callback.attempt + 1))
+
+
+class EmulatorState:
+    """Everything the service knows.
+
+    Attributes:
+        base_url: where it is served; empty until it is.
+        polls: how often record-info was read for each task.
+        last_end: when the last task ends, of those that do.
+    """
+
+    def __init__(
+        self, *, seed: int = 0, credits_left: float = 1000.0, speed: Speed | None = None, rules: Rules | None = None,
+        faults: Iterable[Fault] = (),
+    ) -> None:  # fmt: skip
+        self.seed = seed
+        self.speed = speed or Speed()
+        self.rules = rules or Rules()
+        self.faults = Faults(faults, seed)
+        self.account = Account(credits_left, self.rules)
+        self.callbacks = CallbackQueue(self.speed.factor)
+        self.base_url = ""
+        self.tasks: dict[str, EmulatedTask] = {}
+        self.polls: Counter[str] = Counter()
+        self.last_end = -math.inf
+        self._tracks: dict[str, tuple[EmulatedTask, int]] = {}
+
+    def track(self, track_id: str) -> tuple[EmulatedTask, int] | None:
+        """The task that makes a track, and which of its tracks it is."""
+        return self._tracks.get(track_id)
 
     # ------------------------------------------------------------ submissions
 
     def submit(
-        self, arrival: Arrival, ask: Ask, raw: bytes, *, created: int, faults: Iterable[Fault] = ()
-    ) -> Task | Refusal:  # fmt: skip
+        self,
+        request: ReceivedRequest,
+        submission: Submission,
+        raw: bytes,
+        *,
+        created: int,
+        faults: Iterable[Fault] = (),
+    ) -> EmulatedTask | RefusedSubmission:
         """Accept a submission, and charge it, or refuse it."""
-        refusal = self._refusal(arrival, ask)
+        refusal = self._refusal(request, submission)
         if refusal is not None:
-            arrival.code = refusal.code
+            request.code = refusal.code
             return refusal
-        task = self._accept(arrival, ask, raw, created, tuple(faults))
-        arrival.code, arrival.task_id = 200, task.id
+        task = self._accept(request, submission, raw, created, tuple(faults))
+        request.code, request.task_id = 200, task.id
         return task
 
-    def _refusal(self, arrival: Arrival, ask: Ask) -> Refusal | None:
-        """What is checked at once: next to nothing (FACTS §2)."""
-        if not arrival.admitted:
-            return Refusal(429)
-        if limits_of(ask.model) is None:
-            return Refusal(422, "The model is not supported.")
-        if arrival.route == "classic" and not ask.callback_url:
-            return Refusal(422, "Please enter callBackUrl.")
-        if not (ask.audio_id if ask.operation == "extend" else ask.upload_url):
-            return Refusal(422, f"Please enter {'audioId' if ask.operation == 'extend' else 'uploadUrl'}.")
-        if self.credits_left(arrival.at) < CREDITS_PER_TASK:
-            return Refusal(402)
-        return None
+    def _refusal(self, request: ReceivedRequest, submission: Submission) -> RefusedSubmission | None:
+        if not request.admitted:
+            return RefusedSubmission(429)
+        if refusal := refused_at_once(submission, request.route):
+            return refusal
+        return RefusedSubmission(402) if self.account.credits_left(request.at) < CREDITS_PER_TASK else None
 
-    def _accept(self, arrival: Arrival, ask: Ask, raw: bytes, created: int, faults: tuple[Fault, ...]) -> Task:
-        number = len(self.ledger) + 1
-        chance = random.Random(f"{self.seed} {number}")  # noqa: S311  # chance, not secrecy
+    def _accept(
+        self, request: ReceivedRequest, submission: Submission, raw: bytes, created: int, faults: tuple[Fault, ...]
+    ) -> EmulatedTask:
+        number = len(self.account.ledger) + 1
+        chance = seeded(f"{self.seed} {number}")
         task_id = f"{chance.getrandbits(128):032x}"
-        charge = Charge(number, task_id, ask.operation, arrival.route, raw, arrival.at, ask.callback_url)
         callback_faults = self.faults.pick("callback", task_id)
-        source_seconds, source_model = self._source(ask)
-        start = ask.continue_at if ask.continue_at is not None else source_seconds or 0.0
-        found = late(ask, source_seconds, source_model)
-        plan = live(self.pace.plan(chance, start), (*faults, *callback_faults, *self._strict(ask), *found))
+        seconds, model = self._source(submission)
+        start = submission.continue_at if submission.continue_at is not None else seconds or 0.0
+        found = (*callback_faults, *self._strict(submission), *refused_late(submission, seconds, model))
+        timeline = with_faults(self.speed.plan(chance, start), (*faults, *found))
+        operation, url = submission.operation, submission.callback_url
+        charge = Charge(number, task_id, operation, request.route, raw, request.at, url)
         ids = _uuid(f"{task_id} 0"), _uuid(f"{task_id} 1")
-        task = Task(task_id, number, ask, charge, plan, arrival.at, created, start, ids)
-        self._credits -= charge.credits
-        self.ledger.append(charge)
+        task = EmulatedTask(task_id, submission, charge, timeline, request.at, created, start, ids)
+        self.account.charge(charge)
         self.tasks[task_id] = task
-        self._tracks.update({track_id: (task, index) for index, track_id in enumerate(task.track_ids)})
+        self._tracks.update({track_id: (task, index) for index, track_id in enumerate(ids)})
         self._plan_callbacks(task, callback_faults)
         self._note_end(task)
         return task
 
-    def _strict(self, ask: Ask) -> Iterator[Fault]:
-        if self.rules.unknown_audio_fails and ask.operation == "extend" and ask.audio_id not in self._tracks:
+    def _strict(self, submission: Submission) -> Iterator[Fault]:
+        unknown = submission.operation == "extend" and submission.source not in self._tracks
+        if self.rules.unknown_audio_fails and unknown:
             message = "The original Suno task does not exist."
             yield Fault("failed", code=500, word="CREATE_TASK_FAILED", message=message)
 
-    def _source(self, ask: Ask) -> tuple[float | None, str | None]:
+    def _source(self, submission: Submission) -> tuple[float | None, str | None]:
         """The length and the model of the source, as far as they are known at once."""
-        if ask.operation == "upload_extend":
+        if submission.operation == "upload_extend":
             return None, None
-        if known := self._tracks.get(ask.audio_id):
+        if known := self._tracks.get(submission.source):
             task, index = known
-            return task.plan.durations[index], task.ask.model
-        return unknown_seconds(ask.audio_id), None
+            return task.timeline.durations[index], task.submission.model
+        return unknown_seconds(submission.source), None
 
-    def fail(self, task: Task, fault: Fault, now: float) -> None:
-        """Let a task fail for what was found out after its submission."""
-        if task.plan.failure is not None:
+    def _plan_callbacks(self, task: EmulatedTask, faults: tuple[Fault, ...]) -> None:
+        """Plan the callbacks of a task; to another machine none is sent, and the task ends as if that had failed."""
+        if not task.submission.calls_back:
+            host = host_of(task.submission.callback_url)
+            if host is not None and (host not in PLACEHOLDER_HOSTS or self.rules.placeholder_fails):
+                task.timeline = attrs.evolve(task.timeline, callback_exception=True)
             return
-        plan = live(task.plan, [fault])
-        failure = attrs.evolve(plan.failure, at=max(plan.failing, now - task.at)) if plan.failure else None
-        task.plan = attrs.evolve(plan, failure=failure)
-        if self._reaches(task) and failure is not None:
-            self._push(task.at + failure.at, Delivery(task, "error"))
+        planned = planned_callbacks(task.timeline, faults)
+        task.early = tuple(each for each in planned if each.early and each.at <= 0)
+        for callback in planned:
+            if callback not in task.early:
+                self.callbacks.add(task, callback)
+
+    # ------------------------------------------------------------ what is found out later
+
+    def fail(self, task: EmulatedTask, fault: Fault, now: float) -> None:
+        """Let a task fail for what was found out after its submission."""
+        if task.timeline.failure is not None:
+            return
+        failing = max(task.timeline.failing, now - task.at)
+        task.timeline = with_faults(attrs.evolve(task.timeline, failing=failing), [fault])
+        if task.submission.calls_back:
+            self.callbacks.add(task, PlannedCallback(failing, "error"))
         self._note_end(task)
 
-    def source_measured(self, task: Task, seconds: float, now: float) -> None:
+    def source_measured(self, task: EmulatedTask, seconds: float, now: float) -> None:
         """Note the length of an uploaded source, found out after the submission."""
-        if fault := too_far(task.ask, seconds):
+        if fault := cut_outside(task.submission, seconds):
             self.fail(task, fault, now)
 
-    def _note_end(self, task: Task) -> None:
-        end = task.at + task.plan.end
-        if math.isfinite(end):
-            self.last_end = max(self.last_end, end)
-        if task.plan.failure is not None and task.plan.failure.refunded:
-            heapq.heappush(self._refunds, (task.at + task.plan.failure.at, task.number, task.charge))
+    def _note_end(self, task: EmulatedTask) -> None:
+        if math.isfinite(task.end):
+            self.last_end = max(self.last_end, task.end)
+        failure = task.timeline.failure
+        if failure is not None and failure.refunded:
+            self.account.refund_at(task.at + failure.at, task.charge)
 
-    def track(self, track_id: str) -> tuple[Task, int] | None:
-        """The task that makes a track, and which of its tracks it is."""
-        return self._tracks.get(track_id)
 
-    # ------------------------------------------------------------ callbacks
-
-    def _reaches(self, task: Task) -> bool:
-        return is_loopback(host_of(task.ask.callback_url))
-
-    def _plan_callbacks(self, task: Task, faults: tuple[Fault, ...]) -> None:
-        """Note when the callbacks of a task are due. Hosts other than loopback are never called: it fails for them."""
-        host = host_of(task.ask.callback_url)
-        if not self._reaches(task):
-            fails = host is not None and (host not in PLACEHOLDER_HOSTS or self.rules.placeholder_fails)
-            task.plan = attrs.evolve(task.plan, callback_exception=task.plan.callback_exception or fails)
-            return
-        early = any(fault.kind == "early" for fault in faults)
-        planned = schedule(task, faults)
-        task.early = tuple(each for at, each in planned if early and at <= 0 and not each.forged)
-        for at, delivery in planned:
-            if math.isfinite(at) and delivery not in task.early:
-                self._push(task.at + at, delivery)
-
-    def _push(self, at: float, delivery: Delivery) -> None:
-        self._pushed += 1
-        heapq.heappush(self._due, (at, self._pushed, delivery))
-
-    def next_due(self) -> float | None:
-        """When the next callback is due; None if none is planned."""
-        return self._due[0][0] if self._due else None
-
-    def take_due(self, now: float) -> list[Delivery]:
-        """Take the callbacks that are due; those of a task whose life has changed since are passed over."""
-        taken = []
-        while self._due and self._due[0][0] <= now:
-            delivery = heapq.heappop(self._due)[2]
-            if delivery.forged or (not delivery.task.given_up and delivery.stage in dict(delivery.task.plan.stages())):
-                taken.append(delivery)
-        return taken
-
-    def delivered(self, delivery: Delivery, now: float, *, answered: bool) -> None:
-        """Note how a delivery went; a failed one is tried again, three times in all."""
-        if answered or delivery.forged:
-            return
-        if delivery.attempt >= TRIES:
-            delivery.task.given_up = True
-            return
-        wait = RETRY_AFTER[delivery.attempt - 1] / self.pace.speed
-        self._push(now + wait, attrs.evolve(delivery, attempt=delivery.attempt + 1))
+def _uuid(text: str) -> str:
+    return str(uuid.UUID(bytes=hashlib.blake2b(text.encode(), digest_size=16).digest(), version=4))
 
 
 def unknown_seconds(audio_id: str) -> float:
     """The length of a song that the emulator did not make: always the same for the same id."""
-    return round(random.Random(audio_id).uniform(*UNKNOWN_SECONDS), 2)  # noqa: S311  # chance, not secrecy
+    return round(seeded(audio_id).uniform(*UNKNOWN_SECONDS), 2)
 
 
-def most_in_window(moments: Iterable[float], seconds: float) -> int:
-    """The largest number of moments in any half-open window of that many seconds."""
+def with_faults(timeline: Timeline, faults: Iterable[Fault]) -> Timeline:
+    """A timeline as the faults leave it."""
+    for fault in faults:
+        effect = fault.effects.timeline
+        timeline = effect(timeline, fault.options) if effect else timeline
+    return timeline
+
+
+def planned_callbacks(timeline: Timeline, faults: Iterable[Fault]) -> list[PlannedCallback]:
+    """The callbacks of a task, in the order in which they are sent, as the faults leave them."""
+    planned = [PlannedCallback(at, stage) for stage, at in timeline.stages()]
+    for fault in faults:
+        effect = fault.effects.callbacks
+        planned = effect(planned, fault.options) if effect else planned
+    return planned
+
+
+def most_in_window(times: Iterable[float], seconds: float) -> int:
+    """The largest number of times in any half-open window of that many seconds."""
     window: deque[float] = deque()
     most = 0
-    for moment in sorted(moments):
-        window.append(moment)
-        while window[0] <= moment - seconds:
+    for time in sorted(times):
+        window.append(time)
+        while window[0] <= time - seconds:
             window.popleft()
         most = max(most, len(window))
     return most
-
-
-# ---------------------------------------------------------------- faults of callbacks
-
-_Schedule = list[tuple[float, Delivery]]
-
-
-def _touches(fault: Fault, delivery: Delivery) -> bool:
-    return delivery.forged is None and fault.stage in {None, delivery.stage}
-
-
-def _lost(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:  # noqa: ARG001  # as its siblings
-    return [each for each in planned if not _touches(fault, each[1])]
-
-
-def _doubled(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:  # noqa: ARG001  # as its siblings
-    return [each for each in planned for _ in range(2 if _touches(fault, each[1]) else 1)]
-
-
-def _reordered(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:  # noqa: ARG001  # as its siblings
-    """The last moment stands for all, so that none speaks of a stage that is not reached."""
-    last = max((at for at, _ in planned), default=0.0)
-    return [(last, delivery) for _, delivery in reversed(planned)]
-
-
-def _late(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:  # noqa: ARG001  # as its siblings
-    wait = 30.0 if fault.seconds is None else fault.seconds
-    return [(at + wait, each) if _touches(fault, each) else (at, each) for at, each in planned]
-
-
-def _shape(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:  # noqa: ARG001  # as its siblings
-    return [(at, attrs.evolve(each, as_record=each.as_record or _touches(fault, each))) for at, each in planned]
-
-
-def _forged(task: Task, planned: _Schedule, fault: Fault) -> _Schedule:
-    return [(fault.seconds or 0.0, Delivery(task, fault.stage or "complete", forged=fault)), *planned]
-
-
-CALLBACKS = {
-    "lost": _lost,
-    "doubled": _doubled,
-    "reordered": _reordered,
-    "late": _late,
-    "shape": _shape,
-    "forged": _forged,
-}
-
-
-def schedule(task: Task, faults: Iterable[Fault]) -> _Schedule:
-    """The callbacks of a task with their moments since its submission, as the faults leave them."""
-    planned = [(at, Delivery(task, stage)) for stage, at in task.plan.stages()]
-    for fault in faults:
-        if fault.kind in CALLBACKS:
-            planned = CALLBACKS[fault.kind](task, planned, fault)
-    return planned

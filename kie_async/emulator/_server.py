@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -15,15 +15,19 @@ from aiohttp import web
 from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime, running_loop
 from kie_async._client.listener import listen
-from kie_async.emulator._app import KEY, Service, under_own_name
-from kie_async.emulator._courier import Courier, Sent
+from kie_async.emulator._callbacks import CallbackSender, SentCallback
 from kie_async.emulator._faults import Fault, Faults
-from kie_async.emulator._files import MAX_BYTES
-from kie_async.emulator._library import Library
-from kie_async.emulator._plan import Pace
-from kie_async.emulator._sources import Sources
-from kie_async.emulator._state import Arrival, Charge, Rules, State, Task, most_in_window
-from kie_async.emulator._studio import Studio
+from kie_async.emulator._files import FileStore, SourceChecker
+from kie_async.emulator._http import KEY, EmulatedService, under_own_name
+from kie_async.emulator._state import (
+    Charge,
+    EmulatedTask,
+    EmulatorState,
+    ReceivedRequest,
+    Rules,
+    most_in_window,
+)
+from kie_async.emulator._timeline import Speed
 from kie_async.settings import is_loopback
 
 
@@ -36,48 +40,48 @@ class Emulator:
         faults: the faults in force; add and remove them at any time.
     """
 
-    def __init__(self, service: Service, key: str) -> None:
-        self.base_url = service.base_url
+    def __init__(self, service: EmulatedService, key: str) -> None:
+        self.base_url = service.state.base_url
         self.key = key
         self.faults: Faults = service.state.faults
         self._service = service
-        self._state: State = service.state
+        self._state: EmulatorState = service.state
 
     @property
     def credits(self) -> float:
         """The credits left."""
-        return self._state.credits_left(self._service.clock())
+        return self._state.account.credits_left(self._service.clock())
 
     def top_up(self, amount: float) -> None:
         """Add credits."""
-        self._state.top_up(amount)
+        self._state.account.top_up(amount)
 
     @property
     def ledger(self) -> Sequence[Charge]:
         """Every accepted submission, which is one charge each, in order."""
-        self._state.credits_left(self._service.clock())  # what is due is refunded first
-        return self._state.ledger
+        self._state.account.credits_left(self._service.clock())  # what is due is refunded first
+        return self._state.account.ledger
 
     @property
-    def arrivals(self) -> Sequence[Arrival]:
+    def arrivals(self) -> Sequence[ReceivedRequest]:
         """Every submission that came in, accepted or not, in order."""
-        return self._state.arrivals
+        return self._state.account.received
 
     @property
-    def callbacks(self) -> Sequence[Sent]:
+    def callbacks(self) -> Sequence[SentCallback]:
         """Every callback that was sent, each try, in order."""
-        return self._service.courier.sent
+        return self._service.sender.sent
 
     def max_in_window(self, seconds: float = 10.0) -> int:
         """The largest number of submissions that came in within any such window."""
-        return most_in_window((arrival.at for arrival in self._state.arrivals), seconds)
+        return most_in_window((request.at for request in self.arrivals), seconds)
 
     def polls(self, task_id: str) -> int:
         """How often record-info was read for a task."""
         return self._state.polls[task_id]
 
-    def task(self, task_id: str) -> Task:
-        """A task with its plan.
+    def task(self, task_id: str) -> EmulatedTask:
+        """A task with its timeline.
 
         Raises:
             KeyError: there is none.
@@ -93,7 +97,7 @@ class Emulator:
         found = self._state.track(track_id)
         if found is None:
             raise KeyError(track_id)
-        return await self._service.library.audio(*found)
+        return await self._service.files.audio(*found)
 
     async def settled(self) -> None:
         """Wait until every task has ended (those that never end left out) and every callback is delivered.
@@ -103,14 +107,14 @@ class Emulator:
         """
         service = self._service
         while True:
-            if service.courier.stopped:
+            if service.sender.stopped:
                 raise RuntimeError("the emulator has stopped: what is left will not happen")
             if (wait := self._state.last_end - service.clock()) > 0:
                 await anyio.sleep(wait)
-            elif service.courier.idle and service.sources.unchecked == 0:
+            elif service.sender.idle and service.checker.unchecked == 0:
                 return
             else:
-                await service.courier.moved()
+                await service.sender.changed()
 
 
 @asynccontextmanager
@@ -158,10 +162,10 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         raise ValueError(f"the emulator serves on loopback only, not on {host!r}")
     keys = _checked(key)
     clock = running_loop().time
-    state = State(
+    state = EmulatorState(
         seed=seed,
         credits_left=credits,
-        pace=Pace(speed, timeline, goes_on),
+        speed=Speed(speed, timeline, goes_on),
         rules=rules or Rules(),
         faults=faults,
     )
@@ -170,8 +174,12 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     async def running() -> AsyncIterator[Emulator]:
         connector = aiohttp.TCPConnector(limit=0, socket_factory=_loopback_socket)
         async with aiohttp.ClientSession(connector=connector) as client:
-            service = _wire_up(state, client, webhook_key=webhook_key, clock=clock)
-            service.keys, service.check, service.spoil = keys, check_sources, spoil_jobs
+            sender = CallbackSender(state, client, webhook_key=webhook_key, clock=clock)
+            files = FileStore(state, client, clock)
+            checker = SourceChecker(state, files, clock, changed=sender.wake)
+            service = EmulatedService(
+                state, sender, checker, files, clock, keys, malformed_jobs=spoil_jobs, check_sources=check_sources
+            )
             async with _listening(service, host, port), _background(service):
                 yield Emulator(service, keys[0] if keys else KEY)
 
@@ -195,29 +203,18 @@ def _loopback_socket(info: aiohttp.AddrInfoType) -> socket.socket:
 
 
 @asynccontextmanager
-async def _background(service: Service) -> AsyncIterator[None]:
+async def _background(service: EmulatedService) -> AsyncIterator[None]:
     with unwrap_single_exception():
         async with anyio.create_task_group() as group:
-            group.start_soon(service.courier.run)
-            group.start_soon(service.sources.run)
+            group.start_soon(service.sender.run)
+            group.start_soon(service.checker.run)
             yield
             group.cancel_scope.cancel()
 
 
-def _wire_up(
-    state: State, client: aiohttp.ClientSession, *, webhook_key: str | None, clock: Callable[[], float]
-) -> Service:
-    studio = Studio()
-    library = Library(state, studio, clock)
-    courier = Courier(state, client, webhook_key=webhook_key, clock=clock)
-    sources = Sources(state, client, own=library.read, measure=studio.measure, clock=clock, planned=courier.wake)
-    library.sources = sources
-    return Service(state, courier, sources, library, clock)
-
-
 @asynccontextmanager
-async def _listening(service: Service, host: str, port: int) -> AsyncIterator[None]:
-    app = web.Application(client_max_size=MAX_BYTES, middlewares=[under_own_name])
+async def _listening(service: EmulatedService, host: str, port: int) -> AsyncIterator[None]:
+    app = web.Application(client_max_size=service.state.rules.max_bytes, middlewares=[under_own_name])
     app.add_routes(service.routes())
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
     try:
@@ -226,9 +223,7 @@ async def _listening(service: Service, host: str, port: int) -> AsyncIterator[No
         try:
             address = listener.sockets[0].getsockname()
             name = f"[{address[0]}]" if ":" in address[0] else address[0]
-            base_url = f"http://{name}:{address[1]}"
-            for each in (service, service.courier, service.sources, service.library):
-                each.base_url = base_url
+            service.state.base_url = f"http://{name}:{address[1]}"
             yield
         finally:
             listener.close()

@@ -1,0 +1,183 @@
+"""What is submitted, and what the service refuses of it: at once, or only after it was accepted and charged. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+
+from kie_async._protocol.limits import LYRICS, NEWEST, VARIETY, limits_of
+from kie_async.emulator._fault_kinds import FAILED, REFUSED
+from kie_async.emulator._faults import Fault
+from kie_async.emulator._refusals import RefusedSubmission
+from kie_async.models import Operation
+from kie_async.settings import RouteName, is_loopback
+
+_TEXTS: Mapping[str, str] = MappingProxyType(  # in the spelling of each route
+    {
+        "prompt": "prompt",
+        "style": "style",
+        "title": "title",
+        "negative_tags": "negativeTags",
+        "lyrics": "lyrics",
+    }
+)
+
+
+def host_of(url: str) -> str | None:
+    """The host of a URL; None if it has none, or cannot be read."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+@attrs.frozen
+class Submission:
+    """A submission as understood, whichever route it came by.
+
+    Attributes:
+        source: the id of a track, or the URL of an upload.
+        texts: prompt, style, title, negative_tags, lyrics; what is missing is empty.
+    """
+
+    operation: Operation
+    model: str = ""
+    callback_url: str = ""
+    source: str = ""
+    continue_at: float | None = None
+    texts: Mapping[str, str] = MappingProxyType(dict.fromkeys(_TEXTS, ""))
+    instrumental: bool = False
+    own_parameters: bool = False
+    variety: float | None = None
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether its callbacks are sent: no other machine is ever called."""
+        return is_loopback(host_of(self.callback_url))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def read_classic(operation: Operation, body: Mapping[str, Any]) -> Submission:
+    """Read the body of the classic route (camelCase)."""
+    return Submission(
+        operation,
+        model=_text(body.get("model")),
+        callback_url=_text(body.get("callBackUrl")),
+        source=_text(body.get("audioId" if operation == "extend" else "uploadUrl")),
+        continue_at=_number(body.get("continueAt")),
+        texts={name: _text(body.get(camel)) if name != "lyrics" else "" for name, camel in _TEXTS.items()},
+        instrumental=body.get("instrumental") is True,
+        own_parameters=body.get("defaultParamFlag") is True,
+    )
+
+
+def read_jobs(operation: Operation, body: Mapping[str, Any]) -> Submission:
+    """Read the body of the jobs route (snake_case under ``input``), where only an upload has required texts."""
+    given = body.get("input")
+    fields: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    texts = {name: _text(fields.get(name)) for name in _TEXTS}
+    return Submission(
+        operation,
+        model=_text(fields.get("model")),
+        callback_url=_text(body.get("callBackUrl")),
+        source=_text(fields.get("audio_id" if operation == "extend" else "upload_url")),
+        continue_at=_number(fields.get("continue_at")),
+        texts=texts,
+        instrumental=fields.get("instrumental") is True,
+        own_parameters=operation == "upload_extend" and bool(texts["style"] or texts["title"]),
+        variety=_number(fields.get("variety")),
+    )
+
+
+# ---------------------------------------------------------------- refused at once
+
+
+def refused_at_once(submission: Submission, route: RouteName) -> RefusedSubmission | None:
+    """What is refused before anything is charged: next to nothing (FACTS §2)."""
+    if limits_of(submission.model) is None:
+        return RefusedSubmission(422, "The model is not supported.")
+    if route == "classic" and not submission.callback_url:
+        return RefusedSubmission(422, "Please enter callBackUrl.")
+    if not submission.source:
+        return RefusedSubmission(422, f"Please enter {'audioId' if submission.operation == 'extend' else 'uploadUrl'}.")
+    return None
+
+
+# ---------------------------------------------------------------- refused after the charge
+
+# Words that make a task fail when its prompt, style, title or negative tags hold them, to try failures by hand.
+TRIGGERS: Mapping[str, Fault] = MappingProxyType(
+    {
+        "sensitive-word": Fault(
+            "failed", code=400, word="SENSITIVE_WORD_ERROR",
+            message="Your tags contain artist name sensitive-word — we don't reference specific artists, "
+            "please change your tags and try again.",
+        ),
+        "copyrighted-lyrics": Fault(
+            "failed", code=400, word="CREATE_TASK_FAILED", message="Song lyrics contain copyrighted material"
+        ),
+        "known-work": Fault("refused", code=413, message=REFUSED),
+        "creation-fails": Fault("failed", code=500, word="CREATE_TASK_FAILED", message="Internal server error"),
+        "generation-fails": Fault("failed", code=501, message=FAILED),
+        "fails-refunded": Fault("failed", code=531, message="Generation failed, credits have been refunded"),
+        "times-out": Fault("failed", code=408, message="Upstream service timed out"),
+        "never-ends": Fault("stuck"),
+    }
+)  # fmt: skip
+
+
+def refused_late(submission: Submission, source_seconds: float | None, source_model: str | None) -> Iterator[Fault]:
+    """What the service finds out only after it has accepted a submission, as the faults of its task.
+
+    Args:
+        submission: what was submitted.
+        source_seconds: the length of the source, where it is known.
+        source_model: the model that made the source, where it is known.
+    """
+    words = " ".join(submission.texts[name] for name in ("prompt", "style", "title", "negative_tags")).lower()
+    yield from (fault for trigger, fault in TRIGGERS.items() if trigger in words)
+    yield from (_invalid(complaint) for complaint in _complaints(submission))
+    if source_seconds is not None and (fault := cut_outside(submission, source_seconds)):
+        yield fault
+    if source_model not in {None, submission.model}:
+        yield _invalid(f"The model must be that of the source track: {source_model}")
+
+
+def cut_outside(submission: Submission, source_seconds: float) -> Fault | None:
+    """The refusal of a ``continueAt`` that does not lie inside the source; None if it does."""
+    if submission.continue_at is None or 0 < submission.continue_at < source_seconds:
+        return None
+    return _invalid("continueAt must be greater than 0 and less than the duration of the audio")
+
+
+def _invalid(complaint: str) -> Fault:
+    return Fault("failed", code=422, word="CREATE_TASK_FAILED", message=complaint)
+
+
+def _complaints(submission: Submission) -> Iterator[str]:
+    texts = submission.texts
+    needed = ("style", "title") if submission.instrumental or texts["lyrics"] else ("prompt", "style", "title")
+    for name in needed if submission.own_parameters else ():
+        if not texts[name]:
+            yield f"{name} is required when defaultParamFlag is true"
+    if len(texts["lyrics"]) > LYRICS:
+        yield f"lyrics must not exceed {LYRICS} characters"
+    if submission.variety is not None and not 0 <= submission.variety <= VARIETY:
+        yield f"variety must be from 0 to {VARIETY}"
+    limits = limits_of(submission.model) or NEWEST
+    for name in ("prompt", "style", "title"):
+        if len(texts[name]) > getattr(limits, name):
+            yield f"{name} must not exceed {getattr(limits, name)} characters"
+    if submission.continue_at is None and (submission.own_parameters or submission.operation == "upload_extend"):
+        yield "continueAt is required"

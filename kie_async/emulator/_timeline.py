@@ -1,0 +1,209 @@
+"""The timeline of a task: when it reaches which stage, how it ends, and what is seen of it at any time. Pure.
+
+Times are seconds since the submission. By default they are those of the real service (text after some 10 s, the first
+track after some 45 s, all after 60 to 140 s), divided by the speed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import attrs
+
+from kie_async.models import STAGES
+
+NEVER = math.inf
+PENDING_FOR = 180.0  # FACTS: "it stays PENDING for minutes"
+
+
+def seeded(seed: str) -> random.Random:
+    """A source of chance that always gives the same for the same seed."""
+    return random.Random(seed)  # noqa: S311  # chance, not secrecy
+
+
+@attrs.frozen
+class Failure:
+    """How a task fails, and when.
+
+    Attributes:
+        word: the status at the end.
+        pending_for: how long the status says PENDING although errorCode is set.
+    """
+
+    at: float
+    code: int | str
+    message: str
+    word: str = "GENERATE_AUDIO_FAILED"
+    pending_for: float = 0.0
+
+    @property
+    def refunded(self) -> bool:
+        """Whether the credits are given back (FACTS: 531 alone says so)."""
+        return self.code == 531  # noqa: PLR2004  # the service's code
+
+
+@attrs.frozen
+class TaskSnapshot:
+    """What is seen of a task at one time, before it is written as a body.
+
+    Attributes:
+        word: the status.
+        ready: how many tracks are finished.
+        listed: whether the tracks are listed.
+        audio: whether the finished tracks have their audio.
+        code: errorCode.
+        progress: how far the wait for the text is, from 0 to 1.
+        ended: seconds from the submission to the end; None while it runs.
+        shape: where the jobs route puts the tracks of a finished task, one of ``SHAPES``; by default, as was reported
+            of the operation.
+    """
+
+    word: str = "PENDING"
+    ready: int = 0
+    listed: bool = False
+    audio: bool = True
+    code: int | str | None = None
+    message: str | None = None
+    progress: float = 0.0
+    ended: float | None = None
+    shape: str = ""
+
+
+@attrs.frozen
+class Timeline:
+    """The stages of a task.
+
+    Attributes:
+        failing: when it fails, if it fails.
+        durations: the lengths of its two tracks.
+        visible: from when record-info knows it.
+        audio: from when its audio is to be had, beyond its completion.
+        pending_for: how long a late refusal says PENDING.
+    """
+
+    text: float
+    first: float
+    complete: float
+    failing: float
+    durations: tuple[float, float]
+    failure: Failure | None = None
+    visible: float = 0.0
+    audio: float = 0.0
+    pending_for: float = PENDING_FOR
+    callback_exception: bool = False
+
+    @property
+    def end(self) -> float:
+        """When it is over, the audio included; infinite if it never is."""
+        if self.failure is not None:
+            return max(self.visible, self.failure.at + self.failure.pending_for)
+        return max(self.visible, self.complete, self.audio)
+
+    def stages(self) -> Iterator[tuple[str, float]]:
+        """The stages that it reaches, each with its time."""
+        until = NEVER if self.failure is None else self.failure.at
+        for stage, at in zip(STAGES, (self.text, self.first, self.complete), strict=True):
+            if at < until:
+                yield stage, at
+        if self.failure is not None:
+            yield "error", self.failure.at
+
+    def snapshot(self, age: float) -> TaskSnapshot | None:
+        """What is seen of the task at an age; None if it is not visible yet."""
+        if age < self.visible:
+            return None
+        failure = self.failure
+        if failure is None or age < failure.at:
+            return self._running(age)
+        if age < failure.at + failure.pending_for:
+            return TaskSnapshot(code=failure.code, message=failure.message)
+        ended = failure.at + failure.pending_for
+        return TaskSnapshot(failure.word, code=failure.code, message=failure.message, ended=ended)
+
+    def _running(self, age: float) -> TaskSnapshot:
+        if age < self.text:
+            return TaskSnapshot(progress=age / self.text)
+        if age < self.first:
+            return TaskSnapshot("TEXT_SUCCESS", listed=True)
+        if age < self.complete:
+            return TaskSnapshot("FIRST_SUCCESS", ready=1, listed=True)
+        word = "CALLBACK_EXCEPTION" if self.callback_exception else "SUCCESS"
+        return TaskSnapshot(word, ready=2, listed=True, audio=age >= self.audio, ended=self.complete)
+
+    def snapshot_of_stage(self, stage: str) -> TaskSnapshot:
+        """What the callback of a stage says, whenever it is sent."""
+        if stage == "error" and self.failure is not None:
+            return TaskSnapshot("FAILED", code=self.failure.code, message=self.failure.message)
+        ready = {"first": 1, "complete": 2}.get(stage, 0)
+        return TaskSnapshot(ready=ready, listed=ready > 0, audio=self.audio <= self.complete)
+
+
+@attrs.frozen
+class Speed:
+    """How fast tasks run.
+
+    Attributes:
+        factor: all times are divided by it.
+        timeline: text, first, complete in seconds before that; None: random, as the real service is.
+        goes_on: by how many seconds each of the two tracks is longer than ``continue_at``; None: random.
+    """
+
+    factor: float = 1.0
+    timeline: tuple[float, float, float] | None = None
+    goes_on: tuple[float, float] | None = None
+
+    def plan(self, chance: random.Random, start: float) -> Timeline:
+        """Plan a task without faults; ``start`` is where the source is continued, in seconds."""
+        text, first, complete = self.timeline or (
+            chance.uniform(8, 12), chance.uniform(35, 55), chance.uniform(60, 140),
+        )  # fmt: skip
+        longer = self.goes_on or (chance.uniform(15, 25), chance.uniform(30, 40))
+        return Timeline(
+            text=text / self.factor,
+            first=first / self.factor,
+            complete=complete / self.factor,
+            failing=min(complete, text + chance.uniform(1, 20)) / self.factor,
+            durations=(round(start + longer[0], 2), round(start + longer[1], 2)),
+            pending_for=PENDING_FOR / self.factor,
+        )
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+@attrs.frozen
+class ForgedContent:
+    """What a false callback says.
+
+    Attributes:
+        code: of a false error; None: false audio, at ``url``.
+        signed: whether it bears a good signature.
+    """
+
+    code: int | str | None
+    message: str | None
+    url: str
+    signed: bool
+
+
+@attrs.frozen
+class PlannedCallback:
+    """A callback of a task that is to be sent.
+
+    Attributes:
+        at: when.
+        stage: text, first, complete or error.
+        attempt: from 1.
+        forged: what it says if it is a false one.
+        as_record: whether it has the shape of recordInfo.
+        early: whether it goes out before the submission is answered, if its time has come by then.
+    """
+
+    at: float
+    stage: str
+    attempt: int = 1
+    forged: ForgedContent | None = None
+    as_record: bool = False
+    early: bool = False
