@@ -166,7 +166,9 @@ def clean(text: str) -> str:
     """Make foreign text fit to show: addresses cut to their host, no control characters, no great length."""
     text = _URL.sub(lambda found: f"{_without_user(found[1])}/…" if found[2] else _without_user(found[1]), text)
     text = _BEARER.sub(r"\1…", text)
-    text = "".join(character if character.isprintable() else "�" for character in text[: _MAX_CLEAN + 1])
+    text = text[: _MAX_CLEAN + 1]
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "�" for character in text)
     return text if len(text) <= _MAX_CLEAN else f"{text[:_MAX_CLEAN]}…"
 
 

@@ -327,3 +327,9 @@ async def test_a_shared_limiter_keeps_two_sessions_in_one_quota() -> None:
                 group.start_soon((one if number % 2 else two).submit, REQUEST)
         assert service.emulator.max_in_window(10.0) == 20
         assert not [arrival for arrival in service.emulator.arrivals if not arrival.admitted]
+
+
+async def test_without_a_journal_there_is_nothing_to_resume() -> None:
+    async with serving() as service:
+        with pytest.raises(kie.SessionError, match="no journal"):
+            await anext(service.session.resume())

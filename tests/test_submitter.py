@@ -17,7 +17,7 @@ import kie_async as kie
 from kie_async import emulator
 from kie_async.emulator import Fault
 from kie_async.errors import SubmitUnknownError
-from kie_async.events import Notice, Queued, Retrying, Submitted
+from kie_async.events import Finished, Notice, Queued, Retrying, Submitted
 from kie_async.limiter import Permit, SlidingLimiter
 
 pytestmark = pytest.mark.anyio
@@ -326,6 +326,17 @@ async def test_a_caller_that_goes_away_from_a_failing_post_holds_no_place() -> N
         submitting.cancel()
         await asyncio.gather(submitting, return_exceptions=True)
         await (await service.session.submit(REQUEST))
+
+
+async def test_a_task_that_is_followed_before_its_answer_holds_no_place_twice() -> None:
+    async with serving(faults=[Fault("slow", seconds=5, nth=1)], settings={"max_in_flight": 1}) as service:
+        submitting = asyncio.create_task(service.session.submit(REQUEST))
+        await anyio.sleep(1)
+        followed = service.session.track(service.emulator.ledger[0].task_id)
+        task = await submitting
+        await service.session.submit(REQUEST)
+        assert not any(event.task_id == task.id for event in service.of(Finished))
+        assert await followed is await task
 
 
 async def test_leaving_the_session_waits_for_the_answer_of_a_post() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -458,6 +459,37 @@ async def test_a_look_under_way_when_the_last_waiter_goes_is_the_last() -> None:
         polls = service.emulator.polls(task.id)
         await anyio.sleep(200)
         assert service.emulator.polls(task.id) == polls
+
+
+async def test_a_waiter_that_comes_during_the_last_poll_goes_on_with_it() -> None:
+    async with serving(faults=[Fault("slow", on="record_info", seconds=5)]) as service:
+        task = service.session.track((await service.session.submit(REQUEST)).id)
+        with anyio.move_on_after(2):
+            await task
+        await anyio.sleep(1)
+        assert len((await task).tracks) == 2
+
+
+async def test_who_begins_to_listen_during_a_poll_gets_each_stage() -> None:
+    async with serving(faults=[Fault("slow", on="record_info", seconds=5)]) as service:
+        task = service.session.track((await service.session.submit(REQUEST)).id)
+        await anyio.sleep(1)
+        assert [event.stage async for event in task.events()] == ["text", "first", "complete"]
+
+
+async def test_closing_with_many_tasks_lets_others_run() -> None:
+    async with serving() as service:
+        session = await kie.KieSession.open(service.session.settings)
+        waiting = [asyncio.create_task(session.track(f"t{number}").result()) for number in range(1000)]
+        await anyio.sleep(0.1)
+        closing = asyncio.create_task(session.aclose())
+        ended = []
+        while not closing.done():
+            await anyio.lowlevel.checkpoint()
+            ended.append(sum(each.done() for each in waiting))
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(error) for error in errors} == {kie.SessionError}
+        assert max(later - earlier for earlier, later in pairwise(ended)) <= 200
 
 
 async def test_a_task_nobody_waits_for_is_followed_all_the_same() -> None:

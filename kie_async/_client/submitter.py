@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 
@@ -119,13 +119,9 @@ class _InFlightLimit:
             await self._places.acquire()
         finally:
             self._queued -= 1
-        held = [self._places]
-
-        def release() -> None:
-            if held:
-                held.pop().release()
-
-        return release
+        place = ExitStack()
+        place.callback(self._places.release)
+        return place.close
 
 
 class Submitter:
@@ -182,9 +178,9 @@ class Submitter:
                 except KieError as error:
                     await self._wait_for_retry(error, attempt, started_at)
         except BaseException:
-            if post is None or post.done():
+            if post is None:
                 release()
-            else:  # the caller goes away during its POST: a task that comes of it is followed
+            else:  # the caller may go away during its POST: a task that comes of it is followed
                 post.add_done_callback(lambda left: _release_if_failed(left, release))
             raise
         raise AssertionError  # pragma: no cover (the loop has no end of its own)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from typing import Any
 
 from kie_async._client.tracked_task import TrackedTask
 from kie_async._client.tracker import Tracker
@@ -47,8 +48,8 @@ class Task:
     def __await__(self) -> Generator[object, None, TaskResult]:
         return self._tracker.wait(self._tracked).__await__()
 
-    async def result(self, *, timeout: float | None = None) -> TaskResult:  # noqa: ASYNC109  # a shorthand users expect
-        """Wait for the result.
+    def result(self, *, timeout: float | None = None) -> Coroutine[Any, Any, TaskResult]:
+        """Wait for the result: ``await task.result()``.
 
         Args:
             timeout: seconds to wait; None waits as long as ``Settings.task_timeout``.
@@ -60,22 +61,22 @@ class Task:
 
         Cancelling stops nothing at the service.
         """
-        if timeout is None:
-            return await self._tracker.wait(self._tracked)
+        return self._tracker.wait(self._tracked) if timeout is None else self._result_within(timeout)
+
+    async def _result_within(self, seconds: float) -> TaskResult:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 return await self._tracker.wait(self._tracked)
         except WaitTimeoutError:
             raise
         except TimeoutError:
-            message = f"no end within {timeout} s; the task goes on: wait again, or session.track({self.id!r}) later"
+            message = f"no end within {seconds} s; the task goes on: wait again, or session.track({self.id!r}) later"
             raise WaitTimeoutError(message, self.id) from None
 
-    async def events(self) -> AsyncGenerator[TaskEvent, None]:
+    def events(self) -> AsyncGenerator[TaskEvent, None]:
         """Give the stages "text", "first" and "complete", each once and in this order, and end with the task.
 
         A success passes through all three; a stage that was never seen by itself is given with the next. A failure
         ends the stages early and is raised by awaiting the task.
         """
-        async for event in self._tracker.stages(self._tracked):
-            yield event
+        return self._tracker.stages(self._tracked)

@@ -10,8 +10,7 @@ import asyncio
 import copy
 import math
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from sys import intern
@@ -137,45 +136,48 @@ class Tracker:
         Cancelling stops nothing for others; when the last one goes, the task is not polled any more, unless its end
         is to be recorded.
         """
-        with self._waiting(task):
+        self._add_waiter(task)
+        try:
             while task.outcome is None:
                 await task.waiters.next_change()
+        finally:
+            self._remove_waiter(task)
         if isinstance(task.outcome, TaskResult):
             return task.outcome
         raise copy.copy(task.outcome)
 
     async def stages(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Give each stage once, in order; a success passes through all of them. Ends with the task."""
-        with self._waiting(task):
-            task.waiters.listeners += 1
-            if task.outcome is None:
-                self._poll_by(task, self._planner.listener_came(task, self._now()))
-            try:
-                for stage in STAGES:
-                    while task.outcome is None and reached(task.progress.stage) < reached(stage):
-                        await task.waiters.next_change()
-                    if reached(task.progress.stage) < reached(stage):
-                        return
-                    yield TaskEvent(task.task_id, stage, task.progress.tracks)
-            finally:
-                task.waiters.listeners -= 1
+        self._add_waiter(task)
+        task.waiters.listeners += 1
+        if task.outcome is None:
+            self._poll_by(task, self._planner.listener_came(task, self._now()))
+        try:
+            for stage in STAGES:
+                while task.outcome is None and reached(task.progress.stage) < reached(stage):
+                    await task.waiters.next_change()
+                if reached(task.progress.stage) < reached(stage):
+                    return
+                yield TaskEvent(task.task_id, stage, task.progress.tracks)
+        finally:
+            task.waiters.listeners -= 1
+            self._remove_waiter(task)
 
-    @contextmanager
-    def _waiting(self, task: TrackedTask) -> Iterator[None]:
-        """Count somebody who waits for a task; when the last one goes, the task is paused."""
+    def _add_waiter(self, task: TrackedTask) -> None:
+        """Count somebody who begins to wait for a task."""
         if asyncio.get_running_loop() is not self._loop:
             raise SessionError("the task belongs to another event loop: await it there")
         if self._is_closed and task.outcome is None:
             self._finish(task, session_closed(task.task_id))
         self._resume(task)
         task.waiters.count += 1
-        try:
-            yield
-        finally:
-            task.waiters.count -= 1
-            task.waiters.forget_cancelled()
-            if task.waiters.count == 0 and task.outcome is None and task.on_finished is None:
-                self._pause(task)
+
+    def _remove_waiter(self, task: TrackedTask) -> None:
+        """Count somebody who does not wait any more; when it was the last one, pause the task."""
+        task.waiters.count -= 1
+        task.waiters.forget_cancelled()
+        if task.waiters.count == 0 and task.outcome is None and task.on_finished is None:
+            self._pause(task)
 
     def _pause(self, task: TrackedTask) -> None:
         task.is_paused = True
@@ -218,11 +220,11 @@ class Tracker:
     async def _close(self) -> None:
         """End all tasks, some at a time, so that a great number of them does not block the loop."""
         with anyio.CancelScope(shield=True):
-            for number, task in enumerate(list(self._followed.values()), start=1):
-                if task.outcome is None:
-                    self._finish(task, session_closed(task.task_id))
-                if number % _CLOSED_AT_ONCE == 0:
-                    await asyncio.sleep(0)
+            while self._followed:
+                for _ in range(min(len(self._followed), _CLOSED_AT_ONCE)):
+                    task_id, task = self._followed.popitem()
+                    self._finish(task, session_closed(task_id))
+                await asyncio.sleep(0)
 
     async def _poll(self, task: TrackedTask) -> None:
         error = None

@@ -52,10 +52,6 @@ class Dispatching(Protocol):
         ...
 
 
-def _nothing() -> None:
-    return
-
-
 class Recorder(anyio.AsyncContextManagerMixin):
     """Submits and follows the jobs of a journal for a session, and records what becomes of them.
 
@@ -128,12 +124,12 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ submitting and following
 
-    async def submit(self, request: Request, key: str | None = None, check: Check = _nothing) -> Task:
+    async def submit(self, request: Request, key: str | None, check: Check) -> Task:
         """Submit a request as a new job; if the journal has a paid job of this key, follow its task.
 
         Args:
             request: what is asked.
-            key: of the job; a random one by default.
+            key: of the job; None for a random one.
             check: called right before it would be sent; what it raises forbids that, and is raised here.
 
         Raises:
@@ -148,9 +144,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             return self.follow(job)
         return await self._submit(key, request, None, check)
 
-    async def submit_job(
-        self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check = _nothing
-    ) -> Task:
+    async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
         """Submit a planned job; its transitions and its outcome are recorded.
 
         Args:
