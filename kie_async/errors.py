@@ -23,7 +23,7 @@
     ├── TaskNotFoundError       the service does not know the task
     ├── TaskFailedError         the task ended without a result; see ``refunded``
     ├── TooManyFailuresError    several tasks in a row failed: nothing more is sent    see why
-    ├── WaitTimeoutError        the caller's patience ended; the task goes on    wait again
+    ├── WaitTimeoutError        the caller's timeout is over; the task goes on   wait again
     ├── BudgetError             the batch's own cap is reached                   raise it, go on
     ├── ConflictError           the journal refused a move: somebody else has the job, or it is done
     │   └── LostRecordError     the results name a task that the journal lost        take it into the journal
@@ -172,7 +172,7 @@ class InsufficientCreditsError(RefusedError):
 
 @attrs.define(slots=False)
 class RateLimitedError(RefusedError):
-    """Too fast (405, 429, 430), for longer than the session was told to wait.
+    """Too fast (405, 429, 430), for longer than ``Settings.submit_retry_timeout``.
 
     Attributes:
         retry_after: seconds the service asked to wait, if it did.
@@ -197,7 +197,7 @@ class UnavailableError(RefusedError):
 class SubmitUnknownError(KieError):
     """A submission was sent and its answer lost: it may be running and charged.
 
-    Do not send it again blindly. Look at the service's own log of tasks, or follow the task with
+    Do not send it again blindly. See the service's own log of tasks, or follow the task with
     ``session.track(task_id)`` once its id is known.
 
     Attributes:
@@ -253,7 +253,7 @@ class TooManyFailuresError(KieError):
 
 @attrs.define(slots=False)
 class WaitTimeoutError(KieError, TimeoutError):
-    """The caller's patience ended, not the task: it goes on, and ``session.track(task_id)`` follows it again."""
+    """The timeout is over, but not the task: it goes on, and ``session.track(task_id)`` follows it again."""
 
     charged: Charged = "yes"
     retryable: bool = True
@@ -289,7 +289,7 @@ class FileError(KieError):
 
 
 class AudioError(FileError, ValueError):
-    """The source is no audio that the service could extend, or its length cannot be told. Nothing was sent."""
+    """The source is no audio that the service could extend, or its length cannot be measured. Nothing was sent."""
 
 
 @attrs.define(slots=False)

@@ -1,4 +1,4 @@
-"""What a session tells its observer. An observer is any callable that takes an ``Event``; it must not block.
+"""The events that a session emits. An observer is any callable that takes an ``Event``; it must not block.
 
 Nothing here holds the API key, a callback token or a signed address.
 """
@@ -109,7 +109,7 @@ class Finished:
 
 @attrs.frozen
 class Notice:
-    """Something odd that changed nothing: a report that goes backwards, an unknown word, a submission unknown."""
+    """Something unusual that changed nothing: a report that goes backwards, an unknown word, a submission unknown."""
 
     task_id: str
     note: str

@@ -13,6 +13,7 @@ import secrets
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -59,26 +60,24 @@ class Limiter(Protocol):
 
 @attrs.define(eq=False)
 class _LocalPermit:
-    _limiter: SlidingLimiter | None
-    _home: object  # the loop of its grant
+    _when_sent: Callable[[], None]
+    _when_unsent: Callable[[], None]
+    _is_ended: bool = False
 
     @property
     def is_valid(self) -> bool:
         return True  # nobody else can have taken it
 
     def release(self) -> None:
-        self._end(lambda limiter: limiter._return_later())  # noqa: SLF001  # the two are one thing
+        self._end(self._when_sent)
 
     def give_back(self) -> None:
-        self._end(lambda limiter: limiter._return_now())  # noqa: SLF001  # likewise
+        self._end(self._when_unsent)
 
-    def _end(self, how: Callable[[SlidingLimiter], None]) -> None:
-        limiter, self._limiter = self._limiter, None
-        if limiter is None:
-            return
-        limiter._loop()  # noqa: SLF001  # likewise
-        if self._home is limiter._home:  # noqa: SLF001  # if not, it was counted as returned
-            how(limiter)
+    def _end(self, how: Callable[[], None]) -> None:
+        if not self._is_ended:
+            self._is_ended = True
+            how()
 
 
 class SlidingLimiter:
@@ -117,7 +116,7 @@ class SlidingLimiter:
         self._collect(loop.time())
         if self._free and not self._waiters and self._closed_until <= loop.time():
             self._free -= 1
-            return _LocalPermit(self, self._home)
+            return self._grant()
         waiter = loop.create_future()
         (self._waiters.appendleft if again else self._waiters.append)(waiter)
         self._serve()
@@ -127,7 +126,7 @@ class SlidingLimiter:
             if waiter.done() and not waiter.cancelled():  # granted and cancelled in the same turn
                 self._return_now()
             raise
-        return _LocalPermit(self, self._home)
+        return self._grant()
 
     def penalize(self, seconds: float) -> None:
         """Close the gate for all, for so long; never earlier than it would open already.
@@ -137,6 +136,16 @@ class SlidingLimiter:
         """
         self._closed_until = max(self._closed_until, self._loop().time() + seconds)
         self._set_timer()
+
+    def _grant(self) -> Permit:
+        take_back = partial(self._take_back, self._home)
+        return _LocalPermit(partial(take_back, self._return_later), partial(take_back, self._return_now))
+
+    def _take_back(self, home: object, how: Callable[[], None]) -> None:
+        """Take a permit back that was granted in a loop."""
+        self._loop()
+        if home is self._home:  # if not, it was counted as returned when that loop was left behind
+            how()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         """The running loop, which must be the limiter's; one that was closed is left for it."""

@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import attrs
 
-from kie_async._protocol.limits import MODELS as MODELS  # noqa: PLC0414  # users look for the models here
-from kie_async._protocol.limits import MODELS_BY_CODE_NAME
-from kie_async._protocol.limits import ModelLimits as ModelLimits  # noqa: PLC0414  # users look for the limits here
-from kie_async._protocol.request_rules import find_problems, settle_moment
+from kie_async._protocol import limits
+from kie_async._protocol.request_rules import find_problems, settle_cut_point
 from kie_async.errors import InvalidRequestError, KieError, Problem
 from kie_async.events import clean
+
+MODELS = limits.MODELS  # users search for the models here
+ModelLimits = limits.ModelLimits
 
 Stage: TypeAlias = Literal["text", "first", "complete"]
 Operation: TypeAlias = Literal["extend", "upload_extend"]
@@ -44,16 +45,14 @@ class _Request:
         instrumental: no voice.
         negative_tags: styles to keep out.
         vocal_gender: "m" or "f"; a tendency only.
-        style_weight: 0 to 1 in steps of 0.01, as are the next two.
-        weirdness_constraint: see ``style_weight``.
-        audio_weight: see ``style_weight``.
+        style_weight, weirdness_constraint, audio_weight: each 0 to 1 in steps of 0.01.
         persona_id: a persona made with the service; it needs own parameters.
         persona_model: "style_persona" (the service's default) or "voice_persona"; documented for V5 and V5_5 only,
             sent with a notice to newer models.
         default_param_flag: True: own parameters; False: those of the source. None: follows from what is given.
         source_duration: the length of the source in seconds, if known. Never sent; ``continue_at`` is held to it.
 
-    What is only pointless is sent as it is given, and told to the session's observer.
+    What is only pointless is sent as it is given, and reported to the session's observer.
     """
 
     operation: ClassVar[Operation]
@@ -75,7 +74,7 @@ class _Request:
     source_duration: float | None = None
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "continue_at", settle_moment(self.continue_at, self.source_duration))
+        object.__setattr__(self, "continue_at", settle_cut_point(self.continue_at, self.source_duration))
         fields = self.fields()
         if problems := tuple(find_problems(fields, own_parameters=self.own_parameters)):
             raise InvalidRequestError("; ".join(map(str, problems)), problems=problems)
@@ -217,7 +216,7 @@ def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
     Raises:
         InvalidRequestError: with every problem of the request; or another model has made the track.
     """
-    made_by = MODELS_BY_CODE_NAME.get(track.model_name or "", ())
+    made_by = limits.MODELS_BY_CODE_NAME.get(track.model_name or "", ())
     given: dict[str, Any] = {"source_duration": track.duration, **fields}
     if len(made_by) == 1:
         given.setdefault("model", made_by[0])
@@ -294,7 +293,8 @@ class CallbackEvent:
     _read_tracks: Callable[[], tuple[Track, ...]] = attrs.field(default=tuple, repr=False, eq=False)
 
     @property
-    def tracks(self) -> tuple[Track, ...]:  # noqa: D102  # above
+    def tracks(self) -> tuple[Track, ...]:
+        """The tracks as the body claims them."""
         return self._read_tracks()
 
 

@@ -179,7 +179,7 @@ class KieSession(Opened[Wiring]):
         return dispatcher.task(await dispatcher.submit(await dispatcher.admit(request), check=check))
 
     def check_request(self, request: Request) -> None:
-        """Refuse a request that this session would not pay for, as far as can be told now; nothing is sent.
+        """Refuse a request that this session would not pay for, as far as is known now; nothing is sent.
 
         Raises:
             InvalidRequestError: with every problem.
@@ -293,7 +293,7 @@ class KieSession(Opened[Wiring]):
             measure: whether its length is measured.
 
         Raises:
-            AudioError: no audio, or its length cannot be told.
+            AudioError: no audio, or its length cannot be measured.
             FileError: it cannot be read, or changed while it was sent.
             KieError: the host did not take it.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Iterable
+from functools import partial
 from ipaddress import ip_address
 from typing import Literal, NoReturn, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -131,7 +132,7 @@ def _check_key(secret: Secret) -> None:
         raise SettingsError("api_key is empty: set KIE_API_KEY, or give Settings(api_key=...)")
     # The key itself gets no name here, for a traceback may show what names hold.
     if re.fullmatch(r"[!#-&(-~]+", secret.reveal()) is None:  # printable ASCII without spaces and quotes
-        raise SettingsError("api_key holds spaces, quotes, line ends or other odd characters: copy it once more")
+        raise SettingsError("api_key holds spaces, quotes, line ends or other unusual characters: copy it once more")
     if re.search(r"^bearer|your.?(api.?)?key", secret.reveal(), re.IGNORECASE):
         raise SettingsError("api_key is a placeholder or begins with 'Bearer': give the bare key")
 
@@ -162,7 +163,7 @@ class Settings:
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).
         observer: called with each ``events.Event``; by default they are logged under ``kie_async``.
         strict_limits: where two pages of the service disagree on a limit, refuse by the older one too; by default the
-            current one decides, and the observer is told of the other.
+            current one decides, and a notice names the other.
         measure_urls: measure a source that is given by URL, just before its submission, with one request of at most
             1 MiB and 3 s; ``continue_at`` is held to what that proves. Needs the extra ``audio``.
         max_consecutive_failures: after so many tasks that failed without a success between them, ``submit_all``, a
@@ -189,7 +190,7 @@ class Settings:
         ssl_context: for a private authority; it must verify.
     """
 
-    observer: Observer = log_event  # first, for it is told of the others
+    observer: Observer = log_event  # first, for it is called with notices about the others
     api_key: Secret = attrs.field(default=_of_settings(_env_key), converter=_secret)
     base_url: str = attrs.field(default=_env("KIE_BASE_URL", BASE_URL))
     upload_base_url: str = ""
@@ -223,16 +224,11 @@ class Settings:
 
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key)
-        put: Callable[[str, object], None] = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        put("base_url", _check_url("base_url", self.base_url))
-        own_host = self.base_url if self.on_loopback else UPLOAD_BASE_URL
-        put("upload_base_url", _check_url("upload_base_url", self.upload_base_url or own_host))
-        if self.callback_url:
-            put("callback_url", _check_url("callback_url", self.callback_url))
+        self._check_urls()
         if self.route not in {"classic", "jobs"}:
             raise SettingsError(f"route is {self.route!r}: give 'classic' or 'jobs'")
         _check_switches(self)
-        _check_proxy(self)
+        self._check_proxy()
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -247,6 +243,22 @@ class Settings:
         context = self.ssl_context
         if context is not None and (context.verify_mode != ssl.CERT_REQUIRED or not context.check_hostname):
             raise SettingsError("ssl_context does not verify the server: set CERT_REQUIRED and check_hostname")
+
+    def _check_urls(self) -> None:
+        put = partial(object.__setattr__, self)
+        put("base_url", _check_url("base_url", self.base_url))
+        own_host = self.base_url if self.on_loopback else UPLOAD_BASE_URL
+        put("upload_base_url", _check_url("upload_base_url", self.upload_base_url or own_host))
+        if self.callback_url:
+            put("callback_url", _check_url("callback_url", self.callback_url))
+
+    def _check_proxy(self) -> None:
+        name, proxy = ("", self.proxy) if self.proxy is not None else self._found_proxy
+        is_used = self.proxy is not None or not self.on_loopback
+        if proxy and is_used and not _is_http_address(proxy.reveal()):
+            given = f"proxy ({name})" if name else "proxy"
+            remedy = 'give one like http://proxy.example:3128, or Settings(proxy="") for none'
+            raise SettingsError(f"{given} is not an http(s) address: {remedy}")
 
     @property
     def on_loopback(self) -> bool:
@@ -263,15 +275,6 @@ class Settings:
         parts = urlsplit(url)
         host = parts.hostname or ""
         return None if is_loopback(host) or is_direct(host, parts.port, self._direct_hosts) else found
-
-
-def _check_proxy(settings: Settings) -> None:
-    name, proxy = ("", settings.proxy) if settings.proxy is not None else settings._found_proxy  # noqa: SLF001  # its own check
-    is_used = settings.proxy is not None or not settings.on_loopback
-    if proxy and is_used and not _is_http_address(proxy.reveal()):
-        given = f"proxy ({name})" if name else "proxy"
-        remedy = 'give one like http://proxy.example:3128, or Settings(proxy="") for none'
-        raise SettingsError(f"{given} is not an http(s) address: {remedy}")
 
 
 def _check_switches(settings: Settings) -> None:

@@ -1,8 +1,8 @@
 """The client that downloads: it knows no key, keeps no cookies, and goes only where ``address_rules`` lets it.
 
 Results lie on hosts that the service names as it likes, so a download shares nothing with the session of the API.
-Every connection is judged by the address it is really made to (``socket_factory``), which covers names, odd
-spellings of addresses, every hop of a redirect, and names that change their address between two looks. Where a proxy
+Every connection is judged by the address it is really made to (``socket_factory``), which covers names, unusual
+spellings of addresses, every hop of a redirect, and names that change their address between two look-ups. Where a proxy
 leads to a host, only the proxy is connected to, wherever it is: there the host is judged by its name.
 """
 
@@ -12,6 +12,7 @@ import errno
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
+from http import HTTPStatus
 from typing import Self, TypeAlias
 from urllib.parse import urljoin
 
@@ -37,6 +38,8 @@ _MAX_VALIDATOR = 256  # characters; a longer one is not worth keeping
 _FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
+_BUSY = frozenset({408, 425, 429})
+_MAX_DIGITS = 19  # of a 64-bit size
 _READABLE = frozenset({200, 206, 416})
 
 _AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[object, ...]]
@@ -65,7 +68,7 @@ class DownloadResponse:
         total: the size of the whole file in bytes, as far as the server says it.
         validator: what proves by If-Range that the file is still the same: a strong ETag, or else its date.
         encoding: a Content-Encoding that was not asked for; empty for plain bytes.
-        delimited: HTTP itself tells where the body ends (Content-Length or chunks), so that a body cut in the middle
+        delimited: HTTP itself says where the body ends (Content-Length or chunks), so that a body cut in the middle
             raises. Without that it ends when the connection does, for whatever reason.
     """
 
@@ -97,7 +100,7 @@ class Fetcher(anyio.AsyncContextManagerMixin):
 
     Args:
         settings: the timeouts, the proxy, the TLS context, and whether the API is on loopback.
-        tell: is told of retries and oddities; by default the observer of the settings.
+        emit: called with retries and notices; by default the observer of the settings.
     """
 
     def __init__(self, settings: Settings, emit: Observer | None = None) -> None:
@@ -191,7 +194,7 @@ def _check_status(status: int) -> None:
     if status in _GONE:
         raise ResultExpiredError("the file is not there any more, or its link has expired", code=status)
     if status not in _READABLE:
-        busy = status in {408, 425, 429} or status >= 500  # noqa: PLR2004  # HTTP's server errors
+        busy = status in _BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR
         raise DownloadError("the file's host answered with an error", code=status, retryable=busy)
 
 
@@ -223,7 +226,7 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 
 def _extent(response: aiohttp.ClientResponse) -> tuple[int | None, int | None]:
     """Read from where on the body counts, and how large the whole is."""
-    if response.status == 200:  # noqa: PLR2004  # the whole file
+    if response.status == HTTPStatus.OK:  # the whole file
         return 0, response.content_length
     unit, _, extent = response.headers.get("Content-Range", "").strip().partition(" ")
     span, _, total = extent.partition("/")
@@ -234,7 +237,7 @@ def _extent(response: aiohttp.ClientResponse) -> tuple[int | None, int | None]:
 
 def _count(text: str) -> int | None:
     text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # noqa: PLR2004  # a 64-bit size
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 def _next_hop(url: str, location: str) -> str:
@@ -254,7 +257,7 @@ def _translate(error: Exception) -> DownloadError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return DownloadError("the host's certificate was refused", retryable=False)
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        busy = error.status >= 500  # noqa: PLR2004  # HTTP's server errors
+        busy = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         message = "the proxy refused to connect: check Settings.proxy, HTTPS_PROXY"
         return DownloadError(message, code=error.status, retryable=busy)
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 MAX_BODY = 1 << 20  # bytes, decompressed: the largest answer known is a few kB
 UPLOADS_AT_ONCE = 4
-_DIRECT = 4  # reads that users ask for go out beside the looks
+_DIRECT = 4  # reads that users ask for are sent beside the polls
 _SERVER_ERRORS = 500
 _JSON = {"Content-Type": "application/json; charset=utf-8"}
 _SHORTEST_KEY = 16  # a shorter one is no real key, and may be a word of the answer
@@ -61,8 +61,8 @@ class Transport(anyio.AsyncContextManagerMixin):
     """Sends calls and reads answers. Entered once, by the session that owns it.
 
     Args:
-        settings: where to, with which key, and with what patience.
-        tell: is told of retries.
+        settings: where to, with which key, and with which timeouts.
+        emit: called with retries.
     """
 
     def __init__(self, settings: Settings, emit: Observer) -> None:
@@ -156,7 +156,7 @@ class Transport(anyio.AsyncContextManagerMixin):
 
     async def _request(self, call: ApiCall[Any], body: bytes | None, wire: _Wire) -> Response:
         settings = self.settings
-        # A POST that raced the idle close of a kept connection would fail without anybody knowing how.
+        # A POST that races the idle close of a pooled connection fails, and nobody can know whether it was received.
         session = self._pooled if call.method == "GET" else self._unpooled
         check_client(session)
         url = (settings.base_url if call.host == "api" else settings.upload_base_url) + call.path
@@ -199,14 +199,14 @@ class _Connector(aiohttp.TCPConnector):
 
 @attrs.define
 class _Wire:
-    """Whether a request got a connection: without one nothing was sent, with one nobody can tell."""
+    """Whether a request got a connection: without one nothing was sent, with one nobody can know."""
 
     on_headers: Callable[[], None]
     made: bool = False
     ended: bool = False
 
     def end(self) -> None:
-        """The headers of the answer are here, or lost: tell it once, if anything can have been sent."""
+        """The headers of the answer are here, or lost: report it once, if anything can have been sent."""
         if self.made and not self.ended:
             self.ended = True
             self.on_headers()

@@ -163,7 +163,7 @@ class Lifetime(Generic[T]):
                     self._fail()
 
     def _fail(self) -> None:
-        """What is held open has failed, or the loop ends: tell who is inside the block."""
+        """What is held open has failed, or the loop ends: cancel the task that is inside the block."""
         self.phase = Phase.FAILED
         if self._host is not None:
             self._has_cancelled_host = self._host.cancel(f"the {self._name} has failed")
@@ -171,7 +171,7 @@ class Lifetime(Generic[T]):
 
 def _forget(task: asyncio.Task[None]) -> None:
     _tasks.discard(task)
-    _error_of(task)  # read, so that it is not logged: who closes is told
+    _error_of(task)  # read, so that it is not logged: whoever closes gets it
 
 
 def _error_of(task: asyncio.Task[None] | None) -> BaseException | None:

@@ -178,7 +178,7 @@ class PollPlanner:
         if task.progress.pending_reason in {"not visible", "no audio"}:
             return min(_MAX_PENDING_INTERVAL, 1 + (now - task.progress.pending_since) / 4)
         wait = self._wait_for_end(task, now)
-        if task.callbacks.polls_since_end is not None:  # a callback told its end, the record does not yet
+        if task.callbacks.polls_since_end is not None:  # a callback reported its end, the record does not yet
             wait = min(wait, retry_delay(task.callbacks.polls_since_end, self._random))
         return wait
 
@@ -198,7 +198,7 @@ class PollPlanner:
 
     def listener_came(self, task: TrackedTask, now: float) -> float:
         """The time of the next poll of a task to whose stages somebody begins to listen."""
-        if task.callbacks.stages > reached(task.progress.stage):  # a callback told of a stage, and nobody listened
+        if task.callbacks.stages > reached(task.progress.stage):  # a callback reported a stage, and nobody listened
             return earliest_poll(task, now)
         if self.awaits_callback(task, now):
             return math.inf

@@ -52,7 +52,7 @@ _ANOTHER_TASK = "its token belongs to another task"
 
 
 @attrs.define(eq=False)
-class _Submission:
+class _PendingSubmission:
     """One request on its way.
 
     Attributes:
@@ -92,7 +92,7 @@ class _Tokens:
         given_up: submissions whose answer was lost, and which no callback named in time.
     """
 
-    under_way: dict[str, _Submission] = attrs.field(factory=dict)
+    under_way: dict[str, _PendingSubmission] = attrs.field(factory=dict)
     followed: dict[str, str] = attrs.field(factory=dict)
     given_up: RecentSet = attrs.field(factory=lambda: RecentSet(_MAX_GIVEN_UP))
 
@@ -172,7 +172,7 @@ class Submitter:
             ready = await prepare(request)
             for attempt in count(1):
                 permit = await self._acquire_permit(again=attempt > 1)
-                post = self._start(_Submission(ready, log, check, started_at, release), permit)
+                post = self._start(_PendingSubmission(ready, log, check, started_at, release), permit)
                 try:
                     return await asyncio.shield(post)
                 except KieError as error:
@@ -242,13 +242,13 @@ class Submitter:
 
     # ------------------------------------------------------------ the POST, in a task of its own
 
-    def _start(self, submission: _Submission, permit: Permit) -> asyncio.Future[TrackedTask]:
+    def _start(self, submission: _PendingSubmission, permit: Permit) -> asyncio.Future[TrackedTask]:
         post: asyncio.Future[TrackedTask] = asyncio.get_running_loop().create_future()
         self._tokens.under_way[submission.token] = submission
         self._group.start_soon(self._run, submission, permit, post)
         return post
 
-    async def _run(self, submission: _Submission, permit: Permit, post: asyncio.Future[TrackedTask]) -> None:
+    async def _run(self, submission: _PendingSubmission, permit: Permit, post: asyncio.Future[TrackedTask]) -> None:
         operation = submission.request.operation
         error: KieError | None = None
         try:
@@ -269,7 +269,7 @@ class Submitter:
                     self._emit(SubmissionUnknown(operation, clean(error.message)))
                 post.set_exception(error)
 
-    async def _post(self, submission: _Submission, permit: Permit) -> TrackedTask:
+    async def _post(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
         try:
             with anyio.CancelScope(shield=True), self._unrecorded_answer():
                 task_id = await self._send(submission, permit)
@@ -288,7 +288,7 @@ class Submitter:
             self._unrecorded.discard(recorded)
             recorded.set_result(None)
 
-    async def _send(self, submission: _Submission, permit: Permit) -> str:
+    async def _send(self, submission: _PendingSubmission, permit: Permit) -> str:
         """Send the POST, between the record of its intent and the record of its answer."""
         request, token, log = submission.request, submission.token, submission.log
         try:
@@ -314,7 +314,7 @@ class Submitter:
         await self._record_accepted(submission, task_id)
         return task_id
 
-    async def _record_accepted(self, submission: _Submission, task_id: str) -> None:
+    async def _record_accepted(self, submission: _PendingSubmission, task_id: str) -> None:
         if submission.log is None:
             return
         try:
@@ -324,7 +324,7 @@ class Submitter:
             error.message += f"; the task is paid, so do not submit it again: session.track({task_id!r}) follows it"
             raise
 
-    async def _recover(self, submission: _Submission, error: SubmitUnknownError) -> str:
+    async def _recover(self, submission: _PendingSubmission, error: SubmitUnknownError) -> str:
         """Wait for the callback that names the task of a submission whose answer was lost."""
         token, log, named = submission.token, submission.log, submission.named
         error.token = token
@@ -345,7 +345,7 @@ class Submitter:
             return named.result()
         raise error
 
-    def _follow(self, submission: _Submission, task_id: str) -> TrackedTask:
+    def _follow(self, submission: _PendingSubmission, task_id: str) -> TrackedTask:
         request, token, log = submission.request, submission.token, submission.log
         waited = asyncio.get_running_loop().time() - submission.started_at
         recovered = submission.named.done()

@@ -35,7 +35,7 @@ Fetch = Callable[[str], Awaitable[TaskRecord | None]]
 _origin = lru_cache(1000)(Origin)  # few kinds, many tasks
 _MAX_UNDELIVERED = 600.0  # seconds without audio though it is said to be there; FACTS §3: 408, nothing for over 10 min
 _WRONG_KEY = 5  # polls in a row that refuse a key which has never worked: it is wrong
-_MAX_UNKNOWN_WORDS = 100  # that are told of; a hostile answer could hold any number
+_MAX_UNKNOWN_WORDS = 100  # that are reported; a hostile answer could hold any number
 _MAX_AGE = 86_400.0  # seconds; of a task said to be older, the clock is not believed
 _CLOSED_AT_ONCE = 200  # tasks that are ended before others get a turn
 

@@ -37,7 +37,7 @@ class _Content(aiohttp.Payload):
         raise TypeError("a file of audio is no text")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send the file, and tell how much of it has gone out."""
+        """Send the file, and report how much of it was sent."""
         part, sent = self._part, 0
         while sent < part.size:
             piece = await to_thread.run_sync(_read, part, sent)

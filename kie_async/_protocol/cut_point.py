@@ -14,7 +14,7 @@ _CLOCK = re.compile(r"(?P<end>-?)(?P<minutes>[0-9]+):(?P<seconds>[0-5]?[0-9](?:\
 
 
 @attrs.frozen
-class Moment:
+class CutPoint:
     """A moment of a song: seconds from its beginning, seconds before its end, or a share of its length."""
 
     amount: float
@@ -35,12 +35,12 @@ class Moment:
         return round(length * self.amount / 100 if self.share else length - self.amount, 2)
 
 
-def read_moment(text: str) -> Moment | None:
+def read_cut_point(text: str) -> CutPoint | None:
     """Read a moment; None if it is none."""
     if found := _SHARE.fullmatch(text):
-        return Moment(float(found["share"]), share=True)
+        return CutPoint(float(found["share"]), share=True)
     if found := _SECONDS.fullmatch(text):
-        return Moment(float(found["seconds"]), from_end=bool(found["end"]))
+        return CutPoint(float(found["seconds"]), from_end=bool(found["end"]))
     if found := _CLOCK.fullmatch(text):
-        return Moment(float(found["minutes"]) * 60 + float(found["seconds"]), from_end=bool(found["end"]))
+        return CutPoint(float(found["minutes"]) * 60 + float(found["seconds"]), from_end=bool(found["end"]))
     return None

@@ -30,7 +30,7 @@ class FilePart:
         size: bytes; what is sent is held to it.
         file_name: the name it gets there; the same name would overwrite.
         upload_path: the folder it gets there.
-        on_bytes: told how many bytes have gone out so far.
+        on_bytes: called with the number of bytes sent so far.
     """
 
     path: Path

@@ -12,7 +12,7 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from kie_async.errors import BadResponseError
 from kie_async.events import clean
@@ -21,6 +21,8 @@ try:
     import orjson
 except ImportError:  # pragma: no cover (the extra "speed" is not installed)
     orjson = None  # type: ignore[assignment]  # absent: the standard library reads all
+
+Json: TypeAlias = Any  # what a body holds: anything
 
 _ECHO = re.compile(r'(?<!\\)"(?:param|paramJson|param_json)"\s*:\s*(?=")')
 _BACKSLASH_LOST = re.compile(r'(?<!\\)(?:\\\\)+(?=")')  # a quote inside text has an odd number of them
@@ -33,7 +35,7 @@ def dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def load(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
+def load(body: bytes) -> Json:
     """Read JSON strictly.
 
     Raises:
@@ -59,9 +61,9 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def reader(**options: Any) -> Callable[[str], Any]:  # noqa: ANN401  # those of json.JSONDecoder
+def reader(object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Callable[[str], Any]:
     """Make a strict reader of text, once: ``json.loads`` with options makes one anew for each text."""
-    return json.JSONDecoder(parse_constant=_no_constant, **options).decode
+    return json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=object_pairs_hook).decode
 
 
 loads = reader()
@@ -70,7 +72,7 @@ _lenient = json.JSONDecoder(strict=False, parse_constant=lambda _word: None).dec
 _lenient_pairs = json.JSONDecoder(strict=False, parse_constant=lambda _word: None, object_pairs_hook=tuple).decode
 
 
-def load_pairs(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
+def load_pairs(body: bytes) -> Json:
     """Read JSON, mended if need be, with each object as a tuple of its members, so that doubled keys can be seen.
 
     Raises:
@@ -90,7 +92,7 @@ def beginning(body: bytes) -> str:
     return repr(clean(body[:200].decode("utf-8", "replace")))
 
 
-def load_tolerantly(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
+def load_tolerantly(body: bytes) -> Json:
     """Read JSON strictly, and mended if that cannot be.
 
     Raises:
@@ -105,7 +107,7 @@ def load_tolerantly(body: bytes) -> Any:  # noqa: ANN401  # JSON is anything
         return value
 
 
-def mend(body: bytes, read: Callable[[str], Any] = _lenient) -> Any:  # noqa: ANN401  # JSON is anything
+def mend(body: bytes, read: Callable[[str], Any] = _lenient) -> Json:
     """Read a malformed answer: letters cut in half, control characters, NaN; or with lost backslashes put back.
 
     Last, without its echoes of the request, which takes what stands between two faults with them. None if nothing

@@ -1,6 +1,6 @@
 """What is pointless or uncertain in a request that may be sent all the same: pure.
 
-A notice names no value, so that a session that tells each notice once tells few.
+A notice names no value, so that a session that emits each notice once emits few.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a session refuses before it spends: what only its settings, or the tasks that it knows, can tell."""
+"""What a session refuses before it spends: checks that need its settings, or the tasks that it knows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_NOTICES = 1_000
 
 
 class Admission:
-    """Checks requests for a session, and tells each notice once.
+    """Checks requests for a session, and emits each notice once.
 
     Args:
         settings: those of the session.
-        tell: told of what is pointless or uncertain.
+        emit: called with a notice of what is pointless or uncertain.
     """
 
     def __init__(self, settings: Settings, emit: Observer) -> None:
@@ -34,7 +34,7 @@ class Admission:
         self._tasks = RecentSet(_MAX_TASKS)
 
     def check(self, request: Request, *, ready: bool = False) -> None:
-        """Refuse a request that this session must not pay for, and tell what is odd in it.
+        """Refuse a request that this session must not pay for, and emit notices about it.
 
         Args:
             request: which broke no rule when it was built.
@@ -49,7 +49,7 @@ class Admission:
             self.notify(str(notice))
 
     def notify(self, notice: str) -> None:
-        """Tell a notice, unless it was told before."""
+        """Emit a notice, unless it was emitted before."""
         if notice not in self._emitted:
             self._emitted.add(notice)
             self._emit(Notice("", notice))

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from kie_async._protocol.cut_point import FORMS, read_moment
+from kie_async._protocol.cut_point import FORMS, read_cut_point
 from kie_async._protocol.limits import (
     LYRICS,
     MODELS,
@@ -59,15 +59,15 @@ def is_blank(text: object) -> bool:
     return isinstance(text, str) and not text.strip()
 
 
-def settle_moment(moment: object, duration: object) -> object:
-    """``continue_at`` in seconds, where it is written as text and can be told; or else as it was given."""
-    found = read_moment(moment.strip()) if isinstance(moment, str) else None
+def settle_cut_point(moment: object, duration: object) -> object:
+    """``continue_at`` in seconds, where it is written as text and can be computed; or else as it was given."""
+    found = read_cut_point(moment.strip()) if isinstance(moment, str) else None
     seconds = found.within(_seconds(duration)) if found else None
     return moment if seconds is None else seconds
 
 
 def _shown(value: object) -> str:
-    """A value as shown in a problem: its type if it is odd, its beginning if it is long."""
+    """A value as shown in a problem: its type if it is of another kind, its beginning if it is long."""
     if value is None:
         return "missing"
     if isinstance(value, str):
@@ -159,7 +159,7 @@ def _moments(given: Fields) -> Iterator[Problem]:
     continue_at = given["continue_at"]
     moment, duration = (_seconds(given[name]) for name in ("continue_at", "source_duration"))
     if isinstance(continue_at, str):  # otherwise it waits for the length of the source
-        if read_moment(continue_at.strip()) is None:
+        if read_cut_point(continue_at.strip()) is None:
             yield Problem("continue_at", f"is {_shown(continue_at)}", f"give {FORMS}")
     elif continue_at is not None and moment is None:
         yield Problem("continue_at", f"is {_shown(continue_at)}", "give a number of seconds above 0")
@@ -179,8 +179,8 @@ def _moments(given: Fields) -> Iterator[Problem]:
 def _weight(name: str, weight: object) -> Iterator[Problem]:
     if weight is None:
         return
-    hundredths = weight * 100 if _is_number(weight) else math.nan  # type: ignore[operator]  # a number
-    is_step = 0 <= hundredths <= 100 and math.isclose(hundredths, round(hundredths), abs_tol=1e-9)  # noqa: PLR2004
+    share = float(weight) if _is_number(weight) else math.nan  # type: ignore[arg-type]  # a number
+    is_step = 0 <= share <= 1 and math.isclose(share * 100, round(share * 100), abs_tol=1e-9)
     if not is_step:  # 0.29 * 100 is 28.999999999999996
         yield Problem(name, f"is {_shown(weight)}", "give a number from 0 to 1 in steps of 0.01")
 

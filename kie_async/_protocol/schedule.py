@@ -1,10 +1,10 @@
-"""When to look at a task next: pure, no clock, randomness passed in.
+"""When to poll a task next: pure, no clock, randomness passed in.
 
-A look costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
-and a look worth ``poll_cost`` seconds of lateness, the density of looks that costs least in all is
-``sqrt(h(t) / (2 * price))`` (Keller's optimal inspection): none in the dead time at the start, dense where the end is
-likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a prior,
-and anew from each stage seen.
+A poll costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
+and a poll worth ``poll_cost`` seconds of lateness, the density of polls that costs least in all is
+``sqrt(h(t) / (2 * poll_cost))`` (Keller's optimal inspection): none in the dead time at the start, dense where the end
+is likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a
+prior, and anew from each stage seen.
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ import attrs
 from kie_async._protocol.retry import Random
 from kie_async.models import Stage
 
-POLL_COST = 0.3  # seconds of lateness that one look is worth
+POLL_COST = 0.3  # seconds of lateness that one poll is worth
 POLL_COST_EMULATED = 0.1
-MIN_INTERVAL = 0.34  # seconds between two looks at a task. FACTS: at most 3 requests/s per task
-MAX_INTERVAL = 30.0  # seconds between two looks in the tail. FACTS: the service's own advice
-MAX_FIRST_DELAY = (
-    30.0  # seconds that the first look may be put off: so long a refusal that callbacks do not tell stays unseen
-)
+MIN_INTERVAL = 0.34  # seconds between two polls of a task. FACTS: at most 3 requests/s per task
+MAX_INTERVAL = 30.0  # seconds between two polls in the tail. FACTS: the service's own advice
+MAX_FIRST_DELAY = 30.0  # seconds before the first poll: a refusal that no callback reports is not seen earlier
 
 _RATIO = 1.1
 _EDGES = tuple(0.25 * _RATIO**power for power in range(99))  # a quarter of a second to 2850 s
 _MEDIAN, _SPREAD = 95.0, 0.5  # FACTS: 57-74 s in one measurement, 130-137 s in others, usually 1-3 min
 _PRIOR_WEIGHT = 3.0  # counts like three tasks seen
-_NEARLY_ALL = 0.95  # the others are looked at though callbacks come,
-_LATER = 0.2  # and again when they are older by such a share
+_NEARLY_ALL = 0.95  # of the tasks have ended when the others are polled although callbacks come,
+_LATER = 0.2  # and polled again when they are older by such a share
 _FLAT_SHARE = 0.15  # of the prior: any length is as likely as any other, by its logarithm
 _SMEAR = 1.08  # a duration stands for those within 8 % of it
 _LARGEST = 1e100
@@ -67,7 +65,7 @@ class DurationHistogram:
     unit: float = 1.0
 
     def learn(self, earliest: float, latest: float) -> None:
-        """Count one duration, known to lie between two looks; it is smeared a little, for no two are the same."""
+        """Count one duration, known to lie between two polls; it is smeared a little, for no two are the same."""
         self.unit /= _MEMORY
         if self.unit > _LARGEST:
             self.weights = [weight / self.unit for weight in self.weights]
@@ -91,7 +89,7 @@ class DurationHistogram:
         return _EDGES[step] + (_EDGES[step + 1] - _EDGES[step]) * left / self.weights[step]
 
     def next_poll(self, age: float, poll_cost: float) -> float:
-        """The age at which the looks due since ``age`` add up to one."""
+        """The age at which the polls due since ``age`` add up to one."""
         step = max(bisect_right(_EDGES, age) - 1, 0)
         alive = sum(self.weights[step:])
         at, due = age, 0.0
@@ -123,9 +121,9 @@ class PollSchedule:
     """What has been learnt of durations, and the delays that follow from it.
 
     Args:
-        emulated: the service is an emulator: its tasks may last any time, and a look at it is cheap.
-        price: seconds of lateness that one look is worth.
-        dead: seconds that the first look may be put off.
+        emulated: the service is an emulator: its tasks may last any time, and a poll is cheap.
+        poll_cost: seconds of lateness that one poll is worth.
+        max_first_delay: seconds that the first poll may be put off.
     """
 
     def __init__(
@@ -142,8 +140,8 @@ class PollSchedule:
 
         Args:
             key: what it was.
-            earliest: its age at the last look that found it running.
-            latest: its age at the look that found it ended.
+            earliest: its age at the last poll that found it running.
+            latest: its age at the poll that found it ended.
             stages: the age at which each stage was first seen.
         """
         latest = max(latest, MIN_INTERVAL)
@@ -154,7 +152,7 @@ class PollSchedule:
                 self._histogram(key, stage).learn(max(earliest - age, 0.0), latest - age)
 
     def delay_with_callbacks(self, key: Key, age: float, random: Random) -> float:
-        """Seconds until the next look at a task whose end a callback is likely to tell: when most have ended by then.
+        """Seconds until the next poll of a task whose end a callback is likely to report: when most have ended.
 
         Args:
             key: what it is; as long as none of its kind has ended, what is usual at the service counts.
@@ -166,7 +164,7 @@ class PollSchedule:
         return max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL)
 
     def delay(self, key: Key, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
-        """Seconds until the next look at a task that runs.
+        """Seconds until the next poll of a task that runs.
 
         Args:
             key: what it is.
@@ -186,5 +184,5 @@ class PollSchedule:
 
 
 def retry_delay(failures: int, random: Random) -> float:
-    """Seconds until the next look after so many in a row that failed."""
+    """Seconds until the next poll after so many in a row that failed."""
     return MIN_INTERVAL + (0.5 + 0.5 * random()) * min(MAX_INTERVAL, 2.0 ** min(failures, 10) - 1)

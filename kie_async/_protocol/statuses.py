@@ -156,7 +156,7 @@ def _charged(record: TaskRecord, unless_told: Charged) -> Charged:
 
 
 def _without_audio(record: TaskRecord) -> Verdict:
-    """The end of patience with a success that has no audio: what can be had is taken, the original files too."""
+    """What a success without audio is when its time is over: what can be had is taken, the original files too."""
     usable = tuple(track for track in record.tracks if track.audio_url or track.source_audio_url)
     if usable:
         return Succeeded(usable, partial=len(usable) < len(record.tracks))

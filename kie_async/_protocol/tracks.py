@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from kie_async._protocol.fields import AUDIO_KEYS, TRACK_KEYS, track_fields
-from kie_async._protocol.json_text import load_tolerantly
+from kie_async._protocol.json_text import Json, load_tolerantly
 from kie_async._protocol.values import as_address, as_text
 from kie_async.errors import BadResponseError
 from kie_async.models import Track
@@ -41,7 +41,7 @@ _OTHER_PRODUCT = re.compile(
     r"lyric|wav|mp4|video|midi|image|speech|voice|separat|removal|stem|timestamp|cover.?art|persona", re.IGNORECASE
 )
 _FINISHED_KEYS = ("audio_url", "audioUrl", "source_audio_url", "sourceAudioUrl")
-_LISTENED_TO = frozenset({"", "mp3", "m4a", "aac", "ogg", "opus", "flac"})  # suffixes; stream addresses have none
+_PLAYABLE = frozenset({"", "mp3", "m4a", "aac", "ogg", "opus", "flac"})  # suffixes; stream addresses have none
 
 
 def read_tracks(record: Mapping[str, Any]) -> tuple[Track, ...]:
@@ -81,12 +81,12 @@ def _search(record: Mapping[str, Any]) -> tuple[Track, ...]:
     own = Track(**track_fields(record))
     if not places and own.audio_url and _is_song(own, is_music=is_music):
         places.append([own])
-    heard = [url for url in addresses if _is_audio(url, is_music=is_music)]
+    playable = [url for url in addresses if _is_audio(url, is_music=is_music)]
     if not places:
-        return tuple(Track(audio_url=url) for url in heard)
+        return tuple(Track(audio_url=url) for url in playable)
     best = max(places, key=_rank)
     known = _merged([*best, *(track for place in places if place is not best for track in place)])[: len(best)]
-    return tuple(_with_addresses(known, heard))
+    return tuple(_with_addresses(known, playable))
 
 
 def _rank(tracks: list[Track]) -> tuple[bool, int]:
@@ -103,7 +103,7 @@ def _under(key: str, held: object, depth: int, *, named: bool = True, listed: bo
     Args:
         key: of the object that holds it.
         held: its value.
-        depth: how much deeper to look.
+        depth: how much deeper to search.
         named: whether text is the address of a result, if the key is no name but an index.
         listed: whether it is an item of a list.
     """
@@ -148,7 +148,7 @@ def _in_object(held: dict[str, Any], depth: int, *, named: bool, listed: bool) -
         yield from inner
 
 
-def unpacked(text: str) -> Any:  # noqa: ANN401  # JSON is anything
+def unpacked(text: str) -> Json:
     """JSON inside text; None if it is none."""
     try:
         return load_tolerantly(text.encode("utf-8", "replace"))
@@ -207,4 +207,4 @@ def _is_audio(url: str, *, is_music: bool) -> bool:
     """Whether a bare address can be a track's; a wav can only where the task is known to make music."""
     name = _name(url)
     suffix = name.rpartition(".")[2].lower() if "." in name else ""
-    return bool(name) and (suffix in _LISTENED_TO or (is_music and suffix == "wav"))
+    return bool(name) and (suffix in _PLAYABLE or (is_music and suffix == "wav"))

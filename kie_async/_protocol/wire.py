@@ -17,7 +17,7 @@ import attrs
 import cattrs
 
 from kie_async._protocol.fields import record_fields, upload_fields
-from kie_async._protocol.json_text import beginning, dump, load, load_pairs, load_tolerantly
+from kie_async._protocol.json_text import Json, beginning, dump, load, load_pairs, load_tolerantly
 from kie_async._protocol.statuses import NO_ERROR, STAGE_WORDS, WORDS, Word
 from kie_async._protocol.tracks import read_tracks, unpacked
 from kie_async._protocol.values import as_duration, as_integer, as_number, as_text, as_word
@@ -46,7 +46,7 @@ class Envelope:
     data: Any = None
 
 
-def _get(data: object, *names: str) -> Any:  # noqa: ANN401  # JSON is anything
+def _get(data: object, *names: str) -> Json:
     """The first of these members that is there and not null; None for anything else."""
     if not isinstance(data, dict):
         return None
@@ -109,7 +109,7 @@ def is_record(data: object) -> bool:
     return bool(_first(_bare(data), "status", "state", "successFlag", "success_flag"))
 
 
-def with_reason(envelope: Envelope) -> Any:  # noqa: ANN401  # JSON is anything
+def with_reason(envelope: Envelope) -> Json:
     """A record; one that failed and does not say why gets the code and the words that stand beside it."""
     data = _bare(envelope.data)
     code, reason = _why(data)
@@ -140,7 +140,7 @@ def read_record(data: object) -> TaskRecord | None:
     return TaskRecord(**fields)
 
 
-def _bare(data: object, depth: int = 3) -> Any:  # noqa: ANN401  # JSON is anything
+def _bare(data: object, depth: int = 3) -> Json:
     """An object that came as JSON text, as the only item of a list, or in another envelope."""
     data = _single(data)
     if depth and isinstance(data, dict) and "data" in data and _OF_A_TASK.isdisjoint(data):
@@ -149,7 +149,7 @@ def _bare(data: object, depth: int = 3) -> Any:  # noqa: ANN401  # JSON is anyth
     return data
 
 
-def _single(data: object) -> Any:  # noqa: ANN401  # JSON is anything
+def _single(data: object) -> Json:
     """An object that came as JSON text, or as the only item of a list."""
     if isinstance(data, str):
         data = unpacked(data)

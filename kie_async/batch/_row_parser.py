@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, get_args, get_type_hints
 
 import attrs
 
-from kie_async._protocol.cut_point import FORMS, Moment, read_moment
+from kie_async._protocol.cut_point import FORMS, CutPoint, read_cut_point
 from kie_async.errors import Fault, InvalidRequestError, Problem
 from kie_async.journal import Job, Source
 from kie_async.models import ExtendRequest, Request, UploadExtendRequest
@@ -99,9 +99,9 @@ def _number(name: str, value: object) -> float | Problem:
 
 def _cut_point(name: str, value: object) -> object:
     if isinstance(value, str):
-        return read_moment(value.strip()) or Problem(name, f"is {_shown(value)}", f"write {FORMS}")
+        return read_cut_point(value.strip()) or Problem(name, f"is {_shown(value)}", f"write {FORMS}")
     number = _number(name, value)
-    return number if isinstance(number, Problem) else Moment(abs(number), from_end=number < 0)
+    return number if isinstance(number, Problem) else CutPoint(abs(number), from_end=number < 0)
 
 
 def _id(name: str, value: object) -> object:
@@ -178,7 +178,7 @@ class RowParser:
         self._folder = folder
         fields = self._read_cells(defaults)
         self._id: str | None = fields.pop("id", None)
-        self._cut_point: Moment | None = fields.pop("continue_at", None)
+        self._cut_point: CutPoint | None = fields.pop("continue_at", None)
         self._operation = self._choose_operation(fields.pop("operation", None), fields)
         self._fields = fields
 

@@ -9,7 +9,7 @@ from kie_async.cli._exit_status import UsageError
 
 
 @attrs.frozen
-class Moment(cut_point.Moment):
+class Moment(cut_point.CutPoint):
     """A moment of a song, whose length must be known where it is needed."""
 
     def within(self, length: float | None) -> float:
@@ -30,7 +30,7 @@ def parse_moment(text: str) -> Moment:
     Raises:
         UsageError: it is none.
     """
-    moment = cut_point.read_moment(text)
+    moment = cut_point.read_cut_point(text)
     if moment is None:
         raise UsageError(f"--at: {text[:40]!r} is no moment; write {cut_point.FORMS}")
     return Moment(**attrs.asdict(moment))

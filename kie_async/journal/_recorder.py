@@ -302,8 +302,9 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Give the jobs in these states, page by page."""
         after = 0
         while page := await self.journal.page(*states, batch=batch, after=after):
-            for after, job in page:  # noqa: B007  # the last position is where the next page begins
+            for _, job in page:
                 yield job
+            after, _ = page[-1]
 
 
 @asynccontextmanager
