@@ -169,7 +169,7 @@ class Manifest:
         """Parse the next rows; not beyond one whose source is read, so that cancelling waits for one source at most."""
         if self._find_version() != contents.version:
             raise self._error("changed while it was read", "wait until it is finished, then try again")
-        find_source = cache(self._sources.find)  # looks at a source that many rows share once
+        find_source = cache(self._sources.find)  # once for all rows that share a source
         sources_read = self._sources.read_count
         entries = []
         for row in islice(rows, _ROWS_AT_ONCE):
@@ -268,7 +268,7 @@ class _SourceCache:
         self.read_count = 0
         self._sources: dict[tuple[str, bool], _SourceInfo] = {}
 
-    def find(self, path: str, needs_length: bool) -> Source | Problem:  # noqa: FBT001  # positional, as FindSource says
+    def find(self, path: str, *, needs_length: bool) -> Source | Problem:
         """Return a source, or the problem with it; read it unless it is known and unchanged."""
         known = self._sources.get((path, needs_length))
         info = self._read(Path(path), known, measured=needs_length)

@@ -64,10 +64,7 @@ class RecordedTasks:
         Raises:
             StorageError: the directory cannot be read, or the journal is away.
         """
-        async with self._loading:
-            if not self._is_loaded:
-                await on_disk(self._load)
-                self._is_loaded = True
+        await self._load_once()
         if hash(job.key) not in self._lines and hash(job.key) not in self._sidecars:
             return None
         for task in await on_disk(self._read, job.key):
@@ -79,6 +76,13 @@ class RecordedTasks:
             if not is_known:
                 return task
         return None
+
+    async def _load_once(self) -> None:
+        async with self._loading:
+            if self._is_loaded:
+                return
+            await on_disk(self._load)
+            self._is_loaded = True
 
     # ------------------------------------------------------------ the disk; all of it blocks
 
@@ -137,7 +141,8 @@ async def adopt(journal: Journal, directory: Path, *, batch: str | None, emulate
     """
     tasks, after = RecordedTasks(directory, emulated=emulated), 0
     while page := await journal.page(State.PLANNED, batch=batch, after=after):
-        for after, job in page:  # noqa: B007  # the next page begins after the last position
+        after = page[-1][0]
+        for _, job in page:
             if (task := await tasks.find_lost(journal, job)) is not None:
                 yield await _adopt_task(journal, directory, task)
 

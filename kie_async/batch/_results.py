@@ -230,9 +230,7 @@ class _LineFile:
             if new in self._known:
                 return False
             try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  # undone below, as any other
-                os.fsync(file.fileno())
+                _write_line(file, line)
             except BaseException:
                 file.truncate(size)
                 raise
@@ -290,6 +288,12 @@ class _LineFile:
         self._known[new] = None
         if len(self._known) > _MAX_KNOWN_LINES:
             del self._known[next(iter(self._known))]
+
+
+def _write_line(file: BinaryIO, line: bytes) -> None:
+    if file.write(line) < len(line):  # it is not buffered: the disk has no room for the rest
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(file.fileno())
 
 
 def _repair_end(file: BinaryIO, start: int, tail: bytes) -> int:

@@ -7,7 +7,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, Protocol, get_args, get_type_hints
 
 import attrs
 
@@ -30,7 +31,13 @@ _MAX_ID = 200  # characters
 _KEY_VERSION = 1
 KEY_LENGTH = 24  # hex digits of a key made from content: 96 bits
 
-FindSource: TypeAlias = Callable[[str, bool], "Source | Problem"]  # an absolute path; whether its length is needed
+
+class FindSource(Protocol):
+    """Finds out about local sources."""
+
+    def __call__(self, path: str, *, needs_length: bool) -> Source | Problem:
+        """Return size, content and length of a source (an absolute path), or the ``Problem`` with it."""
+        ...
 
 
 @attrs.frozen
@@ -162,7 +169,7 @@ def parse_row(row: Row, defaults: Mapping[str, object], folder: str, find_source
         row: as it is written.
         defaults: fields for empty cells, as ``parse_defaults`` returns them.
         folder: to which local sources are relative, an absolute path.
-        find_source: returns size, content and length of a local source, or the ``Problem`` with it.
+        find_source: finds out about its local source.
     """
     if row.faults and not row.cells:
         return ManifestEntry(row.line, faults=row.faults, columns=None)
@@ -242,9 +249,9 @@ class RowParser:
         except UnicodeEncodeError:
             self._add_error(Problem("source", "has a name that is no text", "rename the file"))
             return None
-        path = os.path.abspath(os.path.join(self._folder, source))  # noqa: PTH100, PTH118  # pure, and fast
+        path = os.path.normpath(Path(self._folder, source))
         self._fields["source"] = path
-        found = find_source(path, "source_duration" not in self._fields)
+        found = find_source(path, needs_length="source_duration" not in self._fields)
         if isinstance(found, Problem):
             self._add_error(found)
             return None
