@@ -3,17 +3,17 @@
 from typing import TYPE_CHECKING
 
 from kie_async._lazy import lazy_exports
-from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source
-from kie_async.journal._protocol import Journal
-from kie_async.journal._states import FINAL, MOVES, OPEN, PAID, State, is_legal
 
 if TYPE_CHECKING:
+    from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source
     from kie_async.journal._open import DEFAULT_NAME, OWN_BATCH, batch_name, default_journal, is_shared, open_journal
     from kie_async.journal._postgres import PostgresJournal
+    from kie_async.journal._protocol import Journal
     from kie_async.journal._quota import PostgresLimiter, SharedPermit
     from kie_async.journal._recorder import Recorder, open_recorder
     from kie_async.journal._salvage import Salvaged, salvage
     from kie_async.journal._sqlite import SQLiteJournal
+    from kie_async.journal._states import FINAL, MOVES, OPEN, PAID, State, is_legal
 
 __all__ = [
     "DEFAULT_NAME",
@@ -48,8 +48,11 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "Journal": "_protocol",
         "PostgresJournal": "_postgres",
         "SQLiteJournal": "_sqlite",
+        **dict.fromkeys(("Attempt", "InboundCallback", "Job", "JobError", "Source"), "_job"),
+        **dict.fromkeys(("FINAL", "MOVES", "OPEN", "PAID", "State", "is_legal"), "_states"),
         **dict.fromkeys(("PostgresLimiter", "SharedPermit"), "_quota"),
         **dict.fromkeys(("Recorder", "open_recorder"), "_recorder"),
         **dict.fromkeys(("Salvaged", "salvage"), "_salvage"),
