@@ -137,7 +137,7 @@ async def test_an_error_callback_is_as_recorded() -> None:
 
 
 async def test_the_jobs_route_is_as_recorded_with_the_fields_of_music(clock: VirtualTimeLoop) -> None:
-    async with emulated(timeline=TIMELINE, spoil_jobs=False) as client:
+    async with emulated(timeline=TIMELINE, malformed_jobs=False) as client:
         task_id = (await client.job())["data"]["taskId"]
         seen = []
         for wait in (0, 4, 4, 2, 30, 20):
@@ -169,7 +169,7 @@ REPORTED = {
 @pytest.mark.parametrize("shape", REPORTED)
 async def test_the_tracks_of_the_jobs_route_stand_where_they_were_reported(shape: str, clock: VirtualTimeLoop) -> None:
     faults = [Fault("shape", shape=shape)]
-    async with emulated(timeline=TIMELINE, spoil_jobs=False, faults=faults) as client:
+    async with emulated(timeline=TIMELINE, malformed_jobs=False, faults=faults) as client:
         task_id = (await client.job())["data"]["taskId"]
         clock.advance(60)
         ours = (await client.get("/api/v1/jobs/recordInfo", taskId=task_id))["data"]
@@ -187,7 +187,7 @@ async def test_the_tracks_of_the_jobs_route_stand_where_they_were_reported(shape
 
 
 async def test_by_default_each_operation_has_the_shape_that_was_reported_of_it(clock: VirtualTimeLoop) -> None:
-    async with emulated(timeline=TIMELINE, spoil_jobs=False, check_sources=False) as client:
+    async with emulated(timeline=TIMELINE, malformed_jobs=False, check_sources=False) as client:
         extend = (await client.job())["data"]["taskId"]
         song = {"upload_url": "https://x.example/a.mp3", "continue_at": 5, "model": "V5"}
         upload = (await client.job(model="ai-music-api/upload-and-extend-audio", input=song))["data"]["taskId"]
@@ -209,7 +209,7 @@ async def test_a_submission_to_the_jobs_route_has_another_id_too() -> None:
 
 async def test_a_code_in_words_and_a_state_in_other_words(clock: VirtualTimeLoop) -> None:
     faults = [Fault("failed", code="SENSITIVE_WORD_ERROR"), Fault("unknown_word", word="RUNNING", nth=1)]
-    async with emulated(timeline=TIMELINE, spoil_jobs=False, faults=faults) as client:
+    async with emulated(timeline=TIMELINE, malformed_jobs=False, faults=faults) as client:
         task_id = (await client.job())["data"]["taskId"]
         running = (await client.get("/api/v1/jobs/recordInfo", taskId=task_id))["data"]
         clock.advance(120)
@@ -238,7 +238,7 @@ async def test_a_callback_may_have_the_shape_of_a_record() -> None:
 
 
 async def test_a_failure_on_the_jobs_route_has_its_code_as_text(clock: VirtualTimeLoop) -> None:
-    async with emulated(spoil_jobs=False, faults=[Fault("refused", seconds=0)]) as client:
+    async with emulated(malformed_jobs=False, faults=[Fault("refused", seconds=0)]) as client:
         task_id = (await client.job())["data"]["taskId"]
         early = (await client.get("/api/v1/jobs/recordInfo", taskId=task_id))["data"]
         clock.advance(180)

@@ -12,28 +12,30 @@ from kie_async.emulator import TRIGGERS, EmulatedTask, Fault, Rules
 from kie_async.emulator._bodies import CODE_NAMES
 from kie_async.emulator._refusals import RefusedSubmission, refusal
 from kie_async.emulator._state import EmulatorState, most_in_window, planned_callbacks
-from kie_async.emulator._submissions import Submission, read_classic, read_jobs
+from kie_async.emulator._submissions import EmulatedSubmission, read_classic, read_jobs
 from kie_async.emulator._timeline import ForgedContent, PlannedCallback, Speed, TaskSnapshot
 from kie_async.models import MODELS
 
-SONG = Submission("extend", model="V5", callback_url="http://127.0.0.1:9/cb", source="a", continue_at=30.0)
+SONG = EmulatedSubmission("extend", model="V5", callback_url="http://127.0.0.1:9/cb", source="a", continue_at=30.0)
 FIXED = Speed(timeline=(10.0, 40.0, 60.0), goes_on=(20.0, 35.0))
 
 
-def song(submission: Submission = SONG, /, **changes: Any) -> Submission:  # the fields of a submission, and its texts
+def song(
+    submission: EmulatedSubmission = SONG, /, **changes: Any
+) -> EmulatedSubmission:  # the fields of a submission, and its texts
     texts = {name: changes.pop(name) if name in changes else text for name, text in submission.texts.items()}
     return attrs.evolve(submission, texts=texts, **changes)
 
 
 def submit(
-    state: EmulatorState, submission: Submission = SONG, *, at: float = 0.0, faults: tuple[Fault, ...] = ()
+    state: EmulatorState, submission: EmulatedSubmission = SONG, *, at: float = 0.0, faults: tuple[Fault, ...] = ()
 ) -> EmulatedTask:
     task = state.submit(state.account.receive("classic", at), submission, b"{}", created=0, faults=faults)
     assert isinstance(task, EmulatedTask)
     return task
 
 
-def refused(state: EmulatorState, submission: Submission = SONG, *, at: float = 0.0) -> int:
+def refused(state: EmulatorState, submission: EmulatedSubmission = SONG, *, at: float = 0.0) -> int:
     answer = state.submit(state.account.receive("classic", at), submission, b"{}", created=0)
     assert isinstance(answer, RefusedSubmission)
     return answer.code
@@ -284,8 +286,8 @@ def test_both_spellings_are_read_alike_and_nonsense_is_nothing() -> None:
     classic = read_classic("extend", {"model": "V5", "audioId": "a", "continueAt": 7, "negativeTags": "n"})
     jobs = read_jobs("extend", {"input": {"model": "V5", "audio_id": "a", "continue_at": 7, "negative_tags": "n"}})
     assert classic == jobs
-    assert read_jobs("extend", {"input": "x"}) == Submission("extend")
-    assert read_classic("extend", {"continueAt": True, "audioId": 5, "instrumental": 1}) == Submission("extend")
+    assert read_jobs("extend", {"input": "x"}) == EmulatedSubmission("extend")
+    assert read_classic("extend", {"continueAt": True, "audioId": 5, "instrumental": 1}) == EmulatedSubmission("extend")
     assert read_jobs("upload_extend", {"input": {"style": "s"}}).own_parameters
 
 

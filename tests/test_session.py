@@ -53,7 +53,7 @@ async def test_a_song_on_disk_is_extended(song: Path, tmp_path: Path, route: str
 
 @pytest.mark.parametrize("route", ["classic", "jobs"])
 async def test_a_result_says_where_its_source_was_cut(song: Path, route: str) -> None:
-    async with serving(settings={"route": route}, goes_on=(-2.0, 5.0), spoil_jobs=False) as service:
+    async with serving(settings={"route": route}, goes_on=(-2.0, 5.0), malformed_jobs=False) as service:
         session = service.session
         result = await (await session.upload_extend(song, model="V5", continue_at=6))
         assert result.continue_at == 6

@@ -67,7 +67,7 @@ class CallbackSender:
         return self._under_way == 0 and self._state.callbacks.next_due() is None
 
     def wake(self) -> None:
-        """Look again at what is planned; call it when that has changed."""
+        """Read the plan again; call this when it has changed."""
         self._wake.set()
         self._changed.set()
 

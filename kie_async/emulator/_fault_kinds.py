@@ -96,7 +96,7 @@ _BOMB = 64_000_000  # bytes
 _ELSEWHERE = "http://127.0.0.1:9/elsewhere"
 
 
-class FilePart(web.Response):
+class RangeAnswer(web.Response):
     """The answer to a download of a part, with the whole file."""
 
     whole: bytes = b""
@@ -227,7 +227,7 @@ async def _new_etag(_request: web.Request, _options: FaultOptions, answer: web.R
 
 
 async def _ignores_range(_request: web.Request, _options: FaultOptions, answer: web.Response) -> Answer:
-    if not isinstance(answer, FilePart):
+    if not isinstance(answer, RangeAnswer):
         return answer
     headers = {name: value for name, value in answer.headers.items() if name not in {"Content-Range", "Content-Length"}}
     return web.Response(body=answer.whole, headers=headers)

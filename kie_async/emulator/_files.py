@@ -20,7 +20,7 @@ import aiohttp
 from aiohttp import BodyPartReader, web
 
 from kie_async.emulator._audio import AudioCache, AudioMissingError, measure
-from kie_async.emulator._fault_kinds import FilePart
+from kie_async.emulator._fault_kinds import RangeAnswer
 from kie_async.emulator._faults import Fault
 from kie_async.emulator._state import EmulatedTask, EmulatorState
 from kie_async.emulator._submissions import host_of
@@ -341,10 +341,10 @@ def _part(headers: Mapping[str, str], content: bytes, kind: str) -> web.Response
         return web.Response(body=content, headers=own)
     first, last = _span(asked[1], asked[2], len(content))
     if first > last or first >= len(content):
-        answer = FilePart(status=416, headers={**own, "Content-Range": f"bytes */{len(content)}"})
+        answer = RangeAnswer(status=416, headers={**own, "Content-Range": f"bytes */{len(content)}"})
     else:
         own["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        answer = FilePart(status=206, body=content[first : last + 1], headers=own)
+        answer = RangeAnswer(status=206, body=content[first : last + 1], headers=own)
     answer.whole = content
     return answer
 

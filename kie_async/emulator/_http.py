@@ -19,7 +19,7 @@ from kie_async.emulator._faults import Fault
 from kie_async.emulator._files import FileStore, SourceChecker
 from kie_async.emulator._refusals import RefusedSubmission
 from kie_async.emulator._state import EmulatedTask, EmulatorState, ReceivedRequest
-from kie_async.emulator._submissions import Submission, host_of, read_classic, read_jobs
+from kie_async.emulator._submissions import EmulatedSubmission, host_of, read_classic, read_jobs
 from kie_async.emulator._timeline import TaskSnapshot
 from kie_async.models import Operation
 from kie_async.settings import RouteName, is_loopback
@@ -190,7 +190,7 @@ class EmulatedService:
             return _refused(422, "The model name you specified is not supported.")
         return await self._submit(exchange, read_jobs(operation, body))
 
-    async def _submit(self, exchange: Exchange, submission: Submission | None) -> web.Response:
+    async def _submit(self, exchange: Exchange, submission: EmulatedSubmission | None) -> web.Response:
         if submission is None:
             exchange.received.code = 422
             return _refused(422, "The request body is not a JSON object.")

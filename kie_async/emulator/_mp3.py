@@ -58,7 +58,7 @@ def _frames(container: InputContainer) -> Iterator[AudioFrame]:
 
 
 def decode(content: bytes, until: float) -> Sound:
-    """Read audio of any kind, up to a moment, as 22 kHz mono. What is damaged ends it early.
+    """Read audio of any kind, up to a time, as 22 kHz mono. What is damaged ends it early.
 
     Raises:
         ValueError: no audio.
@@ -71,7 +71,7 @@ def decode(content: bytes, until: float) -> Sound:
 def _blocks(container: InputContainer, wanted: int) -> Iterator[Sound]:
     resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
     got = 0
-    for frame in chain(_frames(container), (None,)):  # None: what the resampler has kept back
+    for frame in chain(_frames(container), (None,)):  # None flushes the resampler
         for part in resampler.resample(frame):
             got += part.samples
             yield part.to_ndarray().astype(np.float32, copy=False).reshape(-1)
@@ -106,10 +106,10 @@ def continued(source: bytes | str, *, start: float, seconds: float, take: int, s
         ValueError: the source is no audio.
     """
     until = start + _MARGIN
-    heard = _music.unknown_sound(until, source) if isinstance(source, str) else decode(source, until)
+    known = _music.unknown_sound(until, source) if isinstance(source, str) else decode(source, until)
     cut = samples(start)
-    head, after = heard[:cut], heard[cut:]
-    if len(head) < cut:  # shorter than promised: silence keeps the moments right
+    head, after = known[:cut], known[cut:]
+    if len(head) < cut:  # shorter than promised: silence keeps its length right
         head = np.concatenate([head, np.zeros(cut - len(head), dtype=np.float32)])
     tail = _music.continuation(head, after, seconds - start, take=take, seed=seed)
     return encode(np.concatenate([head, tail])[: samples(seconds)])

@@ -6,15 +6,17 @@ can be found by its sound: chords and tunes are drawn at random, and each note i
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
+from random import Random
 from types import MappingProxyType
 from typing import TypeAlias
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+
+from kie_async.emulator._timeline import seeded
 
 RATE = 22_050  # samples a second: encoding to mp3 takes most of the time, and half the usual rate halves it
 Sound: TypeAlias = NDArray[np.float32]
@@ -23,6 +25,7 @@ A4 = 440.0
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 _DETUNE = 0.008  # of the pitch, to each side: some 14 cents
 _JITTER = 0.02  # seconds, to each side
+_PEAK = 0.95  # full scale is 1; an encoder overshoots a little
 
 # The tune of the demo: degrees of the scale over eight bars of eight quavers each; None holds the note before.
 _TUNE: tuple[int | None, ...] = (
@@ -105,21 +108,21 @@ def tone(voice: str, pitch: float, seconds: float) -> Sound:
     return sound
 
 
-def perform(notes: Iterable[Note], seconds: float, root: int, chance: random.Random) -> Sound:
+def perform(notes: Iterable[Note], seconds: float, root: int, chance: Random) -> Sound:
     """Play notes, each a little out of tune and out of time."""
     sound = silence(seconds)
     for note in notes:
         pitch = frequency(root, note.degree, note.octave) * (1 + chance.uniform(-_DETUNE, _DETUNE))
         start = samples(max(0.0, note.at + chance.uniform(-_JITTER, _JITTER)))
-        heard = tone(note.voice, pitch, note.seconds)[: max(0, len(sound) - start)]
-        sound[start : start + len(heard)] += heard * np.float32(note.level)
+        played = tone(note.voice, pitch, note.seconds)[: max(0, len(sound) - start)]
+        sound[start : start + len(played)] += played * np.float32(note.level)
     return sound
 
 
 # ---------------------------------------------------------------- songs
 
 
-def _accompaniment(degree: int, at: float, bar: float, chance: random.Random) -> Iterator[Note]:
+def _accompaniment(degree: int, at: float, bar: float, chance: Random) -> Iterator[Note]:
     """One bar of a chord, with two notes of a bass."""
     for third in (0, 2, 4):
         yield Note("pad", degree + third, 0, at, bar * 1.05, 0.12)
@@ -128,7 +131,7 @@ def _accompaniment(degree: int, at: float, bar: float, chance: random.Random) ->
     yield Note("bass", degree + chance.choice((0, 2, 4)), -2, at + first, bar - first, 0.18)
 
 
-def _arpeggio(degree: int, at: float, bar: float, chance: random.Random) -> Iterator[Note]:
+def _arpeggio(degree: int, at: float, bar: float, chance: Random) -> Iterator[Note]:
     """One bar of a broken chord, with a drum."""
     for step in range(8):
         yield Note("pluck", degree + chance.choice((0, 2, 4, 7)), 1, at + step * bar / 8, bar / 4, 0.16)
@@ -137,12 +140,12 @@ def _arpeggio(degree: int, at: float, bar: float, chance: random.Random) -> Iter
 
 
 def _melody(tune: Sequence[int | None], at: float, quaver: float) -> Iterator[Note]:
-    struck = [place for place, degree in enumerate(tune) if degree is not None]
-    for place, after in pairwise([*struck, len(tune)]):
-        yield Note("pluck", tune[place] or 0, 1, at + place * quaver, (after - place) * quaver * 1.6, 0.32)
+    starts = [index for index, degree in enumerate(tune) if degree is not None]
+    for start, end in pairwise([*starts, len(tune)]):
+        yield Note("pluck", tune[start] or 0, 1, at + start * quaver, (end - start) * quaver * 1.6, 0.32)
 
 
-def _song(seconds: float, bar: float, chance: random.Random, *, lively: bool) -> Iterator[Note]:
+def _song(seconds: float, bar: float, chance: Random, *, lively: bool) -> Iterator[Note]:
     """Bars of chords drawn at random, with a tune and perhaps (lively) a broken chord over them."""
     for number in range(int(seconds / bar) + 1):
         degree, at = chance.choice((0, 3, 4, 5)), number * bar
@@ -154,7 +157,7 @@ def _song(seconds: float, bar: float, chance: random.Random, *, lively: bool) ->
 
 def demo_sound() -> Sound:
     """A tune of some 25 seconds over four chords, with an ending."""
-    bar, chance = 2.8, random.Random(0)  # noqa: S311  # chance, not secrecy
+    bar, chance = 2.8, seeded("demo")
     chords = [_accompaniment((0, 4, 5, 3)[number % 4], number * bar, bar, chance) for number in range(8)]
     ending = [Note("pluck", third, 0, 8 * bar, 3.0, 0.25) for third in (0, 2, 4, 7)]
     seconds = 8 * bar + 3.0
@@ -164,7 +167,7 @@ def demo_sound() -> Sound:
 
 def unknown_sound(seconds: float, seed: str) -> Sound:
     """The beginning of a song that stands for one that nobody has: the same however much of it is asked for."""
-    chance = random.Random(seed)  # noqa: S311  # chance, not secrecy
+    chance = seeded(seed)
     root, bar = chance.randrange(12), chance.uniform(2.2, 3.2)
     sound = perform(_song(seconds, bar, chance, lively=True), seconds, root, chance)
     return np.tanh(sound)
@@ -175,8 +178,8 @@ def finished(sound: Sound, seconds: float) -> Sound:
     whole = silence(seconds)
     whole[: len(sound)] = sound[: len(whole)]
     peak = float(np.abs(whole).max(initial=0.0))
-    if peak > 0.95:  # noqa: PLR2004  # full scale is 1; an encoder overshoots a little
-        whole *= np.float32(0.95 / peak)
+    if peak > _PEAK:
+        whole *= np.float32(_PEAK / peak)
     fade_out(whole, 1.5)
     return whole
 
@@ -191,17 +194,18 @@ def fade_out(sound: Sound, seconds: float) -> None:
 
 _CROSS = 0.25  # seconds in which the song passes into what follows it
 _KEY = 8.0  # seconds before the cut that decide on the key
+_LOWEST, _HIGHEST = 60.0, 2000.0  # frequencies of chords
 
 
 def keynote(sound: Sound) -> int:
     """The pitch class (semitones above C) that sounds most, so that what is added fits."""
     spectrum = np.abs(np.fft.rfft(sound))
     pitches = np.fft.rfftfreq(len(sound), 1 / RATE)
-    heard = (pitches > 60) & (pitches < 2000)  # noqa: PLR2004  # where chords are
-    if not heard.any():
+    audible = (pitches > _LOWEST) & (pitches < _HIGHEST)
+    if not audible.any():
         return 0
-    classes = np.round(12 * np.log2(pitches[heard] / A4) + 9).astype(int) % 12
-    return int(np.argmax(np.bincount(classes, weights=spectrum[heard] ** 2, minlength=12)))
+    classes = np.round(12 * np.log2(pitches[audible] / A4) + 9).astype(int) % 12
+    return int(np.argmax(np.bincount(classes, weights=spectrum[audible] ** 2, minlength=12)))
 
 
 def continuation(head: Sound, after: Sound, seconds: float, *, take: int, seed: str) -> Sound:
@@ -209,7 +213,7 @@ def continuation(head: Sound, after: Sound, seconds: float, *, take: int, seed: 
 
     Nothing of ``head`` is played again, so that each of its places is found once alone. The second take is livelier.
     """
-    chance = random.Random(f"{seed} {take}")  # noqa: S311  # chance, not secrecy
+    chance = seeded(f"{seed} {take}")
     last = head[-samples(_KEY) :]
     bar = chance.uniform(2.0, 2.6) if take else chance.uniform(2.8, 3.4)
     notes = _song(seconds, bar, chance, lively=bool(take))

@@ -132,7 +132,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     faults: Iterable[Fault] = (),
     rules: Rules | None = None,
     check_sources: bool = True,
-    spoil_jobs: bool = True,
+    malformed_jobs: bool = True,
 ) -> AsyncIterator[Emulator]:
     """Serve the service in miniature, on loopback only, for as long as the block lasts.
 
@@ -152,8 +152,8 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         webhook_key: signs the callbacks.
         faults: what shall go wrong; see ``Fault``.
         rules: how strict it is; see ``Rules``.
-        check_sources: whether the sources of uploads are fetched and looked at.
-        spoil_jobs: whether recordInfo of the jobs route is malformed JSON, as a real answer was.
+        check_sources: whether the sources of uploads are fetched and measured.
+        malformed_jobs: whether recordInfo of the jobs route is malformed JSON, as a real answer was.
 
     Raises:
         ValueError: the host is not on loopback, or a key cannot stand in a header.
@@ -178,7 +178,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
             files = FileStore(state, client, clock)
             checker = SourceChecker(state, files, clock, changed=sender.wake)
             service = EmulatedService(
-                state, sender, checker, files, clock, keys, malformed_jobs=spoil_jobs, check_sources=check_sources
+                state, sender, checker, files, clock, keys, malformed_jobs=malformed_jobs, check_sources=check_sources
             )
             async with _listening(service, host, port), _background(service):
                 yield Emulator(service, keys[0] if keys else KEY)

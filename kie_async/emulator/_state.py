@@ -19,7 +19,7 @@ import attrs
 from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.emulator._faults import Fault, Faults
 from kie_async.emulator._refusals import RefusedSubmission
-from kie_async.emulator._submissions import Submission, cut_outside, host_of, refused_at_once, refused_late
+from kie_async.emulator._submissions import EmulatedSubmission, cut_outside, host_of, refused_at_once, refused_late
 from kie_async.emulator._timeline import PlannedCallback, Speed, Timeline, seeded
 from kie_async.settings import RouteName
 
@@ -112,7 +112,7 @@ class EmulatedTask:
     """
 
     id: str
-    submission: Submission
+    submission: EmulatedSubmission
     charge: Charge
     timeline: Timeline
     at: float
@@ -152,7 +152,7 @@ class Account:
         self._credits += amount
 
     def receive(self, route: RouteName, now: float, *, counts: bool = True) -> ReceivedRequest:
-        """Note a submission at the moment at which it comes in; the quota is counted here, if it is the account's."""
+        """Record a submission when it comes in, and count it against the quota if it has a key of the account."""
         while self._admitted and self._admitted[0] <= now - self.rules.window:
             self._admitted.popleft()
         request = ReceivedRequest(now, route, admitted=len(self._admitted) < self.rules.quota)
@@ -243,7 +243,7 @@ class EmulatorState:
     def submit(
         self,
         request: ReceivedRequest,
-        submission: Submission,
+        submission: EmulatedSubmission,
         raw: bytes,
         *,
         created: int,
@@ -258,7 +258,7 @@ class EmulatorState:
         request.code, request.task_id = 200, task.id
         return task
 
-    def _refusal(self, request: ReceivedRequest, submission: Submission) -> RefusedSubmission | None:
+    def _refusal(self, request: ReceivedRequest, submission: EmulatedSubmission) -> RefusedSubmission | None:
         if not request.admitted:
             return RefusedSubmission(429)
         if refusal := refused_at_once(submission, request.route):
@@ -266,7 +266,12 @@ class EmulatorState:
         return RefusedSubmission(402) if self.account.credits_left(request.at) < CREDITS_PER_TASK else None
 
     def _accept(
-        self, request: ReceivedRequest, submission: Submission, raw: bytes, created: int, faults: tuple[Fault, ...]
+        self,
+        request: ReceivedRequest,
+        submission: EmulatedSubmission,
+        raw: bytes,
+        created: int,
+        faults: tuple[Fault, ...],
     ) -> EmulatedTask:
         number = len(self.account.ledger) + 1
         chance = seeded(f"{self.seed} {number}")
@@ -287,13 +292,13 @@ class EmulatorState:
         self._note_end(task)
         return task
 
-    def _strict(self, submission: Submission) -> Iterator[Fault]:
+    def _strict(self, submission: EmulatedSubmission) -> Iterator[Fault]:
         unknown = submission.operation == "extend" and submission.source not in self._tracks
         if self.rules.unknown_audio_fails and unknown:
             message = "The original Suno task does not exist."
             yield Fault("failed", code=500, word="CREATE_TASK_FAILED", message=message)
 
-    def _source(self, submission: Submission) -> tuple[float | None, str | None]:
+    def _source(self, submission: EmulatedSubmission) -> tuple[float | None, str | None]:
         """The length and the model of the source, as far as they are known at once."""
         if submission.operation == "upload_extend":
             return None, None

@@ -36,7 +36,7 @@ def host_of(url: str) -> str | None:
 
 
 @attrs.frozen
-class Submission:
+class EmulatedSubmission:
     """A submission as understood, whichever route it came by.
 
     Attributes:
@@ -68,9 +68,9 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def read_classic(operation: Operation, body: Mapping[str, Any]) -> Submission:
+def read_classic(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmission:
     """Read the body of the classic route (camelCase)."""
-    return Submission(
+    return EmulatedSubmission(
         operation,
         model=_text(body.get("model")),
         callback_url=_text(body.get("callBackUrl")),
@@ -82,12 +82,12 @@ def read_classic(operation: Operation, body: Mapping[str, Any]) -> Submission:
     )
 
 
-def read_jobs(operation: Operation, body: Mapping[str, Any]) -> Submission:
+def read_jobs(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmission:
     """Read the body of the jobs route (snake_case under ``input``), where only an upload has required texts."""
     given = body.get("input")
     fields: Mapping[str, Any] = given if isinstance(given, dict) else {}
     texts = {name: _text(fields.get(name)) for name in _TEXTS}
-    return Submission(
+    return EmulatedSubmission(
         operation,
         model=_text(fields.get("model")),
         callback_url=_text(body.get("callBackUrl")),
@@ -103,7 +103,7 @@ def read_jobs(operation: Operation, body: Mapping[str, Any]) -> Submission:
 # ---------------------------------------------------------------- refused at once
 
 
-def refused_at_once(submission: Submission, route: RouteName) -> RefusedSubmission | None:
+def refused_at_once(submission: EmulatedSubmission, route: RouteName) -> RefusedSubmission | None:
     """What is refused before anything is charged: next to nothing (FACTS §2)."""
     if limits_of(submission.model) is None:
         return RefusedSubmission(422, "The model is not supported.")
@@ -137,7 +137,9 @@ TRIGGERS: Mapping[str, Fault] = MappingProxyType(
 )  # fmt: skip
 
 
-def refused_late(submission: Submission, source_seconds: float | None, source_model: str | None) -> Iterator[Fault]:
+def refused_late(
+    submission: EmulatedSubmission, source_seconds: float | None, source_model: str | None
+) -> Iterator[Fault]:
     """What the service finds out only after it has accepted a submission, as the faults of its task.
 
     Args:
@@ -154,7 +156,7 @@ def refused_late(submission: Submission, source_seconds: float | None, source_mo
         yield _invalid(f"The model must be that of the source track: {source_model}")
 
 
-def cut_outside(submission: Submission, source_seconds: float) -> Fault | None:
+def cut_outside(submission: EmulatedSubmission, source_seconds: float) -> Fault | None:
     """The refusal of a ``continueAt`` that does not lie inside the source; None if it does."""
     if submission.continue_at is None or 0 < submission.continue_at < source_seconds:
         return None
@@ -165,7 +167,7 @@ def _invalid(complaint: str) -> Fault:
     return Fault("failed", code=422, word="CREATE_TASK_FAILED", message=complaint)
 
 
-def _complaints(submission: Submission) -> Iterator[str]:
+def _complaints(submission: EmulatedSubmission) -> Iterator[str]:
     texts = submission.texts
     needed = ("style", "title") if submission.instrumental or texts["lyrics"] else ("prompt", "style", "title")
     for name in needed if submission.own_parameters else ():

@@ -16,6 +16,7 @@ from kie_async.models import STAGES
 
 NEVER = math.inf
 PENDING_FOR = 180.0  # FACTS: "it stays PENDING for minutes"
+REFUNDED = 531  # FACTS: the one code that says that the credits are given back
 
 
 def seeded(seed: str) -> random.Random:
@@ -40,8 +41,8 @@ class Failure:
 
     @property
     def refunded(self) -> bool:
-        """Whether the credits are given back (FACTS: 531 alone says so)."""
-        return self.code == 531  # noqa: PLR2004  # the service's code
+        """Whether the credits are given back."""
+        return self.code == REFUNDED
 
 
 @attrs.frozen
