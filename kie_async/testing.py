@@ -84,7 +84,7 @@ def serve_in_thread(**options: Any) -> Iterator[EmulatorHandle]:  # noqa: ANN401
     """
     from anyio.from_thread import start_blocking_portal  # noqa: PLC0415  # see the module's docstring
 
-    from kie_async.emulator import serve  # noqa: PLC0415  # likewise
+    from kie_async.emulator import serve  # noqa: PLC0415  # see the module's docstring
 
     with (
         start_blocking_portal("asyncio") as portal,

@@ -1,6 +1,6 @@
-"""Audio on demand: made when it is first asked for, in a worker thread, and kept for a while.
+"""Tracks on demand: made in a worker thread when first requested, and cached.
 
-What makes it (``_mp3``) needs the extra ``kie_async[audio]``, and is loaded when audio is first asked for.
+The codec (``_mp3``) needs the extra ``kie_async[audio]`` and is imported on first use.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from typing import Protocol, cast
 import anyio
 from anyio import to_thread
 
-MAX_TRACKS = 64  # kept; some 1.4 MB each
+MAX_TRACKS = 64  # in the cache; some 1.4 MB each
 
 
 class AudioMissingError(RuntimeError):
-    """Audio is needed, and the extra ``kie_async[audio]`` (PyAV and numpy) is not installed."""
+    """Audio is needed, but the extra ``kie_async[audio]`` (PyAV and numpy) is not installed."""
 
     def __init__(self) -> None:
         super().__init__("the emulator makes audio with PyAV and numpy: pip install 'kie_async[audio]'")
 
 
 class AudioCodec(Protocol):
-    """What makes and reads audio: the module ``_mp3``."""
+    """What decodes and encodes audio: the module ``_mp3``."""
 
     def measure(self, content: bytes) -> float:
-        """The length of audio in seconds; ValueError if it is none."""
+        """Return the length of audio in seconds; ValueError if it is none."""
         ...
 
     def continued(self, source: bytes | str, *, start: float, seconds: float, take: int, seed: str) -> bytes:
-        """An mp3 that begins as the source and goes on after ``start``."""
+        """Make an mp3 that begins with the source and continues after ``start``."""
         ...
 
     def demo_song(self) -> bytes:
-        """A short song, as a wav file."""
+        """Make a short song, as a wav file."""
         ...
 
 
 def codec() -> AudioCodec:
-    """Load what makes and reads audio.
+    """Import the codec.
 
     Raises:
         AudioMissingError: the extra is not installed.
     """
     try:
-        module = importlib.import_module("kie_async.emulator._mp3")  # an extra, and slow to import
+        module = importlib.import_module("kie_async.emulator._mp3")  # needs an extra, and is slow to import
     except ImportError as error:
         raise AudioMissingError from error
     return cast("AudioCodec", module)
@@ -61,7 +61,7 @@ def demo_song() -> bytes:
 
 
 async def measure(content: bytes) -> float | None:
-    """The length of audio in seconds; None if the extra is not installed.
+    """Return the length of audio in seconds; None if the extra is not installed.
 
     Raises:
         ValueError: no audio.
@@ -73,22 +73,22 @@ async def measure(content: bytes) -> float | None:
 
 
 class AudioCache:
-    """Makes tracks, each once while it is asked for again soon."""
+    """Makes tracks and keeps the most recently used."""
 
     def __init__(self) -> None:
         self._tracks: OrderedDict[str, bytes] = OrderedDict()
         self._one = anyio.Lock()
 
     def get(self, name: str) -> bytes | None:
-        """A track that was made before."""
+        """Return a track from the cache; None if it is not there."""
         if name in self._tracks:
             self._tracks.move_to_end(name)
         return self._tracks.get(name)
 
     async def continued(self, name: str, source: bytes | str, *, start: float, seconds: float, take: int) -> bytes:
-        """Make a track that continues a source, and keep it under a name."""
+        """Make a track that continues a source, and cache it under a name."""
         make = codec().continued
-        async with self._one:  # two at once would only take twice as long
+        async with self._one:  # two at once would take twice as long each
             if (track := self.get(name)) is not None:
                 return track
             made = await to_thread.run_sync(

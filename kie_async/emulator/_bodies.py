@@ -40,7 +40,7 @@ CODE_NAMES: Mapping[str, str] = MappingProxyType(
 
 
 def code_name(model: str) -> str:
-    """The code name of a model; that of a new one is made up."""
+    """Return the code name of a model; an unknown model gets a made-up one."""
     return CODE_NAMES.get(model) or f"chirp-{model.lower()}"
 
 
@@ -63,7 +63,7 @@ _UNFINISHED_IN_CALLBACK = ("sourceAudioUrl", "duration")
 
 
 def _track(task: EmulatedTask, index: int, seen: TaskSnapshot, base_url: str) -> dict[str, Any]:
-    """A track in the spelling of record-info, with all its keys."""
+    """Write a track with all keys that record-info has, in its spelling."""
     track_id = task.track_ids[index]
     finished = index < seen.ready
     audio = (f"{base_url}/files/{track_id}.mp3" if seen.audio else None) if finished else ""
@@ -111,18 +111,18 @@ def _compact(value: object) -> str:
 
 
 def ok(data: object) -> dict[str, Any]:
-    """An answer that is a success."""
+    """Write a successful answer."""
     return {"code": 200, "msg": "success", "data": data}
 
 
 def submitted(task: EmulatedTask) -> dict[str, Any]:
-    """The answer to a submission; that of the jobs route has another id too, which is not for polling."""
+    """Write the answer to a submission; the jobs route adds a second id, which cannot be polled."""
     other = {"recordId": task.id[::-1]} if task.charge.route == "jobs" else {}
     return ok({"taskId": task.id, **other})
 
 
 def record(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> dict[str, Any]:
-    """The answer of record-info (the classic route)."""
+    """Write the answer of record-info (the classic route)."""
     response = {"taskId": task.id, "sunoData": _tracks(task, seen, base_url)} if seen.listed else None
     return ok(
         {
@@ -153,7 +153,7 @@ def _job_state(seen: TaskSnapshot) -> str:
 
 
 def _job_result(task: EmulatedTask, seen: TaskSnapshot, tracks: list[dict[str, Any]]) -> tuple[object, object]:
-    """``resultJson`` and ``response`` of a finished task, in one of the shapes they come in."""
+    """Write ``resultJson`` and ``response`` of a finished task, in one of their shapes."""
     addresses = {"resultUrls": [track["audio_url"] for track in tracks]}
     listed = {"data": tracks}
     shapes: Mapping[str, tuple[object, object]] = {
@@ -166,7 +166,7 @@ def _job_result(task: EmulatedTask, seen: TaskSnapshot, tracks: list[dict[str, A
 
 
 def job_record(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> dict[str, Any]:
-    """The answer of recordInfo (the jobs route), as valid JSON."""
+    """Write the answer of recordInfo (the jobs route)."""
     body = task.charge.body
     state = _job_state(seen)
     tracks = _snake(_tracks(task, seen, base_url))
@@ -200,7 +200,7 @@ def job_record(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> dict[st
 
 
 def malformed(body: dict[str, Any]) -> bytes:
-    """Write recordInfo as a real one came (FACTS §9): one backslash too few before the innermost quotes."""
+    """Encode recordInfo as a real one was (FACTS §9): one backslash is missing before the innermost quotes."""
     texts = {key: json.dumps(body["data"][key], ensure_ascii=False) for key in ("param", "paramJson")}
     holes = {key: f"\0{key}\0" for key in texts}
     whole = json.dumps({**body, "data": {**body["data"], **holes}}, ensure_ascii=False)
@@ -219,7 +219,7 @@ _MESSAGES = {
 
 
 def callback(task: EmulatedTask, planned: PlannedCallback, base_url: str) -> dict[str, Any]:
-    """The body of a callback."""
+    """Write the body of a callback."""
     if planned.forged is not None:
         return _forged(task, planned.stage, planned.forged, base_url)
     if planned.as_record:
@@ -238,7 +238,7 @@ _JOB_KEYS = (
 
 
 def _record_callback(task: EmulatedTask, stage: str, base_url: str) -> dict[str, Any]:
-    """The body of a callback in the shape of recordInfo, as the page of the jobs route shows it."""
+    """Write a callback in the shape of recordInfo, as the page of the jobs route shows it."""
     words = {"text": "TEXT_SUCCESS", "first": "FIRST_SUCCESS", "complete": "SUCCESS", "error": "FAILED"}
     ended = dict(task.timeline.stages()).get(stage) if stage in {"complete", "error"} else None
     seen = attrs.evolve(task.timeline.snapshot_of_stage(stage), word=words[stage], ended=ended)
@@ -249,7 +249,7 @@ def _record_callback(task: EmulatedTask, stage: str, base_url: str) -> dict[str,
 
 
 def _forged(task: EmulatedTask, stage: str, content: ForgedContent, base_url: str) -> dict[str, Any]:
-    """The body of a false callback: false audio, or a false error if it has a code."""
+    """Write a forged callback: an error if it has a code, or else foreign audio."""
     if content.code is not None:
         false = {"callbackType": stage, "data": None, "task_id": task.id}
         return {"code": content.code, "data": false, "msg": content.message or "forged"}

@@ -1,4 +1,4 @@
-"""Callbacks: one coroutine sends what is due, signed when there is a key, to loopback addresses alone."""
+"""Sends the callbacks that are due, signed if there is a key, to loopback addresses only."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class CallbackSender:
         return self._under_way == 0 and self._state.callbacks.next_due() is None
 
     def wake(self) -> None:
-        """Read the plan again; call this when it has changed."""
+        """Read the queue again. Call this when it has changed."""
         self._wake.set()
         self._changed.set()
 
@@ -84,7 +84,7 @@ class CallbackSender:
                     await self._until_due()
                     due = self._state.callbacks.take_due(self._clock())
                     due.sort(key=lambda each: each[0].charge.number)
-                    self._changed.set()  # nothing may be left of what was due
+                    self._changed.set()  # all that was due may be obsolete
                     for _, callbacks in groupby(due, key=lambda each: each[0].charge.number):
                         batch = list(callbacks)
                         self._under_way += len(batch)
@@ -100,7 +100,7 @@ class CallbackSender:
             await self._wake.wait()
 
     async def _send_batch(self, callbacks: Iterable[tuple[EmulatedTask, PlannedCallback]]) -> None:
-        """Send the callbacks of one task one after the other, for they are planned in an order."""
+        """Send callbacks of one task in their order."""
         for task, callback in callbacks:
             await self.send(task, callback)
             self._under_way -= 1
@@ -126,7 +126,7 @@ class CallbackSender:
                 task.submission.callback_url,
                 data=json.dumps(body, ensure_ascii=False).encode(),
                 headers=headers,
-                allow_redirects=False,  # it would lead away from loopback
+                allow_redirects=False,  # a redirect could lead away from loopback
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT, ceil_threshold=2 * TIMEOUT),
             ) as answer:
                 return answer.status

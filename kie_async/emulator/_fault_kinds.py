@@ -2,9 +2,9 @@
 
 To add a fault, write its effect below and a line in ``KINDS``. An effect is one of four functions:
 
-- of an exchange over HTTP: takes the request and the answer, and answers in its place;
+- on an exchange over HTTP: takes the request and the answer, and returns another answer;
 - on the timeline of a task, when it is submitted;
-- on what one poll sees of a task;
+- on what one poll returns of a task;
 - on the planned callbacks of a task, when it is submitted.
 
 A kind has one for each of the points where it can occur. How often it occurs is decided by ``_faults``.
@@ -70,10 +70,10 @@ class FaultKind:
         points: where it can occur; the first is the default.
         answer: its effect on an exchange.
         timeline: its effect on the timeline of a task.
-        poll: its effect on what a poll sees.
+        poll: its effect on what a poll returns.
         callbacks: its effect on the callbacks of a task.
         done: whether what was asked for is done (and charged) all the same, unless the fault says otherwise.
-        goes_on: whether the exchange goes on after an effect that comes before anything is done.
+        goes_on: whether the request is handled after an effect that comes first (``done`` is false).
     """
 
     points: tuple[Point, ...]
@@ -94,12 +94,7 @@ _PAGE = (
 _BLOCK = 1 << 16
 _BOMB = 64_000_000  # bytes
 _ELSEWHERE = "http://127.0.0.1:9/elsewhere"
-
-
-class RangeAnswer(web.Response):
-    """The answer to a download of a part, with the whole file."""
-
-    whole: bytes = b""
+WHOLE_FILE = web.ResponseKey("whole_file", bytes)  # the file, in an answer to a request with a Range
 
 
 def _hang_up(request: web.Request) -> None:
@@ -152,7 +147,7 @@ def _content(answer: web.Response) -> bytes:
 
 
 async def _begin(request: web.Request, answer: web.Response, length: int) -> web.StreamResponse:
-    """Send the head of an answer that comes in pieces."""
+    """Send the head of an answer whose body follows in pieces."""
     headers = {name: value for name, value in answer.headers.items() if name != "Content-Length"}
     stream = web.StreamResponse(status=answer.status, headers=headers)
     stream.content_length = length
@@ -227,10 +222,10 @@ async def _new_etag(_request: web.Request, _options: FaultOptions, answer: web.R
 
 
 async def _ignores_range(_request: web.Request, _options: FaultOptions, answer: web.Response) -> Answer:
-    if not isinstance(answer, RangeAnswer):
+    if WHOLE_FILE not in answer:
         return answer
     headers = {name: value for name, value in answer.headers.items() if name not in {"Content-Range", "Content-Length"}}
-    return web.Response(body=answer.whole, headers=headers)
+    return web.Response(body=answer[WHOLE_FILE], headers=headers)
 
 
 async def _wrong_range(_request: web.Request, _options: FaultOptions, answer: web.Response) -> Answer:
@@ -323,7 +318,7 @@ def _doubled(planned: _Planned, options: FaultOptions) -> _Planned:
 
 
 def _reordered(planned: _Planned, _options: FaultOptions) -> _Planned:
-    """All at the last time, so that none speaks of a stage that is not reached."""
+    """Send all at the last of their times, so that none reports a stage that is not reached yet."""
     last = max((each.at for each in planned), default=0.0)
     return [attrs.evolve(each, at=last) for each in reversed(planned)]
 

@@ -1,6 +1,6 @@
 """Faults by rule: which of them are in force, and at which events they occur. Pure and seeded.
 
-What each kind does is said in ``_fault_kinds``.
+``_fault_kinds`` defines what each kind does.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class Fault:
 
     @property
     def effects(self) -> FaultKind:
-        """What it does."""
+        """The effects of its kind."""
         return KINDS[self.kind]
 
 
 @attrs.define
 class ActiveFault:
-    """A fault in force, how many events it has met, and at how many of them it has occurred."""
+    """A fault in force, the number of events that it could have occurred at, and of those where it did."""
 
     fault: Fault
     met: int = 0
@@ -99,7 +99,7 @@ class Faults:
         self._active.extend(ActiveFault(fault) for fault in faults)
 
     def remove(self, *faults: Fault) -> None:
-        """Take faults out of force, all that are equal to one of these."""
+        """Take all faults out of force that are equal to one of these."""
         self._active = [active for active in self._active if active.fault not in faults]
 
     def clear(self) -> None:
@@ -107,7 +107,7 @@ class Faults:
         self._active.clear()
 
     def occurred(self, fault: Fault) -> int:
-        """How often a fault has occurred."""
+        """Return how often a fault has occurred."""
         return sum(active.occurred for active in self._active if active.fault == fault)
 
     def pick(self, point: Point, task_id: str | None = None) -> tuple[Fault, ...]:

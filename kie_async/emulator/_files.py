@@ -1,4 +1,4 @@
-"""Files: uploads, sources that are fetched, and tracks that are made. Held in memory; nothing touches a disk."""
+"""Uploads, fetched sources and generated tracks. All are held in memory; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import aiohttp
 from aiohttp import BodyPartReader, web
 
 from kie_async.emulator._audio import AudioCache, AudioMissingError, measure
-from kie_async.emulator._fault_kinds import RangeAnswer
+from kie_async.emulator._fault_kinds import WHOLE_FILE
 from kie_async.emulator._faults import Fault
 from kie_async.emulator._state import EmulatedTask, EmulatorState
 from kie_async.emulator._submissions import host_of
@@ -36,7 +36,7 @@ MAX_SOURCES = 32  # fetched from elsewhere, and kept
 
 logger = logging.getLogger("kie_async.emulator")
 
-# A grey square: images are beside the point here, but their addresses should not be dead.
+# A grey square, so that the addresses of images work.
 IMAGE = base64.b64decode(
     "/9j//gAQTGF2YzYyLjI4LjEwMgD/2wBDAAgEBAQEBAUFBQUFBQYGBgYGBgYGBgYGBgYHBwcICAgHBwcGBgcHCAgICAkJCQgICAgJCQoKCgwMCwsO"
     "Dg4RERT/xABKAAEAAAAAAAAAAAAAAAAAAAAAAQEAAAAAAAAAAAAAAAAAAAAAEAEAAAAAAAAAAAAAAAAAAAAAEQEAAAAAAAAAAAAAAAAAAAAA/8AA"
@@ -45,11 +45,11 @@ IMAGE = base64.b64decode(
 
 
 class UploadError(ValueError):
-    """What is wrong with an upload."""
+    """An upload cannot be read."""
 
 
 class FileStore:
-    """Takes in uploads, fetches sources, and gives out both and the tracks."""
+    """Stores uploads, fetches sources, and serves both and the generated tracks."""
 
     def __init__(self, state: EmulatorState, client: aiohttp.ClientSession, clock: Callable[[], float]) -> None:
         self._state = state
@@ -61,13 +61,13 @@ class FileStore:
 
     @property
     def _prefix(self) -> str:
-        """What the address of every file begins with."""
+        """The beginning of the address of every file."""
         return f"{self._state.base_url}/files/"
 
     # ------------------------------------------------------------ uploads
 
     async def take_form(self, request: web.Request) -> dict[str, Any]:
-        """Take an upload as a multipart form."""
+        """Store an upload that comes as a multipart form; return the answer."""
         try:
             content, texts = await _read_form(request)
         except UploadError as error:
@@ -75,7 +75,7 @@ class FileStore:
         return self._take(content, texts)
 
     def take_base64(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Take an upload as base64."""
+        """Store an upload that comes as base64; return the answer."""
         try:
             content = _read_base64(body.get("base64Data"))
         except UploadError as error:
@@ -83,12 +83,12 @@ class FileStore:
         return self._take(content, body)
 
     async def take_url(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Take an upload from an address, on loopback."""
+        """Store an upload that comes as a URL on loopback; return the answer."""
         content = await self.fetch(str(body.get("fileUrl")))
         return _refused("Failed to download file") if content is None else self._take(content, body)
 
     def _take(self, content: bytes, texts: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a file; the answer of the upload host. The same name overwrites, as there."""
+        """Store a file; return the answer. A file of the same name is replaced, as on the real host."""
         folder, name = str(texts.get("uploadPath") or "uploads"), str(texts.get("fileName") or "file")
         names = (ACCOUNT, *folder.split("/"), name.rsplit("/", maxsplit=1)[-1])
         path = "/".join(each for each in names if each not in {"", ".."})
@@ -111,7 +111,7 @@ class FileStore:
     # ------------------------------------------------------------ sources
 
     async def fetch(self, url: str) -> bytes | None:
-        """The file at an address, this emulator's own or another on loopback; None if there is none."""
+        """Return the file at a URL of this emulator or of another server on loopback; None if there is none."""
         if url.startswith(self._prefix):
             return await self.read(unquote(urlsplit(url).path).removeprefix("/files/"))
         if url not in self._fetched:
@@ -160,14 +160,14 @@ class FileStore:
             return True
 
     def link(self, url: str) -> str | None:
-        """A direct link to a generated file, good for a while; None for any other address."""
+        """Return a direct link to a generated file, which expires; None for any other URL."""
         path = url.removeprefix(self._prefix).partition("?")[0]
         if not url.startswith(self._prefix) or self._state.track(path.removesuffix(".mp3")) is None:
             return None
         return f"{self._prefix}{path}?{urlencode({'until': self._clock() + LINK_FOR})}"
 
     async def read(self, path: str) -> bytes | None:
-        """The file at a path below ``/files/``; None if there is none, or none yet, or none any more."""
+        """Return the file at a path below ``/files/``; None if there is none, not yet, or no longer."""
         if path in self._uploads:
             return self._uploads[path]
         name, _, ending = path.removeprefix("stream/").partition(".")
@@ -197,7 +197,7 @@ class FileStore:
     # ------------------------------------------------------------ tracks
 
     async def audio(self, task: EmulatedTask, index: int) -> bytes:
-        """The audio of a track, made now if it is not kept.
+        """Return the audio of a track, made now if it is not cached.
 
         Raises:
             AudioMissingError: the extra ``kie_async[audio]`` is not installed.
@@ -210,7 +210,7 @@ class FileStore:
         return await self._cache.continued(name, source, start=task.start, seconds=seconds, take=index)
 
     async def _source(self, task: EmulatedTask) -> bytes | str:
-        """The audio that a task continues, or the name of a song that nobody has."""
+        """Return the audio that a task continues; if it is unknown, its name, from which a song is made."""
         source, content = task.submission.source, None
         if task.submission.operation == "upload_extend":
             content = await self.fetch(source)
@@ -226,7 +226,7 @@ _NO_AUDIO = "Failed to parse the audio file"
 
 
 class SourceChecker:
-    """Lets the tasks fail whose source cannot be fetched, is no audio, or ends before it is cut.
+    """Makes tasks fail whose source cannot be fetched, is no audio, or ends before ``continueAt``.
 
     Args:
         changed: called when a source was checked.
@@ -254,7 +254,7 @@ class SourceChecker:
             task = await self._waiting.get()
             try:
                 await self._check(task)
-            except Exception:  # a library failed: that one task goes on unchecked, and the service goes on
+            except Exception:  # a library failed: leave this task unchecked, and go on with the others
                 logger.exception("the source of task %s could not be checked", task.id)
             finally:
                 self.unchecked -= 1
@@ -284,12 +284,12 @@ class SourceChecker:
 
 
 def _refused(message: str) -> dict[str, Any]:
-    """The upload host's refusal."""
+    """Write the refusal of the upload host."""
     return {"success": False, "code": 400, "msg": message, "data": None}
 
 
 async def _read_form(request: web.Request) -> tuple[bytes, Mapping[str, str]]:
-    """Read an upload as a form: the file, and the texts beside it.
+    """Read an upload from a form: the file, and the text fields.
 
     Raises:
         UploadError: it is no form, or holds no file.
@@ -314,7 +314,7 @@ async def _read_form(request: web.Request) -> tuple[bytes, Mapping[str, str]]:
 
 
 def _read_base64(text: object) -> bytes:
-    """Read an upload as base64, bare or as a data URL.
+    """Read an upload from base64, bare or in a data URL.
 
     Raises:
         UploadError: no base64.
@@ -333,7 +333,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 def _part(headers: Mapping[str, str], content: bytes, kind: str) -> web.Response:
-    """Answer with a file, or the part of it that was asked for (Range, If-Range)."""
+    """Answer with a file, or with the requested part of it (Range, If-Range)."""
     etag = f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
     own = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": kind}
     asked = _RANGE.fullmatch(headers.get("Range", ""))
@@ -341,11 +341,11 @@ def _part(headers: Mapping[str, str], content: bytes, kind: str) -> web.Response
         return web.Response(body=content, headers=own)
     first, last = _span(asked[1], asked[2], len(content))
     if first > last or first >= len(content):
-        answer = RangeAnswer(status=416, headers={**own, "Content-Range": f"bytes */{len(content)}"})
+        answer = web.Response(status=416, headers={**own, "Content-Range": f"bytes */{len(content)}"})
     else:
         own["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        answer = RangeAnswer(status=206, body=content[first : last + 1], headers=own)
-    answer.whole = content
+        answer = web.Response(status=206, body=content[first : last + 1], headers=own)
+    answer[WHOLE_FILE] = content
     return answer
 
 

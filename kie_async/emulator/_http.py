@@ -30,7 +30,7 @@ _OWN_KEYS = re.compile(r"emulated-account-[1-9][0-9]*")
 
 @attrs.frozen
 class Exchange:
-    """A request that is being answered, and what was noted of it when it came in."""
+    """A request, the faults that occur at it, and the record of when it came in."""
 
     request: web.Request
     faults: tuple[Fault, ...]
@@ -49,7 +49,7 @@ def _refused(code: int, message: str = "") -> web.Response:
 
 
 async def _object(request: web.Request) -> dict[str, Any] | None:
-    """The request's JSON object; None if it is none."""
+    """Read a JSON object; None if the body is anything else."""
     try:
         body = json.loads(await request.read())
     except (ValueError, RecursionError):
@@ -79,7 +79,7 @@ async def under_own_name(request: web.Request, handler: AppHandler) -> web.Strea
 
 
 async def _before(exchange: Exchange) -> web.StreamResponse | None:
-    """Apply the faults that come before anything is done; the answer, if one of them gives it."""
+    """Apply the faults that come before the request is handled; return the answer of one that prevents this."""
     for fault in exchange.faults:
         effect = fault.effects.answer
         if effect is not None and not fault.done:
@@ -90,7 +90,7 @@ async def _before(exchange: Exchange) -> web.StreamResponse | None:
 
 
 async def _after(exchange: Exchange, answer: web.Response) -> web.StreamResponse:
-    """Apply the faults that change the answer to what has been done, until one of them has sent it."""
+    """Apply the faults that change the answer, until one of them has sent it."""
     changed: web.StreamResponse = answer
     for fault in exchange.faults:
         effect = fault.effects.answer
@@ -101,7 +101,7 @@ async def _after(exchange: Exchange, answer: web.Response) -> web.StreamResponse
 
 @attrs.frozen
 class EmulatedService:
-    """The handlers, and what they work with.
+    """The handlers of all routes.
 
     Attributes:
         keys: those that are taken; none: ``emulated-account-N``, whatever the number.
@@ -119,7 +119,7 @@ class EmulatedService:
     check_sources: bool
 
     def routes(self) -> list[web.RouteDef]:
-        """What is served where."""
+        """Return the routes."""
         submit: tuple[tuple[str, RouteName, Handler], ...] = (
             ("/api/v1/generate/extend", "classic", self._submits("extend")),
             ("/api/v1/generate/upload-extend", "classic", self._submits("upload_extend")),
@@ -146,7 +146,7 @@ class EmulatedService:
     def _handler(
         self, point: Point, answer: Handler, route: RouteName = "classic"
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """What aiohttp calls: notes the request, checks the key, applies the faults, and lets it be answered."""
+        """Wrap a handler: record the request, check the key, apply the faults."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             now = self.clock()
@@ -163,7 +163,7 @@ class EmulatedService:
                 return await _after(exchange, _refused(401))
             try:
                 answered = await answer(exchange)
-            except ConnectionError:  # pragma: no cover (the client went at this very moment: nobody is left to answer)
+            except ConnectionError:  # pragma: no cover (the client disconnected just now: there is nobody to answer)
                 return web.Response()
             return await _after(exchange, answered)
 

@@ -1,6 +1,6 @@
-"""Real audio, by PyAV: reads whatever a user uploads, writes mp3 that begins with it and audibly goes on.
+"""Decodes and encodes audio with PyAV: any format in, and out an mp3 that begins with it and audibly goes on.
 
-What it writes is cheap: one channel at 22 kHz, with the least effort of the encoder, which takes most of the time.
+The mp3 is cheap to make: one channel, 22 kHz, the fastest setting of the encoder, which takes most of the time.
 
 This module needs the extra ``kie_async[audio]``; ``_audio`` loads it when audio is first asked for.
 """
@@ -28,7 +28,7 @@ _MARGIN = 0.5  # seconds read beyond a cut
 
 
 def measure(content: bytes) -> float:
-    """The length of audio in seconds, counted over all that can be decoded: headers and time stamps lie.
+    """Return the length of audio in seconds: of all that can be decoded, since headers and time stamps can lie.
 
     Raises:
         ValueError: no audio.
@@ -47,7 +47,7 @@ def _reading(content: bytes) -> Iterator[InputContainer]:
 
 
 def _frames(container: InputContainer) -> Iterator[AudioFrame]:
-    """All frames up to the end, or up to the first damage."""
+    """Decode all frames up to the end, or up to the first damaged one."""
     got = 0
     with suppress(av.FFmpegError):
         for frame in container.decode(audio=0) if container.streams.audio else ():
@@ -58,7 +58,7 @@ def _frames(container: InputContainer) -> Iterator[AudioFrame]:
 
 
 def decode(content: bytes, until: float) -> Sound:
-    """Read audio of any kind, up to a time, as 22 kHz mono. What is damaged ends it early.
+    """Read audio of any kind, up to a time, as 22 kHz mono. It ends early at the first damage.
 
     Raises:
         ValueError: no audio.
@@ -109,7 +109,7 @@ def continued(source: bytes | str, *, start: float, seconds: float, take: int, s
     known = _music.unknown_sound(until, source) if isinstance(source, str) else decode(source, until)
     cut = samples(start)
     head, after = known[:cut], known[cut:]
-    if len(head) < cut:  # shorter than promised: silence keeps its length right
+    if len(head) < cut:  # the source is shorter than it claimed: fill up with silence
         head = np.concatenate([head, np.zeros(cut - len(head), dtype=np.float32)])
     tail = _music.continuation(head, after, seconds - start, take=take, seed=seed)
     return encode(np.concatenate([head, tail])[: samples(seconds)])

@@ -37,12 +37,12 @@ _TUNE: tuple[int | None, ...] = (
 
 
 def samples(seconds: float) -> int:
-    """The number of samples in a time."""
+    """Return the number of samples in a time."""
     return round(seconds * RATE)
 
 
 def silence(seconds: float) -> Sound:
-    """A time without sound."""
+    """Make silence."""
     return np.zeros(samples(seconds), dtype=np.float32)
 
 
@@ -58,7 +58,7 @@ def _period(*levels: float) -> Sound:
     return np.asarray(np.sum(partials, axis=0) / sum(levels), dtype=np.float32)
 
 
-# The wave of each voice, and how fast its notes die away (per second).
+# The wave of each voice, and how fast its notes fade (per second).
 _VOICES: Mapping[str, tuple[Sound, float]] = MappingProxyType(
     {
         "pad": (_period(1.0, 0.35, 0.2, 0.08), 0.0),
@@ -88,14 +88,14 @@ class Note:
 
 
 def frequency(root: int, degree: int, octave: int) -> float:
-    """The frequency of a degree of the major scale on a root (semitones above C)."""
+    """Return the frequency of a degree of the major scale on a root (semitones above C)."""
     octaves, step = divmod(degree, len(MAJOR))
     semitones = root - 9 + MAJOR[step] + 12 * (octaves + octave)
     return float(A4 * 2 ** (semitones / 12))
 
 
 def tone(voice: str, pitch: float, seconds: float) -> Sound:
-    """Sound one note. A pad swells; the others are struck and die away."""
+    """Make one note. A pad swells; the others begin loud and fade."""
     period, decay = _VOICES[voice]
     count = np.arange(samples(seconds), dtype=np.float32)
     sound: Sound = period[(count * np.float32(pitch * _STEPS / RATE)).astype(np.int32) & (_STEPS - 1)]
@@ -156,7 +156,7 @@ def _song(seconds: float, bar: float, chance: Random, *, lively: bool) -> Iterat
 
 
 def demo_sound() -> Sound:
-    """A tune of some 25 seconds over four chords, with an ending."""
+    """Make a tune of some 25 seconds over four chords, with an ending."""
     bar, chance = 2.8, seeded("demo")
     chords = [_accompaniment((0, 4, 5, 3)[number % 4], number * bar, bar, chance) for number in range(8)]
     ending = [Note("pluck", third, 0, 8 * bar, 3.0, 0.25) for third in (0, 2, 4, 7)]
@@ -166,7 +166,7 @@ def demo_sound() -> Sound:
 
 
 def unknown_sound(seconds: float, seed: str) -> Sound:
-    """The beginning of a song that stands for one that nobody has: the same however much of it is asked for."""
+    """Make the beginning of a song for a source that is unknown; a longer one begins with a shorter one."""
     chance = seeded(seed)
     root, bar = chance.randrange(12), chance.uniform(2.2, 3.2)
     sound = perform(_song(seconds, bar, chance, lively=True), seconds, root, chance)
@@ -174,7 +174,7 @@ def unknown_sound(seconds: float, seed: str) -> Sound:
 
 
 def finished(sound: Sound, seconds: float) -> Sound:
-    """A sound of exactly that length, not too loud, that fades out."""
+    """Bring a sound to a length, limit its loudness, and fade it out."""
     whole = silence(seconds)
     whole[: len(sound)] = sound[: len(whole)]
     peak = float(np.abs(whole).max(initial=0.0))
@@ -185,7 +185,7 @@ def finished(sound: Sound, seconds: float) -> Sound:
 
 
 def fade_out(sound: Sound, seconds: float) -> None:
-    """Let the end of a sound die away."""
+    """Fade out the end of a sound."""
     length = min(len(sound), samples(seconds))
     sound[len(sound) - length :] *= np.linspace(1, 0, length, dtype=np.float32)
 
@@ -198,7 +198,7 @@ _LOWEST, _HIGHEST = 60.0, 2000.0  # frequencies of chords
 
 
 def keynote(sound: Sound) -> int:
-    """The pitch class (semitones above C) that sounds most, so that what is added fits."""
+    """Return the loudest pitch class (semitones above C), so that what is added fits."""
     spectrum = np.abs(np.fft.rfft(sound))
     pitches = np.fft.rfftfreq(len(sound), 1 / RATE)
     audible = (pitches > _LOWEST) & (pitches < _HIGHEST)
@@ -209,9 +209,9 @@ def keynote(sound: Sound) -> int:
 
 
 def continuation(head: Sound, after: Sound, seconds: float, *, take: int, seed: str) -> Sound:
-    """What follows ``head``: a new song in its key, as loud. ``after`` fades away under it.
+    """Make what follows ``head``: a new song in its key and as loud, into which ``after`` fades.
 
-    Nothing of ``head`` is played again, so that each of its places is found once alone. The second take is livelier.
+    It repeats nothing of ``head``, so that each position of a track is found once by its sound. Take 1 is livelier.
     """
     chance = seeded(f"{seed} {take}")
     last = head[-samples(_KEY) :]

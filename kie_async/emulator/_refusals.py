@@ -1,4 +1,4 @@
-"""What the service says when it refuses at once: HTTP 200, a code in the body, no data. Pure."""
+"""The answers of the service when it refuses at once: HTTP 200, a code in the body, no data. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-# The words of the recorded samples where there are any, or else those of the documentation.
+# From the recorded samples where there are any, or else from the documentation.
 MESSAGES: Mapping[int, str] = MappingProxyType(
     {
         401: "You do not have access permissions",
@@ -33,17 +33,17 @@ MESSAGES: Mapping[int, str] = MappingProxyType(
 
 @attrs.frozen
 class RefusedSubmission:
-    """A submission that is refused; without words of its own it takes those of its code."""
+    """A refused submission; without a message it takes that of its code."""
 
     code: int
     message: str = ""
 
     def body(self) -> dict[str, Any]:
-        """The answer."""
+        """Write the answer."""
         return refusal(self.code, self.message)
 
 
 def refusal(code: int | str, message: str | None = None) -> dict[str, Any]:
-    """The body of a refusal; a code given as text is sent as text."""
+    """Write a refusal; a code given as text is sent as text."""
     words = message or (MESSAGES.get(int(code)) if str(code).isdecimal() else None)
     return {"code": code, "msg": words or "error", "data": None}

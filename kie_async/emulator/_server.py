@@ -32,7 +32,7 @@ from kie_async.settings import is_loopback
 
 
 class Emulator:
-    """A running emulator: what a client needs to reach it, and what a test may ask and change.
+    """A running emulator: what a client needs to reach it, and what a test may read and change.
 
     Attributes:
         base_url: the address to give as ``Settings.base_url``.
@@ -59,7 +59,7 @@ class Emulator:
     @property
     def ledger(self) -> Sequence[Charge]:
         """Every accepted submission, which is one charge each, in order."""
-        self._state.account.credits_left(self._service.clock())  # what is due is refunded first
+        self._state.account.credits_left(self._service.clock())  # refund first what is due
         return self._state.account.ledger
 
     @property
@@ -73,15 +73,15 @@ class Emulator:
         return self._service.sender.sent
 
     def max_in_window(self, seconds: float = 10.0) -> int:
-        """The largest number of submissions that came in within any such window."""
+        """Return the largest number of submissions that came in within any window of that many seconds."""
         return most_in_window((request.at for request in self.arrivals), seconds)
 
     def polls(self, task_id: str) -> int:
-        """How often record-info was read for a task."""
+        """Return how often record-info was read for a task."""
         return self._state.polls[task_id]
 
     def task(self, task_id: str) -> EmulatedTask:
-        """A task with its timeline.
+        """Return a task with its timeline.
 
         Raises:
             KeyError: there is none.
@@ -89,7 +89,7 @@ class Emulator:
         return self._state.tasks[task_id]
 
     async def audio(self, track_id: str) -> bytes:
-        """The audio of a track, as a download gives it, whether or not its time has come.
+        """Return the audio of a track as a download does, even before the track is finished.
 
         Raises:
             KeyError: there is no such track.
@@ -100,7 +100,7 @@ class Emulator:
         return await self._service.files.audio(*found)
 
     async def settled(self) -> None:
-        """Wait until every task has ended (those that never end left out) and every callback is delivered.
+        """Wait until every task that ends has ended and every callback is sent.
 
         Raises:
             RuntimeError: the emulator has stopped before that.
@@ -108,7 +108,7 @@ class Emulator:
         service = self._service
         while True:
             if service.sender.stopped:
-                raise RuntimeError("the emulator has stopped: what is left will not happen")
+                raise RuntimeError("the emulator has stopped: its tasks go no further")
             if (wait := self._state.last_end - service.clock()) > 0:
                 await anyio.sleep(wait)
             elif service.sender.idle and service.checker.unchecked == 0:
@@ -150,7 +150,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         timeline: when a task reaches text, first, complete, in seconds before ``speed``; None: as the real service.
         goes_on: by how many seconds the two tracks go on after ``continue_at``; None: some 20 and some 35.
         webhook_key: signs the callbacks.
-        faults: what shall go wrong; see ``Fault``.
+        faults: what goes wrong; see ``Fault``.
         rules: how strict it is; see ``Rules``.
         check_sources: whether the sources of uploads are fetched and measured.
         malformed_jobs: whether recordInfo of the jobs route is malformed JSON, as a real answer was.
@@ -195,7 +195,7 @@ def _checked(key: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def _loopback_socket(info: aiohttp.AddrInfoType) -> socket.socket:
-    """Make the socket of a connection, unless it would lead to another machine, whatever name led there."""
+    """Make the socket of a connection, unless its address is not on loopback, whatever the host is called."""
     family, kind, protocol, _, address = info
     if not is_loopback(str(address[0])):
         raise OSError("the emulator contacts no other machine")
@@ -219,7 +219,7 @@ async def _listening(service: EmulatedService, host: str, port: int) -> AsyncIte
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
     try:
         await runner.setup()
-        listener = await listen(cast("web.Server", runner.server), host, port)  # there is one, once set up
+        listener = await listen(cast("web.Server", runner.server), host, port)  # not None once set up
         try:
             address = listener.sockets[0].getsockname()
             name = f"[{address[0]}]" if ":" in address[0] else address[0]

@@ -1,4 +1,4 @@
-"""What the service knows: its account, its tasks, and which callbacks are due. Pure.
+"""The state of the service: its account, its tasks, and the callbacks that are due. Pure.
 
 Time is passed in as ``now``, in seconds on any clock that only goes forward. Nothing here waits, sends or reads.
 """
@@ -54,12 +54,12 @@ class Rules:
 
 @attrs.define
 class ReceivedRequest:
-    """A submission as it came in, whatever became of it.
+    """A submission as it came in, accepted or not.
 
     Attributes:
         at: when, on the emulator's clock.
         admitted: whether the quota let it in.
-        code: the body code it was to be answered with; None if nothing was done with it.
+        code: the body code of the answer, before faults; None if a fault prevented that it was handled.
         task_id: the task it became.
     """
 
@@ -140,7 +140,7 @@ class Account:
         self._refunds: list[tuple[float, int, Charge]] = []
 
     def credits_left(self, now: float) -> float:
-        """The credits of the account."""
+        """Return the credits of the account, after the refunds that are due."""
         while self._refunds and self._refunds[0][0] <= now:
             charge = heapq.heappop(self._refunds)[2]
             charge.refunded = True
@@ -162,12 +162,12 @@ class Account:
         return request
 
     def charge(self, charge: Charge) -> None:
-        """Take the credits of a task."""
+        """Record a charge and take its credits."""
         self._credits -= charge.credits
         self.ledger.append(charge)
 
     def refund_at(self, at: float, charge: Charge) -> None:
-        """Give the credits of a task back later."""
+        """Plan the refund of a charge."""
         heapq.heappush(self._refunds, (at, charge.number, charge))
 
 
@@ -185,11 +185,11 @@ class CallbackQueue:
         heapq.heappush(self._planned, (task.at + callback.at, self._pushed, task, callback))
 
     def next_due(self) -> float | None:
-        """When the next callback is due; None if none is planned."""
+        """Return when the next callback is due; None if none is planned."""
         return self._planned[0][0] if self._planned else None
 
     def take_due(self, now: float) -> list[tuple[EmulatedTask, PlannedCallback]]:
-        """Take the callbacks that are due; those of a task whose timeline has changed since are passed over."""
+        """Remove the callbacks that are due and return them, without those that the task does not reach any more."""
         taken = []
         while self._planned and self._planned[0][0] <= now:
             _, _, task, callback = heapq.heappop(self._planned)
@@ -198,7 +198,7 @@ class CallbackQueue:
         return taken
 
     def sent(self, task: EmulatedTask, callback: PlannedCallback, now: float, *, answered: bool) -> None:
-        """Note how a callback went; a failed one is tried again, three times in all."""
+        """Record whether a callback was answered; one that was not is tried again, three times in all."""
         if answered or callback.forged:
             return
         if callback.attempt >= TRIES:
@@ -210,7 +210,7 @@ class CallbackQueue:
 
 
 class EmulatorState:
-    """Everything the service knows.
+    """The whole state of the service.
 
     Attributes:
         base_url: where it is served; empty until it is.
@@ -235,7 +235,7 @@ class EmulatorState:
         self._tracks: dict[str, tuple[EmulatedTask, int]] = {}
 
     def track(self, track_id: str) -> tuple[EmulatedTask, int] | None:
-        """The task that makes a track, and which of its tracks it is."""
+        """Return the task that makes a track, and the index of the track; None if it is unknown."""
         return self._tracks.get(track_id)
 
     # ------------------------------------------------------------ submissions
@@ -299,7 +299,7 @@ class EmulatorState:
             yield Fault("failed", code=500, word="CREATE_TASK_FAILED", message=message)
 
     def _source(self, submission: EmulatedSubmission) -> tuple[float | None, str | None]:
-        """The length and the model of the source, as far as they are known at once."""
+        """Return the length and the model of the source, as far as they are known at once."""
         if submission.operation == "upload_extend":
             return None, None
         if known := self._tracks.get(submission.source):
@@ -308,7 +308,7 @@ class EmulatorState:
         return unknown_seconds(submission.source), None
 
     def _plan_callbacks(self, task: EmulatedTask, faults: tuple[Fault, ...]) -> None:
-        """Plan the callbacks of a task; to another machine none is sent, and the task ends as if that had failed."""
+        """Plan the callbacks of a task. None is sent to another machine: the task ends as if sending had failed."""
         if not task.submission.calls_back:
             host = host_of(task.submission.callback_url)
             if host is not None and (host not in PLACEHOLDER_HOSTS or self.rules.placeholder_fails):
@@ -323,7 +323,7 @@ class EmulatorState:
     # ------------------------------------------------------------ what is found out later
 
     def fail(self, task: EmulatedTask, fault: Fault, now: float) -> None:
-        """Let a task fail for what was found out after its submission."""
+        """Make a task fail for a reason that was found after its submission."""
         if task.timeline.failure is not None:
             return
         failing = max(task.timeline.failing, now - task.at)
@@ -333,7 +333,7 @@ class EmulatorState:
         self._note_end(task)
 
     def source_measured(self, task: EmulatedTask, seconds: float, now: float) -> None:
-        """Note the length of an uploaded source, found out after the submission."""
+        """Check ``continueAt`` against the length of an uploaded source, measured after the submission."""
         if fault := cut_outside(task.submission, seconds):
             self.fail(task, fault, now)
 
@@ -350,12 +350,12 @@ def _uuid(text: str) -> str:
 
 
 def unknown_seconds(audio_id: str) -> float:
-    """The length of a song that the emulator did not make: always the same for the same id."""
+    """Return the length of a song that the emulator did not make: always the same for the same id."""
     return round(seeded(audio_id).uniform(*UNKNOWN_SECONDS), 2)
 
 
 def with_faults(timeline: Timeline, faults: Iterable[Fault]) -> Timeline:
-    """A timeline as the faults leave it."""
+    """Apply the effects of faults to a timeline."""
     for fault in faults:
         effect = fault.effects.timeline
         timeline = effect(timeline, fault.options) if effect else timeline
@@ -363,7 +363,7 @@ def with_faults(timeline: Timeline, faults: Iterable[Fault]) -> Timeline:
 
 
 def planned_callbacks(timeline: Timeline, faults: Iterable[Fault]) -> list[PlannedCallback]:
-    """The callbacks of a task, in the order in which they are sent, as the faults leave them."""
+    """Plan the callbacks of a task, in the order in which they are sent, with the effects of faults."""
     planned = [PlannedCallback(at, stage) for stage, at in timeline.stages()]
     for fault in faults:
         effect = fault.effects.callbacks
@@ -372,7 +372,7 @@ def planned_callbacks(timeline: Timeline, faults: Iterable[Fault]) -> list[Plann
 
 
 def most_in_window(times: Iterable[float], seconds: float) -> int:
-    """The largest number of times in any half-open window of that many seconds."""
+    """Return the largest number of times in any half-open window of that many seconds."""
     window: deque[float] = deque()
     most = 0
     for time in sorted(times):

@@ -1,4 +1,4 @@
-"""What is submitted, and what the service refuses of it: at once, or only after it was accepted and charged. Pure."""
+"""Reads submissions, and decides which the service refuses: at once, or after they were charged. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEXTS: Mapping[str, str] = MappingProxyType(  # in the spelling of each route
 
 
 def host_of(url: str) -> str | None:
-    """The host of a URL; None if it has none, or cannot be read."""
+    """Return the host of a URL; None if it has none, or cannot be read."""
     try:
         return urlsplit(url).hostname
     except ValueError:
@@ -37,7 +37,7 @@ def host_of(url: str) -> str | None:
 
 @attrs.frozen
 class EmulatedSubmission:
-    """A submission as understood, whichever route it came by.
+    """The content of a submission, on either route.
 
     Attributes:
         source: the id of a track, or the URL of an upload.
@@ -56,7 +56,7 @@ class EmulatedSubmission:
 
     @property
     def calls_back(self) -> bool:
-        """Whether its callbacks are sent: no other machine is ever called."""
+        """Whether callbacks are sent: only to loopback."""
         return is_loopback(host_of(self.callback_url))
 
 
@@ -104,7 +104,7 @@ def read_jobs(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmissi
 
 
 def refused_at_once(submission: EmulatedSubmission, route: RouteName) -> RefusedSubmission | None:
-    """What is refused before anything is charged: next to nothing (FACTS §2)."""
+    """Return the refusal of what is checked before the charge, which is little (FACTS §2)."""
     if limits_of(submission.model) is None:
         return RefusedSubmission(422, "The model is not supported.")
     if route == "classic" and not submission.callback_url:
@@ -140,7 +140,7 @@ TRIGGERS: Mapping[str, Fault] = MappingProxyType(
 def refused_late(
     submission: EmulatedSubmission, source_seconds: float | None, source_model: str | None
 ) -> Iterator[Fault]:
-    """What the service finds out only after it has accepted a submission, as the faults of its task.
+    """Return what the service checks only after the charge, as faults of the task.
 
     Args:
         submission: what was submitted.
@@ -157,7 +157,7 @@ def refused_late(
 
 
 def cut_outside(submission: EmulatedSubmission, source_seconds: float) -> Fault | None:
-    """The refusal of a ``continueAt`` that does not lie inside the source; None if it does."""
+    """Return the refusal of a ``continueAt`` outside the source; None if it is inside."""
     if submission.continue_at is None or 0 < submission.continue_at < source_seconds:
         return None
     return _invalid("continueAt must be greater than 0 and less than the duration of the audio")

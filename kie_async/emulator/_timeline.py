@@ -1,4 +1,4 @@
-"""The timeline of a task: when it reaches which stage, how it ends, and what is seen of it at any time. Pure.
+"""The timeline of a task: when it reaches each stage, how it ends, and what record-info says at any time. Pure.
 
 Times are seconds since the submission. By default they are those of the real service (text after some 10 s, the first
 track after some 45 s, all after 60 to 140 s), divided by the speed.
@@ -20,7 +20,7 @@ REFUNDED = 531  # FACTS: the one code that says that the credits are given back
 
 
 def seeded(seed: str) -> random.Random:
-    """A source of chance that always gives the same for the same seed."""
+    """Make a random generator that gives the same numbers for the same seed."""
     return random.Random(seed)  # noqa: S311  # chance, not secrecy
 
 
@@ -47,7 +47,7 @@ class Failure:
 
 @attrs.frozen
 class TaskSnapshot:
-    """What is seen of a task at one time, before it is written as a body.
+    """What record-info says of a task at one time, whatever the route.
 
     Attributes:
         word: the status.
@@ -97,13 +97,13 @@ class Timeline:
 
     @property
     def end(self) -> float:
-        """When it is over, the audio included; infinite if it never is."""
+        """When the task has ended and its audio is there; infinite if that never happens."""
         if self.failure is not None:
             return max(self.visible, self.failure.at + self.failure.pending_for)
         return max(self.visible, self.complete, self.audio)
 
     def stages(self) -> Iterator[tuple[str, float]]:
-        """The stages that it reaches, each with its time."""
+        """Yield the stages that the task reaches, each with its time."""
         until = NEVER if self.failure is None else self.failure.at
         for stage, at in zip(STAGES, (self.text, self.first, self.complete), strict=True):
             if at < until:
@@ -112,7 +112,7 @@ class Timeline:
             yield "error", self.failure.at
 
     def snapshot(self, age: float) -> TaskSnapshot | None:
-        """What is seen of the task at an age; None if it is not visible yet."""
+        """Return what record-info says at an age; None if it does not know the task yet."""
         if age < self.visible:
             return None
         failure = self.failure
@@ -134,7 +134,7 @@ class Timeline:
         return TaskSnapshot(word, ready=2, listed=True, audio=age >= self.audio, ended=self.complete)
 
     def snapshot_of_stage(self, stage: str) -> TaskSnapshot:
-        """What the callback of a stage says, whenever it is sent."""
+        """Return what the callback of a stage says, whenever it is sent."""
         if stage == "error" and self.failure is not None:
             return TaskSnapshot("FAILED", code=self.failure.code, message=self.failure.message)
         ready = {"first": 1, "complete": 2}.get(stage, 0)
