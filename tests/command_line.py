@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
@@ -48,16 +49,27 @@ class Terminal:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
-    def __call__(self, *words: str, virtual: bool = False) -> Answer:
+    def __call__(
+        self, *words: str, virtual: bool = False, loop_factory: Callable[[], VirtualTimeLoop] | None = None
+    ) -> Answer:
         """Run a command; ``virtual``: on the virtual clock, for what needs no other process or thread."""
         self._capsys.readouterr()
-        code = run(words, loop_factory=_virtual_loop if virtual else None)
+        code = run(words, loop_factory=virtual_loop if virtual else loop_factory)
         return Answer(code, *self._capsys.readouterr())
 
 
-def _virtual_loop() -> VirtualTimeLoop:
+def virtual_loop(serve: Callable[[Callable[[], None]], Coroutine[Any, Any, None]] | None = None) -> VirtualTimeLoop:
+    """A loop on the virtual clock.
+
+    Args:
+        serve: a server that runs in it from the beginning; calls what it is given when it is ready.
+    """
     loop = VirtualTimeLoop()
     loop.watch_threads_later()
+    if serve is not None:
+        ready = asyncio.Event()
+        loop.serving = loop.create_task(serve(ready.set))  # kept, or it might be collected
+        loop.run_until_complete(ready.wait())
     return loop
 
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
 import shlex
 import signal
 import sys
-import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import FAST, Answer, Terminal, ended, environment, served, started
+from command_line import Answer, Terminal, ended, environment, served, started, virtual_loop
 
-from kie_async.cli import _batch, _batch_end, _progress
-from kie_async.cli._exit_status import TerminatedError, exit_for
-from kie_async.cli._output import Output
-from kie_async.cli._progress import BatchProgress, Counts, expected
+from kie_async import emulator
+from kie_async.cli._batch import batch_end
+from kie_async.cli._exit_status import exit_status
+from kie_async.cli._output import ProgressDisplay
+from kie_async.cli._progress import Counts, Estimate, progress_line, progress_table
 from kie_async.emulator import Fault
-from kie_async.errors import KieError
-from kie_async.events import CallbackReceived, Finished, Submitted
 from kie_async.testing import EmulatorHandle
 
 MUSIC = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer")
@@ -73,14 +71,8 @@ def paths(answer: Answer) -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KIE_JOURNAL", raising=False)
-    spoil(monkeypatch)
-
-
-def spoil(monkeypatch: pytest.MonkeyPatch, *faults: Fault, **options: Any) -> None:
-    """Let something go wrong in the built-in emulator."""
-    monkeypatch.setattr(_batch, "_EMULATOR", {"speed": FAST, "goes_on": (1.0, 2.0), "faults": faults, **options})
 
 
 # ---------------------------------------------------------------- all goes well
@@ -271,15 +263,9 @@ class Silence(Keyboard):
         return ""
 
 
-MANY = 4
+MANY = 21  # where somebody sits at a terminal, fewer need no answer
 
 
-@pytest.fixture
-def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_batch, "ASK_ABOVE", MANY - 1)
-
-
-@pytest.mark.usefixtures("_few_are_many")
 def test_many_new_jobs_need_a_yes(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
@@ -291,8 +277,7 @@ def test_many_new_jobs_need_a_yes(
         assert f"{MANY} new jobs will cost about {12 * MANY} credits: nothing was done" in answer.err
         assert "--yes" in answer.err
     assert not out.exists()
-    spoil(monkeypatch, credits=1e6)
-    assert terminal(*words, "--yes").code == 0
+    assert terminal(*words, "--yes", virtual=True).code == 0
     assert terminal(*words).code == 0  # known by now
 
 
@@ -329,17 +314,17 @@ def test_the_question_speaks_of_the_cap(
 def test_a_few_songs_at_a_terminal_need_no_answer(
     terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setattr("kie_async.cli._confirm._is_terminal", lambda _stream: True)
+    monkeypatch.setattr(sys, "stdin", Keyboard())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks").code == 0
     assert len(service.ledger) == 2
 
 
-@pytest.mark.usefixtures("_few_are_many")
 def test_a_terminal_is_asked(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
-    spoil(monkeypatch, credits=1e6)
-    monkeypatch.setattr("kie_async.cli._confirm._is_terminal", lambda _stream: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
     words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate")
     for typed in ("n\n", "", "yep\n"):
         monkeypatch.setattr(sys, "stdin", Keyboard(typed))
@@ -353,24 +338,26 @@ def test_a_terminal_is_asked(
     assert signal.getsignal(signal.SIGINT) is before
     assert not out.exists()
     monkeypatch.setattr(sys, "stdin", Keyboard("Y\n"))
-    assert terminal(*words).code == 0
+    assert terminal(*words, virtual=True).code == 0
 
 
 # ---------------------------------------------------------------- what goes wrong
 
 
 def test_failures_are_told_and_end_with_3(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
 ) -> None:
-    spoil(monkeypatch, Fault("failed", nth=1), Fault("code", code=422, nth=2))
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--emulate")
-    answer = terminal(*words)
+    faults = (Fault("failed", nth=1), Fault("code", code=422, nth=2))
+    service.add_faults(*faults)
+    journal = tmp_path / "jobs.sqlite"
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks", "--yes")
+    answer = terminal(*words, "--journal", str(journal))
     assert answer.code == 3
     assert len(paths(answer)) == 2
     assert "2 jobs failed or were refused" in answer.err
-    assert "kie-async jobs list --state failed --state rejected --journal" in answer.err
-    spoil(monkeypatch)
-    value = terminal(*words, "--json").value
+    assert f"kie-async jobs list --state failed --state rejected --journal {journal} --out '{out}'" in answer.err
+    service.remove_faults(*faults)
+    value = terminal(*words, "--journal", str(journal), "--json").value
     assert value["error"]["type"] == "KieError"
     assert value["counts"]["failed"] == 2
     assert value["troubles"] == []
@@ -513,18 +500,9 @@ def test_what_another_batch_has_is_left_to_it(
     ],
 )
 def test_what_matters_most_decides_how_it_ends(counts: Counts, code: int) -> None:
-    output = Output()
-    error = None
-    try:
-        _batch_end.raise_for_counts(output, counts, "--out new", "kie-async batch songs --out new")
-    except KieError as caught:
-        error = caught
-    assert exit_for(error).code == code
-    assert set(output.hints) == ({code} if code else set())
-
-
-def test_a_signal_to_end_is_like_ctrl_c() -> None:
-    assert exit_for(TerminatedError("")).code == 130
+    end = batch_end(counts, "--out new", "kie-async batch songs --out new")
+    assert exit_status(end and end[0]).code == code
+    assert end is None or "kie-async" in end[1]
 
 
 # ---------------------------------------------------------------- stopped and taken up, as a user does
@@ -616,9 +594,9 @@ def test_tables_of_all_kinds(
 ) -> None:
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", **more}.items():
         monkeypatch.setenv(name, value)
-    spoil(monkeypatch, speed=100.0)
     manifest = tracks(tmp_path / "jobs.csv", 2)
-    answer = terminal("batch", str(manifest), "--out", str(out), "--emulate")
+    with served(monkeypatch, speed=STEADY):
+        answer = terminal("batch", str(manifest), "--out", str(out), "--callbacks", "--yes")
     assert answer.code == 0
     assert "\x1b[?25l" in answer.err
     assert "\x1b[?25h" in answer.err
@@ -627,16 +605,17 @@ def test_tables_of_all_kinds(
 
 @pytest.mark.parametrize("columns", [40, 60, 100])
 def test_a_narrow_terminal_shows_whole_words(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path, columns: int
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(columns)}.items():
         monkeypatch.setenv(name, value)
-    spoil(monkeypatch, speed=100.0)
-    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--emulate")
-    assert answer.code == 0
-    assert "submitted" in answer.err
-    assert "quota" in answer.err
-    assert ("waiting" in answer.err) == (columns == 100)  # only the table names what is 0
+    display, counts = ProgressDisplay(), Counts(submitted=2)
+    display.show(progress_table(counts, "2 of 20", 90.0), progress_line(counts, "2 of 20", 90.0))
+    display.stop()
+    shown = capsys.readouterr().err
+    assert "submitted" in shown
+    assert "quota" in shown
+    assert ("waiting" in shown) == (columns == 100)  # only the table names what is 0
 
 
 def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: Path) -> None:
@@ -666,49 +645,60 @@ def test_a_folder_without_songs_speaks_of_songs(terminal: Terminal, tmp_path: Pa
     assert "pattern" not in answer.err
 
 
-def progress(**options: Any) -> BatchProgress:
-    return BatchProgress(Output(), Path("new"), jsonl=False, **options)
-
-
 def test_the_end_is_expected_by_the_quota_or_by_what_was_seen() -> None:
-    assert expected(Counts(done=5, failed=2), gone=7, elapsed=60.0, length=120.0, age=60.0) == 0.0
-    assert expected(Counts(submitted=5), gone=0, elapsed=1.0, length=120.0, age=20.0) == 100.0
-    assert expected(Counts(submitted=5), gone=0, elapsed=1.0, length=120.0, age=200.0) == 0.0
-    assert expected(Counts(made=5), gone=0, elapsed=1.0, length=120.0, age=0.0) == 0.0
-    assert expected(Counts(waiting=40), gone=0, elapsed=0.0, length=100.0, age=0.0) == 120.0
-    assert expected(Counts(waiting=40), gone=20, elapsed=40.0, length=100.0, age=0.0) == 180.0
+    def seconds_left(counts: Counts, *, waiting: int, elapsed: float, ended: float, age: float) -> float:
+        estimate = Estimate()
+        estimate.begin(Counts(waiting=waiting), 1000.0)
+        estimate.submitted(1000.0 + elapsed - age)
+        estimate.ended(ended)
+        return estimate.seconds_left(counts, 1000.0 + elapsed)
+
+    assert seconds_left(Counts(done=5, failed=2), waiting=7, elapsed=60.0, ended=120.0, age=60.0) == 0.0
+    assert seconds_left(Counts(submitted=5), waiting=0, elapsed=1.0, ended=120.0, age=20.0) == 100.0
+    assert seconds_left(Counts(submitted=5), waiting=0, elapsed=1.0, ended=120.0, age=200.0) == 0.0
+    assert seconds_left(Counts(made=5), waiting=0, elapsed=1.0, ended=120.0, age=0.0) == 0.0
+    assert seconds_left(Counts(waiting=40), waiting=40, elapsed=0.0, ended=100.0, age=0.0) == 120.0
+    assert seconds_left(Counts(waiting=40), waiting=60, elapsed=40.0, ended=100.0, age=0.0) == 180.0
 
 
-def test_how_it_stands_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    shown = progress()
-    shown.counts = Counts(waiting=600, submitted=100, done=3, unknown=1)
-    assert shown.line() == "600 waiting, 100 submitted, 3 done, 0 failed, 1 unknown; quota 0 of 20; ends in 7 min"
+def test_the_estimate_follows_the_tasks() -> None:
+    estimate, counts = Estimate(), Counts(submitted=100)
+    assert estimate.seconds_left(counts, 1000.0) == 120.0
+    assert estimate.quota_used(1000.0) == 0
     for _ in range(3):
-        shown.tell(Submitted("t1", "extend", "V5", 0.1))
-    shown.tell(Finished("t1", "extend", 20.0, 3))
-    shown.tell(CallbackReceived("t1", "text", 200))
-    shown.counts = Counts(submitted=100)
-    assert shown.line() == "100 submitted, 0 done, 0 failed; quota 3 of 20; ends in 20 s"
-    now += 11.0
-    assert shown.line().endswith("quota 0 of 20; ends in 9 s")
-    now += 9.0
-    shown.counts = Counts(made=100)
-    assert shown.line() == "100 made, 0 done, 0 failed; quota 0 of 20"
-    shown.counts = Counts(waiting=100_000)
-    assert shown.line().endswith("ends in 13 h")
-    assert shown.counts.total == 100_000
-    assert not capsys.readouterr().out
+        estimate.submitted(1000.0)
+    for seconds in (10.0, 30.0):
+        estimate.ended(seconds)
+    assert (estimate.quota_used(1000.0), estimate.seconds_left(counts, 1000.0)) == (3, 20.0)
+    assert (estimate.quota_used(1011.0), estimate.seconds_left(counts, 1011.0)) == (0, 9.0)
+
+
+def test_progress_in_a_line() -> None:
+    counts = Counts(waiting=600, submitted=100, done=3, unknown=1)
+    line = "600 waiting, 100 submitted, 3 done, 0 failed, 1 unknown; quota 0 of 20"
+    assert progress_line(counts, "0 of 20", 420.0) == f"{line}; ends in 7 min"
+    assert progress_line(counts, "0 of 20", 0.4) == f"{line}; ends in 1 s"
+    assert progress_line(counts, "0 of 20", 7199.0) == f"{line}; ends in 119 min"
+    assert progress_line(counts, "0 of 20", 50_120.0) == f"{line}; ends in 13 h"
+    assert progress_line(counts, "0 of 20", 0.0) == line
+    assert progress_line(Counts(made=100), "0 of 20", 0.0) == "100 made, 0 done, 0 failed; quota 0 of 20"
+    assert Counts(waiting=100_000).total == 100_000
+    assert Counts(done=1).summary == "1 done, 0 failed of 1 job"
+    assert Counts(done=1, failed=1).summary == "1 done, 1 failed of 2 jobs"
 
 
 def test_only_the_first_troubles_are_kept(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setattr(_progress, "MAX_TROUBLES", 1)
-    spoil(monkeypatch, Fault("failed"))
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--emulate", "--json")
-    answer = terminal(*words)
+    async def serve(ready: Callable[[], None]) -> None:
+        async with emulator.serve(faults=[Fault("code", code=422)]) as service:
+            monkeypatch.setenv("KIE_BASE_URL", service.base_url)
+            monkeypatch.setenv("KIE_API_KEY", service.key)
+            ready()
+            await asyncio.Event().wait()
+
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 101)), "--out", str(out), "--yes", "--json")
+    answer = terminal(*words, loop_factory=lambda: virtual_loop(serve))
     assert answer.code == 3
-    assert len(answer.value["troubles"]) == 1
-    assert answer.value["counts"]["failed"] == 3
+    assert len(answer.value["troubles"]) == 100
+    assert answer.value["counts"]["failed"] == 101

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Answer, Terminal, ended, environment, served, short_song, started
+from command_line import Answer, Terminal, ended, environment, served, short_song, started, virtual_loop
+from fault_server import fault_server, ok, said
 
 import kie_async as kie
 from kie_async import errors
-from kie_async.cli import _tasks
-from kie_async.cli._exit_status import EXITS, exit_for, exit_table
+from kie_async.cli._exit_status import EXITS, TerminatedError, exit_status, exit_table
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
@@ -96,10 +97,11 @@ def test_an_error_ends_in_one_way_only() -> None:
         (errors.ResultExpiredError, 8),
         (errors.StorageError, 8),
         (errors.SettingsError, 2),
+        (TerminatedError, 130),
     ],
 )
 def test_every_error_of_the_library_has_its_code(error: type[kie.KieError], code: int) -> None:
-    assert exit_for(error("it")).code == code
+    assert exit_status(error("it")).code == code
 
 
 def test_the_help_tells_the_table(terminal: Terminal) -> None:
@@ -123,7 +125,8 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
     async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug\x1b[2J")
 
-    monkeypatch.setattr(_tasks, "credits_left", fail)
+    monkeypatch.setenv("KIE_API_KEY", "a-key")
+    monkeypatch.setattr(kie.KieSession, "credits", fail)
     error = check(terminal, 1, "credits", kind="RuntimeError", says="RuntimeError: a bug")
     assert error["charged"] == "no"
     assert "Traceback" in terminal("credits", "-v").err
@@ -323,13 +326,28 @@ def test_6_still_running(terminal: Terminal, service: EmulatorHandle, tmp_path: 
     assert hint in terminal(*words).err
 
 
-def test_6_a_download_does_not_wait_for_long(
-    terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_6_a_download_waits_for_half_a_minute(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_tasks, "_FETCH_PATIENCE", 0.2)
-    service.add_faults(Fault("stuck"))
-    task_id = submit(terminal, service)
-    check(terminal, 6, "download", task_id, "--out", str(tmp_path / "new"), kind="WaitTimeoutError", says=task_id)
+    waited: list[float] = []
+
+    async def serve(ready: Callable[[], None]) -> None:
+        clock = asyncio.get_running_loop()
+        async with fault_server(ok(said(data={"taskId": UNKNOWN_TASK, "status": "PENDING"}))) as server:
+            monkeypatch.setenv("KIE_BASE_URL", server.url)
+            ready()
+            began = clock.time()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                waited.append(clock.time() - began)
+
+    monkeypatch.setenv("KIE_API_KEY", "a-key")
+    words = ("download", UNKNOWN_TASK, "--out", str(tmp_path / "new"))
+    answer = terminal(*words, loop_factory=lambda: virtual_loop(serve))
+    assert answer.code == 6
+    assert f"kie-async wait {UNKNOWN_TASK} --out" in answer.err
+    assert waited == [pytest.approx(30, abs=1)]
     assert not (tmp_path / "new").exists()
 
 

@@ -15,13 +15,13 @@ import pytest
 from command_line import Terminal, ended, environment, served, started
 
 import kie_async as kie
-from kie_async.cli._journal import FILE
 from kie_async.emulator import Fault
 from kie_async.journal import InboundCallback, Job, JobError, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle
 
 T = TypeVar("T")
 
+FILE = "kie-async.sqlite"  # beside the results
 TASK = "5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f"
 TOKEN = "hush-token"
 REASON = JobError(

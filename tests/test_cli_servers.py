@@ -7,16 +7,18 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from threading import Thread
 from urllib.request import Request, urlopen
 
 import pytest
 from command_line import Terminal, ended, environment, lines, served, started
 
-from kie_async.cli import _output
+from kie_async.cli._connect import listen_address
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
@@ -134,24 +136,35 @@ def test_ctrl_c_ends_an_idle_command_whichever_thread_receives_it(
     assert answer.code == 130
 
 
-@contextmanager
-def interrupted_when_said(monkeypatch: pytest.MonkeyPatch, *, unblock: bool = False) -> Iterator[None]:
-    """Press Ctrl-C when the command has told that it runs; ``unblock``: in a thread that receives it itself."""
-    say = _output.Output.say
+class _Interrupting(StringIO):
+    """A stderr whose reader presses Ctrl-C when the command says that it runs.
 
-    def stop() -> None:
-        if unblock:
+    Args:
+        unblock: in a thread that receives the signal itself.
+    """
+
+    def __init__(self, *, unblock: bool) -> None:
+        super().__init__()
+        self.unblock = unblock
+
+    def write(self, text: str, /) -> int:
+        if "Ctrl-C ends it" in text:
+            Thread(target=self.interrupt).start()
+        return super().write(text)
+
+    def interrupt(self) -> None:
+        if self.unblock:
             time.sleep(0.2)  # until the command is idle, most likely
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.kill(os.getpid(), signal.SIGINT)
 
-    def say_and_stop(output: _output.Output, line: str) -> None:
-        say(output, line)
-        if "Ctrl-C ends it" in line:
-            Thread(target=stop).start()
 
-    monkeypatch.setattr(_output.Output, "say", say_and_stop)
-    yield
+@contextmanager
+def interrupted_when_said(monkeypatch: pytest.MonkeyPatch, *, unblock: bool = False) -> Iterator[None]:
+    """Press Ctrl-C when the command has said that it runs; ``unblock``: in a thread that receives it itself."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", _Interrupting(unblock=unblock))
+        yield
 
 
 # ---------------------------------------------------------------- listen
@@ -225,12 +238,25 @@ def test_listen_at_the_address_of_the_environment(
     }
 
 
-def test_listen_behind_a_proxy(
-    terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, free_port: int
-) -> None:
+def test_listen_behind_a_proxy(terminal: Terminal, service: EmulatorHandle, free_port: int) -> None:
     task_id = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
     service.settled()
-    monkeypatch.setattr("kie_async.cli._connect._BIND", f"127.0.0.1:{free_port}")
-    answer = terminal("listen", task_id, "--callback-url", "https://me.example/kie")
+    words = ("--callback-url", "https://me.example/kie", "--bind", f"127.0.0.1:{free_port}")
+    answer = terminal("listen", task_id, *words)
     assert answer.code == 0
     assert "callbacks are received for https://me.example/kie" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("url", "bind", "address"),
+    [
+        ("", None, ("127.0.0.1", 0)),
+        ("http://127.0.0.1:81/kie", None, ("127.0.0.1", 81)),
+        ("http://localhost/kie", None, ("127.0.0.1", 8080)),
+        ("https://me.example/kie", None, ("127.0.0.1", 8080)),
+        ("https://me.example:82/kie", None, ("127.0.0.1", 8080)),
+        ("http://127.0.0.1:81/kie", "me.example:83", ("me.example", 83)),
+    ],
+)
+def test_where_callbacks_are_received(url: str, bind: str | None, address: tuple[str, int]) -> None:
+    assert listen_address(url, bind) == address

@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from io import StringIO
@@ -19,8 +18,9 @@ from command_line import Terminal, ended, environment, served, short_song, start
 from kie_async import __main__ as program
 from kie_async import events
 from kie_async._client.user_agent import user_agent
-from kie_async.cli import _output, run
-from kie_async.cli._output import Output
+from kie_async.cli import run
+from kie_async.cli._messages import event_line
+from kie_async.cli._output import QUIET, ProgressDisplay
 from kie_async.emulator import KINDS, Fault
 from kie_async.testing import EmulatorHandle
 
@@ -251,42 +251,44 @@ def test_a_dumb_terminal_gets_lines(
     assert len(service.ledger) == 1
 
 
-def test_mere_progress_is_a_line_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_mere_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    output = Output()
-    progress = output.transfer("downloading")
+    display = ProgressDisplay(lambda: now)
+    progress = display.transfer("downloading")
     progress(100, 200)
     progress(150, 200)
-    now += _output.QUIET
+    now += QUIET
     progress(2_000_000, None)
     assert capsys.readouterr().err.splitlines() == ["downloading: 50%", "downloading: 2.0 MB"]
 
 
-def test_every_event_is_told_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    output = Output()
-    told = (
-        events.Submitted("t\x1b1", "extend", "V5", 0.1),
-        events.Polled("t1", "MIX\x1bING", 10.0),
-        events.PollFailed("t1", "it\x1b"),
-        events.Retrying("submit", "too\x1b fast", 1, 2.5),
-        events.Queued("quota", 3),
-        events.Notice("t1", "odd\x1b"),
-        events.StageReached("t1", "text"),
-        events.CallbackReceived("t1", "te\x1bxt", 200),
-        events.CallbackReceived("", "", 401, "wrong\x1b signature"),
-        events.Finished("t1", "extend", 90.0, 3),
-    )
-    for event in told:
-        output._last = -_output.QUIET
-        output.tell(event)
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (events.Submitted("t1", "extend", "V5", 0.1), "submitted: task t1"),
+        (events.Polled("t1", "MIXING", 10.0), "the service says MIXING after 10 s"),
+        (events.PollFailed("t1", "no answer"), "a poll failed and is tried again: no answer"),
+        (events.Retrying("submit", "too fast", 1, 2.5), "submit is tried again in 2.5 s: too fast"),
+        (events.Queued("quota", 3), "waiting for a slot (quota)"),
+        (events.Notice("t1", "odd: give style_weight="), "note: odd: give --style-weight"),
+        (events.StageReached("t1", "text"), "text: the lyrics are there"),
+        (events.CallbackReceived("t1", "text", 200), "callback: text"),
+        (events.CallbackReceived("", "", 401, "wrong signature"), "callback: refused, wrong signature"),
+        (events.Finished("t1", "extend", 90.0, 3), None),
+    ],
+)
+def test_every_event_has_its_line(event: events.Event, line: str | None) -> None:
+    assert event_line(event) == line
+
+
+def test_events_are_shown_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    display = ProgressDisplay(lambda: now)
+    for show in (display.say, display.doing, lambda what: display.transfer(what)(1, 2)):
+        now += QUIET
+        show("te\x1b[2Jxt")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(told) - 1
-    assert not any("\x1b" in line for line in lines)
-    assert output.facts["task_id"] == "t\x1b1"
-    assert (output.callbacks, output.polls, output.submitted) == (2, 1, True)
+    assert lines == ["te�[2Jxt", "te�[2Jxt", "te�[2Jxt: 50%"]
 
 
 # ---------------------------------------------------------------- logs and secrets

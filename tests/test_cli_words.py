@@ -9,10 +9,8 @@ import pytest
 
 from kie_async import ExtendRequest
 from kie_async.cli._exit_status import UsageError
-from kie_async.cli._messages import flag_of, in_flags, shown
-from kie_async.cli._moment import Moment, parse_moment
-from kie_async.cli._options import address
-from kie_async.cli._output import take_up
+from kie_async.cli._messages import option_of, printable, resume_options, with_options
+from kie_async.cli._options import parse_address, parse_cut
 
 
 @pytest.mark.parametrize(
@@ -31,7 +29,7 @@ from kie_async.cli._output import take_up
     ],
 )
 def test_moments(text: str, seconds: float) -> None:
-    assert parse_moment(text).within(100.11) == seconds
+    assert parse_cut(text, 100.11) == seconds
 
 
 @pytest.mark.parametrize(
@@ -39,16 +37,15 @@ def test_moments(text: str, seconds: float) -> None:
 )
 def test_no_moments(text: str) -> None:
     with pytest.raises(UsageError, match="--at"):
-        parse_moment(text)
+        parse_cut(text, 100.11)
 
 
 def test_only_shares_and_ends_need_the_length() -> None:
-    assert parse_moment("45.5").within(None) == 45.5
-    assert not parse_moment("1:05").needs_length
+    assert parse_cut("45.5", None) == 45.5
+    assert parse_cut("1:05", None) == 65.0
     for text in ("75%", "-10s"):
         with pytest.raises(UsageError, match="--duration"):
-            parse_moment(text).within(None)
-    assert parse_moment("-10s") == Moment(10.0, from_end=True)
+            parse_cut(text, None)
 
 
 @pytest.mark.parametrize(
@@ -62,18 +59,18 @@ def test_only_shares_and_ends_need_the_length() -> None:
     ],
 )
 def test_addresses(text: str, place: tuple[str, int]) -> None:
-    assert address(text) == place
+    assert parse_address(text) == place
 
 
 @pytest.mark.parametrize("text", ["", "me.example", "127.0.0.1:", "1:65536", "1:-1", "1:²"])
 def test_no_addresses(text: str) -> None:
     with pytest.raises(UsageError, match="--bind"):
-        address(text)
+        parse_address(text)
 
 
 def test_every_field_of_a_request_has_its_option() -> None:
-    flags = {flag_of(field.name) for field in attrs.fields(ExtendRequest)}
-    assert {"AUDIO_ID", "--at", "--duration", "--style-weight", "--default-param-flag"} <= flags
+    options = {option_of(field.name) for field in attrs.fields(ExtendRequest)}
+    assert {"AUDIO_ID", "--at", "--duration", "--style-weight", "--default-param-flag"} <= options
 
 
 @pytest.mark.parametrize(
@@ -91,13 +88,13 @@ def test_every_field_of_a_request_has_its_option() -> None:
     ],
 )
 def test_messages_speak_of_options(python: str, typed: str) -> None:
-    assert in_flags(python) == typed
+    assert with_options(python) == typed
 
 
-def test_no_control_characters_are_shown() -> None:
-    assert shown("a\x1b[2Jb\r\nc\u202ed\x00é\ud800") == "a�[2Jb��c�d�é�"
+def test_no_control_characters_are_printable() -> None:
+    assert printable("a\x1b[2Jb\r\nc\u202ed\x00é\ud800") == "a�[2Jb��c�d�é�"
 
 
-def test_a_task_is_taken_up_with_the_same_options() -> None:
-    assert not take_up("classic", None)
-    assert take_up("jobs", Path("my songs")) == " --route jobs --out 'my songs'"
+def test_a_task_is_resumed_with_the_same_options() -> None:
+    assert not resume_options("classic", None)
+    assert resume_options("jobs", Path("my songs")) == " --route jobs --out 'my songs'"

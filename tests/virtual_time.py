@@ -42,6 +42,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """Time goes on only when nothing else can happen."""
 
+    serving: asyncio.Task[None] | None = None  # a server that lives as long as the loop
+
     def __init__(self) -> None:
         selector = _JumpingSelector()
         self._began = time.monotonic()

@@ -1,23 +1,25 @@
-"""The batch: from a manifest, or a folder of songs, to files on disk; the same command again goes on."""
+"""The command ``batch``: from a manifest, or a folder of songs, to files on disk. Its docstring is the help."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import attrs
+from cyclopts import Parameter
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, share_batch
-from kie_async.cli._batch_end import after_unknown, raise_for_counts
-from kie_async.cli._confirm import confirm, is_at_terminal
 from kie_async.cli._connect import ConnectOptions, connect, make_settings
-from kie_async.cli._exit_status import TerminatedError, UsageError
+from kie_async.cli._exit_status import TerminatedError, UsageError, exit_status
 from kie_async.cli._journal import JournalLocation, find_journal
-from kie_async.cli._options import BatchOptions
-from kie_async.cli._output import Output
-from kie_async.cli._progress import BatchProgress
+from kie_async.cli._messages import count_of
+from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
+from kie_async.cli._output import Output, confirm, is_at_terminal
+from kie_async.cli._progress import BatchProgress, Counts
 from kie_async.cli._signals import stoppable
+from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import Journal, State
 from kie_async.session import KieSession
 
@@ -27,19 +29,19 @@ _EMULATOR = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
 
 
 @attrs.frozen
-class Order:
-    """What was ordered.
+class BatchOrder:
+    """What the command was asked for.
 
     Attributes:
-        listed: the jobs.
-        plan: what they come to.
+        jobs: of the manifest.
+        summary: how many they are, of which kind.
         out: where the files go.
         location: where the jobs are kept.
         options: how it is to be done.
     """
 
-    listed: Manifest
-    plan: ManifestSummary
+    jobs: Manifest
+    summary: ManifestSummary
     out: Path
     location: JournalLocation
     options: BatchOptions
@@ -52,9 +54,9 @@ class Order:
     async def count_new(self) -> int:
         """How many of the jobs the journal does not know yet."""
         if not self.location.exists:
-            return self.plan.total
+            return self.summary.total
         async with self.location.journal() as journal:
-            return sum([await journal.get(job.key) is None async for job in self.listed])
+            return sum([await journal.get(job.key) is None async for job in self.jobs])
 
     async def count_payable(self) -> int:
         """How many jobs will be submitted: those that the journal does not know yet, and those it has planned."""
@@ -65,23 +67,37 @@ class Order:
             return new + (await journal.counts(self.name))[State.PLANNED]
 
 
-async def batch(output: Output, manifest: Path, out: Path, options: BatchOptions) -> None:
-    """Run a batch, or show what it would do."""
-    _check(output, options)
+async def batch(
+    manifest: Annotated[Path, Parameter(help="A CSV or JSONL file with a row for each job, or a folder of songs.")],
+    /,
+    *,
+    output: OutputArg,
+    out: Directory,
+    options: BatchOptions = BATCH,
+) -> None:
+    """Extend many songs, and download what comes of them; the same command again goes on where it was stopped.
+
+    The options of music hold for all jobs whose row does not say otherwise.
+
+    Example: kie-async batch songs --at 75% --instrumental --style folk --title Longer --out new
+    """
+    if output.as_json and options.batch.jsonl:
+        raise UsageError("--json and --jsonl are both given: leave one out")
+    options.calls.check()
     location = find_journal(options.batch.journal, out, emulate=options.batch.emulate)
     if location.is_shared:
         _check_shared(options)
-    listed = read_manifest(manifest, defaults=options.music.shared())
-    order = Order(listed, await listed.check(), out, location, options)
+    jobs = read_manifest(manifest, defaults=options.music.shared())
+    order = BatchOrder(jobs, await jobs.check(), out, location, options)
     if options.batch.dry_run:
-        await _rehearse(output, order)
+        await _show_plan(output, order)
         return
     await _ask(output, order)
     with stoppable(_stopped):
         await _run(output, order)
 
 
-async def _ask(output: Output, order: Order) -> None:
+async def _ask(output: Output, order: BatchOrder) -> None:
     """Ask before credits are spent; at a terminal, a few jobs need no answer."""
     run = order.options.batch
     jobs = 0 if run.yes else await order.count_payable()
@@ -93,17 +109,11 @@ async def _ask(output: Output, order: Order) -> None:
     words = f"about {cost:.12g} credits"
     if run.max_credits is not None and run.max_credits < cost:
         words = f"at most {run.max_credits:.12g} credits (--max-credits)"
-    confirm(output, f"{jobs} new job{'s' if jobs > 1 else ''} will cost {words}", yes=False)
+    confirm(output, f"{count_of(jobs, 'new job')} will cost {words}", yes=False)
 
 
 def _stopped() -> None:
     raise TerminatedError("stopped by SIGTERM")
-
-
-def _check(output: Output, options: BatchOptions) -> None:
-    if output.as_json and options.batch.jsonl:
-        raise UsageError("--json and --jsonl are both given: leave one out")
-    options.calls.check()
 
 
 def _check_shared(options: BatchOptions) -> None:
@@ -116,31 +126,31 @@ def _check_shared(options: BatchOptions) -> None:
 # ---------------------------------------------------------------- the plan
 
 
-async def _rehearse(output: Output, order: Order) -> None:
+async def _show_plan(output: Output, order: BatchOrder) -> None:
     """Show what would be done, what it would cost, and what is there to pay it."""
-    plan, new = order.plan, await order.count_new()
+    summary, new = order.summary, await order.count_new()
     counts = [
-        {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in plan.counts.items()
+        {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in summary.counts.items()
     ]
     cost = new * CREDITS_PER_TASK
-    value = {"jobs": plan.total, "new": new, "duplicates": plan.duplicates, "credits": cost, "counts": counts}
-    output.facts["plan"] = value
-    for (operation, model), jobs in plan.counts.items():
-        output.out(f"{jobs:>7}  {operation}, {model}")
-    output.out(f"{new:>7}  of {plan.total} jobs are new")
-    if plan.duplicates:
-        output.out(f"{plan.duplicates:>7}  ask for the same as another, and are made and paid all the same")
-    output.out(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
+    value = {"jobs": summary.total, "new": new, "duplicates": summary.duplicates, "credits": cost, "counts": counts}
+    output.value["plan"] = value
+    for (operation, model), jobs in summary.counts.items():
+        output.print(f"{jobs:>7}  {operation}, {model}")
+    output.print(f"{new:>7}  of {count_of(summary.total, 'job')} {'is' if new == 1 else 'are'} new")
+    if summary.duplicates:
+        output.print(f"{summary.duplicates:>7}  ask for the same as another, and are made and paid all the same")
+    output.print(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
     async with connect(output, _connect_options(order)) as connection:
         left = (await connection.session.credits()).amount
     value["credits_left"] = left
-    output.out(f"{left:>7.12g}  credits are left on the account")
+    output.print(f"{left:>7.12g}  credits are left on the account")
 
 
 # ---------------------------------------------------------------- the run
 
 
-def _connect_options(order: Order) -> ConnectOptions:
+def _connect_options(order: BatchOrder) -> ConnectOptions:
     calls, run = order.options.calls, order.options.batch
     url = calls.callback_url
     if url is None and not (calls.callbacks or order.location.is_shared):
@@ -155,39 +165,42 @@ def _connect_options(order: Order) -> ConnectOptions:
     )
 
 
-async def _run(output: Output, order: Order) -> None:
+async def _run(output: Output, order: BatchOrder) -> None:
     """Take every job to its end, and say how it went."""
     command = order.location.retyped(output.words)
     output.hints = _hints(command, order.location.options, emulated=order.options.batch.emulate)
     progress = BatchProgress(output, order.out, jsonl=order.options.batch.jsonl)
     journal = order.location.journal()
     async with order.location.quota() as limiter:
-        plan = attrs.evolve(_connect_options(order), observer=progress.tell, journal=journal, limiter=limiter)
-        async with connect(output, plan) as connection, progress.following(journal, order.name):
+        shared = attrs.evolve(_connect_options(order), observer=progress.emit, journal=journal, limiter=limiter)
+        async with connect(output, shared) as connection, progress.shown(journal, order.name):
             await _work(order, connection.session, journal, progress)
-    if (others := order.plan.total - progress.counts.total) > 0:
+    if (others := order.summary.total - progress.counts.total) > 0:
         output.say(f"{others} of the jobs belong to another batch of this journal, and are left to it")
-    raise_for_counts(output, progress.counts, order.location.with_out(order.out), command, lost=progress.lost)
+    if (end := batch_end(progress.counts, order.location.with_out(order.out), command, lost=progress.lost)) is not None:
+        error, hint = end
+        output.hints = {exit_status(error).code: hint}
+        raise error
 
 
-async def _work(order: Order, session: KieSession, journal: Journal, progress: BatchProgress) -> None:
+async def _work(order: BatchOrder, session: KieSession, journal: Journal, progress: BatchProgress) -> None:
     if order.location.is_shared:
         await share_batch(
             session,
-            order.listed,
+            order.jobs,
             journal=journal,
             dsn=order.location.place,
             directory=order.out,
-            observer=progress.moved,
+            observer=progress.job_changed,
             batch=order.name,
         )
         return
     outcomes = run_batch(
         session,
-        order.listed,
+        order.jobs,
         journal=journal,
         directory=order.out,
-        observer=progress.moved,
+        observer=progress.job_changed,
         batch=order.name,
         max_credits=order.options.batch.max_credits,
     )
@@ -209,3 +222,59 @@ def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
         8: f"when that is mended, {again}",
         130: f"what was submitted goes on at the service, and is kept; {again}",
     }
+
+
+# ---------------------------------------------------------------- the end
+
+
+def batch_end(counts: Counts, where: str, command: str, *, lost: int = 0) -> tuple[KieError, str] | None:
+    """The error that a batch ends with, and what to do about it; None if all is delivered.
+
+    What matters most comes first: lost records, then jobs that may be paid, downloads, open jobs, failures.
+
+    Args:
+        counts: of the batch.
+        where: the options that lead to the jobs.
+        command: the one that continues the batch.
+        lost: how many jobs were not submitted, because the journal does not know tasks of theirs that the results name.
+    """
+    again = f"go on with the same command:\n  {command}"
+    if lost:
+        jobs = count_of(lost, "job")
+        text = f"{jobs} were not submitted: the results name tasks that the journal has lost"
+        return LostRecordError(text), _after_loss(where, command)
+    if counts.unknown:
+        text = f"what became of {count_of(counts.unknown, 'job')} is not known"
+        return SubmitUnknownError(text), after_unknown(where)
+    if counts.made:
+        text = f"the tracks of {count_of(counts.made, 'job')} could not be fetched"
+        return StorageError(text, charged="yes"), again
+    if counts.open:
+        return WaitTimeoutError(f"{count_of(counts.open, 'job')} did not come to an end", charged="maybe"), again
+    if counts.failed:
+        return KieError(f"{count_of(counts.failed, 'job')} failed or were refused"), _after_failure(where)
+    return None
+
+
+def _after_loss(where: str, command: str) -> str:
+    return (
+        "put the journal back that knows them, or take them into this one, which pays nothing:\n"
+        f"  kie-async jobs adopt {where}\n"
+        f"then go on with the same command:\n  {command}"
+    )
+
+
+def after_unknown(where: str) -> str:
+    return (
+        "they are not sent again by themselves, for they may be paid; see which:\n"
+        f"  kie-async jobs list --state unknown {where}\n"
+        f"then look at https://kie.ai/logs, and decide: kie-async jobs resolve KEY --task-id ID {where}"
+    )
+
+
+def _after_failure(where: str) -> str:
+    return (
+        "see why:\n"
+        f"  kie-async jobs list --state failed --state rejected {where}\n"
+        f"to have one made after all, and paid again: kie-async jobs retry KEY {where}"
+    )

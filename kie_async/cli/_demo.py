@@ -1,4 +1,4 @@
-"""The demo: the whole way of a song, on the built-in emulator."""
+"""The command ``demo``: the whole way of a song, on the built-in emulator. Its docstring is the help."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from anyio import to_thread
 from kie_async import emulator, files
 from kie_async.batch import song_of
 from kie_async.cli._connect import ConnectOptions, connect
-from kie_async.cli._output import Output
-from kie_async.cli._tasks import fetch, follow
+from kie_async.cli._options import OUTPUT, Directory, OutputArg, OutputOptions
+from kie_async.cli._tasks import download_tracks, follow
 from kie_async.models import UploadExtendRequest
 
 _SHARE = 0.75
@@ -22,8 +22,11 @@ Listen to the song and to its two ways of going on:
   {song}"""
 
 
-async def demo(output: Output, out: Path) -> None:
-    """Make a song, let the emulator extend it, fetch what came of it, and tell of it."""
+async def demo(*, output: OutputArg, out: Directory, _output: OutputOptions = OUTPUT) -> None:
+    """Make a song, have the built-in emulator extend it, and download the result: no key, no cost.
+
+    Example: kie-async demo --out demo
+    """
     song = await to_thread.run_sync(_write_song, out)
     length = await to_thread.run_sync(files.measure, song)
     cut = round(length * _SHARE, 2)
@@ -40,15 +43,15 @@ async def demo(output: Output, out: Path) -> None:
     quick = {"timeline": (0.5, 1.0, 2.0)}  # seconds; what it shows does not need more
     async with connect(output, ConnectOptions(emulate=True, receive=True, emulator=quick)) as connection:
         task = await connection.session.submit(request)
-        result = await follow(output, connection, task, timeout=None)
-        await fetch(output, connection.session, result, out, song_of(request))
-    output.facts |= {"song": str(song), "length": length, "continue_at": cut}
+        result = await follow(output, connection, task, max_wait=None)
+        await download_tracks(output, connection.session, result, out, song_of(request))
+    output.value |= {"song": str(song), "length": length, "continue_at": cut}
     for line in _STORY.format(
-        cut=cut, length=length, song=song, came=output.callbacks, polls=output.polls
+        cut=cut, length=length, song=song, came=output.events.callbacks, polls=output.events.polls
     ).splitlines():
-        output.out(line)
-    for path in output.facts["files"]:
-        output.out(f"  {path}")
+        output.print(line)
+    for path in output.value["files"]:
+        output.print(f"  {path}")
 
 
 def _write_song(out: Path) -> Path:

@@ -38,14 +38,14 @@ class TerminatedError(KieError):
 
 
 @attrs.frozen
-class Exit:
+class ExitStatus:
     """One way to end.
 
     Attributes:
         code: what the shell is told.
         meaning: in words.
         errors: which errors end so; of an error's classes the nearest counts.
-        hint: what to do now; ``{task}`` and ``{again}`` are filled in, and without a task it is left out.
+        hint: what to do now; ``{task}`` and ``{options}`` are filled in, and without a task it is left out.
     """
 
     code: int
@@ -54,42 +54,42 @@ class Exit:
     hint: str = ""
 
 
-EXITS: tuple[Exit, ...] = (
-    Exit(0, "done"),
-    Exit(
+EXITS: tuple[ExitStatus, ...] = (
+    ExitStatus(0, "done"),
+    ExitStatus(
         1, "a fault of this program", (BaseException, InternalError),
         "report it with what -v says; before it is run again, look at https://kie.ai/logs: what was sent is paid",
     ),
-    Exit(2, "wrong use", (UsageError, SettingsError, InvalidRequestError, AudioError, AudioMissingError)),
-    Exit(3, "the task failed, or the service refused or did not answer", (KieError,)),
-    Exit(
+    ExitStatus(2, "wrong use", (UsageError, SettingsError, InvalidRequestError, AudioError, AudioMissingError)),
+    ExitStatus(3, "the task failed, or the service refused or did not answer", (KieError,)),
+    ExitStatus(
         4, "no credits", (InsufficientCreditsError, KeyQuotaError, BudgetError),
         "top up at https://kie.ai, then run it again",
     ),
-    Exit(
+    ExitStatus(
         5, "no key, or a wrong one", (AuthError, KeyUnusableError),
         "put the key into the environment variable KIE_API_KEY; 'kie-async demo' needs none",
     ),
-    Exit(6, "still running", (WaitTimeoutError,), "it goes on; wait again: kie-async wait {task}{again}"),
-    Exit(
+    ExitStatus(6, "still running", (WaitTimeoutError,), "it goes on; wait again: kie-async wait {task}{options}"),
+    ExitStatus(
         7, "outcome unknown", (SubmitUnknownError,),
         "do not run it again blindly, it may be charged twice: look at https://kie.ai/logs first",
     ),
-    Exit(
+    ExitStatus(
         8, "the disk, the journal, or a download", (FileError, ConflictError, OSError),
-        "fetch it again: kie-async download {task}{again}",
+        "fetch it again: kie-async download {task}{options}",
     ),
-    Exit(
+    ExitStatus(
         130, "Ctrl-C", (KeyboardInterrupt, TerminatedError),
-        "the task goes on; take it up: kie-async wait {task}{again}",
+        "the task goes on; take it up: kie-async wait {task}{options}",
     ),
-    Exit(141, "the reader of the output went away", (BrokenPipeError,)),
+    ExitStatus(141, "the reader of the output went away", (BrokenPipeError,)),
 )  # fmt: skip
 
 _BY_ERROR = {error: each for each in EXITS for error in each.errors}
 
 
-def exit_for(error: BaseException | None) -> Exit:
+def exit_status(error: BaseException | None) -> ExitStatus:
     """The way to end after an error; after none, well."""
     if error is None:
         return EXITS[0]

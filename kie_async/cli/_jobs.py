@@ -1,13 +1,14 @@
-"""The commands about jobs: what became of them, and what a person decides."""
+"""The commands ``jobs``: what became of jobs, and what a person decides. Their docstrings are the help."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from anyio import to_thread
+from cyclopts import App, Parameter
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async._protocol.wire import TASK_ID
@@ -22,62 +23,88 @@ from kie_async.batch import (
     retry_unknown,
     strip_secrets,
 )
-from kie_async.cli._confirm import confirm
 from kie_async.cli._connect import make_settings
 from kie_async.cli._exit_status import UsageError
-from kie_async.cli._journal import JournalLocation
-from kie_async.cli._output import Output
+from kie_async.cli._journal import find_journal
+from kie_async.cli._messages import count_of
+from kie_async.cli._options import DECISION, JOBS, OUTPUT, Decision, JobsOptions, OutputArg, OutputOptions, Yes
+from kie_async.cli._output import Output, confirm
 from kie_async.cli._progress import Counts, job_line, job_value
 from kie_async.events import clean
 from kie_async.journal import Attempt, Job, State
 from kie_async.journal._salvage import salvage
 from kie_async.models import ExtendRequest
 
+app = App(name="jobs", help="See what became of the jobs of a batch, and decide about them.", help_epilogue="")
 
-async def show_all(output: Output, location: JournalLocation, states: Sequence[State]) -> None:
-    """List the jobs, in the order they were added, and count them."""
+KeyArg = Annotated[str, Parameter(help="The key of a job.")]
+
+
+@app.command(name="list")
+async def list_jobs(
+    *,
+    output: OutputArg,
+    state: Annotated[tuple[State, ...], Parameter(help="Only jobs in this state; may be repeated.")] = (),
+    options: JobsOptions = JOBS,
+) -> None:
+    """List jobs: key, state, task and error of each, and how many are in each state.
+
+    Example: kie-async jobs list --state failed --state unknown --out new
+    """
+    location = find_journal(options.journal, options.out)
     jobs: list[dict[str, Any]] = []
     after = 0
     async with location.opened() as journal:
-        while output.lost is None and (page := await journal.page(*states, batch=location.only, after=after)):
+        while output.stdout_error is None and (page := await journal.page(*state, batch=location.only, after=after)):
             after = page[-1][0]
             for _, job in page:
-                output.out(job_line(job))
+                output.print(job_line(job))
             if output.as_json:
                 jobs += [job_value(job) for _, job in page]
         counts = await journal.counts(location.only)
-    output.facts |= {"counts": {state.value: counts.get(state, 0) for state in State}, "jobs": jobs}
-    output.say(f"{Counts.of(counts)} of {sum(counts.values())} jobs")
+    output.value |= {"counts": {each.value: counts.get(each, 0) for each in State}, "jobs": jobs}
+    output.say(Counts.of(counts).summary)
 
 
-async def show(output: Output, location: JournalLocation, key: str) -> None:
-    """Show all that is known of a job, by its key or by the name of its song."""
+@app.command
+async def show(
+    key: Annotated[str, Parameter(help="The key of a job, or the name of its song.")],
+    /,
+    *,
+    output: OutputArg,
+    options: JobsOptions = JOBS,
+) -> None:
+    """Show all that is known of a job: its attempts, moments, error and files.
+
+    Example: kie-async jobs show song-17 --out new
+    """
+    location = find_journal(options.journal, options.out)
     async with location.opened() as journal:
         job = await find_by_name(journal, key, location.only)
         attempts = await journal.attempts(job.key)
     value = _whole(job, attempts)
-    output.facts |= value
-    for name, fact in value.items():
-        if isinstance(fact, dict):
-            output.out(f"{name}:")
-            _out(output, fact)
-        elif isinstance(fact, list):
-            output.out(f"{name}:")
-            for each in fact:
-                output.out(f"  {_words(each)}")
-        elif fact is not None:
-            output.out(f"{name}: {fact}")
+    output.value |= value
+    for name, field in value.items():
+        if isinstance(field, dict):
+            output.print(f"{name}:")
+            _print_fields(output, field)
+        elif isinstance(field, list):
+            output.print(f"{name}:")
+            for each in field:
+                output.print(f"  {_words(each)}")
+        elif field is not None:
+            output.print(f"{name}: {field}")
 
 
-def _out(output: Output, facts: dict[str, Any]) -> None:
-    for name, fact in facts.items():
-        if fact is not None:
-            output.out(f"  {name}: {fact}")
+def _print_fields(output: Output, fields: dict[str, Any]) -> None:
+    for name, field in fields.items():
+        if field is not None:
+            output.print(f"  {name}: {field}")
 
 
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return "  ".join(f"{name} {fact}" for name, fact in value.items() if fact is not None)
+        return "  ".join(f"{name} {field}" for name, field in value.items() if field is not None)
     return str(value)
 
 
@@ -108,8 +135,18 @@ def _moment(at: float) -> str:
 # ---------------------------------------------------------------- decisions
 
 
-async def retry_all(output: Output, location: JournalLocation, keys: Sequence[str], *, yes: bool) -> None:
-    """Have failed and rejected jobs made once more."""
+@app.command(name="retry")
+async def retry_jobs(
+    *keys: Annotated[str, Parameter(help="The keys of jobs that failed or were rejected.")],
+    output: OutputArg,
+    options: JobsOptions = JOBS,
+    yes: Yes = False,
+) -> None:
+    """Have jobs made once more that failed or were rejected; they are paid again.
+
+    Example: kie-async jobs retry song-17 song-23 --out new
+    """
+    location = find_journal(options.journal, options.out)
     if not keys:
         raise UsageError("KEY is missing: give the keys of the jobs that shall be made once more")
     cost = f"about {len(keys) * CREDITS_PER_TASK:.12g} credits"
@@ -117,67 +154,84 @@ async def retry_all(output: Output, location: JournalLocation, keys: Sequence[st
         async with location.opened() as journal:
             for key in keys:
                 await find_retryable(journal, key)
-    confirm(output, f"{_jobs(len(keys))} will be made once more and paid again, {cost}", yes=yes)
-    output.facts["jobs"] = []
+    confirm(output, f"{count_of(len(keys), 'job')} will be made once more and paid again, {cost}", yes=yes)
+    output.value["jobs"] = []
     async with location.opened() as journal:
         for key in keys:
-            _tell(output, await retry(journal, key))
+            _show_job(output, await retry(journal, key))
     output.say("the next run of the batch, or a worker, makes them")
 
 
-async def resolve(  # noqa: PLR0913  # each is an option
-    output: Output, location: JournalLocation, key: str, *, task_id: str | None, again: bool, leave: bool, yes: bool
+@app.command
+async def resolve(
+    key: KeyArg, /, *, output: OutputArg, decision: Decision = DECISION, options: JobsOptions = JOBS
 ) -> None:
-    """Decide about a job whose outcome is unknown."""
-    if (task_id is not None) + again + leave != 1:
+    """Decide about a job whose submission's answer was lost, so that nobody knows whether it was accepted.
+
+    Example: kie-async jobs resolve song-17 --task-id 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --out new
+    """
+    location, task_id = find_journal(options.journal, options.out), decision.task_id
+    if (task_id is not None) + decision.retry + decision.give_up != 1:
         raise UsageError("give one of --task-id ID, --retry and --give-up")
     if task_id is not None and TASK_ID.fullmatch(task_id) is None:
         raise UsageError("--task-id is no id of a task: give it as the service shows it")
-    if again:
+    if decision.retry:
         async with location.opened() as journal:
             await find_unknown(journal, key)
-        confirm(output, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice", yes=yes)
-    output.facts["jobs"] = []
+        confirm(
+            output, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice", yes=decision.yes
+        )
+    output.value["jobs"] = []
     async with location.opened() as journal:
         if task_id is not None:
             job = await resolve_as(journal, key, task_id)
         else:
-            job = await (retry_unknown if again else give_up)(journal, key)
-        _tell(output, job)
-    if not leave:
+            job = await (retry_unknown if decision.retry else give_up)(journal, key)
+        _show_job(output, job)
+    if not decision.give_up:
         output.say("the next run of the batch, or a worker, goes on with it")
 
 
-async def adopt_all(output: Output, location: JournalLocation, out: Path | None) -> None:
-    """Take in what the results of a batch name and its journal has lost."""
+@app.command(name="adopt")
+async def adopt_tasks(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
+    """Take in the tasks that the results name and a lost journal no longer knows; nothing is sent or paid.
+
+    Example: kie-async jobs adopt --out new
+    """
+    location, out = find_journal(options.journal, options.out), options.out
     if out is None:
         raise UsageError("--out is missing: give the directory of the results")
     emulated = location.is_emulated or make_settings({}).on_loopback
-    output.facts["jobs"] = []
+    output.value["jobs"] = []
     async with location.opened() as journal:
         async for job in adopt(journal, out, batch=location.only, emulated=emulated):
-            _tell(output, job)
-    output.say(
-        f"{_jobs(len(output.facts['jobs']))} taken in; the next run of the batch, or a worker, goes on with them"
-    )
+            _show_job(output, job)
+    taken = count_of(len(output.value["jobs"]), "job")
+    output.say(f"{taken} taken in; the next run of the batch, or a worker, goes on with them")
 
 
-def _tell(output: Output, job: Job) -> None:
-    output.facts["jobs"].append(job_value(job))
-    output.out(job_line(job))
-
-
-def _jobs(count: int) -> str:
-    return f"{count} job{'' if count == 1 else 's'}"
+def _show_job(output: Output, job: Job) -> None:
+    output.value["jobs"].append(job_value(job))
+    output.print(job_line(job))
 
 
 # ---------------------------------------------------------------- a damaged file
 
 
-async def salvage_file(output: Output, path: Path) -> None:
-    """Show which tasks a damaged journal tells of."""
-    found = await to_thread.run_sync(lambda: list(salvage(path)))
-    output.facts["tasks"] = [{"key": each.key, "task_id": each.task_id} for each in found]
+@app.command(name="salvage")
+async def salvage_file(
+    file: Annotated[Path, Parameter(help="The damaged file; it is not changed.")],
+    /,
+    *,
+    output: OutputArg,
+    _output: OutputOptions = OUTPUT,
+) -> None:
+    """Show which tasks a damaged file of jobs still tells of, so that nothing that was paid is lost.
+
+    Example: kie-async jobs salvage new/kie-async.sqlite
+    """
+    found = await to_thread.run_sync(lambda: list(salvage(file)))
+    output.value["tasks"] = [{"key": each.key, "task_id": each.task_id} for each in found]
     for each in found:
-        output.out(f"{each.key or '-'}  {each.task_id or '-'}")
+        output.print(f"{each.key or '-'}  {each.task_id or '-'}")
     output.say(f"{len(found)} submissions; see what became of a task: kie-async wait TASK_ID --out DIR")

@@ -9,10 +9,14 @@ import attrs
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from kie_async._protocol import cut_point
 from kie_async.cli._exit_status import UsageError
 from kie_async.cli._output import Output
+from kie_async.emulator import KINDS
 from kie_async.models import MODELS, RequestFields, UploadFields
 from kie_async.settings import RouteName
+
+MAX_PORT = 65_535
 
 _MUSIC = Group("Music", sort_key=1)
 _RUN = Group("Run", sort_key=2)
@@ -26,14 +30,15 @@ Out: TypeAlias = Annotated[
     Path | None, Parameter(name="--out", group=_RUN, help="Download the tracks into this directory.")
 ]
 Timeout: TypeAlias = Annotated[
-    Seconds | None, Parameter(group=_RUN, help="Seconds to wait for the result; the task goes on beyond them.")
+    Seconds | None,
+    Parameter(name="--timeout", group=_RUN, help="Seconds to wait for the result; the task goes on beyond them."),
 ]
 
 
 @Parameter(name="*", group=_COMMON)
 @attrs.frozen(kw_only=True)
 class OutputOptions:
-    """How a command speaks; it is read before the others, for errors in them are told that way too."""
+    """What is written; these are read before the others, because errors in those are written that way too."""
 
     json: Annotated[bool, Parameter(help="Write one JSON value to stdout, errors included.")] = False
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), help="Show the log.")] = False
@@ -242,27 +247,74 @@ class WorkerOptions:
     common: CommonOptions = CommonOptions()
 
 
-@Parameter(name="*", group=_RUN)
+@Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class JobsOptions:
-    """Where jobs are."""
+    """Which jobs a command is about."""
 
-    out: Annotated[Path | None, Parameter(help="The directory of the batch.")] = None
+    out: Annotated[Path | None, Parameter(group=_RUN, help="The directory of the batch.")] = None
     journal: Annotated[JournalOption, Parameter(help="Where its jobs are kept, if not in --out.")] = None
+    output: OutputOptions = OutputOptions()
+
+
+@Parameter(name="*", group=_RUN)
+@attrs.frozen(kw_only=True)
+class Decision:
+    """What became of a job whose outcome is unknown."""
+
+    task_id: Annotated[str | None, Parameter(help="It became this task: look at https://kie.ai/logs.")] = None
+    retry: Annotated[bool, Parameter(help="It was never accepted: send it again.")] = False
+    give_up: Annotated[bool, Parameter(help="Leave it, whatever became of it.")] = False
+    yes: Yes = False
+
+
+@Parameter(name="*", group=_RUN)
+@attrs.frozen(kw_only=True)
+class EmulatorOptions:
+    """How the emulator is served."""
+
+    port: Annotated[int, Parameter(help="0 takes a free one.", validator=Number(gte=0, lte=MAX_PORT))] = 0
+    seed: Annotated[int, Parameter(help="Of all that is random.")] = 0
+    speed: Annotated[float, Parameter(help="Tasks live that many times faster (10).", validator=Number(gt=0))] = 10.0
+    credits_left: Annotated[float, Parameter(name="--credits", help="What the account holds (1000).")] = 1000.0
+    key: Annotated[
+        tuple[str, ...],
+        Parameter(help="The only invented key that is taken (emulated-account-1); may be repeated."),
+    ] = ()
+    webhook_key: Annotated[str | None, Parameter(help="Sign the callbacks with this invented key.")] = None
+    fault: Annotated[
+        tuple[str, ...], Parameter(help=f"What shall go wrong; may be repeated. One of {', '.join(KINDS)}.")
+    ] = ()
+    output: OutputOptions = OutputOptions()
 
 
 # Without any option given.
 OUTPUT, COMMON, CALLBACKS, SUBMIT = OutputOptions(), CommonOptions(), CallbackOptions(), SubmitOptions()
-BATCH, WORKER, JOBS = BatchOptions(), WorkerOptions(), JobsOptions()
+BATCH, WORKER, JOBS, DECISION, EMULATOR = BatchOptions(), WorkerOptions(), JobsOptions(), Decision(), EmulatorOptions()
 
 
-def address(text: str) -> tuple[str, int]:
+def parse_cut(text: str, length: float | None) -> float:
+    """Read ``--at``: the seconds from the beginning, to the hundredth where the length of the song comes in.
+
+    Raises:
+        UsageError: it is no position in a song, or the length is needed and not known.
+    """
+    position = cut_point.read_cut_point(text)
+    if position is None:
+        raise UsageError(f"--at: {text[:40]!r} is no moment; write {cut_point.FORMS}")
+    seconds = position.within(length)
+    if seconds is None:
+        raise UsageError("--at: the length of the song is not known; give seconds, or its length with --duration")
+    return seconds
+
+
+def parse_address(text: str) -> tuple[str, int]:
     """Read ``HOST:PORT``, ``:PORT`` or ``PORT``.
 
     Raises:
         UsageError: it is none.
     """
     host, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004  # the last port there is
+    if not port.isascii() or not port.isdigit() or int(port) > MAX_PORT:
         raise UsageError(f"--bind: {text[:60]!r} is no address; write HOST:PORT, as in 127.0.0.1:8080")
     return host.strip("[]") or "127.0.0.1", int(port)

@@ -1,7 +1,7 @@
-"""Where a command speaks: progress on stderr, results on stdout, or one JSON value in their place.
+"""Output of one command: progress on stderr, results on stdout, or one JSON value in the place of the results.
 
-What comes from elsewhere never reaches a terminal with its control characters. A stderr that nobody reads stops
-nothing, for the work may be paid for; a stdout that nobody reads is noted, and told at the end.
+Text from elsewhere reaches a terminal without its control characters. A closed stderr is ignored: paid work must
+finish. A closed stdout is reported by the exit status, at the end.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from http import HTTPStatus
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import attrs
 from rich.console import Console, RenderableType
@@ -28,48 +27,283 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from kie_async import events
-from kie_async.cli._exit_status import Exit, TerminatedError, exit_for
-from kie_async.cli._messages import flag_of, in_flags, shown, with_route
-from kie_async.errors import Fault, FileError, InvalidRequestError, KieError, ManifestError, Problem, SubmitUnknownError
+from kie_async.cli._exit_status import ExitStatus, TerminatedError, UsageError, exit_status
+from kie_async.cli._messages import (
+    TRANSIENT,
+    error_lines,
+    error_value,
+    event_line,
+    printable,
+    unknown_submissions,
+)
 
 QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
-_STAGES = {
-    "text": "the lyrics are there",
-    "first": "the first track is done",
-    "complete": "all tracks are done",
-}
 
 
-class _Piped(Console):
-    """A console that a reader who went away does not end: it only says nothing more.
+class _PipeConsole(Console):
+    """A console that falls silent, and does not end the program, when the reader of a pipe goes away."""
 
-    Args:
-        gone: told that the reader went away.
-        options: of any console.
-    """
-
-    def __init__(self, gone: Callable[[], None] | None = None, **options: Any) -> None:  # noqa: ANN401  # rich's own
-        super().__init__(**options)
-        self._gone = gone
+    on_closed: Callable[[], None] = staticmethod(lambda: None)
 
     def on_broken_pipe(self) -> None:
         """Fall silent."""
         self.quiet = True
-        if self._gone is not None:
-            self._gone()
+        self.on_closed()
+
+
+class ProgressDisplay:
+    """Lines, bars and tables on stderr; where it is no terminal, a line now and then.
+
+    Args:
+        now: the clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._console = _PipeConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._now = now
+        self._last_line = -QUIET
+        self._bars: Progress | None = None
+        self._activity = TaskID(0)
+        self._table: Live | None = None
+
+    @property
+    def is_animated(self) -> bool:
+        """Whether stderr is a terminal that can show a bar."""
+        return self._console.is_terminal and not self._console.is_dumb_terminal
+
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        self._console.print(printable(line))
+        self._last_line = self._now()
+
+    def doing(self, text: str) -> None:
+        """Say what is going on: beside the bar of a terminal, elsewhere in a line now and then."""
+        if self.is_animated:
+            self._started_bars().update(self._activity, description=printable(text))
+        elif self._now() - self._last_line >= QUIET:
+            self.say(text)
+
+    def show(self, table: RenderableType, line: str) -> None:
+        """Show a table that is kept up to date; where it does not fit, or there is no terminal, the line."""
+        if not self.is_animated:
+            self.doing(line)
+            return
+        if self._table is None:
+            self._table = Live(
+                console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self._table.start()
+        unbounded = self._console.options.update(max_width=1000)
+        fits = Measurement.get(self._console, unbounded, table).maximum <= self._console.width
+        self._table.update(table if fits else Text(line), refresh=True)
+
+    def transfer(self, what: str) -> Callable[[int, int | None], None]:
+        """Return what a transfer is to call with the bytes so far and in all."""
+        if not self.is_animated:
+            return lambda done, total: self.doing(f"{what}: {_share(done, total)}")
+        bars = self._started_bars()
+        bar = bars.add_task(printable(what), total=None)
+        return lambda done, total: bars.update(bar, completed=done, total=total)
+
+    def stop(self) -> None:
+        """Take the bars and the table away."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        if self._table is not None:
+            self._table.stop()
+            self._table = None
+
+    def _started_bars(self) -> Progress:
+        if self._bars is None:
+            columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), BarColumn(20))
+            self._bars = Progress(
+                *columns, TimeElapsedColumn(), console=self._console, transient=True,
+                redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
+            self._activity = self._bars.add_task("", total=None)
+            self._bars.start()
+        return self._bars
+
+
+@attrs.define
+class EventCounts:
+    """What the events of a session come to.
+
+    Attributes:
+        submitted: submissions that were accepted.
+        unknown: submissions whose outcome is not known.
+        callbacks: callbacks that were received.
+        polls: reads of a task's record.
+    """
+
+    submitted: int = 0
+    unknown: int = 0
+    callbacks: int = 0
+    polls: int = 0
+
+    def add(self, event: events.Event) -> None:
+        """Count an event."""
+        self.submitted += isinstance(event, events.Submitted)
+        self.unknown += isinstance(event, events.SubmissionUnknown)
+        self.callbacks += isinstance(event, events.CallbackReceived)
+        self.polls += isinstance(event, events.Polled)
+
+
+class Output:
+    """Terminal and JSON output of one command.
+
+    Args:
+        as_json: write one JSON value to stdout and nothing else.
+        verbose: show the traceback of a fault of this program.
+        words: the command line without the program's name.
+
+    Attributes:
+        display: progress, on stderr.
+        value: the JSON value, written whether the command succeeds or not.
+        events: how many there were so far.
+        resume: the options that another command needs to continue with the task; None: nothing can continue with it.
+        hints: what to do next, by exit code, where the table of exits does not know it.
+        on_callback: takes the callbacks that come in, in place of a line for each.
+        stdout_error: why stdout cannot be written any more.
+    """
+
+    def __init__(self, *, as_json: bool, verbose: bool, words: Sequence[str]) -> None:
+        self.as_json = as_json
+        self.verbose = verbose
+        self.words = words
+        self.display = ProgressDisplay()
+        self.value: dict[str, Any] = {}
+        self.events = EventCounts()
+        self.resume: str | None = ""
+        self.hints: Mapping[int, str] = {}
+        self.on_callback: Callable[[events.CallbackReceived], None] | None = None
+        self.stdout_error: OSError | None = None
+        self._is_published = False
+
+    def say(self, line: str) -> None:
+        """Write a line to stderr."""
+        self.display.say(line)
+
+    def emit(self, event: events.Event) -> None:
+        """Show an event of the session."""
+        events.log_event(event)
+        self.events.add(event)
+        if isinstance(event, events.Submitted):
+            self.value["task_id"] = event.task_id
+        if isinstance(event, events.CallbackReceived) and self.on_callback is not None:
+            self.on_callback(event)
+        elif (line := event_line(event)) is not None:
+            (self.display.doing if isinstance(event, TRANSIENT) else self.say)(line)
+
+    # ------------------------------------------------------------ results, on stdout
+
+    def print(self, line: str) -> None:
+        """Write a line of the result; with JSON, ``value`` holds it instead."""
+        if not self.as_json:
+            self._write(printable(line))
+
+    def publish(self) -> None:
+        """Write the JSON value now, for a command that goes on after it."""
+        if self.as_json and not self._is_published:
+            self._is_published = True
+            self._write(json.dumps(self.value, default=str))
+
+    def page(self) -> Console:
+        """A console that writes to stdout, for the help."""
+        console = _PipeConsole()
+        console.on_closed = lambda: self._close(BrokenPipeError())
+        return console
+
+    def _write(self, line: str) -> None:
+        if self.stdout_error is not None:
+            return
+        self.display.stop()
+        try:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        except OSError as error:
+            self._close(error)
+
+    def _close(self, error: OSError) -> None:
+        self.stdout_error = error
+        _discard_stdout()
+
+    # ------------------------------------------------------------ the end
+
+    def finish(self, error: BaseException | None) -> int:
+        """Say how the command ended, and return its exit code."""
+        self.display.stop()
+        if self.events.unknown and isinstance(error, (KeyboardInterrupt, TerminatedError)):
+            error = unknown_submissions(error, self.events.unknown)
+        if error is not None:
+            self._explain(error)
+            task_id = self.value.get("task_id")
+            described = error_value(error, task_id=task_id, is_submitted=self.events.submitted > 0)
+            self.value = {"error": described, **self.value}
+        self.publish()
+        if error is None and self.stdout_error is not None and not isinstance(self.stdout_error, BrokenPipeError):
+            self._explain(self.stdout_error)
+        return exit_status(error or self.stdout_error).code
+
+    def _explain(self, error: BaseException) -> None:
+        status = exit_status(error)
+        if self.verbose and status.code == 1:  # for others, the message says all that helps
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                self.say(line)
+        for line in (*error_lines(error), *self._hint(status).splitlines()):
+            self.say(line)
+
+    def _hint(self, status: ExitStatus) -> str:
+        if status.code in self.hints:
+            return self.hints[status.code]
+        if "{task}" not in status.hint:
+            return status.hint
+        task_id = self.value.get("task_id")
+        return "" if not task_id or self.resume is None else status.hint.format(task=task_id, options=self.resume)
+
+
+# ---------------------------------------------------------------- questions
+
+
+def confirm(output: Output, what: str, *, yes: bool) -> None:
+    """Go on only if the user agrees: with ``--yes``, or when asked at a terminal.
+
+    Raises:
+        UsageError: the user does not agree, or cannot be asked.
+    """
+    if yes:
+        return
+    if not is_at_terminal():
+        raise UsageError(f"{what}: nothing was done; if that is meant, give --yes")
+    output.say(f"{what}: go on? [y/N]")
+    if _answer().strip().lower() not in {"y", "yes"}:
+        raise UsageError("not agreed: nothing was done")
+
+
+def is_at_terminal() -> bool:
+    """Whether the user can be asked."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def _answer() -> str:
+    # asyncio's handler of Ctrl-C would wait for the loop, which waits for the answer.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return sys.stdin.readline()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+# ---------------------------------------------------------------- streams and the log
 
 
 class _LogLines(logging.Handler):
-    """Writes the log through the console, so that it does not tear a bar apart."""
+    """Writes the log line by line through the display, so that it does not tear a bar apart."""
 
-    def __init__(self, say: Callable[[str], None], *, verbose: bool) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.DEBUG)
         self._say = say
-        if verbose:
-            self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        else:  # what the journal warns of concerns money
-            self.setFormatter(logging.Formatter("note: %(message)s"))
-            self.addFilter(_is_warning_of_journal)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -77,307 +311,44 @@ class _LogLines(logging.Handler):
             self._say(line)
 
 
+@contextmanager
+def shown_log(display: ProgressDisplay, *, verbose: bool) -> Iterator[None]:
+    """Show the log while the block lasts: all of it, or only the warnings of the journal, which concern money."""
+    logger, handler = logging.getLogger("kie_async"), _LogLines(display.say)
+    level = logger.level
+    if verbose:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.setLevel(logging.DEBUG)
+    else:
+        handler.setFormatter(logging.Formatter("note: %(message)s"))
+        handler.addFilter(_is_warning_of_journal)
+    logger.addHandler(handler)  # without one, Python would write warnings itself
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _is_warning_of_journal(record: logging.LogRecord) -> bool:
     return record.name == "kie_async.journal" and record.levelno >= logging.WARNING
 
 
-class Output:
-    """The mouth of one command.
-
-    Attributes:
-        facts: what is known so far; the JSON value, whether all goes well or not.
-        words: what was typed after the program's name.
-        again: the options that a command must repeat that takes the task up; None: it cannot be taken up.
-        hints: what to do after an exit, by its code, where the table of exits does not know it.
-        submitted: whether this command has spent credits.
-        unknown: how many submissions were sent whose outcome nobody knows.
-        announced: whether it was said what a Ctrl-C waits for.
-        callbacks: how many came in.
-        looks: how often the record of a task was read.
-        lost: why stdout cannot be written any more.
-        hear: takes the callbacks that come in.
-    """
-
-    def __init__(self, *, as_json: bool = False, verbose: bool = False, words: Sequence[str] = ()) -> None:
-        self.as_json = as_json
-        self.verbose = verbose
-        self.words = words
-        self.facts: dict[str, Any] = {}
-        self.again: str | None = ""
-        self.hints: Mapping[int, str] = {}
-        self.submitted = False
-        self.unknown = 0
-        self.announced = False
-        self.callbacks = 0
-        self.polls = 0
-        self.lost: OSError | None = None
-        self.hear: Callable[[events.CallbackReceived], None] = lambda event: self.say(_short_line(event))
-        self._answered = False
-        self._console = _Piped(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._live: Live | None = None
-        self._activity = TaskID(0)
-        self._last = -QUIET
-        self._log = _LogLines(self.say, verbose=verbose)
-
-    def __enter__(self) -> Self:
-        logger = logging.getLogger("kie_async")
-        self._level = logger.level
-        logger.addHandler(self._log)  # without one, Python would write warnings itself
-        if self.verbose:
-            logger.setLevel(logging.DEBUG)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        logger = logging.getLogger("kie_async")
-        logger.removeHandler(self._log)
-        logger.setLevel(self._level)
-        self._rest()
-
-    @property
-    def animated(self) -> bool:
-        """Whether stderr is a terminal that can show a bar."""
-        return self._console.is_terminal and not self._console.is_dumb_terminal
-
-    # ------------------------------------------------------------ progress, on stderr
-
-    def say(self, line: str) -> None:
-        """Write a line that stays."""
-        self._console.print(shown(line))
-        self._last = time.monotonic()
-
-    def doing(self, words: str) -> None:
-        """Tell what is going on: at the bar of a terminal, elsewhere by a line now and then."""
-        if self.animated:
-            self._moving().update(self._activity, description=shown(words))
-        elif time.monotonic() - self._last >= QUIET:
-            self.say(words)
-
-    def show(self, picture: RenderableType, line: str) -> None:
-        """Show how things stand: a table that stays up to date, or the line where the table does not fit."""
-        if not self.animated:
-            self.doing(line)
-            return
-        if self._live is None:
-            self._live = Live(
-                console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-            )
-            self._live.start()
-        unbounded = self._console.options.update(max_width=1000)
-        fits = Measurement.get(self._console, unbounded, picture).maximum <= self._console.width
-        self._live.update(picture if fits else Text(line), refresh=True)
-
-    def transfer(self, what: str) -> Callable[[int, int | None], None]:
-        """Return what a transfer is to call with the bytes so far and in all."""
-        if not self.animated:
-            return lambda done, total: self.doing(f"{what}: {_share(done, total)}")
-        bar = self._moving()
-        line = bar.add_task(shown(what), total=None)
-        return lambda done, total: bar.update(line, completed=done, total=total)
-
-    def _moving(self) -> Progress:
-        if self._bar is None:
-            columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), BarColumn(20))
-            self._bar = Progress(
-                *columns, TimeElapsedColumn(), console=self._console, transient=True,
-                redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
-            self._activity = self._bar.add_task("", total=None)
-            self._bar.start()
-        return self._bar
-
-    def _rest(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    # ------------------------------------------------------------ what the session tells
-
-    def tell(self, event: events.Event) -> None:
-        """Take an event of the session."""
-        events.log_event(event)
-        if isinstance(event, events.Submitted):
-            self.submitted = True
-            self.facts["task_id"] = event.task_id
-        self.unknown += isinstance(event, events.SubmissionUnknown)
-        self.callbacks += isinstance(event, events.CallbackReceived)
-        self.polls += isinstance(event, events.Polled)
-        teller = _TOLD.get(type(event))
-        if teller is not None:
-            teller(self, event)
-
-    # ------------------------------------------------------------ results, on stdout
-
-    def out(self, line: str) -> None:
-        """Write a line of the result; with JSON it is left to ``facts``."""
-        if not self.as_json:
-            self._write(shown(line))
-
-    def publish(self) -> None:
-        """Write the JSON value now, for a command that goes on after it."""
-        if self.as_json and not self._answered:
-            self._answered = True
-            self._write(json.dumps(self.facts, default=str))
-
-    def _write(self, line: str) -> None:
-        if self.lost is not None:
-            return
-        self._rest()
-        try:
-            print(line, flush=True)  # noqa: T201  # the result
-        except OSError as error:
-            self._lose(error)
-
-    def page(self) -> Console:
-        """A console that writes to stdout, for the help."""
-        return _Piped(lambda: self._lose(BrokenPipeError()))
-
-    def _lose(self, error: OSError) -> None:
-        self.lost = error
-        _discard_stdout()
-
-    def finish(self, error: BaseException | None) -> Exit:
-        """Say how it ended; after this nothing is said."""
-        self._rest()
-        if self.unknown and isinstance(error, (KeyboardInterrupt, TerminatedError)):
-            error = _unknown(error, self.unknown)
-        if error is not None:
-            self._explain(error)
-            self.facts = {"error": self._as_value(error), **self.facts}
-        self.publish()
-        if error is None and self.lost is not None and not isinstance(self.lost, BrokenPipeError):
-            self._explain(self.lost)
-        return exit_for(error or self.lost)
-
-    # ------------------------------------------------------------ errors
-
-    def _explain(self, error: BaseException) -> None:
-        way = exit_for(error)
-        if self.verbose and way.code == 1:  # elsewhere the message says all that helps
-            for line in "".join(traceback.format_exception(error)).splitlines():
-                self.say(line)
-        for line in _lines(error):
-            self.say(line)
-        for line in self._hint(way).splitlines():
-            self.say(line)
-
-    def _hint(self, way: Exit) -> str:
-        if way.code in self.hints:
-            return self.hints[way.code]
-        if "{task}" not in way.hint:
-            return way.hint
-        task_id = self.facts.get("task_id")
-        if not task_id or self.again is None:
-            return ""
-        return way.hint.format(task=task_id, again=self.again)
-
-    def _as_value(self, error: BaseException) -> dict[str, Any]:
-        known = error if isinstance(error, KieError) else KieError(_message(error))
-        value = {
-            "type": type(error).__name__,
-            "message": in_flags(known.message),
-            "code": known.code,
-            "task_id": known.task_id or self.facts.get("task_id"),
-            "charged": known.charged,
-            "retryable": known.retryable,
-        }
-        after = not isinstance(error, KieError) or isinstance(error, FileError)
-        if self.submitted and after:  # the error itself only knows of its file
-            value["charged"] = "yes"
-        if isinstance(error, ManifestError):
-            value |= {"faults": [attrs.asdict(fault) for fault in error.faults], "count": error.count}
-        if problems := _problems(error):
-            value["problems"] = [
-                {"option": flag_of(each.field), "problem": each.problem, "remedy": in_flags(each.remedy)}
-                for each in problems
-            ]
-        return value
-
-
-_TOLD: dict[type[object], Callable[[Output, Any], None]] = {
-    events.Submitted: lambda output, event: output.say(f"submitted: task {event.task_id}"),
-    events.Polled: lambda output, event: output.doing(f"the service says {event.status} after {event.age:.0f} s"),
-    events.PollFailed: lambda output, event: output.doing(f"no answer to a look, it is tried again: {event.reason}"),
-    events.StageReached: lambda output, event: output.say(f"{event.stage}: {_STAGES[event.stage]}"),
-    events.Retrying: lambda output, event: output.say(
-        f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}"
-    ),
-    events.Queued: lambda output, event: output.doing(f"waiting for a place ({event.what})"),
-    events.Notice: lambda output, event: output.say(f"note: {in_flags(events.clean(event.note))}"),
-    events.CallbackReceived: lambda output, event: output.hear(event),
-}
-
-
-def take_up(route: str, out: Path | None) -> str:
-    """The options with which another command takes a task up."""
-    words = [*(["--route", route] if route != "classic" else []), *(["--out", str(out)] if out else [])]
-    return "".join(f" {shlex.quote(word)}" for word in words)
-
-
-def callback_line(event: events.CallbackReceived) -> str:
-    """A callback in a line."""
-    note = f" ({event.note})" if event.note else ""
-    return f"{event.task_id or 'unknown task'} {event.stage or 'unreadable'}, answered {event.status}{note}"
-
-
-def _short_line(event: events.CallbackReceived) -> str:
-    return f"callback: {f'refused, {event.note}' if event.status != HTTPStatus.OK else event.stage}"
-
-
-def _share(done: int, total: int | None) -> str:
-    return f"{done / total:.0%}" if total else f"{done / 1e6:.1f} MB"
-
-
-def _problems(error: BaseException) -> tuple[Problem, ...]:
-    return error.problems if isinstance(error, InvalidRequestError) else ()
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error}"
-
-
-def _unknown(error: BaseException, count: int) -> SubmitUnknownError:
-    """The error of a command that was stopped while it did not know what it had paid."""
-    stopped = error.message if isinstance(error, KieError) else _message(error)
-    what = "a submission was" if count == 1 else f"{count} submissions were"
-    return SubmitUnknownError(f"{stopped}; {what} sent, perhaps charged, and no answer came")
-
-
-def _lines(error: BaseException) -> list[str]:
-    if isinstance(error, ManifestError):
-        more = error.count - len(error.faults)
-        told = [*map(_fault_line, error.faults), *([f"and {more} more"] if more else [])]
-        return [f"error: {line}" for line in told]
-    if problems := _problems(error):
-        return [f"error: {flag_of(each.field)} {each.problem}; {in_flags(each.remedy)}" for each in problems]
-    message = in_flags(str(error)) if isinstance(error, KieError) else _message(error)
-    return f"error: {message}".splitlines()
-
-
-def _fault_line(fault: Fault) -> str:
-    if fault.place != "defaults":
-        return with_route(str(fault))
-    return f"{flag_of(fault.field)} {fault.problem}; {in_flags(fault.remedy)}"
-
-
 def repair_streams() -> None:
-    """Let nothing that is printed fail for its characters, nor for a stream that was closed before we began."""
+    """Let no output fail because of its characters, or because the stream was closed before the program began."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # for good
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _discard_stdout() -> None:
-    """Let what is left of stdout go nowhere, or Python would fail to write it once more when it ends."""
+    """Send the rest of stdout nowhere, or Python would try to write it once more when it ends."""
     with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:  # a captured stdout has no number
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _share(done: int, total: int | None) -> str:
+    return f"{done / total:.0%}" if total else f"{done / 1e6:.1f} MB"

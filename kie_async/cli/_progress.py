@@ -1,4 +1,4 @@
-"""How a batch stands: a table on a terminal, a line now and then elsewhere, an event for each move of a job."""
+"""Progress of a batch: a table on a terminal, a line now and then elsewhere, an event for each transition of a job."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from kie_async import events
 from kie_async.batch import song_of
+from kie_async.cli._messages import count_of
 from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean
@@ -26,16 +27,16 @@ from kie_async.settings import Settings
 MAX_TROUBLES = 100  # kept for the summary
 _QUOTA = int(attrs.fields_dict(Settings)["quota"].default or 0)
 _WINDOW = float(attrs.fields_dict(Settings)["quota_window"].default or 0)
-_LENGTH = 120.0  # seconds. FACTS: a task takes 1 to 3 minutes
-_EVERY = 0.5  # seconds between two looks at the journal; more where a look takes long
-_SHARE = 20  # of the time, at most one part in so many goes into looks
-_PATIENCE = 5.0  # seconds that the last look may take
+_TASK_SECONDS = 120.0  # before the first has ended; the service takes 1 to 3 minutes
+_INTERVAL = 0.5  # seconds between two reads of the journal; more where a read takes long
+_READ_SHARE = 20  # of the time, at most one part in so many goes into reads
+_LAST_READ = 5.0  # seconds that the last read may take
 _BAD = frozenset({State.FAILED, State.REJECTED, State.UNKNOWN})
 
 
 @attrs.frozen(kw_only=True)
 class Counts:
-    """How many jobs stand where; ``made`` are those whose tracks are still to be fetched."""
+    """How many jobs are in which state; the tracks of those that are ``made`` are still to be downloaded."""
 
     waiting: int = 0
     submitted: int = 0
@@ -64,7 +65,7 @@ class Counts:
 
     @property
     def open(self) -> int:
-        """Those that are not at their end."""
+        """Those that have not come to an end."""
         return self.waiting + self.submitted + self.made
 
     @property
@@ -78,19 +79,60 @@ class Counts:
         ]
         return ", ".join(words)
 
+    @property
+    def summary(self) -> str:
+        """All of them in a line."""
+        return f"{self} of {count_of(self.total, 'job')}"
+
+
+@attrs.define
+class Estimate:
+    """When the last task of a batch ends, estimated from what was seen; ``now`` is a time in seconds."""
+
+    _began: tuple[float, int] | None = None  # when, and how many jobs were waiting then
+    _sent: deque[float] = attrs.field(factory=lambda: deque(maxlen=_QUOTA))
+    _ended: tuple[float, int] = (0.0, 0)  # seconds that tasks took, and how many they were
+
+    def begin(self, counts: Counts, now: float) -> None:
+        """Take how many jobs wait at the beginning."""
+        self._began = self._began or (now, counts.waiting)
+
+    def submitted(self, now: float) -> None:
+        """Take a submission."""
+        self._sent.append(now)
+
+    def ended(self, seconds: float) -> None:
+        """Take a task that has ended after so many seconds."""
+        self._ended = self._ended[0] + seconds, self._ended[1] + 1
+
+    def quota_used(self, now: float) -> int:
+        """How much of the quota is in use."""
+        return sum(at > now - _WINDOW for at in self._sent)
+
+    def seconds_left(self, counts: Counts, now: float) -> float:
+        """Seconds until the last task has ended; 0.0 if that is not known, as when only downloads are left."""
+        began, waiting = self._began or (now, 0)
+        task_seconds = self._ended[0] / self._ended[1] if self._ended[1] else _TASK_SECONDS
+        if counts.waiting:
+            gone, elapsed = waiting - counts.waiting, now - began
+            rate = gone / elapsed if gone >= _QUOTA and elapsed else _QUOTA / _WINDOW
+            return counts.waiting / rate + task_seconds
+        age = now - (self._sent[-1] if self._sent else began)
+        return max(task_seconds - age, 0.0) if counts.submitted else 0.0
+
 
 class BatchProgress:
-    """Shows how a batch stands.
+    """Shows the progress of a batch.
 
     Args:
-        output: where.
+        output: of the command.
         out: where the files go.
-        jsonl: write an event for each move, in the place of the files.
+        jsonl: write an event for each transition, in the place of the files.
 
     Attributes:
-        counts: as the journal last said.
+        counts: as the journal last had them.
         troubles: the first jobs that went wrong in this run.
-        lost: how many jobs were not submitted, for the results name tasks of theirs that the journal does not know.
+        lost: how many jobs were not submitted, because the results name tasks of theirs that the journal does not know.
     """
 
     def __init__(self, output: Output, out: Path, *, jsonl: bool) -> None:
@@ -100,32 +142,29 @@ class BatchProgress:
         self._output = output
         self._out = out
         self._jsonl = jsonl
-        self._sent: deque[float] = deque(maxlen=_QUOTA)
-        self._lengths = (0.0, 0)
-        self._began: tuple[float, int] | None = None
+        self._estimate = Estimate()
 
-    # ------------------------------------------------------------ what is told
+    # ------------------------------------------------------------ what happens
 
-    def tell(self, event: events.Event) -> None:
-        """Take an event of the session: of many tasks at once only what is odd is worth a line."""
+    def emit(self, event: events.Event) -> None:
+        """Take an event of the session: of many tasks at once, only retries and notices are worth a line."""
         if isinstance(event, (events.Retrying, events.Notice)):
-            self._output.tell(event)
+            self._output.emit(event)
             return
         events.log_event(event)
-        self._output.unknown += isinstance(event, events.SubmissionUnknown)
+        self._output.events.add(event)
         if isinstance(event, events.Submitted):
-            self._output.submitted = True
-            self._sent.append(time.monotonic())
+            self._estimate.submitted(time.monotonic())
         elif isinstance(event, events.Finished):
-            self._lengths = self._lengths[0] + event.seconds, self._lengths[1] + 1
+            self._estimate.ended(event.seconds)
 
-    def moved(self, job: Job) -> None:
-        """Take a job that has moved, or could not."""
+    def job_changed(self, job: Job) -> None:
+        """Take a job after a transition, or after an attempt at one that failed."""
         if self._jsonl:
-            self._output.out(json.dumps(job_value(job)))
+            self._output.print(json.dumps(job_value(job)))
         elif job.state is State.DELIVERED:
             for name in job.files:
-                self._output.out(str(self._out / name))
+                self._output.print(str(self._out / name))
         if job.state in _BAD or job.error is not None:
             self._output.say(job_line(job))
             self.lost += job.error is not None and job.error.type == LostRecordError.__name__
@@ -135,96 +174,75 @@ class BatchProgress:
     # ------------------------------------------------------------ what is shown
 
     @asynccontextmanager
-    async def following(self, journal: Journal, batch: str | None = None) -> AsyncIterator[None]:
-        """Show how a batch, or all of a journal, stands for as long as the block lasts, and sum up at its end."""
+    async def shown(self, journal: Journal, batch: str | None = None) -> AsyncIterator[None]:
+        """Show the progress of a batch, or of a whole journal, while the block lasts, and sum up at its end."""
         watcher = asyncio.create_task(self._watch(journal, batch))
         try:
             yield
         finally:
             watcher.cancel()
-            with anyio.move_on_after(_PATIENCE, shield=True):
+            with anyio.move_on_after(_LAST_READ, shield=True):
                 await asyncio.gather(watcher, return_exceptions=True)
                 await self._sum_up(journal, batch)
 
     async def _watch(self, journal: Journal, batch: str | None) -> None:
         while True:
             began = time.monotonic()
-            with suppress(StorageError):  # whoever works says so
-                await self._look(journal, batch)
+            with suppress(StorageError):  # the batch reports it
+                await self._read(journal, batch)
             if self.counts.total:
-                self._output.show(self.render(), self.line())
-            await anyio.sleep(max(_EVERY, (time.monotonic() - began) * _SHARE))
+                self._show(time.monotonic())
+            await anyio.sleep(max(_INTERVAL, (time.monotonic() - began) * _READ_SHARE))
 
-    async def _look(self, journal: Journal, batch: str | None) -> None:
+    async def _read(self, journal: Journal, batch: str | None) -> None:
         self.counts = Counts.of(await journal.counts(batch))
-        if self._began is None:
-            self._began = time.monotonic(), self.counts.waiting
+        self._estimate.begin(self.counts, time.monotonic())
 
     async def _sum_up(self, journal: Journal, batch: str | None) -> None:
-        with suppress(StorageError):  # likewise
-            await self._look(journal, batch)
+        with suppress(StorageError):  # the batch reports it
+            await self._read(journal, batch)
             if batch is not None:
-                self._output.facts["credits"] = await journal.spent(batch)
-        self._output.facts |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
-        self._output.say(f"{self.counts} of {self.counts.total} jobs")
+                self._output.value["credits"] = await journal.spent(batch)
+        self._output.value |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
+        self._output.say(self.counts.summary)
 
-    def line(self) -> str:
-        """How it stands, in a line."""
-        ends = self._ends()
-        return f"{self.counts}; quota {self._in_use()} of {_QUOTA}" + (f"; ends in {ends}" if ends else "")
-
-    def render(self) -> Table:
-        """How it stands, as a table."""
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for name in (*attrs.asdict(self.counts), "quota", "ends in"):
-            if name != "abandoned":
-                table.add_column(name)
-        *numbers, _ = attrs.astuple(self.counts)
-        table.add_row(*map(str, numbers), f"{self._in_use()} of {_QUOTA}", self._ends())
-        return table
-
-    def _in_use(self) -> int:
-        since = time.monotonic() - _WINDOW
-        return sum(moment > since for moment in self._sent)
-
-    def _ends(self) -> str:
-        now = time.monotonic()
-        began, left = self._began or (now, 0)
-        seconds = expected(
-            self.counts,
-            gone=left - self.counts.waiting,
-            elapsed=now - began,
-            length=self._lengths[0] / self._lengths[1] if self._lengths[1] else _LENGTH,
-            age=now - (self._sent[-1] if self._sent else began),
+    def _show(self, now: float) -> None:
+        quota = f"{self._estimate.quota_used(now)} of {_QUOTA}"
+        seconds = self._estimate.seconds_left(self.counts, now)
+        self._output.display.show(
+            progress_table(self.counts, quota, seconds), progress_line(self.counts, quota, seconds)
         )
-        return _duration(seconds) if seconds else ""
 
 
-def expected(counts: Counts, *, gone: int, elapsed: float, length: float, age: float) -> float:
-    """Seconds until the last task has ended; 0.0 when that cannot be told, as when only files are to be fetched.
+def progress_line(counts: Counts, quota: str, seconds: float) -> str:
+    """The progress of a batch in a line."""
+    return f"{counts}; quota {quota}" + (f"; ends in {_duration(seconds)}" if seconds else "")
 
-    Args:
-        counts: how it stands.
-        gone: jobs that have left those that wait since the beginning.
-        elapsed: seconds since then.
-        length: seconds a task takes.
-        age: seconds since the last submission.
-    """
-    if counts.waiting:
-        rate = gone / elapsed if gone >= _QUOTA and elapsed else _QUOTA / _WINDOW
-        return counts.waiting / rate + length
-    return max(length - age, 0.0) if counts.submitted else 0.0
+
+def progress_table(counts: Counts, quota: str, seconds: float) -> Table:
+    """The progress of a batch as a table."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    cells = {name: str(number) for name, number in attrs.asdict(counts).items() if name != "abandoned"}
+    cells |= {"quota": quota, "ends in": _duration(seconds) if seconds else ""}
+    for name in cells:
+        table.add_column(name)
+    table.add_row(*cells.values())
+    return table
 
 
 def _duration(seconds: float) -> str:
     minutes = int(seconds) // 60
     if not minutes:
         return f"{max(seconds, 1):.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"  # noqa: PLR2004  # two hours
+    hours = minutes // 60
+    return f"{hours} h" if hours > 1 else f"{minutes} min"
+
+
+# ---------------------------------------------------------------- one job
 
 
 def job_value(job: Job) -> dict[str, Any]:
-    """A job as JSON; no token, no signed address."""
+    """A job as JSON; without its token and without signed URLs."""
     return {
         "key": job.key,
         "song": song_of(job.request),

@@ -1,55 +1,73 @@
-"""The commands that run until Ctrl-C: the receiver of callbacks, and the emulator."""
+"""The commands that run until Ctrl-C: the receiver of callbacks, and the emulator. Their docstrings are the help."""
 
 from __future__ import annotations
 
 import asyncio
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import attrs
+from cyclopts import Parameter
 
 from kie_async import emulator
 from kie_async._client.task import Task
 from kie_async.cli._connect import Connection, ConnectOptions, connect
 from kie_async.cli._exit_status import UsageError
-from kie_async.cli._options import CallbackOptions
-from kie_async.cli._output import Output, callback_line, take_up
-from kie_async.cli._tasks import result_facts
+from kie_async.cli._messages import callback_line, resume_options
+from kie_async.cli._options import (
+    CALLBACKS,
+    COMMON,
+    EMULATOR,
+    CallbackOptions,
+    CommonOptions,
+    EmulatorOptions,
+    OutputArg,
+)
+from kie_async.cli._output import Output
+from kie_async.cli._tasks import result_value
 from kie_async.emulator import KINDS, Fault
 from kie_async.errors import KieError
 from kie_async.events import CallbackReceived
 
 
-async def listen(output: Output, task_ids: Sequence[str], calls: CallbackOptions, *, route: str) -> None:
-    """Show the callbacks that come in, until Ctrl-C or until the given tasks have ended."""
-    output.again = take_up(route, None)
-    output.facts["callbacks"] = heard = []
-    plan = ConnectOptions(route=route, receive=True, callback_url=calls.callback_url, bind=calls.bind)
+async def listen(
+    *task_ids: Annotated[str, Parameter(help="Tasks to wait for; without any it listens until Ctrl-C.")],
+    output: OutputArg,
+    calls: CallbackOptions = CALLBACKS,
+    common: CommonOptions = COMMON,
+) -> None:
+    """Receive callbacks and show each as it comes in.
+
+    Example: kie-async listen --bind 127.0.0.1:8080 --callback-url https://me.example/kie
+    """
+    output.resume = resume_options(common.route, None)
+    output.value["callbacks"] = received = []
+    options = ConnectOptions(route=common.route, receive=True, callback_url=calls.callback_url, bind=calls.bind)
     with anyio.CancelScope() as scope:
 
-        def hear(event: CallbackReceived) -> None:
-            heard.append(attrs.asdict(event))
-            output.out(callback_line(event))
-            if output.lost:
+        def show(event: CallbackReceived) -> None:
+            received.append(attrs.asdict(event))
+            output.print(callback_line(event))
+            if output.stdout_error:
                 scope.cancel()
 
-        output.hear = hear
-        async with connect(output, plan) as connection:
+        output.on_callback = show
+        async with connect(output, options) as connection:
             output.say(f"callbacks are received for {connection.callback_url}")
-            await (_all(output, connection, task_ids) if task_ids else anyio.sleep_forever())
+            await (_wait_for_all(output, connection, task_ids) if task_ids else anyio.sleep_forever())
 
 
-async def _all(output: Output, connection: Connection, task_ids: Sequence[str]) -> None:
-    """Wait for tasks, and tell the end of each.
+async def _wait_for_all(output: Output, connection: Connection, task_ids: Sequence[str]) -> None:
+    """Wait for tasks, and show the end of each.
 
     Raises:
-        KieError: the first one why a task has no result, after the others have ended.
+        KieError: the first reason why a task has no result, after all have ended.
     """
-    ends: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     errors: list[KieError] = []
-    output.facts["tasks"] = ends
+    output.value["tasks"] = results
     tasks = [connection.session.track(task_id) for task_id in task_ids]
 
     async def one(task: Task) -> None:
@@ -57,53 +75,46 @@ async def _all(output: Output, connection: Connection, task_ids: Sequence[str]) 
             result = await task
         except KieError as error:
             errors.append(error)
-            output.out(f"{task.id} {error}")
+            output.print(f"{task.id} {error}")
         else:
-            ends.append(result_facts(result))
-            output.out(f"{task.id} {result.record.status}: {len(result.tracks)} tracks")
+            results.append(result_value(result))
+            output.print(f"{task.id} {result.record.status}: {len(result.tracks)} tracks")
 
     await asyncio.gather(*map(one, tasks))
     if errors:
         raise errors[0]
 
 
-async def emulate(  # noqa: PLR0913  # each is an option of the command
-    output: Output,
-    *,
-    port: int,
-    seed: int,
-    speed: float,
-    credits_left: float,
-    keys: Sequence[str],
-    webhook_key: str | None,
-    faults: Sequence[str],
-) -> None:
-    """Run the emulator on loopback until Ctrl-C."""
-    if unknown := [kind for kind in faults if kind not in KINDS]:
+async def emulate(*, output: OutputArg, options: EmulatorOptions = EMULATOR) -> None:
+    """Run the service in miniature on this machine, until Ctrl-C.
+
+    Example: kie-async emulate --port 8765 --fault lost
+    """
+    if unknown := [kind for kind in options.fault if kind not in KINDS]:
         raise UsageError(f"--fault: {unknown[0][:40]!r} is not known; give one of {', '.join(KINDS)}")
     try:
         async with emulator.serve(
-            port=port,
-            seed=seed,
-            speed=speed,
-            credits=credits_left,
-            key=keys,
-            webhook_key=webhook_key,
-            faults=[Fault(kind) for kind in faults],
+            port=options.port,
+            seed=options.seed,
+            speed=options.speed,
+            credits=options.credits_left,
+            key=options.key,
+            webhook_key=options.webhook_key,
+            faults=[Fault(kind) for kind in options.fault],
         ) as service:
-            _announce(output, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, webhook_key)
+            _announce(output, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, options.webhook_key)
             await anyio.sleep_forever()
     except ValueError as error:  # the only one that the options leave possible
         raise UsageError(f"--key: {error}") from None
     except OSError as error:
-        raise UsageError(f"--port: the emulator cannot listen on {port}: {error.strerror or error}") from None
+        raise UsageError(f"--port: the emulator cannot listen on {options.port}: {error.strerror or error}") from None
 
 
 def _announce(output: Output, environment: dict[str, str], webhook_key: str | None) -> None:
     if webhook_key:
         environment["KIE_WEBHOOK_KEY"] = webhook_key
-    output.facts |= {"base_url": environment["KIE_BASE_URL"], "env": environment}
+    output.value |= {"base_url": environment["KIE_BASE_URL"], "env": environment}
     for name, value in environment.items():
-        output.out(f"export {name}={shlex.quote(value)}")
+        output.print(f"export {name}={shlex.quote(value)}")
     output.publish()
     output.say("the emulator runs; set these where you try things; Ctrl-C ends it")

@@ -1,4 +1,4 @@
-"""The commands about tasks: submit, follow, fetch."""
+"""The commands about tasks: submit, wait, download. Their docstrings are the help."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from anyio import to_thread
+from cyclopts import Parameter
 
 from kie_async import files
 from kie_async._client.task import Task
@@ -16,10 +17,20 @@ from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
 from kie_async.cli._connect import Connection, ConnectOptions, connect
 from kie_async.cli._exit_status import UsageError
-from kie_async.cli._messages import clock, flag_of
-from kie_async.cli._moment import parse_moment
-from kie_async.cli._options import Music, SubmitOptions
-from kie_async.cli._output import Output, take_up
+from kie_async.cli._messages import clock, option_of, resume_options
+from kie_async.cli._options import (
+    COMMON,
+    SUBMIT,
+    CommonOptions,
+    Directory,
+    Music,
+    Out,
+    OutputArg,
+    SubmitOptions,
+    Timeout,
+    parse_cut,
+)
+from kie_async.cli._output import Output
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import clean
 from kie_async.files._disk import check_writable
@@ -27,11 +38,25 @@ from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadEx
 from kie_async.session import KieSession
 
 _PARTIAL = " (the others never got their audio)"
-_FETCH_PATIENCE = 30.0  # seconds that a download gives a task to show that it is finished
+_DOWNLOAD_TIMEOUT = 30.0  # seconds that a download gives a task to show that it is finished
+
+TaskArg = Annotated[str, Parameter(help="The id of a task.")]
 
 
-async def upload_extend(output: Output, song: str, options: SubmitOptions) -> None:
-    """Extend audio of one's own."""
+# ---------------------------------------------------------------- submit
+
+
+async def upload_extend(
+    song: Annotated[str, Parameter(help="A file of audio, or the address of one.")],
+    /,
+    *,
+    output: OutputArg,
+    options: SubmitOptions = SUBMIT,
+) -> None:
+    """Extend audio of your own: cut it at a moment and let the service go on.
+
+    Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
+    """
     music = options.music
     if not is_url(song):
         await to_thread.run_sync(_check_file, song)
@@ -43,8 +68,17 @@ async def upload_extend(output: Output, song: str, options: SubmitOptions) -> No
     await _submit(output, UploadExtendRequest(song, **fields), options)
 
 
-async def extend(output: Output, audio_id: str, options: SubmitOptions) -> None:
-    """Extend a track that the service made."""
+async def extend(
+    audio_id: Annotated[str, Parameter(help="The id of the track, not of its task.")],
+    /,
+    *,
+    output: OutputArg,
+    options: SubmitOptions = SUBMIT,
+) -> None:
+    """Extend a track that the service made; with no further options as it was made.
+
+    Example: kie-async extend e231c5c0-7a52 --model V5 --out new
+    """
     music = options.music
     fields = music.of_track(_cut(music, music.duration))
     await _submit(output, ExtendRequest(audio_id, **fields), options)
@@ -54,22 +88,22 @@ def _check_file(song: str) -> None:
     path = Path(song)
     if path.is_dir():
         remedy = "give one file, or extend all songs in it with kie-async batch"
-        raise UsageError(f"{flag_of('source')}: {song!r} is a directory; {remedy}")
+        raise UsageError(f"{option_of('source')}: {song!r} is a directory; {remedy}")
     if not path.is_file():
-        raise UsageError(f"{flag_of('source')}: there is no file {song!r}")
+        raise UsageError(f"{option_of('source')}: there is no file {song!r}")
 
 
 def _cut(music: Music, length: float | None) -> float | None:
-    return None if music.at is None else parse_moment(music.at).within(length)
+    return None if music.at is None else parse_cut(music.at, length)
 
 
-def _tell_cut(output: Output, request: Request) -> None:
+def _say_cut(output: Output, request: Request) -> None:
     if isinstance(request.continue_at, (int, float)):
         lasts = "" if request.source_duration is None else f" ({clock(request.source_duration)})"
         output.say(f"the song{lasts} is kept to {clock(request.continue_at)} and continued")
 
 
-def _plan(options: SubmitOptions) -> ConnectOptions:
+def _connect_options(options: SubmitOptions) -> ConnectOptions:
     run, calls = options.run, options.calls
     if calls.callbacks and run.no_wait:
         raise UsageError("--callbacks and --no-wait are both given: nobody would be there to receive them")
@@ -88,62 +122,42 @@ def _plan(options: SubmitOptions) -> ConnectOptions:
 
 
 async def _submit(output: Output, request: Request, options: SubmitOptions) -> None:
-    plan, run = _plan(options), options.run
-    output.again = take_up(plan.route, run.out)
+    connect_options, run = _connect_options(options), options.run
+    output.resume = resume_options(options.common.route, run.out)
     if run.out is not None:
         await check_writable(run.out)
-    _tell_cut(output, request)
-    async with connect(output, plan) as connection:
-        output.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
+    _say_cut(output, request)
+    async with connect(output, connect_options) as connection:
+        output.display.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
         task = await connection.session.submit(request)
         if run.no_wait:
-            output.out(task.id)
+            output.print(task.id)
             return
-        await _settle(output, connection, task, run.timeout, run.out, song_of(request))
+        result = await follow(output, connection, task, max_wait=run.timeout)
+        await _hand_over(output, connection.session, result, run.out, song_of(request))
 
 
-# ------------------------------------------------------------ following
+# ---------------------------------------------------------------- wait
 
 
-async def _settle(  # noqa: PLR0913, PLR0917  # what there is to know of a task
-    output: Output,
-    connection: Connection,
-    task: Task,
-    timeout: float | None,  # noqa: ASYNC109  # handed on
-    out: Path | None,
-    song: str | None = None,
-) -> None:
-    """Wait for a task and show what came of it: the files, or else the addresses."""
-    result = await follow(output, connection, task, timeout=timeout)
-    if out is None:
-        for track in result.tracks:
-            output.out(track.audio_url or "")
-        return
-    try:
-        await fetch(output, connection.session, result, out, song)
-    finally:
-        for path in output.facts["files"]:
-            output.out(path)
-
-
-async def follow(output: Output, connection: Connection, task: Task, *, timeout: float | None) -> TaskResult:  # noqa: ASYNC109  # handed on
-    """Wait for a task and tell how it goes."""
-    output.facts["task_id"] = task.id
-    output.doing("waiting for the music")
-    if connection.callback_url:  # callbacks tell the stages: to listen to them as well would cost a look for each
-        result = await task.result(timeout=timeout)
+async def follow(output: Output, connection: Connection, task: Task, *, max_wait: float | None) -> TaskResult:
+    """Wait for a task, at most so many seconds, and show its progress."""
+    output.value["task_id"] = task.id
+    output.display.doing("waiting for the music")
+    if connection.callback_url:  # callbacks report the stages: listening to them as well would cost a poll for each
+        result = await task.result(timeout=max_wait)
     else:
         async with _listening(task):
-            result = await task.result(timeout=timeout)
+            result = await task.result(timeout=max_wait)
     for line in _lengths(result):
         output.say(line)
-    output.facts |= {"status": result.record.status, "partial": result.partial}
-    output.facts |= {"callbacks_received": output.callbacks, "polls": output.polls}
-    output.facts |= result_facts(result)
+    output.value |= {"status": result.record.status, "partial": result.partial}
+    output.value |= {"callbacks_received": output.events.callbacks, "polls": output.events.polls}
+    output.value |= result_value(result)
     return result
 
 
-def result_facts(result: TaskResult) -> dict[str, Any]:
+def result_value(result: TaskResult) -> dict[str, Any]:
     """What a task made, as JSON."""
     value = result.to_dict()
     return {name: value[name] for name in ("task_id", "continue_at", "source_duration", "tracks")}
@@ -178,18 +192,36 @@ async def _listening(task: Task) -> AsyncIterator[None]:
         await asyncio.gather(listener, return_exceptions=True)
 
 
-async def fetch(output: Output, session: KieSession, result: TaskResult, out: Path, song: str | None) -> None:
-    """Download the tracks of a task, named after the song; one that cannot be fetched does not keep the others away.
+# ---------------------------------------------------------------- download
+
+
+async def _hand_over(
+    output: Output, session: KieSession, result: TaskResult, out: Path | None, song: str | None = None
+) -> None:
+    """Download the tracks and show the files, or else show the addresses."""
+    if out is None:
+        for track in result.tracks:
+            output.print(track.audio_url or "")
+        return
+    try:
+        await download_tracks(output, session, result, out, song)
+    finally:
+        for path in output.value["files"]:
+            output.print(path)
+
+
+async def download_tracks(output: Output, session: KieSession, result: TaskResult, out: Path, song: str | None) -> None:
+    """Download the tracks of a task, named after the song; all are tried, also when one fails.
 
     Raises:
-        KieError: the first one why a track is missing, after the others were fetched.
+        KieError: the first reason why a track is missing.
     """
     paths: list[str] = []
     errors: list[KieError] = []
-    output.facts["files"] = paths
+    output.value["files"] = paths
     for number, track in enumerate(result.tracks, start=1):
         name = files.track_name(song, track.id) if song else None
-        progress = output.transfer(f"downloading track {number}")
+        progress = output.display.transfer(f"downloading track {number}")
         try:
             paths.append(str(await session.download(track, out, name=name, progress=progress)))
         except KieError as error:
@@ -198,31 +230,56 @@ async def fetch(output: Output, session: KieSession, result: TaskResult, out: Pa
         raise errors[0]
 
 
-# ------------------------------------------------------------ tasks submitted before
+# ---------------------------------------------------------------- tasks that were submitted before
 
 
-async def wait(output: Output, task_id: str, *, route: str, timeout: float | None, out: Path | None) -> None:  # noqa: ASYNC109  # handed on
-    """Follow a task to its end."""
-    output.again = take_up(route, out)
+async def wait(
+    task_id: TaskArg,
+    /,
+    *,
+    output: OutputArg,
+    out: Out = None,
+    max_wait: Timeout = None,
+    common: CommonOptions = COMMON,
+) -> None:
+    """Wait for a task that was submitted before, and show or download its tracks.
+
+    Example: kie-async wait 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --timeout 600 --out new
+    """
+    output.resume = resume_options(common.route, out)
     if out is not None:
         await check_writable(out)
-    async with connect(output, ConnectOptions(route=route, timeout=timeout)) as connection:
-        await _settle(output, connection, connection.session.track(task_id), timeout, out)
+    async with connect(output, ConnectOptions(route=common.route, timeout=max_wait)) as connection:
+        result = await follow(output, connection, connection.session.track(task_id), max_wait=max_wait)
+        await _hand_over(output, connection.session, result, out)
 
 
-async def download(output: Output, task_id: str, *, route: str, out: Path) -> None:
-    """Fetch the tracks of a finished task."""
-    await wait(output, task_id, route=route, timeout=_FETCH_PATIENCE, out=out)
+async def download(
+    task_id: TaskArg,
+    /,
+    *,
+    output: OutputArg,
+    out: Directory,
+    common: CommonOptions = COMMON,
+) -> None:
+    """Download all tracks of a finished task; a file is whole or absent.
+
+    Example: kie-async download 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --out new
+    """
+    await wait(task_id, output=output, out=out, max_wait=_DOWNLOAD_TIMEOUT, common=common)
 
 
-async def status(output: Output, task_id: str, *, route: str) -> None:
-    """Show what the service says of a task."""
-    output.again = take_up(route, None)
-    async with connect(output, ConnectOptions(route=route)) as connection:
+async def status(task_id: TaskArg, /, *, output: OutputArg, common: CommonOptions = COMMON) -> None:
+    """Show what the service says of a task, whatever it is.
+
+    Example: kie-async status 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f
+    """
+    output.resume = resume_options(common.route, None)
+    async with connect(output, ConnectOptions(route=common.route)) as connection:
         record = await connection.session.record_info(task_id)
     if record is None:
         raise TaskNotFoundError("the service does not know this task", task_id)
-    output.facts |= {
+    output.value |= {
         "task_id": task_id,
         "status": record.status,
         "operation": record.operation_type,
@@ -231,13 +288,11 @@ async def status(output: Output, task_id: str, *, route: str) -> None:
         "created_at": record.to_dict()["created_at"],
         "tracks": [track.to_dict() for track in record.tracks],
     }
-    output.out(f"{task_id} {record.status}" + _said(record.error_code, record.error_message))
+    code = record.error_code
+    reason = "" if code is None else f" (code {code}: {clean(record.error_message or 'no words')})"
+    output.print(f"{task_id} {record.status}{reason}")
     for track in record.tracks:
-        output.out(_track_line(track))
-
-
-def _said(code: int | None, message: str | None) -> str:
-    return "" if code is None else f" (code {code}: {clean(message or 'no words')})"
+        output.print(_track_line(track))
 
 
 def _track_line(track: Track) -> str:
@@ -246,9 +301,12 @@ def _track_line(track: Track) -> str:
     return "  ".join(part for part in (track.id, length, clean(track.title or ""), url) if part)
 
 
-async def credits_left(output: Output, *, route: str) -> None:
-    """Show the credits of the account."""
-    async with connect(output, ConnectOptions(route=route)) as connection:
+async def credits_left(*, output: OutputArg, common: CommonOptions = COMMON) -> None:
+    """Show the credits left on the account.
+
+    Example: kie-async credits
+    """
+    async with connect(output, ConnectOptions(route=common.route)) as connection:
         amount = (await connection.session.credits()).amount
-    output.facts["credits"] = amount
-    output.out(f"{amount:.12g}")
+    output.value["credits"] = amount
+    output.print(f"{amount:.12g}")

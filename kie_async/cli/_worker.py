@@ -1,22 +1,22 @@
-"""A worker: one of many processes that take the jobs of a shared journal to their end."""
+"""The command ``worker``: one of many processes that complete the jobs of a journal. Its docstring is the help."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kie_async.batch import work
-from kie_async.cli._batch_end import after_unknown
+from kie_async.cli._batch import after_unknown
 from kie_async.cli._connect import ConnectOptions, connect
 from kie_async.cli._exit_status import UsageError
 from kie_async.cli._journal import find_journal
-from kie_async.cli._options import WorkerOptions
-from kie_async.cli._output import Output
+from kie_async.cli._options import WORKER, Directory, OutputArg, WorkerOptions
 from kie_async.cli._progress import BatchProgress
 from kie_async.cli._signals import stoppable
 
 
-async def worker(output: Output, out: Path, options: WorkerOptions) -> None:
-    """Work until Ctrl-C, SIGTERM, or the last job has come to its end."""
+async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
+    """Work on the jobs of a shared journal among other workers, on any number of machines.
+
+    Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
+    """
     location, calls = find_journal(options.worker.journal, out), options.calls
     if not location.is_shared:
         raise UsageError(
@@ -29,23 +29,23 @@ async def worker(output: Output, out: Path, options: WorkerOptions) -> None:
     progress, journal = BatchProgress(output, out, jsonl=options.worker.jsonl), location.journal()
     with stoppable(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
         async with location.quota() as limiter:
-            plan = ConnectOptions(
+            connect_options = ConnectOptions(
                 route=options.common.route,
                 receive=calls.callbacks,
                 callback_url=calls.callback_url,
                 bind=calls.bind,
                 at_once=options.worker.at_once,
-                observer=progress.tell,
+                observer=progress.emit,
                 journal=journal,
                 limiter=limiter,
             )
-            async with connect(output, plan) as connection, progress.following(journal):
+            async with connect(output, connect_options) as connection, progress.shown(journal):
                 await work(
                     connection.session,
                     journal=journal,
                     dsn=location.place,
                     directory=out,
-                    observer=progress.moved,
+                    observer=progress.job_changed,
                     at_once=options.worker.at_once,
                     until_done=options.worker.until_done,
                 )
