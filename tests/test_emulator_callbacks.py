@@ -64,6 +64,28 @@ async def test_a_delivery_that_fails_is_tried_three_times(clock: VirtualTimeLoop
         record = (await client.record(task_id))["data"]
         assert record["status"] == "CALLBACK_EXCEPTION"
         assert all(track["audioUrl"] for track in record["response"]["sunoData"])
+        assert client.emulator.task(task_id).given_up
+
+
+async def test_a_task_whose_callbacks_are_given_up_runs_to_its_end(clock: VirtualTimeLoop) -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE) as client:
+        receiver.status = 500
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await asyncio.sleep(30)
+        clock.advance(20)
+        assert (await client.record(task_id))["data"]["status"] == "FIRST_SUCCESS"
+        await client.emulator.settled()
+        assert (await client.record(task_id))["data"]["status"] == "CALLBACK_EXCEPTION"
+
+
+async def test_a_forged_callback_that_is_refused_is_not_tried_again() -> None:
+    faults = [Fault("forged", seconds=3.0), Fault("lost", "callback")]
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
+        receiver.status = 500
+        task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
+        await client.emulator.settled()
+        assert [(each.forged, each.status) for each in client.emulator.callbacks] == [(True, 500)]
+        assert (await client.record(task_id))["data"]["status"] == "SUCCESS"
 
 
 async def test_a_delivery_that_succeeds_at_last_is_enough() -> None:
@@ -123,6 +145,7 @@ async def test_a_redirect_is_not_followed() -> None:
         ("https://example.com/cb", Rules(), "SUCCESS"),
         ("https://example.com/cb", Rules(placeholder_fails=True), "CALLBACK_EXCEPTION"),
         ("https://elsewhere.invalid/cb", Rules(), "CALLBACK_EXCEPTION"),
+        ("nonsense", Rules(), "SUCCESS"),
     ],
 )
 async def test_other_machines_are_never_called(url: str, rules: Rules, end: str) -> None:
@@ -146,18 +169,29 @@ async def test_two_stages_at_once_arrive_in_the_order_of_the_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "stages"),
+    ("faults", "sent"),
     [
-        (Fault("lost", "callback"), []),
-        (Fault("doubled", stage="complete"), ["text", "first", "complete", "complete"]),
-        (Fault("late", stage="first", seconds=100.0), ["text", "complete", "first"]),
+        ([], [(10, "text"), (40, "first"), (60, "complete")]),
+        ([Fault("failed", seconds=15.0)], [(10, "text"), (15, "error")]),
+        ([Fault("stuck")], []),
+        ([Fault("lost", "callback")], []),
+        ([Fault("lost", "callback", stage="complete")], [(10, "text"), (40, "first")]),
+        ([Fault("doubled", stage="first")], [(10, "text"), (40, "first"), (40, "first"), (60, "complete")]),
+        ([Fault("reordered")], [(60, "complete"), (60, "first"), (60, "text")]),
+        ([Fault("late", stage="text")], [(40, "text"), (40, "first"), (60, "complete")]),
+        ([Fault("late", stage="first", seconds=100.0)], [(10, "text"), (60, "complete"), (140, "first")]),
+        ([Fault("late", seconds=1.0)], [(11, "text"), (41, "first"), (61, "complete")]),
+        ([Fault("forged", seconds=3.0), Fault("lost", "callback")], [(3, "complete")]),
+        ([Fault("late", seconds=1.0), Fault("early")], [(1, "text"), (41, "first"), (61, "complete")]),
     ],
 )
-async def test_callbacks_go_astray(fault: Fault, stages: list[str]) -> None:
-    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[fault]) as client:
+async def test_faults_of_callbacks(faults: list[Fault], sent: list[tuple[int, str]], clock: VirtualTimeLoop) -> None:
+    async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
+        start = clock.time()
         await client.extend(callBackUrl=receiver.url)
         await client.emulator.settled()
-        assert receiver.stages() == stages
+        assert [(round(each.at - start), each.stage) for each in client.emulator.callbacks] == sent
+        assert receiver.stages() == [stage for _, stage in sent]
 
 
 async def test_a_callback_comes_before_the_answer() -> None:

@@ -1,4 +1,4 @@
-"""The rules of the emulator: quota, money, the timeline of a task, and when its callbacks are due."""
+"""The rules of the emulator: quota, money, and the timeline of a task."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from kie_async.emulator import TRIGGERS, EmulatedTask, Fault, Rules
 from kie_async.emulator._bodies import CODE_NAMES
 from kie_async.emulator._refusals import RefusedSubmission, refusal
-from kie_async.emulator._state import EmulatorState, most_in_window, planned_callbacks
+from kie_async.emulator._state import EmulatorState, most_in_window
 from kie_async.emulator._submissions import EmulatedSubmission, read_classic, read_jobs
-from kie_async.emulator._timeline import ForgedContent, PlannedCallback, Speed, TaskSnapshot
+from kie_async.emulator._timeline import Speed, TaskSnapshot
 from kie_async.models import MODELS
 
 SONG = EmulatedSubmission("extend", model="V5", callback_url="http://127.0.0.1:9/cb", source="a", continue_at=30.0)
@@ -293,98 +293,3 @@ def test_both_spellings_are_read_alike_and_nonsense_is_nothing() -> None:
 
 def test_every_model_has_a_code_name() -> None:
     assert set(CODE_NAMES) == set(MODELS)
-
-
-# ---------------------------------------------------------------- callbacks
-
-
-def planned(*faults: Fault) -> list[tuple[float, str]]:
-    state = EmulatorState(speed=FIXED, faults=faults)
-    task = submit(state)
-    assert task.early == ()
-    return [(each.at, each.stage) for each in planned_callbacks(task.timeline, faults)]
-
-
-def test_the_callbacks_of_a_task_come_with_its_stages() -> None:
-    assert planned() == [(10.0, "text"), (40.0, "first"), (60.0, "complete")]
-    failed = EmulatorState(speed=FIXED, faults=[Fault("failed", seconds=15.0)])
-    task = submit(failed, faults=failed.faults.pick("submit"))
-    assert [(each.at, each.stage) for each in planned_callbacks(task.timeline, ())] == [(10.0, "text"), (15.0, "error")]
-
-
-def test_faults_of_callbacks() -> None:
-    assert planned(Fault("lost", "callback")) == []
-    assert planned(Fault("lost", "callback", stage="complete")) == [(10.0, "text"), (40.0, "first")]
-    assert planned(Fault("doubled", stage="first")) == [
-        (10.0, "text"), (40.0, "first"), (40.0, "first"), (60.0, "complete"),
-    ]  # fmt: skip
-    assert planned(Fault("reordered")) == [(60.0, "complete"), (60.0, "first"), (60.0, "text")]
-    assert planned(Fault("late", stage="text")) == [(40.0, "text"), (40.0, "first"), (60.0, "complete")]
-    assert planned(Fault("late", seconds=1.0))[0] == (11.0, "text")
-    assert planned(Fault("forged", seconds=3.0), Fault("lost", "callback")) == [(3.0, "complete")]
-
-
-@pytest.mark.parametrize(("stage", "early"), [(None, ["text"]), ("complete", ["text", "first", "complete"])])
-def test_early_callbacks_go_out_before_the_answer_and_the_task_is_that_far(stage: str | None, early: list[str]) -> None:
-    state = EmulatorState(speed=FIXED, faults=[Fault("early", stage=stage)])
-    task = submit(state)
-    assert [callback.stage for callback in task.early] == early
-    assert [callback.stage for _, callback in state.callbacks.take_due(1e9)] == [
-        each for each in ("text", "first", "complete") if each not in early
-    ]
-    assert word(task, 0.0) == ("SUCCESS" if stage else "TEXT_SUCCESS")
-
-
-def test_a_callback_is_tried_three_times_and_then_all_of_the_task_are_given_up() -> None:
-    state = EmulatorState(speed=FIXED)
-    task = submit(state)
-    attempts = []
-    for now, next_try in ((10.0, 12.0), (12.0, 22.0), (22.0, 40.0)):
-        assert state.callbacks.next_due() == now
-        ((called, callback),) = state.callbacks.take_due(now)
-        assert called is task
-        attempts.append(callback.attempt)
-        state.callbacks.sent(task, callback, now, answered=False)
-        assert state.callbacks.next_due() == next_try
-    assert attempts == [1, 2, 3]
-    assert task.given_up
-    assert state.callbacks.take_due(1e9) == []
-    assert word(task, 59.0) == "FIRST_SUCCESS"
-    assert word(task, 60.0) == "CALLBACK_EXCEPTION"
-
-
-def test_a_callback_that_is_answered_or_forged_is_not_tried_again() -> None:
-    state = EmulatorState(speed=FIXED)
-    task = submit(state)
-    ((_, first),) = state.callbacks.take_due(10.0)
-    state.callbacks.sent(task, first, 10.0, answered=True)
-    content = ForgedContent(None, None, "http://127.0.0.1:9/x", signed=True)
-    forged = PlannedCallback(11.0, "complete", attempt=3, forged=content)
-    state.callbacks.sent(task, forged, 11.0, answered=False)
-    assert state.callbacks.next_due() == 40.0
-    assert not task.given_up
-
-
-@pytest.mark.parametrize(
-    ("url", "fails", "end"),
-    [
-        ("https://example.com/x", False, "SUCCESS"),
-        ("https://example.com/x", True, "CALLBACK_EXCEPTION"),
-        ("https://elsewhere.test/x", False, "CALLBACK_EXCEPTION"),
-        ("nonsense", False, "SUCCESS"),
-    ],
-)
-def test_other_machines_are_never_called(url: str, fails: bool, end: str) -> None:  # noqa: FBT001  # a parameter
-    state = EmulatorState(speed=FIXED, rules=Rules(placeholder_fails=fails))
-    task = submit(state, song(callback_url=url))
-    assert state.callbacks.next_due() is None
-    seen = snapshot(task, 60.0)
-    assert seen
-    assert (seen.word, seen.ready, seen.audio) == (end, 2, True)
-
-
-def test_a_stuck_task_calls_nobody_and_does_not_hold_up_the_end() -> None:
-    state = EmulatorState(speed=FIXED)
-    submit(state, faults=(Fault("stuck"),))
-    assert state.callbacks.next_due() is None
-    assert state.last_end == -math.inf
