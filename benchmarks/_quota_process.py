@@ -1,4 +1,4 @@
-"""A process that submits as fast as a shared quota allows: ``python quota_process.py URL PORT NAME MANY FACTS``.
+"""A process that submits as fast as a shared quota allows: ``python quota_process.py JOURNAL PORT NAME MANY FACTS``.
 
 It says "ready" when it may begin, and begins when it is told. Each submission is one connection to a counting server.
 """
@@ -11,10 +11,10 @@ import sys
 
 import anyio
 
-from kie_async.journal._quota import PostgresLimiter, SharedPermit
+from kie_async.journal import JournalLimiter, SharedPermit, open_journal
 
 
-async def submit(limiter: PostgresLimiter, port: int, name: str) -> None:
+async def submit(limiter: JournalLimiter, port: int, name: str) -> None:
     while True:
         permit = await limiter.acquire()
         assert isinstance(permit, SharedPermit)
@@ -30,7 +30,7 @@ async def submit(limiter: PostgresLimiter, port: int, name: str) -> None:
 
 
 async def main(url: str, port: str, name: str, many: str, facts: str) -> None:
-    async with PostgresLimiter(url, **json.loads(facts)) as limiter:
+    async with open_journal(url) as journal, JournalLimiter(journal, **json.loads(facts)) as limiter:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         await anyio.to_thread.run_sync(sys.stdin.readline)

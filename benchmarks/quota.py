@@ -1,6 +1,6 @@
 """One quota for 1, 3 and 10 processes: how much of it is used, and the most that the server sees in any window.
 
-Each process submits as fast as ``PostgresLimiter`` lets it. The part that is used is counted from the first to the
+Each process submits as fast as ``JournalLimiter`` lets it. The part that is used is counted from the first to the
 last whole burst, between which the quota allows exactly one burst in a window.
 """
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import MOVES, OPEN, PAID, Attempt, InboundCallback, Job, JobError, Journal, Source, State
+from kie_async.journal import OPEN, PAID, TRANSITIONS, Attempt, InboundCallback, Job, JobError, Journal, Source, State
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ class JournalContract:
             key = f"{now}-{to}"
             await bring(journal, key, now)
             before = await job_of(journal, key)
-            if to in MOVES[now]:
+            if to in TRANSITIONS[now]:
                 after = await step(journal, key, to)
                 assert (after.state, await journal.get(key)) == (to, after)
                 assert after.moments[to] > 0
@@ -414,7 +414,7 @@ class JournalContract:
         assert await journal.prune(time.time() - 3600) == 0
         after = time.time() + 3600
         await expecting(other, "late")
-        await other.save_callback(inbound("late"))  # SQLite keeps the last
+        await other.save_callback(inbound("late"))
         assert await journal.prune(after) == len(at_end)
         assert await journal.prune(after) == 0
         for state in ROUTES:
@@ -610,7 +610,7 @@ class JournalMachine(RuleBasedStateMachine):
         allowed = (
             job is not None
             and token in {None, job.token}
-            and to in MOVES[job.state] - {State.INTENT}
+            and to in TRANSITIONS[job.state] - {State.INTENT}
             and not (to is State.SUBMITTED and self._taken(1, task_id))
         )
         facts = {"task_id": task_id} if to is State.SUBMITTED else {}

@@ -426,7 +426,7 @@ def test_a_damaged_journal_ends_with_8(
     (out / "kie-async.sqlite").write_bytes(b"not a journal" * 100)
     answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--yes")
     assert answer.code == 8
-    assert "jobs salvage" in answer.err
+    assert "Put back a copy" in answer.err
     assert not service.ledger
 
 

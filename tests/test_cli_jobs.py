@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -349,34 +346,10 @@ def test_decisions_take_effect_with_the_next_run(terminal: Terminal, service: Em
     assert len({each["task_id"] for each in shown["attempts"]}) == 2
 
 
-# ---------------------------------------------------------------- salvage
-
-
-def test_salvage(terminal: Terminal, out: Path, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(out / FILE)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    damaged = tmp_path / "damaged.sqlite"
-    shutil.copyfile(out / FILE, damaged)
-    content = bytearray(damaged.read_bytes())
-    content[:100] = bytes(100)
-    damaged.write_bytes(content)
-    assert terminal("jobs", "list", "--journal", str(damaged)).code == 8
-    answer = terminal("jobs", "salvage", str(damaged))
-    assert answer.code == 0
-    assert f"done  {TASK[:-1]}1" in answer.out.splitlines()
-    assert "unknown  -" in answer.out.splitlines()
-    assert "kie-async wait TASK_ID" in answer.err
-    value = terminal("jobs", "salvage", str(damaged), "--json").value
-    assert {"key": "failed", "task_id": f"{TASK[:-1]}0"} in value["tasks"]
-    assert "hush" not in answer.out
-    assert damaged.read_bytes() == bytes(content)
-    assert terminal("jobs", "salvage", str(tmp_path / "none")).code == 8
-
-
 def test_help(terminal: Terminal) -> None:
-    for name in ("list", "show", "retry", "resolve", "salvage"):
+    for name in ("list", "show", "retry", "resolve", "adopt"):
         answer = terminal("jobs", name, "--help")
         assert answer.code == 0
         assert f"Example: kie-async jobs {name}" in answer.out
-    assert "salvage" in terminal("jobs").out
+    assert "adopt" in terminal("jobs").out
     assert "help: kie-async jobs show --help" in terminal("jobs", "show").err

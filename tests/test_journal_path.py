@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from child_process import child, read_line, read_rest
 from journal_contract import bring, job_of, planned
+from sqlite_hooks import hook
 
 from kie_async.errors import StorageError
 from kie_async.journal import SQLiteJournal, State
@@ -91,16 +93,15 @@ async def test_it_is_found_when_the_journal_is_closed(path: Path) -> None:
 
 
 async def test_an_intent_that_the_loss_overtook_is_taken_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with in_use(path) as journal:
-        from kie_async.journal import _tables  # noqa: PLC0415  # the moment between the look and the write
-
-        intend = _tables.intend
-
-        def overtaken(*arguments: object) -> object:
+    def overtaken(_connection: sqlite3.Connection, statement: str) -> None:
+        if "INSERT INTO kie_attempt" in statement and "next" in taken:
+            taken.remove("next")
             delete(path)
-            return intend(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(_tables, "intend", overtaken)
+    taken: list[str] = []
+    hook(monkeypatch, overtaken)
+    async with in_use(path) as journal:
+        taken.append("next")
         with pytest.raises(StorageError, match="put back"):
             await journal.intend("next", "token")
         assert (await job_of(journal, "next")).state is State.PLANNED

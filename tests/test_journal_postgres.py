@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from typing import Any
+from zlib import crc32
 
 import anyio
 import psycopg
@@ -22,8 +23,8 @@ from journal_contract import JournalContract, JournalMachine, collect, expecting
 from postgres import Server, execute, new_database
 
 from kie_async.errors import ConflictError, SettingsError, StorageError
-from kie_async.journal import InboundCallback, Journal, PostgresJournal, State, _database
-from kie_async.journal._owner import new_owner
+from kie_async.journal import InboundCallback, Journal, PostgresJournal, State
+from kie_async.journal._process import new_process_id
 
 pytestmark = pytest.mark.anyio
 
@@ -88,18 +89,20 @@ async def test_many_open_a_new_database_at_once(database_url: str) -> None:
         assert await journals[7].get("a") is not None
 
 
-async def test_another_version_is_not_touched(database_url: str) -> None:
+@pytest.mark.parametrize("version", [1, 99])
+async def test_another_version_is_not_touched(database_url: str, version: int) -> None:
     async with PostgresJournal(database_url):
-        execute(database_url, "UPDATE kie_schema SET version = 99")
-    with pytest.raises(StorageError, match="version 99") as caught:
+        execute(database_url, "UPDATE kie_schema SET version = %s", (version,))
+    with pytest.raises(StorageError, match=f"version {version}.*finish its jobs with the kie_async that") as caught:
         async with PostgresJournal(database_url):
             pass
     assert not caught.value.retryable
 
 
-async def test_it_does_not_open_where_it_cannot_listen(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kie_async.journal._sql.HORIZON", "SELECT nonsense")
-    with pytest.raises(StorageError, match="nonsense"):
+async def test_it_does_not_open_where_tables_are_missing(database_url: str) -> None:
+    async with PostgresJournal(database_url):
+        execute(database_url, "DROP TABLE kie_callback")
+    with pytest.raises(StorageError, match="does not exist"):
         async with PostgresJournal(database_url):
             pass
 
@@ -146,9 +149,20 @@ async def test_the_password_is_never_shown(server: Server, frail_url: str, caplo
 
 
 async def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kie_async.journal._database", None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "kie_async.journal._postgres", raising=False)
     with pytest.raises(SettingsError, match=r'pip install "kie_async\[cluster\]"'):
         PostgresJournal("postgresql://host/name")
+
+
+NOTE_COMMITS = """
+CREATE TABLE noted (setting text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO noted VALUES (current_setting('synchronous_commit'));
+    RETURN NEW;
+END $$;
+CREATE TRIGGER note BEFORE INSERT ON kie_job FOR EACH ROW EXECUTE FUNCTION note();
+"""
 
 
 async def test_a_commit_waits_for_the_disk(database_url: str) -> None:
@@ -156,25 +170,39 @@ async def test_a_commit_waits_for_the_disk(database_url: str) -> None:
     execute(database_url, setting)
     assert execute(database_url, "SHOW synchronous_commit") == [("off",)]
     async with PostgresJournal(database_url) as journal:
-        assert await journal._one("SHOW synchronous_commit") == "on"
+        execute(database_url, NOTE_COMMITS)
+        await journal.add([planned("a")])
+    assert execute(database_url, "SELECT setting FROM noted") == [("on",)]
 
 
 # ---------------------------------------------------------------- a write that was cut off
 
 
-def lose_connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def lose_connections(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Lose each connection after its statement was done, once for each statement; give those."""
-    once, lost = _database.Database._once, list[str]()
+    lost: list[Any] = []
 
-    async def lose(database: _database.Database, statement: str, values: Any) -> Any:
-        rows = await once(database, statement, values)
+    async def lose(cursor: psycopg.AsyncClientCursor[Any], statement: Any) -> None:
         if statement not in lost:
             lost.append(statement)
+            await cursor.connection.close()
             raise psycopg.OperationalError("the connection is lost")
-        return rows
 
-    monkeypatch.setattr(_database.Database, "_once", lose)
+    after_each_statement(monkeypatch, lose)
     return lost
+
+
+def after_each_statement(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[psycopg.AsyncClientCursor[Any], Any], Awaitable[None]]
+) -> None:
+    execute = psycopg.AsyncClientCursor.execute
+
+    async def execute_and_act(cursor: Any, statement: Any, *values: Any, **options: Any) -> Any:
+        result = await execute(cursor, statement, *values, **options)
+        await act(cursor, statement)
+        return result
+
+    monkeypatch.setattr(psycopg.AsyncClientCursor, "execute", execute_and_act)
 
 
 async def test_what_was_done_is_not_done_twice(journal: PostgresJournal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +215,7 @@ async def test_what_was_done_is_not_done_twice(journal: PostgresJournal, monkeyp
     assert await journal.save_callback(inbound("token"))
     assert await journal.callbacks_for(token="token") == [inbound("token")]
     await journal.lease("x", 60)
-    assert len(lost) == 8
+    assert len(lost) > 8
 
 
 async def test_a_move_lost_with_its_connection_is_still_refused_to_others(
@@ -204,17 +232,14 @@ async def test_a_job_written_by_another_meanwhile_is_read_again(
     journal: PostgresJournal, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await journal.add([planned("a")])
-    once = _database.Database._once
-    met: list[str] = []
+    met: list[Any] = []
 
-    async def meet(database: Any, statement: str, *arguments: Any) -> Any:
-        rows = await once(database, statement, *arguments)
+    async def meet(_cursor: Any, statement: Any) -> None:
         if not met:
             met.append(statement)
-            execute(database_url, "UPDATE kie_job SET written = gen_random_uuid()")
-        return rows
+            execute(database_url, "UPDATE kie_job SET written = 'by another'")
 
-    monkeypatch.setattr(_database.Database, "_once", meet)
+    after_each_statement(monkeypatch, meet)
     assert (await journal.intend("a", "token")).state is State.INTENT
 
 
@@ -268,8 +293,9 @@ async def test_a_connection_that_hangs_is_given_up(server: Server, frail_url: st
         await journal.get("a")
         with stopped(*backends(frail_url)):
             assert await journal.get("a") is None
-            with stopped(server.pid, *backends(frail_url)), pytest.raises(StorageError, match="Timeout"):
+            with stopped(server.pid, *backends(frail_url)), pytest.raises(StorageError) as caught:
                 await journal.get("a")
+            assert caught.value.retryable
 
 
 def backends(url: str) -> list[int]:
@@ -298,7 +324,7 @@ async def test_a_refusal_is_not_tried_again(journal: PostgresJournal, database_u
 async def test_the_lease_of_a_process_that_is_gone_is_taken_over(database_url: str) -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
     await process.wait()
-    dead = new_owner().replace(f":{os.getpid()}:", f":{process.pid}:")
+    dead = new_process_id().replace(f":{os.getpid()}:", f":{process.pid}:")
     async with PostgresJournal(database_url, owner=dead) as gone, PostgresJournal(database_url) as journal:
         await gone.lease("x", 60)
         await journal.lease("x", 60)
@@ -322,10 +348,8 @@ async def test_damage_is_said(journal: PostgresJournal, database_url: str) -> No
     assert not caught.value.retryable
 
 
-async def test_a_lease_that_ran_out_meanwhile_has_no_holder(
-    journal: PostgresJournal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kie_async.journal._sql.LEASE", "SELECT 1 WHERE false")
+async def test_a_lease_that_ran_out_meanwhile_has_no_holder(journal: PostgresJournal, database_url: str) -> None:
+    execute(database_url, "CREATE RULE lost AS ON INSERT TO kie_lease DO INSTEAD NOTHING")
     with pytest.raises(ConflictError, match="another process"):
         await journal.lease("x", 1)
 
@@ -403,26 +427,33 @@ async def test_no_callback_is_lost_when_the_server_restarts(server: Server, frai
 
 
 async def test_a_listener_waits_for_a_store_that_cannot_be_read(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_database, "_IDLE", 0.05)
     async with PostgresJournal(database_url) as journal, aclosing(listening(journal)) as listener:
         await expecting(journal, "t")
-        execute(database_url, "ALTER TABLE kie_inbox RENAME TO elsewhere")
+        execute(database_url, "ALTER TABLE kie_callback RENAME TO elsewhere")
         waiting = asyncio.ensure_future(collect(listener, [inbound("t")]))
-        await asyncio.sleep(0.3)
-        execute(database_url, "ALTER TABLE elsewhere RENAME TO kie_inbox")
+        with anyio.fail_after(20):
+            while "cannot be read now" not in caplog.text:
+                await asyncio.sleep(0.01)
+        execute(database_url, "ALTER TABLE elsewhere RENAME TO kie_callback")
         await journal.save_callback(inbound("t"))
         await waiting
 
 
 async def test_a_callback_whose_transaction_ends_late_is_heard(journal: PostgresJournal, database_url: str) -> None:
+    """Positions come in the order of commits: those that come later wait for it."""
     await expecting(journal, "t")
+    columns = ("t", "slow", "text", 1.5)
+    row = (*columns, crc32("\0".join(map(str, columns)).encode()))
+    insert = "INSERT INTO kie_callback (token, task_id, stage, received_at, checksum) VALUES (%s, %s, %s, %s, %s)"
     async with aclosing(listening(journal)) as listener:
         async with await psycopg.AsyncConnection.connect(database_url) as slow:
-            await slow.execute("INSERT INTO kie_inbox VALUES ('t', 'slow', 'text', 1.5)")
-            for number in range(3):
-                await journal.save_callback(inbound("t", f"{number}"))
-                assert await anext(listener) == inbound("t", f"{number}")
-        await journal.save_callback(inbound("t", "last"))
-        assert {(await anext(listener)).task_id for _ in range(2)} == {"slow", "last"}
+            await slow.execute(insert, row)
+            late = [asyncio.ensure_future(journal.save_callback(inbound("t", f"{number}"))) for number in range(3)]
+            await asyncio.sleep(0.2)
+            assert not any(each.done() for each in late)
+        await asyncio.gather(*late)
+        found = [(await anext(listener)).task_id for _ in range(4)]
+        assert found[0] == "slow"
+        assert sorted(found[1:]) == ["0", "1", "2"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import re
 import shutil
 import sqlite3
@@ -10,17 +12,17 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import aclosing, closing
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from child_process import child, read_line, say
 from hypothesis import settings
 from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, listening, planned
+from sqlite_hooks import ask, hook
 
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import InboundCallback, Journal, SQLiteJournal, State, _tables
-from kie_async.journal import _sqlite as module
+from kie_async.journal import Journal, SQLiteJournal, State
 
 pytestmark = pytest.mark.anyio
 
@@ -62,23 +64,24 @@ TestMachine = _Machine.TestCase
 TestMachine.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 
 
-async def test_the_first_of_a_million_is_found_by_an_index(path: Path) -> None:
-    async with SQLiteJournal(path):
-        pass
-    with closing(sqlite3.connect(path)) as connection:
-        statements: list[str] = []
-        connection.set_trace_callback(statements.append)
+async def test_the_first_of_a_million_is_found_by_an_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statements: list[str] = []
+    hook(monkeypatch, lambda connection, _statement: connection.set_trace_callback(statements.append))
+    async with SQLiteJournal(path) as journal:
+        statements.clear()
         for batch in (None, "x"):
-            _tables.page(connection, State, batch, 0, 100)
-            _tables.counts(connection, batch)
-        _tables.spent(connection, "x")
-        _tables.find(connection, "t", "t")
-        _tables.callbacks_for(connection, "t", "t")
-        connection.set_trace_callback(None)
-        for statement in statements:
-            plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
-            assert "USING COVERING INDEX" in plan or "SEARCH" in plan, (statement, plan)
-            assert "TEMP B-TREE FOR ORDER" not in plan or "heard" in statement
+            await journal.page(batch=batch)
+            await journal.counts(batch)
+        await journal.spent("x")
+        await journal.find(token="t", task_id="t")
+        await journal.callbacks_for(token="t", task_id="t")
+    with closing(sqlite3.connect(path)) as connection:
+        queries = [each for each in statements if each.lstrip().startswith("SELECT")]
+        assert len(queries) == 7
+        for query in queries:
+            steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}")]
+            for step in steps:
+                assert not step.startswith("SCAN kie_") or "USING COVERING INDEX" in step, (query, steps)
 
 
 # ---------------------------------------------------------------- opening and closing
@@ -93,22 +96,26 @@ async def test_only_its_owner_may_read_it(path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["journal.db"]
 
 
-async def test_writes_are_synchronous_in_a_write_ahead_log(path: Path) -> None:
+async def test_writes_are_synchronous_in_a_write_ahead_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[Any, ...]] = []
+
+    def note(connection: sqlite3.Connection, statement: str) -> None:
+        if "INSERT INTO kie_job" in statement:
+            found.append(
+                tuple(ask(connection, f"PRAGMA {name}") for name in ("synchronous", "journal_mode", "fullfsync"))
+            )
+
+    hook(monkeypatch, note)
     async with SQLiteJournal(path) as journal:
-        for name, value in (("synchronous", 2), ("journal_mode", "wal"), ("fullfsync", 1)):
-            assert (await journal._write(partial(_ask_pragma, name=name))) == value
-
-
-def _ask_pragma(connection: sqlite3.Connection, name: str) -> object:
-    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+        await journal.add([planned("a")])
+    assert found == [(2, "wal", 1)]
 
 
 async def test_no_thread_stays_behind(path: Path) -> None:
     before = set(threading.enumerate())
     for _ in range(3):
         async with SQLiteJournal(path):
-            names = {thread.name for thread in set(threading.enumerate()) - before}
-            assert names == {"kie-journal-read", "kie-journal-write"}
+            assert len(set(threading.enumerate()) - before) == 1
     directory = path.parent / "directory"
     directory.mkdir()
     with pytest.raises(StorageError):
@@ -140,23 +147,30 @@ async def test_closing_writes_what_is_under_way(path: Path) -> None:
         assert (await journal.counts())[State.INTENT] == 50
 
 
-async def test_cancelled_while_closing_it_closes_all_the_same(path: Path) -> None:
-    gate, before, closing = threading.Event(), set(threading.enumerate()), asyncio.Event()
+async def test_cancelled_while_closing_it_closes_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate, before = threading.Event(), threading.Event(), set(threading.enumerate())
+
+    def wait(_connection: sqlite3.Connection, statement: str) -> None:
+        if "INSERT INTO kie_job" in statement:
+            begun.set()
+            gate.wait()
+
+    hook(monkeypatch, wait)
 
     async def use() -> None:
         async with SQLiteJournal(path) as journal:
-            busy = asyncio.ensure_future(journal._write(lambda _connection: gate.wait()))
-            await asyncio.sleep(0)
-            closing.set()
+            busy = asyncio.ensure_future(journal.add([planned("a")]))
+            while not begun.is_set():
+                await asyncio.sleep(0.01)
         await busy
 
     task = asyncio.ensure_future(use())
-    await closing.wait()
-    while len(set(threading.enumerate()) - before) != 1:  # the reader has gone, the writer waits
+    while not begun.is_set():
         await asyncio.sleep(0.01)
     for _ in range(2):
+        await asyncio.sleep(0.05)
         task.cancel()
-        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
     assert not task.done()
     gate.set()
     with pytest.raises(asyncio.CancelledError):
@@ -279,17 +293,17 @@ async def test_a_child_after_a_fork_is_refused(path: Path) -> None:
         assert process.wait() == 0
 
 
-async def test_another_process_leaves_the_threads_alone(path: Path) -> None:
+async def test_another_process_leaves_the_thread_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = hook(monkeypatch, lambda _connection, _statement: None)
     journal = await SQLiteJournal(path).__aenter__()
-    lanes = journal._open_lanes()
-    journal._pid += 1
-    with pytest.raises(StorageError, match="before a fork"):
-        await journal.get("a")
-    await journal.__aexit__(None, None, None)
-    for lane in lanes:
-        assert lane.is_open
-        lane.close()
-        lane.join()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(StorageError, match="before a fork"):
+            await journal.get("a")
+        await journal.__aexit__(None, None, None)
+    *_, connection, _model = made
+    assert ask(connection, "SELECT 1") == 1  # it was not closed
+    connection.close()
 
 
 # ---------------------------------------------------------------- listening
@@ -298,21 +312,24 @@ async def test_another_process_leaves_the_threads_alone(path: Path) -> None:
 async def test_a_listener_outlasts_a_file_that_cannot_be_read(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_AWAY", 0.01)
+    failures = iter(["FROM kie_callback WHERE position", "data_version"])
+    failing = [next(failures)]
+
+    def fail(_connection: sqlite3.Connection, statement: str) -> None:
+        if failing and failing[0] in statement:
+            failing[:] = [*itertools.islice(failures, 1)]
+            raise sqlite3.OperationalError("away")
+
+    hook(monkeypatch, fail)
     async with SQLiteJournal(path) as journal, aclosing(listening(journal)) as listener:
-        failures = iter(range(3))
-        read = _tables.heard_after
-
-        def fail(connection: sqlite3.Connection, after: int) -> list[tuple[int, InboundCallback]]:
-            if next(failures, None) is not None:
-                raise sqlite3.OperationalError("away")
-            return read(connection, after)
-
         await expecting(journal, "t")
-        monkeypatch.setattr(_tables, "heard_after", fail)
         await journal.save_callback(inbound("t"))
-        await collect(listener, [inbound("t")])
-        assert caplog.text.count("trying again") == 3
+        waiting = asyncio.ensure_future(collect(listener, [inbound("t"), inbound("t", "late")]))
+        while failing:
+            await asyncio.sleep(0.01)
+        await journal.save_callback(inbound("t", "late"))
+        await waiting
+    assert caplog.text.count("trying again") == 1
 
 
 async def test_a_listener_ends_with_the_journal(path: Path) -> None:

@@ -8,12 +8,12 @@ from journal_contract import REQUEST, SOURCE, TRACK, UPLOAD
 
 from kie_async._protocol import wire
 from kie_async.errors import Charged, ConflictError
-from kie_async.journal import FINAL, MOVES, PAID, InboundCallback, Job, JobError, State, is_legal
-from kie_async.journal._moves import FACTS, attempt_of, cost, intended, moved
+from kie_async.journal import FINAL, PAID, TRANSITIONS, InboundCallback, Job, JobError, State, is_legal
+from kie_async.journal._transitions import FACTS, attempt_of, cost, intended, transition
 
 JOB = Job(key="a", request=REQUEST, moments={"planned": 1.0})
 INTENDED = intended(JOB, "token", "me", 2.0)
-SUBMITTED = moved(INTENDED, State.SUBMITTED, {"task_id": "t"}, token="token", at=3.0)
+SUBMITTED = transition(INTENDED, State.SUBMITTED, {"task_id": "t"}, token="token", at=3.0)
 
 
 def error(charged: Charged = "maybe", *, refunded: bool = False) -> JobError:
@@ -21,26 +21,26 @@ def error(charged: Charged = "maybe", *, refunded: bool = False) -> JobError:
 
 
 def test_the_table_names_every_state() -> None:
-    assert set(MOVES) == set(State)
-    for state, following in MOVES.items():
+    assert set(TRANSITIONS) == set(State)
+    for state, following in TRANSITIONS.items():
         assert state not in following
         assert all(is_legal(state, to) is (to in following) for to in State)
 
 
 def test_every_state_can_be_reached_and_the_final_ones_are_left_by_persons_only() -> None:
     reached = {State.PLANNED}
-    while more := {to for state in reached for to in MOVES[state]} - reached:
+    while more := {to for state in reached for to in TRANSITIONS[state]} - reached:
         reached |= more
     assert reached == set(State)
     for state in FINAL:
-        assert MOVES[state] <= {State.PLANNED, State.ABANDONED, State.SUBMITTED}
-    assert not MOVES[State.DELIVERED]
+        assert TRANSITIONS[state] <= {State.PLANNED, State.ABANDONED, State.SUBMITTED}
+    assert not TRANSITIONS[State.DELIVERED]
 
 
 def test_money_is_only_spent_through_an_intent() -> None:
-    assert [state for state in State if State.INTENT in MOVES[state]] == [State.PLANNED]
-    assert {state for state in State if State.SUBMITTED in MOVES[state]} == {State.INTENT, State.UNKNOWN}
-    assert {to for state in PAID for to in MOVES[state]} <= PAID | {State.FAILED}
+    assert [state for state in State if State.INTENT in TRANSITIONS[state]] == [State.PLANNED]
+    assert {state for state in State if State.SUBMITTED in TRANSITIONS[state]} == {State.INTENT, State.UNKNOWN}
+    assert {to for state in PAID for to in TRANSITIONS[state]} <= PAID | {State.FAILED}
 
 
 def test_an_intent() -> None:
@@ -78,29 +78,29 @@ def test_a_move_keeps_what_it_does_not_name() -> None:
 )
 def test_refused(job: Job, to: State, facts: dict[str, str], token: str | None) -> None:
     with pytest.raises(ConflictError):
-        moved(job, to, facts, token=token, at=4.0)
+        transition(job, to, facts, token=token, at=4.0)
 
 
 @pytest.mark.parametrize("name", [*sorted({field.name for field in attrs.fields(Job)} - FACTS), "nonsense"])
 def test_no_facts(name: str) -> None:
     with pytest.raises(TypeError, match=name):
-        moved(INTENDED, State.UNKNOWN, {name: "x"}, token=None, at=4.0)
+        transition(INTENDED, State.UNKNOWN, {name: "x"}, token=None, at=4.0)
 
 
 def test_a_submission_has_a_task_id() -> None:
     with pytest.raises(TypeError, match="task_id"):
-        moved(INTENDED, State.SUBMITTED, {}, token=None, at=4.0)
+        transition(INTENDED, State.SUBMITTED, {}, token=None, at=4.0)
 
 
 def test_planned_again_it_begins_anew() -> None:
-    failed = moved(
+    failed = transition(
         attrs.evolve(SUBMITTED, source=SOURCE, tracks=(TRACK,), stage="first", route="r", partial=True, files=("f",)),
         State.FAILED,
         {"error": error("yes"), "credits": 11.0},
         token=None,
         at=4.0,
     )
-    again = moved(failed, State.PLANNED, {}, token=None, at=5.0)
+    again = transition(failed, State.PLANNED, {}, token=None, at=5.0)
     moments = {**failed.moments, "planned": 5.0}
     assert again == attrs.evolve(JOB, attempt=1, source=SOURCE, earlier_credits=11.0, moments=moments)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, LiteralString, cast
 
 import anyio
 import anyio.lowlevel
@@ -16,8 +20,8 @@ from postgres import Server, execute
 
 from benchmarks.quota import Counting, counting_server, most_in_window, processes, used
 from kie_async.errors import KieError, SessionError, StorageError
-from kie_async.journal import _quota
-from kie_async.journal._quota import PostgresLimiter, SharedPermit
+from kie_async.journal import JournalLimiter, PostgresJournal, SharedPermit, is_shared, open_journal
+from kie_async.journal._driver import Driver
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +35,83 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(params=["embedded", "shared"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new store, and how it is found."""
+    if request.param == "embedded":
+        return str(tmp_path / "journal.sqlite")
+    return str(request.getfixturevalue("database_url"))
+
+
+@asynccontextmanager
+async def sharing(where: str, *, patience: float = 10.0, **facts: Any) -> AsyncIterator[JournalLimiter]:
+    """A limiter on a journal of its own."""
+    journal = PostgresJournal(where, patience=patience) if is_shared(where) else open_journal(where)
+    async with journal, JournalLimiter(journal, **facts) as limiter:
+        yield limiter
+
+
+class Between:
+    """A driver that lets a test come in between."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = self  # of a journal
+        self.asked: list[str] = []
+        self.failures = 0
+        self.before: Callable[[], object] = lambda: None
+        self.after: Callable[[], object] = lambda: None
+        self._driver = driver
+
+    async def run(self, *steps: Any) -> Any:
+        self.asked += [statement for statement, _ in steps]
+        self.before()
+        try:
+            return await self._driver.run(*steps)
+        except StorageError:
+            self.failures += 1
+            raise
+        finally:
+            self.after()
+
+
+@asynccontextmanager
+async def between(where: str, *, patience: float = 10.0, **facts: Any) -> AsyncIterator[tuple[JournalLimiter, Between]]:
+    journal = PostgresJournal(where, patience=patience) if is_shared(where) else open_journal(where)
+    async with journal:
+        driver = Between(journal.driver)
+        async with JournalLimiter(cast("Any", driver), **facts) as limiter:
+            yield limiter, driver
+
+
+def ask(where: str, statement: LiteralString) -> list[tuple[Any, ...]]:
+    """Run a statement from outside."""
+    if is_shared(where):
+        return execute(where, statement)
+    with closing(sqlite3.connect(where, isolation_level=None)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def quota(where: str) -> dict[str, Any]:
+    """What the store holds of the quota."""
+    [(document,)] = ask(where, "SELECT document FROM kie_quota") or [("{}",)]
+    found: dict[str, Any] = json.loads(document)
+    return {"queue": [], "slots": [], "opens_at": 0.0, **found}
+
+
+def now(where: str) -> float:
+    """The moment, on the clock of a store on this machine."""
+    return time.time() if is_shared(where) else time.monotonic()
+
+
+def slots(where: str) -> list[tuple[bool, float]]:
+    """Of each slot: is it held, and seconds until it is free."""
+    return [("permit" in slot, slot.get("free_at", 0.0) - now(where)) for slot in quota(where)["slots"]]
+
+
+def is_queued(where: str) -> bool:
+    return bool(quota(where)["queue"])
+
+
 @pytest.fixture
 async def counting() -> AsyncIterator[Counting]:
     async with counting_server() as counting:
@@ -42,9 +123,9 @@ async def counting() -> AsyncIterator[Counting]:
 
 @pytest.mark.scale
 @pytest.mark.parametrize("number", [1, 3, 10])
-async def test_the_quota_is_kept_and_used_by_processes(database_url: str, counting: Counting, number: int) -> None:
+async def test_the_quota_is_kept_and_used_by_processes(where: str, counting: Counting, number: int) -> None:
     limit, window = 10, 2.0
-    async with processes(database_url, counting, number, **{**FACTS, "limit": limit, "window": window}):
+    async with processes(where, counting, number, **{**FACTS, "limit": limit, "window": window}):
         await counting.reach(2 * limit + 1)
     assert most_in_window(counting.stamps, window) == limit
     assert used(counting.stamps, limit, window) > BUSY
@@ -53,18 +134,18 @@ async def test_the_quota_is_kept_and_used_by_processes(database_url: str, counti
 
 
 @pytest.mark.scale
-async def test_the_quota_of_an_account(database_url: str, counting: Counting) -> None:
+async def test_the_quota_of_an_account(where: str, counting: Counting) -> None:
     limit, window = 20, 10.0
-    async with processes(database_url, counting, 1, many=21) as [one]:
+    async with processes(where, counting, 1, many=21) as [one]:
         assert await one.wait() == 0
     assert len(counting.seen) == 21
     assert most_in_window(counting.stamps, window) == limit
     assert used(counting.stamps, limit, window) > BUSY
 
 
-async def test_a_process_that_is_killed_gives_its_share_back(database_url: str, counting: Counting) -> None:
+async def test_a_process_that_is_killed_gives_its_share_back(where: str, counting: Counting) -> None:
     counting.slow = {"0"}
-    async with processes(database_url, counting, 3, **FACTS) as [victim, *_]:
+    async with processes(where, counting, 3, **FACTS) as [victim, *_]:
         with anyio.fail_after(10):
             while "0" not in {name for _, name in counting.seen}:
                 await anyio.sleep(0.01)
@@ -78,8 +159,8 @@ async def test_a_process_that_is_killed_gives_its_share_back(database_url: str, 
     assert used(counting.stamps[before:], LIMIT, WINDOW) > BUSY
 
 
-async def test_a_process_that_was_stopped_for_longer_than_its_lease(database_url: str, counting: Counting) -> None:
-    async with processes(database_url, counting, 2, **FACTS) as [sleeper, _]:
+async def test_a_process_that_was_stopped_for_longer_than_its_lease(where: str, counting: Counting) -> None:
+    async with processes(where, counting, 2, **FACTS) as [sleeper, _]:
         for _ in range(2):
             await counting.reach(LIMIT)
             sleeper.send_signal(signal.SIGSTOP)
@@ -107,8 +188,8 @@ async def test_without_the_database_nobody_submits(server: Server, frail_url: st
 
 
 @pytest.fixture
-async def limiter(database_url: str) -> AsyncIterator[PostgresLimiter]:
-    async with PostgresLimiter(database_url, limit=1, window=0.1, margin=0) as limiter:
+async def limiter(where: str) -> AsyncIterator[JournalLimiter]:
+    async with sharing(where, limit=1, window=0.1, margin=0) as limiter:
         yield limiter
 
 
@@ -118,16 +199,7 @@ async def eventually(check: Callable[[], bool]) -> None:
             await anyio.sleep(0.01)
 
 
-def slots(url: str) -> list[tuple[Any, ...]]:
-    """Of each slot: is it held, and seconds until it is free."""
-    return execute(
-        url,
-        "SELECT permit IS NOT NULL, extract(epoch FROM free_at - clock_timestamp())::float8"
-        " FROM kie_slot ORDER BY number",
-    )
-
-
-async def test_first_come_first_served(limiter: PostgresLimiter) -> None:
+async def test_first_come_first_served(limiter: JournalLimiter) -> None:
     served: list[int] = []
 
     async def one(number: int) -> None:
@@ -141,7 +213,7 @@ async def test_first_come_first_served(limiter: PostgresLimiter) -> None:
     assert served == list(range(10))
 
 
-async def test_again_goes_first(limiter: PostgresLimiter) -> None:
+async def test_again_goes_first(limiter: JournalLimiter) -> None:
     held = await limiter.acquire()
     first = asyncio.ensure_future(limiter.acquire())
     await anyio.sleep(0.05)
@@ -154,7 +226,7 @@ async def test_again_goes_first(limiter: PostgresLimiter) -> None:
     (await first).release()
 
 
-async def test_cancelling_takes_nothing(limiter: PostgresLimiter, database_url: str) -> None:
+async def test_cancelling_takes_nothing(limiter: JournalLimiter, where: str) -> None:
     held = await limiter.acquire()
     waiting = [asyncio.ensure_future(limiter.acquire()) for _ in range(3)]
     await anyio.sleep(0.05)
@@ -162,56 +234,42 @@ async def test_cancelling_takes_nothing(limiter: PostgresLimiter, database_url: 
     waiting[1].cancel()
     held.give_back()
     (await waiting[2]).give_back()
-    await eventually(lambda: slots(database_url)[0][0] is False)
-    await eventually(lambda: execute(database_url, "SELECT 1 FROM kie_queue") == [])
+    await eventually(lambda: slots(where)[0][0] is False)
+    await eventually(lambda: not is_queued(where))
 
 
-async def test_the_last_waiter_goes_away_before_its_turn(limiter: PostgresLimiter, database_url: str) -> None:
+async def test_the_last_waiter_goes_away_before_its_turn(limiter: JournalLimiter, where: str) -> None:
     held = await limiter.acquire()
     waiting = asyncio.ensure_future(limiter.acquire())
-    await eventually(lambda: execute(database_url, "SELECT 1 FROM kie_queue") == [(1,)])
+    await eventually(lambda: is_queued(where))
     waiting.cancel()
-    await eventually(lambda: execute(database_url, "SELECT 1 FROM kie_queue") == [])
+    await eventually(lambda: not is_queued(where))
     held.release()
 
 
-async def test_cancelled_in_the_turn_of_the_grant(
-    limiter: PostgresLimiter, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grant = limiter._grant
-    waiting = asyncio.ensure_future(limiter.acquire())
-
-    def grant_and_cancel(permit: SharedPermit) -> None:
-        grant(permit)
-        waiting.cancel()
-
-    monkeypatch.setattr(limiter, "_grant", grant_and_cancel)
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    await eventually(lambda: slots(database_url)[0][0] is False)
-    assert slots(database_url)[0][1] <= 0
+async def test_cancelled_in_the_turn_of_the_grant(where: str) -> None:
+    async with between(where, limit=1) as (limiter, driver):
+        waiting = asyncio.ensure_future(limiter.acquire())
+        driver.after = lambda: asyncio.get_running_loop().call_soon(waiting.cancel) if len(driver.asked) == 2 else None
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await eventually(lambda: slots(where)[0][0] is False)
+        assert slots(where)[0][1] <= 0
 
 
-async def test_granted_when_nobody_waits_any_more(
-    limiter: PostgresLimiter, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waiting = asyncio.ensure_future(limiter.acquire())
-    take = limiter._database.execute
-
-    async def cancel_and_take(*arguments: Any) -> Any:
-        waiting.cancel()
-        return await take(*arguments)
-
-    monkeypatch.setattr(limiter._database, "execute", cancel_and_take)
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    await eventually(lambda: slots(database_url)[0][0] is False and slots(database_url)[0][1] <= 0)
+async def test_granted_when_nobody_waits_any_more(where: str) -> None:
+    async with between(where, limit=1) as (limiter, driver):
+        waiting = asyncio.ensure_future(limiter.acquire())
+        driver.before = waiting.cancel
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await eventually(lambda: slots(where) != [] and slots(where)[0][0] is False and slots(where)[0][1] <= 0)
 
 
-async def test_what_is_given_back_is_free_at_once_for_all(database_url: str) -> None:
+async def test_what_is_given_back_is_free_at_once_for_all(where: str) -> None:
     async with (
-        PostgresLimiter(database_url, limit=1, window=60) as one,
-        PostgresLimiter(database_url, limit=1, window=60) as other,
+        sharing(where, limit=1, window=60) as one,
+        sharing(where, limit=1, window=60) as other,
     ):
         permit = await one.acquire()
         waiting = asyncio.ensure_future(other.acquire())
@@ -223,30 +281,30 @@ async def test_what_is_given_back_is_free_at_once_for_all(database_url: str) -> 
             (await waiting).give_back()
 
 
-async def test_accounts_are_apart(database_url: str) -> None:
+async def test_accounts_are_apart(where: str) -> None:
     async with (
-        PostgresLimiter(database_url, limit=1, window=60) as one,
-        PostgresLimiter(database_url, limit=1, window=60, account="another") as other,
+        sharing(where, limit=1, window=60) as one,
+        sharing(where, limit=1, window=60, account="another") as other,
     ):
         with anyio.fail_after(5):
             (await one.acquire()).release()
             (await other.acquire()).release()
 
 
-async def test_too_fast_closes_the_gate_for_all(database_url: str) -> None:
-    async with PostgresLimiter(database_url) as one, PostgresLimiter(database_url) as other:
+async def test_too_fast_closes_the_gate_for_all(where: str) -> None:
+    async with sharing(where) as one, sharing(where) as other:
         started = time.monotonic()
         one.penalize(1.0)
         one.penalize(0.2)  # never earlier than it would open already
-        await eventually(lambda: execute(database_url, "SELECT 1 FROM kie_quota WHERE not_before > now()") == [(1,)])
+        await eventually(lambda: bool(quota(where)["opens_at"] > now(where)))
         for limiter in (one, other):
             (await limiter.acquire()).release()
             assert time.monotonic() - started > 0.99
 
 
-async def test_a_long_submission_keeps_its_slot(database_url: str) -> None:
+async def test_a_long_submission_keeps_its_slot(where: str) -> None:
     facts: dict[str, Any] = {"limit": 1, "window": 0.01, "lease": 0.3}
-    async with PostgresLimiter(database_url, **facts) as one, PostgresLimiter(database_url, **facts) as other:
+    async with sharing(where, **facts) as one, sharing(where, **facts) as other:
         permit = await one.acquire()
         waiting = asyncio.ensure_future(other.acquire())
         await anyio.sleep(1.0)
@@ -257,62 +315,62 @@ async def test_a_long_submission_keeps_its_slot(database_url: str) -> None:
         (await waiting).release()
 
 
-async def test_a_slot_that_was_taken_over_is_left_alone(database_url: str) -> None:
-    async with PostgresLimiter(database_url, limit=1, lease=0.3) as limiter:
+async def test_a_slot_that_was_taken_over_is_left_alone(where: str) -> None:
+    async with sharing(where, limit=1, lease=0.3) as limiter:
         permit = await limiter.acquire()
         assert isinstance(permit, SharedPermit)
-        execute(database_url, "UPDATE kie_slot SET permit = gen_random_uuid(), free_at = now() + interval '1 hour'")
+        ask(
+            where,
+            """UPDATE kie_quota
+            SET written = 'by another', document = replace(document, '"permit":"', '"permit":"x')""",
+        )
+        before = slots(where)[0][1] + now(where)
         await eventually(lambda: not permit.is_valid)
         permit.release()
         await anyio.sleep(0.2)
-    assert slots(database_url)[0][1] > 3500
+        assert slots(where)[0][0]
+    assert slots(where)[0][1] + now(where) == pytest.approx(before, abs=0.01)
 
 
-async def test_a_permit_slept_over_is_not_given(limiter: PostgresLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
-    grant, granted = limiter._grant, list[SharedPermit]()
+async def test_a_permit_slept_over_is_not_given(where: str) -> None:
+    async with between(where, limit=2, lease=0.4) as (limiter, driver):
 
-    def sleep_over(permit: SharedPermit) -> None:
-        granted.append(permit)
-        if len(granted) == 1:
-            permit.until = 0.0
-        grant(permit)
+        def sleep_over() -> None:
+            if len(driver.asked) == 2:
+                time.sleep(0.25)
 
-    monkeypatch.setattr(limiter, "_grant", sleep_over)
-    permit = await limiter.acquire()
-    assert [permit] == granted[1:]
-    permit.release()
+        driver.after = sleep_over
+        with anyio.fail_after(5):
+            permit = await limiter.acquire()
+        assert permit.is_valid
+        assert len(driver.asked) > 2
+        permit.release()
 
 
-async def test_waiting_costs_next_to_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with PostgresLimiter(database_url, limit=1, window=2.0) as limiter:
+async def test_waiting_costs_next_to_nothing(where: str) -> None:
+    async with between(where, limit=1, window=2.0) as (limiter, driver):
         (await limiter.acquire()).release()
-        asked: list[str] = []
-        once = limiter._database.execute
-
-        async def ask(*arguments: Any) -> Any:
-            asked.append(arguments[0])
-            return await once(*arguments)
-
-        monkeypatch.setattr(limiter._database, "execute", ask)
+        driver.asked.clear()
         permit = await limiter.acquire()
-        assert len(asked) < 10
+        assert len(driver.asked) < 10
         permit.release()
 
 
 # ---------------------------------------------------------------- opening and closing
 
 
-async def test_it_is_entered_and_left_in_different_tasks(database_url: str) -> None:
-    limiter = PostgresLimiter(database_url)
-    await asyncio.create_task(limiter.__aenter__())
-    (await limiter.acquire()).release()
-    await asyncio.create_task(limiter.__aexit__(None, None, None))
-    with pytest.raises(SessionError, match="not open"):
-        await limiter.acquire()
+async def test_it_is_entered_and_left_in_different_tasks(where: str) -> None:
+    async with open_journal(where) as journal:
+        limiter = JournalLimiter(journal)
+        await asyncio.create_task(limiter.__aenter__())
+        (await limiter.acquire()).release()
+        await asyncio.create_task(limiter.__aexit__(None, None, None))
+        with pytest.raises(SessionError, match="not open"):
+            await limiter.acquire()
 
 
-async def test_another_thread_is_refused_and_not_left_waiting(database_url: str) -> None:
-    async with PostgresLimiter(database_url) as limiter:
+async def test_another_thread_is_refused_and_not_left_waiting(where: str) -> None:
+    async with sharing(where) as limiter:
 
         async def take() -> None:
             with pytest.raises(SessionError, match="another event loop"):
@@ -321,60 +379,64 @@ async def test_another_thread_is_refused_and_not_left_waiting(database_url: str)
         await anyio.to_thread.run_sync(asyncio.run, take())
 
 
-async def test_it_must_be_open(database_url: str) -> None:
-    limiter = PostgresLimiter(database_url)
-    with pytest.raises(SessionError, match="async with"):
-        await limiter.acquire()
-    async with limiter:
-        (await limiter.acquire()).release()
-    with pytest.raises(SessionError, match="async with"):
-        await limiter.acquire()
+async def test_it_must_be_open(where: str) -> None:
+    async with open_journal(where) as journal:
+        limiter = JournalLimiter(journal)
+        with pytest.raises(SessionError, match="async with"):
+            await limiter.acquire()
+        async with limiter:
+            (await limiter.acquire()).release()
+        with pytest.raises(SessionError, match="async with"):
+            await limiter.acquire()
 
 
-async def test_whoever_waits_at_the_end_is_told(database_url: str) -> None:
-    async with PostgresLimiter(database_url, limit=1) as limiter:
+async def test_its_journal_must_be_open(where: str) -> None:
+    async with JournalLimiter(open_journal(where)) as limiter:
+        with pytest.raises(StorageError, match="not open"):
+            await limiter.acquire()
+
+
+async def test_whoever_waits_at_the_end_is_told(where: str) -> None:
+    async with sharing(where, limit=1) as limiter:
         await limiter.acquire()
         waiting = asyncio.ensure_future(limiter.acquire())
-        await eventually(lambda: execute(database_url, "SELECT 1 FROM kie_queue") == [(1,)])
+        await eventually(lambda: is_queued(where))
     with pytest.raises(SessionError, match="closed"):
         await waiting
-    assert execute(database_url, "SELECT 1 FROM kie_queue") == []
+    assert not is_queued(where)
 
 
-async def test_all_is_told_at_the_end(database_url: str) -> None:
-    async with PostgresLimiter(database_url, limit=2) as limiter:
+async def test_all_is_told_at_the_end(where: str) -> None:
+    async with sharing(where, limit=2) as limiter:
         for _ in range(2):
             (await limiter.acquire()).release()
-    assert [held for held, _ in slots(database_url)] == [False, False]
-    assert all(9 < seconds < 10.1 for _, seconds in slots(database_url))
+    assert [held for held, _ in slots(where)] == [False, False]
+    assert all(9 < seconds < 10.1 for _, seconds in slots(where))
 
 
-async def test_an_error_of_the_block_comes_out_as_itself(database_url: str) -> None:
+async def test_an_error_of_the_block_comes_out_as_itself(where: str) -> None:
     with pytest.raises(KieError, match="mine"):
-        async with PostgresLimiter(database_url):
+        async with sharing(where):
             raise KieError("mine")
 
 
 # ---------------------------------------------------------------- the database refuses, or is away
 
 
-async def test_a_database_that_refuses_says_so(database_url: str) -> None:
-    async with PostgresLimiter(database_url) as limiter:
-        execute(database_url, "ALTER FUNCTION kie_take RENAME TO elsewhere")
+async def test_a_database_that_refuses_says_so(where: str) -> None:
+    async with sharing(where) as limiter:
+        ask(where, "ALTER TABLE kie_quota RENAME TO elsewhere")
         calls = [asyncio.ensure_future(limiter.acquire()) for _ in range(3)]
         calls[0].cancel()
         for call in calls[1:]:
-            with pytest.raises(StorageError, match="kie_take"):
+            with pytest.raises(StorageError, match="kie_quota"):
                 await call
-        execute(database_url, "ALTER FUNCTION elsewhere RENAME TO kie_take")
+        ask(where, "ALTER TABLE elsewhere RENAME TO kie_quota")
         (await limiter.acquire()).release()
 
 
-async def test_what_came_back_meanwhile_is_told_later(
-    server: Server, frail_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_quota, "_PATIENCE", 0.2)
-    async with PostgresLimiter(frail_url, limit=2) as limiter:
+async def test_what_came_back_meanwhile_is_told_later(server: Server, frail_url: str) -> None:
+    async with sharing(frail_url, patience=0.2, limit=2) as limiter:
         permits = [await limiter.acquire() for _ in range(2)]
         server.stop()
         permits[0].release()
@@ -389,23 +451,19 @@ async def test_what_came_back_meanwhile_is_told_later(
         assert slots(frail_url)[0][1] > 0
 
 
-async def test_who_waits_for_the_database_goes_on_with_it(
-    server: Server, frail_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_quota, "_PATIENCE", 0.2)
-    async with PostgresLimiter(frail_url) as limiter:
+async def test_who_waits_for_the_database_goes_on_with_it(server: Server, frail_url: str) -> None:
+    async with between(frail_url, patience=0.2) as (limiter, driver):
         server.stop()
         waiting = asyncio.ensure_future(limiter.acquire())
-        await eventually(lambda: limiter._failures > 0)
+        await eventually(lambda: driver.failures > 0)
         assert not waiting.done()
         server.start()
         with anyio.fail_after(20):
             (await waiting).release()
 
 
-async def test_the_end_without_the_database(server: Server, frail_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_quota, "_PATIENCE", 0.2)
-    async with PostgresLimiter(frail_url) as limiter:
+async def test_the_end_without_the_database(server: Server, frail_url: str) -> None:
+    async with sharing(frail_url, patience=0.2) as limiter:
         permit = await limiter.acquire()
         server.stop()
         permit.release()

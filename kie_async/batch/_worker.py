@@ -77,7 +77,7 @@ class Worker:
         try:
             import procrastinate  # noqa: PLC0415  # an extra
 
-            from kie_async.journal._database import read_address  # noqa: PLC0415  # likewise
+            from kie_async.journal._postgres import read_address  # noqa: PLC0415  # likewise
         except ImportError:
             raise SettingsError('procrastinate is not installed: pip install "kie_async[cluster]"') from None
         self._runner = runner

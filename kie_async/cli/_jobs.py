@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
-from anyio import to_thread
 from cyclopts import App, Parameter
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
@@ -27,12 +25,11 @@ from kie_async.cli._connect import make_settings
 from kie_async.cli._exit_status import UsageError
 from kie_async.cli._journal import find_journal
 from kie_async.cli._messages import count_of
-from kie_async.cli._options import DECISION, JOBS, OUTPUT, Decision, JobsOptions, OutputArg, OutputOptions, Yes
+from kie_async.cli._options import DECISION, JOBS, Decision, JobsOptions, OutputArg, Yes
 from kie_async.cli._output import Output, confirm
 from kie_async.cli._progress import Counts, job_line, job_value
 from kie_async.events import clean
 from kie_async.journal import Attempt, Job, State
-from kie_async.journal._salvage import salvage
 from kie_async.models import ExtendRequest
 
 app = App(name="jobs", help="See what became of the jobs of a batch, and decide about them.", help_epilogue="")
@@ -213,25 +210,3 @@ async def adopt_tasks(*, output: OutputArg, options: JobsOptions = JOBS) -> None
 def _show_job(output: Output, job: Job) -> None:
     output.value["jobs"].append(job_value(job))
     output.print(job_line(job))
-
-
-# ---------------------------------------------------------------- a damaged file
-
-
-@app.command(name="salvage")
-async def salvage_file(
-    file: Annotated[Path, Parameter(help="The damaged file; it is not changed.")],
-    /,
-    *,
-    output: OutputArg,
-    _output: OutputOptions = OUTPUT,
-) -> None:
-    """Show which tasks a damaged file of jobs still tells of, so that nothing that was paid is lost.
-
-    Example: kie-async jobs salvage new/kie-async.sqlite
-    """
-    found = await to_thread.run_sync(lambda: list(salvage(file)))
-    output.value["tasks"] = [{"key": each.key, "task_id": each.task_id} for each in found]
-    for each in found:
-        output.print(f"{each.key or '-'}  {each.task_id or '-'}")
-    output.say(f"{len(found)} submissions; see what became of a task: kie-async wait TASK_ID --out DIR")

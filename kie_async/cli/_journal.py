@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from kie_async.cli._exit_status import UsageError
-from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, is_shared, open_journal
-from kie_async.journal._quota import PostgresLimiter
+from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, JournalLimiter, is_shared, open_journal
 from kie_async.limiter import Limiter
 from kie_async.settings import journal_location
 
@@ -82,7 +81,7 @@ class JournalLocation:
         if not self.is_shared:
             yield None
             return
-        async with PostgresLimiter(self.place) as limiter:
+        async with open_journal(self.place) as journal, JournalLimiter(journal) as limiter:
             yield limiter
 
     def retyped(self, words: Sequence[str]) -> str:

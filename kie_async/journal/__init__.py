@@ -6,32 +6,37 @@ from kie_async._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source
-    from kie_async.journal._open import DEFAULT_NAME, OWN_BATCH, batch_name, default_journal, is_shared, open_journal
-    from kie_async.journal._postgres import PostgresJournal
+    from kie_async.journal._open import (
+        DEFAULT_NAME,
+        OWN_BATCH,
+        PostgresJournal,
+        SQLiteJournal,
+        batch_name,
+        default_journal,
+        is_shared,
+        open_journal,
+    )
     from kie_async.journal._protocol import Journal
-    from kie_async.journal._quota import PostgresLimiter, SharedPermit
+    from kie_async.journal._quota import JournalLimiter, SharedPermit
     from kie_async.journal._recorder import Recorder, open_recorder
-    from kie_async.journal._salvage import Salvaged, salvage
-    from kie_async.journal._sqlite import SQLiteJournal
-    from kie_async.journal._states import FINAL, MOVES, OPEN, PAID, State, is_legal
+    from kie_async.journal._states import FINAL, OPEN, PAID, TRANSITIONS, State, is_legal
 
 __all__ = [
     "DEFAULT_NAME",
     "FINAL",
-    "MOVES",
     "OPEN",
     "OWN_BATCH",
     "PAID",
+    "TRANSITIONS",
     "Attempt",
     "InboundCallback",
     "Job",
     "JobError",
     "Journal",
+    "JournalLimiter",
     "PostgresJournal",
-    "PostgresLimiter",
     "Recorder",
     "SQLiteJournal",
-    "Salvaged",
     "SharedPermit",
     "Source",
     "State",
@@ -41,7 +46,6 @@ __all__ = [
     "is_shared",
     "open_journal",
     "open_recorder",
-    "salvage",
 ]
 
 # Most sessions have no journal.
@@ -49,15 +53,22 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "Journal": "_protocol",
-        "PostgresJournal": "_postgres",
-        "SQLiteJournal": "_sqlite",
         **dict.fromkeys(("Attempt", "InboundCallback", "Job", "JobError", "Source"), "_job"),
-        **dict.fromkeys(("FINAL", "MOVES", "OPEN", "PAID", "State", "is_legal"), "_states"),
-        **dict.fromkeys(("PostgresLimiter", "SharedPermit"), "_quota"),
+        **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS", "State", "is_legal"), "_states"),
+        **dict.fromkeys(("JournalLimiter", "SharedPermit"), "_quota"),
         **dict.fromkeys(("Recorder", "open_recorder"), "_recorder"),
-        **dict.fromkeys(("Salvaged", "salvage"), "_salvage"),
         **dict.fromkeys(
-            ("DEFAULT_NAME", "OWN_BATCH", "batch_name", "default_journal", "is_shared", "open_journal"), "_open"
+            (
+                "DEFAULT_NAME",
+                "OWN_BATCH",
+                "PostgresJournal",
+                "SQLiteJournal",
+                "batch_name",
+                "default_journal",
+                "is_shared",
+                "open_journal",
+            ),
+            "_open",
         ),
     },
 )

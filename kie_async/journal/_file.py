@@ -15,11 +15,11 @@ from pathlib import Path
 
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
-from kie_async.journal import _tables
-from kie_async.journal._lane import FAILURES
+from kie_async.journal import _sql
+from kie_async.journal._path import FAILURES
 
 _APPLICATION = int.from_bytes(b"kiej")
-_VERSION = 1
+_SCHEMA = _sql.SCHEMA.format(position="integer PRIMARY KEY AUTOINCREMENT")
 _THOROUGH = 8 * 2**20  # bytes up to which a file is checked throughout when opened: some 0.2 s
 
 _Words = tuple[str, bool]  # what happened and what to do; whether the same call may succeed later
@@ -48,13 +48,14 @@ def explain(path: Path, error: Exception) -> StorageError:
 def damaged(path: Path, how: str) -> StorageError:
     """The error of a file that cannot be trusted any more."""
     return StorageError(
-        f"the journal {path} is damaged ({how}): nothing was changed. Put back a copy, or see which tasks it held "
-        f"by 'kie-async jobs salvage {path}'",
+        f"the journal {path} is damaged ({how}): nothing was changed. Put back a copy. If there is none, look at "
+        "https://kie.ai/logs for the tasks that it held before anything is run again, and take in those that the "
+        "results name by 'kie-async jobs adopt'",
         retryable=False,
     )
 
 
-def open_journal(path: Path, patience: float) -> sqlite3.Connection:
+def open_file(path: Path, patience: float) -> sqlite3.Connection:
     """Open the journal for writing; make it if it is not there.
 
     Args:
@@ -114,10 +115,10 @@ def _identify(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
         raise damaged(path, "it is a database of something else")
-    if version != _VERSION:
+    if version != _sql.VERSION:
         raise StorageError(
-            f"the journal {path} is of version {version}, and this kie_async knows version {_VERSION}: "
-            "use the kie_async that made it, or another file",
+            f"the journal {path} is of version {version}, and this kie_async knows version {_sql.VERSION}: "
+            "finish its jobs with the kie_async that made it, or use another file",
             retryable=False,
         )
 
@@ -164,18 +165,28 @@ def _write_tables(connection: sqlite3.Connection) -> None:
     A log is brought into its file when the connection closes, and SQLite does not tell if that fails.
     """
     _set_safe(connection)
-    connection.executescript(_tables.SCHEMA)
+    connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
     connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-    connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute(f"PRAGMA user_version = {_sql.VERSION}")
     _use_log(connection)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     """Check the file throughout, unless it is huge: then what is damaged shows itself when it is read."""
-    _tables.check_schema(connection)
+    _check_schema(connection, path)
     if path.stat().st_size > _THOROUGH:
         return
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise damaged(path, " ".join(str(verdict).split()))
-    _tables.check(connection)
+    for statement in _sql.ALL_ROWS:
+        if not all(map(_sql.is_intact, connection.execute(statement))):
+            raise damaged(path, "a row is not what was written")
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    statement = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(_SCHEMA)
+        if connection.execute(statement).fetchall() != model.execute(statement).fetchall():
+            raise damaged(path, "its tables are not as they were made")

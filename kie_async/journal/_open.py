@@ -1,17 +1,76 @@
-"""A journal by its address: a path, or the URL of a PostgreSQL."""
+"""The two journals, and how one is found by its address: a path, or the URL of a PostgreSQL."""
 
 from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
 
-from kie_async.journal._postgres import PostgresJournal
+from kie_async.errors import SettingsError
+from kie_async.journal._driver import Driver
 from kie_async.journal._protocol import Journal
-from kie_async.journal._sqlite import SQLiteJournal
-from kie_async.settings import journal_location
+from kie_async.journal._sqlite import SQLite
+from kie_async.journal._store import SQLJournal
+from kie_async.settings import Secret, journal_location
 
 DEFAULT_NAME = "kie-async.sqlite"  # of the file in the directory of a batch, for the command and the library
 OWN_BATCH = "batch"  # the name of the batch in that file, so that the directory may be moved
+
+
+class SQLiteJournal(SQLJournal):
+    """A journal in a file of this machine; ``Journal`` says what its methods do.
+
+    Args:
+        path: of the file; made if it is not there, its directory too. Not on a network share. It is mode 0600, for it
+            holds addresses that need no password.
+        owner: the id of this process; one is made if none is given.
+        patience: seconds to wait for another process that is writing.
+        poll: seconds between two looks for callbacks that other processes have saved.
+
+    Raises:
+        StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving, and by
+            ``intend``) it was moved or deleted meanwhile. A whole copy is at its path then.
+    """
+
+    def __init__(
+        self, path: str | PathLike[str], *, owner: str | None = None, patience: float = 5.0, poll: float = 0.03
+    ) -> None:
+        self._path = Path(path).absolute()
+        super().__init__(SQLite(self._path, patience=patience, poll=poll), owner)
+
+    @property
+    def path(self) -> Path:
+        """Of the file, absolute."""
+        return self._path
+
+
+class PostgresJournal(SQLJournal):
+    """A journal that many processes on many machines share; ``Journal`` says what its methods do.
+
+    Args:
+        dsn: ``postgresql://user:password@host/database``, or libpq's other form; never shown. The connection must be
+            direct, or through a pooler that keeps sessions: notifications do not pass one that pools transactions.
+        owner: the id of this process; made if none is given.
+        patience: seconds for which a method goes on trying while the database is away.
+
+    Raises:
+        SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
+    """
+
+    def __init__(self, dsn: str | Secret, *, owner: str | None = None, patience: float = 10.0) -> None:
+        super().__init__(postgres(dsn, patience), owner)
+
+
+def postgres(dsn: str | Secret, patience: float) -> Driver:
+    """Make the driver of a database, without opening it; see ``Postgres``.
+
+    Raises:
+        SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
+    """
+    try:
+        from kie_async.journal._postgres import Postgres  # noqa: PLC0415  # an extra: the library works without it
+    except ImportError as error:
+        raise SettingsError(f'PostgreSQL needs an extra: pip install "kie_async[cluster]" ({error})') from None
+    return Postgres(dsn, patience=patience)
 
 
 def is_shared(where: str | PathLike[str]) -> bool:
@@ -19,7 +78,7 @@ def is_shared(where: str | PathLike[str]) -> bool:
     return str(where).startswith(("postgresql://", "postgres://"))
 
 
-def open_journal(where: str | PathLike[str]) -> Journal:
+def open_journal(where: str | PathLike[str]) -> SQLJournal:
     """Return the journal at an address, to be entered with ``async with``.
 
     Args:
@@ -30,7 +89,7 @@ def open_journal(where: str | PathLike[str]) -> Journal:
     return SQLiteJournal(where)
 
 
-def default_journal(directory: str | PathLike[str]) -> Journal:
+def default_journal(directory: str | PathLike[str]) -> SQLJournal:
     """Return the journal of a batch for which none is given: ``KIE_JOURNAL``, or else a file in its directory."""
     return open_journal(journal_location() or Path(directory) / DEFAULT_NAME)
 

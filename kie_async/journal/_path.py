@@ -18,10 +18,11 @@ from typing import TypeAlias
 
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
-from kie_async.journal._lane import FAILURES
 
 FileId: TypeAlias = tuple[int, int]
 _State: TypeAlias = tuple[int, int, int, int]
+
+FAILURES = (sqlite3.Error, UnicodeDecodeError)  # of a damaged file even the words of the error may be damaged
 
 _CHECKPOINT_WAIT = 100  # milliseconds that a checkpoint waits for readers; a reader that is stopped hinders nobody
 
@@ -47,22 +48,22 @@ class JournalPath:
         self._log: FileId | None = None
         self._copy: tuple[Path, _State | None] | None = None
 
-    def opened(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """Take note of the file that was opened."""
+    def opened(self) -> None:
+        """Remember the file that was opened."""
         self._file, self._log, self.lost, self._copy = _file_id(self._path), None, None, None
-        return connection
 
-    def check(self) -> None:
-        """See that the path leads to the open file, before anything is spent.
+    def check(self, connection: sqlite3.Connection) -> None:
+        """Check that the path leads to the open file, before and after something is spent.
 
         Raises:
-            StorageError: it does not; after the write that this interrupts, ``lost`` says more.
+            StorageError: it does not, or did not earlier.
         """
-        if self.lost is not None or not self._leads_here():
-            raise StorageError(f"the journal {self._path} was moved or deleted while it was in use", retryable=False)
+        self._check_path(connection)
+        if self.lost is not None:
+            raise self.lost
 
     def written(self, connection: sqlite3.Connection) -> None:
-        """After a write: bring it from the log into the file, and see that the path leads there.
+        """After a write: bring it from the log into the file, and check that the path leads there.
 
         A copy of the file alone, without its log, then knows of everything that may have been paid.
         """
@@ -71,8 +72,7 @@ class JournalPath:
             connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
             connection.execute(f"PRAGMA busy_timeout = {self._patience * 1000:.0f}")
         self._log = self._log or _file_id(self._log_path)
-        if self.lost is None and not self._leads_here():
-            self._put_back(connection)
+        self._check_path(connection)
 
     def close(self, connection: sqlite3.Connection) -> None:
         """Close the connection; bring the copy that was put back up to date first."""
@@ -89,6 +89,10 @@ class JournalPath:
 
     def _leads_here(self) -> bool:
         return _file_id(self._path) == self._file
+
+    def _check_path(self, connection: sqlite3.Connection) -> None:
+        if self.lost is None and not self._leads_here():
+            self._put_back(connection)
 
     # ------------------------------------------------------------ the copy
 

@@ -1,252 +1,237 @@
-"""The journal in PostgreSQL, for many machines: the store of what may be paid, and the bell that rings for callbacks.
+"""PostgreSQL as a driver: the sole user of psycopg.
 
-A job is read, the rules make the next one (``_moves``), and one statement writes it if nobody has written it since.
-Every write bears a name of its own, so that one whose connection was lost on the way finds out whether it happened.
+The statements of a transaction are sent at once, as one query, so that a process that is stopped holds no lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
-from contextlib import aclosing
-from itertools import islice
-from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
-from uuid import uuid4
+import asyncio
+import logging
+import os
+import random
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from functools import cache
+from itertools import count
+from typing import Any, LiteralString, Self, TypeAlias
 
-import attrs
+import anyio
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.errors import ReadOnlySqlTransaction, UniqueViolation
+from psycopg_pool import AsyncConnectionPool
 
-from kie_async._protocol.wire import pack, unpack
-from kie_async.errors import BadResponseError, ConflictError, StorageError
+from kie_async._protocol.retry import backoff
+from kie_async.errors import ConflictError, SettingsError, StorageError
+from kie_async.events import clean
 from kie_async.journal import _sql
-from kie_async.journal._extra import database
-from kie_async.journal._job import Attempt, InboundCallback, Job, Source
-from kie_async.journal._moves import cost, intended, moved
-from kie_async.journal._owner import is_gone, new_owner
-from kie_async.journal._states import OPEN, State
+from kie_async.journal._driver import Rows, Step
 from kie_async.settings import Secret
 
-T = TypeVar("T")
-Change: TypeAlias = Callable[[Job, float], Job]
+Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
-_ADDED_AT_ONCE = 500
-_PRUNED_AT_ONCE = 1000
+_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, ReadOnlySqlTransaction, TimeoutError)
+_LOCK = 0x6B69655F  # any number that nobody else uses
+_IDLE = 5.0  # seconds after which a watcher looks without a notification
+_DURABLE = "-c synchronous_commit=on"  # on disk, also where an administrator prefers speed
+_DEFAULTS: Mapping[str, Any] = {
+    "application_name": "kie_async",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+# No prepared statements: poolers do not bear them. Parameters are put in here, so that statements can be sent together.
+_CONNECTION = {"autocommit": True, "prepare_threshold": None, "cursor_factory": psycopg.AsyncClientCursor}
+# A position is given under a lock that lasts to the end of the transaction: so they come in the order of commits.
+_SCHEMA = """
+CREATE TABLE kie_schema (version integer NOT NULL);
+INSERT INTO kie_schema VALUES ({version});
+CREATE SEQUENCE kie_position;
+CREATE FUNCTION kie_next_position() RETURNS bigint LANGUAGE sql AS $$
+    SELECT pg_advisory_xact_lock({lock});
+    SELECT pg_notify('kie_journal', '');
+    SELECT nextval('kie_position');
+$$;
+"""
+_POSITION = "bigint PRIMARY KEY DEFAULT kie_next_position()"
+
+for _name in ("psycopg", "psycopg.pool"):  # errors are raised; without a handler these would write to stderr
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
-class PostgresJournal:
-    """A journal that many processes on many machines share; see ``Journal`` for what its methods do.
+class Postgres(anyio.AsyncContextManagerMixin):
+    """A pool of connections to one database.
 
     Args:
-        dsn: ``postgresql://user:password@host/database``, or libpq's other form; never shown. The connection must be
-            direct, or through a pooler that keeps sessions: notifications do not pass one that pools transactions.
-        owner: the name of this process life; made up by default.
-        patience: seconds for which a method goes on trying while the database is away.
+        dsn: ``postgresql://user:password@host/database``, or libpq's other form. It is never shown.
+        patience: seconds for which statements are run again while the database is away.
 
     Raises:
-        SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
+        SettingsError: the address cannot be read.
+        StorageError: (entering) the database cannot be reached, or holds what another version has made.
     """
 
-    def __init__(self, dsn: str | Secret, *, owner: str | None = None, patience: float = 10.0) -> None:
-        self._database = database(dsn, connections=4, patience=patience)
-        self._owner = owner or new_owner()
-        self._horizon = 0
+    def __init__(self, dsn: str | Secret, *, patience: float) -> None:
+        self._address, self._name = read_address(dsn.reveal() if isinstance(dsn, Secret) else dsn)
+        self._patience = patience
+        self._pid = 0
+        self._pool: AsyncConnectionPool[Connection] | None = None
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} in {self._database}>"
+    def __str__(self) -> str:
+        return self._name
 
-    async def __aenter__(self) -> Self:
-        await self._database.__aenter__()
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        await self._prepare()
+        self._pid = os.getpid()
+        self._pool = pool = AsyncConnectionPool(
+            self._address.reveal(), kwargs=_CONNECTION, min_size=0, max_size=4, open=False, reconnect_timeout=0
+        )
+        await pool.open()
         try:
-            self._horizon = int(await self._one(_sql.HORIZON))
-        except BaseException:
-            await self._database.__aexit__(None, None, None)
-            raise
-        return self
+            yield self
+        finally:
+            self._pool = None
+            if self._pid == os.getpid():  # after a fork, the connections are the parent's
+                with anyio.CancelScope(shield=True):
+                    await pool.close()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        await self._database.__aexit__(kind, error, trace)
-
-    @property
-    def owner(self) -> str:
-        """The name of this process life."""
-        return self._owner
-
-    # ------------------------------------------------------------ jobs
-
-    async def add(self, jobs: Iterable[Job]) -> int:
-        """Add planned jobs and return how many are new; one whose key is known stays as it is."""
-        remaining, new = iter(jobs), 0
-        while some := {job.key: job for job in islice(remaining, _ADDED_AT_ONCE)}:
-            new += len(await self._database.execute(_sql.ADD, {**_table(some.values()), "written": uuid4()}))
-        return new
-
-    async def get(self, key: str) -> Job | None:
-        """Read one job."""
-        rows = await self._database.execute(_sql.GET, {"key": key})
-        return _job(rows[0][0]) if rows else None
-
-    async def find(self, *, token: str | None = None, task_id: str | None = None) -> Job | None:
-        """Find the job that one of its attempts belongs to."""
-        rows = await self._database.execute(_sql.FIND, {"token": token, "task_id": task_id})
-        return _job(rows[0][0]) if rows else None
-
-    async def page(
-        self, *states: State, batch: str | None = None, after: int = 0, limit: int = 500
-    ) -> list[tuple[int, Job]]:
-        """Read jobs in these states (all, if none is named) in the order they were added."""
-        statement = _sql.PAGE.format(of_batch=_sql.OF_BATCH[batch is not None])
-        values = {"states": list({*states} or State), "batch": batch, "after": after, "limit": limit}
-        return [(place, _job(document)) for place, document in await self._database.execute(statement, values)]
-
-    async def counts(self, batch: str | None = None) -> Mapping[State, int]:
-        """How many jobs stand in each state."""
-        statement = _sql.COUNTS.format(of_batch=_sql.OF_BATCH[batch is not None])
-        rows = await self._database.execute(statement, {"batch": batch})
-        return {**dict.fromkeys(State, 0), **{State(state): number for state, number in rows}}
-
-    async def spent(self, batch: str) -> float:
-        """Credits of a batch: charged so far as known, and reserved (12 each) for what is under way or unknown."""
-        return float(await self._one(_sql.SPENT, {"batch": batch}))
-
-    # ------------------------------------------------------------ moves
-
-    async def intend(self, key: str, token: str) -> Job:
-        """Move a planned job to its intent, as a new attempt with this token; durable."""
-        return await self._write(_sql.INTEND, key, lambda job, now: intended(job, token, self._owner, now))
-
-    async def move(self, key: str, to: State, *, token: str | None = None, **facts: Any) -> Job:  # noqa: ANN401  # fields of ``Job``
-        """Move a job, in one step with the facts learnt; durable."""
-        return await self._write(_sql.MOVE, key, lambda job, now: moved(job, to, facts, token=token, at=now))
-
-    async def upload(self, key: str, source: Source) -> None:
-        """Note where a job's source was uploaded."""
-        await self._write(_sql.UPLOAD, key, lambda job, _now: attrs.evolve(job, source=source))
-
-    async def _write(self, statement: str, key: str, change: Change) -> Job:
-        """Let a rule make the next job, and write it; begin again if somebody else has written it meanwhile."""
-        written = uuid4()
-        while True:
-            rows = await self._database.execute(_sql.GET, {"key": key})
-            if not rows:
-                raise ConflictError(f"the journal has no job {key!r}")
-            document, seen, now = rows[0]
-            if seen == written:  # the connection was lost after it was done
-                return _job(document)
-            job = change(_job(document), now)
+    async def run(self, *steps: Step) -> list[Rows]:
+        """Run statements as one durable transaction, again and again while the database is away; see ``Driver``."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
+        for attempt in count(1):
             try:
-                if await self._database.execute(statement, {**_columns(job), "written": written, "seen": seen}):
-                    return job
-            except ConflictError:
-                message = f"job {key!r} cannot be given task {job.task_id}: it, or the token, is another attempt's"
-                raise ConflictError(message, job.task_id) from None
+                return await self._run(steps)
+            except _AWAY as error:
+                delay = backoff(attempt, random.random, base=0.1, limit=1.0)
+                if loop.time() + delay >= deadline:
+                    raise self._storage_error(error) from None
+                await anyio.sleep(delay)
+            except UniqueViolation:
+                raise ConflictError("something that must be unique is there already") from None
+            except psycopg.Error as error:
+                raise self._storage_error(error) from None
+        raise AssertionError  # pragma: no cover (the loop has no end of its own)
 
-    # ------------------------------------------------------------ uploads and attempts
+    async def check(self) -> None:
+        """Do nothing: a database does not move while it is in use."""
 
-    async def uploaded(self, sha256: str, since: float) -> Source | None:
-        """Find content that was uploaded already, since that moment (unix seconds)."""
-        rows = await self._database.execute(_sql.UPLOADED, {"sha256": sha256, "since": since})
-        return _read(rows[0][0], Source) if rows else None
+    async def _run(self, steps: tuple[Step, ...]) -> list[Rows]:
+        pool = self._open_pool()
+        connection = await pool.getconn(self._patience / 2)
+        try:
+            with anyio.fail_after(self._patience / 2, shield=True):  # a query cut off would cost the connection
+                return await _execute(connection, steps)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await pool.putconn(connection)
 
-    async def attempts(self, key: str) -> list[Attempt]:
-        """All attempts of a job, in order."""
-        rows = await self._database.execute(_sql.ATTEMPTS, {"key": key})
-        names = ("number", "token", "task_id", "owner", "intended_at")
-        return [Attempt(key=key, **dict(zip(names, row, strict=True))) for row in rows]
+    def _open_pool(self) -> AsyncConnectionPool[Connection]:
+        if self._pool is None or self._pid != os.getpid():
+            message = f"{self._name} is not open in this process: enter the journal with 'async with'"
+            raise StorageError(message, retryable=False)
+        return self._pool
 
-    # ------------------------------------------------------------ callbacks
+    def watch(self) -> AsyncGenerator[None]:
+        """Yield after each notification and interruption, and every few seconds; see ``Driver``."""
+        self._open_pool()
+        return self._watch()
 
-    async def save_callback(self, callback: InboundCallback) -> bool:
-        """Keep a callback of a submission that is known, and wake whoever listens; see ``Journal``."""
-        return bool(await self._database.execute(_sql.HEAR, {**attrs.asdict(callback), "open": list(OPEN)}))
+    async def _watch(self) -> AsyncGenerator[None]:
+        failures = 0
+        while True:
+            try:
+                async with self._connection() as connection:
+                    await connection.execute("LISTEN kie_journal")
+                    failures = 0
+                    while True:
+                        yield
+                        async for _ in connection.notifies(timeout=_IDLE, stop_after=1):
+                            pass
+            except psycopg.Error:
+                failures += 1
+                await anyio.sleep(backoff(failures, random.random, base=0.1, limit=2.0))
 
-    async def prune(self, before: float) -> int:
-        """Delete the callbacks of jobs that came to their end before that moment; see ``Journal``."""
-        removed, values = 0, {"before": before, "open": list(OPEN), "limit": _PRUNED_AT_ONCE}
-        while rows := await self._database.execute(_sql.PRUNE, values):
-            removed += len(rows)
-        return removed
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[Connection]:
+        """A connection for one use. psycopg's own block would roll back first, and not close if that is cancelled."""
+        connection = await psycopg.AsyncConnection.connect(self._address.reveal(), autocommit=True)
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
-    async def watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
-        """Give the callbacks that come in since the journal was opened; see ``Journal``."""
-        horizon, given = self._horizon, set[InboundCallback]()
-        async with aclosing(self._database.wakes("kie_inbox")) as wakes:
-            while True:
-                await anext(wakes)
-                try:
-                    rows = await self._database.execute(_sql.MISSED, {"horizon": str(horizon)})
-                except StorageError:
-                    continue  # the next sign comes when the database is back
-                found = {_callback(row[2:]): row[1] for row in rows if row[1] is not None}
-                new = [callback for callback in found if callback not in given]
-                horizon = int(rows[0][0])
-                given = {callback for callback, is_young in found.items() if is_young}
-                for callback in new:
-                    yield callback
+    async def _prepare(self) -> None:
+        """Make the tables if they are not there; whoever comes at the same time waits."""
+        try:
+            async with self._connection() as connection, connection.transaction():
+                await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
+                if await _value(connection, "SELECT to_regclass('kie_schema') IS NULL"):
+                    schema = _SCHEMA.format(version=_sql.VERSION, lock=_LOCK) + _sql.SCHEMA.format(position=_POSITION)
+                    await connection.execute(schema.encode())
+                version = await _value(connection, "SELECT version FROM kie_schema")
+        except psycopg.Error as error:
+            raise self._storage_error(error) from None
+        if version != _sql.VERSION:
+            raise StorageError(
+                f"{self._name} is of version {version}, and this kie_async knows version {_sql.VERSION}: "
+                "finish its jobs with the kie_async that made it, or use another database",
+                retryable=False,
+            )
 
-    async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
-        """The callbacks kept for a token or a task."""
-        rows = await self._database.execute(_sql.HEARD, {"token": token, "task_id": task_id})
-        return [_callback(row) for row in rows]
-
-    # ------------------------------------------------------------ leases
-
-    async def lease(self, name: str, seconds: float) -> None:
-        """Take or renew the right to work on something, for so long on the database's clock."""
-        values = {"name": name, "owner": self._owner, "seconds": seconds, "gone": None}
-        if await self._database.execute(_sql.LEASE, values):
-            return
-        [holder] = (await self._database.execute(_sql.HOLDER, values) or [("another process",)])[0]
-        if not (is_gone(holder) and await self._database.execute(_sql.LEASE, {**values, "gone": holder})):
-            raise ConflictError(f"{name!r} is in the hands of {holder}: wait for it, or end that process")
-
-    async def release(self, name: str) -> None:
-        """Give a lease back."""
-        await self._database.execute(_sql.RELEASE, {"name": name, "owner": self._owner})
-
-    async def _one(self, statement: str, values: Mapping[str, object] | None = None) -> Any:  # noqa: ANN401  # a column is anything
-        return (await self._database.execute(statement, values))[0][0]
+    def _storage_error(self, error: Exception) -> StorageError:
+        message = f"{self._name} cannot be used: {_words(error)}"
+        return StorageError(message, retryable=isinstance(error, _AWAY))
 
 
-def _job(document: str) -> Job:
-    return _read(document, Job)
+async def _value(connection: Connection, statement: LiteralString) -> Any:  # noqa: ANN401  # a column is anything
+    row = await (await connection.execute(statement)).fetchone()
+    return row[0] if row else None
 
 
-def _read(document: str, kind: type[T]) -> T:
+@cache
+def _query(statement: str) -> bytes:
+    """Write a statement's parameters as psycopg does, and put in the clock."""
+    now = "extract(epoch FROM clock_timestamp())::float8"
+    for name, value in {"now": now, "tick": now, "boot": "''"}.items():
+        statement = re.sub(rf":{name}\b", value, statement)
+    return re.sub(r"(?<!:):([a-z]\w*)", r"%(\1)s", statement).encode()
+
+
+async def _execute(connection: Connection, steps: tuple[Step, ...]) -> list[Rows]:
+    cursor = psycopg.AsyncClientCursor(connection)
+    texts = [cursor.mogrify(_query(statement), values) for statement, values in steps]
+    await cursor.execute(";".join(texts).encode())
+    results = [await _rows(cursor)]
+    while cursor.nextset():
+        results.append(await _rows(cursor))
+    return results
+
+
+async def _rows(cursor: psycopg.AsyncCursor[Any]) -> Rows:
+    return await cursor.fetchall() if cursor.description else [()] * cursor.rowcount
+
+
+def read_address(dsn: str) -> tuple[Secret, str]:
+    """The whole address for psycopg, and what of it may be shown."""
     try:
-        return unpack(document, kind)
-    except BadResponseError as error:
-        raise StorageError(f"the journal is damaged: {error.message}", retryable=False) from None
+        parts = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        raise SettingsError("the database's address cannot be read: postgresql://user:password@host/name") from None
+    host, port, name = (str(parts.get(part) or "") for part in ("host", "port", "dbname"))
+    if "@" in host + name or (port and not port.replace(",", "").isdecimal()):
+        raise SettingsError("the database's address cannot be read: write @ : / ? % in its password as %40 and so on")
+    options = f"{parts.get('options') or ''} {_DURABLE}"
+    return Secret(make_conninfo(**{**_DEFAULTS, **parts, "options": options})), f"the database {name or 'of your name'}"
 
 
-def _callback(row: tuple[str, str, str, float]) -> InboundCallback:
-    token, task_id, stage, at = row
-    return InboundCallback(token=token, task_id=task_id, stage=stage, at=at)
-
-
-def _table(jobs: Collection[Job]) -> Mapping[str, object]:
-    """Planned jobs, column by column."""
-    if odd := [job.key for job in jobs if job.state is not State.PLANNED]:
-        raise ValueError(f"only planned jobs can be added: {odd[0]!r} is not")
-    rows = [(job.key, job.batch, job.state, cost(job), pack(job)) for job in jobs]
-    columns = zip(*rows, strict=True)
-    return dict(zip(("keys", "batches", "states", "costs", "documents"), map(list, columns), strict=True))
-
-
-def _columns(job: Job) -> Mapping[str, object]:
-    """A job as the values of any statement that writes one."""
-    source = job.source
-    return {
-        "key": job.key,
-        "state": job.state,
-        "cost": cost(job),
-        "document": pack(job),
-        "token": job.token,
-        "task_id": job.task_id,
-        "number": job.attempt,
-        "owner": job.owner,
-        "intended_at": job.moments.get(State.INTENT.value),
-        "sha256": source and source.sha256,
-        "uploaded_at": source and source.uploaded_at,
-        "source": pack(source),
-    }
+def _words(error: Exception) -> str:
+    """What a foreign error says; of a connection, without anything quoted: that can be a part of the address."""
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        return clean(error.diag.message_primary)
+    lines = str(error).splitlines()
+    return re.sub(r'"[^"]*"', "…", clean(lines[0])) if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""One quota for many processes: the limiter whose slots are rows of PostgreSQL, on PostgreSQL's clock.
+"""One quota for many processes: the limiter whose slots stand in the journal's database, on its clock.
 
 A slot is held until the answer's headers and free one window later, as in ``SlidingLimiter``. Its holder says every
 few seconds that it lives; the slots of a dead one are free one window after its lease. Without the database nobody
@@ -11,11 +11,11 @@ import asyncio
 import copy
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from math import inf
 from typing import Self
-from uuid import UUID
+from uuid import uuid4
 
 import anyio
 import attrs
@@ -23,43 +23,16 @@ import attrs
 from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime
 from kie_async._protocol.retry import backoff
+from kie_async._protocol.wire import pack
 from kie_async.errors import KieError, SessionError, StorageError
-from kie_async.journal._extra import database
-from kie_async.journal._owner import new_owner
+from kie_async.journal import _sql
+from kie_async.journal._documents import unpack_document
+from kie_async.journal._process import new_process_id
+from kie_async.journal._quota_rules import TURN, Quota, QuotaReply, QuotaRequest, Terms, exchange, on_clock
+from kie_async.journal._store import SQLJournal
 from kie_async.limiter import Permit
-from kie_async.settings import Secret
 
-_LIFE = 3.0  # seconds after which a silent process loses its turn in the queue
-_PATIENCE = 2.0  # seconds for which one statement is tried; then the loop around it goes on
-
-_OPEN = """
-WITH quota AS (INSERT INTO kie_quota (account) VALUES (%(account)s) ON CONFLICT DO NOTHING)
-INSERT INTO kie_slot (account, number) SELECT %(account)s, generate_series(0, %(limit)s - 1) ON CONFLICT DO NOTHING
-"""
-_TAKE = """
-SELECT * FROM kie_take(%(account)s, %(process)s, %(wanted)s, %(limit)s,
-    make_interval(secs => %(hold)s), make_interval(secs => %(life)s))
-"""
-_LEAVE = """
-WITH gone AS (DELETE FROM kie_queue WHERE account = %(account)s AND process = %(process)s RETURNING account)
-SELECT pg_notify('kie_quota', account) FROM gone
-"""
-_RETURN = """
-WITH back AS (
-    UPDATE kie_slot SET free_at = clock_timestamp() + make_interval(secs => seconds), permit = NULL
-    FROM unnest(%(permits)s::uuid[], %(seconds)s::float8[]) AS returned (name, seconds) WHERE permit = name
-    RETURNING account, seconds
-)
-SELECT pg_notify('kie_quota', account) FROM back WHERE seconds = 0 LIMIT 1
-"""
-_RENEW = """
-UPDATE kie_slot SET free_at = clock_timestamp() + make_interval(secs => %(hold)s)
-WHERE permit = ANY(%(permits)s::uuid[]) RETURNING permit
-"""
-_PENALIZE = """
-UPDATE kie_quota SET not_before = greatest(not_before, clock_timestamp() + make_interval(secs => %(seconds)s))
-WHERE account = %(account)s
-"""
+_SOON = 0.05  # seconds until another look, while slots are left to processes that come first
 
 
 @attrs.define(eq=False)
@@ -71,9 +44,10 @@ class SharedPermit:
         until: the latest moment for a submission to begin, on the clock of the event loop: half of the lease.
     """
 
-    _limiter: PostgresLimiter
-    name: UUID
+    name: str
     until: float
+    _window: float
+    _end: Callable[[SharedPermit, float], None]
 
     @property
     def is_valid(self) -> bool:
@@ -82,37 +56,33 @@ class SharedPermit:
 
     def release(self) -> None:
         """The server has seen the submission, or may have: the slot is free one window from now."""
-        self._limiter._return(self, self._limiter._window)  # noqa: SLF001  # the two are one thing
+        self._end(self, self._window)
 
     def give_back(self) -> None:
         """Nothing was sent: the slot is free at once."""
-        self._limiter._return(self, 0.0)  # noqa: SLF001  # likewise
+        self._end(self, 0.0)
 
 
-class PostgresLimiter(anyio.AsyncContextManagerMixin):
-    """At most ``limit`` submissions in any ``window`` seconds, for all processes that use one account.
+class JournalLimiter(anyio.AsyncContextManagerMixin):
+    """At most ``limit`` submissions in any ``window`` seconds, for all processes that share a journal.
 
-    Enter it around the session: ``async with PostgresLimiter(dsn) as limiter, KieSession(limiter=limiter): ...``.
-    Inside a process it is first come first served; between processes each gets its share, and what one does not
+    Enter it around the session: ``async with journal, JournalLimiter(journal) as limiter, KieSession(limiter=limiter):
+    ...``. Inside a process it is first come first served; between processes each gets its share, and what one does not
     want is the others'.
 
     Args:
-        dsn: ``postgresql://user:password@host/database``; never shown. Not through a pooler of transactions.
+        journal: open for as long as the limiter is used.
         account: whose quota; processes with the same key use the same word.
         limit: permits. FACTS: 20 per account.
         window: seconds. FACTS: 10.
         margin: seconds added to the window, for the difference of two clocks.
         lease: seconds after which a process that gives no sign is taken for dead. One that was stopped for longer
             asks ``SharedPermit.is_valid`` before its POST, and gets a permit anew.
-
-    Raises:
-        SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
-        StorageError: (entering) the database cannot be reached.
     """
 
     def __init__(  # noqa: PLR0913  # five facts with defaults
         self,
-        dsn: str | Secret,
+        journal: SQLJournal,
         *,
         account: str = "default",
         limit: int = 20,
@@ -120,27 +90,17 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
         margin: float = 0.02,
         lease: float = 30.0,
     ) -> None:
-        self._database = database(dsn, connections=2, patience=_PATIENCE)
-        self._window = window + margin
-        self._lease = lease
-        self._values: Mapping[str, object] = {
-            "account": account,
-            "process": new_owner(),
-            "limit": limit,
-            "hold": lease + self._window,
-            "life": _LIFE,
-        }
+        self._driver = journal.driver
+        self._account = account
+        self._terms = Terms(process_id=new_process_id(), limit=limit, window=window + margin, lease=lease)
         self._waiters: deque[asyncio.Future[SharedPermit]] = deque()
-        self._held: dict[UUID, SharedPermit] = {}
-        self._returned: dict[UUID, float] = {}  # seconds until the slot is free, from when the database hears of it
-        self._closed_until = 0.0
-        self._told_until = 0.0  # as far as the database knows
+        self._held: dict[str, SharedPermit] = {}
+        self._returned: dict[str, float] = {}  # seconds until the slot is free, from when the database hears of it
+        self._closed_until = 0.0  # not known to the database yet
         self._renew_at = 0.0
-        self._in_queue = False
-        self._failures = 0
+        self._is_queued = False  # in the database
         self._lifetime = Lifetime("limiter", self._running)
-        self._stir = asyncio.Event()  # there may be something to take
-        self._tell = asyncio.Event()  # there is something the database must hear
+        self._stir = asyncio.Event()  # there may be something to take or to tell
 
     @property
     def queued(self) -> int:
@@ -157,19 +117,16 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
-        async with self._database:
-            await self._database.execute(_OPEN, self._values)
-            try:
-                with unwrap_single_exception():
-                    async with anyio.create_task_group() as group:
-                        for work in (self._serve, self._report, self._listen):
-                            group.start_soon(work)
-                        yield
-                        group.cancel_scope.cancel()
-            finally:
-                self._fail(SessionError("the limiter was closed"))
-                with anyio.CancelScope(shield=True):
-                    await self._last_words()
+        try:
+            with unwrap_single_exception():
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._serve)
+                    yield
+                    group.cancel_scope.cancel()
+        finally:
+            self._fail(SessionError("the limiter was closed"))
+            with anyio.CancelScope(shield=True), suppress(StorageError):  # it is away: leases and turns run out
+                await self._exchange()
 
     # ------------------------------------------------------------ what the session calls
 
@@ -204,51 +161,94 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
     def penalize(self, seconds: float) -> None:
         """Close the gate for all processes, for so long; never earlier than it would open already."""
         self._closed_until = max(self._closed_until, asyncio.get_running_loop().time() + seconds)
-        self._tell.set()
+        self._stir.set()
 
     def _return(self, permit: SharedPermit, seconds: float) -> None:
         if self._held.pop(permit.name, None) is not None:
             self._returned[permit.name] = seconds
-            self._tell.set()
+            self._stir.set()
 
-    # ------------------------------------------------------------ taking
+    # ------------------------------------------------------------ the database
 
     async def _serve(self) -> None:
-        """Take slots for those who wait; look again when the next one is free, or when told."""
+        """Tell the database what there is to tell, and take slots for those who wait, again and again."""
+        failures = 0
         while True:
             self._stir.clear()
             try:
-                delay = await self._take()
-                self._failures = 0
+                delay = await self._exchange()
+                failures = 0
             except StorageError as error:
-                self._failures += 1
-                delay = backoff(self._failures, random.random, base=0.1, limit=2.0)
+                failures += 1
+                delay = backoff(failures, random.random, base=0.1, limit=2.0)
                 if not error.retryable:
                     self._fail(error)
             with anyio.move_on_after(delay):
                 await self._stir.wait()
 
-    async def _take(self) -> float:
-        """Take what can be had, and return the seconds until there may be more."""
-        loop = asyncio.get_running_loop()
-        wanted, started = self.queued, loop.time()
-        if not wanted:
-            await self._leave()
-            return inf
-        if self._closed_until > started:
-            return self._closed_until - started
-        self._in_queue = True
+    async def _exchange(self) -> float:
+        """Tell and take once, and return the seconds until there may be more to do."""
+        started, closed_until = asyncio.get_running_loop().time(), self._closed_until
+        request = self._request(started)
+        if request == QuotaRequest() and not self._is_queued:
+            return self._until_renewal(started)
         with anyio.CancelScope(shield=True):  # what is taken must be used, or given back
-            [(names, wait)] = await self._database.execute(_TAKE, {**self._values, "wanted": wanted})
-        for name in names:
-            self._held[name] = SharedPermit(self, name, started + self._lease / 2)
-            self._grant(self._held[name])
-        if names:
-            return 0.0
-        look = min(_LIFE / 3, self._window / 4)  # a slot that came back is seen long before it is free
-        return look if wait is None or wait <= 0 else min(wait, look)
+            reply = await self._ask(request)
+        self._is_queued = request.wanted > len(reply.granted)
+        for name in request.returned:
+            del self._returned[name]
+        if self._closed_until == closed_until:
+            self._closed_until = 0.0
+        if request.renewed or not self._held:
+            self._renew_at = started + self._terms.lease / 3
+        for name in self._held.keys() & reply.renewed:
+            self._held[name].until = started + self._terms.lease / 2
+        for name in reply.granted:
+            self._grant(name, started + self._terms.lease / 2)
+        return min(self._delay(reply), self._until_renewal(started))
 
-    def _grant(self, permit: SharedPermit) -> None:
+    def _request(self, now: float) -> QuotaRequest:
+        wanted = self.queued
+        return QuotaRequest(
+            wanted=wanted,
+            names=tuple(uuid4().hex for _ in range(min(wanted, self._terms.limit))),
+            returned=dict(self._returned),
+            renewed=tuple(self._held) if now >= self._renew_at else (),
+            closed_for=max(self._closed_until - now, 0.0),
+        )
+
+    def _until_renewal(self, now: float) -> float:
+        return self._renew_at - now if self._held else inf
+
+    def _delay(self, reply: QuotaReply) -> float:
+        if reply.granted:
+            return 0.0
+        look = min(TURN / 3, self._terms.window / 4)  # a slot that came back is seen long before it is free
+        return min(reply.delay, look) if reply.delay else _SOON
+
+    async def _ask(self, request: QuotaRequest) -> QuotaReply:
+        """Change the quota by the rules and write it; begin again if somebody else has written it meanwhile."""
+        written = uuid4().hex
+        quota, seen, now = await self._read()
+        while True:
+            reply = exchange(quota, self._terms, request, now)
+            if reply.quota == quota:
+                return reply
+            values = {"account": self._account, "document": pack(reply.quota), "written": written, "seen": seen}
+            [changed] = await self._driver.run((_sql.WRITE_QUOTA, values))
+            if changed:
+                return reply
+            quota, seen, now = await self._read()
+            if seen == written:  # the connection was lost after the write
+                return reply
+
+    async def _read(self) -> tuple[Quota, str | None, float]:
+        [[(document, seen, boot, now)]] = await self._driver.run((_sql.GET_QUOTA, {"account": self._account}))
+        quota = unpack_document(document, Quota) if document else Quota()
+        return on_clock(quota, boot, now), seen, now
+
+    def _grant(self, name: str, until: float) -> None:
+        self._held[name] = permit = SharedPermit(name, until, self._terms.window, self._return)
         if (waiter := self._next()) is None:
             permit.give_back()
         else:
@@ -264,61 +264,3 @@ class PostgresLimiter(anyio.AsyncContextManagerMixin):
             if not waiter.done():
                 return waiter
         return None
-
-    async def _leave(self) -> None:
-        self._waiters.clear()
-        if self._in_queue:
-            await self._database.execute(_LEAVE, self._values)
-            self._in_queue = False
-
-    async def _listen(self) -> None:
-        async with aclosing(self._database.wakes("kie_quota")) as wakes:
-            async for _ in wakes:
-                self._stir.set()
-
-    # ------------------------------------------------------------ telling
-
-    async def _report(self) -> None:
-        """Tell the database what came back, when the gate opens, and that the holders of the rest live."""
-        failures = 0
-        while True:
-            with anyio.move_on_after(self._lease / 3):
-                await self._tell.wait()
-            self._tell.clear()
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._tell_gate()
-                    await self._tell_returned()
-                    await self._renew()
-                failures = 0
-            except StorageError:
-                self._tell.set()
-                failures += 1
-                await anyio.sleep(backoff(failures, random.random, base=0.1, limit=2.0))
-
-    async def _tell_gate(self) -> None:
-        until = self._closed_until
-        seconds = until - asyncio.get_running_loop().time()
-        if until > self._told_until and seconds > 0:
-            await self._database.execute(_PENALIZE, {**self._values, "seconds": seconds})
-            self._told_until = until
-
-    async def _tell_returned(self) -> None:
-        if told := dict(self._returned):
-            await self._database.execute(_RETURN, {"permits": list(told), "seconds": list(told.values())})
-            for name in told:
-                del self._returned[name]
-
-    async def _renew(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._held and now >= self._renew_at:
-            names = list(self._held)
-            rows = await self._database.execute(_RENEW, {**self._values, "permits": names})
-            for name in self._held.keys() & {row[0] for row in rows}:
-                self._held[name].until = now + self._lease / 2
-            self._renew_at = now + self._lease / 3
-
-    async def _last_words(self) -> None:
-        with suppress(StorageError):  # it is away: the leases run out, and the turn in the queue
-            await self._tell_returned()
-            await self._leave()

@@ -1,134 +1,196 @@
-"""The statements of the journal in PostgreSQL. Each is a transaction of its own, and may be run again when in doubt."""
+"""The tables of a journal and the statements on them, in SQL that SQLite and PostgreSQL both speak.
+
+A statement may run again after a lost connection: it must find out by itself whether it has happened. ``written`` is
+the id of the last write of a job, and tells that.
+"""
 
 from __future__ import annotations
 
-# Places are given in turn, so that whoever pages through jobs misses none. A job that this very write has added
-# already, before its connection was lost, counts as new again.
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+VERSION = 2
+
+# A job's "document" is the job, and the truth; the columns beside it are for finding and counting.
+# Positions are given in the order of commits, so that whoever reads on from a position misses nothing.
+SCHEMA = """
+CREATE TABLE kie_job (
+    position {position}, key text NOT NULL UNIQUE, batch text NOT NULL, state text NOT NULL,
+    cost double precision NOT NULL, changed_at double precision NOT NULL, document text NOT NULL,
+    checksum bigint NOT NULL, written text NOT NULL
+);
+CREATE INDEX kie_job_state ON kie_job (state, position);
+CREATE INDEX kie_job_batch ON kie_job (batch, state, position, cost);
+CREATE TABLE kie_attempt (
+    token text PRIMARY KEY, key text NOT NULL, number integer NOT NULL, task_id text UNIQUE,
+    process_id text NOT NULL, intended_at double precision NOT NULL, checksum bigint NOT NULL, UNIQUE (key, number)
+);
+CREATE TABLE kie_callback (
+    position {position}, token text NOT NULL, task_id text NOT NULL, stage text NOT NULL,
+    received_at double precision NOT NULL, checksum bigint NOT NULL, UNIQUE (token, task_id, stage)
+);
+CREATE INDEX kie_callback_task ON kie_callback (task_id);
+CREATE TABLE kie_upload (
+    sha256 text PRIMARY KEY, uploaded_at double precision NOT NULL, document text NOT NULL, checksum bigint NOT NULL
+);
+CREATE TABLE kie_lease (name text PRIMARY KEY, process_id text NOT NULL, expires_at double precision NOT NULL);
+CREATE TABLE kie_quota (account text PRIMARY KEY, document text NOT NULL, written text NOT NULL);
+"""
+
+# The columns that the checksum of a row covers, in its order.
+JOB = ("key", "batch", "state", "cost", "changed_at", "document")
+ATTEMPT = ("token", "key", "number", "task_id", "process_id", "intended_at")
+CALLBACK = ("token", "task_id", "stage", "received_at")
+UPLOAD = ("sha256", "uploaded_at", "document")
+_ALL = "SELECT {columns}, checksum FROM {table}"
+ALL_ROWS = tuple(
+    _ALL.format(columns=", ".join(columns), table=table)
+    for table, columns in {
+        "kie_job": JOB, "kie_attempt": ATTEMPT, "kie_callback": CALLBACK, "kie_upload": UPLOAD,
+    }.items()
+)  # fmt: skip
+
+
+def with_checksum(columns: tuple[str, ...], *values: object) -> Mapping[str, object]:
+    """Return the parameters of a row."""
+    return {**dict(zip(columns, values, strict=True)), "checksum": _checksum(values)}
+
+
+def is_intact(row: tuple[Any, ...]) -> bool:
+    """Tell whether a row is what was written; its last column is the checksum."""
+    return bool(_checksum(row[:-1]) == row[-1])
+
+
+def _checksum(values: tuple[object, ...]) -> int:
+    return crc32("\0".join(map(str, values)).encode())
+
+
+# ---------------------------------------------------------------- jobs
+
 ADD = """
-WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(hashtext('kie_job')))
-INSERT INTO kie_job (key, batch, state, cost, document, written)
-SELECT key, batch, state, cost, document, %(written)s
-FROM turn, unnest(%(keys)s::text[], %(batches)s::text[], %(states)s::text[], %(costs)s::float8[], %(documents)s::text[])
-    WITH ORDINALITY AS new (key, batch, state, cost, document, nth)
-ORDER BY nth
+INSERT INTO kie_job (key, batch, state, cost, changed_at, document, checksum, written)
+VALUES (:key, :batch, :state, :cost, :changed_at, :document, :checksum, :written)
 ON CONFLICT (key) DO UPDATE SET written = excluded.written WHERE kie_job.written = excluded.written
-RETURNING 1
 """
-
 GET = """
-SELECT document, written, extract(epoch FROM clock_timestamp())::float8 FROM kie_job WHERE key = %(key)s
+SELECT key, batch, state, cost, changed_at, document, checksum, written, :now FROM kie_job WHERE key = :key
 """
-
 FIND = """
-SELECT document FROM kie_attempt JOIN kie_job USING (key)
-WHERE token = %(token)s OR task_id = %(task_id)s
-ORDER BY token = %(token)s DESC LIMIT 1
+SELECT key, batch, state, cost, changed_at, document, checksum FROM kie_job WHERE key = (
+    SELECT key FROM kie_attempt WHERE token = :token OR task_id = :task_id ORDER BY token = :token DESC LIMIT 1
+)
+"""
+_PAGE = """
+SELECT position, key, batch, state, cost, changed_at, document, checksum FROM kie_job
+WHERE position IN ({positions}) ORDER BY position LIMIT :limit
+"""
+_POSITIONS = """
+SELECT position FROM (
+    SELECT position FROM kie_job WHERE state = :{state} AND position > :after {of_batch} ORDER BY position LIMIT :limit
+) AS {state}
+"""
+_COUNTS = "SELECT state, count(*) FROM kie_job WHERE true {of_batch} GROUP BY state"
+SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = :batch"
+WRITE = """
+UPDATE kie_job SET state = :state, cost = :cost, changed_at = :changed_at, document = :document, checksum = :checksum,
+    written = :written
+WHERE key = :key AND written = :seen
 """
 
-# State by state, so that the index leads to a few open jobs past a million finished ones.
-PAGE = """
-SELECT place, document
-FROM unnest(%(states)s::text[]) AS wanted, LATERAL (
-    SELECT place, document FROM kie_job
-    WHERE state = wanted AND place > %(after)s AND {of_batch} ORDER BY place LIMIT %(limit)s
-) AS found
-ORDER BY place LIMIT %(limit)s
+
+def page(states: list[str], batch: str | None) -> str:
+    """Read a page state by state, so that the index leads to a few open jobs past a million finished ones.
+
+    Args:
+        states: names of the parameters that hold the states.
+        batch: None for all batches.
+    """
+    of_batch = _of_batch(batch)
+    return _PAGE.format(positions=" UNION ALL ".join(_POSITIONS.format(state=s, of_batch=of_batch) for s in states))
+
+
+def counts(batch: str | None) -> str:
+    """Count the jobs in each state."""
+    return _COUNTS.format(of_batch=_of_batch(batch))
+
+
+def _of_batch(batch: str | None) -> str:
+    return "" if batch is None else "AND batch = :batch"
+
+
+# ---------------------------------------------------------------- with the write of a job, in its transaction
+
+INSERT_ATTEMPT = """
+INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum)
+SELECT :token, :key, :number, NULL, :process_id, :intended_at, :checksum FROM kie_job
+WHERE key = :key AND written = :written
+    AND NOT EXISTS (SELECT 1 FROM kie_attempt WHERE token = :token AND key = :key AND number = :number)
 """
-
-COUNTS = "SELECT state, count(*) FROM kie_job WHERE {of_batch} GROUP BY state"
-
-SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = %(batch)s"
-
-OF_BATCH = {True: "batch = %(batch)s", False: "true"}
-
-_WRITE = """
-WITH job AS (
-    UPDATE kie_job SET state = %(state)s, cost = %(cost)s, document = %(document)s, written = %(written)s
-    WHERE key = %(key)s AND written = %(seen)s
-    RETURNING key
-), more AS ({more})
-SELECT key FROM job
+NAME_TASK = """
+UPDATE kie_attempt SET task_id = :task_id, checksum = :checksum
+WHERE token = :token AND EXISTS (SELECT 1 FROM kie_job WHERE key = :key AND written = :written)
 """
-
-MOVE = _WRITE.format(
-    more="""
-    UPDATE kie_attempt SET task_id = %(task_id)s FROM job WHERE token = %(token)s AND %(task_id)s::text IS NOT NULL
-    """
-)
-
-INTEND = _WRITE.format(
-    more="""
-    INSERT INTO kie_attempt (token, key, number, owner, intended_at)
-    SELECT %(token)s, key, %(number)s, %(owner)s, %(intended_at)s FROM job
-    """
-)
-
-UPLOAD = _WRITE.format(
-    more="""
-    INSERT INTO kie_upload (sha256, uploaded_at, source)
-    SELECT %(sha256)s, %(uploaded_at)s, %(source)s FROM job WHERE %(uploaded_at)s::float8 IS NOT NULL
-    ON CONFLICT (sha256) DO UPDATE SET uploaded_at = excluded.uploaded_at, source = excluded.source
-    WHERE kie_upload.uploaded_at <= excluded.uploaded_at
-    """
-)
-
-UPLOADED = "SELECT source FROM kie_upload WHERE sha256 = %(sha256)s AND uploaded_at >= %(since)s"
-
+SAVE_UPLOAD = """
+INSERT INTO kie_upload (sha256, uploaded_at, document, checksum)
+SELECT :sha256, :uploaded_at, :document, :checksum FROM kie_job WHERE key = :key AND written = :written
+ON CONFLICT (sha256) DO UPDATE
+SET uploaded_at = excluded.uploaded_at, document = excluded.document, checksum = excluded.checksum
+WHERE kie_upload.uploaded_at <= excluded.uploaded_at
+"""
 ATTEMPTS = """
-SELECT number, token, task_id, owner, intended_at FROM kie_attempt WHERE key = %(key)s ORDER BY number
+SELECT token, key, number, task_id, process_id, intended_at, checksum FROM kie_attempt WHERE key = :key ORDER BY number
+"""
+UPLOADED = """
+SELECT sha256, uploaded_at, document, checksum FROM kie_upload WHERE sha256 = :sha256 AND uploaded_at >= :since
 """
 
-# Row and notification are one transaction: whoever is told finds the row.
-HEAR = """
-WITH expected AS (
-    SELECT 1 FROM kie_attempt AS attempt JOIN kie_job USING (key)
-    WHERE token = %(token)s AND (task_id IS NULL OR (task_id = %(task_id)s AND state = ANY(%(open)s::text[])))
-), new AS (
-    INSERT INTO kie_inbox (token, task_id, stage, at)
-    SELECT %(token)s::text, %(task_id)s::text, %(stage)s::text, %(at)s::float8 FROM expected
-    ON CONFLICT DO NOTHING RETURNING 1
-)
-SELECT (SELECT count(pg_notify('kie_inbox', '')) FROM new) FROM expected
-"""
+# ---------------------------------------------------------------- callbacks
 
+EXPECTED = """
+SELECT kie_attempt.task_id, kie_job.state FROM kie_attempt JOIN kie_job USING (key) WHERE token = :token
+"""
+SAVE_CALLBACK = """
+INSERT INTO kie_callback (token, task_id, stage, received_at, checksum)
+VALUES (:token, :task_id, :stage, :received_at, :checksum) ON CONFLICT DO NOTHING
+"""
+CALLBACKS = """
+SELECT token, task_id, stage, received_at, checksum FROM kie_callback WHERE token = :token OR task_id = :task_id
+ORDER BY position
+"""
+LAST_POSITION = "SELECT coalesce(max(position), 0) FROM kie_callback"
+NEW_CALLBACKS = """
+SELECT position, token, task_id, stage, received_at, checksum FROM kie_callback WHERE position > :after
+ORDER BY position LIMIT 500
+"""
 PRUNE = """
-WITH spent AS (
-    SELECT inbox.token, inbox.task_id, inbox.stage
-    FROM kie_inbox AS inbox
-    LEFT JOIN kie_attempt AS attempt ON attempt.token = inbox.token
-    LEFT JOIN kie_job USING (key)
-    WHERE inbox.at < %(before)s AND (
-        attempt.token IS NULL
-        OR (state <> ALL(%(open)s::text[]) AND (document::json -> 'moments' ->> state)::float8 < %(before)s)
-    )
-    LIMIT %(limit)s
+DELETE FROM kie_callback WHERE position IN (
+    SELECT kie_callback.position FROM kie_callback LEFT JOIN kie_attempt ON kie_attempt.token = kie_callback.token
+        LEFT JOIN kie_job ON kie_job.key = kie_attempt.key
+    WHERE received_at < :before
+        AND (state IS NULL OR (changed_at < :before AND state NOT IN ({open_states})))
+    LIMIT 500
 )
-DELETE FROM kie_inbox AS inbox USING spent
-WHERE (inbox.token, inbox.task_id, inbox.stage) = (spent.token, spent.task_id, spent.stage)
-RETURNING 1
 """
 
-HEARD = """
-SELECT token, task_id, stage, at FROM kie_inbox WHERE token = %(token)s OR task_id = %(task_id)s ORDER BY at
-"""
-
-HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
-
-# Whatever was not yet seen: transactions may end in another order than they began, so all from the oldest one that
-# was still open at the last look.
-MISSED = """
-SELECT horizon::text, transaction >= horizon, token, task_id, stage, at
-FROM pg_snapshot_xmin(pg_current_snapshot()) AS horizon LEFT JOIN kie_inbox ON transaction >= %(horizon)s::xid8
-ORDER BY transaction, at
-"""
+# ---------------------------------------------------------------- leases
 
 LEASE = """
-INSERT INTO kie_lease AS held VALUES (%(name)s, %(owner)s, clock_timestamp() + make_interval(secs => %(seconds)s))
-ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
-WHERE held.owner IN (excluded.owner, %(gone)s) OR held.expires_at <= clock_timestamp()
-RETURNING 1
+INSERT INTO kie_lease (name, process_id, expires_at) VALUES (:name, :process_id, :now + :seconds)
+ON CONFLICT (name) DO UPDATE SET process_id = excluded.process_id, expires_at = excluded.expires_at
+WHERE kie_lease.process_id IN (excluded.process_id, :dead) OR kie_lease.expires_at <= :now
 """
+HOLDER = "SELECT process_id FROM kie_lease WHERE name = :name AND expires_at > :now"
+RELEASE = "DELETE FROM kie_lease WHERE name = :name AND process_id = :process_id"
 
-HOLDER = "SELECT owner FROM kie_lease WHERE name = %(name)s AND expires_at > clock_timestamp()"
+# ---------------------------------------------------------------- the shared quota
 
-RELEASE = "DELETE FROM kie_lease WHERE name = %(name)s AND owner = %(owner)s"
+GET_QUOTA = """
+SELECT (SELECT document FROM kie_quota WHERE account = :account),
+    (SELECT written FROM kie_quota WHERE account = :account), :boot, :tick
+"""
+WRITE_QUOTA = """
+INSERT INTO kie_quota (account, document, written) VALUES (:account, :document, :written)
+ON CONFLICT (account) DO UPDATE SET document = excluded.document, written = excluded.written
+WHERE kie_quota.written = :seen
+"""

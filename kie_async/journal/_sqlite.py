@@ -1,305 +1,173 @@
-"""The journal of one machine: a SQLite file, for any number of processes.
+"""SQLite as a driver: a file of this machine, for any number of processes. One thread works on the connection.
 
-Every write is durable (fsync) before it returns, and stands in the file itself, not in its log alone. The file is mode
-0600, for it holds addresses that need no password.
+Every write is durable (fsync) before ``run`` returns, and stands in the file itself, not in its log alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar
 
-from anyio import AsyncContextManagerMixin, CancelScope
+import anyio
 
-from kie_async.errors import StorageError
-from kie_async.journal import _tables
-from kie_async.journal._file import connect, explain, open_journal
-from kie_async.journal._job import Attempt, InboundCallback, Job, Source
-from kie_async.journal._lane import Lane, answer, commit
-from kie_async.journal._owner import new_owner
-from kie_async.journal._path import JournalPath
-from kie_async.journal._states import State
+from kie_async._client.lifetime import until_done
+from kie_async.errors import ConflictError, StorageError
+from kie_async.journal._driver import Rows, Step
+from kie_async.journal._file import explain, open_file
+from kie_async.journal._path import FAILURES, JournalPath
+from kie_async.journal._process import boot_id
 
 T = TypeVar("T")
 
-_PORTION = 500  # jobs added in one step: some milliseconds, in which others wait
-_AWAY = 1.0  # seconds between two looks at a file that cannot be read
+_NOT_UNIQUE = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+_IDLE = 5.0  # seconds after which a watcher looks without a sign
 
-logger = logging.getLogger("kie_async.journal")
+_BOOT = boot_id()
 
 
-class SQLiteJournal(AsyncContextManagerMixin):
-    """A journal in a file of this machine; see ``Journal``.
+class SQLite(anyio.AsyncContextManagerMixin):
+    """One connection to a file, in a thread of its own.
 
     Args:
-        path: of the file; made if it is not there, its directory too. Not on a network share.
-        owner: the name of this process life; one is made if none is given.
+        path: of the file, absolute; made if it is not there.
         patience: seconds to wait for another process that is writing.
-        poll: seconds between two looks for callbacks that other processes have stored.
+        poll: seconds between two looks for what other processes have written.
 
     Raises:
-        StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving, and by
-            ``intend``) it was moved or deleted meanwhile. A whole copy is at its path then.
+        StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving) it was
+            moved or deleted meanwhile. A whole copy is at its path then.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, owner: str | None = None, patience: float = 5.0, poll: float = 0.03
-    ) -> None:
-        self._path = Path(path).absolute()
-        self._owner = owner or new_owner()
+    def __init__(self, path: Path, *, patience: float, poll: float) -> None:
+        self.path = path
         self._patience = patience
         self._poll = poll
         self._pid = os.getpid()
-        self._lanes: tuple[Lane, Lane] | None = None
-        self._file: JournalPath
-        self._horizon = 0  # the last callback there was when it was opened
-        self._leases: set[str] = set()
-        self._listeners: set[asyncio.Event] = set()
+        self._thread: ThreadPoolExecutor | None = None
+        self._connection: sqlite3.Connection  # while it is open
+        self._file = JournalPath(path, patience)
+        self._watchers: set[asyncio.Event] = set()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._path}>"
-
-    @property
-    def path(self) -> Path:
-        """Of the file, absolute."""
-        return self._path
-
-    @property
-    def owner(self) -> str:
-        """The name of this process life."""
-        return self._owner
+    def __str__(self) -> str:
+        return str(self.path)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        say = partial(explain, self._path)
         self._pid = os.getpid()
-        file = self._file = JournalPath(self._path, self._patience)
-        writer = Lane(
-            "kie-journal-write",
-            lambda: file.opened(open_journal(self._path, self._patience)),
-            partial(commit, written=file.written),
-            say,
-            file.close,
-        )
-        lanes = [writer]
+        self._thread = thread = ThreadPoolExecutor(1, "kie-journal")
         try:
-            self._horizon = await self._ask(writer, _tables.last_heard)
-            reader = Lane("kie-journal-read", partial(connect, self._path, self._patience), answer, say)
-            lanes.append(reader)
-            await self._ask(reader, _nothing)
-            self._lanes = reader, writer
+            await self._call(self._open)
             yield self
         finally:
-            self._lanes = None
-            await self._close(writer, lanes)
-        if file.lost is not None:  # at the latest now it is said
-            raise file.lost
+            self._thread = None
+            if self._pid == os.getpid():  # after a fork, the thread is the parent's
+                self._wake()
+                try:
+                    await until_done(asyncio.wrap_future(thread.submit(self._close)))
+                finally:
+                    thread.shutdown()
+        if self._file.lost is not None:
+            raise self._file.lost
 
-    async def _close(self, writer: Lane, lanes: Sequence[Lane]) -> None:
-        if self._pid != os.getpid():
-            return  # the threads are the parent's
-        if self._leases:
-            writer.submit(partial(_tables.release, owner=self._owner, names=tuple(self._leases)))
-            self._leases.clear()
-        for listener in self._listeners:
-            listener.set()
-        await _end(reversed(lanes))
+    async def run(self, *steps: Step) -> list[Rows]:
+        """Run statements as one durable transaction; see ``Driver``."""
+        rows, is_changed = await self._call(partial(self._run, steps))
+        if is_changed:
+            self._wake()
+        return rows
 
-    # ------------------------------------------------------------ asking
+    async def check(self) -> None:
+        """Check that the path leads to the open file; a whole copy is put there if not."""
+        await self._call(lambda: self._file.check(self._connection))
 
-    async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._ask(self._open_lanes()[0], function)
+    def watch(self) -> AsyncGenerator[None]:
+        """Yield when something may have been written; see ``Driver``. Ends when the database is closed."""
+        self._open_thread()
+        return self._watch()
 
-    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._ask(self._open_lanes()[1], function)
+    async def _watch(self) -> AsyncGenerator[None]:
+        changed, seen, quiet = asyncio.Event(), -1, 0.0
+        self._watchers.add(changed)
+        try:
+            while self._thread is not None:
+                version = await self._call(self._version)
+                if changed.is_set() or version != seen or quiet >= _IDLE:
+                    changed.clear()
+                    seen, quiet = version, 0.0
+                    yield
+                quiet += self._poll
+                with anyio.move_on_after(self._poll):
+                    await changed.wait()
+        finally:
+            self._watchers.discard(changed)
 
-    async def _ask(self, lane: Lane, function: Callable[[sqlite3.Connection], T]) -> T:
-        call = cast("Callable[[], T]", function)  # the lane gives it the connection
-        return await asyncio.get_running_loop().run_in_executor(lane, call)
+    def _wake(self) -> None:
+        for watcher in self._watchers:
+            watcher.set()
 
-    def _open_lanes(self) -> tuple[Lane, Lane]:
+    async def _call(self, work: Callable[[], T]) -> T:
+        thread = self._open_thread()
+        return await asyncio.get_running_loop().run_in_executor(thread, self._explained, work)
+
+    def _open_thread(self) -> ThreadPoolExecutor:
         if self._pid != os.getpid():
             raise StorageError("the journal was opened before a fork: open one of its own here", retryable=False)
-        if self._lanes is None:
+        if self._thread is None:
             raise StorageError("the journal is not open: enter it with 'async with'", retryable=False)
-        return self._lanes
+        return self._thread
 
-    # ------------------------------------------------------------ jobs
+    # ------------------------------------------------------------ in the thread
 
-    async def add(self, jobs: Iterable[Job]) -> int:
-        """Add planned jobs; see ``Journal``."""
-        waiting, new = iter(jobs), 0
-        while portion := list(islice(waiting, _PORTION)):
-            if odd := [job.key for job in portion if job.state is not State.PLANNED]:
-                raise ValueError(f"only planned jobs can be added; not so: {odd[0]!r}")
-            new += await self._write(partial(_tables.add, jobs=portion))
-        return new
-
-    async def get(self, key: str) -> Job | None:
-        """Read one job."""
-        return await self._read(partial(_tables.get, key=key))
-
-    async def find(self, *, token: str | None = None, task_id: str | None = None) -> Job | None:
-        """Find the job of an attempt; see ``Journal``."""
-        return await self._read(partial(_tables.find, token=token, task_id=task_id))
-
-    async def page(
-        self, *states: State, batch: str | None = None, after: int = 0, limit: int = 500
-    ) -> list[tuple[int, Job]]:
-        """Read jobs in the order they were added; see ``Journal``."""
-        which = frozenset(states) or State
-        return await self._read(partial(_tables.page, states=which, batch=batch, after=after, limit=limit))
-
-    async def counts(self, batch: str | None = None) -> Mapping[State, int]:
-        """How many jobs stand in each state."""
-        return await self._read(partial(_tables.counts, batch=batch))
-
-    async def intend(self, key: str, token: str) -> Job:
-        """Move a planned job to its intent; see ``Journal``."""
-        file = self._file
-
-        def write(connection: sqlite3.Connection) -> Job:
-            file.check()
-            return _tables.intend(connection, key, token, self._owner, time.time())
-
+    def _explained(self, work: Callable[[], T]) -> T:
         try:
-            job = await self._write(write)
-        except StorageError as error:
-            raise (file.lost or error) from None
-        if file.lost is not None:  # the copy that was put back may have it, or not: nothing is sent
-            await self.move(key, State.PLANNED, token=token)
-            raise file.lost
-        return job
+            return work()
+        except FAILURES as error:
+            if getattr(error, "sqlite_errorcode", None) in _NOT_UNIQUE:
+                raise ConflictError(f"something that must be unique is there already: {error}") from None
+            raise explain(self.path, error) from error
 
-    async def move(self, key: str, to: State, *, token: str | None = None, **facts: Any) -> Job:  # noqa: ANN401  # fields of ``Job``
-        """Move a job, with the facts learnt; see ``Journal``."""
-        return await self._write(partial(_tables.move, key=key, to=to, token=token, facts=facts, at=time.time()))
+    def _open(self) -> None:
+        self._connection = open_file(self.path, self._patience)
+        self._file.opened()
 
-    async def attempts(self, key: str) -> list[Attempt]:
-        """All attempts of a job, in order."""
-        return await self._read(partial(_tables.attempts, key=key))
+    def _close(self) -> None:
+        if hasattr(self, "_connection"):
+            with suppress(*FAILURES, OSError):  # all that was promised is on disk: closing only tidies up
+                self._file.close(self._connection)
+            del self._connection
 
-    async def spent(self, batch: str) -> float:
-        """Credits of a batch; see ``Journal``."""
-        return await self._read(partial(_tables.spent, batch=batch))
+    def _run(self, steps: Sequence[Step]) -> tuple[list[Rows], bool]:
+        connection, clock = self._connection, {"now": time.time(), "tick": time.monotonic(), "boot": _BOOT}
+        before = connection.total_changes
+        with _transaction(connection) if len(steps) > 1 else nullcontext():  # a single statement is one by itself
+            results = [_rows(connection.execute(statement, {**values, **clock})) for statement, values in steps]
+        is_changed = connection.total_changes != before
+        if is_changed:
+            self._file.written(connection)
+        return results, is_changed
 
-    # ------------------------------------------------------------ uploads
-
-    async def upload(self, key: str, source: Source) -> None:
-        """Note where a job's source was uploaded; see ``Journal``."""
-        await self._write(partial(_tables.upload, key=key, source=source))
-
-    async def uploaded(self, sha256: str, since: float) -> Source | None:
-        """Find content that was uploaded already; see ``Journal``."""
-        return await self._read(partial(_tables.uploaded, sha256=sha256, since=since))
-
-    # ------------------------------------------------------------ callbacks
-
-    async def save_callback(self, callback: InboundCallback) -> bool:
-        """Keep a callback of a submission that is known, and wake whoever listens; see ``Journal``."""
-        if not await self._read(partial(_tables.is_expected, callback=callback)):  # a stranger's post costs no write
-            return False
-        await self._write(partial(_tables.save_callback, callback=callback))
-        for listener in self._listeners:
-            listener.set()
-        return True
-
-    async def prune(self, before: float) -> int:
-        """Delete the callbacks of jobs that came to their end before that moment; see ``Journal``."""
-        after = removed = 0
-        while (step := await self._write(partial(_tables.prune, after=after, before=before))) is not None:
-            after, count = step
-            removed += count
-        return removed
-
-    async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
-        """The callbacks kept for a token or a task."""
-        return await self._read(partial(_tables.callbacks_for, token=token, task_id=task_id))
-
-    def watch_callbacks(self) -> AsyncIterator[InboundCallback]:
-        """Give the callbacks that come in since the journal was opened; see ``Journal``. Ends when it is closed."""
-        self._open_lanes()
-        return self._watch_callbacks()
-
-    async def _watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
-        after, seen, changed = self._horizon, -1, asyncio.Event()
-        self._listeners.add(changed)
-        try:
-            while self._lanes is not None:
-                changed.clear()
-                seen, news = await self._look(after, seen, changed)
-                for after, callback in news:  # noqa: B007  # the last place is where the next look begins
-                    yield callback
-                if not news:
-                    await _wait(changed, self._poll)
-        finally:
-            self._listeners.discard(changed)
-
-    async def _look(
-        self, after: int, seen: int, changed: asyncio.Event
-    ) -> tuple[int, list[tuple[int, InboundCallback]]]:
-        try:
-            return await self._read(partial(_news, after=after, seen=seen))
-        except StorageError as error:
-            logger.warning("callbacks cannot be read now, trying again: %s", error)
-            await _wait(changed, _AWAY)
-            return seen, []
-
-    # ------------------------------------------------------------ leases
-
-    async def lease(self, name: str, seconds: float) -> None:
-        """Take or renew a lease; see ``Journal``. That of a process that died on this machine is free at once."""
-        self._leases.add(name)
-        await self._write(partial(_tables.lease, name=name, owner=self._owner, now=time.time(), seconds=seconds))
-
-    async def release(self, name: str) -> None:
-        """Give a lease back."""
-        await self._write(partial(_tables.release, owner=self._owner, names=(name,)))
-        self._leases.discard(name)
+    def _version(self) -> int:
+        """Return a number that changes when another connection has written."""
+        with suppress(*FAILURES):
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            return int(version)
+        return -1  # whoever reads now is told what is wrong
 
 
-def _nothing(_connection: sqlite3.Connection) -> None:
-    """Do nothing: it succeeds if the connection could be opened."""
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:  # commits, or rolls back
+        yield
 
 
-def _news(connection: sqlite3.Connection, after: int, seen: int) -> tuple[int, list[tuple[int, InboundCallback]]]:
-    """Read what came after, if the file has changed since it was seen; ask first whether, so that nothing is missed."""
-    (version,) = connection.execute("PRAGMA data_version").fetchone()
-    news = _tables.heard_after(connection, after) if version != seen else []
-    return (seen if news else version), news
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    alarm = asyncio.get_running_loop().call_later(seconds, event.set)
-    try:
-        await event.wait()
-    finally:
-        alarm.cancel()
-
-
-async def _end(lanes: Iterable[Lane]) -> None:
-    """End them one after another, also if cancelled meanwhile, so that no thread stays behind.
-
-    Connections that close at the same time each leave the log to the other, and the file alone would not be whole.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    with CancelScope(shield=True):
-        for lane in lanes:
-            end = asyncio.wrap_future(lane.close())
-            while not end.done():
-                try:
-                    await asyncio.wait([end])
-                except asyncio.CancelledError as error:
-                    cancelled = error
-            lane.join()
-    if cancelled is not None:
-        raise cancelled
+def _rows(cursor: sqlite3.Cursor) -> Rows:
+    return cursor.fetchall() if cursor.description else [()] * cursor.rowcount

@@ -1,4 +1,4 @@
-"""The states of a job and its legal moves: one table, read by stores, batch and documentation alike.
+"""The states of a job and its legal transitions: one table, read by stores, batch and documentation alike.
 
 ::
 
@@ -11,7 +11,7 @@
                        ├→ planned     a person decided: send it again
                        └→ abandoned   a person decided: leave it
 
-A move that is not listed is a stale or a doubled report: it is refused, and changes nothing.
+A transition that is not listed is a stale or a doubled report: it is refused, and changes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class State(StrEnum):
     ABANDONED = "abandoned"
 
 
-MOVES: Mapping[State, frozenset[State]] = MappingProxyType(
+TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     {
         State.PLANNED: frozenset({State.INTENT, State.REJECTED}),  # rejected: by our own check of its source
         State.INTENT: frozenset({State.SUBMITTED, State.PLANNED, State.REJECTED, State.UNKNOWN}),
@@ -54,5 +54,5 @@ PAID = frozenset({State.SUBMITTED, State.SUCCEEDED, State.DELIVERED})  # certain
 
 
 def is_legal(now: State, to: State) -> bool:
-    """Tell whether a job may move from one state to another."""
-    return to in MOVES[now]
+    """Tell whether a job may go from one state to another."""
+    return to in TRANSITIONS[now]

@@ -1,4 +1,4 @@
-"""The name of a process life, and whether it is over."""
+"""The id of a process, and whether the process is dead."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 
-def new_owner() -> str:
-    """Name this process life: ``machine:pid:`` and something that no other has."""
+def new_process_id() -> str:
+    """Return an id for this process: ``machine:pid:`` and a random part, for pids are used again."""
     return f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-def is_gone(owner: str) -> bool:
-    """Tell whether an owner is certainly gone: of this machine, and its process is no more."""
-    machine, _, rest = owner.partition(":")
+def is_dead(process_id: str) -> bool:
+    """Tell whether a process is certainly dead: it ran on this machine, and its pid is free."""
+    machine, _, rest = process_id.partition(":")
     number = rest.partition(":")[0]
     if machine != _machine() or not number.isdecimal() or sys.platform == "win32":
         return False  # on Windows, asking whether a process lives would end it
@@ -29,11 +29,18 @@ def is_gone(owner: str) -> bool:
     return False
 
 
+def boot_id() -> str:
+    """Return the id of this start of the machine; empty where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def _machine() -> str:
     """The host, its start, and the space its pids are counted in: names and spaces alone may be those of another."""
     try:
         space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  # no path, but a question to the kernel
-        start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
     except OSError:
         return socket.gethostname()
-    return f"{socket.gethostname()}.{start}.{space}"
+    return f"{socket.gethostname()}.{boot_id()[:8]}.{space}"

@@ -1,7 +1,4 @@
-"""What a move does to a job: pure rules, the same in every store.
-
-A store reads a job, lets these rules make the next one, and writes it, all in one transaction.
-"""
+"""What a transition does to a job: pure rules. A store reads a job, lets these make the next one, and writes it."""
 
 from __future__ import annotations
 
@@ -40,11 +37,11 @@ def intended(job: Job, token: str, owner: str, at: float) -> Job:
     )
 
 
-def moved(job: Job, to: State, facts: Mapping[str, Any], *, token: str | None, at: float) -> Job:
-    """The job after a move, with the facts learnt.
+def transition(job: Job, to: State, facts: Mapping[str, Any], *, token: str | None, at: float) -> Job:
+    """Return the job in another state, with the facts learnt.
 
     Raises:
-        ConflictError: the move is not legal from where it stands, of another attempt, or names another task.
+        ConflictError: the transition is not legal from where it stands, of another attempt, or names another task.
         TypeError: a fact is none that can be learnt, or the task id of a submission is missing.
     """
     if odd := facts.keys() - FACTS:
@@ -57,7 +54,9 @@ def moved(job: Job, to: State, facts: Mapping[str, Any], *, token: str | None, a
 
 def _guard(job: Job, to: State, token: str | None) -> None:
     if token is not None and token != job.token:
-        raise ConflictError(f"job {job.key!r} is at another attempt by now: the move to {to} is refused", job.task_id)
+        raise ConflictError(
+            f"job {job.key!r} is at another attempt by now: the transition to {to} is refused", job.task_id
+        )
     if not is_legal(job.state, to) or to is State.INTENT:  # an intent is a new attempt: only ``intend`` makes one
         raise ConflictError(f"job {job.key!r} is {job.state}: it cannot become {to}", job.task_id)
 
@@ -91,13 +90,6 @@ def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> 
         state: of its job.
     """
     return task_id is None or (task_id == callback.task_id and state in OPEN)
-
-
-def is_spent(callback: InboundCallback, job: Job | None, before: float) -> bool:
-    """Whether a kept callback can go: its job came to its end before that moment, or there is none."""
-    if callback.at >= before:
-        return False
-    return job is None or (job.state not in OPEN and job.moments.get(job.state.value, 0.0) < before)
 
 
 def attempt_of(job: Job) -> Attempt:

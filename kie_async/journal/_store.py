@@ -1,0 +1,296 @@
+"""The journal over a driver: one store for SQLite and PostgreSQL.
+
+A job is read, the rules make the next one (``_transitions``), and it is written if nobody has written it meanwhile.
+Each write has an id, so that one whose connection was lost finds out whether it happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from itertools import islice
+from typing import Any, Self, TypeAlias
+from uuid import uuid4
+
+import attrs
+from anyio import AsyncContextManagerMixin, CancelScope
+
+from kie_async._protocol.wire import pack
+from kie_async.errors import ConflictError, StorageError
+from kie_async.journal import _sql
+from kie_async.journal._documents import damaged, unpack_document
+from kie_async.journal._driver import Driver, Rows, Step
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source
+from kie_async.journal._process import is_dead, new_process_id
+from kie_async.journal._states import OPEN, State
+from kie_async.journal._transitions import attempt_of, cost, intended, is_awaited, transition
+
+Change: TypeAlias = Callable[[Job, float], Job]
+Follow: TypeAlias = Callable[[Job], Step | None]
+
+_ADDED_AT_ONCE = 500  # jobs in one transaction: some milliseconds, in which others wait
+_PRUNE = _sql.PRUNE.format(open_states=", ".join(f"'{state}'" for state in sorted(OPEN)))
+
+logger = logging.getLogger("kie_async.journal")
+
+
+class SQLJournal(AsyncContextManagerMixin):
+    """A journal in a database; ``Journal`` says what its methods do.
+
+    Args:
+        driver: of the database; opened and closed with the journal.
+        owner: the id of this process; made if none is given.
+
+    Attributes:
+        driver: for what else is kept in the same database.
+    """
+
+    def __init__(self, driver: Driver, owner: str | None) -> None:
+        self.driver = driver
+        self._owner = owner or new_process_id()
+        self._leases: set[str] = set()
+        self._writes: set[asyncio.Future[None]] = set()  # under way
+        self._pid = 0
+        self._last_position = 0  # of the callbacks there were when it was opened
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.driver}>"
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with self.driver:
+            self._pid = os.getpid()
+            [(self._last_position,)] = await self._read(_sql.LAST_POSITION)
+            try:
+                yield self
+            finally:
+                if self._pid == os.getpid():  # after a fork, leases and writes are the parent's
+                    with CancelScope(shield=True), suppress(StorageError):
+                        await self._settle()
+
+    async def _settle(self) -> None:
+        """Wait for the writes that are under way, and give the leases back."""
+        while self._writes:
+            await asyncio.wait(self._writes)
+        for name in tuple(self._leases):
+            await self.release(name)
+
+    @property
+    def owner(self) -> str:
+        """The id of this process."""
+        return self._owner
+
+    # ------------------------------------------------------------ jobs
+
+    async def add(self, jobs: Iterable[Job]) -> int:
+        """Add planned jobs and return how many are new; see ``Journal``."""
+        remaining, new = iter(jobs), 0
+        while portion := list(islice(remaining, _ADDED_AT_ONCE)):
+            if odd := [job.key for job in portion if job.state is not State.PLANNED]:
+                raise ValueError(f"only planned jobs can be added: {odd[0]!r} is not")
+            written = uuid4().hex
+            rows = {job.key: {**_job_row(job), "written": written} for job in reversed(portion)}
+            new += sum(map(len, await self.driver.run(*((_sql.ADD, row) for row in reversed(rows.values())))))
+        return new
+
+    async def get(self, key: str) -> Job | None:
+        """Read one job."""
+        rows = await self._read(_sql.GET, key=key)
+        return _job(rows[0][:-2]) if rows else None
+
+    async def find(self, *, token: str | None = None, task_id: str | None = None) -> Job | None:
+        """Find the job that one of its attempts belongs to."""
+        rows = await self._read(_sql.FIND, token=token, task_id=task_id)
+        return _job(rows[0]) if rows else None
+
+    async def page(
+        self, *states: State, batch: str | None = None, after: int = 0, limit: int = 500
+    ) -> list[tuple[int, Job]]:
+        """Read jobs in these states (all, if none is named) in the order they were added; see ``Journal``."""
+        wanted = {f"state{number}": str(state) for number, state in enumerate({*states} or State)}
+        rows = await self._read(_sql.page([*wanted], batch), **wanted, batch=batch, after=after, limit=limit)
+        return [(position, _job(tuple(row))) for position, *row in rows]
+
+    async def counts(self, batch: str | None = None) -> Mapping[State, int]:
+        """How many jobs stand in each state."""
+        rows = await self._read(_sql.counts(batch), batch=batch)
+        return {**dict.fromkeys(State, 0), **{State(state): number for state, number in rows}}
+
+    async def spent(self, batch: str) -> float:
+        """Credits of a batch; see ``Journal``."""
+        [(amount,)] = await self._read(_sql.SPENT, batch=batch)
+        return float(amount)
+
+    async def attempts(self, key: str) -> list[Attempt]:
+        """All attempts of a job, in order."""
+        rows = map(_intact, await self._read(_sql.ATTEMPTS, key=key))
+        names = ("token", "key", "number", "task_id", "owner", "intended_at")
+        return [Attempt(**dict(zip(names, row, strict=True))) for row in rows]
+
+    # ------------------------------------------------------------ transitions
+
+    async def intend(self, key: str, token: str) -> Job:
+        """Move a planned job to its intent, as a new attempt with this token; durable."""
+        with self._writing():
+            await self.driver.check()
+            job = await self._write(
+                key,
+                lambda job, now: intended(job, token, self._owner, now),
+                lambda job: (_sql.INSERT_ATTEMPT, _attempt_row(job)),
+            )
+            try:
+                await self.driver.check()
+            except StorageError:  # nobody may find it: nothing is sent
+                await self.move(key, State.PLANNED, token=token)
+                raise
+            return job
+
+    async def move(self, key: str, to: State, *, token: str | None = None, **facts: Any) -> Job:  # noqa: ANN401  # fields of ``Job``
+        """Move a job, in one step with the facts learnt; durable."""
+        with self._writing():
+            return await self._write(
+                key,
+                lambda job, now: transition(job, to, facts, token=token, at=now),
+                lambda job: (_sql.NAME_TASK, _attempt_row(job)) if facts.get("task_id") else None,
+            )
+
+    async def upload(self, key: str, source: Source) -> None:
+        """Note where a job's source was uploaded."""
+        more = None
+        if source.uploaded_at is not None:
+            row = _sql.with_checksum(_sql.UPLOAD, source.sha256, float(source.uploaded_at), pack(source))
+            more = _sql.SAVE_UPLOAD, row
+        with self._writing():
+            await self._write(key, lambda job, _now: attrs.evolve(job, source=source), lambda _job: more)
+
+    async def uploaded(self, sha256: str, since: float) -> Source | None:
+        """Find content that was uploaded already, since that moment (unix seconds)."""
+        rows = await self._read(_sql.UPLOADED, sha256=sha256, since=since)
+        return unpack_document(_intact(rows[0])[-1], Source) if rows else None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let the journal close only when this write has ended."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writes.add(ended)
+        try:
+            yield
+        finally:
+            self._writes.discard(ended)
+            ended.set_result(None)
+
+    async def _write(self, key: str, change: Change, follow: Follow) -> Job:
+        """Let a rule make the next job and write it; begin again if somebody else has written it meanwhile."""
+        written = uuid4().hex
+        while True:
+            rows = await self._read(_sql.GET, key=key)
+            if not rows:
+                raise ConflictError(f"the journal has no job {key!r}")
+            *row, seen, now = rows[0]
+            job = _job(tuple(row))
+            if seen == written:  # the connection was lost after the write
+                return job
+            job = change(job, now)
+            ids = {"key": key, "written": written}
+            steps = [(_sql.WRITE, {**_job_row(job), "written": written, "seen": seen})]
+            if more := follow(job):
+                steps.append((more[0], {**more[1], **ids}))
+            try:
+                changed, *_ = await self.driver.run(*steps)
+            except ConflictError:
+                message = f"job {key!r} cannot be given task {job.task_id}: it, or the token, is another attempt's"
+                raise ConflictError(message, job.task_id) from None
+            if changed:
+                return job
+
+    # ------------------------------------------------------------ callbacks
+
+    async def save_callback(self, callback: InboundCallback) -> bool:
+        """Keep a callback of a submission that is known, and wake whoever watches; see ``Journal``."""
+        expected = await self._read(_sql.EXPECTED, token=callback.token)  # a stranger's post costs no write
+        if not any(is_awaited(callback, task_id, State(state)) for task_id, state in expected):
+            return False
+        row = _sql.with_checksum(_sql.CALLBACK, callback.token, callback.task_id, callback.stage, float(callback.at))
+        await self._read(_sql.SAVE_CALLBACK, **row)
+        return True
+
+    async def prune(self, before: float) -> int:
+        """Delete the callbacks of jobs that came to their end before that moment; see ``Journal``."""
+        removed = 0
+        while rows := await self._read(_PRUNE, before=before):
+            removed += len(rows)
+        return removed
+
+    async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
+        """The callbacks kept for a token or a task."""
+        return [_callback(row) for row in await self._read(_sql.CALLBACKS, token=token, task_id=task_id)]
+
+    def watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
+        """Give the callbacks that come in since the journal was opened; see ``Journal``."""
+        return self._watch_callbacks(self.driver.watch())
+
+    async def _watch_callbacks(self, signs: AsyncGenerator[None]) -> AsyncGenerator[InboundCallback]:
+        after = self._last_position
+        async with aclosing(signs):
+            async for _ in signs:
+                try:
+                    while rows := await self._read(_sql.NEW_CALLBACKS, after=after):
+                        for after, *row in rows:  # noqa: B007  # the next page begins after the last
+                            yield _callback(tuple(row))
+                except StorageError as error:
+                    logger.warning("callbacks cannot be read now, trying again: %s", error)
+
+    # ------------------------------------------------------------ leases
+
+    async def lease(self, name: str, seconds: float) -> None:
+        """Take or renew a lease; see ``Journal``. That of a process that died on this machine is free at once."""
+        values = {"name": name, "process_id": self._owner, "seconds": seconds}
+        self._leases.add(name)
+        if await self._read(_sql.LEASE, **values, dead=None):
+            return
+        [holder] = (await self._read(_sql.HOLDER, **values) or [("another process",)])[0]
+        if not (is_dead(holder) and await self._read(_sql.LEASE, **values, dead=holder)):
+            self._leases.discard(name)
+            raise ConflictError(f"{name!r} is in the hands of {holder}: wait for it, or end that process")
+
+    async def release(self, name: str) -> None:
+        """Give a lease back."""
+        self._leases.discard(name)
+        await self._read(_sql.RELEASE, name=name, process_id=self._owner)
+
+    async def _read(self, statement: str, **values: object) -> Rows:
+        [rows] = await self.driver.run((statement, values))
+        return rows
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _job_row(job: Job) -> Mapping[str, object]:
+    changed_at = job.moments.get(job.state.value, 0.0)
+    values = (job.key, job.batch, str(job.state), float(cost(job)), float(changed_at), pack(job))
+    return _sql.with_checksum(_sql.JOB, *values)
+
+
+def _attempt_row(job: Job) -> Mapping[str, object]:
+    attempt = attempt_of(job)
+    values = (attempt.token, attempt.key, attempt.number, attempt.task_id, attempt.owner, attempt.intended_at)
+    return _sql.with_checksum(_sql.ATTEMPT, *values)
+
+
+def _job(row: tuple[Any, ...]) -> Job:
+    return unpack_document(_intact(row)[-1], Job)
+
+
+def _callback(row: tuple[Any, ...]) -> InboundCallback:
+    token, task_id, stage, at = _intact(row)
+    return InboundCallback(token=token, task_id=task_id, stage=stage, at=at)
+
+
+def _intact(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not _sql.is_intact(row):
+        raise damaged("a row is not what was written")
+    return row[:-1]
