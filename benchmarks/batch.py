@@ -25,7 +25,7 @@ import kie_async as kie
 from benchmarks._database import fresh, own_server
 from benchmarks._report import table, versions
 from kie_async._protocol.wire import pack
-from kie_async.journal import Attempt, Job, Journal, State, _tables, open_journal
+from kie_async.journal import Job, Journal, State, _sql, open_journal
 from kie_async.models import Track
 
 FIELDS: dict[str, Any] = {"model": "V5", "style": "piano, slow", "prompt": "A harbour at night.", "continue_at": 60.0}
@@ -96,14 +96,12 @@ def finished(store: str, count: int) -> None:
                 credits=12.0,
                 moments=dict.fromkeys(("planned", "intent", "submitted", "succeeded", "delivered"), now),
             )
-            attempt = Attempt(key=job.key, number=1, token=token, task_id=task_id, owner="o", intended_at=now)
+            row = _sql.with_checksum(_sql.JOB, job.key, NAME, str(done.state), 12.0, now, pack(done))
+            connection.execute(_sql.ADD, {**row, "written": ""})
             connection.execute(
-                "INSERT INTO job (key, batch, state, cost, document, seal) VALUES (?, ?, ?, ?, ?, ?)",
-                _tables._job_row(done),  # noqa: SLF001  # the rows are its own
-            )
-            connection.execute(
-                "INSERT INTO attempt (key, token, task_id, document, seal) VALUES (?, ?, ?, ?, ?)",
-                _tables._sealed(job.key, token, task_id, pack(attempt)),  # noqa: SLF001  # likewise
+                "INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum) "
+                "VALUES (:token, :key, :number, :task_id, :process_id, :intended_at, :checksum)",
+                _sql.with_checksum(_sql.ATTEMPT, token, job.key, 1, task_id, "p", now),
             )
 
 

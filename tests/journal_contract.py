@@ -192,7 +192,7 @@ class JournalContract:
         job = await job_of(journal, "a")
         assert (job.task_id, job.token, job.route, job.stage) == ("t", "token-a", "generate", "first")
         assert (job.tracks, job.partial, job.credits) == ((TRACK, Track()), True, 11.5)
-        assert (job.files, job.error, job.owner) == (("x/y.mp3", "z.mp3"), error, journal.owner)
+        assert (job.files, job.error, job.process_id) == (("x/y.mp3", "z.mp3"), error, journal.process_id)
         assert list(job.moments) == ["planned", "intent", "submitted", "succeeded", "delivered"]
 
     async def test_only_facts_can_be_set(self, journal: Journal) -> None:
@@ -219,7 +219,7 @@ class JournalContract:
     async def test_one_of_two_intents_wins(self, journal: Journal, other: Journal) -> None:
         await journal.add([planned(f"{number}") for number in range(20)])
         for key in await keys(journal):
-            calls = [each.intend(key, f"{each.owner}{key}{n}") for n in range(3) for each in (journal, other)]
+            calls = [each.intend(key, f"{each.process_id}{key}{n}") for n in range(3) for each in (journal, other)]
             ends = await all_of(*calls)
             winners = [end for end in ends if isinstance(end, Job)]
             assert len(winners) == 1
@@ -266,10 +266,10 @@ class JournalContract:
         await journal.intend("a", "third")
         await journal.move("a", State.SUBMITTED, task_id="t3")
         attempts = await journal.attempts("a")
-        assert [(each.number, each.token, each.task_id, each.owner) for each in attempts] == [
-            (1, "token-a", "task-a", journal.owner),
-            (2, "second", None, other.owner),
-            (3, "third", "t3", journal.owner),
+        assert [(each.number, each.token, each.task_id, each.process_id) for each in attempts] == [
+            (1, "token-a", "task-a", journal.process_id),
+            (2, "second", None, other.process_id),
+            (3, "third", "t3", journal.process_id),
         ]
         assert attempts[-1].intended_at == (await job_of(journal, "a")).moments["intent"]
         assert isinstance(attempts[0], Attempt)
@@ -477,7 +477,7 @@ class JournalContract:
         with pytest.raises(ConflictError) as caught:
             await other.lease("batch", 60)
         assert "batch" in str(caught.value)
-        assert journal.owner in str(caught.value)
+        assert journal.process_id in str(caught.value)
         await other.release("batch")
         with pytest.raises(ConflictError):
             await other.lease("batch", 60)

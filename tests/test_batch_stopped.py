@@ -87,9 +87,11 @@ class Run:
     where: str
     out: Path
 
-    def journal(self, owner: str | None = None) -> SQLiteJournal | PostgresJournal:
+    def journal(self, process_id: str | None = None) -> SQLiteJournal | PostgresJournal:
         return (
-            PostgresJournal(self.where, owner=owner) if "://" in self.where else SQLiteJournal(self.where, owner=owner)
+            PostgresJournal(self.where, process_id=process_id)
+            if "://" in self.where
+            else SQLiteJournal(self.where, process_id=process_id)
         )
 
     async def stop(self, process: subprocess.Popen[bytes]) -> None:
@@ -97,12 +99,12 @@ class Run:
         async with self.journal() as journal:
             jobs = [job for _, job in await journal.page()]
         assert {job.state for job in jobs} == {State.SUCCEEDED}
-        (owner,) = {job.owner for job in jobs}
+        (process_id,) = {job.process_id for job in jobs}
         names = [f"batch:{self.out.resolve()}", "engine", *(f"deliver:{job.key}" for job in jobs)]
         while True:
             process.send_signal(signal.SIGSTOP)
             try:
-                async with self.journal(owner) as journal:
+                async with self.journal(process_id) as journal:
                     for name in names:
                         await journal.release(name)
             except StorageError:  # it was stopped in the middle of a write, for which others wait: not here

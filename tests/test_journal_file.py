@@ -541,11 +541,11 @@ async def test_no_room_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_id_of_a_process_names_it() -> None:
-    owner = _process.new_process_id()
-    assert owner != _process.new_process_id()
-    assert owner.startswith(socket.gethostname())
-    assert f":{os.getpid()}:" in owner
-    assert not _process.is_dead(owner)
+    process_id = _process.new_process_id()
+    assert process_id != _process.new_process_id()
+    assert process_id.startswith(socket.gethostname())
+    assert f":{os.getpid()}:" in process_id
+    assert not _process.is_dead(process_id)
 
 
 def test_only_a_dead_process_of_this_machine_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

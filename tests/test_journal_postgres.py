@@ -325,10 +325,10 @@ async def test_the_lease_of_a_process_that_is_gone_is_taken_over(database_url: s
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
     await process.wait()
     dead = new_process_id().replace(f":{os.getpid()}:", f":{process.pid}:")
-    async with PostgresJournal(database_url, owner=dead) as gone, PostgresJournal(database_url) as journal:
+    async with PostgresJournal(database_url, process_id=dead) as gone, PostgresJournal(database_url) as journal:
         await gone.lease("x", 60)
         await journal.lease("x", 60)
-        with pytest.raises(ConflictError, match=journal.owner):
+        with pytest.raises(ConflictError, match=journal.process_id):
             await gone.lease("x", 60)
 
 

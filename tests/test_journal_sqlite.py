@@ -125,8 +125,8 @@ async def test_no_thread_stays_behind(path: Path) -> None:
 
 
 async def test_it_can_be_opened_again(path: Path) -> None:
-    journal = SQLiteJournal(path, owner="me")
-    assert (journal.owner, repr(journal)) == ("me", f"<SQLiteJournal {path}>")
+    journal = SQLiteJournal(path, process_id="me")
+    assert (journal.process_id, repr(journal)) == ("me", f"<SQLiteJournal {path}>")
     for number in range(2):
         async with journal:
             assert await journal.add([planned("a")]) == (number == 0)
@@ -222,13 +222,13 @@ async def test_the_lease_of_a_dead_process_is_free_at_once(path: Path) -> None:
     program = """
         async with SQLiteJournal(path) as journal:
             await journal.lease("batch", 3600)
-            print(journal.owner, flush=True)
+            print(journal.process_id, flush=True)
             await asyncio.sleep(60)
     """
     async with SQLiteJournal(path) as journal:
         with child(program, path) as process:
-            owner = read_line(process)
-            with pytest.raises(ConflictError, match=re.escape(owner)):
+            process_id = read_line(process)
+            with pytest.raises(ConflictError, match=re.escape(process_id)):
                 await journal.lease("batch", 1)
             process.kill()
             process.wait()
@@ -249,7 +249,7 @@ async def test_two_processes_write_one_file(path: Path) -> None:
         async with SQLiteJournal(path) as journal:
             async def claim(number):
                 try:
-                    await journal.intend(f"{number}", f"{journal.owner} {number}")
+                    await journal.intend(f"{number}", f"{journal.process_id} {number}")
                     return 1
                 except ConflictError:
                     return 0

@@ -44,7 +44,7 @@ def test_money_is_only_spent_through_an_intent() -> None:
 
 
 def test_an_intent() -> None:
-    assert (INTENDED.state, INTENDED.attempt, INTENDED.token, INTENDED.owner) == (State.INTENT, 1, "token", "me")
+    assert (INTENDED.state, INTENDED.attempt, INTENDED.token, INTENDED.process_id) == (State.INTENT, 1, "token", "me")
     assert INTENDED.moments == {"planned": 1.0, "intent": 2.0}
     with pytest.raises(ConflictError, match="not planned"):
         intended(INTENDED, "other", "you", 3.0)
@@ -53,7 +53,7 @@ def test_an_intent() -> None:
 def test_an_attempt() -> None:
     attempt = attempt_of(SUBMITTED)
     assert (attempt.key, attempt.number, attempt.token, attempt.task_id) == ("a", 1, "token", "t")
-    assert (attempt.owner, attempt.intended_at) == ("me", 2.0)
+    assert (attempt.process_id, attempt.intended_at) == ("me", 2.0)
 
 
 def test_a_move_keeps_what_it_does_not_name() -> None:

@@ -1,4 +1,4 @@
-"""A session and its journal: what is recorded when, what a dead owner leaves, and a store that is away."""
+"""A session and its journal: what is recorded when, what a dead process leaves, and a store that is away."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from kie_async.journal._job_errors import state_after
 pytestmark = pytest.mark.anyio
 
 
-def store(folder: Path, owner: str | None = None) -> SQLiteJournal:
-    return SQLiteJournal(folder / "journal.sqlite", owner=owner, poll=5.0)
+def store(folder: Path, process_id: str | None = None) -> SQLiteJournal:
+    return SQLiteJournal(folder / "journal.sqlite", process_id=process_id, poll=5.0)
 
 
 class Away:
@@ -86,10 +86,10 @@ class Kept:
 
 
 @asynccontextmanager
-async def recording(folder: Path, owner: str | None = None, **options: Any) -> AsyncIterator[Kept]:
+async def recording(folder: Path, process_id: str | None = None, **options: Any) -> AsyncIterator[Kept]:
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(serving(credits=1e6, **options))
-        journal = Away(store(folder, owner))
+        journal = Away(store(folder, process_id))
         session = kie.KieSession(service.session.settings, journal=journal)
         yield Kept(service, await stack.enter_async_context(session), journal)
 
@@ -235,17 +235,17 @@ async def test_a_lease_that_cannot_be_renewed_is_told(tmp_path: Path) -> None:
     assert "given back" in kept.notes()
 
 
-# ---------------------------------------------------------------- what a dead owner leaves
+# ---------------------------------------------------------------- what a dead process leaves
 
 
-async def intent_of(folder: Path, key: str, owner: str, token: str) -> None:
-    """An intent whose owner died before it could record an answer."""
-    async with store(folder, owner) as journal:
+async def intent_of(folder: Path, key: str, process_id: str, token: str) -> None:
+    """An intent whose process died before it could record an answer."""
+    async with store(folder, process_id) as journal:
         await journal.add([Job(key=key, request=REQUEST)])
         await journal.intend(key, token)
 
 
-async def test_an_intent_of_a_dead_owner_is_unknown(tmp_path: Path) -> None:
+async def test_an_intent_of_a_dead_process_is_unknown(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
     async with recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
@@ -265,10 +265,10 @@ async def test_an_intent_whose_callback_was_kept_is_followed(tmp_path: Path) -> 
         assert len((await task).tracks) == 2
 
 
-async def test_an_intent_of_a_living_owner_is_left_alone(tmp_path: Path) -> None:
+async def test_an_intent_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
     async with recording(tmp_path) as kept, store(tmp_path, "elsewhere:1:aa") as other:
-        await other.lease("life:elsewhere:1:aa", 600)
+        await other.lease("process:elsewhere:1:aa", 600)
         assert [task async for task in kept.session.resume()] == []
         assert (await kept.job("k")).state is State.INTENT
         assert "another's" in kept.notes()
@@ -326,7 +326,7 @@ async def test_a_token_that_names_two_tasks_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) -> None:
-    """The owner slept, another process took it for dead, and a callback named the task before it woke."""
+    """The process slept, another process took it for dead, and a callback named the task before it woke."""
     async with recording(tmp_path, faults=[Fault("slow", seconds=20)]) as kept, store(tmp_path, "other:1:aa") as other:
         submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
         await anyio.sleep(5)

@@ -61,7 +61,7 @@ class Job:
         attempt: how often it was intended, from 0.
         token: the token of the last attempt, in its callback URL; None while it is planned.
         task_id: the task of the last attempt; None while it is planned.
-        owner: the process life that intended it last.
+        process_id: of the process that intended it last.
         tracks: what it made.
         files: where the tracks are, relative to the directory of the batch.
         credits: what the last attempt cost, as far as known.
@@ -77,7 +77,7 @@ class Job:
     attempt: int = 0
     token: str | None = attrs.field(default=None, repr=False)
     task_id: str | None = None
-    owner: str | None = None
+    process_id: str | None = None
     route: str | None = None
     stage: str | None = None
     tracks: tuple[Track, ...] = ()
@@ -114,5 +114,5 @@ class Attempt:
     number: int
     token: str = attrs.field(repr=False)
     task_id: str | None = None
-    owner: str = ""
+    process_id: str = ""
     intended_at: float = 0.0

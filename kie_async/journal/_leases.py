@@ -93,6 +93,6 @@ class Leases:
             self._emit(Notice("", f"a lease could not be given back: {clean(error.message)}"))
 
 
-def process_lease(owner: str) -> str:
+def process_lease(process_id: str) -> str:
     """The name of the lease that says that a process lives."""
-    return f"life:{owner}"
+    return f"process:{process_id}"

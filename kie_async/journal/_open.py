@@ -22,7 +22,7 @@ class SQLiteJournal(SQLJournal):
     Args:
         path: of the file; made if it is not there, its directory too. Not on a network share. It is mode 0600, for it
             holds addresses that need no password.
-        owner: the id of this process; one is made if none is given.
+        process_id: the id of this process; one is made if none is given.
         patience: seconds to wait for another process that is writing.
         poll: seconds between two looks for callbacks that other processes have saved.
 
@@ -32,10 +32,10 @@ class SQLiteJournal(SQLJournal):
     """
 
     def __init__(
-        self, path: str | PathLike[str], *, owner: str | None = None, patience: float = 5.0, poll: float = 0.03
+        self, path: str | PathLike[str], *, process_id: str | None = None, patience: float = 5.0, poll: float = 0.03
     ) -> None:
         self._path = Path(path).absolute()
-        super().__init__(SQLite(self._path, patience=patience, poll=poll), owner)
+        super().__init__(SQLite(self._path, patience=patience, poll=poll), process_id)
 
     @property
     def path(self) -> Path:
@@ -49,15 +49,15 @@ class PostgresJournal(SQLJournal):
     Args:
         dsn: ``postgresql://user:password@host/database``, or libpq's other form; never shown. The connection must be
             direct, or through a pooler that keeps sessions: notifications do not pass one that pools transactions.
-        owner: the id of this process; made if none is given.
+        process_id: the id of this process; made if none is given.
         patience: seconds for which a method goes on trying while the database is away.
 
     Raises:
         SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
     """
 
-    def __init__(self, dsn: str | Secret, *, owner: str | None = None, patience: float = 10.0) -> None:
-        super().__init__(postgres(dsn, patience), owner)
+    def __init__(self, dsn: str | Secret, *, process_id: str | None = None, patience: float = 10.0) -> None:
+        super().__init__(postgres(dsn, patience), process_id)
 
 
 def postgres(dsn: str | Secret, patience: float) -> Driver:

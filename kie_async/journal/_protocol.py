@@ -34,8 +34,8 @@ class Journal(Protocol):
         ...
 
     @property
-    def owner(self) -> str:
-        """The name of this process life."""
+    def process_id(self) -> str:
+        """The id of this process."""
         ...
 
     async def add(self, jobs: Iterable[Job]) -> int:

@@ -71,7 +71,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        async with self.holding(process_lease(self.journal.owner)):
+        async with self.holding(process_lease(self.journal.process_id)):
             scope, is_over = anyio.CancelScope(), anyio.Event()
             self.group.start_soon(self._background, scope, is_over)
             try:
@@ -234,7 +234,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             self._notice(task_id, f"its callback could not be recorded now: {clean(error.message)}")
             job = None
         is_followed = self._client.tracker.callback_received(task_id, callback.stage, is_authentic=job is not None)
-        is_own = job is not None and job.state is State.SUBMITTED and job.owner == self.journal.owner
+        is_own = job is not None and job.state is State.SUBMITTED and job.process_id == self.journal.process_id
         if job is not None and is_own and not is_followed:
             self.follow(job, task_id)  # its time was over, but it goes on
 
@@ -274,8 +274,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         if job.token is not None and self._client.submitter.knows(job.token):
             raise ConflictError(f"job {job.key!r} is being submitted by this process", job.task_id)
         named = await self.journal.callbacks_for(token=job.token)
-        if job.state is State.INTENT and job.owner != self.journal.owner:
-            await self._check_dead(job.owner or "")
+        if job.state is State.INTENT and job.process_id != self.journal.process_id:
+            await self._check_dead(job.process_id or "")
         if job.state is State.INTENT and not named:
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
@@ -285,10 +285,10 @@ class Recorder(anyio.AsyncContextManagerMixin):
             return await self.journal.move(job.key, State.SUBMITTED, token=job.token, task_id=named[0].task_id)
         return job
 
-    async def _check_dead(self, owner: str) -> None:
+    async def _check_dead(self, process_id: str) -> None:
         """Raise ConflictError if a process shows signs of life."""
-        await self.journal.lease(process_lease(owner), HEARTBEAT)
-        await self.journal.release(process_lease(owner))
+        await self.journal.lease(process_lease(process_id), HEARTBEAT)
+        await self.journal.release(process_lease(process_id))
 
     async def recover_all(self, batch: str) -> None:
         """Say what became of every intent of a batch whose process is dead, and of every unknown."""

@@ -7,7 +7,7 @@
                  ├→ planned    nothing was sent, or it was refused for its moment
                  ├→ rejected   the service said no ─(a person: retry)→ planned
                  └→ unknown    no answer came
-                       ├→ submitted   its callback came, or the owner's late answer
+                       ├→ submitted   its callback came, or its process got a late answer
                        ├→ planned     a person decided: send it again
                        └→ abandoned   a person decided: leave it
 

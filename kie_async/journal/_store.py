@@ -42,15 +42,15 @@ class SQLJournal(AsyncContextManagerMixin):
 
     Args:
         driver: of the database; opened and closed with the journal.
-        owner: the id of this process; made if none is given.
+        process_id: the id of this process; made if none is given.
 
     Attributes:
         driver: for what else is kept in the same database.
     """
 
-    def __init__(self, driver: Driver, owner: str | None) -> None:
+    def __init__(self, driver: Driver, process_id: str | None) -> None:
         self.driver = driver
-        self._owner = owner or new_process_id()
+        self._process_id = process_id or new_process_id()
         self._leases: set[str] = set()
         self._writes: set[asyncio.Future[None]] = set()  # under way
         self._pid = 0
@@ -79,9 +79,9 @@ class SQLJournal(AsyncContextManagerMixin):
             await self.release(name)
 
     @property
-    def owner(self) -> str:
+    def process_id(self) -> str:
         """The id of this process."""
-        return self._owner
+        return self._process_id
 
     # ------------------------------------------------------------ jobs
 
@@ -127,7 +127,7 @@ class SQLJournal(AsyncContextManagerMixin):
     async def attempts(self, key: str) -> list[Attempt]:
         """All attempts of a job, in order."""
         rows = map(_intact, await self._read(_sql.ATTEMPTS, key=key))
-        names = ("token", "key", "number", "task_id", "owner", "intended_at")
+        names = ("token", "key", "number", "task_id", "process_id", "intended_at")
         return [Attempt(**dict(zip(names, row, strict=True))) for row in rows]
 
     # ------------------------------------------------------------ transitions
@@ -138,7 +138,7 @@ class SQLJournal(AsyncContextManagerMixin):
             await self.driver.check()
             job = await self._write(
                 key,
-                lambda job, now: intended(job, token, self._owner, now),
+                lambda job, now: intended(job, token, self._process_id, now),
                 lambda job: (_sql.INSERT_ATTEMPT, _attempt_row(job)),
             )
             try:
@@ -247,7 +247,7 @@ class SQLJournal(AsyncContextManagerMixin):
 
     async def lease(self, name: str, seconds: float) -> None:
         """Take or renew a lease; see ``Journal``. That of a process that died on this machine is free at once."""
-        values = {"name": name, "process_id": self._owner, "seconds": seconds}
+        values = {"name": name, "process_id": self._process_id, "seconds": seconds}
         self._leases.add(name)
         if await self._read(_sql.LEASE, **values, dead=None):
             return
@@ -259,7 +259,7 @@ class SQLJournal(AsyncContextManagerMixin):
     async def release(self, name: str) -> None:
         """Give a lease back."""
         self._leases.discard(name)
-        await self._read(_sql.RELEASE, name=name, process_id=self._owner)
+        await self._read(_sql.RELEASE, name=name, process_id=self._process_id)
 
     async def _read(self, statement: str, **values: object) -> Rows:
         [rows] = await self.driver.run((statement, values))
@@ -277,7 +277,7 @@ def _job_row(job: Job) -> Mapping[str, object]:
 
 def _attempt_row(job: Job) -> Mapping[str, object]:
     attempt = attempt_of(job)
-    values = (attempt.token, attempt.key, attempt.number, attempt.task_id, attempt.owner, attempt.intended_at)
+    values = (attempt.token, attempt.key, attempt.number, attempt.task_id, attempt.process_id, attempt.intended_at)
     return _sql.with_checksum(_sql.ATTEMPT, *values)
 
 

@@ -14,11 +14,11 @@ from kie_async.journal._states import OPEN, State, is_legal
 RESERVED = 12.0  # credits taken for a submission as long as its true cost is not known
 FACTS = frozenset({"task_id", "tracks", "files", "error", "credits", "stage", "partial", "route"})
 _FORGOTTEN = {  # a job that is planned again begins anew; its attempts keep what they were
-    name: attrs.fields_dict(Job)[name].default for name in (*FACTS, "token", "owner")
+    name: attrs.fields_dict(Job)[name].default for name in (*FACTS, "token", "process_id")
 }
 
 
-def intended(job: Job, token: str, owner: str, at: float) -> Job:
+def intended(job: Job, token: str, process_id: str, at: float) -> Job:
     """The job as a new attempt that is meant to be sent.
 
     Raises:
@@ -31,7 +31,7 @@ def intended(job: Job, token: str, owner: str, at: float) -> Job:
         state=State.INTENT,
         attempt=job.attempt + 1,
         token=token,
-        owner=owner,
+        process_id=process_id,
         error=None,
         moments={**job.moments, State.INTENT.value: at},
     )
@@ -100,6 +100,6 @@ def attempt_of(job: Job) -> Attempt:
         number=job.attempt,
         token=job.token,
         task_id=job.task_id,
-        owner=job.owner or "",
+        process_id=job.process_id or "",
         intended_at=job.moments[State.INTENT.value],
     )
