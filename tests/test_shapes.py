@@ -530,10 +530,12 @@ def test_a_placeholder_is_no_track() -> None:
 # ---------------------------------------------------------------- the emulator in these shapes
 
 
-@pytest.mark.parametrize("spoil", [False, True])
+@pytest.mark.parametrize("malformed", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_session_reads_what_the_emulator_answers_in_each_shape(shape: str, spoil: bool) -> None:  # noqa: FBT001  # a parameter of a table
-    async with serving(settings={"route": "jobs"}, faults=[Fault("shape", shape=shape)], spoil_jobs=spoil) as service:
+async def test_a_session_reads_what_the_emulator_answers_in_each_shape(shape: str, malformed: bool) -> None:  # noqa: FBT001  # a parameter of a table
+    async with serving(
+        settings={"route": "jobs"}, faults=[Fault("shape", shape=shape)], malformed_jobs=malformed
+    ) as service:
         fields: dict[str, Any] = {
             "model": "V5",
             "prompt": 'she said "la"',
