@@ -484,7 +484,7 @@ def test_what_another_batch_has_is_left_to_it(
     assert terminal(*words, "--out", str(out)).code == 0
     answer = terminal(*words, "--out", str(tmp_path / "elsewhere"))
     assert answer.code == 0
-    assert "2 of the jobs belong to another batch" in answer.err
+    assert "left to another batch of this journal: 2 jobs" in answer.err
     assert len(service.ledger) == 2
 
 

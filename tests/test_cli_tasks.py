@@ -50,7 +50,7 @@ def test_demo_makes_two_tracks_that_go_on(terminal: Terminal, tmp_path: Path) ->
     answer = terminal("demo", "--out", str(tmp_path / "new" / "demo"), virtual=True)
     assert time.monotonic() - started < 60
     assert answer.code == 0
-    assert "Signed callbacks told of it (3), and the record was read to make sure (1)" in answer.out
+    assert "Signed callbacks reported it (3), and the record was read to make sure (1)" in answer.out
     assert "submitted: task" in answer.err
     song, *tracks = (Path(line.strip()) for line in answer.out.splitlines()[-3:])
     assert sorted((tmp_path / "new" / "demo").iterdir()) == sorted([song, *tracks])

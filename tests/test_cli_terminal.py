@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from command_line import Terminal, ended, environment, served, short_song, started
 
+import kie_async as kie
 from kie_async import __main__ as program
 from kie_async import events
-from kie_async._client.user_agent import user_agent
 from kie_async.cli import run
 from kie_async.cli._messages import event_line
 from kie_async.cli._output import QUIET, ProgressDisplay
 from kie_async.emulator import KINDS, Fault
 from kie_async.testing import EmulatorHandle
 
-VERSION = user_agent().removeprefix("kie_async/")
+VERSION = kie.__version__
 COMMANDS = (
     "demo",
     "upload-extend",

@@ -139,7 +139,7 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
     assert len(answer.out.splitlines()) == 2
     elsewhere = terminal("batch", "--yes", str(songs), "--out", str(out / "b"), "--journal", database_url, *MUSIC)
     assert elsewhere.code == 0
-    assert "2 of the jobs belong to another batch" in elsewhere.err
+    assert "left to another batch of this journal: 2 jobs" in elsewhere.err
     assert terminal("jobs", "list", *place, "--state", "delivered").out.count("delivered") == 2
     assert not terminal("jobs", "list", "--out", str(out / "b"), "--journal", database_url).out
 

@@ -18,7 +18,7 @@ from kie_async.cli._messages import count_of
 from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.cli._progress import BatchProgress, Counts
-from kie_async.cli._signals import stoppable
+from kie_async.cli._signals import stopped_by_sigterm
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import Journal, State
 from kie_async.session import KieSession
@@ -83,7 +83,7 @@ async def batch(
     """
     if output.as_json and options.batch.jsonl:
         raise UsageError("--json and --jsonl are both given: leave one out")
-    options.calls.check()
+    options.receiver.check()
     location = find_journal(options.batch.journal, out, emulate=options.batch.emulate)
     if location.is_shared:
         _check_shared(options)
@@ -93,7 +93,7 @@ async def batch(
         await _show_plan(output, order)
         return
     await _ask(output, order)
-    with stoppable(_stopped):
+    with stopped_by_sigterm(_stopped):
         await _run(output, order)
 
 
@@ -151,23 +151,23 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
 
 
 def _connect_options(order: BatchOrder) -> ConnectOptions:
-    calls, run = order.options.calls, order.options.batch
-    url = calls.callback_url
-    if url is None and not (calls.callbacks or order.location.is_shared):
+    receiver, run = order.options.receiver, order.options.batch
+    url = receiver.callback_url
+    if url is None and not (receiver.callbacks or order.location.is_shared):
         url = ""  # that of the environment leads to another process, which cannot tell this one
     return ConnectOptions(
         route=order.options.common.route,
         emulate=run.emulate,
         emulator=_EMULATOR,
-        receive=calls.callbacks or run.emulate,  # those of the emulator always find their way
+        receive=receiver.callbacks or run.emulate,  # those of the emulator always find their way
         callback_url=url,
-        bind=calls.bind,
+        bind=receiver.bind,
     )
 
 
 async def _run(output: Output, order: BatchOrder) -> None:
-    """Take every job to its end, and say how it went."""
-    command = order.location.retyped(output.words)
+    """Run the batch, and raise if it does not deliver all."""
+    command = order.location.as_typed(output.words)
     output.hints = _hints(command, order.location.options, emulated=order.options.batch.emulate)
     progress = BatchProgress(output, order.out, jsonl=order.options.batch.jsonl)
     journal = order.location.journal()
@@ -176,7 +176,7 @@ async def _run(output: Output, order: BatchOrder) -> None:
         async with connect(output, shared) as connection, progress.shown(journal, order.name):
             await _work(order, connection.session, journal, progress)
     if (others := order.summary.total - progress.counts.total) > 0:
-        output.say(f"{others} of the jobs belong to another batch of this journal, and are left to it")
+        output.say(f"left to another batch of this journal: {count_of(others, 'job')}")
     if (end := batch_end(progress.counts, order.location.with_out(order.out), command, lost=progress.lost)) is not None:
         error, hint = end
         output.hints = {exit_status(error).code: hint}
@@ -189,7 +189,7 @@ async def _work(order: BatchOrder, session: KieSession, journal: Journal, progre
             session,
             order.jobs,
             journal=journal,
-            dsn=order.location.place,
+            dsn=order.location.address,
             directory=order.out,
             observer=progress.job_changed,
             batch=order.name,
@@ -240,8 +240,8 @@ def batch_end(counts: Counts, where: str, command: str, *, lost: int = 0) -> tup
     """
     again = f"go on with the same command:\n  {command}"
     if lost:
-        jobs = count_of(lost, "job")
-        text = f"{jobs} were not submitted: the results name tasks that the journal has lost"
+        jobs = "1 job was" if lost == 1 else f"{lost} jobs were"
+        text = f"{jobs} not submitted: the results name tasks that the journal has lost"
         return LostRecordError(text), _after_loss(where, command)
     if counts.unknown:
         text = f"what became of {count_of(counts.unknown, 'job')} is not known"

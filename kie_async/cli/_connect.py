@@ -18,7 +18,7 @@ from kie_async.cli._exit_status import KeyUnusableError, UsageError
 from kie_async.cli._messages import submissions_were
 from kie_async.cli._options import parse_address
 from kie_async.cli._output import Output
-from kie_async.cli._signals import announced
+from kie_async.cli._signals import on_interrupt
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
 from kie_async.journal import Journal
@@ -116,7 +116,7 @@ async def connect(output: Output, options: ConnectOptions) -> AsyncIterator[Conn
             session = options.session(settings)
             if slot is not None:
                 slot.receiver = session.receiver
-            stack.enter_context(announced(partial(_announce, output, session)))
+            stack.enter_context(on_interrupt(partial(_announce, output, session)))
             yield Connection(await stack.enter_async_context(session), settings.callback_url)
 
 
@@ -148,7 +148,7 @@ async def _receive(stack: AsyncExitStack, slot: _ReceiverSlot, bind: str | None)
     """Listen for callbacks, and return the settings that name the address."""
     settings = slot.settings
     if not settings.callback_url and not settings.on_loopback:
-        raise UsageError("the service must be told where to call: set KIE_CALLBACK_URL, or give --callback-url")
+        raise UsageError("the service needs an address to call: set KIE_CALLBACK_URL, or give --callback-url")
     host, port = listen_address(settings.callback_url, bind)
     path = None if settings.callback_url else "kie"
     serving = await stack.enter_async_context(callbacks.serve(slot, host=host, port=port, path=path))
@@ -156,7 +156,7 @@ async def _receive(stack: AsyncExitStack, slot: _ReceiverSlot, bind: str | None)
 
 
 def listen_address(callback_url: str, bind: str | None) -> tuple[str, int]:
-    """Where to listen: as told, or else where the callback URL leads if it leads to this machine."""
+    """Where to listen: as ``--bind`` says, or else where the callback URL leads if it leads to this machine."""
     if bind:
         return parse_address(bind)
     if not callback_url:

@@ -17,7 +17,7 @@ _SHARE = 0.75
 _STORY = """\
 A song of {length:.1f} s was made and uploaded: {song}
 The emulator, which stands in for the service, cut it at {cut:.1f} s and went on from there.
-Signed callbacks told of it ({came}), and the record was read to make sure ({polls}): a callback is only a hint.
+Signed callbacks reported it ({came}), and the record was read to make sure ({polls}): a callback is only a hint.
 Listen to the song and to its two ways of going on:
   {song}"""
 

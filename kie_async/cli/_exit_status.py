@@ -24,28 +24,28 @@ from kie_async.errors import (
 
 @attrs.define(slots=False)
 class UsageError(KieError):
-    """The command was called in a way that means nothing."""
+    """The command line is wrong: an unknown word, a missing value, or options that exclude each other."""
 
 
 @attrs.define(slots=False)
 class KeyUnusableError(SettingsError):
-    """There is no key, or none that could be one."""
+    """There is no API key, or it cannot be one."""
 
 
 @attrs.define(slots=False)
 class TerminatedError(KieError):
-    """The process was told to end (SIGTERM)."""
+    """The process received SIGTERM."""
 
 
 @attrs.frozen
 class ExitStatus:
-    """One way to end.
+    """One way in which a command can end.
 
     Attributes:
-        code: what the shell is told.
-        meaning: in words.
-        errors: which errors end so; of an error's classes the nearest counts.
-        hint: what to do now; ``{task}`` and ``{options}`` are filled in, and without a task it is left out.
+        code: the exit code of the process.
+        meaning: what the help says of it.
+        errors: the errors that lead to it; of an error's classes, the nearest one that is listed here decides.
+        hint: what to do next; ``{task}`` and ``{options}`` are filled in, and without a task the hint is left out.
     """
 
     code: int
@@ -70,7 +70,10 @@ EXITS: tuple[ExitStatus, ...] = (
         5, "no key, or a wrong one", (AuthError, KeyUnusableError),
         "put the key into the environment variable KIE_API_KEY; 'kie-async demo' needs none",
     ),
-    ExitStatus(6, "still running", (WaitTimeoutError,), "it goes on; wait again: kie-async wait {task}{options}"),
+    ExitStatus(
+        6, "still running", (WaitTimeoutError,),
+        "the task continues; wait again: kie-async wait {task}{options}",
+    ),
     ExitStatus(
         7, "outcome unknown", (SubmitUnknownError,),
         "do not run it again blindly, it may be charged twice: look at https://kie.ai/logs first",
@@ -81,7 +84,7 @@ EXITS: tuple[ExitStatus, ...] = (
     ),
     ExitStatus(
         130, "Ctrl-C", (KeyboardInterrupt, TerminatedError),
-        "the task goes on; take it up: kie-async wait {task}{options}",
+        "the task continues; wait for it: kie-async wait {task}{options}",
     ),
     ExitStatus(141, "the reader of the output went away", (BrokenPipeError,)),
 )  # fmt: skip
@@ -90,12 +93,12 @@ _BY_ERROR = {error: each for each in EXITS for error in each.errors}
 
 
 def exit_status(error: BaseException | None) -> ExitStatus:
-    """The way to end after an error; after none, well."""
+    """The exit status for an error, or for none."""
     if error is None:
         return EXITS[0]
     return next(_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
 
 
 def exit_table() -> str:
-    """The table in words, for the help."""
+    """The table of exit codes, for the help."""
     return "\n".join(f"{each.code:>5}  {each.meaning}" for each in EXITS)

@@ -25,7 +25,7 @@ from kie_async.cli._connect import make_settings
 from kie_async.cli._exit_status import UsageError
 from kie_async.cli._journal import find_journal
 from kie_async.cli._messages import count_of
-from kie_async.cli._options import DECISION, JOBS, Decision, JobsOptions, OutputArg, Yes
+from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, ResolveOptions, Yes
 from kie_async.cli._output import Output, confirm
 from kie_async.cli._progress import Counts, job_line, job_value
 from kie_async.events import clean
@@ -52,13 +52,15 @@ async def list_jobs(
     jobs: list[dict[str, Any]] = []
     after = 0
     async with location.opened() as journal:
-        while output.stdout_error is None and (page := await journal.page(*state, batch=location.only, after=after)):
+        while output.stdout_error is None and (
+            page := await journal.page(*state, batch=location.only_batch, after=after)
+        ):
             after = page[-1][0]
             for _, job in page:
                 output.print(job_line(job))
             if output.as_json:
                 jobs += [job_value(job) for _, job in page]
-        counts = await journal.counts(location.only)
+        counts = await journal.counts(location.only_batch)
     output.value |= {"counts": {each.value: counts.get(each, 0) for each in State}, "jobs": jobs}
     output.say(Counts.of(counts).summary)
 
@@ -77,7 +79,7 @@ async def show(
     """
     location = find_journal(options.journal, options.out)
     async with location.opened() as journal:
-        job = await find_by_name(journal, key, location.only)
+        job = await find_by_name(journal, key, location.only_batch)
         attempts = await journal.attempts(job.key)
     value = _whole(job, attempts)
     output.value |= value
@@ -161,31 +163,31 @@ async def retry_jobs(
 
 @app.command
 async def resolve(
-    key: KeyArg, /, *, output: OutputArg, decision: Decision = DECISION, options: JobsOptions = JOBS
+    key: KeyArg, /, *, output: OutputArg, choice: ResolveOptions = RESOLVE, options: JobsOptions = JOBS
 ) -> None:
     """Decide about a job whose submission's answer was lost, so that nobody knows whether it was accepted.
 
     Example: kie-async jobs resolve song-17 --task-id 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f --out new
     """
-    location, task_id = find_journal(options.journal, options.out), decision.task_id
-    if (task_id is not None) + decision.retry + decision.give_up != 1:
+    location, task_id = find_journal(options.journal, options.out), choice.task_id
+    if (task_id is not None) + choice.retry + choice.give_up != 1:
         raise UsageError("give one of --task-id ID, --retry and --give-up")
     if task_id is not None and TASK_ID.fullmatch(task_id) is None:
         raise UsageError("--task-id is no id of a task: give it as the service shows it")
-    if decision.retry:
+    if choice.retry:
         async with location.opened() as journal:
             await find_unknown(journal, key)
         confirm(
-            output, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice", yes=decision.yes
+            output, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice", yes=choice.yes
         )
     output.value["jobs"] = []
     async with location.opened() as journal:
         if task_id is not None:
             job = await resolve_as(journal, key, task_id)
         else:
-            job = await (retry_unknown if decision.retry else give_up)(journal, key)
+            job = await (retry_unknown if choice.retry else give_up)(journal, key)
         _show_job(output, job)
-    if not decision.give_up:
+    if not choice.give_up:
         output.say("the next run of the batch, or a worker, goes on with it")
 
 
@@ -201,7 +203,7 @@ async def adopt_tasks(*, output: OutputArg, options: JobsOptions = JOBS) -> None
     emulated = location.is_emulated or make_settings({}).on_loopback
     output.value["jobs"] = []
     async with location.opened() as journal:
-        async for job in adopt(journal, out, batch=location.only, emulated=emulated):
+        async for job in adopt(journal, out, batch=location.only_batch, emulated=emulated):
             _show_job(output, job)
     taken = count_of(len(output.value["jobs"]), "job")
     output.say(f"{taken} taken in; the next run of the batch, or a worker, goes on with them")

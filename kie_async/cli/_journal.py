@@ -15,44 +15,43 @@ from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, JournalLimiter, 
 from kie_async.limiter import Limiter
 from kie_async.settings import journal_location
 
-FILE = DEFAULT_NAME
 EMULATED_FILE = "kie-async-emulated.sqlite"  # apart, or what was merely tried out would count as done
 _VARIABLE = '"$KIE_JOURNAL"'  # stands for an address that is not to be shown
 
 
 @attrs.frozen
 class JournalLocation:
-    """A place of jobs.
+    """Where the journal is, and how other commands are led to it.
 
     Attributes:
-        place: a path, or an address, which may hold a password.
-        options: what leads another command to it, for a shell; without a password.
-        batch: the name of the batch that is meant; None: all there are.
+        address: a path, or a URL that may hold a password.
+        options: the options with which another command finds it, quoted for a shell; without a password.
+        batch: the name of the batch that is meant; None: all batches.
     """
 
-    place: str = attrs.field(repr=False)
+    address: str = attrs.field(repr=False)
     options: str
     batch: str | None = None
 
     @property
-    def only(self) -> str | None:
-        """The batch that a list is limited to; a file beside the results is no one else's."""
+    def only_batch(self) -> str | None:
+        """The batch that a list is limited to; None for a file beside the results, which holds one batch."""
         return None if self.batch == OWN_BATCH else self.batch
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines may work on it too."""
-        return is_shared(self.place)
+        """Whether other machines may use it too."""
+        return is_shared(self.address)
 
     @property
     def is_emulated(self) -> bool:
         """Whether it holds the jobs of the built-in emulator."""
-        return Path(self.place).name == EMULATED_FILE
+        return Path(self.address).name == EMULATED_FILE
 
     @property
     def exists(self) -> bool:
         """Whether there may be jobs in it."""
-        return self.is_shared or Path(self.place).exists()
+        return self.is_shared or Path(self.address).exists()
 
     def with_out(self, out: Path) -> str:
         """The options, with the directory of the results."""
@@ -60,18 +59,18 @@ class JournalLocation:
         return self.options if self.options == directory else f"{self.options} {directory}"
 
     def journal(self) -> Journal:
-        """Make the way to it, without opening it."""
-        return open_journal(self.place)
+        """Make the journal, without opening it."""
+        return open_journal(self.address)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Journal]:
-        """Open what is there already.
+        """Open a journal that exists already.
 
         Raises:
-            UsageError: there is nothing.
+            UsageError: it does not exist.
         """
         if not self.exists:
-            raise UsageError(f"there are no jobs: {self.place} does not exist")
+            raise UsageError(f"there are no jobs: {self.address} does not exist")
         async with self.journal() as journal:
             yield journal
 
@@ -81,23 +80,23 @@ class JournalLocation:
         if not self.is_shared:
             yield None
             return
-        async with open_journal(self.place) as journal, JournalLimiter(journal) as limiter:
+        async with open_journal(self.address) as journal, JournalLimiter(journal) as limiter:
             yield limiter
 
-    def retyped(self, words: Sequence[str]) -> str:
-        """A command of ours as it can be typed again, without a password."""
-        return " ".join(["kie-async", *map(self._retyped, words)])
+    def as_typed(self, words: Sequence[str]) -> str:
+        """The command line as it can be typed again, without a password."""
+        return " ".join(["kie-async", *map(self._as_typed, words)])
 
-    def _retyped(self, word: str) -> str:
-        before, found, _ = word.partition(self.place)
-        return f"{before}{_VARIABLE}" if found and _is_secret(self.place) else shlex.quote(word)
+    def _as_typed(self, word: str) -> str:
+        before, found, _ = word.partition(self.address)
+        return f"{before}{_VARIABLE}" if found and _is_secret(self.address) else shlex.quote(word)
 
 
 def find_journal(location: str | None, out: Path | None, *, emulate: bool = False) -> JournalLocation:
-    """Say where the jobs are kept.
+    """Find the journal: by option, by ``KIE_JOURNAL``, or else as a file in the directory of the results.
 
     Raises:
-        UsageError: nothing leads to them.
+        UsageError: none of these is given, or the URL is of an unknown kind.
     """
     location = location or journal_location()
     if location:
@@ -110,15 +109,15 @@ def find_journal(location: str | None, out: Path | None, *, emulate: bool = Fals
     if emulate:
         path = str(out / EMULATED_FILE)
         return JournalLocation(path, f"--journal {shlex.quote(path)}", OWN_BATCH)
-    return JournalLocation(str(out / FILE), f"--out {shlex.quote(str(out))}", OWN_BATCH)
+    return JournalLocation(str(out / DEFAULT_NAME), f"--out {shlex.quote(str(out))}", OWN_BATCH)
 
 
-def _is_secret(place: str) -> bool:
-    """Whether an address says more than user, host and database."""
-    if not is_shared(place):
+def _is_secret(address: str) -> bool:
+    """Whether a URL holds more than user, host and database."""
+    if not is_shared(address):
         return False
     try:
-        parts = urlsplit(place)
+        parts = urlsplit(address)
         return bool(parts.password or parts.query)
     except ValueError:
         return True

@@ -64,10 +64,12 @@ JournalOption: TypeAlias = Annotated[
 ]
 Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=_RUN, help="Do not ask, but do it.")]
 
-Jsonl: TypeAlias = Annotated[bool, Parameter(group=_RUN, help="Write a line of JSON to stdout for each move of a job.")]
+Jsonl: TypeAlias = Annotated[
+    bool, Parameter(group=_RUN, help="Write a line of JSON to stdout for each transition of a job.")
+]
 
-_OWN = frozenset({"at", "duration", "prompt_file"})  # of Music: no fields of a request
-_SUNG = ("instrumental", False)  # a switch that was not given
+_NO_FIELDS = frozenset({"at", "duration", "prompt_file"})  # options of Music that are no fields of a request
+_NOT_GIVEN = ("instrumental", False)  # the switch without the option
 _UPLOAD_ONLY = UploadFields.__annotations__.keys() - RequestFields.__annotations__.keys()
 
 
@@ -117,7 +119,7 @@ class Music:
 
     def of_upload(self, continue_at: float | str | None, length: float | None) -> UploadFields:
         """The fields of a request that extends audio of one's own."""
-        given = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN)
+        given = attrs.asdict(self, filter=lambda field, _: field.name not in _NO_FIELDS)
         given |= {"prompt": self._prompt(), "continue_at": continue_at, "source_duration": length}
         if self.model is None:
             del given["model"]
@@ -134,7 +136,7 @@ class Music:
     def shared(self) -> dict[str, object]:
         """The fields that all jobs of a manifest share, as ``read_manifest`` takes them."""
         given: dict[str, object] = {**self.of_upload(None, self.duration), "continue_at": self.at}
-        return {name: value for name, value in given.items() if value is not None and (name, value) != _SUNG}
+        return {name: value for name, value in given.items() if value is not None and (name, value) != _NOT_GIVEN}
 
     def _prompt(self) -> str | None:
         if self.prompt_file is None:
@@ -163,7 +165,7 @@ class RunOptions:
 @Parameter(name="*", group=_CALLBACKS)
 @attrs.frozen(kw_only=True)
 class CallbackOptions:
-    """How the service's callbacks come in."""
+    """How callbacks of the service are received."""
 
     callbacks: Annotated[
         bool, Parameter(help="Receive callbacks in this process, instead of asking again and again.")
@@ -191,7 +193,7 @@ class SubmitOptions:
 
     music: Music = Music()
     run: RunOptions = RunOptions()
-    calls: CallbackOptions = CallbackOptions()
+    receiver: CallbackOptions = CallbackOptions()
     common: CommonOptions = CommonOptions()
 
 
@@ -222,7 +224,7 @@ class BatchOptions:
 
     music: Music = Music()
     batch: BatchRunOptions = BatchRunOptions()
-    calls: CallbackOptions = CallbackOptions()
+    receiver: CallbackOptions = CallbackOptions()
     common: CommonOptions = CommonOptions()
 
 
@@ -243,7 +245,7 @@ class WorkerOptions:
     """All the options of a worker, besides its directory."""
 
     worker: WorkerRunOptions = WorkerRunOptions()
-    calls: CallbackOptions = CallbackOptions()
+    receiver: CallbackOptions = CallbackOptions()
     common: CommonOptions = CommonOptions()
 
 
@@ -259,7 +261,7 @@ class JobsOptions:
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
-class Decision:
+class ResolveOptions:
     """What became of a job whose outcome is unknown."""
 
     task_id: Annotated[str | None, Parameter(help="It became this task: look at https://kie.ai/logs.")] = None
@@ -290,7 +292,8 @@ class EmulatorOptions:
 
 # Without any option given.
 OUTPUT, COMMON, CALLBACKS, SUBMIT = OutputOptions(), CommonOptions(), CallbackOptions(), SubmitOptions()
-BATCH, WORKER, JOBS, DECISION, EMULATOR = BatchOptions(), WorkerOptions(), JobsOptions(), Decision(), EmulatorOptions()
+BATCH, WORKER, JOBS = BatchOptions(), WorkerOptions(), JobsOptions()
+RESOLVE, EMULATOR = ResolveOptions(), EmulatorOptions()
 
 
 def parse_cut(text: str, length: float | None) -> float:

@@ -12,7 +12,7 @@ import attrs
 from cyclopts import Parameter
 
 from kie_async import emulator
-from kie_async._client.task import Task
+from kie_async._client import Task
 from kie_async.cli._connect import Connection, ConnectOptions, connect
 from kie_async.cli._exit_status import UsageError
 from kie_async.cli._messages import callback_line, resume_options
@@ -35,7 +35,7 @@ from kie_async.events import CallbackReceived
 async def listen(
     *task_ids: Annotated[str, Parameter(help="Tasks to wait for; without any it listens until Ctrl-C.")],
     output: OutputArg,
-    calls: CallbackOptions = CALLBACKS,
+    receiver: CallbackOptions = CALLBACKS,
     common: CommonOptions = COMMON,
 ) -> None:
     """Receive callbacks and show each as it comes in.
@@ -44,7 +44,7 @@ async def listen(
     """
     output.resume = resume_options(common.route, None)
     output.value["callbacks"] = received = []
-    options = ConnectOptions(route=common.route, receive=True, callback_url=calls.callback_url, bind=calls.bind)
+    options = ConnectOptions(route=common.route, receive=True, callback_url=receiver.callback_url, bind=receiver.bind)
     with anyio.CancelScope() as scope:
 
         def show(event: CallbackReceived) -> None:

@@ -1,4 +1,4 @@
-"""Being told to end, by a signal."""
+"""Signals: SIGTERM and Ctrl-C end a command in good order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from anyio import CancelScope
 
 
 @contextmanager
-def stoppable(then: Callable[[], None]) -> Iterator[None]:
-    """Cancel the block when SIGTERM comes, so that all ends in good order.
+def stopped_by_sigterm(then: Callable[[], None]) -> Iterator[None]:
+    """Cancel the block when SIGTERM comes, so that it can finish what must not be cut off.
 
     Args:
-        then: called when it has ended so.
+        then: called when SIGTERM has ended the block.
     """
     loop = asyncio.get_running_loop()
     with CancelScope() as scope:
@@ -33,10 +33,10 @@ def stoppable(then: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def announced(announce: Callable[[], None]) -> Iterator[None]:
-    """Call something at the first Ctrl-C, which cancels; what is cancelled may have to wait before it ends.
+def on_interrupt(announce: Callable[[], None]) -> Iterator[None]:
+    """Call ``announce`` at the first Ctrl-C, which cancels the command; what it cancels may have to wait for an answer.
 
-    The second one ends the loop. It is raised between two steps of tasks: inside a task it would wait with that task.
+    The second Ctrl-C ends the loop. It is raised between two steps of tasks; inside a task it would wait with it.
 
     Args:
         announce: called by the loop, at once.

@@ -12,7 +12,7 @@ from anyio import to_thread
 from cyclopts import Parameter
 
 from kie_async import files
-from kie_async._client.task import Task
+from kie_async._client import Task
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
 from kie_async.cli._connect import Connection, ConnectOptions, connect
@@ -104,19 +104,19 @@ def _say_cut(output: Output, request: Request) -> None:
 
 
 def _connect_options(options: SubmitOptions) -> ConnectOptions:
-    run, calls = options.run, options.calls
-    if calls.callbacks and run.no_wait:
+    run, receiver = options.run, options.receiver
+    if receiver.callbacks and run.no_wait:
         raise UsageError("--callbacks and --no-wait are both given: nobody would be there to receive them")
-    calls.check()
-    url = calls.callback_url
-    if url is None and (run.emulate or not (calls.callbacks or run.no_wait)):
+    receiver.check()
+    url = receiver.callback_url
+    if url is None and (run.emulate or not (receiver.callbacks or run.no_wait)):
         url = ""  # that of the environment leads elsewhere, and this process would wait for it in vain
     return ConnectOptions(
         route=options.common.route,
         emulate=run.emulate,
-        receive=calls.callbacks,
+        receive=receiver.callbacks,
         callback_url=url,
-        bind=calls.bind,
+        bind=receiver.bind,
         timeout=run.timeout,
     )
 
@@ -178,7 +178,7 @@ def _lengths(result: TaskResult) -> Iterator[str]:
 
 @asynccontextmanager
 async def _listening(task: Task) -> AsyncIterator[None]:
-    """Listen to the stages, so that the session looks often enough for them to be seen; it tells the observer."""
+    """Listen to the stages, so that the session polls often enough to see them and emits them to the output."""
 
     async def listen() -> None:
         async for _ in task.events():

@@ -9,7 +9,7 @@ from kie_async.cli._exit_status import UsageError
 from kie_async.cli._journal import find_journal
 from kie_async.cli._options import WORKER, Directory, OutputArg, WorkerOptions
 from kie_async.cli._progress import BatchProgress
-from kie_async.cli._signals import stoppable
+from kie_async.cli._signals import stopped_by_sigterm
 
 
 async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
@@ -17,23 +17,23 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
 
     Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
     """
-    location, calls = find_journal(options.worker.journal, out), options.calls
+    location, receiver = find_journal(options.worker.journal, out), options.receiver
     if not location.is_shared:
         raise UsageError(
             "--journal must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
         )
-    calls.check()
-    again = f"work on with the same command:\n  {location.retyped(output.words)}"
+    receiver.check()
+    again = f"work on with the same command:\n  {location.as_typed(output.words)}"
     output.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
     output.hints[7] = f"{after_unknown(location.options)}\n{again}"
     progress, journal = BatchProgress(output, out, jsonl=options.worker.jsonl), location.journal()
-    with stoppable(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
+    with stopped_by_sigterm(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
         async with location.quota() as limiter:
             connect_options = ConnectOptions(
                 route=options.common.route,
-                receive=calls.callbacks,
-                callback_url=calls.callback_url,
-                bind=calls.bind,
+                receive=receiver.callbacks,
+                callback_url=receiver.callback_url,
+                bind=receiver.bind,
                 at_once=options.worker.at_once,
                 observer=progress.emit,
                 journal=journal,
@@ -43,7 +43,7 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
                 await work(
                     connection.session,
                     journal=journal,
-                    dsn=location.place,
+                    dsn=location.address,
                     directory=out,
                     observer=progress.job_changed,
                     at_once=options.worker.at_once,
