@@ -563,9 +563,10 @@ def test_only_a_dead_process_of_this_machine_is_gone(monkeypatch: pytest.MonkeyP
     assert not _process.is_dead(f"{machine}:{process.pid}:{life}")
 
 
-def test_a_machine_without_spaces_of_pids(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_arguments: Any) -> None:
+@pytest.mark.parametrize("missing", ["stat", "read_text"])
+def test_a_machine_that_tells_less_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(os, "stat", fail)
+    monkeypatch.setattr(Path, missing, fail)
     assert _process.new_process_id().startswith(f"{socket.gethostname()}:")

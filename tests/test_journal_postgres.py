@@ -21,6 +21,7 @@ import pytest
 from hypothesis import settings
 from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, listening, planned
 from postgres import Server, execute, new_database
+from psycopg_pool import AsyncConnectionPool
 
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.journal import InboundCallback, Journal, PostgresJournal, State
@@ -338,6 +339,24 @@ async def test_a_fork_cannot_use_it(journal: PostgresJournal, monkeypatch: pytes
         with pytest.raises(StorageError, match="process"):
             await journal.get("a")
     assert await journal.get("a") is None
+
+
+async def test_a_fork_leaves_the_connections_alone(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[AsyncConnectionPool[Any]] = []
+    opened = AsyncConnectionPool.open
+
+    async def note(pool: Any, *arguments: Any) -> None:
+        pools.append(pool)
+        await opened(pool, *arguments)
+
+    monkeypatch.setattr(AsyncConnectionPool, "open", note)
+    journal = await PostgresJournal(database_url).__aenter__()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: -1)
+        await journal.__aexit__(None, None, None)
+    [pool] = pools
+    assert not pool.closed
+    await pool.close()
 
 
 async def test_damage_is_said(journal: PostgresJournal, database_url: str) -> None:

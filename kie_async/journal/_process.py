@@ -40,7 +40,8 @@ def boot_id() -> str:
 def _machine() -> str:
     """The host, its start, and the space its pids are counted in: names and spaces alone may be those of another."""
     try:
-        space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  # no path, but a question to the kernel
+        space = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
-        return socket.gethostname()
-    return f"{socket.gethostname()}.{boot_id()[:8]}.{space}"
+        space = 0
+    boot = boot_id()
+    return f"{socket.gethostname()}.{boot[:8]}.{space}" if boot and space else socket.gethostname()
