@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+import kie_async
+
 _NEEDED = frozenset({"cyclopts", "rich"})
 _USAGE = 2
 
@@ -14,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        argv: the words after the program's name; by default those it was started with.
+        argv: the command line without the program's name; by default that of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -24,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing not in _NEEDED:
             raise
         if words == ["--version"]:
-            from kie_async._version import __version__  # noqa: PLC0415  # it takes long to load
-
-            sys.stdout.write(f"{__version__}\n")
+            sys.stdout.write(f"{kie_async.__version__}\n")  # loaded late, because it takes long
             return 0
         return _lacking(words, f'{missing} is missing: pip install "kie_async[cli]"')
     return run(words)

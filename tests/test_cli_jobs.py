@@ -155,7 +155,7 @@ def test_all_of_a_job(terminal: Terminal, out: Path) -> None:
     assert unknown.value["source"] == "https://x.example/song.mp3"
     assert unknown.value["title"] is None
     assert [each["task_id"] for each in unknown.value["attempts"]] == [None]
-    assert set(unknown.value["moments"]) == {"planned", "intent", "unknown"}
+    assert set(unknown.value["timestamps"]) == {"planned", "intent", "unknown"}
     for shown in (answer, failed, unknown):
         assert "hush" not in shown.out + shown.err
 

@@ -1,4 +1,4 @@
-"""The command line's own words: moments, options, addresses, and what may reach a terminal."""
+"""The command line's own words: positions, options, addresses, and what may reach a terminal."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from kie_async.cli._options import parse_address, parse_cut
         ("-1:05", 35.11),
     ],
 )
-def test_moments(text: str, seconds: float) -> None:
+def test_positions(text: str, seconds: float) -> None:
     assert parse_cut(text, 100.11) == seconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "-", "x", "75 %", "-75%", "1:60", "1:2:3", "1e3", "nan", "+5", ":5", "5.", "٣", "10m", "\x1b[2J"]
 )
-def test_no_moments(text: str) -> None:
+def test_no_positions(text: str) -> None:
     with pytest.raises(UsageError, match="--at"):
         parse_cut(text, 100.11)
 

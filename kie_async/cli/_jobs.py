@@ -73,7 +73,7 @@ async def show(
     output: OutputArg,
     options: JobsOptions = JOBS,
 ) -> None:
-    """Show all that is known of a job: its attempts, moments, error and files.
+    """Show all that is known of a job: its attempts, timestamps, error and files.
 
     Example: kie-async jobs show song-17 --out new
     """
@@ -119,15 +119,15 @@ def _whole(job: Job, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "title": clean(request.title) if request.title else None,
         "source": source,
         "earlier_credits": job.earlier_credits,
-        "moments": {name: _moment(at) for name, at in job.moments.items()},
+        "timestamps": {name: _timestamp(at) for name, at in job.moments.items()},
         "attempts": [
-            {"number": each.number, "task_id": each.task_id, "intended_at": _moment(each.intended_at)}
+            {"number": each.number, "task_id": each.task_id, "intended_at": _timestamp(each.intended_at)}
             for each in attempts
         ],
     }
 
 
-def _moment(at: float) -> str:
+def _timestamp(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 

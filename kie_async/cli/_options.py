@@ -82,7 +82,7 @@ class Music:
         str | None,
         Parameter(
             allow_leading_hyphen=True,
-            metavar="MOMENT",
+            metavar="POSITION",
             help="Where to cut the song and go on: 45.5 or 1:05 (seconds), 75%, or -10s (before its end).",
         ),
     ] = None
@@ -304,7 +304,7 @@ def parse_cut(text: str, length: float | None) -> float:
     """
     position = cut_point.read_cut_point(text)
     if position is None:
-        raise UsageError(f"--at: {text[:40]!r} is no moment; write {cut_point.FORMS}")
+        raise UsageError(f"--at: {text[:40]!r} is no position in a song; write {cut_point.FORMS}")
     seconds = position.within(length)
     if seconds is None:
         raise UsageError("--at: the length of the song is not known; give seconds, or its length with --duration")

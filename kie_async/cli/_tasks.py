@@ -33,7 +33,6 @@ from kie_async.cli._options import (
 from kie_async.cli._output import Output
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import clean
-from kie_async.files._disk import check_writable
 from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadExtendRequest
 from kie_async.session import KieSession
 
@@ -53,7 +52,7 @@ async def upload_extend(
     output: OutputArg,
     options: SubmitOptions = SUBMIT,
 ) -> None:
-    """Extend audio of your own: cut it at a moment and let the service go on.
+    """Extend audio of your own: cut it at a position and let the service continue it.
 
     Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
     """
@@ -125,7 +124,7 @@ async def _submit(output: Output, request: Request, options: SubmitOptions) -> N
     connect_options, run = _connect_options(options), options.run
     output.resume = resume_options(options.common.route, run.out)
     if run.out is not None:
-        await check_writable(run.out)
+        await files.check_writable(run.out)
     _say_cut(output, request)
     async with connect(output, connect_options) as connection:
         output.display.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
@@ -248,7 +247,7 @@ async def wait(
     """
     output.resume = resume_options(common.route, out)
     if out is not None:
-        await check_writable(out)
+        await files.check_writable(out)
     async with connect(output, ConnectOptions(route=common.route, timeout=max_wait)) as connection:
         result = await follow(output, connection, connection.session.track(task_id), max_wait=max_wait)
         await _hand_over(output, connection.session, result, out)
