@@ -37,23 +37,31 @@ def encoded(  # noqa: PLR0913  # as below
     options: tuple[tuple[str, str], ...] = (),
     muxing: tuple[tuple[str, str], ...] = (),
     title: str = "",
+    rate: int = RATE,
 ) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "audio")
-        _encode(path, codec, container, seconds, dict(options), dict(muxing), title)
+        _encode(path, codec, container, seconds, dict(options), dict(muxing), title, rate)
         return path.read_bytes()
 
 
 def _encode(  # noqa: PLR0913, PLR0917  # what there is to choose
-    path: Path, codec: str, container: str, seconds: float, options: dict[str, str], muxing: dict[str, str], title: str
+    path: Path,
+    codec: str,
+    container: str,
+    seconds: float,
+    options: dict[str, str],
+    muxing: dict[str, str],
+    title: str,
+    rate: int,
 ) -> None:
     with av.open(str(path), "w", format=container, options=muxing) as file:
         if title:
             file.metadata["title"] = title
-        stream = file.add_stream(codec, rate=RATE, options=options)
+        stream = file.add_stream(codec, rate=rate, options=options)
         assert isinstance(stream, av.AudioStream)
         stream.layout = "mono"
-        pieces = av.AudioResampler(stream.format, "mono", RATE, frame_size=stream.codec_context.frame_size or 4096)
+        pieces = av.AudioResampler(stream.format, "mono", rate, frame_size=stream.codec_context.frame_size or 4096)
         pcm = samples(seconds)
         for at in range(0, len(pcm), RATE):
             frame = av.AudioFrame.from_ndarray(pcm[None, at : at + RATE], format="s16", layout="mono")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import audio, batch, overhead, quota, scale
+from benchmarks import audio, batch, files, overhead, quota, scale
 
 pytestmark = pytest.mark.scale
 
@@ -39,6 +39,13 @@ def test_audio(capsys: pytest.CaptureFixture[str]) -> None:
     assert audio.main(["--seconds", "35", "--rounds", "1"]) == 0
     names = [row[0] for row in rows(capsys.readouterr().out)[2:]]
     assert names == ["an unknown song", "an mp3", "the encoder alone"]
+
+
+def test_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert files.main(["--songs", "2", "--size", "40000", "--at-once", "2", "--rounds", "1"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert [row[0] for row in found[2:]] == ["ours", "bare loop"]
+    assert [cell.strip() for cell in found[3][3::2]] == ["1.00", "1.00"]
 
 
 def test_import(capsys: pytest.CaptureFixture[str]) -> None:

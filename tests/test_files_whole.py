@@ -20,7 +20,7 @@ from kie_async import files
 from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError
 from kie_async.files import _download, _kinds
-from kie_async.files._ending import ends_as_declared
+from kie_async.files._containers import ends_as_declared
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 

@@ -21,7 +21,7 @@ from service import Service, serving
 
 import kie_async as kie
 from kie_async.events import Notice
-from kie_async.files._headers import stated_length
+from kie_async.files._containers import stated_length
 from kie_async.files._kinds import AAC, AIFF, FLAC, KINDS, M4A, MP3, OGG, WAV, Kind, audio_start
 from kie_async.journal import Job, State
 

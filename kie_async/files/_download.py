@@ -27,7 +27,7 @@ from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredE
 from kie_async.events import Retrying
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
 from kie_async.files._kinds import HEAD, Kind, begins_like_audio
-from kie_async.files._length import NotMeasuredError, measure
+from kie_async.files._length import NotMeasuredError, measure_in_turn
 from kie_async.files._names import safe_name, track_name
 from kie_async.files._part import Note, Part
 from kie_async.models import Track
@@ -347,7 +347,7 @@ class _Download:
         if not expected:  # the service also says 0 for what it does not know
             return
         try:
-            seconds = await on_disk(measure, self.part.path)
+            seconds = await measure_in_turn(self.part.path)
         except NotMeasuredError as error:
             logger.debug("the duration of a download is not checked: %s", error)
             return

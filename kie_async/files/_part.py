@@ -22,7 +22,7 @@ import attrs
 
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
-from kie_async.files._ending import ends_as_declared
+from kie_async.files._containers import ends_as_declared
 from kie_async.files._kinds import KINDS, Kind, kind_of
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links

@@ -10,7 +10,7 @@ from anyio import to_thread
 
 from kie_async._client.downloads import DownloadResponse, Fetcher
 from kie_async.errors import AudioError, DownloadError
-from kie_async.files._headers import stated_length
+from kie_async.files._containers import stated_length
 from kie_async.files._kinds import M4A, WAV, audio_start, kind_of
 from kie_async.files._length import LONGEST, can_measure, measure_open
 

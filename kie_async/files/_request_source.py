@@ -7,12 +7,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import attrs
-from anyio import to_thread
 
 from kie_async import files
 from kie_async._client import Fetcher, Transport
 from kie_async._protocol.request_rules import is_url
 from kie_async.events import clean
+from kie_async.files._length import measure_in_turn
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback
 
@@ -26,7 +26,7 @@ async def measure_file(request: Request) -> Request:
     """
     if not isinstance(request, UploadExtendRequest) or is_url(request.source) or request.source_duration:
         return request
-    duration = await to_thread.run_sync(files.measure, Path(request.source))
+    duration = await measure_in_turn(Path(request.source))
     return attrs.evolve(request, source_duration=duration)
 
 

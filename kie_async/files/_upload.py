@@ -17,7 +17,7 @@ from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
 from kie_async.files._disk import Progress, Reporter, on_disk
 from kie_async.files._kinds import NAMES, Kind, kind_of
-from kie_async.files._length import measure as measure_length
+from kie_async.files._length import measure_in_turn
 from kie_async.models import UploadedFile
 
 LARGEST = 200_000_000  # bytes; 8 min of studio wav have 140 MB
@@ -60,7 +60,7 @@ async def upload(
     """
     path = Path(path)
     kind, before = await on_disk(inspect, path)
-    duration = await on_disk(measure_length, path) if measure else None
+    duration = await measure_in_turn(path) if measure else None
     reporter = Reporter(progress, transport.emit)
     part = FilePart(
         path=path,

@@ -1,0 +1,175 @@
+"""Wall time and CPU of uploading songs and downloading their tracks, against a bare loop over the same files.
+
+The host runs in another process on loopback. Ours measures each song before it is sent, proves each track whole, audio
+and as long as its record says, and writes it durably. The bare loop hashes the same bytes, writes them, calls fsync
+and renames, and checks nothing. Both take turns in fresh processes, with as many files at once; the medians of the
+wall time and of the CPU of the process (user and system) are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import aiohttp
+
+import kie_async as kie
+from benchmarks._report import table, versions
+from kie_async.files import measure
+
+TRACKS = 2  # of each song
+Upload = Callable[[Path], Awaitable[None]]
+Download = Callable[[str, Path], Awaitable[None]]
+SECONDS_PER_BYTE = 8 / 192_000  # of the songs made here
+
+
+@asynccontextmanager
+async def ours(base_url: str, song: Path) -> AsyncGenerator[tuple[Upload, Download]]:
+    """A session as users make it."""
+    seconds = measure(song)
+    async with kie.KieSession(kie.Settings(api_key="k" * 32, base_url=base_url)) as session:
+
+        async def upload(path: Path) -> None:
+            assert (await session.upload(path)).duration == seconds
+
+        async def download(name: str, directory: Path) -> None:
+            track = kie.Track(name, f"{base_url}/tracks/{name}", title="Song", duration=seconds)
+            await session.download(track, directory)
+
+        yield upload, download
+
+
+@asynccontextmanager
+async def bare(base_url: str, _song: Path) -> AsyncGenerator[tuple[Upload, Download]]:
+    """The same by hand, without any care but for hashing, fsync and rename."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+
+        async def upload(path: Path) -> None:
+            data = await asyncio.to_thread(path.read_bytes)
+            await asyncio.to_thread(hashlib.sha256, data)
+            form = aiohttp.FormData({"uploadPath": "bare", "fileName": path.name})
+            form.add_field("file", data, filename=path.name)
+            async with client.post(f"{base_url}/api/file-stream-upload", data=form) as response:
+                assert (await response.json())["data"]["fileSize"] == len(data)
+
+        async def download(name: str, directory: Path) -> None:
+            draft = directory / f"{name}.part"
+            digest = hashlib.sha256()
+            with draft.open("wb") as file:
+                async with client.get(f"{base_url}/tracks/{name}") as response:
+                    async for chunk in response.content.iter_chunked(1 << 20):
+                        await asyncio.to_thread(digest.update, chunk)
+                        await asyncio.to_thread(file.write, chunk)
+                file.flush()
+                await asyncio.to_thread(os.fsync, file.fileno())
+            draft.rename(directory / f"{name}.mp3")
+
+        yield upload, download
+
+
+Client = Callable[[str, Path], AbstractAsyncContextManager[tuple[Upload, Download]]]
+CLIENTS: Mapping[str, Client] = {"ours": ours, "bare loop": bare}
+
+
+async def run(client: str, base_url: str, song: Path, songs: int, at_once: int) -> tuple[float, float]:
+    """Upload so many songs and download their tracks; return the seconds of wall time and of CPU."""
+    numbers = iter(range(songs))
+    with tempfile.TemporaryDirectory(dir=song.parent) as place:
+        async with CLIENTS[client](base_url, song) as (upload, download):
+
+            async def worker() -> None:
+                for number in numbers:
+                    await upload(song)
+                    for track in range(TRACKS):
+                        await download(f"{number}-{track}", Path(place))
+
+            wall, cpu = time.perf_counter(), time.process_time()
+            await asyncio.gather(*(worker() for _ in range(at_once)))
+            return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def child(client: str, base_url: str, song: str, songs: int, at_once: int) -> None:
+    """Run one client, and print what it took."""
+    print(json.dumps(asyncio.run(run(client, base_url, Path(song), songs, at_once))))
+
+
+def in_a_process(client: str, base_url: str, song: Path, songs: int, at_once: int) -> tuple[float, float]:
+    """Run one client in a fresh process."""
+    code = f"from benchmarks import files; files.child({client!r}, {base_url!r}, {str(song)!r}, {songs}, {at_once})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)  # noqa: S603  # ourselves
+    wall, cpu = json.loads(done.stdout)
+    return wall, cpu
+
+
+@contextmanager
+def file_server(song: Path) -> Iterator[str]:
+    """Run the host in a process of its own; gives its address."""
+    command = [sys.executable, "-m", "benchmarks._file_server", str(song)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # noqa: S603  # ourselves
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.stdin.close()
+            server.wait(20)
+
+
+def make_song(directory: Path, size: int) -> Path:
+    """Write an mp3 of about so many bytes: noise, at 192 kbit/s."""
+    import av  # noqa: PLC0415  # an extra
+    import numpy as np  # noqa: PLC0415  # with the same extra
+
+    path, rate = directory / "song.mp3", 44_100
+    chance = np.random.default_rng(1)
+    with av.open(str(path), "w", format="mp3") as file:
+        stream = file.add_stream("libmp3lame", rate=rate, options={"b": "192000"})
+        assert isinstance(stream, av.AudioStream)
+        stream.layout = "mono"
+        for at in range(0, int(size * SECONDS_PER_BYTE * rate) // 1152 * 1152, 1152):
+            pcm = (chance.standard_normal((1, 1152)) * 5000).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(pcm, format="s16p", layout="mono")
+            frame.sample_rate, frame.pts = rate, at
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks files", description=__doc__)
+    parser.add_argument("--songs", type=int, default=150)
+    parser.add_argument("--size", type=int, default=4_000_000, help="bytes of a song, and of a track")
+    parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, help="on the disk to be measured; by default that of temporary files")
+    options = parser.parse_args(arguments)
+    print(versions("aiohttp", "av"))
+    found: dict[str, list[tuple[float, float]]] = {client: [] for client in CLIENTS}
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        song = make_song(Path(directory), options.size)
+        with file_server(song) as base_url:
+            for _ in range(options.rounds):
+                for client, figures in found.items():
+                    figures.append(in_a_process(client, base_url, song, options.songs, options.at_once))
+    medians = {client: [statistics.median(each) for each in zip(*found[client], strict=True)] for client in found}
+    lowest = medians["bare loop"]
+    table(
+        ("client", "songs", "wall s", "ratio", "CPU s", "ratio"),
+        [
+            (client, options.songs, f"{wall:.1f}", f"{wall / lowest[0]:.2f}", f"{cpu:.1f}", f"{cpu / lowest[1]:.2f}")
+            for client, (wall, cpu) in medians.items()
+        ],
+    )
+    return 0

@@ -1,0 +1,285 @@
+"""What containers of audio say of themselves: how long they are, and where they end.
+
+A length counts as stated if the header gives it and the size of the whole file agrees with it. Ogg, ADTS, AIFF and
+mp3 without a Xing header do not say it in their beginning; of an mp4, the index must stand before the audio.
+
+A file may declare an end that is wrong; then it does not end there, and is not taken for whole: only an end at the
+very byte counts.
+
+Each frame of an mp3 says how many bytes it takes. A file whose frames follow each other without a gap, from the first
+to the last byte, is exactly as long as they are, whatever its tags say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from os import SEEK_END
+from types import MappingProxyType
+from typing import BinaryIO, Literal, TypeAlias
+
+import attrs
+
+from kie_async.files._kinds import AIFF, FLAC, M4A, MP3, OGG, WAV, Kind, audio_start
+
+_ENDING = 1 << 16  # bytes of tags that may follow the audio
+_UNKNOWN = 0xFFFFFFFF  # a size that was not known when the header was written
+_PCM = {1, 3, 0xFFFE}  # formats of wav whose size is their length: integers, floats, and either with more channels
+_ID3V1 = 128  # bytes of a tag that follows the audio of an mp3, and begins with "TAG"
+_OGG_HEADER = 27  # bytes of a page before the sizes of its segments
+_OGG_PAGE_MAX = _OGG_HEADER + 255 + 255 * 255
+_OGG_END = 0x04  # flag of a stream's last page
+_XING_OFFSETS = (36, 21, 13)  # in the first frame, behind its header and side information: by version and channels
+_BOX_HEADER = 8  # bytes of a box of mp4 before its content: its size and its name
+_XING = {b"Xing", b"Info"}
+_XING_BOTH = 3  # flags of a Xing header that gives the frames and the bytes
+_MPEG_1 = 3  # as a version in the header of an mp3's frame
+_MONO = 3  # as a mode of channels there
+_MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by version
+_BITRATES_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of MPEG 1, from index 1 on
+_BITRATES_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_FRAME_HEADER = 3  # bytes that tell the size of a frame
+_BLOCK = 1 << 20  # bytes of frames read at once
+_MP3_TAGS = (b"TAG", b"APETAGEX")  # what may follow the last frame
+
+_Ending: TypeAlias = Callable[[BinaryIO, int], bool | None]
+
+
+# ------------------------------------------------------------ how long they are
+
+
+def stated_length(kind: Kind, data: bytes, start: int, total: int) -> float | None:
+    """The seconds of audio that a header states, where the size of the file agrees; None if nothing is proven.
+
+    Args:
+        kind: of the audio.
+        data: the beginning of the file.
+        start: where the audio begins in it, behind its tags.
+        total: the size of the whole file in bytes.
+    """
+    read = _READERS.get(kind)
+    return read(data, start, total) if read is not None else None
+
+
+def _number(data: bytes, at: int, size: int = 4) -> int:
+    return int.from_bytes(data[at : at + size], "big")
+
+
+def _little(data: bytes, at: int, size: int = 4) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
+def _wav_length(data: bytes, start: int, total: int) -> float | None:
+    at, bytes_per_second = start + 12, 0
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], _little(data, at + 4)
+        if name == b"fmt ":
+            rate, per_second, align = _little(data, at + 12), _little(data, at + 16), _little(data, at + 20, 2)
+            held = _little(data, at + 10, 2) * ((_little(data, at + 22, 2) + 7) // 8)  # channels, each of whole bytes
+            if _little(data, at + 8, 2) not in _PCM or per_second != rate * align or align != held:
+                return None
+            bytes_per_second = per_second
+        if name == b"data":
+            held = total - at - 8
+            known = size if 0 < size < min(_UNKNOWN, held) else held
+            return known / bytes_per_second if bytes_per_second and held - known <= _ENDING else None
+        at += 8 + size + size % 2
+    return None
+
+
+def _flac_length(data: bytes, start: int, total: int) -> float | None:
+    packed = _number(data, start + 18, 8)  # 20 bits of rate, 3 of channels, 5 of depth, 36 of samples
+    rate, channels, depth = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1
+    count = packed & (1 << 36) - 1
+    is_first = data[start + 4 : start + 5] in {b"\x00", b"\x80"}
+    if not is_first or not rate or not count or total - len(data) > count * channels * depth // 8:
+        return None
+    return count / rate
+
+
+def _mp3_length(data: bytes, start: int, total: int) -> float | None:
+    head = data[start : start + 4]
+    version, rate, is_mono = head[1] >> 3 & 3, head[2] >> 2 & 3, head[3] >> 6 == _MONO
+    is_first = version == _MPEG_1  # with twice the samples and side information of MPEG 2
+    side = (17 if is_mono else 32) if is_first else (9 if is_mono else 17)
+    xing = start + 4 + side
+    frames, size = _number(data, xing + 8), _number(data, xing + 12)
+    if data[xing : xing + 4] not in _XING or _number(data, xing + 4) & _XING_BOTH != _XING_BOTH:
+        return None
+    if not 0 <= total - start - size <= _ENDING:  # cut off, or another file follows
+        return None
+    return frames * _samples(version) / _MP3_RATES[version][rate]
+
+
+def _m4a_length(data: bytes, _start: int, total: int) -> float | None:
+    seconds, holds_audio = None, False
+    for name, at, end in _boxes(data, 0, total):
+        if end > total:
+            return None
+        holds_audio = holds_audio or name == b"mdat"
+        if name == b"moov" and end <= len(data) and b"vide" not in data[at:end]:
+            seconds = _movie(data, at, end)
+    return seconds if holds_audio else None
+
+
+def _boxes(data: bytes, at: int, total: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes that begin in the data: name, and where the content begins and ends."""
+    while at + 8 <= len(data):
+        size, content = _number(data, at), at + 8
+        name = data[at + 4 : content]
+        if size == 1:
+            size, content = _number(data, content, 8), content + 8
+        end = total if size == 0 else at + size
+        yield name, content, max(end, content)
+        at = max(end, content)
+
+
+def _movie(data: bytes, at: int, end: int) -> float | None:
+    for name, content, _ in _boxes(data[:end], at, end):
+        if name == b"mvhd":
+            wide = data[content : content + 1] == b"\x01"
+            scale = _number(data, content + (20 if wide else 12))
+            ticks = _number(data, content + (24 if wide else 16), 8 if wide else 4)
+            return ticks / scale if scale and ticks not in {_UNKNOWN, (1 << 64) - 1} else None
+    return None
+
+
+_READERS: Mapping[Kind, Callable[[bytes, int, int], float | None]] = {
+    WAV: _wav_length,
+    FLAC: _flac_length,
+    MP3: _mp3_length,
+    M4A: _m4a_length,
+}
+
+
+# ------------------------------------------------------------ where they end
+
+
+def ends_as_declared(file: BinaryIO, kind: Kind) -> bool | None:
+    """Tell whether a file ends where its content says that it ends; None if its content does not say."""
+    ending = _ENDINGS.get(kind)
+    return None if ending is None else ending(file, file.seek(0, SEEK_END))
+
+
+def _mp3_ends(file: BinaryIO, size: int) -> bool | None:
+    """Read the bytes of audio from the Xing (or Info) header that encoders write into the first frame."""
+    start = audio_start(file) or 0
+    file.seek(start)
+    frame = file.read(max(_XING_OFFSETS) + 16)
+    for offset in _XING_OFFSETS:
+        mark, flags = frame[offset : offset + 4], _number(frame, offset + 4)
+        if mark in _XING and flags & 2:
+            end = start + _number(frame, offset + (12 if flags & 1 else 8))
+            file.seek(end)
+            return size == end or (size == end + _ID3V1 and file.read(3) == b"TAG")
+    return None
+
+
+def _wav_ends(file: BinaryIO, size: int) -> bool | None:
+    return _chunk_ends(file, size, "little")
+
+
+def _aiff_ends(file: BinaryIO, size: int) -> bool | None:
+    return _chunk_ends(file, size, "big")
+
+
+def _chunk_ends(file: BinaryIO, size: int, order: Literal["little", "big"]) -> bool | None:
+    """Read the size of the one chunk that is the file; an encoder that could not go back leaves it open."""
+    file.seek(4)
+    length = int.from_bytes(file.read(4), order)
+    if length in {0, 0xFFFFFFFF}:
+        return None
+    return size in {8 + length, 8 + length + length % 2}
+
+
+def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
+    """Look for the last page, which says that it is the last."""
+    file.seek(max(size - _OGG_PAGE_MAX, 0))
+    tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]
+    segments = page[_OGG_HEADER : _OGG_HEADER + page[26]] if len(page) >= _OGG_HEADER else b""
+    is_whole = len(page) == _OGG_HEADER + len(segments) + sum(segments)
+    return is_whole and bool(page[5] & _OGG_END)
+
+
+def _m4a_ends(file: BinaryIO, size: int) -> bool | None:
+    """Go from box to box: they fill the file, and its index is one of them."""
+    at, names = 0, set()
+    while at < size:
+        file.seek(at)
+        head = file.read(16)
+        length = _number(head, 0)
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < _BOX_HEADER:  # a box without an end, or none at all
+            return None
+        names.add(head[4:8])
+        at += length
+    return at == size and b"moov" in names
+
+
+_ENDINGS: Mapping[Kind, _Ending] = MappingProxyType(
+    {MP3: _mp3_ends, WAV: _wav_ends, AIFF: _aiff_ends, OGG: _ogg_ends, M4A: _m4a_ends}
+)
+
+
+# ------------------------------------------------------------ the frames of an mp3
+
+
+@attrs.frozen
+class Mp3Frames:
+    """The frames of an mp3: how many there are, how many seconds they last, and the first of them."""
+
+    count: int
+    seconds: float
+    first: tuple[bytes, ...]
+
+
+def read_frames(file: BinaryIO, start: int, *, keep: int) -> Mp3Frames | None:
+    """Count the frames of an open mp3; None if they do not follow each other without a gap to the end of the file.
+
+    Args:
+        file: at any position.
+        start: where the audio begins, behind its tags.
+        keep: how many of the first frames are returned.
+    """
+    total = file.seek(0, SEEK_END)
+    file.seek(start)
+    head = file.read(max(_XING_OFFSETS) + 4)
+    version, rate = head[1] >> 3 & 3, head[2] >> 2 & 3
+    sizes = _frame_sizes(version, rate)
+    end, count, first = start, 0, list[bytes]()
+    if head[36:40] == b"VBRI" or any(head[at : at + 4] in _XING for at in _XING_OFFSETS):
+        end += sizes[head[:_FRAME_HEADER]]  # the first frame describes the others, and holds no audio
+    is_going_on = True
+    while is_going_on:
+        file.seek(end)
+        data, at = file.read(_BLOCK), 0
+        while size := sizes.get(data[at : at + _FRAME_HEADER]):
+            if count < keep:
+                first.append(data[at : at + size])
+            count += 1
+            at += size
+        end += at
+        is_going_on = at > 0 and len(data) == _BLOCK
+    file.seek(end)
+    if end != total and not (0 < total - end <= _ENDING and file.read(8).startswith(_MP3_TAGS)):
+        return None
+    return Mp3Frames(count, count * _samples(version) / _MP3_RATES[version][rate], tuple(first))
+
+
+def _samples(version: int) -> int:
+    return 1152 if version == _MPEG_1 else 576
+
+
+def _frame_sizes(version: int, rate: int) -> dict[bytes, int]:
+    """The bytes that frames of a version and sample rate take, by the first bytes of their header."""
+    bitrates = _BITRATES_1 if version == _MPEG_1 else _BITRATES_2
+    return {
+        bytes((0xFF, 0xE2 | version << 3 | unprotected, index << 4 | rate << 2 | padding << 1 | private)): (
+            _samples(version) * bitrate * 125 // _MP3_RATES[version][rate] + padding
+        )
+        for index, bitrate in enumerate(bitrates, 1)
+        for unprotected in (0, 1)
+        for padding in (0, 1)
+        for private in (0, 1)
+    }
