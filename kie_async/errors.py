@@ -69,17 +69,17 @@ class Fault:
         field: the column; empty when it is about the line as a whole.
         problem: what is the matter.
         remedy: what to do about it.
-        place: what is said in place of the line: the name of a file, or "defaults".
+        location: shown instead of the line: the name of a file, or "defaults".
     """
 
     line: int
     field: str
     problem: str
     remedy: str
-    place: str = ""
+    location: str = ""
 
     def __str__(self) -> str:
-        parts = (self.place or f"line {self.line}", self.field, f"{self.problem}; {self.remedy}")
+        parts = (self.location or f"line {self.line}", self.field, f"{self.problem}; {self.remedy}")
         return ": ".join(part for part in parts if part)
 
 

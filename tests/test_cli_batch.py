@@ -627,7 +627,7 @@ def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: 
     (tmp_path / "jobs.csv").write_text(rows)
     answer = terminal("batch", str(tmp_path / "jobs.csv"), "--out", str(out), "--emulate", "--json")
     (fault,) = answer.value["error"]["faults"]
-    assert (fault["place"], fault["field"], answer.value["error"]["count"]) == ("every row", "continue_at", 1)
+    assert (fault["location"], fault["field"], answer.value["error"]["count"]) == ("every row", "continue_at", 1)
 
 
 def test_a_field_of_the_other_route_has_the_option_as_its_remedy(terminal: Terminal, tmp_path: Path, out: Path) -> None:

@@ -450,7 +450,7 @@ async def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["", "/etc/*", "**x"])
 async def test_a_pattern_that_is_none(pattern: str, tmp_path: Path) -> None:
     faults = await faults_of(read_manifest(tmp_path, pattern=pattern, defaults={"model": "V5"}))
-    assert faults[0].place in {"pattern", tmp_path.name}
+    assert faults[0].location in {"pattern", tmp_path.name}
 
 
 async def test_a_pattern_that_fits_no_file_is_named(tmp_path: Path) -> None:

@@ -405,13 +405,23 @@ async def test_lines_of_others_are_seen_and_a_file_moved_away_is_begun_anew(tmp_
     assert len(lines(one)) == 1
 
 
-async def test_what_is_known_is_bounded(tmp_path: Path) -> None:
+async def test_a_line_is_searched_for_at_the_end_of_the_file_only(tmp_path: Path) -> None:
     path, results = tmp_path / "results.jsonl", Results(tmp_path)
-    with path.open("w") as file:
-        for number in range(10_001):
-            file.write(f'{{"key": "{number}", "attempt": 1, "state": "succeeded"}}\n')
-    assert not await results.record_end(attrs.evolve(JOB, key="10000"))
-    assert await results.record_end(attrs.evolve(JOB, key="0"))  # it is no longer known
+    path.write_bytes(format_line(JOB) + b"x" * 500_000 + b"\n")
+    assert not await results.record_end(JOB)
+    path.write_bytes(format_line(JOB) + b"x" * 2_000_000 + b"\n")
+    assert await results.record_end(JOB)
+
+
+async def test_jobs_with_keys_alike_have_a_line_each(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    keys = ["a", "aa", 'a","state":"failed","attempt":1,"task_id":', "a\n", "a\\"]
+    for state, attempt in ((State.FAILED, 1), (State.FAILED, 11), (State.DELIVERED, 1)):
+        for key in keys:
+            job = attrs.evolve(JOB, key=key, state=state, attempt=attempt)
+            assert await results.record_end(job)
+            assert not await results.record_end(job)
+    assert [line["key"] for line in lines(results)] == keys * 3
 
 
 async def test_a_write_that_fails_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

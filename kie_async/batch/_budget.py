@@ -56,11 +56,6 @@ class CreditBudget:
         return self._known + len(self._reserved) * self._price
 
     @property
-    def left(self) -> float | None:
-        """Credits that may still be reserved; None without a cap."""
-        return None if self._cap is None else max(self._cap - self.spent, 0.0)
-
-    @property
     def is_exhausted(self) -> bool:
         """Whether there is no room for another task, even if nothing that is under way was charged."""
         return self._cap is not None and self._known + self._price > self._cap

@@ -26,9 +26,9 @@ from kie_async._fsync import sync_directory
 from kie_async.batch._result_records import (
     RESULTS,
     SIDECAR,
-    LineId,
     format_line,
     format_sidecar,
+    is_json,
     line_id,
     track_stem,
 )
@@ -42,8 +42,7 @@ from kie_async.models import Track
 _PART = ".part"
 _SUFFIXES = tuple(kind.suffix for kind in KINDS)
 _MAX_SIDECAR = 1 << 20  # bytes
-_MAX_TAIL = 1 << 20  # bytes of the file of lines that are read; a line has some hundreds
-_MAX_KNOWN_LINES = 10_000
+_MAX_TAIL = 1 << 20  # bytes of the file of lines that are searched; a line has some hundreds
 _LINES_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _SIDECAR_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
@@ -111,7 +110,7 @@ class Results:
         and writes none. Several processes may write at once.
         """
         line = format_line(job, emulated=self.emulated)
-        return await on_disk(self._lines.append, (job.key, job.attempt, job.state.value), line)
+        return await on_disk(self._lines.append, line)
 
     async def last_recorded(self) -> float:
         """Return when the last line was written, in unix seconds; 0 if there is none."""
@@ -207,35 +206,34 @@ def _write_whole(path: Path, data: bytes) -> None:
 # ---------------------------------------------------------------- results.jsonl
 
 
-@attrs.define
+@attrs.frozen
 class _LineFile:
     """A file of lines, each written once and whole, by any number of processes; all of it blocks.
 
     The file is opened anew for each line, because it may have been moved away. A line that a crash has torn is removed
     before the next is written. Only a crash in the last moments can have left a line that is to be written again, so
-    only the end of the file is read.
+    only the end of the file is searched for it.
     """
 
     path: Path
     lock_timeout: float
-    _known: dict[LineId, None] = attrs.field(factory=dict, init=False)
-    _file_id: tuple[int, int] | None = attrs.field(default=None, init=False)
-    _read_to: int = attrs.field(default=0, init=False)
     _mutex: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
-    def append(self, new: LineId, line: bytes) -> bool:
+    def append(self, line: bytes) -> bool:
         """Write a line, durably, and tell whether it was new."""
         with self._mutex, self._open() as file:
-            size = self._catch_up(file)
-            if new in self._known:
+            size = os.fstat(file.fileno()).st_size
+            start = max(0, size - _MAX_TAIL)
+            file.seek(start)
+            tail = file.read(size - start)
+            size = _repair_end(file, start, tail)
+            if b"\n" + line_id(line) in b"\n" + tail[: size - start]:
                 return False
             try:
                 _write_line(file, line)
             except BaseException:
                 file.truncate(size)
                 raise
-            self._read_to = size + len(line)
-            self._remember(new)
             return True
 
     def last_written(self) -> float:
@@ -268,27 +266,6 @@ class _LineFile:
             else:
                 return
 
-    def _catch_up(self, file: BinaryIO) -> int:
-        """Read the lines that were added since the last time, repair the end, and return the size."""
-        status = os.fstat(file.fileno())
-        file_id = status.st_dev, status.st_ino
-        if file_id != self._file_id or status.st_size < self._read_to:
-            self._file_id, self._read_to = file_id, 0
-            self._known.clear()
-        start = max(self._read_to, status.st_size - _MAX_TAIL)
-        file.seek(start)
-        tail = file.read(status.st_size - start)
-        for text in tail.splitlines():
-            if (found := line_id(text)) is not None:
-                self._remember(found)
-        self._read_to = _repair_end(file, start, tail)
-        return self._read_to
-
-    def _remember(self, new: LineId) -> None:
-        self._known[new] = None
-        if len(self._known) > _MAX_KNOWN_LINES:
-            del self._known[next(iter(self._known))]
-
 
 def _write_line(file: BinaryIO, line: bytes) -> None:
     if file.write(line) < len(line):  # it is not buffered: the disk has no room for the rest
@@ -302,7 +279,7 @@ def _repair_end(file: BinaryIO, start: int, tail: bytes) -> int:
     if not tail or tail.endswith(b"\n"):
         return size
     last = tail.rfind(b"\n") + 1
-    if line_id(tail[last:]) is None and (last or start == 0):
+    if not is_json(tail[last:]) and (last or start == 0):
         file.truncate(start + last)
         return start + last
     return size + file.write(b"\n")

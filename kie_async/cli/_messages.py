@@ -184,6 +184,6 @@ def _message(error: BaseException) -> str:
 
 
 def _fault_line(fault: Fault) -> str:
-    if fault.place != "defaults":
+    if fault.location != "defaults":
         return with_route(str(fault))
     return f"{option_of(fault.field)} {fault.problem}; {with_options(fault.remedy)}"
