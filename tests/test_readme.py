@@ -53,8 +53,17 @@ def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProc
 
 
 def test_the_readme_is_short_and_every_block_is_known() -> None:
-    assert len(README.splitlines()) <= 200
-    assert len(BLOCKS) == len(PYTHON) + len(CONSOLE) == 8
+    assert len(README.splitlines()) <= 240
+    assert len(BLOCKS) == len(PYTHON) + len(CONSOLE) + 1 == 9
+
+
+def test_the_figure_of_the_rooms_is_true() -> None:
+    """It names each room and public module, and nothing that is not there."""
+    (figure,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    package = Path(kie.__file__).parent
+    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    modules = {path.name for path in package.glob("*.py") if not path.name.startswith("_")}
+    assert set(re.findall(r"\w+(?:/|\.py)(?=\s)", figure)) == rooms | modules
 
 
 @pytest.mark.usefixtures("kie_emulator")
