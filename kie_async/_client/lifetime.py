@@ -55,7 +55,7 @@ class Lifetime(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._host: asyncio.Task[Any] | None = None  # who is inside the block
         self._has_cancelled_host = False
-        self._is_told = False  # how it failed was raised
+        self._is_raised = False  # how it failed was raised
 
     async def open(self) -> T:
         """Open it, in a task of its own, and return what it gives.
@@ -107,8 +107,8 @@ class Lifetime(Generic[T]):
             await until_done(self._task)
         finally:
             error = _error_of(self._task)
-            if error is not None and not self._is_told:
-                self._is_told = True
+            if error is not None and not self._is_raised:
+                self._is_raised = True
                 raise error
 
     @property

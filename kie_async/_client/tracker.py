@@ -87,7 +87,7 @@ class Tracker:
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
-            task = self._new(task_id, origin, on_release, on_finished)
+            task = self._start_following(task_id, origin, on_release, on_finished)
         else:
             if on_release is not None:
                 on_release()
@@ -95,7 +95,7 @@ class Tracker:
             self._resume(task)
         return task
 
-    def _new(
+    def _start_following(
         self, task_id: str, origin: Origin, on_release: Callable[[], None] | None, on_finished: OnFinished | None
     ) -> TrackedTask:
         now = self._now()
