@@ -33,10 +33,12 @@ SONG = audio_files.mp3()
 LONG = SONG * 30  # over 3 MB: several trips to the disk
 
 
-async def download(host: FileHost, directory: Path, **options: Any) -> Path:  # those of download
-    url = options.pop("url", host.url())
+async def download(
+    host: FileHost, directory: Path, **options: Any
+) -> Path:  # those of download_track, and of the track
+    song = Track("5c79", options.pop("url", host.url()), duration=options.pop("expected_duration", None))
     async with Fetcher(settings()) as fetcher:
-        return await files.download(fetcher, url, directory, **{"name": "song", **options})
+        return await files.download_track(fetcher, song, directory, **{"name": "song", **options})
 
 
 def found(directory: Path) -> dict[str, bytes]:
@@ -86,9 +88,8 @@ async def test_a_name_is_made_when_none_is_given_and_never_taken_from_the_net(tm
     async with file_host(named) as host:
         path = await download(host, tmp_path, name=None, url=host.url("/%2e%2e/evil.sh?x=../../y"))
         again = await download(host, tmp_path, name=None, url=host.url("/%2e%2e/evil.sh?x=../../z"))
-    assert path.parent == tmp_path
-    assert path.stem.startswith("audio-")
-    assert again.stem == f"{path.stem}-2"
+    assert path == tmp_path / "track-5c79.mp3"
+    assert again == tmp_path / "track-5c79-2.mp3"
 
 
 async def test_an_existing_file_stays(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ async def test_tries_are_bounded_and_told_and_the_next_call_goes_on(tmp_path: Pa
     async with file_host(serve(LONG, cut=1000)) as host:
         async with Fetcher(settings(), emit=emitted.append) as fetcher:
             with pytest.raises(DownloadError, match="broke off") as caught:
-                await files.download(fetcher, host.url(), tmp_path, name="song", task_id="t1")
+                await files.download_track(fetcher, Track("5c79", host.url()), tmp_path, name="song", task_id="t1")
         assert caught.value.retryable
         assert caught.value.task_id == "t1"
         assert len(host.asked) == _download.EXCHANGES
@@ -516,7 +517,9 @@ async def test_a_failing_callback_does_not_fail_the_download(tmp_path: Path, cap
         raise ZeroDivisionError
 
     async with file_host(serve(LONG)) as host, Fetcher(settings(), emit=emitted.append) as fetcher:
-        path = await files.download(fetcher, host.url(), tmp_path, progress=failing, task_id="t1")
+        path = await files.download_track(
+            fetcher, Track("5c79", host.url()), tmp_path, name="song", progress=failing, task_id="t1"
+        )
     assert path.read_bytes() == LONG
     assert len(calls) == 1
     assert emitted == [Notice("t1", "a progress callback failed: ZeroDivisionError")]

@@ -36,8 +36,9 @@ def _library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def download(host: FileHost, directory: Path, **options: Any) -> Path:
+    song = kie.Track("5c79", host.url(), duration=options.pop("expected_duration", None))
     async with Fetcher(settings()) as fetcher:
-        return await files.download(fetcher, host.url(), directory, name="song", **options)
+        return await files.download_track(fetcher, song, directory, name="song", **options)
 
 
 def names(directory: Path) -> set[str]:

@@ -1,7 +1,7 @@
 """Files on their way to the service and back: upload, download, and how long audio really is."""
 
 from kie_async.files._disk import Progress, check_writable
-from kie_async.files._download import Refresh, download, download_track
+from kie_async.files._download import Refresh, download_track
 from kie_async.files._length import measure
 from kie_async.files._names import track_name
 from kie_async.files._remote import measure_url

@@ -53,51 +53,6 @@ class _Wanted:
     refresh: Refresh | None
 
 
-async def download(  # noqa: PLR0913  # keyword-only but for the subject
-    fetcher: Fetcher,
-    url: str,
-    directory: str | PathLike[str],
-    *,
-    name: str | None = None,
-    expected_duration: float | None = None,
-    max_bytes: int | None = None,
-    progress: Progress | None = None,
-    task_id: str | None = None,
-    refresh: Refresh | None = None,
-) -> Path:
-    """Download a file of audio into a directory, which is made if need be, and return its path.
-
-    Args:
-        fetcher: carries it.
-        url: where it lies.
-        directory: where it goes.
-        name: what to call it; made safe, and given the suffix of what it is. An existing file is never
-            overwritten: the new one gets a number.
-        expected_duration: seconds it must last, within 2 s; checked where the extra ``audio`` is installed.
-        max_bytes: the largest file accepted; by default that of the settings.
-        progress: called with the bytes so far and the bytes in all (None if unknown).
-        task_id: for errors.
-        refresh: asked once for a new address, should this one have expired.
-
-    Raises:
-        ResultExpiredError: the file is gone, and ``refresh`` knew no other address.
-        DownloadError: it could not be fetched whole, or is not what it should be; what is good of it is kept in
-            ``NAME.part`` and taken up by the next call.
-        StorageError: the disk refused; the part is kept.
-
-    Cancelling keeps the part too.
-    """
-    wanted = _Wanted(
-        expected_duration=expected_duration,
-        max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
-        reporter=Reporter(progress, fetcher.emit, task_id or ""),
-        refresh=refresh,
-    )
-    stem = safe_name(name or f"audio-{_source(url)[:12]}")
-    with _about(task_id):
-        return await _fetch(fetcher, [url], Path(directory), stem, wanted)
-
-
 async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     fetcher: Fetcher,
     track: Track,
@@ -111,26 +66,32 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     task_id: str | None = None,
     refresh: Refresh | None = None,
 ) -> Path:
-    """Download a track, named by its title and id unless a name is given; otherwise as ``download``.
+    """Download a track into a directory, which is made if need be, and return the path of the file.
 
-    FACTS: ``audio_url`` comes first and ``source_audio_url`` next; a stream's address decays to nothing and is
-    never used.
+    It tries ``audio_url`` first and ``source_audio_url`` next; the address of a stream stops to work (the service says
+    so), and is never used.
 
     Args:
         fetcher: carries it.
         track: what to download.
         directory: where it goes.
-        name: what to call it.
-        keep_existing: return a file that has the name already, instead of taking the next free name.
-        check_duration: hold the file to ``track.duration``.
-        max_bytes: the largest file accepted.
-        progress: called with the bytes so far and the bytes in all.
+        name: of the file; made safe, and given the suffix of its content. By default it is made from the title and
+            the id.
+        keep_existing: return a file that has the name already. By default an existing file is left alone, and the new
+            one gets a number.
+        check_duration: refuse a file that does not last ``track.duration``, within 2 s; needs the extra ``audio``.
+        max_bytes: the largest file accepted; by default that of the settings.
+        progress: called with the bytes so far and the bytes in all (None if unknown).
         task_id: for errors.
-        refresh: asked once for a new address.
+        refresh: asked once for a new address, should this one have expired.
 
     Raises:
-        DownloadError: it could not be fetched whole, or has no audio yet.
-        StorageError: the disk refused.
+        ResultExpiredError: the file is gone, and ``refresh`` knew no other address.
+        DownloadError: it has no audio yet, could not be fetched whole, or is not what it should be; what is good of it
+            is kept in ``NAME.part``, and the next call resumes it.
+        StorageError: the disk refused; ``NAME.part`` is kept.
+
+    Cancelling keeps ``NAME.part`` too.
     """
     wanted = _Wanted(
         expected_duration=track.duration if check_duration else None,

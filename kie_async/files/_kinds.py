@@ -14,20 +14,19 @@ _PICTURES = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1", b"avif", b"av
 
 @attrs.frozen
 class Kind:
-    """A kind of audio file: the suffix it should have, its type for HTTP, and the name of its demuxer."""
+    """A kind of audio file: the suffix it should have, and the name of its demuxer."""
 
     suffix: str
-    mime: str
     demuxer: str
 
 
-MP3 = Kind(".mp3", "audio/mpeg", "mp3")
-WAV = Kind(".wav", "audio/wav", "wav")
-FLAC = Kind(".flac", "audio/flac", "flac")
-OGG = Kind(".ogg", "audio/ogg", "ogg")
-M4A = Kind(".m4a", "audio/mp4", "mov")
-AAC = Kind(".aac", "audio/aac", "aac")
-AIFF = Kind(".aiff", "audio/aiff", "aiff")
+MP3 = Kind(".mp3", "mp3")
+WAV = Kind(".wav", "wav")
+FLAC = Kind(".flac", "flac")
+OGG = Kind(".ogg", "ogg")
+M4A = Kind(".m4a", "mov")
+AAC = Kind(".aac", "aac")
+AIFF = Kind(".aiff", "aiff")
 KINDS = (MP3, WAV, FLAC, OGG, M4A, AAC, AIFF)
 NAMES = ", ".join(kind.suffix[1:] for kind in KINDS)
 
