@@ -24,7 +24,7 @@ from kie_async import files
 from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError, StorageError
 from kie_async.events import Event, Notice, Retrying
-from kie_async.files import _disk, _download, _part
+from kie_async.files import _disk, _download, _partial_file
 from kie_async.models import Track
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
@@ -373,7 +373,7 @@ async def test_a_disk_that_knows_no_locks_is_refused(tmp_path: Path, monkeypatch
     def refuse(_number: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(_part, "lock", refuse)
+    monkeypatch.setattr(_partial_file, "lock", refuse)
     async with file_host(serve(SONG)) as host:
         with pytest.raises(StorageError, match="No locks"):
             await download(host, tmp_path)

@@ -239,7 +239,7 @@ def test_a_mangled_file_has_a_length_or_an_error_of_ours(
         (b"\xff\xfb\x90", None),
     ],
 )
-def test_a_kind_is_told_by_its_first_bytes(head: bytes, kind: _kinds.Kind | None, tmp_path: Path) -> None:
+def test_a_kind_is_told_by_its_first_bytes(head: bytes, kind: _kinds.AudioKind | None, tmp_path: Path) -> None:
     assert _kinds.begins_like_audio(head) is (kind is not None)
     with written(tmp_path, head).open("rb") as file:
         assert _kinds.kind_of(file) is kind

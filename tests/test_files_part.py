@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from kie_async.errors import StorageError
-from kie_async.files import _part
-from kie_async.files._part import Note, Part
+from kie_async.files import _partial_file
+from kie_async.files._partial_file import PartialFile, ResumeInfo
 
-NOTE = Note("here", '"v1"', 5)
+INFO = ResumeInfo("here", '"v1"', 5)
 
 
-def written(directory: Path, data: bytes = b"hello", stem: str = "a") -> Part:
-    part = Part.open(directory, stem)
-    part.restart(NOTE)
+def written(directory: Path, data: bytes = b"hello", stem: str = "a") -> PartialFile:
+    part = PartialFile.open(directory, stem)
+    part.restart(INFO)
     part.append(data)
     return part
 
@@ -35,7 +35,7 @@ def names(directory: Path) -> set[str]:
 def test_a_part_becomes_the_file(tmp_path: Path) -> None:
     part = written(tmp_path / "new" / "er")
     assert names(part.path.parent) == {"a.part", "a.part.json"}
-    path = part.publish(".mp3")
+    path = part.finish(".mp3")
     assert path == tmp_path / "new" / "er" / "a.mp3"
     assert path.read_bytes() == b"hello"
     assert names(path.parent) == {"a.mp3"}
@@ -57,40 +57,40 @@ def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "link", watched)
-    written(tmp_path).publish(".mp3")
+    written(tmp_path).finish(".mp3")
     assert steps == ["bytes", "name", "directory"]
 
 
 def test_a_part_goes_on_where_it_ended(tmp_path: Path) -> None:
-    written(tmp_path).leave()
-    part = Part.open(tmp_path, "a")
-    assert (part.size, part.note) == (5, NOTE)
+    written(tmp_path).release()
+    part = PartialFile.open(tmp_path, "a")
+    assert (part.size, part.resume_info) == (5, INFO)
     part.append(b" there")
-    assert part.publish(".mp3").read_bytes() == b"hello there"
+    assert part.finish(".mp3").read_bytes() == b"hello there"
 
 
 def test_a_part_that_begins_anew_forgets_what_was_there(tmp_path: Path) -> None:
     part = written(tmp_path)
-    part.restart(Note("there", None, None))
+    part.restart(ResumeInfo("there", None, None))
     part.append(b"x")
-    part.leave()
-    part = Part.open(tmp_path, "a")
-    assert (part.size, part.note) == (1, Note("there", None, None))
-    part.leave()
+    part.release()
+    part = PartialFile.open(tmp_path, "a")
+    assert (part.size, part.resume_info) == (1, ResumeInfo("there", None, None))
+    part.release()
 
 
 def test_an_empty_part_leaves_nothing_behind(tmp_path: Path) -> None:
-    Part.open(tmp_path, "a").leave()
+    PartialFile.open(tmp_path, "a").release()
     part = written(tmp_path, b"")
-    part.leave()
-    part.leave()
+    part.release()
+    part.release()
     assert names(tmp_path) == set()
 
 
 def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a.mp3").write_bytes(b"mine")
     (tmp_path / "a-2.mp3").symlink_to("nowhere")
-    path = written(tmp_path).publish(".mp3")
+    path = written(tmp_path).finish(".mp3")
     assert path.name == "a-3.mp3"
     assert (tmp_path / "a.mp3").read_bytes() == b"mine"
 
@@ -101,7 +101,7 @@ def test_a_disk_without_hard_links_serves_too(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a.mp3").write_bytes(b"mine")
-    path = written(tmp_path).publish(".mp3")
+    path = written(tmp_path).finish(".mp3")
     assert path.name == "a-2.mp3"
     assert (tmp_path / "a.mp3").read_bytes() == b"mine"
     assert names(tmp_path) == {"a.mp3", "a-2.mp3"}
@@ -112,7 +112,7 @@ def test_a_disk_without_hard_links_gives_a_name_to_one_alone(tmp_path: Path, mon
         raise OSError(errno.EPERM, "no links here")
 
     one, other = written(tmp_path, b"one"), written(tmp_path, b"other")
-    publishing = threading.Thread(target=other.publish, args=(".mp3",))
+    publishing = threading.Thread(target=other.finish, args=(".mp3",))
     rename = Path.rename
 
     def late(path: Path, target: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_disk_without_hard_links_gives_a_name_to_one_alone(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(Path, "rename", late)
-    assert one.publish(".mp3").name == "a.mp3"
+    assert one.finish(".mp3").name == "a.mp3"
     publishing.join()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.mp3": b"one", "a-2.mp3": b"other"}
 
@@ -131,7 +131,7 @@ def test_a_disk_without_hard_links_gives_a_name_to_one_alone(tmp_path: Path, mon
 def test_two_downloads_of_one_name_never_mix(tmp_path: Path) -> None:
     one, other = written(tmp_path, b"one"), written(tmp_path, b"other")
     assert other.path.name == "a.part-2"
-    paths = [other.publish(".mp3"), one.publish(".mp3")]
+    paths = [other.finish(".mp3"), one.finish(".mp3")]
     assert [path.name for path in paths] == ["a.mp3", "a-2.mp3"]
     assert [path.read_bytes() for path in paths] == [b"other", b"one"]
 
@@ -142,13 +142,13 @@ def test_parts_that_nobody_writes_are_removed(tmp_path: Path) -> None:
         left = written(tmp_path)
         kept = written(tmp_path)
         assert [left.path.name, kept.path.name] == ["a.part-2", "a.part-3"]
-        left.leave()
-        kept.leave()
-        _part.remove_parts(tmp_path, "a")
+        left.release()
+        kept.release()
+        _partial_file.remove_parts(tmp_path, "a")
         assert names(tmp_path) == {"a.part", "a.part.json"}
-    held.publish(".mp3")
-    written(tmp_path, stem="a.part").leave()
-    _part.remove_parts(tmp_path, "a")
+    held.finish(".mp3")
+    written(tmp_path, stem="a.part").release()
+    _partial_file.remove_parts(tmp_path, "a")
     assert names(tmp_path) == {"a.mp3", "a.part.part", "a.part.part.json"}
 
 
@@ -156,26 +156,26 @@ def test_a_part_that_was_finished_while_we_waited_for_its_lock_is_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder = written(tmp_path)
-    lock = _part.lock
+    lock = _partial_file.lock
 
     def late(number: int) -> None:
         if not holder._file.closed:
-            holder.publish(".mp3")  # between our opening of the part and our lock on it
+            holder.finish(".mp3")  # between our opening of the part and our lock on it
         lock(number)
 
-    monkeypatch.setattr(_part, "lock", late)
-    part = Part.open(tmp_path, "a")
+    monkeypatch.setattr(_partial_file, "lock", late)
+    part = PartialFile.open(tmp_path, "a")
     assert (part.path.name, part.size) == ("a.part", 0)
-    part.restart(NOTE)
+    part.restart(INFO)
     part.append(b"x")
     assert (tmp_path / "a.mp3").read_bytes() == b"hello"
-    part.leave()
+    part.release()
 
 
 def test_a_part_taken_away_and_made_anew_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = (tmp_path / "a.part").open("wb")
     replaced: list[Path] = []
-    lock = _part.lock
+    lock = _partial_file.lock
 
     def late(number: int) -> None:
         if not replaced:
@@ -184,10 +184,10 @@ def test_a_part_taken_away_and_made_anew_is_not_ours(tmp_path: Path, monkeypatch
             replaced.append(tmp_path)
         lock(number)
 
-    monkeypatch.setattr(_part, "lock", late)
-    part = Part.open(tmp_path, "a")
+    monkeypatch.setattr(_partial_file, "lock", late)
+    part = PartialFile.open(tmp_path, "a")
     assert part.size == 3
-    part.leave()
+    part.release()
     old.close()
 
 
@@ -195,9 +195,9 @@ def test_a_part_whose_holder_died_after_naming_the_file_is_that_file(tmp_path: P
     part = written(tmp_path)
     os.link(part.path, tmp_path / "a.mp3")
     part._file.close()
-    found = Part.open(tmp_path, "a")
-    assert found.published == tmp_path / "a.mp3"
-    found.leave()
+    found = PartialFile.open(tmp_path, "a")
+    assert found.finished_path == tmp_path / "a.mp3"
+    found.release()
     assert names(tmp_path) == {"a.mp3"}
 
 
@@ -206,10 +206,10 @@ def test_a_part_that_is_somebody_elses_file_is_not_written_to(tmp_path: Path) ->
     mine.write_bytes(b"mine")
     (tmp_path / "a.mp3").write_bytes(b"other")
     os.link(mine, tmp_path / "a.part")
-    part = Part.open(tmp_path, "a")
-    assert (part.published, part.size) == (None, 0)
-    part.restart(NOTE)
-    part.leave()
+    part = PartialFile.open(tmp_path, "a")
+    assert (part.finished_path, part.size) == (None, 0)
+    part.restart(INFO)
+    part.release()
     assert mine.read_bytes() == b"mine"
 
 
@@ -222,11 +222,11 @@ def test_a_symbolic_link_is_not_followed_out(name: str, tmp_path: Path) -> None:
     (inside / name).symlink_to(outside)
     refused = name != "a.mp3"
     with pytest.raises((OSError, StorageError), match="symbolic") if refused else nullcontext():
-        part = Part.open(inside, "a")
+        part = PartialFile.open(inside, "a")
         with closing(part._file):
-            part.restart(NOTE)
+            part.restart(INFO)
             part.append(b"hello")
-            assert part.publish(".mp3").name == "a-2.mp3"
+            assert part.finish(".mp3").name == "a-2.mp3"
     assert outside.read_bytes() == b"mine"
 
 
@@ -234,29 +234,29 @@ def test_a_symbolic_link_within_the_directory_is_not_followed_either(tmp_path: P
     (tmp_path / "mine").write_bytes(b"mine")
     (tmp_path / "a.part").symlink_to("mine")
     with pytest.raises(StorageError, match="symbolic"):
-        Part.open(tmp_path, "a")
+        PartialFile.open(tmp_path, "a")
     assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
 def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    assert written(tmp_path / "link").publish(".mp3") == tmp_path / "real" / "a.mp3"
+    assert written(tmp_path / "link").finish(".mp3") == tmp_path / "real" / "a.mp3"
 
 
 def test_a_name_that_leads_out_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="leads out"):
-        Part.open(tmp_path, "../a")
+        PartialFile.open(tmp_path, "../a")
 
 
 def test_a_fifo_in_the_way_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.part")
     with pytest.raises(OSError, match="seek"):
-        Part.open(tmp_path, "a")
+        PartialFile.open(tmp_path, "a")
 
 
 @pytest.mark.parametrize(
-    "note",
+    "resume_info",
     [
         b"",
         b"{",
@@ -271,12 +271,12 @@ def test_a_fifo_in_the_way_is_refused(tmp_path: Path) -> None:
         json.dumps({"source": "a" * 5000, "validator": None, "total": None}).encode(),
     ],
 )
-def test_a_note_that_is_odd_is_as_good_as_none(note: bytes, tmp_path: Path) -> None:
-    written(tmp_path).leave()
-    (tmp_path / "a.part.json").write_bytes(note)
-    part = Part.open(tmp_path, "a")
-    assert (part.size, part.note) == (5, None)
-    part.leave()
+def test_resume_info_that_is_odd_is_as_good_as_none(resume_info: bytes, tmp_path: Path) -> None:
+    written(tmp_path).release()
+    (tmp_path / "a.part.json").write_bytes(resume_info)
+    part = PartialFile.open(tmp_path, "a")
+    assert (part.size, part.resume_info) == (5, None)
+    part.release()
 
 
 @contextmanager
@@ -296,11 +296,11 @@ def test_a_disk_that_is_full_at_any_byte_keeps_what_it_took(room: int, tmp_path:
     part = written(tmp_path, b"")
     with disk_of(room), pytest.raises(OSError, match="large"):
         part.append(data)
-    part.leave()
-    part = Part.open(tmp_path, "a")
+    part.release()
+    part = PartialFile.open(tmp_path, "a")
     assert part.size == room
     part.append(data[room:])
-    assert part.publish(".mp3").read_bytes() == data
+    assert part.finish(".mp3").read_bytes() == data
 
 
 # ------------------------------------------------------------ killed at any moment
@@ -308,7 +308,7 @@ def test_a_disk_that_is_full_at_any_byte_keeps_what_it_took(room: int, tmp_path:
 KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
-from kie_async.files._part import Note, Part
+from kie_async.files._partial_file import ResumeInfo, PartialFile
 
 WHOLE = b"x" * 3000
 
@@ -326,14 +326,14 @@ def watch(when):
         setattr(os, name, watched(getattr(os, name)))
 
 def download(directory):
-    part = Part.open(directory, "a")
-    if part.published is None:
-        part.note or part.restart(Note("here", None, len(WHOLE)))
+    part = PartialFile.open(directory, "a")
+    if part.finished_path is None:
+        part.resume_info or part.restart(ResumeInfo("here", None, len(WHOLE)))
         while part.size < len(WHOLE):
             part.append(WHOLE[: min(1000, len(WHOLE) - part.size)])
             os.fstat(part._file.fileno())  # a moment between two writes
-        part.publish(".mp3")
-    part.leave()
+        part.finish(".mp3")
+    part.release()
 
 def run(when, directory):
     child = os.fork()
@@ -375,16 +375,16 @@ def running(script: str, *arguments: str) -> subprocess.Popen[str]:
 WORKER = """
 import sys
 from pathlib import Path
-from kie_async.files._part import Note, Part
+from kie_async.files._partial_file import ResumeInfo, PartialFile
 
 mark = sys.argv[1].encode()
 for _ in range(20):
-    part = Part.open(Path(sys.argv[2]), "a")
-    part.restart(Note("here", None, None))
+    part = PartialFile.open(Path(sys.argv[2]), "a")
+    part.restart(ResumeInfo("here", None, None))
     for _ in range(5):
         part.append(mark * 1000)
-    assert part.published is None
-    part.publish(".mp3")
+    assert part.finished_path is None
+    part.finish(".mp3")
 """
 
 

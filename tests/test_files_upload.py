@@ -185,7 +185,7 @@ async def test_a_file_that_may_not_be_read_is_the_disks_matter(song: Path, monke
 
 
 async def test_a_file_over_the_limit_stays_here(song: Path) -> None:
-    os.truncate(song, _upload.LARGEST + 1)
+    os.truncate(song, _upload.MAX_UPLOAD + 1)
     assert "200000001 bytes" in await refused(song)
 
 

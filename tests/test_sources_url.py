@@ -22,7 +22,7 @@ from service import Service, serving
 import kie_async as kie
 from kie_async.events import Notice
 from kie_async.files._containers import stated_length
-from kie_async.files._kinds import AAC, AIFF, FLAC, KINDS, M4A, MP3, OGG, WAV, Kind, audio_start
+from kie_async.files._kinds import AAC, AIFF, FLAC, KINDS, M4A, MP3, OGG, WAV, AudioKind, audio_start
 from kie_async.journal import Job, State
 
 pytestmark = pytest.mark.anyio
@@ -260,13 +260,13 @@ def test_the_switches_are_switches() -> None:
 BEGINNING = 20_000
 
 
-def stated(kind: Kind, data: bytes, total: int | None = None) -> float | None:
+def stated(kind: AudioKind, data: bytes, total: int | None = None) -> float | None:
     """What the beginning of a file says, if it is as large as it is said to be."""
     begun = data[:BEGINNING]
     return stated_length(kind, begun, audio_start(BytesIO(begun)) or 0, len(data) if total is None else total)
 
 
-AGREEING: dict[str, tuple[Kind, Callable[[], bytes]]] = {
+AGREEING: dict[str, tuple[AudioKind, Callable[[], bytes]]] = {
     "wav": (WAV, audio_files.wav),
     "wav of length 0": (WAV, lambda: audio_files.wav_that_claims(0)),
     "wav from a pipe": (WAV, lambda: audio_files.wav_that_claims(0xFFFFFFFF)),
@@ -323,7 +323,7 @@ def test_the_index_of_an_mp4(data: bytes, seconds: float | None) -> None:
     assert stated_length(M4A, data, 0, len(data)) == seconds
 
 
-UNSTATED: dict[str, tuple[Kind, Callable[[], bytes], float]] = {  # a file, and its size over what it should be
+UNSTATED: dict[str, tuple[AudioKind, Callable[[], bytes], float]] = {  # a file, and its size over what it should be
     "mp3 cut off": (MP3, audio_files.mp3, 0.5),
     "two mp3 in one": (MP3, audio_files.mp3, 2.0),
     "mp3 without a header": (MP3, audio_files.mp3_without_xing, 1.0),
@@ -355,7 +355,7 @@ HEADS = {
 
 
 @given(st.sampled_from(KINDS), st.binary(max_size=200), st.integers(0, 1 << 40))
-def test_any_bytes_are_a_length_or_none(kind: Kind, data: bytes, more: int) -> None:
+def test_any_bytes_are_a_length_or_none(kind: AudioKind, data: bytes, more: int) -> None:
     begun = HEADS.get(kind, bytes(16)) + data
     found = stated_length(kind, begun, 0, len(begun) + more)
     assert found is None or found >= 0

@@ -27,8 +27,8 @@ from kie_async.errors import AudioError, Fault, ManifestError, Problem, StorageE
 from kie_async.events import clean
 from kie_async.files._disk import on_disk
 from kie_async.files._kinds import NAMES
-from kie_async.files._length import measure
-from kie_async.files._upload import Look, inspect
+from kie_async.files._measure import measure
+from kie_async.files._upload import FileStat, check_source
 from kie_async.journal import Job, Source
 
 _ROWS_AT_ONCE = 256
@@ -251,7 +251,7 @@ class _SourceInfo:
         result: its content and length, or the reason why it cannot be used.
     """
 
-    stat: Look | None
+    stat: FileStat | None
     result: Source | Problem
 
 
@@ -280,7 +280,7 @@ class _SourceCache:
     def _read(self, path: Path, known: _SourceInfo | None, *, measured: bool) -> _SourceInfo:
         before = None
         try:
-            _, before = inspect(path)
+            _, before = check_source(path)
             if known is not None and known.stat == before:
                 return known
             self.read_count += 1
@@ -292,11 +292,11 @@ class _SourceCache:
             return _SourceInfo(None, Problem("source", f"{clean(path.name)} cannot be read", "give access to it"))
 
 
-def _read_source(path: Path, before: Look, *, measured: bool) -> Source:
+def _read_source(path: Path, before: FileStat, *, measured: bool) -> Source:
     duration = measure(path) if measured else None
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if inspect(path)[1] != before:
+    if check_source(path)[1] != before:
         raise AudioError(f"{clean(path.name)} changed while it was read: wait until it is finished")
     return Source(path=str(path), size=before.size, sha256=sha256, duration=duration)
 

@@ -35,7 +35,7 @@ from kie_async.batch._result_records import (
 from kie_async.errors import StorageError
 from kie_async.files._disk import on_disk
 from kie_async.files._kinds import KINDS
-from kie_async.files._part import lock, remove_parts
+from kie_async.files._partial_file import lock, remove_parts
 from kie_async.journal import Job
 from kie_async.models import Track
 

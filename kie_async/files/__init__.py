@@ -2,16 +2,15 @@
 
 from kie_async.files._disk import Progress, check_writable
 from kie_async.files._download import Refresh, download_track
-from kie_async.files._length import measure
+from kie_async.files._measure import measure
+from kie_async.files._measure_url import measure_url
 from kie_async.files._names import track_name
-from kie_async.files._remote import measure_url
 from kie_async.files._upload import upload
 
 __all__ = [
     "Progress",
     "Refresh",
     "check_writable",
-    "download",
     "download_track",
     "measure",
     "measure_url",

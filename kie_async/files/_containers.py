@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 import attrs
 
-from kie_async.files._kinds import AIFF, FLAC, M4A, MP3, OGG, WAV, Kind, audio_start
+from kie_async.files._kinds import AIFF, FLAC, M4A, MP3, OGG, WAV, AudioKind, audio_start
 
 _ENDING = 1 << 16  # bytes of tags that may follow the audio
 _UNKNOWN = 0xFFFFFFFF  # a size that was not known when the header was written
@@ -47,7 +47,7 @@ _Ending: TypeAlias = Callable[[BinaryIO, int], bool | None]
 # ------------------------------------------------------------ how long they are
 
 
-def stated_length(kind: Kind, data: bytes, start: int, total: int) -> float | None:
+def stated_length(kind: AudioKind, data: bytes, start: int, total: int) -> float | None:
     """The seconds of audio that a header states, where the size of the file agrees; None if nothing is proven.
 
     Args:
@@ -143,7 +143,7 @@ def _movie(data: bytes, at: int, end: int) -> float | None:
     return None
 
 
-_READERS: Mapping[Kind, Callable[[bytes, int, int], float | None]] = {
+_READERS: Mapping[AudioKind, Callable[[bytes, int, int], float | None]] = {
     WAV: _wav_length,
     FLAC: _flac_length,
     MP3: _mp3_length,
@@ -154,7 +154,7 @@ _READERS: Mapping[Kind, Callable[[bytes, int, int], float | None]] = {
 # ------------------------------------------------------------ where they end
 
 
-def ends_as_declared(file: BinaryIO, kind: Kind) -> bool | None:
+def ends_as_declared(file: BinaryIO, kind: AudioKind) -> bool | None:
     """Tell whether a file ends where its content says that it ends; None if its content does not say."""
     ending = _ENDINGS.get(kind)
     return None if ending is None else ending(file, file.seek(0, SEEK_END))
@@ -192,7 +192,7 @@ def _chunk_ends(file: BinaryIO, size: int, order: Literal["little", "big"]) -> b
 
 
 def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
-    """Look for the last page, which says that it is the last."""
+    """FileStat for the last page, which says that it is the last."""
     file.seek(max(size - _OGG_PAGE_MAX, 0))
     tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
@@ -217,7 +217,7 @@ def _m4a_ends(file: BinaryIO, size: int) -> bool | None:
     return at == size and b"moov" in names
 
 
-_ENDINGS: Mapping[Kind, _Ending] = MappingProxyType(
+_ENDINGS: Mapping[AudioKind, _Ending] = MappingProxyType(
     {MP3: _mp3_ends, WAV: _wav_ends, AIFF: _aiff_ends, OGG: _ogg_ends, M4A: _m4a_ends}
 )
 

@@ -26,18 +26,18 @@ from kie_async._protocol.retry import backoff
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
 from kie_async.events import Retrying
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
-from kie_async.files._kinds import HEAD, Kind, begins_like_audio
-from kie_async.files._length import NotMeasuredError, measure_in_turn
+from kie_async.files._kinds import HEAD, AudioKind, begins_like_audio
+from kie_async.files._measure import NotMeasuredError, measure_in_turn
 from kie_async.files._names import safe_name, track_name
-from kie_async.files._part import Note, Part
+from kie_async.files._partial_file import PartialFile, ResumeInfo
 from kie_async.models import Track
 
 Refresh: TypeAlias = Callable[[], Awaitable[str | None]]  # gives a new address for an expired one
 
 EXCHANGES = 8  # for one file in one call: the first and its resumptions
 DURATION_TOLERANCE = 2.0  # seconds between the record's word and the file
-SLOWEST = 1000  # bytes/s, over ``SLOW_FOR`` seconds of waiting
-SLOW_FOR = 30.0
+MIN_SPEED = 1000  # bytes/s, over ``SPEED_WINDOW`` seconds of waiting
+SPEED_WINDOW = 30.0
 _BLOCK = 1 << 20  # bytes per trip to the disk
 _SPARE = 1 << 20  # bytes of the disk that a download leaves free
 
@@ -102,14 +102,14 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     )
     stem = safe_name(name) if name else track_name(track.title, track.id)
     urls = list(dict.fromkeys(url for url in (track.audio_url, track.source_audio_url) if url))
-    with _about(task_id):
+    with _named_in_errors(task_id):
         if not urls:
             raise DownloadError("the track has no audio yet: wait for its task")
-        return await _fetch(fetcher, urls, Path(directory), stem, wanted)
+        return await _download_to(fetcher, urls, Path(directory), stem, wanted)
 
 
 @contextmanager
-def _about(task_id: str | None) -> Iterator[None]:
+def _named_in_errors(task_id: str | None) -> Iterator[None]:
     """Let errors say which task they are about."""
     try:
         yield
@@ -118,22 +118,22 @@ def _about(task_id: str | None) -> Iterator[None]:
         raise
 
 
-async def _fetch(fetcher: Fetcher, urls: Sequence[str], directory: Path, stem: str, wanted: _Wanted) -> Path:
-    taken: list[Part] = []  # filled by the thread, so that a part is given back even if its opening was cancelled
+async def _download_to(fetcher: Fetcher, urls: Sequence[str], directory: Path, stem: str, wanted: _Wanted) -> Path:
+    taken: list[PartialFile] = []  # filled by the thread, so that a part is released even if its opening was cancelled
     try:
-        await on_disk(lambda: taken.append(Part.open(directory, stem)))
+        await on_disk(lambda: taken.append(PartialFile.open(directory, stem)))
         (part,) = taken
-        if wanted.keep_existing and part.published is None:
-            part.published = await on_disk(part.give_way)
-        return part.published or await _Download(fetcher, part, wanted).run(urls)
+        if wanted.keep_existing and part.finished_path is None:
+            part.finished_path = await on_disk(part.yield_to_existing)
+        return part.finished_path or await _Download(fetcher, part, wanted).run(urls)
     finally:
         for part in taken:
-            await on_disk(part.leave)
+            await on_disk(part.release)
 
 
 @attrs.define
-class _Pace:
-    """Measures the time spent waiting for the network alone, and gives up on a host that crawls."""
+class _MinimumSpeed:
+    """Measures the time spent waiting for the network alone, and gives up on a host that is too slow."""
 
     _since: float
     _waited: float = 0.0
@@ -142,13 +142,13 @@ class _Pace:
     def count(self, size: int) -> None:
         self._came += size
         self._waited += anyio.current_time() - self._since
-        if self._waited < SLOW_FOR:
+        if self._waited < SPEED_WINDOW:
             return
-        if self._came < SLOWEST * self._waited:
-            raise DownloadError(f"the host sent less than {SLOWEST} bytes/s for {SLOW_FOR:.0f} s")
+        if self._came < MIN_SPEED * self._waited:
+            raise DownloadError(f"the host sent less than {MIN_SPEED} bytes/s for {SPEED_WINDOW:.0f} s")
         self._waited, self._came = 0.0, 0
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._since = anyio.current_time()
 
 
@@ -157,7 +157,7 @@ class _Download:
     """One file on its way into one part."""
 
     fetcher: Fetcher
-    part: Part
+    part: PartialFile
     wanted: _Wanted
 
     async def run(self, urls: Sequence[str]) -> Path:
@@ -192,34 +192,34 @@ class _Download:
         is_whole = await self._exchange(url)
         kind = await on_disk(self.part.kind)
         if kind is None:
-            raise await self._worthless("what came is no audio")
+            raise await self._discard("what came is no audio")
         if not is_whole:
             await self._prove(url, kind)
         await self._check_duration()
         keep_existing = self.wanted.keep_existing
-        return await on_disk(lambda: self.part.publish(kind.suffix, keep_existing=keep_existing))
+        return await on_disk(lambda: self.part.finish(kind.suffix, keep_existing=keep_existing))
 
     async def _exchange(self, url: str) -> bool:
         """Fetch what is missing; tell whether HTTP proves that it is all there."""
-        source, note, start, validator = _source(url), self.part.note, 0, None
-        if note is not None and note.source == source and note.validator is not None:
-            start, validator = self.part.size, note.validator
-        async with self.fetcher.open(url, start=start, validator=validator) as answer:
-            if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                await self._check_end(answer.total)
+        source, info, start, validator = _source(url), self.part.resume_info, 0, None
+        if info is not None and info.source == source and info.validator is not None:
+            start, validator = self.part.size, info.validator
+        async with self.fetcher.open(url, start=start, validator=validator) as response:
+            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                await self._check_end(response.total)
                 return True
-            self._check_promise(answer)
-            if answer.start == 0:
-                await on_disk(self.part.restart, Note(source, answer.validator, answer.total))
-            elif answer.start != start or not _same(answer.total, self.part.note):
-                raise await self._worthless("the host went on elsewhere, or in another file", retryable=True)
-            await self._check_room(answer.total)
-            await self._stream(answer)
-        is_whole = answer.status == HTTPStatus.OK and answer.delimited
-        return await self._check_size(self._total(answer)) or is_whole
+            self._check_promise(response)
+            if response.start == 0:
+                await on_disk(self.part.restart, ResumeInfo(source, response.validator, response.total))
+            elif response.start != start or not _same(response.total, self.part.resume_info):
+                raise await self._discard("the host went on elsewhere, or in another file", retryable=True)
+            await self._check_room(response.total)
+            await self._stream(response)
+        is_whole = response.status == HTTPStatus.OK and response.delimited
+        return await self._check_size(self._total(response)) or is_whole
 
-    async def _prove(self, url: str, kind: Kind) -> None:
-        """Prove that it is all there, where the body ended with the connection: a broken one ends in the same way."""
+    async def _prove(self, url: str, kind: AudioKind) -> None:
+        """Prove that the file is whole after a body that ended with its connection, as one that breaks off does too."""
         if await self._check_size(await self._size_at_host(url)):
             return
         is_complete = await on_disk(self.part.is_complete, kind)
@@ -234,18 +234,18 @@ class _Download:
 
     async def _size_at_host(self, url: str) -> int | None:
         """Ask for what comes after the last byte here: the answer names the size; None if the host does not tell."""
-        validator = self.part.note.validator if self.part.note else None
+        validator = self.part.resume_info.validator if self.part.resume_info else None
         try:
-            async with self.fetcher.open(url, start=self.part.size, validator=validator) as answer:
-                return answer.total
+            async with self.fetcher.open(url, start=self.part.size, validator=validator) as response:
+                return response.total
         except DownloadError:
             return None
 
-    def _check_promise(self, answer: DownloadResponse) -> None:
-        if answer.encoding:
-            raise DownloadError(f"the host sent the file encoded ({answer.encoding[:20]})", retryable=False)
-        if answer.total is not None and answer.total > self.wanted.max_bytes:
-            words = f"the file has {answer.total} bytes, over the {self.wanted.max_bytes} accepted"
+    def _check_promise(self, response: DownloadResponse) -> None:
+        if response.encoding:
+            raise DownloadError(f"the host sent the file encoded ({response.encoding[:20]})", retryable=False)
+        if response.total is not None and response.total > self.wanted.max_bytes:
+            words = f"the file has {response.total} bytes, over the {self.wanted.max_bytes} accepted"
             raise DownloadError(words, retryable=False)
 
     async def _check_room(self, total: int | None) -> None:
@@ -255,22 +255,22 @@ class _Download:
 
     async def _check_end(self, total: int | None) -> None:
         if not self.part.size or total != self.part.size:
-            raise await self._worthless("the host has less of the file than is here", retryable=True)
+            raise await self._discard("the host has less of the file than is here", retryable=True)
 
-    async def _stream(self, answer: DownloadResponse) -> None:
+    async def _stream(self, response: DownloadResponse) -> None:
         """Write what comes. When a connection breaks, what aiohttp has not handed out by then is fetched again."""
         block = bytearray()
-        pace = _Pace(anyio.current_time())
+        speed = _MinimumSpeed(anyio.current_time())
         try:
-            async for chunk in answer:
-                pace.count(len(chunk))
+            async for chunk in response:
+                speed.count(len(chunk))
                 self._check_cap(len(block) + len(chunk))
                 block += chunk
                 if len(block) >= _BLOCK:
                     full, block = block, bytearray()
                     await self._write(full)
-                self.wanted.reporter.report(self.part.size + len(block), answer.total)
-                pace.go_on()
+                self.wanted.reporter.report(self.part.size + len(block), response.total)
+                speed.resume()
         except BaseException:
             with suppress(StorageError):  # the error that ended it is the one to tell
                 await on_disk(self.part.append, block)
@@ -283,12 +283,12 @@ class _Download:
 
     async def _write(self, block: bytearray) -> None:
         if self.part.size == 0 and len(block) >= HEAD and not begins_like_audio(bytes(block[:HEAD])):
-            raise await self._worthless("what came is no audio")
+            raise await self._discard("what came is no audio")
         await on_disk(self.part.append, block)
 
-    def _total(self, answer: DownloadResponse) -> int | None:
-        """Tell the size of the whole, as this answer or the one it continues has said it."""
-        return self.part.note.total if answer.total is None and self.part.note else answer.total
+    def _total(self, response: DownloadResponse) -> int | None:
+        """Tell the size of the whole, as this response or the one it continues has said it."""
+        return self.part.resume_info.total if response.total is None and self.part.resume_info else response.total
 
     async def _check_size(self, total: int | None) -> bool:
         """Hold what is there to the size of the whole; tell whether that is known."""
@@ -297,7 +297,7 @@ class _Download:
         if total is None:
             return False
         if self.part.size > total:
-            raise await self._worthless(f"the host sent more than the {total} bytes of the file", retryable=True)
+            raise await self._discard(f"the host sent more than the {total} bytes of the file", retryable=True)
         if self.part.size < total:
             raise DownloadError(f"the download broke off at {self.part.size} of {total} bytes")
         return True
@@ -316,11 +316,11 @@ class _Download:
             seconds = 0.0
         if abs(seconds - expected) <= DURATION_TOLERANCE:
             return
-        raise await self._worthless(f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s")
+        raise await self._discard(f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s")
 
-    async def _worthless(self, words: str, *, retryable: bool = False) -> DownloadError:
+    async def _discard(self, words: str, *, retryable: bool = False) -> DownloadError:
         """Throw away what came, so that nothing is built on it."""
-        await on_disk(self.part.restart, Note("", None, None))
+        await on_disk(self.part.restart, ResumeInfo("", None, None))
         return DownloadError(words, retryable=retryable)
 
 
@@ -329,6 +329,6 @@ def _source(url: str) -> str:
     return hashlib.sha256(url.partition("?")[0].encode("utf-8", "replace")).hexdigest()
 
 
-def _same(total: int | None, note: Note | None) -> bool:
+def _same(total: int | None, info: ResumeInfo | None) -> bool:
     """Tell whether a size is that of the file begun; one that either side does not know contradicts nothing."""
-    return total is None or note is None or note.total in {None, total}
+    return total is None or info is None or info.total in {None, total}

@@ -13,20 +13,20 @@ _PICTURES = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1", b"avif", b"av
 
 
 @attrs.frozen
-class Kind:
+class AudioKind:
     """A kind of audio file: the suffix it should have, and the name of its demuxer."""
 
     suffix: str
     demuxer: str
 
 
-MP3 = Kind(".mp3", "mp3")
-WAV = Kind(".wav", "wav")
-FLAC = Kind(".flac", "flac")
-OGG = Kind(".ogg", "ogg")
-M4A = Kind(".m4a", "mov")
-AAC = Kind(".aac", "aac")
-AIFF = Kind(".aiff", "aiff")
+MP3 = AudioKind(".mp3", "mp3")
+WAV = AudioKind(".wav", "wav")
+FLAC = AudioKind(".flac", "flac")
+OGG = AudioKind(".ogg", "ogg")
+M4A = AudioKind(".m4a", "mov")
+AAC = AudioKind(".aac", "aac")
+AIFF = AudioKind(".aiff", "aiff")
 KINDS = (MP3, WAV, FLAC, OGG, M4A, AAC, AIFF)
 NAMES = ", ".join(kind.suffix[1:] for kind in KINDS)
 
@@ -36,7 +36,7 @@ def begins_like_audio(head: bytes) -> bool:
     return head.startswith(b"ID3") or _kind(head) is not None
 
 
-def kind_of(file: BinaryIO) -> Kind | None:
+def kind_of(file: BinaryIO) -> AudioKind | None:
     """Return the kind of an open file, whatever tags stand before its audio; None if it is no known audio."""
     start = audio_start(file)
     if start is None:
@@ -65,7 +65,7 @@ def _after_padding(file: BinaryIO, at: int) -> int:
     return at + len(block) - len(block.lstrip(b"\0"))
 
 
-def _kind(head: bytes) -> Kind | None:
+def _kind(head: bytes) -> AudioKind | None:
     if len(head) < HEAD:
         return None
     for kind, found in (

@@ -12,7 +12,7 @@ from kie_async import files
 from kie_async._client import Fetcher, Transport
 from kie_async._protocol.request_rules import is_url
 from kie_async.events import clean
-from kie_async.files._length import measure_in_turn
+from kie_async.files._measure import measure_in_turn
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback
 

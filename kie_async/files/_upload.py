@@ -1,4 +1,4 @@
-"""Send a file to the service's upload host, after a look at what it is."""
+"""Send a file to the service's upload host, after a check of what it is."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kie_async._protocol.endpoints import upload as upload_call
 from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
 from kie_async.files._disk import Progress, Reporter, on_disk
-from kie_async.files._kinds import NAMES, Kind, kind_of
-from kie_async.files._length import measure_in_turn
+from kie_async.files._kinds import NAMES, AudioKind, kind_of
+from kie_async.files._measure import measure_in_turn
 from kie_async.models import UploadedFile
 
-LARGEST = 200_000_000  # bytes; 8 min of studio wav have 140 MB
+MAX_UPLOAD = 200_000_000  # bytes; 8 min of studio wav have 140 MB
 
 
 @attrs.frozen
-class Look:
-    """A file as it was at one moment; if two looks differ, it changed in between."""
+class FileStat:
+    """The state of a file at one moment; if two differ, it changed in between."""
 
     size: int
     modified: int
@@ -42,8 +42,8 @@ async def upload(
 ) -> UploadedFile:
     """Upload a file of audio and return where the service keeps it, for 24 hours.
 
-    FACTS: an upload costs nothing, so one that broke off is sent again as a whole; the same file name would
-    overwrite, so each upload gets a random one.
+    An upload costs nothing (the service says so), so one that broke off is sent again as a whole. The same file name
+    would overwrite, so each upload gets a random one.
 
     Args:
         transport: carries it.
@@ -59,7 +59,7 @@ async def upload(
         KieError: what the upload itself raises.
     """
     path = Path(path)
-    kind, before = await on_disk(inspect, path)
+    kind, before = await on_disk(check_source, path)
     duration = await measure_in_turn(path) if measure else None
     reporter = Reporter(progress, transport.emit)
     part = FilePart(
@@ -70,7 +70,7 @@ async def upload(
         on_bytes=lambda sent: reporter.report(sent, before.size),
     )
     answer = await transport.send(upload_call(part))
-    if await on_disk(_look, path) != before:
+    if await on_disk(_file_stat, path) != before:
         raise AudioError(f"{_shown(path)} changed while it was uploaded: wait until it is finished, then try again")
     _check_answer(answer, before.size, allow_loopback_http=transport.settings.on_loopback)
     return attrs.evolve(answer, duration=duration)
@@ -85,28 +85,30 @@ def _check_answer(answer: UploadedFile, sent: int, *, allow_loopback_http: bool)
         raise BadResponseError(f"the upload host kept {answer.size} bytes of {sent}: try again", retryable=True)
 
 
-def inspect(path: Path) -> tuple[Kind, Look]:
-    """Look at a file before it is sent; blocks."""
-    look = _look(path)
-    if look.size == 0:
+def check_source(path: Path) -> tuple[AudioKind, FileStat]:
+    """Check a file before it is sent; return its kind and its state. It blocks."""
+    found = _file_stat(path)
+    if found.size == 0:
         raise AudioError(f"{_shown(path)} is empty: give a file of audio")
-    if look.size > LARGEST:
-        raise AudioError(f"{_shown(path)} has {look.size} bytes, over the {LARGEST} accepted: shorten or compress it")
+    if found.size > MAX_UPLOAD:
+        raise AudioError(
+            f"{_shown(path)} has {found.size} bytes, over the {MAX_UPLOAD} accepted: shorten or compress it"
+        )
     with path.open("rb") as file:
         kind = kind_of(file)
     if kind is None:
         raise AudioError(f"{_shown(path)} is no audio by its content, whatever its name says: give one of {NAMES}")
-    return kind, look
+    return kind, found
 
 
-def _look(path: Path) -> Look:
+def _file_stat(path: Path) -> FileStat:
     try:
         about = path.stat()
     except (FileNotFoundError, ValueError):  # ValueError: a NUL in the path
         raise AudioError(f"{_shown(path)} does not exist: give the path of a file of audio") from None
     if not stat.S_ISREG(about.st_mode):
         raise AudioError(f"{_shown(path)} is no plain file: give the path of a file of audio")
-    return Look(about.st_size, about.st_mtime_ns, about.st_ino)
+    return FileStat(about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 def _shown(path: Path) -> str:

@@ -1,6 +1,6 @@
 """A download on disk: ``NAME.part`` while it comes, ``NAME.mp3`` once it is whole. Everything here blocks.
 
-What proves that a later answer continues the same file stands in ``NAME.part.json``; without that proof a download
+What proves that a later response continues the same file stands in ``NAME.part.json``; without that proof a download
 begins anew. A part is locked while it is written, so that two processes never mix their bytes in one: the second
 takes ``NAME.part-2``. The final name appears by a hard link, which is atomic and overwrites nothing, and only
 after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none.
@@ -23,15 +23,15 @@ import attrs
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
 from kie_async.files._containers import ends_as_declared
-from kie_async.files._kinds import KINDS, Kind, kind_of
+from kie_async.files._kinds import KINDS, AudioKind, kind_of
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links
 _BINARY = getattr(os, "O_BINARY", 0)
-_MAX_NOTE = 4096  # bytes
+_MAX_RESUME_INFO = 4096  # bytes
 
 
 @attrs.frozen
-class Note:
+class ResumeInfo:
     """What is known of the file that a part is the beginning of.
 
     Attributes:
@@ -46,21 +46,21 @@ class Note:
 
 
 @attrs.define
-class Part:
+class PartialFile:
     """An open and locked ``NAME.part``.
 
     Attributes:
         size: the bytes in it.
-        note: what it is the beginning of; None if that is not known.
-        published: the final file, if a process died between giving it its name and removing the part.
+        resume_info: what it is the beginning of; None if that is not known.
+        finished_path: the final file, if a process died between giving it its name and removing the part.
     """
 
     path: Path
     stem: str
     _file: BinaryIO = attrs.field(repr=False)
     size: int
-    note: Note | None = None
-    published: Path | None = None
+    resume_info: ResumeInfo | None = None
+    finished_path: Path | None = None
 
     @classmethod
     def open(cls, directory: Path, stem: str) -> Self:
@@ -85,24 +85,24 @@ class Part:
         part = cls(path, stem, file, about.st_size)
         if about.st_nlink > 1:
             # Its bytes are somebody's file already: that of a process that died before it removed the part.
-            part.published = _sibling(path, stem, about)
+            part.finished_path = _sibling(path, stem, about)
             part.remove()
-            return part if part.published else cls.open(path.parent, stem)
-        part.note = _read_note(part.note_path)
+            return part if part.finished_path else cls.open(path.parent, stem)
+        part.resume_info = _read_resume_info(part.resume_info_path)
         file.seek(0, os.SEEK_END)
         return part
 
     @property
-    def note_path(self) -> Path:
+    def resume_info_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.json")
 
-    def restart(self, note: Note) -> None:
+    def restart(self, info: ResumeInfo) -> None:
         """Throw away what is there and write down what will come."""
         self._file.seek(0)
         self._file.truncate()
         self.size = 0
-        self.note = note
-        _write_note(self.note_path, note)
+        self.resume_info = info
+        _write_resume_info(self.resume_info_path, info)
 
     def append(self, data: bytes | bytearray) -> None:
         """Write all of the data, or as much as there is room for."""
@@ -116,17 +116,17 @@ class Part:
         """Bytes that may still be written to this disk."""
         return shutil.disk_usage(self.path.parent).free
 
-    def kind(self) -> Kind | None:
+    def kind(self) -> AudioKind | None:
         """Tell by its content what it is."""
         with self.path.open("rb") as file:
             return kind_of(file)
 
-    def is_complete(self, kind: Kind) -> bool | None:
+    def is_complete(self, kind: AudioKind) -> bool | None:
         """Tell by its content whether it is all there; None if the content does not say."""
         with self.path.open("rb") as file:
             return ends_as_declared(file, kind)
 
-    def publish(self, suffix: str, *, keep_existing: bool = False) -> Path:
+    def finish(self, suffix: str, *, keep_existing: bool = False) -> Path:
         """Bring the bytes to the disk, give them their final name, and return it. An existing file is kept.
 
         Args:
@@ -145,7 +145,7 @@ class Part:
         self.remove()
         return target
 
-    def give_way(self) -> Path | None:
+    def yield_to_existing(self) -> Path | None:
         """Return the file that has the name already, and remove the part; None if there is no such file."""
         paths = (self.path.with_name(f"{self.stem}{kind.suffix}") for kind in KINDS)
         existing = next((path for path in paths if path.is_file()), None)
@@ -154,15 +154,15 @@ class Part:
         return existing
 
     def remove(self) -> None:
-        """Remove the part and its note; the file stays under its final name, if it has one."""
+        """Remove the part and its resume info; the file stays under its final name, if it has one."""
         if sys.platform == "win32":  # pragma: no cover  # where an open file cannot be removed
             self._file.close()
-        self.note_path.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)  # after its note: while it is there, it shows that the file is done
+        self.resume_info_path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)  # after its resume info: while it is there, it shows that the file is done
         sync_directory(self.path.parent)
         self._file.close()  # last, so that nobody takes the part while it goes
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give the part free for others, and take it away if there is nothing in it."""
         if not self._file.closed and self.size == 0:
             with contextlib.suppress(OSError):  # an empty part that stays behind harms nobody
@@ -180,7 +180,7 @@ def remove_parts(directory: Path, stem: str) -> None:
             continue
         file = _take(path)
         if file is not None and _is_current(file, path):
-            Part(path, stem, file, 0).remove()
+            PartialFile(path, stem, file, 0).remove()
 
 
 def _numbered(stem: str) -> Iterator[str]:
@@ -248,19 +248,19 @@ def _sibling(path: Path, stem: str, about: os.stat_result) -> Path | None:
     return None
 
 
-def _read_note(path: Path) -> Note | None:
+def _read_resume_info(path: Path) -> ResumeInfo | None:
     """Read what a part is the beginning of; anything odd is as good as nothing."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW | _BINARY), "rb") as file:
-            facts = json.loads(file.read(_MAX_NOTE))
-        source, validator, total = (facts[field.name] for field in attrs.fields(Note))
+            facts = json.loads(file.read(_MAX_RESUME_INFO))
+        source, validator, total = (facts[field.name] for field in attrs.fields(ResumeInfo))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     sound = isinstance(source, str) and isinstance(validator, str | None) and isinstance(total, int | None)
-    return Note(source, validator, total) if sound else None
+    return ResumeInfo(source, validator, total) if sound else None
 
 
-def _write_note(path: Path, note: Note) -> None:
+def _write_resume_info(path: Path, info: ResumeInfo) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW | _BINARY
     with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
-        file.write(json.dumps(attrs.asdict(note)).encode())
+        file.write(json.dumps(attrs.asdict(info)).encode())

@@ -55,7 +55,7 @@ from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._containers import read_frames, stated_length
 from kie_async.files._disk import on_disk
-from kie_async.files._kinds import MP3, NAMES, WAV, Kind, audio_start, kind_of
+from kie_async.files._kinds import MP3, NAMES, WAV, AudioKind, audio_start, kind_of
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
 
-LONGEST = 12 * 3600.0  # seconds; a file that claims more is not believed
-PATIENCE = 30.0  # seconds of work, for files made to cost more than they are worth
+MAX_DURATION = 12 * 3600.0  # seconds; a file that claims more is not believed
+TIMEOUT = 30.0  # seconds of work, for files made to cost more than they are worth
 _PROBED = 64  # packets that are decoded to see whether the others can be believed
 _UNLIKELY = 2  # times as long as the longest that was decoded: a later packet that claims more is not believed
 _TOLERANCE = 0.2  # seconds; codecs swallow a little at the start
@@ -125,7 +125,7 @@ def measure_open(file: BinaryIO, name: str) -> float:
     kind = kind_of(file)
     if kind is None:
         raise AudioError(f"{name} is no audio of a known kind: give one of {NAMES}")
-    return _Work(name, kind).seconds(file)
+    return _Measurement(name, kind).seconds(file)
 
 
 def _shown(path: Path) -> str:
@@ -133,12 +133,12 @@ def _shown(path: Path) -> str:
 
 
 @attrs.frozen
-class _Work:
-    """The measuring of one file, within ``PATIENCE``."""
+class _Measurement:
+    """The measuring of one file, within ``TIMEOUT``."""
 
     name: str
-    kind: Kind
-    _until: float = attrs.field(factory=lambda: time.monotonic() + PATIENCE, init=False)
+    kind: AudioKind
+    _until: float = attrs.field(factory=lambda: time.monotonic() + TIMEOUT, init=False)
 
     def seconds(self, file: BinaryIO) -> float:
         try:
@@ -159,9 +159,9 @@ class _Work:
             if seconds is None:
                 seconds = self._decoded(file)
         except av.FFmpegError:
-            raise self._odd("is damaged, or cut off where it must not be") from None
-        if not 0 < seconds <= LONGEST:
-            raise self._odd("claims an absurd length" if seconds else "holds no audio")
+            raise self._unusable("is damaged, or cut off where it must not be") from None
+        if not 0 < seconds <= MAX_DURATION:
+            raise self._unusable("claims an absurd length" if seconds else "holds no audio")
         return seconds
 
     def _stated(self, file: BinaryIO) -> float | None:
@@ -178,7 +178,7 @@ class _Work:
             return None
         codec = av.CodecContext.create("mp3", "r")
         claimed = frames.seconds * len(frames.first) / max(frames.count, 1)
-        is_honest = _honest(codec, claimed, (av.Packet(frame) for frame in frames.first))
+        is_honest = _decodes_as_claimed(codec, claimed, (av.Packet(frame) for frame in frames.first))
         return frames.seconds if is_honest else None
 
     def _walked(self, file: BinaryIO) -> float | None:
@@ -196,7 +196,7 @@ class _Work:
                     first.append(packet)
                     longest = max(longest, packet.duration)
             claimed = _seconds(stream, sum(packet.duration or 0 for packet in first))
-            return _seconds(stream, total) if _honest(stream.codec_context, claimed, first) else None
+            return _seconds(stream, total) if _decodes_as_claimed(stream.codec_context, claimed, first) else None
 
     def _decoded(self, file: BinaryIO) -> float:
         """Decode all that can be decoded."""
@@ -211,20 +211,20 @@ class _Work:
 
     def _stream(self, container: InputContainer) -> AudioStream:
         if not container.streams.audio:
-            raise self._odd("holds no audio")
+            raise self._unusable("holds no audio")
         stream = container.streams.audio[0]
         if getattr(stream, "codec_context", None) is None:  # av's own types do not say so
-            raise self._odd("is of a format that cannot be decoded")
+            raise self._unusable("is of a format that cannot be decoded")
         return stream
 
     def _packets(self, container: InputContainer, stream: AudioStream) -> Iterator[Packet[AudioStream]]:
         for packet in container.demux(stream):
             if time.monotonic() > self._until:
-                raise self._odd("takes too long to be measured")
+                raise self._unusable("takes too long to be measured")
             if packet.size:  # the last one is empty and only says so
                 yield packet
 
-    def _odd(self, matter: str) -> AudioError:
+    def _unusable(self, matter: str) -> AudioError:
         return AudioError(f"{self.name} {matter}: convert it anew, for example to wav or flac")
 
 
@@ -232,7 +232,7 @@ def _seconds(stream: AudioStream, ticks: int) -> float:
     return float(ticks * (stream.time_base or Fraction(0)))
 
 
-def _honest(codec: AudioCodecContext, claimed: float, packets: Iterable[Packet[Any]]) -> bool:
+def _decodes_as_claimed(codec: AudioCodecContext, claimed: float, packets: Iterable[Packet[Any]]) -> bool:
     """Tell whether packets hold the seconds of audio that they claim, by decoding them."""
     decoded = _decode(codec, packets)
     return decoded > 0 and abs(decoded - claimed) <= max(_TOLERANCE, claimed / 10)

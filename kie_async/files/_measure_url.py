@@ -12,11 +12,11 @@ from kie_async._client.downloads import DownloadResponse, Fetcher
 from kie_async.errors import AudioError, DownloadError
 from kie_async.files._containers import stated_length
 from kie_async.files._kinds import M4A, WAV, audio_start, kind_of
-from kie_async.files._length import LONGEST, can_measure, measure_open
+from kie_async.files._measure import MAX_DURATION, can_measure, measure_open
 
 MAX_BYTES = 1 << 20  # bytes that are fetched
-PATIENCE = 3.0  # seconds for all of it
-_UNEVEN = 0.25  # by how much the beginning may be denser or thinner than the whole
+TIMEOUT = 3.0  # seconds for all of it
+_TOLERANCE = 0.25  # by how much the beginning may be denser or thinner than the whole
 
 _NAME = "the source"
 
@@ -39,13 +39,13 @@ async def measure_url(fetcher: Fetcher, url: str) -> Measured:
     if not can_measure():
         return Measured(None, 'it takes PyAV to measure it: pip install "kie_async[audio]"')
     try:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             data, total = await _beginning(fetcher, url)
             if total is None:
                 return Measured(None, "its host does not say how large it is")
             seconds = await to_thread.run_sync(_proven, data, total, abandon_on_cancel=True)
     except TimeoutError:
-        return Measured(None, f"it was not measured within {PATIENCE:.0f} s")
+        return Measured(None, f"it was not measured within {TIMEOUT:.0f} s")
     except (DownloadError, AudioError) as error:
         return Measured(None, error.message)
     return Measured(seconds, "" if seconds else "the beginning of the file does not prove it")
@@ -54,20 +54,20 @@ async def measure_url(fetcher: Fetcher, url: str) -> Measured:
 async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
     """The first bytes of a file, and its size if it is known."""
     data = bytearray()
-    async with fetcher.open(url, limit=MAX_BYTES) as answer:
-        if answer.start != 0 or answer.encoding:
+    async with fetcher.open(url, limit=MAX_BYTES) as response:
+        if response.start != 0 or response.encoding:
             return b"", None
-        async for chunk in answer:
+        async for chunk in response:
             data += chunk
             if len(data) >= MAX_BYTES:
                 break
-        return bytes(data), _size(answer, len(data))
+        return bytes(data), _size(response, len(data))
 
 
-def _size(answer: DownloadResponse, received: int) -> int | None:
-    if answer.total is not None:
-        return answer.total if answer.total >= received else None
-    return received if answer.delimited and received < MAX_BYTES and answer.status == 200 else None  # noqa: PLR2004  # all
+def _size(response: DownloadResponse, received: int) -> int | None:
+    if response.total is not None:
+        return response.total if response.total >= received else None
+    return received if response.delimited and received < MAX_BYTES and response.status == 200 else None  # noqa: PLR2004  # all
 
 
 def _proven(data: bytes, total: int) -> float | None:
@@ -78,7 +78,7 @@ def _proven(data: bytes, total: int) -> float | None:
     if kind is None or start is None:
         return None
     seconds = stated_length(kind, data, start, total)
-    if seconds is None or not 0 < seconds <= LONGEST:
+    if seconds is None or not 0 < seconds <= MAX_DURATION:
         return None
     if kind is M4A:
         start = data.find(b"mdat", start)
@@ -91,4 +91,4 @@ def _agrees(data: bytes, total: int, start: int, seconds: float) -> bool:
         expected = measure_open(BytesIO(data), _NAME) * (total - start) / (len(data) - start)
     except AudioError:
         return False
-    return abs(expected - seconds) <= _UNEVEN * seconds
+    return abs(expected - seconds) <= _TOLERANCE * seconds
