@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import gzip
 import importlib.util
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +26,11 @@ from kie_async import files
 from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError, StorageError
 from kie_async.events import Event, Notice, Retrying
-from kie_async.files import _disk, _download, _partial_file
 from kie_async.models import Track
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 
+EXCHANGES = 8  # for one file in one call
 SONG = audio_files.mp3()
 LONG = SONG * 30  # over 3 MB: several trips to the disk
 
@@ -151,14 +153,14 @@ async def test_tries_are_bounded_and_told_and_the_next_call_goes_on(tmp_path: Pa
                 await files.download_track(fetcher, Track("5c79", host.url()), tmp_path, name="song", task_id="t1")
         assert caught.value.retryable
         assert caught.value.task_id == "t1"
-        assert len(host.asked) == _download.EXCHANGES
-        assert [type(event) for event in emitted] == [Retrying] * (_download.EXCHANGES - 1)
+        assert len(host.asked) == EXCHANGES
+        assert [type(event) for event in emitted] == [Retrying] * (EXCHANGES - 1)
         assert "secret" not in str(emitted)
         assert names(tmp_path) == {"song.part", "song.part.json"}
         assert "secret" not in (tmp_path / "song.part.json").read_text()
         host.replies[:] = [serve(LONG)]
         path = await download(host, tmp_path)
-        assert host.asked[-1].start == 1000 * _download.EXCHANGES
+        assert host.asked[-1].start == 1000 * EXCHANGES
     assert path.read_bytes() == LONG
     assert names(tmp_path) == {"song.mp3"}
 
@@ -265,7 +267,7 @@ async def test_a_new_signature_of_the_same_address_goes_on(tmp_path: Path) -> No
             await download(host, tmp_path)
         host.replies[:], host.asked[:] = [serve(LONG)], []
         await download(host, tmp_path, url=host.url("/a.mp3?Signature=another"))
-        assert starts(host) == [5000 * _download.EXCHANGES]
+        assert starts(host) == [5000 * EXCHANGES]
 
 
 async def test_a_foreign_part_without_a_note_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -370,10 +372,10 @@ async def test_a_disk_that_fills_up_keeps_the_part(room: int, tmp_path: Path) ->
 
 
 async def test_a_disk_that_knows_no_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_number: int) -> None:
+    def refuse(_number: int, _operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(_partial_file, "lock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     async with file_host(serve(SONG)) as host:
         with pytest.raises(StorageError, match="No locks"):
             await download(host, tmp_path)
@@ -637,9 +639,11 @@ async def test_the_error_that_may_pass_is_the_one_told(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.retryable) == (503, True)
 
 
-async def test_what_the_disk_says_without_a_name_is_told_too() -> None:
-    def refuse() -> None:
+async def test_what_the_disk_says_without_a_name_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_number: int) -> None:
         raise OSError("no words for it")
 
-    with pytest.raises(StorageError, match="no words for it"):
-        await _disk.on_disk(refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
+    async with file_host(serve(SONG)) as host:
+        with pytest.raises(StorageError, match="no words for it"):
+            await download(host, tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -9,14 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from kie_async.errors import StorageError
-from kie_async.files import _partial_file
-from kie_async.files._partial_file import PartialFile, ResumeInfo
+from kie_async.files._partial_file import PartialFile, ResumeInfo, remove_parts
 
 INFO = ResumeInfo("here", '"v1"', 5)
 
@@ -144,11 +144,11 @@ def test_parts_that_nobody_writes_are_removed(tmp_path: Path) -> None:
         assert [left.path.name, kept.path.name] == ["a.part-2", "a.part-3"]
         left.release()
         kept.release()
-        _partial_file.remove_parts(tmp_path, "a")
+        remove_parts(tmp_path, "a")
         assert names(tmp_path) == {"a.part", "a.part.json"}
     held.finish(".mp3")
     written(tmp_path, stem="a.part").release()
-    _partial_file.remove_parts(tmp_path, "a")
+    remove_parts(tmp_path, "a")
     assert names(tmp_path) == {"a.mp3", "a.part.part", "a.part.part.json"}
 
 
@@ -156,14 +156,14 @@ def test_a_part_that_was_finished_while_we_waited_for_its_lock_is_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder = written(tmp_path)
-    lock = _partial_file.lock
+    flock = fcntl.flock
 
-    def late(number: int) -> None:
-        if not holder._file.closed:
+    def late(number: int, operation: int) -> None:
+        if not (tmp_path / "a.mp3").exists():
             holder.finish(".mp3")  # between our opening of the part and our lock on it
-        lock(number)
+        flock(number, operation)
 
-    monkeypatch.setattr(_partial_file, "lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     part = PartialFile.open(tmp_path, "a")
     assert (part.path.name, part.size) == ("a.part", 0)
     part.restart(INFO)
@@ -175,16 +175,16 @@ def test_a_part_that_was_finished_while_we_waited_for_its_lock_is_not_touched(
 def test_a_part_taken_away_and_made_anew_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = (tmp_path / "a.part").open("wb")
     replaced: list[Path] = []
-    lock = _partial_file.lock
+    flock = fcntl.flock
 
-    def late(number: int) -> None:
+    def late(number: int, operation: int) -> None:
         if not replaced:
             (tmp_path / "a.part").unlink()
             (tmp_path / "a.part").write_bytes(b"new")
             replaced.append(tmp_path)
-        lock(number)
+        flock(number, operation)
 
-    monkeypatch.setattr(_partial_file, "lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     part = PartialFile.open(tmp_path, "a")
     assert part.size == 3
     part.release()
@@ -194,7 +194,7 @@ def test_a_part_taken_away_and_made_anew_is_not_ours(tmp_path: Path, monkeypatch
 def test_a_part_whose_holder_died_after_naming_the_file_is_that_file(tmp_path: Path) -> None:
     part = written(tmp_path)
     os.link(part.path, tmp_path / "a.mp3")
-    part._file.close()
+    part.release()
     found = PartialFile.open(tmp_path, "a")
     assert found.finished_path == tmp_path / "a.mp3"
     found.release()
@@ -223,10 +223,12 @@ def test_a_symbolic_link_is_not_followed_out(name: str, tmp_path: Path) -> None:
     refused = name != "a.mp3"
     with pytest.raises((OSError, StorageError), match="symbolic") if refused else nullcontext():
         part = PartialFile.open(inside, "a")
-        with closing(part._file):
+        try:
             part.restart(INFO)
             part.append(b"hello")
             assert part.finish(".mp3").name == "a-2.mp3"
+        finally:
+            part.release()
     assert outside.read_bytes() == b"mine"
 
 
@@ -308,7 +310,7 @@ def test_a_disk_that_is_full_at_any_byte_keeps_what_it_took(room: int, tmp_path:
 KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
-from kie_async.files._partial_file import ResumeInfo, PartialFile
+from kie_async.files._partial_file import PartialFile, ResumeInfo
 
 WHOLE = b"x" * 3000
 
@@ -331,7 +333,7 @@ def download(directory):
         part.resume_info or part.restart(ResumeInfo("here", None, len(WHOLE)))
         while part.size < len(WHOLE):
             part.append(WHOLE[: min(1000, len(WHOLE) - part.size)])
-            os.fstat(part._file.fileno())  # a moment between two writes
+            os.lstat(directory)  # a moment between two writes
         part.finish(".mp3")
     part.release()
 
@@ -375,7 +377,7 @@ def running(script: str, *arguments: str) -> subprocess.Popen[str]:
 WORKER = """
 import sys
 from pathlib import Path
-from kie_async.files._partial_file import ResumeInfo, PartialFile
+from kie_async.files._partial_file import PartialFile, ResumeInfo
 
 mark = sys.argv[1].encode()
 for _ in range(20):

@@ -20,7 +20,7 @@ from kie_async import files
 from kie_async._client.http_client import Transport
 from kie_async.errors import AudioError, BadResponseError, KieError, ServerError, StorageError
 from kie_async.events import Event, Notice
-from kie_async.files import _upload
+from kie_async.files._upload import check_answer
 from kie_async.models import UploadedFile
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
@@ -185,7 +185,7 @@ async def test_a_file_that_may_not_be_read_is_the_disks_matter(song: Path, monke
 
 
 async def test_a_file_over_the_limit_stays_here(song: Path) -> None:
-    os.truncate(song, _upload.MAX_UPLOAD + 1)
+    os.truncate(song, 200_000_001)
     assert "200000001 bytes" in await refused(song)
 
 
@@ -245,8 +245,8 @@ async def test_an_answer_may_leave_out_the_size(changes: dict[str, Any], song: P
 async def test_plain_http_to_this_machine_is_no_answer_when_the_api_is_elsewhere() -> None:
     answer = UploadedFile("http://127.0.0.1:80/a.mp3", size=1)
     with pytest.raises(BadResponseError, match="odd address"):
-        _upload._check_answer(answer, 1, allow_loopback_http=False)
-    _upload._check_answer(answer, 1, allow_loopback_http=True)
+        check_answer(answer, 1, allow_loopback_http=False)
+    check_answer(answer, 1, allow_loopback_http=True)
 
 
 async def test_a_failing_callback_does_not_fail_the_upload(song: Path) -> None:

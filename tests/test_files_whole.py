@@ -19,7 +19,7 @@ import kie_async as kie
 from kie_async import files
 from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError
-from kie_async.files import _download, _kinds
+from kie_async.files import _kinds
 from kie_async.files._containers import ends_as_declared
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
@@ -89,7 +89,7 @@ async def test_what_http_does_not_end_is_taken_up_or_refused(reply: Reply, tmp_p
         with pytest.raises(DownloadError) as caught:
             await download(host, tmp_path)
         assert caught.value.retryable
-        assert len(host.asked) == _download.EXCHANGES
+        assert len(host.asked) == 8
         assert not names(tmp_path) - {"song.part", "song.part.json"}
         host.replies[:] = [reply, serve(SONG)]
         assert (await download(host, tmp_path)).read_bytes() == SONG

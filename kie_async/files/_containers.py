@@ -192,7 +192,7 @@ def _chunk_ends(file: BinaryIO, size: int, order: Literal["little", "big"]) -> b
 
 
 def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
-    """FileStat for the last page, which says that it is the last."""
+    """Find the last page, which says that it is the last."""
     file.seek(max(size - _OGG_PAGE_MAX, 0))
     tail = file.read()
     page = tail[tail.rfind(b"OggS") :]

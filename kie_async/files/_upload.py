@@ -72,11 +72,16 @@ async def upload(
     answer = await transport.send(upload_call(part))
     if await on_disk(_file_stat, path) != before:
         raise AudioError(f"{_shown(path)} changed while it was uploaded: wait until it is finished, then try again")
-    _check_answer(answer, before.size, allow_loopback_http=transport.settings.on_loopback)
+    check_answer(answer, before.size, allow_loopback_http=transport.settings.on_loopback)
     return attrs.evolve(answer, duration=duration)
 
 
-def _check_answer(answer: UploadedFile, sent: int, *, allow_loopback_http: bool) -> None:
+def check_answer(answer: UploadedFile, sent: int, *, allow_loopback_http: bool) -> None:
+    """Refuse an answer that is not about the file that was sent; pure.
+
+    Raises:
+        BadResponseError: it names an address that is not fetched, or another size.
+    """
     try:
         check_url(answer.download_url, allow_loopback_http=allow_loopback_http)
     except DownloadError as error:
