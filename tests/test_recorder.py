@@ -205,6 +205,20 @@ async def test_the_end_of_a_closing_session_is_recorded(tmp_path: Path) -> None:
         assert job.state is State.SUCCEEDED
 
 
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_ends_that_are_not_recorded_when_the_session_is_closed_are_tried_once_more(
+    tmp_path: Path, *, is_back: bool
+) -> None:
+    async with recording(tmp_path) as kept:
+        tasks = [await kept.session.submit(REQUEST, key=key) for key in ("a", "b", "c")]
+        kept.journal.failures["move"] = 1_000_000
+        await asyncio.gather(*tasks)
+        if is_back:
+            kept.journal.failures.clear()
+    states = {(await read(tmp_path, key)).state for key in ("a", "b", "c")}
+    assert states == {State.SUCCEEDED if is_back else State.SUBMITTED}
+
+
 async def test_a_key_whose_task_has_ended_is_followed_and_its_end_is_not_recorded_again(tmp_path: Path) -> None:
     async with recording(tmp_path) as kept:
         result = await (await kept.session.submit(REQUEST, key="k"))
