@@ -128,7 +128,7 @@ def _serving(listener: asyncio.Server, prefix: str) -> Serving:
     return Serving(host, port, f"http://{name}:{port}{prefix}")
 
 
-class _Connection(web.RequestHandler):
+class _RequestHandler(web.RequestHandler):
     """A connection that answers malformed HTTP without a version, an echo, or a log line that the sender controls."""
 
     def handle_error(
@@ -145,12 +145,12 @@ class _Connection(web.RequestHandler):
         return answer
 
 
-def _accept(server: web.Server) -> _Connection:
+def _accept(server: web.Server) -> _RequestHandler:
     """Make the protocol of a new connection; beyond the limit the oldest are closed, because they are the slow ones."""
     connections = server.connections
     for oldest in connections[: max(0, len(connections) - MAX_CONNECTIONS + 1)]:
         oldest.force_close()
-    return _Connection(server, loop=asyncio.get_running_loop(), **_OPTIONS)
+    return _RequestHandler(server, loop=asyncio.get_running_loop(), **_OPTIONS)
 
 
 async def _answer_at(prefix: str, session: Receiving, request: web.BaseRequest) -> web.Response:
