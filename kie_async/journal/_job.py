@@ -10,11 +10,8 @@ import attrs
 
 from kie_async.errors import Charged
 from kie_async.journal._states import State
-from kie_async.models import ExtendRequest, Request, Track, UploadExtendRequest
+from kie_async.models import Request, Track
 
-Requests: Mapping[str, type[ExtendRequest | UploadExtendRequest]] = {
-    kind.operation: kind for kind in (ExtendRequest, UploadExtendRequest)
-}
 Moments: TypeAlias = Mapping[str, float]
 
 

@@ -24,7 +24,7 @@ class SQLiteJournal(SQLJournal):
             holds addresses that need no password.
         process_id: the id of this process; one is made if none is given.
         patience: seconds to wait for another process that is writing.
-        poll: seconds between two looks for callbacks that other processes have saved.
+        poll: seconds between two checks for callbacks that other processes have saved.
 
     Raises:
         StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving, and by
@@ -96,6 +96,6 @@ def default_journal(directory: str | PathLike[str]) -> SQLJournal:
 
 def batch_name(journal: Journal, directory: str | PathLike[str]) -> str:
     """Return the name of a batch for which none is given; blocks."""
-    place = Path(directory).resolve()
-    is_own = isinstance(journal, SQLiteJournal) and journal.path.resolve() == place / DEFAULT_NAME
-    return OWN_BATCH if is_own else str(place)
+    folder = Path(directory).resolve()
+    is_own = isinstance(journal, SQLiteJournal) and journal.path.resolve() == folder / DEFAULT_NAME
+    return OWN_BATCH if is_own else str(folder)

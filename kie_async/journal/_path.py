@@ -1,7 +1,7 @@
 """The path of an open journal: whether it still leads to the open file, and what is done when it does not.
 
 SQLite goes on writing into a file that was deleted, renamed or replaced, without an error; whoever opens the path
-later finds nothing of it. So the path is looked at around every write, and a whole copy is put back.
+later finds nothing of it. So the path is checked around every write, and a whole copy is put back.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class JournalPath:
                     f"{copy}: give it the journal's name before anything is run again"
                 )
         if self.lost is None or self.lost.message != words:
-            logger.warning("%s", words)  # whoever works with it may have other troubles to tell of
+            logger.warning("%s", words)  # whoever works with it may raise another error first
         self.lost = StorageError(words, retryable=False)
 
     def _write_copy(self, connection: sqlite3.Connection) -> Path:

@@ -33,7 +33,7 @@ Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, ReadOnlySqlTransaction, TimeoutError)
 _LOCK = 0x6B69655F  # any number that nobody else uses
-_IDLE = 5.0  # seconds after which a watcher looks without a notification
+_IDLE = 5.0  # seconds after which a watcher reads without a notification
 _DURABLE = "-c synchronous_commit=on"  # on disk, also where an administrator prefers speed
 _DEFAULTS: Mapping[str, Any] = {
     "application_name": "kie_async",
@@ -188,7 +188,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
         return StorageError(message, retryable=isinstance(error, _AWAY))
 
 
-async def _value(connection: Connection, statement: LiteralString) -> Any:  # noqa: ANN401  # a column is anything
+async def _value(connection: Connection, statement: LiteralString) -> object:
     row = await (await connection.execute(statement)).fetchone()
     return row[0] if row else None
 

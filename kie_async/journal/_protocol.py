@@ -1,7 +1,7 @@
 """What a store must do; ``tests/journal_contract.py`` holds every store to it.
 
 The journal decides what may be paid. Two writes must be durable (fsync) before they return: the intent, before a byte
-of its submission is sent, and the task id, before anybody is told of it.
+of its submission is sent, and the task id, before anybody learns of it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Journal(Protocol):
         Args:
             states: which; all, if none is named.
             batch: only of this batch.
-            after: go on after this place; a place comes with each job.
+            after: go on after this position; a position comes with each job.
             limit: at most so many.
         """
         ...
@@ -87,7 +87,7 @@ class Journal(Protocol):
         Args:
             key: which.
             to: where to.
-            token: the move is of the attempt with this token, and refused if another has taken its place.
+            token: the transition is of the attempt with this token, and refused if the job is at another.
             facts: fields of ``Job`` to set: task_id, tracks, files, error, credits, stage, partial, route. A
                 task_id is kept with the attempt too. A job that is planned again forgets those of the attempt.
 
@@ -118,7 +118,7 @@ class Journal(Protocol):
         """Keep a callback, durably, and wake whoever listens, in any process. A repeated one changes nothing.
 
         Only one whose token an attempt has is kept (the intent was durable before its address was sent), and only if
-        it can tell something: the task of that attempt is not known yet, or it is this one and not at its end.
+        it says something new: the task of that attempt is not known yet, or it is this one and not at its end.
 
         Returns:
             False if it is not kept.

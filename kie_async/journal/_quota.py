@@ -32,7 +32,7 @@ from kie_async.journal._quota_rules import TURN, Quota, QuotaReply, QuotaRequest
 from kie_async.journal._store import SQLJournal
 from kie_async.limiter import Permit
 
-_SOON = 0.05  # seconds until another look, while slots are left to processes that come first
+_SOON = 0.05  # seconds until slots are asked for again, while they are left to processes that come first
 
 
 @attrs.define(eq=False)
@@ -95,12 +95,12 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         self._terms = Terms(process_id=new_process_id(), limit=limit, window=window + margin, lease=lease)
         self._waiters: deque[asyncio.Future[SharedPermit]] = deque()
         self._held: dict[str, SharedPermit] = {}
-        self._returned: dict[str, float] = {}  # seconds until the slot is free, from when the database hears of it
+        self._returned: dict[str, float] = {}  # seconds until the slot is free, from when that is written
         self._closed_until = 0.0  # not known to the database yet
         self._renew_at = 0.0
         self._is_queued = False  # in the database
         self._lifetime = Lifetime("limiter", self._running)
-        self._stir = asyncio.Event()  # there may be something to take or to tell
+        self._stir = asyncio.Event()  # there may be something to take or to write
 
     @property
     def queued(self) -> int:
@@ -171,7 +171,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
     # ------------------------------------------------------------ the database
 
     async def _serve(self) -> None:
-        """Tell the database what there is to tell, and take slots for those who wait, again and again."""
+        """Write what has changed, and take slots for those who wait, again and again."""
         failures = 0
         while True:
             self._stir.clear()
@@ -187,7 +187,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
                 await self._stir.wait()
 
     async def _exchange(self) -> float:
-        """Tell and take once, and return the seconds until there may be more to do."""
+        """Write and take once, and return the seconds until there may be more to do."""
         started, closed_until = asyncio.get_running_loop().time(), self._closed_until
         request = self._request(started)
         if request == QuotaRequest() and not self._is_queued:

@@ -74,7 +74,7 @@ class Terms:
 
 @attrs.frozen(kw_only=True)
 class QuotaRequest:
-    """What a process tells and asks.
+    """What a process reports and asks for.
 
     Attributes:
         wanted: how many slots; 0 leaves the queue.
@@ -93,7 +93,7 @@ class QuotaRequest:
 
 @attrs.frozen(kw_only=True)
 class QuotaReply:
-    """What a process is told.
+    """What a process gets.
 
     Attributes:
         quota: to be written if it is another than before.
@@ -123,7 +123,7 @@ def on_clock(quota: Quota, boot: str, now: float) -> Quota:
 
 
 def exchange(quota: Quota, terms: Terms, request: QuotaRequest, now: float) -> QuotaReply:
-    """Take in what a process tells, and give it the slots that are its turn."""
+    """Take in what a process reports, and give it the slots that are its turn."""
     missing = max(terms.limit - len(quota.slots), 0)
     slots = [_updated(slot, terms, request, now) for slot in (*quota.slots, *[Slot()] * missing)]
     opens_at = max(quota.opens_at, now + request.closed_for) if request.closed_for else quota.opens_at

@@ -1,7 +1,7 @@
 """The tables of a journal and the statements on them, in SQL that SQLite and PostgreSQL both speak.
 
 A statement may run again after a lost connection: it must find out by itself whether it has happened. ``written`` is
-the id of the last write of a job, and tells that.
+the id of the last write of a job.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from kie_async.journal._process import boot_id
 T = TypeVar("T")
 
 _NOT_UNIQUE = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
-_IDLE = 5.0  # seconds after which a watcher looks without a sign
+_IDLE = 5.0  # seconds after which a watcher reads though nothing is known to have changed
 
 _BOOT = boot_id()
 
@@ -39,7 +39,7 @@ class SQLite(anyio.AsyncContextManagerMixin):
     Args:
         path: of the file, absolute; made if it is not there.
         patience: seconds to wait for another process that is writing.
-        poll: seconds between two looks for what other processes have written.
+        poll: seconds between two checks for what other processes have written.
 
     Raises:
         StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving) it was
@@ -159,7 +159,7 @@ class SQLite(anyio.AsyncContextManagerMixin):
         with suppress(*FAILURES):
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             return int(version)
-        return -1  # whoever reads now is told what is wrong
+        return -1  # whoever reads now gets the error
 
 
 @contextmanager

@@ -49,7 +49,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     }
 )
 FINAL = frozenset({State.DELIVERED, State.REJECTED, State.FAILED, State.UNKNOWN, State.ABANDONED})  # nothing to do
-OPEN = frozenset({State.PLANNED, State.INTENT, State.SUBMITTED, State.UNKNOWN})  # a callback may still tell something
+OPEN = frozenset({State.PLANNED, State.INTENT, State.SUBMITTED, State.UNKNOWN})  # a callback may say something new
 PAID = frozenset({State.SUBMITTED, State.SUCCEEDED, State.DELIVERED})  # certainly accepted by the service
 
 

@@ -238,7 +238,8 @@ class SQLJournal(AsyncContextManagerMixin):
             async for _ in signs:
                 try:
                     while rows := await self._read(_sql.NEW_CALLBACKS, after=after):
-                        for after, *row in rows:  # noqa: B007  # the next page begins after the last
+                        for position, *row in rows:
+                            after = position
                             yield _callback(tuple(row))
                 except StorageError as error:
                     logger.warning("callbacks cannot be read now, trying again: %s", error)

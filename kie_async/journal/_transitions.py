@@ -82,7 +82,7 @@ def cost(job: Job) -> float:
 
 
 def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> bool:
-    """Whether a callback can tell anything.
+    """Whether a callback says anything new.
 
     Args:
         callback: with the token of an attempt.
@@ -93,12 +93,11 @@ def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> 
 
 
 def attempt_of(job: Job) -> Attempt:
-    """The attempt that a job is at."""
-    assert job.token is not None  # noqa: S101  # only asked of jobs that were intended
+    """The attempt that a job is at, which was intended."""
     return Attempt(
         key=job.key,
         number=job.attempt,
-        token=job.token,
+        token=job.token or "",
         task_id=job.task_id,
         process_id=job.process_id or "",
         intended_at=job.moments[State.INTENT.value],
