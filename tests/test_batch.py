@@ -328,6 +328,11 @@ async def test_a_job_that_another_process_delivers_is_waited_for(tmp_path: Path,
         await other.journal.move("job0", State.SUCCEEDED, tracks=(kie.Track("a", "https://x.example/a.mp3"),))
         runner = Runner(service.session, recorder, Results(tmp_path / "out"), CreditBudget(), lambda _job: None)
         async with other.holding("deliver:job0"):
+            stopped = asyncio.create_task(runner.run_job("job0"))
+            await anyio.sleep(3)
+            stopped.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stopped
             waiting = asyncio.create_task(runner.run_job("job0"))
             await anyio.sleep(3)
             delivered = await other.journal.move("job0", State.DELIVERED, files=("a.mp3",))
