@@ -257,12 +257,13 @@ async def test_many_failing_reads_share_one_budget_and_spread() -> None:
 
 async def test_successes_refill_the_budget() -> None:
     async with fault_server(BUSY) as server, transport(server.url) as opened:
-        opened._budget.tokens = 0
-        with pytest.raises(errors.ServerError):
-            await opened.send(LOOK)
-        assert len(server.asked) == 1
+        before = -1
+        while len(server.asked) > before + 1:  # until a failure is not tried again
+            before = len(server.asked)
+            with pytest.raises(errors.ServerError):
+                await opened.send(LOOK)
         server.replies[:] = [ok(RECORD)]
-        for _ in range(int(opened._budget.cost)):
+        for _ in range(int(Budget().cost)):
             await opened.send(LOOK)
         server.replies[:] = [BUSY, ok(RECORD)]
         assert await opened.send(LOOK) is not None
