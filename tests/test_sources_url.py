@@ -22,7 +22,7 @@ from service import Service, serving
 import kie_async as kie
 from kie_async.events import Notice
 from kie_async.files._containers import stated_length
-from kie_async.files._kinds import AAC, AIFF, FLAC, KINDS, M4A, MP3, OGG, WAV, AudioKind, audio_start
+from kie_async.files._kinds import AAC, AIFF, AUDIO_KINDS, FLAC, M4A, MP3, OGG, WAV, AudioKind, audio_start
 from kie_async.journal import Job, State
 
 pytestmark = pytest.mark.anyio
@@ -354,7 +354,7 @@ HEADS = {
 }  # fmt: skip
 
 
-@given(st.sampled_from(KINDS), st.binary(max_size=200), st.integers(0, 1 << 40))
+@given(st.sampled_from(AUDIO_KINDS), st.binary(max_size=200), st.integers(0, 1 << 40))
 def test_any_bytes_are_a_length_or_none(kind: AudioKind, data: bytes, more: int) -> None:
     begun = HEADS.get(kind, bytes(16)) + data
     found = stated_length(kind, begun, 0, len(begun) + more)

@@ -25,10 +25,7 @@ from kie_async.batch._manifest_rows import read_file, read_folder
 from kie_async.batch._row_parser import ManifestEntry, Row, parse_defaults, parse_row
 from kie_async.errors import AudioError, Fault, ManifestError, Problem, StorageError
 from kie_async.events import clean
-from kie_async.files._disk import on_disk
-from kie_async.files._kinds import NAMES
-from kie_async.files._measure import measure
-from kie_async.files._upload import FileStat, check_source
+from kie_async.files import AUDIO_KIND_NAMES, FileStat, check_source, measure, on_disk
 from kie_async.journal import Job, Source
 
 _ROWS_AT_ONCE = 256
@@ -193,7 +190,7 @@ class Manifest:
             return self._fault(
                 f"holds no file that {self._pattern!r} fits", "give a pattern like '*.mp3' or '**/*.wav'"
             )
-        return self._fault("holds no songs", f"put some into it ({NAMES}), or give another folder")
+        return self._fault("holds no songs", f"put some into it ({AUDIO_KIND_NAMES}), or give another folder")
 
 
 def read_manifest(

@@ -19,13 +19,13 @@ from kie_async.batch._result_records import SIDECAR
 from kie_async.batch._row_parser import COLUMNS, Row
 from kie_async.errors import Fault
 from kie_async.events import clean
-from kie_async.files._kinds import KINDS
+from kie_async.files import AUDIO_KINDS
 
 _MAX_LINE = 1 << 20  # characters; the longest request has some 6,000
 _HEAD = 4096  # bytes that are searched for a NUL
 _DELIMITERS = ",;\t"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as "surrogateescape" decodes them
-_AUDIO = frozenset(kind.suffix for kind in KINDS) | {".aif", ".mp4", ".oga", ".opus", ".wave"}
+_AUDIO = frozenset(kind.suffix for kind in AUDIO_KINDS) | {".aif", ".mp4", ".oga", ".opus", ".wave"}
 
 
 def read_folder(folder: Path, pattern: str | None) -> Generator[Row, None, None]:

@@ -20,7 +20,7 @@ import anyio
 from kie_async.batch._result_records import RESULTS, SIDECAR, RecordedTask, parse_record, song_file
 from kie_async.batch._results import Results, read_sidecar
 from kie_async.errors import ConflictError
-from kie_async.files._disk import on_disk
+from kie_async.files import on_disk
 from kie_async.journal import Job, Journal, State
 from kie_async.journal._recorder import Recorder
 

@@ -24,7 +24,7 @@ from kie_async._protocol.wire import unpack
 from kie_async.batch._row_parser import KEY_LENGTH
 from kie_async.errors import BadResponseError, LostRecordError
 from kie_async.events import clean
-from kie_async.files._names import safe_name
+from kie_async.files import safe_name
 from kie_async.journal import Job, JobError, State
 from kie_async.models import Request, Track, UploadExtendRequest
 

@@ -33,14 +33,12 @@ from kie_async.batch._result_records import (
     track_stem,
 )
 from kie_async.errors import StorageError
-from kie_async.files._disk import on_disk
-from kie_async.files._kinds import KINDS
-from kie_async.files._partial_file import lock, remove_parts
+from kie_async.files import AUDIO_KINDS, lock, on_disk, remove_parts
 from kie_async.journal import Job
 from kie_async.models import Track
 
 _PART = ".part"
-_SUFFIXES = tuple(kind.suffix for kind in KINDS)
+_SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 _MAX_SIDECAR = 1 << 20  # bytes
 _MAX_TAIL = 1 << 20  # bytes of the file of lines that are searched; a line has some hundreds
 _LINES_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)

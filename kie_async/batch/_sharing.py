@@ -13,7 +13,7 @@ from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.batch._worker import Worker
 from kie_async.events import guarded
-from kie_async.files._disk import check_writable
+from kie_async.files import check_writable
 from kie_async.journal import Job, Journal, Recorder
 from kie_async.session import KieSession
 

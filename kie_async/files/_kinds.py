@@ -8,6 +8,10 @@ import attrs
 
 HEAD = 16  # bytes that are enough to tell a kind
 _TAGS = 8  # ID3 tags in a row that are skipped
+_SYNC = 0xFF  # the first byte of a frame of mp3 or ADTS
+_ADTS = 0xF0  # the rest of the sync, and layer 0
+_LAYER_3 = 0xE2  # the rest of the sync of an mp3, and its layer
+_NO_VERSION, _NO_RATE, _NO_BITRATES = 1, 3, (0, 15)  # reserved values in the header of a frame
 _PADDING = 4096  # zero bytes after a tag that are skipped
 _PICTURES = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1", b"avif", b"avis")
 
@@ -27,8 +31,8 @@ OGG = AudioKind(".ogg", "ogg")
 M4A = AudioKind(".m4a", "mov")
 AAC = AudioKind(".aac", "aac")
 AIFF = AudioKind(".aiff", "aiff")
-KINDS = (MP3, WAV, FLAC, OGG, M4A, AAC, AIFF)
-NAMES = ", ".join(kind.suffix[1:] for kind in KINDS)
+AUDIO_KINDS = (MP3, WAV, FLAC, OGG, M4A, AAC, AIFF)
+AUDIO_KIND_NAMES = ", ".join(kind.suffix[1:] for kind in AUDIO_KINDS)
 
 
 def begins_like_audio(head: bytes) -> bool:
@@ -74,7 +78,7 @@ def _kind(head: bytes) -> AudioKind | None:
         (OGG, head.startswith(b"OggS")),
         (AIFF, head.startswith(b"FORM") and head[8:12] in {b"AIFF", b"AIFC"}),
         (M4A, head[4:8] == b"ftyp" and head[8:12] not in _PICTURES),
-        (AAC, head[0] == 0xFF and head[1] & 0xF6 == 0xF0),  # noqa: PLR2004  # sync, layer 0: ADTS
+        (AAC, head[0] == _SYNC and head[1] & 0xF6 == _ADTS),
         (MP3, _is_mp3_frame(head)),
     ):
         if found:
@@ -85,5 +89,5 @@ def _kind(head: bytes) -> AudioKind | None:
 def _is_mp3_frame(head: bytes) -> bool:
     """Read the header of an MPEG audio frame: sync, layer III, and nothing reserved in it."""
     version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    synced = head[0] == 0xFF and head[1] & 0xE6 == 0xE2  # noqa: PLR2004  # 11 bits of sync, layer III
-    return synced and version != 1 and 0 < bitrate < 15 and rate != 3  # noqa: PLR2004  # reserved values
+    is_synced = head[0] == _SYNC and head[1] & 0xE6 == _LAYER_3
+    return is_synced and version != _NO_VERSION and bitrate not in _NO_BITRATES and rate != _NO_RATE

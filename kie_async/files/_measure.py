@@ -55,7 +55,7 @@ from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._containers import read_frames, stated_length
 from kie_async.files._disk import on_disk
-from kie_async.files._kinds import MP3, NAMES, WAV, AudioKind, audio_start, kind_of
+from kie_async.files._kinds import AUDIO_KIND_NAMES, MP3, WAV, AudioKind, audio_start, kind_of
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -124,7 +124,7 @@ def measure_open(file: BinaryIO, name: str) -> float:
     """Return the seconds of audio in an open file; ``name`` is for errors. As ``measure``, with PyAV at hand."""
     kind = kind_of(file)
     if kind is None:
-        raise AudioError(f"{name} is no audio of a known kind: give one of {NAMES}")
+        raise AudioError(f"{name} is no audio of a known kind: give one of {AUDIO_KIND_NAMES}")
     return _Measurement(name, kind).seconds(file)
 
 

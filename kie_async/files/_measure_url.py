@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from io import BytesIO
 
 import anyio
@@ -67,7 +68,8 @@ async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
 def _size(response: DownloadResponse, received: int) -> int | None:
     if response.total is not None:
         return response.total if response.total >= received else None
-    return received if response.delimited and received < MAX_BYTES and response.status == 200 else None  # noqa: PLR2004  # all
+    is_all = response.delimited and received < MAX_BYTES and response.status == HTTPStatus.OK
+    return received if is_all else None
 
 
 def _proven(data: bytes, total: int) -> float | None:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 
-from kie_async.files._kinds import KINDS
+from kie_async.files._kinds import AUDIO_KINDS
 
 MAX_NAME = 100  # bytes; with a number, a suffix and ".part.json" it stays within 120
 _MAX_ID = 40
@@ -23,7 +23,7 @@ _WINDOWS = frozenset(
     {"con", "prn", "aux", "nul", "conin", "conout"}
     | {f"{port}{number}" for port in ("com", "lpt") for number in (*range(10), "¹", "²", "³")}
 )
-_SUFFIXES = tuple(kind.suffix for kind in KINDS)
+_SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 
 
 def safe_name(text: str, *, limit: int = MAX_NAME) -> str:

@@ -23,7 +23,7 @@ import attrs
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
 from kie_async.files._containers import ends_as_declared
-from kie_async.files._kinds import KINDS, AudioKind, kind_of
+from kie_async.files._kinds import AUDIO_KINDS, AudioKind, kind_of
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -147,7 +147,7 @@ class PartialFile:
 
     def yield_to_existing(self) -> Path | None:
         """Return the file that has the name already, and remove the part; None if there is no such file."""
-        paths = (self.path.with_name(f"{self.stem}{kind.suffix}") for kind in KINDS)
+        paths = (self.path.with_name(f"{self.stem}{kind.suffix}") for kind in AUDIO_KINDS)
         existing = next((path for path in paths if path.is_file()), None)
         if existing is not None:
             self.remove()

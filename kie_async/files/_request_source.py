@@ -8,16 +8,17 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from kie_async import files
 from kie_async._client import Fetcher, Transport
 from kie_async._protocol.request_rules import is_url
 from kie_async.events import clean
 from kie_async.files._measure import measure_in_turn
+from kie_async.files._measure_url import measure_url
+from kie_async.files._upload import upload
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback
 
 
-async def measure_file(request: Request) -> Request:
+async def measure_request(request: Request) -> Request:
     """Measure a local source, unless its length is given.
 
     Raises:
@@ -30,7 +31,7 @@ async def measure_file(request: Request) -> Request:
     return attrs.evolve(request, source_duration=duration)
 
 
-async def measure_url(request: Request, fetcher: Fetcher, notify: Callable[[str], None]) -> Request:
+async def measure_request_url(request: Request, fetcher: Fetcher, notify: Callable[[str], None]) -> Request:
     """Measure a source at an address whose length nobody has told, as far as ``Settings.measure_urls`` and it allow.
 
     Args:
@@ -47,14 +48,14 @@ async def measure_url(request: Request, fetcher: Fetcher, notify: Callable[[str]
     url = str(request.source)
     if settings.on_loopback and not is_loopback(urlsplit(url).hostname):
         return request  # an emulator knows of nothing but this machine
-    found = await files.measure_url(fetcher, url)
+    found = await measure_url(fetcher, url)
     if found.seconds is None:
         remedy = "continue_at is not held to it: give source_duration="
         notify(f"source: the length of {clean(url)} is not known ({found.reason}); {remedy}")
     return attrs.evolve(request, source_duration=found.seconds)
 
 
-async def upload_file(request: Request, transport: Transport) -> Request:
+async def upload_request(request: Request, transport: Transport) -> Request:
     """Upload a local source; the request then names its address.
 
     Raises:
@@ -62,5 +63,5 @@ async def upload_file(request: Request, transport: Transport) -> Request:
     """
     if not isinstance(request, UploadExtendRequest) or is_url(request.source):
         return request
-    uploaded = await files.upload(transport, Path(request.source), measure=False)
+    uploaded = await upload(transport, Path(request.source), measure=False)
     return attrs.evolve(request, source=uploaded.download_url)

@@ -16,7 +16,7 @@ from kie_async._protocol.endpoints import upload as upload_call
 from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
 from kie_async.files._disk import Progress, Reporter, on_disk
-from kie_async.files._kinds import NAMES, AudioKind, kind_of
+from kie_async.files._kinds import AUDIO_KIND_NAMES, AudioKind, kind_of
 from kie_async.files._measure import measure_in_turn
 from kie_async.models import UploadedFile
 
@@ -102,7 +102,9 @@ def check_source(path: Path) -> tuple[AudioKind, FileStat]:
     with path.open("rb") as file:
         kind = kind_of(file)
     if kind is None:
-        raise AudioError(f"{_shown(path)} is no audio by its content, whatever its name says: give one of {NAMES}")
+        raise AudioError(
+            f"{_shown(path)} is no audio by its content, whatever its name says: give one of {AUDIO_KIND_NAMES}"
+        )
     return kind, found
 
 
