@@ -16,7 +16,7 @@ _PIECE = 1 << 18  # bytes read at once
 
 
 def form(part: FilePart) -> aiohttp.FormData:
-    """The fields in which the upload host takes a file (FACTS: ``file``, ``uploadPath``, ``fileName``)."""
+    """Return the fields that the upload host takes: ``file``, ``uploadPath``, ``fileName`` (its own documentation)."""
     fields = aiohttp.FormData()
     fields.add_field("uploadPath", part.upload_path)
     fields.add_field("fileName", part.file_name)
