@@ -7,7 +7,6 @@ import json
 import signal
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -129,10 +128,9 @@ async def test_the_quota_is_kept_and_used_by_processes(where: str, counting: Cou
     limit, window = 10, 2.0
     async with processes(where, counting, number, **{**FACTS, "limit": limit, "window": window}):
         await counting.reach(2 * limit + 1)
+        await eventually(lambda: len({name for _, name in counting.seen}) == number)  # everyone gets a turn
     assert most_in_window(counting.stamps, window) == limit
     assert used(counting.stamps, limit, window) > BUSY
-    shares = Counter(name for _, name in counting.seen)
-    assert len(shares) == number
 
 
 @pytest.mark.scale
@@ -148,7 +146,7 @@ async def test_the_quota_of_an_account(where: str, counting: Counting) -> None:
 async def test_a_process_that_is_killed_gives_its_share_back(where: str, counting: Counting) -> None:
     counting.slow = {"0"}
     async with processes(where, counting, 3, **FACTS) as [victim, *_]:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while "0" not in {name for _, name in counting.seen}:
                 await anyio.sleep(0.01)
         victim.kill()
@@ -196,7 +194,7 @@ async def limiter(where: str) -> AsyncIterator[JournalLimiter]:
 
 
 async def eventually(check: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not check():
             await anyio.sleep(0.01)
 
@@ -288,7 +286,7 @@ async def test_accounts_are_apart(where: str) -> None:
         sharing(where, limit=1, window=60) as one,
         sharing(where, limit=1, window=60, account="another") as other,
     ):
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             (await one.acquire()).release()
             (await other.acquire()).release()
 
@@ -305,11 +303,11 @@ async def test_too_fast_closes_the_gate_for_all(where: str) -> None:
 
 
 async def test_a_long_submission_keeps_its_slot(where: str) -> None:
-    facts: dict[str, Any] = {"limit": 1, "window": 0.01, "lease": 0.3}
+    facts: dict[str, Any] = {"limit": 1, "window": 0.01, "lease": 2.0}  # a busy disk may take a while
     async with sharing(where, **facts) as one, sharing(where, **facts) as other:
         permit = await one.acquire()
         waiting = asyncio.ensure_future(other.acquire())
-        await anyio.sleep(1.0)
+        await anyio.sleep(3.0)
         assert not waiting.done()
         assert isinstance(permit, SharedPermit)
         assert permit.is_valid
@@ -326,12 +324,12 @@ async def test_a_slot_that_was_taken_over_is_left_alone(where: str) -> None:
             """UPDATE kie_quota
             SET written = 'by another', document = replace(document, '"permit":"', '"permit":"x')""",
         )
-        before = slots(where)[0][1] + now(where)
+        (before,) = quota(where)["slots"]
         await eventually(lambda: not permit.is_valid)
         permit.release()
         await anyio.sleep(0.2)
-        assert slots(where)[0][0]
-    assert slots(where)[0][1] + now(where) == pytest.approx(before, abs=0.01)
+        assert quota(where)["slots"] == [before]
+    assert quota(where)["slots"] == [before]
 
 
 async def test_a_permit_slept_over_is_not_given(where: str) -> None:
@@ -342,7 +340,7 @@ async def test_a_permit_slept_over_is_not_given(where: str) -> None:
                 time.sleep(0.25)
 
         driver.after = sleep_over
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             permit = await limiter.acquire()
         assert permit.is_valid
         assert len(driver.asked) > 2
@@ -352,7 +350,7 @@ async def test_a_permit_slept_over_is_not_given(where: str) -> None:
 async def test_what_was_written_before_its_connection_was_lost_counts(where: str) -> None:
     async with between(where, limit=1) as (limiter, driver):
         driver.before = lambda: driver.forgotten.extend(driver.asked[1:2])  # run again, it finds nothing to change
-        with anyio.fail_after(5):  # the only slot is held
+        with anyio.fail_after(60):  # the only slot is held
             permit = await limiter.acquire()
         assert slots(where)[0][0]
         driver.before = driver.forgotten.clear
