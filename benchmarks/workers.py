@@ -25,7 +25,7 @@ import attrs
 
 import kie_async as kie
 from benchmarks._database import fresh, own_server
-from kie_async.batch._batch import enqueue
+from kie_async.batch import enqueue
 from kie_async.emulator import ReceivedRequest
 from kie_async.journal import Job, State, open_journal
 from kie_async.testing import EmulatorHandle, serve_in_thread

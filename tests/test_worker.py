@@ -14,19 +14,14 @@ import anyio
 import attrs
 import pytest
 from postgres import Server, execute
+from psycopg.types.json import Jsonb
 
 import kie_async as kie
 from kie_async import events
-from kie_async.batch import _worker
-from kie_async.batch._batch import enqueue
-from kie_async.batch._budget import CreditBudget
-from kie_async.batch._results import Results
-from kie_async.batch._runner import Runner
-from kie_async.batch._sharing import share_batch
-from kie_async.batch._worker import Worker
+from kie_async.batch import CreditBudget, Results, Runner, Worker, _engine, _worker, enqueue, share_batch
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import AuthError, SettingsError, StorageError
-from kie_async.journal import Job, State, open_journal
+from kie_async.journal import Job, Recorder, State, open_journal
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
 pytestmark = pytest.mark.anyio
@@ -42,9 +37,11 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"TEND": 0.1, "LOOK": 0.1, "BEAT": 0.1}.items():
-        monkeypatch.setattr(_worker, f"_{name}_EVERY", seconds)
-    monkeypatch.setattr(_worker, "_RESTART_AFTER", 0.1)
+    for name, seconds in {"HEARTBEAT": 0.05, "POLL_INTERVAL": 0.1, "MIN_RESTART_DELAY": 0.1}.items():
+        monkeypatch.setattr(_engine, name, seconds)
+    monkeypatch.setattr(_worker, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(_worker, "FEED_INTERVAL", 0.1)
+    monkeypatch.setattr(_worker, "CHECK_INTERVAL", 0.1)
 
 
 @pytest.fixture
@@ -58,7 +55,7 @@ class Desk:
     """One worker with a session of its own, and what it told."""
 
     worker: Worker
-    runner: Runner
+    recorder: Recorder
     emitted: list[events.Event]
     taken: list[Job]
 
@@ -86,7 +83,7 @@ class Shop:
                 session, recorder, Results(self.folder), CreditBudget(), options.pop("observer", lambda _job: None)
             )
             fields = {"dsn": self.dsn, "at_once": 5, "emit": emitted.append, "ended": taken.append, **options}
-            yield Desk(Worker(runner=runner, recorder=recorder, **fields), runner, emitted, taken)
+            yield Desk(Worker(runner=runner, recorder=recorder, **fields), recorder, emitted, taken)
 
     async def plan(self, count: int) -> None:
         async with open_journal(self.dsn) as journal:
@@ -110,8 +107,24 @@ class Shop:
         lines = (self.folder / "results.jsonl").read_text().splitlines()
         assert len(lines) == count
 
-    def held(self) -> list[tuple[Any, ...]]:
-        return execute(self.dsn, "SELECT lock, status::text, scheduled_at FROM procrastinate_jobs ORDER BY id")
+    def queued(self, *, ended: bool = True) -> list[tuple[Any, ...]]:
+        """The rows of the engine: key, status, when it is tried again; with those of jobs that have ended, or not."""
+        rows = "SELECT args->>'key', status::text, scheduled_at FROM procrastinate_jobs WHERE args ? 'key' ORDER BY id"
+        return [row for row in execute(self.dsn, rows) if ended or row[1] in {"todo", "doing"}]
+
+    def put(self, key: str, lock: str) -> None:
+        """Queue a key from outside."""
+        row = "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args) VALUES (%s, %s, %s, %s)"
+        execute(self.dsn, row, ("kie_async", "kie_async.run_job", lock, Jsonb({"key": key})))
+
+    async def install(self) -> None:
+        """Make the engine's tables."""
+        async with self.desk() as desk:
+            await desk.worker.work(until_done=True)
+
+    def workers(self) -> int:
+        """How many engines are registered."""
+        return int(execute(self.dsn, "SELECT count(*) FROM procrastinate_workers")[0][0])
 
 
 def jobs_of(count: int) -> list[Job]:
@@ -135,14 +148,14 @@ async def test_two_workers_share_the_jobs(shop: Shop) -> None:
     assert other.taken
     assert len(one.taken) + len(other.taken) >= 12
     await shop.check(12)
-    assert shop.held() == []
+    assert {status for _, status, _ in shop.queued()} <= {"succeeded", "todo"}
 
 
 async def test_many_workers_make_the_engines_tables_at_once(shop: Shop) -> None:
     async with shop.desk() as one, shop.desk() as other, shop.desk() as third, anyio.create_task_group() as group:
         for desk in (one, other, third):
             group.start_soon(lambda desk=desk: desk.worker.work(until_done=True))  # type: ignore[misc]  # a bound name
-    assert execute(shop.dsn, "SELECT count(*) FROM procrastinate_workers") == [(0,)]
+    assert shop.workers() == 0
 
 
 async def test_what_one_leaves_another_finishes(shop: Shop) -> None:
@@ -151,8 +164,8 @@ async def test_what_one_leaves_another_finishes(shop: Shop) -> None:
         group.start_soon(one.worker.work)
         await shop.reaches(State.SUBMITTED, 1)
         group.cancel_scope.cancel()
-    assert shop.held() == [] or {status for _, status, _ in shop.held()} == {"todo"}
-    assert execute(shop.dsn, "SELECT count(*) FROM procrastinate_workers") == [(0,)]
+    assert {status for _, status, _ in shop.queued()} <= {"succeeded", "todo"}
+    assert shop.workers() == 0
     assert (await shop.states())[State.DELIVERED] < 5
     async with shop.desk() as other:
         await other.worker.work(until_done=True, batch=BATCH)
@@ -168,7 +181,7 @@ async def test_a_cancelled_worker_leaves_nothing_behind(shop: Shop) -> None:
             with anyio.move_on_after(0.3):
                 await one.worker.work()
         with anyio.fail_after(30):
-            while asyncio.all_tasks() - before:  # the session's looks at what was submitted come to an end
+            while asyncio.all_tasks() - before:  # the session's polls of what was submitted come to an end
                 await anyio.sleep(0.02)
         own = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ~ 'procrastinate'"
         with anyio.fail_after(5):
@@ -179,7 +192,7 @@ async def test_a_cancelled_worker_leaves_nothing_behind(shop: Shop) -> None:
 async def test_a_worker_returns_with_its_database(
     emulator: EmulatorHandle, server: Server, frail_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_worker, "_PATIENCE", 0.3)
+    monkeypatch.setattr(_engine, "CONNECT_TIMEOUT", 0.3)
     shop = Shop(emulator, frail_url, tmp_path / "out")
     await shop.plan(6)
     async with shop.desk(at_once=2) as one, anyio.create_task_group() as group:
@@ -200,48 +213,83 @@ async def test_a_key_handed_out_twice_is_paid_once(shop: Shop) -> None:
             while not shop.emulator.ledger:
                 await anyio.sleep(0.01)
         for number in range(10):  # what two workers that both think they feed would do, and worse
-            await one.worker._task.configure(lock=f"other{number}").defer_async(key="job0")
+            shop.put("job0", lock=f"other{number}")
         await shop.reaches(State.DELIVERED, 2)
         group.cancel_scope.cancel()
     await shop.check(2)
 
 
-async def test_the_keys_of_a_dead_worker_are_taken_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_keys_of_a_dead_worker_are_taken_up(shop: Shop) -> None:
+    await shop.install()
     await shop.plan(1)
-    async with shop.desk() as dead, dead.worker._open():
-        [worker_id] = execute(shop.dsn, "INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id")[0]
-        await dead.worker._hand_out("job0")
-        assert not await dead.worker._hand_out("job0")
-        await dead.worker._held.fetch_job([_worker.QUEUE], worker_id)
-    monkeypatch.setattr(_worker, "_DEAD_AFTER", 0.5)
+    shop.put("job0", lock="job0")
+    dead = "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - interval '1 minute') RETURNING id"
+    [worker_id] = execute(shop.dsn, dead)[0]
+    execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'doing', worker_id = %s", (worker_id,))
     async with shop.desk() as one:
         await one.worker.work(until_done=True)
     await shop.check(1)
+    assert [key for key, _, _ in shop.queued()] == ["job0"]
 
 
-async def test_a_window_of_keys_is_handed_out_paid_work_first(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_waits_for_its_last_jobs_keeps_its_heartbeat(shop: Shop) -> None:
+    await shop.plan(1)
+    shop.emulator.add_faults(Fault("slow", on="submit", seconds=1.0))
+    beat = "SELECT last_heartbeat FROM procrastinate_workers"
+    async with shop.desk() as one:
+        working = asyncio.create_task(one.worker.work())
+        await becomes(lambda: bool(shop.emulator.arrivals))
+        working.cancel()
+        first = execute(shop.dsn, beat)
+        await becomes(lambda: execute(shop.dsn, beat) != first)
+        await becomes(working.done)
+        assert shop.workers() == 0
+        assert len(shop.emulator.ledger) == 1
+
+
+async def test_a_window_of_keys_is_queued_paid_work_first(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_worker, "WINDOW", 2)
     await shop.plan(5)
     async with open_journal(shop.dsn) as journal:
         await journal.intend("job3", "t")
         await journal.move("job3", State.SUBMITTED, token="t", task_id="task3", route="classic")
-    async with shop.desk() as one, one.worker._open():
-        await one.worker._tend()
-        assert [key for key, _, _ in shop.held()] == ["job3", "job0"]
-        await one.worker._tend()
-        assert len(shop.held()) == 2
+    async with shop.desk() as one, anyio.create_task_group() as group:
+        group.start_soon(one.worker.work)
+        await shop.reaches(State.DELIVERED, 4)
+        group.cancel_scope.cancel()
+    assert [key for key, _, _ in shop.queued()][:2] == ["job3", "job0"]
+    open_at_once = """
+        SELECT max((SELECT count(*) FILTER (WHERE type = 'deferred')
+                         - count(*) FILTER (WHERE type IN ('succeeded', 'failed', 'aborted', 'cancelled'))
+                    FROM procrastinate_events AS earlier JOIN procrastinate_jobs AS job ON job.id = earlier.job_id
+                    WHERE earlier.at <= event.at AND job.args ? 'key'))
+        FROM procrastinate_events AS event
+    """
+    assert execute(shop.dsn, open_at_once) == [(2,)]
 
 
-async def test_one_worker_at_a_time_hands_out(shop: Shop) -> None:
+async def test_one_worker_at_a_time_queues_keys(shop: Shop) -> None:
     await shop.plan(1)
-    async with (
-        shop.desk() as one,
-        shop.desk() as other,
-        other.worker._open(),
-        one.worker._recorder.holding(_worker._LEASE),
-    ):
-        await other.worker._tend()
-        assert shop.held() == []
+    async with shop.desk() as one, shop.desk() as other:
+        async with one.recorder.holding("engine"):
+            with anyio.move_on_after(1.0):
+                await other.worker.work(until_done=True)
+            assert shop.queued() == []
+        await other.worker.work(until_done=True)
+    await shop.check(1)
+
+
+async def test_rows_of_jobs_that_ended_days_ago_are_removed(shop: Shop) -> None:
+    await shop.install()
+    shop.put("old", lock="old")
+    execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'succeeded'")
+    execute(shop.dsn, "UPDATE procrastinate_events SET at = now() - interval '4 days'")
+    shop.put("young", lock="young")
+    execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'failed' WHERE lock = 'young'")
+    async with shop.desk() as one, anyio.create_task_group() as group:
+        group.start_soon(one.worker.work)
+        await becomes(lambda: [key for key, _, _ in shop.queued()] == ["young"])
+        group.cancel_scope.cancel()
 
 
 async def test_a_paid_job_that_cannot_be_finished_is_put_off(shop: Shop) -> None:
@@ -251,32 +299,36 @@ async def test_a_paid_job_that_cannot_be_finished_is_put_off(shop: Shop) -> None
     async with shop.desk() as one:
         await one.worker.work(until_done=True)
     assert await shop.states() == {State.SUCCEEDED: 2}
-    assert all(scheduled_at is not None for _, _, scheduled_at in shop.held())
+    assert {key for key, _, _ in shop.queued(ended=False)} == {"job0", "job1"}
+    assert all(scheduled_at is not None for _, _, scheduled_at in shop.queued(ended=False))
     shop.emulator.remove_faults(Fault("expired"), fault)
     async with shop.desk() as one:
         await one.worker.work(until_done=True)
     await shop.check(2)
 
 
-async def test_a_job_that_moves_while_all_are_looked_at_is_not_missed(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_job_that_moves_while_all_are_read_is_not_missed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     await shop.plan(1)
-    async with shop.desk() as one:
-        recorder = one.worker._recorder
-        read = recorder.jobs
+    reads = 0
+    async with shop.desk() as one, open_journal(shop.dsn) as other, anyio.create_task_group() as group:
+        read = one.recorder.jobs
 
         async def read_and_move(*states: State, batch: str | None) -> AsyncGenerator[Job]:
+            nonlocal reads
+            reads += 1
             async for job in read(*states, batch=batch):
                 yield job
             if await shop.states() == {State.PLANNED: 1}:
-                await recorder.journal.intend("job0", "token")
-                await recorder.journal.move("job0", State.SUBMITTED, token="token", task_id="task")
+                await other.intend("job0", "token")
+                await other.move("job0", State.SUBMITTED, token="token", task_id="task")
 
-        monkeypatch.setattr(recorder, "jobs", read_and_move)
-        async with one.worker._open():
-            await one.worker._look(BATCH)
-        assert not one.worker._over.is_set()
+        await other.lease("engine", 60.0)  # nobody queues the key
+        monkeypatch.setattr(one.recorder, "jobs", read_and_move)
+        working = asyncio.create_task(one.worker.work(until_done=True, batch=BATCH))
+        await becomes(lambda: reads > 3 or working.done())
+        assert not working.done()
+        working.cancel()
+        group.cancel_scope.cancel()
 
 
 async def test_what_stops_the_runner_is_raised(shop: Shop) -> None:
@@ -299,17 +351,17 @@ async def test_an_observer_that_breaks_stops_no_worker(shop: Shop) -> None:
     assert await shop.states() == {State.DELIVERED: 2}
 
 
-async def test_a_key_that_the_journal_does_not_know_is_dropped(shop: Shop) -> None:
+async def test_a_key_that_the_journal_does_not_know_fails(shop: Shop) -> None:
+    await shop.install()
     async with shop.desk() as one, anyio.create_task_group() as group:
         group.start_soon(one.worker.work)
-        await becomes(lambda: one.worker._engine is not None)
-        await one.worker._hand_out("nobody")
+        shop.put("nobody", lock="nobody")
         await becomes(lambda: "no job 'nobody'" in one.notes())
-        await becomes(lambda: shop.held() == [])
+        await becomes(lambda: shop.queued() == [("nobody", "failed", None)])
         group.cancel_scope.cancel()
 
 
-async def test_an_engine_that_cannot_take_back_a_key_starts_anew(shop: Shop) -> None:
+async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> None:
     def lose(_job: Job) -> None:
         execute(shop.dsn, "DELETE FROM procrastinate_jobs")
 
@@ -323,9 +375,10 @@ async def test_an_engine_that_cannot_take_back_a_key_starts_anew(shop: Shop) -> 
 
 
 async def test_an_engine_that_was_taken_for_dead_starts_anew(shop: Shop) -> None:
+    await shop.install()
     async with shop.desk() as one, anyio.create_task_group() as group:
         group.start_soon(one.worker.work)
-        await becomes(lambda: one.worker._engine is not None and one.worker._engine.worker_id is not None)
+        await becomes(lambda: shop.workers() == 1)
         execute(shop.dsn, "DELETE FROM procrastinate_workers")
         await shop.plan(1)
         await shop.reaches(State.DELIVERED, 1)
@@ -337,7 +390,7 @@ async def test_an_engine_that_was_taken_for_dead_starts_anew(shop: Shop) -> None
 async def test_without_its_database_it_says_so(
     emulator: EmulatorHandle, server: Server, frail_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_worker, "_PATIENCE", 0.3)
+    monkeypatch.setattr(_engine, "CONNECT_TIMEOUT", 0.3)
     async with Shop(emulator, frail_url, tmp_path).desk() as one:
         await anyio.to_thread.run_sync(server.stop)
         with pytest.raises(StorageError, match="engine"):
@@ -367,6 +420,7 @@ async def test_a_submission_whose_owner_died_is_told_as_unknown(shop: Shop) -> N
 
 
 async def test_without_the_extra_it_says_which(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "kie_async.batch._engine")
     monkeypatch.setitem(sys.modules, "procrastinate", None)
     with pytest.raises(SettingsError, match="cluster"):
         async with shop.desk():

@@ -17,7 +17,7 @@ from kie_async.files import check_writable
 from kie_async.journal import Job, Journal, Recorder
 from kie_async.session import KieSession
 
-AT_ONCE = 100  # jobs. FACTS: the service allows 100 tasks or more
+AT_ONCE = 100  # jobs; the service allows 100 tasks or more
 
 
 async def work(  # noqa: PLR0913  # keyword-only, each by name
