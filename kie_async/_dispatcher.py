@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from kie_async import files
 from kie_async import journal as journals
 from kie_async._client import Client, Task, open_client
 from kie_async._client.submission_log import SubmissionLog
@@ -15,7 +16,6 @@ from kie_async._client.submitter import Check, Prepare
 from kie_async._client.tracked_task import TrackedTask
 from kie_async._protocol.preconditions import Admission, task_problem
 from kie_async.events import Observer
-from kie_async.files import measure_request, measure_request_url, upload_request
 from kie_async.limiter import Limiter
 from kie_async.models import ExtendRequest, Request
 from kie_async.settings import Settings
@@ -45,7 +45,7 @@ class Dispatcher:
         if isinstance(request, ExtendRequest) and self._admission.knows(request.audio_id):
             raise task_problem(())
         self._admission.check(request)
-        request = await measure_request(request)
+        request = await files.measure_request(request)
         self._admission.check(request)  # by its length, too
         return request
 
@@ -71,14 +71,14 @@ class Dispatcher:
 
         async def ready(request: Request) -> Request:
             request = await (prepare or self._upload)(request)
-            request = await measure_request_url(request, self._client.fetcher, self._admission.notify)
+            request = await files.measure_request_url(request, self._client.fetcher, self._admission.notify)
             self._admission.check(request, ready=True)
             return request
 
         return await self._client.submitter.submit(request, ready, log, check)
 
     async def _upload(self, request: Request) -> Request:
-        return await upload_request(request, self._client.transport)
+        return await files.upload_request(request, self._client.transport)
 
     def task(self, tracked: TrackedTask, key: str | None = None) -> Task:
         """The task as a user holds it; its id is remembered, so that it is not taken for that of a track."""
