@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import kie_async as kie
 from kie_async import events
-from kie_async.batch import _worker, share_batch
+from kie_async.batch import _worker, run_shared_batch
 from kie_async.journal import Job, _leases, _recorder, is_shared, open_journal
 
 DIED, STOPPED = 9, 4
@@ -110,7 +110,7 @@ async def run(session: kie.KieSession, jobs: list[Job], journal: Any, plan: dict
     store, directory = plan["store"], plan["directory"]
     if is_shared(store):
         hasten()
-        await share_batch(
+        await run_shared_batch(
             session, jobs, journal=journal, dsn=store, directory=directory, observer=lambda _job: None, batch="crash"
         )
         return

@@ -61,7 +61,7 @@ class Problem:
 
 
 @attrs.frozen
-class Fault:
+class RowProblem:
     """One thing wrong with a manifest.
 
     Attributes:
@@ -154,7 +154,7 @@ class ManifestError(InvalidRequestError):
         count: how many there are in all.
     """
 
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[RowProblem, ...] = ()
     count: int = 0
 
 

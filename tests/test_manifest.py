@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from opened_files import when_opened
 
 from kie_async.batch import Manifest, ManifestSummary, read_manifest
-from kie_async.errors import Fault, InvalidRequestError, KieError, ManifestError, StorageError
+from kie_async.errors import InvalidRequestError, KieError, ManifestError, RowProblem, StorageError
 from kie_async.journal import Job
 from kie_async.models import ExtendRequest, UploadExtendRequest
 
@@ -58,7 +58,7 @@ async def jobs_of(made: Manifest) -> list[Job]:
     return [job async for job in made]
 
 
-async def faults_of(made: Manifest) -> list[Fault]:
+async def faults_of(made: Manifest) -> list[RowProblem]:
     with pytest.raises(ManifestError) as caught:
         await made.check()
     error = caught.value

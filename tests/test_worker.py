@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 import kie_async as kie
 from kie_async import events
-from kie_async.batch import CreditBudget, Results, Runner, Worker, _engine, _worker, enqueue, share_batch
+from kie_async.batch import CreditBudget, Results, Runner, Worker, _engine, _worker, enqueue, run_shared_batch
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import AuthError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
@@ -405,7 +405,7 @@ async def test_a_submission_whose_owner_died_is_told_as_unknown(shop: Shop) -> N
     settings = kie.Settings(api_key=shop.emulator.key, base_url=shop.emulator.base_url, observer=lambda _event: None)
     seen: list[tuple[str, State]] = []
     async with kie.KieSession(settings) as session:
-        await share_batch(
+        await run_shared_batch(
             session,
             jobs_of(2),
             journal=open_journal(shop.dsn),

@@ -16,7 +16,7 @@ from kie_async.batch._reconcile import (
 from kie_async.batch._result_records import song_of, strip_secrets
 from kie_async.batch._results import Results
 from kie_async.batch._runner import Runner
-from kie_async.batch._sharing import share_batch, work
+from kie_async.batch._sharing import run_shared_batch, work
 from kie_async.batch._worker import Worker
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "retry",
     "retry_unknown",
     "run_batch",
-    "share_batch",
+    "run_shared_batch",
     "song_of",
     "strip_secrets",
     "work",

@@ -16,7 +16,7 @@ from kie_async.batch._manifest import manifest_error
 from kie_async.batch._reconcile import reconcile
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
-from kie_async.errors import Fault, InvalidRequestError
+from kie_async.errors import InvalidRequestError, RowProblem
 from kie_async.events import guarded
 from kie_async.files import check_writable
 from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal
@@ -113,14 +113,14 @@ async def enqueue(
         ManifestError: some would not, and the journal does not know them.
     """
     waiting: list[Job] = []
-    faults: list[Fault] = []
+    faults: list[RowProblem] = []
 
     async def put(job: Job) -> None:
         try:
             check(job.request)
         except InvalidRequestError as error:
             if await journal.get(job.key) is None:  # a job that was submitted is not checked again
-                faults.extend(Fault(0, p.field, p.problem, p.remedy, f"job {job.key}") for p in error.problems)
+                faults.extend(RowProblem(0, p.field, p.problem, p.remedy, f"job {job.key}") for p in error.problems)
                 return
         waiting.append(attrs.evolve(job, batch=batch))
         if len(waiting) == _ADDED_AT_ONCE:

@@ -23,7 +23,7 @@ import attrs
 from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.batch._manifest_rows import read_file, read_folder
 from kie_async.batch._row_parser import ManifestEntry, Row, parse_defaults, parse_row
-from kie_async.errors import AudioError, Fault, ManifestError, Problem, StorageError
+from kie_async.errors import AudioError, ManifestError, Problem, RowProblem, StorageError
 from kie_async.events import clean
 from kie_async.files import AUDIO_KIND_NAMES, FileStat, check_source, measure, on_disk
 from kie_async.journal import Job, Source
@@ -35,7 +35,7 @@ _MAX_SHOWN = 3  # faults in an error's message
 _FileVersion: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode
 
 
-def manifest_error(faults: Sequence[Fault], count: int, what: str = "the manifest") -> ManifestError:
+def manifest_error(faults: Sequence[RowProblem], count: int, what: str = "the manifest") -> ManifestError:
     """Make the error that holds the faults of a list of jobs; its message shows the first of them."""
     shown = "; ".join(map(str, faults[:_MAX_SHOWN])) + (
         f"; and {count - _MAX_SHOWN} more" if count > _MAX_SHOWN else ""
@@ -180,10 +180,10 @@ class Manifest:
     def _error(self, problem: str, remedy: str) -> ManifestError:
         return manifest_error([self._fault(problem, remedy)], 1)
 
-    def _fault(self, problem: str, remedy: str) -> Fault:
-        return Fault(0, "", problem, remedy, clean(self.path.name or str(self.path)))
+    def _fault(self, problem: str, remedy: str) -> RowProblem:
+        return RowProblem(0, "", problem, remedy, clean(self.path.name or str(self.path)))
 
-    def _empty_error(self, *, is_folder: bool) -> Fault:
+    def _empty_error(self, *, is_folder: bool) -> RowProblem:
         if not is_folder:
             return self._fault("holds no jobs", "write a row for each")
         if self._pattern is not None:
@@ -329,7 +329,7 @@ class _KeyLines:
 class _EntryCounter:
     """Counts the entries of a manifest and collects its faults."""
 
-    faults: list[Fault] = attrs.field(factory=list)
+    faults: list[RowProblem] = attrs.field(factory=list)
     fault_count: int = 0
     content_keys: _KeyLines = attrs.field(factory=_KeyLines, init=False)
     _ids: _KeyLines = attrs.field(factory=_KeyLines, init=False)
@@ -350,7 +350,7 @@ class _EntryCounter:
             self._counts[request.operation, request.model] += 1
             (self._ids if entry.has_id else self.content_keys).add(entry.job.key, entry.line)
 
-    def add_error(self, fault: Fault) -> None:
+    def add_error(self, fault: RowProblem) -> None:
         """Count one more fault; the first of them are kept."""
         self.fault_count += 1
         if len(self.faults) < _MAX_FAULTS:
@@ -364,10 +364,10 @@ class _EntryCounter:
         """
         if self._rows > 1 and self._in_every_row:
             self.faults = [fault for fault in self.faults if _what(fault) not in self._in_every_row]
-            self.faults += [Fault(0, *what, location) for what in sorted(self._in_every_row)]
+            self.faults += [RowProblem(0, *what, location) for what in sorted(self._in_every_row)]
             self.fault_count -= (self._rows - 1) * len(self._in_every_row)
         for line, first in self._ids.duplicate_lines():
-            self.add_error(Fault(line, "id", f"is that of line {first} too", "give each row an id of its own"))
+            self.add_error(RowProblem(line, "id", f"is that of line {first} too", "give each row an id of its own"))
         self.faults.sort(key=lambda fault: fault.line)
         total = self._counts.total()
         duplicates = sum(1 for _ in self.content_keys.duplicate_lines())
@@ -376,5 +376,5 @@ class _EntryCounter:
         )
 
 
-def _what(fault: Fault) -> tuple[str, str, str]:
+def _what(fault: RowProblem) -> tuple[str, str, str]:
     return fault.field, fault.problem, fault.remedy

@@ -17,7 +17,7 @@ import attrs
 from kie_async._protocol.json_text import reader
 from kie_async.batch._result_records import SIDECAR
 from kie_async.batch._row_parser import COLUMNS, Row
-from kie_async.errors import Fault
+from kie_async.errors import RowProblem
 from kie_async.events import clean
 from kie_async.files import AUDIO_KINDS
 
@@ -70,12 +70,12 @@ def read_file(path: Path) -> Generator[Row, None, None]:
 
 def _error_row(line: int, problem: str, remedy: str, location: str = "") -> Row:
     """Report an error of the file, not of a job."""
-    return Row(line, faults=(Fault(line, "", problem, remedy, location),), location=location, is_job=False)
+    return Row(line, faults=(RowProblem(line, "", problem, remedy, location),), location=location, is_job=False)
 
 
 def _error_job(line: int, problem: str, remedy: str) -> Row:
     """Report a job whose row cannot be read."""
-    return Row(line, faults=(Fault(line, "", problem, remedy),))
+    return Row(line, faults=(RowProblem(line, "", problem, remedy),))
 
 
 @attrs.define
@@ -135,21 +135,21 @@ def _header(line: str) -> tuple[str, list[str]]:
     return best, splits[best]
 
 
-def _header_faults(line: int, names: Sequence[str], *, is_utf8: bool) -> Iterator[Fault]:
+def _header_faults(line: int, names: Sequence[str], *, is_utf8: bool) -> Iterator[RowProblem]:
     if not is_utf8:
-        yield Fault(line, "", "is not UTF-8", "save the file as UTF-8")
+        yield RowProblem(line, "", "is not UTF-8", "save the file as UTF-8")
         return
     for name in dict.fromkeys(name for name in names if name):
         if names.count(name) > 1:
-            yield Fault(line, clean(name[:40]), "is given twice as a column", "leave one out")
+            yield RowProblem(line, clean(name[:40]), "is given twice as a column", "leave one out")
         if name not in COLUMNS:
             yield _unknown(line, name)
 
 
-def _unknown(line: int, name: str) -> Fault:
+def _unknown(line: int, name: str) -> RowProblem:
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())
     remedy = f"call it {plain}" if plain in COLUMNS else f"columns are {', '.join(sorted(COLUMNS))}"
-    return Fault(line, clean(name[:40]), "is no known column", remedy)
+    return RowProblem(line, clean(name[:40]), "is no known column", remedy)
 
 
 def _csv_row(line: int, names: Sequence[str], cells: Sequence[str]) -> Row:

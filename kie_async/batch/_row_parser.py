@@ -13,7 +13,7 @@ from typing import Any, Protocol, get_args, get_type_hints
 import attrs
 
 from kie_async._protocol.cut_point import FORMS, CutPoint, read_cut_point
-from kie_async.errors import Fault, InvalidRequestError, Problem
+from kie_async.errors import InvalidRequestError, Problem, RowProblem
 from kie_async.journal import Job, Source
 from kie_async.models import ExtendRequest, Request, UploadExtendRequest
 
@@ -54,7 +54,7 @@ class Row:
 
     line: int
     cells: Mapping[str, object] = attrs.field(factory=dict)
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[RowProblem, ...] = ()
     location: str = ""
     is_job: bool = True
 
@@ -74,7 +74,7 @@ class ManifestEntry:
     line: int
     job: Job | None = None
     has_id: bool = False
-    faults: Sequence[Fault] = ()
+    faults: Sequence[RowProblem] = ()
     columns: frozenset[str] | None = frozenset()
 
 
@@ -142,10 +142,10 @@ def _parse_value(column: str, value: object) -> object:
     return _PARSERS.get(column, _text)(column, value)
 
 
-def parse_defaults(defaults: Mapping[str, object]) -> tuple[dict[str, object], list[Fault]]:
+def parse_defaults(defaults: Mapping[str, object]) -> tuple[dict[str, object], list[RowProblem]]:
     """Parse the fields that all rows share; return them and what is wrong with them."""
     shared: dict[str, object] = {}
-    faults: list[Fault] = []
+    faults: list[RowProblem] = []
     for name, given in defaults.items():
         if given is None:
             continue
@@ -153,7 +153,7 @@ def parse_defaults(defaults: Mapping[str, object]) -> tuple[dict[str, object], l
         if name not in COLUMNS or name == "id":
             value = Problem(str(name), "cannot be shared by all rows", f"give {', '.join(sorted(COLUMNS - {'id'}))}")
         if isinstance(value, Problem):
-            faults.append(Fault(0, value.field, value.problem, value.remedy, "defaults"))
+            faults.append(RowProblem(0, value.field, value.problem, value.remedy, "defaults"))
         else:
             shared[name] = value
     return shared, faults
@@ -203,7 +203,7 @@ class RowParser:
         """Add a fault, unless the field has one already: the first is the root cause."""
         if not self._has_error(problem.field):
             row = self._row
-            self._faults.append(Fault(row.line, problem.field, problem.problem, problem.remedy, row.location))
+            self._faults.append(RowProblem(row.line, problem.field, problem.problem, problem.remedy, row.location))
 
     def _has_error(self, field: str) -> bool:
         return any(fault.field == field for fault in self._faults)

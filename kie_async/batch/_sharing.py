@@ -52,7 +52,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
         await worker.work(until_done=until_done)
 
 
-async def share_batch(  # noqa: PLR0913  # keyword-only, each by name
+async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
     session: KieSession,
     jobs: Iterable[Job] | AsyncIterable[Job],
     *,

@@ -10,7 +10,7 @@ import attrs
 from cyclopts import Parameter
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
-from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, share_batch
+from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, run_shared_batch
 from kie_async.cli._connect import ConnectOptions, connect, make_settings
 from kie_async.cli._exit_status import TerminatedError, UsageError, exit_status
 from kie_async.cli._journal import JournalLocation, find_journal
@@ -185,7 +185,7 @@ async def _run(output: Output, order: BatchOrder) -> None:
 
 async def _work(order: BatchOrder, session: KieSession, journal: Journal, progress: BatchProgress) -> None:
     if order.location.is_shared:
-        await share_batch(
+        await run_shared_batch(
             session,
             order.jobs,
             journal=journal,

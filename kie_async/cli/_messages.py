@@ -12,7 +12,15 @@ from typing import Any
 import attrs
 
 from kie_async import events
-from kie_async.errors import Fault, FileError, InvalidRequestError, KieError, ManifestError, Problem, SubmitUnknownError
+from kie_async.errors import (
+    FileError,
+    InvalidRequestError,
+    KieError,
+    ManifestError,
+    Problem,
+    RowProblem,
+    SubmitUnknownError,
+)
 from kie_async.models import ExtendRequest, UploadExtendRequest
 
 _OPTIONS = {
@@ -183,7 +191,7 @@ def _message(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _fault_line(fault: Fault) -> str:
+def _fault_line(fault: RowProblem) -> str:
     if fault.location != "defaults":
         return with_route(str(fault))
     return f"{option_of(fault.field)} {fault.problem}; {with_options(fault.remedy)}"

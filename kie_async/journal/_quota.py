@@ -223,8 +223,8 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
     def _delay(self, reply: QuotaReply) -> float:
         if reply.granted:
             return 0.0
-        look = min(TURN / 3, self._terms.window / 4)  # a slot that came back is seen long before it is free
-        return min(reply.delay, look) if reply.delay else _SOON
+        interval = min(TURN / 3, self._terms.window / 4)  # a slot that came back is seen long before it is free
+        return min(reply.delay, interval) if reply.delay else _SOON
 
     async def _ask(self, request: QuotaRequest) -> QuotaReply:
         """Change the quota by the rules and write it; begin again if somebody else has written it meanwhile."""
