@@ -199,6 +199,19 @@ async def eventually(check: Callable[[], bool]) -> None:
             await anyio.sleep(0.01)
 
 
+async def test_who_comes_after_all_who_waited_went_away_is_served(limiter: JournalLimiter) -> None:
+    permit = await limiter.acquire()
+    waiting = [asyncio.ensure_future(limiter.acquire()) for _ in range(3)]
+    await eventually(lambda: limiter.queued == 3)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    permit.release()
+    await anyio.sleep(0.5)  # nobody waits, and nothing is held: the limiter rests
+    with anyio.fail_after(10):
+        (await limiter.acquire()).release()
+
+
 async def test_first_come_first_served(limiter: JournalLimiter) -> None:
     served: list[int] = []
 

@@ -362,16 +362,32 @@ async def test_a_key_that_the_journal_does_not_know_fails(shop: Shop) -> None:
 
 
 async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> None:
-    def lose(_job: Job) -> None:
-        execute(shop.dsn, "DELETE FROM procrastinate_jobs")
+    refuse = "ALTER TABLE procrastinate_jobs ADD CONSTRAINT refused CHECK (status <> 'succeeded') NOT VALID"
+    refusals = iter([refuse])
+
+    def refuse_once(_job: Job) -> None:
+        for statement in refusals:
+            execute(shop.dsn, statement)
 
     await shop.plan(1)
-    async with shop.desk(ended=lose) as one, anyio.create_task_group() as group:
+    async with shop.desk(ended=refuse_once) as one, anyio.create_task_group() as group:
         group.start_soon(one.worker.work)
         await becomes(lambda: "is started again" in one.notes())
-        assert "was not found" in one.notes()
+        assert "CheckViolation" in one.notes()
         group.cancel_scope.cancel()
     await shop.check(1)
+
+
+async def test_a_row_that_another_worker_has_finished_stops_nothing(shop: Shop) -> None:
+    def finish(_job: Job) -> None:
+        execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'succeeded' WHERE status = 'doing'")
+
+    await shop.plan(3)
+    async with shop.desk(ended=finish) as one:
+        await one.worker.work(until_done=True)
+        assert "was not found" in one.notes()
+        assert "is started again" not in one.notes()
+    await shop.check(3)
 
 
 async def test_an_engine_that_was_taken_for_dead_starts_anew(shop: Shop) -> None:

@@ -4,8 +4,9 @@ procrastinate tries a job again when ``RetryLater`` says so, and keeps its rows,
 Added are a loop that starts it again when it ends because the database was away, the heartbeat until the last job has
 ended, and the giving back of the keys of dead workers.
 
-Its own heartbeat and listener are off: it cancels them once when it stops, and waits for them. On Python 3.11
-``asyncio.wait_for`` can swallow a cancellation that comes together with a result; then it would never stop.
+Its own heartbeat and listener are off: it cancels them once when it stops, and waits for them. With both on, some runs
+never stopped on Python 3.11, probably because ``asyncio.wait_for`` there can swallow a cancellation that comes together
+with a result.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ RETRY_DELAY = 60  # seconds before a paid job that cannot be finished now is tri
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 1.0, 10.0  # seconds before an engine that ended by itself is started again
 _MAX_CONNECTIONS = 2
 _STOP_TIMEOUT = 0.1  # seconds for jobs to end by themselves when the engine stops; then they are cancelled
+_NOT_RUNNING = "P0001"  # SQLSTATE of the engine's own functions: the row is not among those that are worked on
 _KEEP_HOURS = 72  # rows of jobs that have ended
 
 # Without a handler, Python writes what these log to stderr; the observer is called with a notice instead.
@@ -180,9 +182,15 @@ class Engine:
             raise
 
     def _check_recorded(self, task: asyncio.Task[object]) -> None:
-        """End the engine if it could not record how a job ended: the row would stay with it for good."""
-        if not task.cancelled() and (error := task.exception()) is not None and self._worker is not None:
-            self.report(error)
+        """End the engine if it could not record how a job ended: the row would stay with it for good.
+
+        A row that another worker has finished needs no record.
+        """
+        error = None if task.cancelled() else task.exception()
+        if error is None or self._worker is None:
+            return
+        self.report(error)
+        if getattr(error.__cause__, "sqlstate", "") != _NOT_RUNNING:
             self._worker.stop()  # type: ignore[no-untyped-call]  # theirs
 
     def report(self, error: BaseException) -> None:

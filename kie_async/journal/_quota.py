@@ -147,6 +147,8 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
     async def _wait(self, *, again: bool) -> SharedPermit:
         self._lifetime.check()
         waiter: asyncio.Future[SharedPermit] = asyncio.get_running_loop().create_future()
+        while self._waiters and self._waiters[0].done():  # those that went away
+            self._waiters.popleft()
         if not self._waiters:
             self._stir.set()
         (self._waiters.appendleft if again else self._waiters.append)(waiter)
