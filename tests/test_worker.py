@@ -180,9 +180,9 @@ async def test_a_cancelled_worker_leaves_nothing_behind(shop: Shop) -> None:
         for _ in range(3):
             with anyio.move_on_after(0.3):
                 await one.worker.work()
-        with anyio.fail_after(30):
-            while asyncio.all_tasks() - before:  # the session's polls of what was submitted come to an end
-                await anyio.sleep(0.02)
+        left = asyncio.all_tasks() - before  # polls of what was submitted, and waits of a driver, come to an end
+        with anyio.fail_after(60):
+            await asyncio.gather(*left, return_exceptions=True)
         own = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ~ 'procrastinate'"
         with anyio.fail_after(5):
             while execute(shop.dsn, own)[0][0] > 1:  # this one
