@@ -184,13 +184,13 @@ class Engine:
     def _check_recorded(self, task: asyncio.Task[object]) -> None:
         """End the engine if it could not record how a job ended: the row would stay with it for good.
 
-        A row that another worker has finished needs no record.
+        A row that another worker has finished needs no record: the journal knows how its job stands.
         """
         error = None if task.cancelled() else task.exception()
-        if error is None or self._worker is None:
+        if error is None or getattr(error.__cause__, "sqlstate", "") == _NOT_RUNNING:
             return
         self.report(error)
-        if getattr(error.__cause__, "sqlstate", "") != _NOT_RUNNING:
+        if self._worker is not None:  # pragma: no branch  # it called this
             self._worker.stop()  # type: ignore[no-untyped-call]  # theirs
 
     def report(self, error: BaseException) -> None:
