@@ -54,15 +54,15 @@ class KieSession(Opened[Wiring]):
         settings: how to behave; by default from the environment (``KIE_API_KEY`` and others).
         api_key: the key, in place of that of the settings or the environment.
         limiter: who may submit now; by default one that the sessions of this key and quota share in this event loop.
-        journal: keeps what was meant, sent and accepted, so that a crash loses and repeats nothing; see ``resume``.
-            It is opened and closed with the session.
+        journal: records each submission before it is sent, and what came of it, so that a crash loses and repeats
+            nothing; see ``resume``. It is opened and closed with the session.
 
     Raises:
         SettingsError: a setting cannot be used.
 
     Leaving the block waits for the answers of submissions that are under way, and stops following tasks. They go on
-    at the service; ``track`` follows them again. If what runs in the session fails, the task inside the block is
-    cancelled and the failure comes out of the block; where there is no block, further calls raise ``SessionError``.
+    at the service; ``track`` follows them again. If a background task of the session fails, the task inside the
+    block is cancelled and the failure comes out of it; where there is no block, further calls raise ``SessionError``.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class KieSession(Opened[Wiring]):
 
         Args:
             audio: the id of the track (not of its task), or the ``Track``, whose length is then checked, and whose
-                model is taken where its code name is certain.
+                model is used if ``Track.model_name`` identifies it.
             fields: the other fields of ``ExtendRequest``.
 
         Raises:
@@ -150,25 +150,25 @@ class KieSession(Opened[Wiring]):
         return await self.submit(UploadExtendRequest(source, **fields))
 
     async def submit(self, request: Request, *, key: str | None = None) -> Task:
-        """Submit a request; it costs credits (FACTS: 12) from here on.
+        """Submit a request; it costs credits (12, as observed) from here on.
 
-        Waits for a place in flight and for the quota, first come first served. The task is followed from its
-        acceptance on, whether somebody waits for it or not; with a journal to its end, which is recorded.
+        Waits for one of ``Settings.max_in_flight`` places and for the quota, first come first served. The task is
+        followed once it is accepted, whether somebody waits for it or not; with a journal to its recorded end.
 
         Args:
-            request: what is asked.
-            key: its name in the session's journal; a random one by default. A key that was submitted before is not
+            request: the request.
+            key: the name of its job in the journal; a random one by default. A key that was submitted before is not
                 submitted again: its task is followed.
 
         Raises:
-            ConflictError: the key is being submitted, or its submission came to nothing; see the journal.
+            ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned.
             InvalidRequestError: it breaks a rule, or the service says so.
             AudioError, FileError: the source cannot be used; nothing was spent.
             RefusedError: the service refused; ``code`` says why.
             ConnectError: nothing was sent.
             SubmitUnknownError: the answer was lost; do not send it again blindly.
 
-        Cancelling before the POST spends nothing; a POST under way is completed, and its task emitted as an event.
+        Cancelling before the POST spends nothing; a POST under way is completed; a ``Submitted`` event has its task id.
         """
         return await self._submit(request, key)
 
@@ -187,11 +187,11 @@ class KieSession(Opened[Wiring]):
         self._admission.check(request)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
-        """Follow what a session with this journal left open, before a restart or a crash.
+        """Follow the unfinished tasks of earlier sessions with this journal: iterate over it.
 
         A submission whose answer was not recorded is followed if a callback named its task; if none did, it is
-        recorded as unknown and emitted as an event, never sent again. A task whose ``Settings.task_timeout`` was over
-        stays submitted in the journal, and is followed once more.
+        recorded as unknown and emitted as an event, never sent again. A task that outlived
+        ``Settings.task_timeout`` stays submitted in the journal, and is followed once more.
 
         Raises:
             SessionError: the session has no journal.
@@ -209,7 +209,7 @@ class KieSession(Opened[Wiring]):
         is recorded.
 
         Raises:
-            InvalidRequestError: no id of a task.
+            InvalidRequestError: ``task_id`` is no valid task id.
         """
         wiring, task_id = self._open(), check_task_id(task_id)
         if self._recorder is not None:
@@ -219,7 +219,7 @@ class KieSession(Opened[Wiring]):
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
         """Submit many requests and give their outcomes in the order of completion.
 
-        At most ``Settings.max_in_flight`` are under way or wait to be fetched, so a slow reader slows the
+        At most ``Settings.max_in_flight`` are under way, or finished and not read yet, so a slow reader slows the
         submissions down; requests are taken one by one as there is room for them.
 
         Args:

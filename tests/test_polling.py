@@ -92,11 +92,11 @@ def test_the_word_of_a_task_that_runs_is_no_end() -> None:
 
 def test_a_listener_waits_where_callbacks_come_for_its_task() -> None:
     plan, task = planner(), entry(listeners=1)
-    assert plan.listener_came(task, 3.0) == MAX_LISTENER_INTERVAL
+    assert plan.poll_time_for_listener(task, 3.0) == MAX_LISTENER_INTERVAL
     assert plan.callback_received(task, "text", 10.0, is_authentic=True)
-    assert plan.listener_came(task, 11.0) == 11.0
+    assert plan.poll_time_for_listener(task, 11.0) == 11.0
     task.progress.stages = (("text", 10.0),)
-    assert plan.listener_came(task, 11.0) == math.inf
+    assert plan.poll_time_for_listener(task, 11.0) == math.inf
 
 
 def test_after_most_have_ended_polls_go_nearly_as_without() -> None:

@@ -176,6 +176,15 @@ async def test_a_key_that_never_worked_is_not_tried_for_long(clock: VirtualTimeL
             assert clock.time() - before < 60
 
 
+async def test_other_failures_of_a_poll_say_nothing_about_a_key_that_has_not_worked_yet() -> None:
+    async with serving() as service:
+        task_id = (await service.session.submit(REQUEST)).id
+        service.emulator.faults.add(Fault("html", on="record_info", times=4))
+        service.emulator.faults.add(Fault("code", on="record_info", code=401, times=4))
+        async with kie.KieSession(service.session.settings) as session:
+            assert (await session.track(task_id)).task_id == task_id
+
+
 async def test_one_bad_id_blocks_nobody() -> None:
     async with serving(credits=1e6, settings={"max_concurrent_polls": 2, "task_timeout": 400}) as service:
         tasks = [await service.session.submit(REQUEST) for _ in range(10)]

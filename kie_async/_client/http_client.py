@@ -106,7 +106,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             retry: False leaves all trying again to the caller.
 
         Raises:
-            KieError: as ``_answers.understand`` says; ``ConnectError`` if nothing was sent.
+            KieError: as ``_protocol.responses.parse_response`` says; ``ConnectError`` if nothing was sent.
 
         Cancelling a call that spends leaves open whether it was sent: shield it.
         """

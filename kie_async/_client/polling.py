@@ -1,4 +1,4 @@
-"""When a task is polled next, and which: rules on what is known of it. The time and the randomness are passed in.
+"""Decide which task is polled next, and when: by its progress, its callbacks and how long tasks take. No clock.
 
 Callbacks are relied on as far as they have proven themselves. Until one has come for a task of this session, and after
 one that did not come, tasks are polled as if there were no callbacks. So an address that does not work, or that leads
@@ -196,7 +196,7 @@ class PollPlanner:
             return False
         return task.callbacks.came or (task.origin.is_own and not task.waiters.listeners)
 
-    def listener_came(self, task: TrackedTask, now: float) -> float:
+    def poll_time_for_listener(self, task: TrackedTask, now: float) -> float:
         """The time of the next poll of a task to whose stages somebody begins to listen."""
         if task.callbacks.stages > reached(task.progress.stage):  # a callback reported a stage, and nobody listened
             return earliest_poll(task, now)

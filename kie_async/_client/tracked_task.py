@@ -63,12 +63,14 @@ class Polls:
         last_at: when the last one that found it running was answered.
         count: how many were answered.
         failures: how many in a row, up to the last, were not answered.
+        refusals: how many in a row, up to the last, refused the key.
     """
 
     next_at: float = math.inf
     last_at: float | None = None
     count: int = 0
     failures: int = 0
+    refusals: int = 0
     phase: PollPhase = PollPhase.NONE
 
 

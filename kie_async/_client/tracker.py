@@ -33,11 +33,11 @@ from kie_async.settings import Settings
 Fetch = Callable[[str], Awaitable[TaskRecord | None]]
 
 _origin = lru_cache(1000)(Origin)  # few kinds, many tasks
-_MAX_UNDELIVERED = 600.0  # seconds without audio though it is said to be there; FACTS §3: 408, nothing for over 10 min
-_WRONG_KEY = 5  # polls in a row that refuse a key which has never worked: it is wrong
+_MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds; after CALLBACK_EXCEPTION, no audio was seen for over 10 min
+_WRONG_KEY = 5  # refusals in a row of a key that has never worked: it is wrong
 _MAX_UNKNOWN_WORDS = 100  # that are reported; a hostile answer could hold any number
 _MAX_AGE = 86_400.0  # seconds; of a task said to be older, the clock is not believed
-_CLOSED_AT_ONCE = 200  # tasks that are ended before others get a turn
+_CLOSE_BATCH = 200  # tasks that are ended before others get a turn
 
 
 class Tracker:
@@ -82,8 +82,9 @@ class Tracker:
         Args:
             task_id: as the service gave it.
             origin: what is known of it; not used if it is followed already.
-            on_release: called once, when it is not followed any more, or at once if it is followed already.
-            on_finished: called once, when it has ended. It is followed to its end then, whoever waits for it.
+            on_release: called once, when it is not followed any more; at once if it is followed already, for then the
+                first caller holds the place in flight.
+            on_finished: called once, when it has ended; a task with this is never paused. The first one given counts.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
@@ -100,12 +101,13 @@ class Tracker:
     ) -> TrackedTask:
         now = self._now()
         task = TrackedTask(task_id, origin, now, now + self._settings.task_timeout, on_release, on_finished)
-        self._key_works = self._key_works or origin.is_own
+        self._key_works = self._key_works or origin.is_own  # its submission was accepted with this key
         if self._is_closed:
             self._finish(task, session_closed(task_id))
         else:
             self._followed[task_id] = task
-            self._schedule(task, now + self._planner.wait(task, now) if origin.is_own else now)
+            first_poll = now + self._planner.wait(task, now) if origin.is_own else now
+            self._schedule(task, first_poll)
         return task
 
     def callback_received(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
@@ -123,7 +125,7 @@ class Tracker:
         now = self._now()
         if self._planner.callback_received(task, stage, now, is_authentic=is_authentic):
             self._poll_by(task, earliest_poll(task, now))
-        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task, now):
+        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task, now):  # it may wait longer now
             self._schedule(task, now + self._planner.wait(task, now))
         return True
 
@@ -133,7 +135,7 @@ class Tracker:
         Raises:
             KieError: why it has no result; each waiter gets an error of its own.
 
-        Cancelling stops nothing for others; when the last one goes, the task is not polled any more, unless its end
+        Cancelling stops nothing for others; when the last waiter goes, the task is not polled any more, unless its end
         is to be recorded.
         """
         self._add_waiter(task)
@@ -151,7 +153,7 @@ class Tracker:
         self._add_waiter(task)
         task.waiters.listeners += 1
         if task.outcome is None:
-            self._poll_by(task, self._planner.listener_came(task, self._now()))
+            self._poll_by(task, self._planner.poll_time_for_listener(task, self._now()))
         try:
             for stage in STAGES:
                 while task.outcome is None and reached(task.progress.stage) < reached(stage):
@@ -198,7 +200,7 @@ class Tracker:
     async def run(self) -> None:
         """Poll the tasks as they fall due, until cancelled."""
         try:
-            async with asyncio.TaskGroup() as polls:  # one of anyio costs a third of a poll
+            async with asyncio.TaskGroup() as polls:  # anyio's would add a third to the cost of a poll
                 while True:
                     while (task := self._queue.start_due(self._now())) is not None:
                         polls.create_task(self._poll(task))
@@ -221,7 +223,7 @@ class Tracker:
         """End all tasks, some at a time, so that a great number of them does not block the loop."""
         with anyio.CancelScope(shield=True):
             while self._followed:
-                for _ in range(min(len(self._followed), _CLOSED_AT_ONCE)):
+                for _ in range(min(len(self._followed), _CLOSE_BATCH)):
                     task_id, task = self._followed.popitem()
                     self._finish(task, session_closed(task_id))
                 await asyncio.sleep(0)
@@ -248,11 +250,11 @@ class Tracker:
         """Take what record-info says of a task."""
         now = self._now()
         task.polls.count += 1
-        task.polls.failures = 0
+        task.polls.failures = task.polls.refusals = 0
         if record is not None:
-            self._learn_about(task, record)
+            self._note_record(task, record, now)
         self._emit(Polled(task.task_id, task.progress.status if record else "not visible", now - task.started_at))
-        verdict = self._judge(task, record, now)
+        verdict = self._judge_in_time(task, record, now)
         if isinstance(verdict, Running):
             self._advance(task, verdict.stage, now)
             task.polls.last_at = now
@@ -266,14 +268,14 @@ class Tracker:
                 self._emit(Notice(task.task_id, warning))
         self._finish(task, outcome_of(task, verdict, record, self._settings))
 
-    def _learn_about(self, task: TrackedTask, record: TaskRecord) -> None:
+    def _note_record(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
         progress, origin, status = task.progress, task.origin, record.status
         if not progress.is_visible and not origin.is_own:  # submitted elsewhere, or earlier
             key = Key(record.operation_type or "unknown", record.type or "unknown")
             task.origin = _origin(key, False, origin.continue_at, origin.source_duration)
             if record.created_at is not None:
                 age = (datetime.now(UTC) - record.created_at).total_seconds()
-                task.started_at -= age if 0 < age < _MAX_AGE else 0.0
+                task.started_at = now - age if 0 < age < _MAX_AGE else task.started_at
         progress.is_visible = True
         progress.status = intern(status)  # few words, many tasks
         progress.tracks = record.tracks or progress.tracks
@@ -282,17 +284,18 @@ class Tracker:
             self._unknown_words.add(status)
             self._emit(Notice(task.task_id, f"the status {clean(status)!r} is not known: taken as running"))
 
-    def _judge(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
+    def _judge_in_time(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
         verdict = judge(record)
-        reason, progress = verdict.pending_reason if isinstance(verdict, Running) else "", task.progress
+        progress = task.progress
+        reason = verdict.pending_reason if isinstance(verdict, Running) else ""
         if reason != progress.pending_reason:
             progress.pending_reason, progress.pending_since = reason, now
         if reason == "not visible" and progress.is_visible:
-            return Running(progress.stage)  # it was there before: a copy of the service's own lags behind
+            return Running(progress.stage)  # it was visible before: a replica that lags behind has answered
         timeouts = {
             "not visible": self._settings.not_found_timeout,
             "no audio": self._settings.missing_audio_timeout,
-            "undelivered": max(self._settings.missing_audio_timeout, _MAX_UNDELIVERED),
+            "undelivered": max(self._settings.missing_audio_timeout, _MIN_UNDELIVERED_TIMEOUT),
         }
         is_over = now - progress.pending_since >= timeouts.get(reason, math.inf)
         return judge(record, timed_out=True) if is_over else verdict
@@ -309,8 +312,9 @@ class Tracker:
     def _take_failure(self, task: TrackedTask, error: KieError) -> None:
         """Take note of a poll that was not answered."""
         task.polls.failures += 1
+        task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error))))
-        if isinstance(error, AuthError) and task.polls.failures >= _WRONG_KEY and not self._key_works:
+        if isinstance(error, AuthError) and task.polls.refusals >= _WRONG_KEY and not self._key_works:
             error.task_id, error.charged = task.task_id, "yes"
             self._finish(task, error)
 
@@ -330,7 +334,8 @@ class Tracker:
 
     def _schedule_next(self, task: TrackedTask, error: KieError | None) -> None:
         """Schedule the poll after one that has ended, or give the task up if its time is over."""
-        now, phase, task.polls.phase = self._now(), task.polls.phase, PollPhase.NONE
+        now, phase = self._now(), task.polls.phase
+        task.polls.phase = PollPhase.NONE
         if now >= task.deadline:
             self._finish(task, timed_out(task.task_id, self._settings, error))
         elif phase is PollPhase.REPEAT:
@@ -339,7 +344,7 @@ class Tracker:
             self._schedule(task, min(now + self._planner.wait(task, now), task.deadline))
 
     def _poll_by(self, task: TrackedTask, when: float) -> None:
-        """Poll a task at this time, if not before; if that is now, a poll under way is repeated when it has ended."""
+        """Poll a task no later than ``when``. If that is now and a poll is under way, poll again when it has ended."""
         if task.polls.phase is PollPhase.NONE:
             if when < task.polls.next_at:
                 self._schedule(task, when)

@@ -48,8 +48,8 @@ class ApiCall(Generic[T]):
         name: for errors and observers.
         read: the body's ``data`` to the answer.
         spends: whether it costs credits, so that it must never be sent twice.
-        absent: body codes (or HTTP statuses) that only say "no such thing": the answer to None is given.
-        ends: body codes that are no refusal, but say how the task that is asked for has ended.
+        not_found_codes: body codes (or HTTP statuses) that only say "no such thing": ``read(None)`` is returned.
+        terminal_codes: body codes that are no refusal, but say how the task that is asked for has ended.
         host: the API, or the host that takes files.
     """
 

@@ -1,4 +1,4 @@
-"""When to poll a task next: pure, no clock, randomness passed in.
+"""Learn how long tasks take, and how long to wait between two polls: pure, no clock, randomness passed in.
 
 A poll costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
 and a poll worth ``poll_cost`` seconds of lateness, the density of polls that costs least in all is

@@ -31,10 +31,11 @@ from kie_async.journal._states import PAID, State
 from kie_async.journal._submission_log import JobSubmissionLog
 from kie_async.models import ExtendRequest, Request, TaskResult
 
-_KEPT, _PRUNE_EVERY = 86_400.0, 3600.0  # seconds: callbacks after the end of their job, and between two prunings
+_MAX_CALLBACK_AGE = 86_400.0  # seconds that callbacks are kept after the end of their job
+_PRUNE_INTERVAL = 3600.0  # seconds between two deletions of old callbacks
 
 
-class Dispatching(Protocol):
+class TaskMaker(Protocol):
     """What a recorder needs of a session to make a task of a request."""
 
     async def admit(self, request: Request) -> Request:
@@ -61,7 +62,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         dispatcher: of the session.
     """
 
-    def __init__(self, journal: Journal, client: Client, dispatcher: Dispatching) -> None:
+    def __init__(self, journal: Journal, client: Client, dispatcher: TaskMaker) -> None:
         self.journal = journal
         self._client = client
         self._dispatcher = dispatcher
@@ -85,7 +86,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                     await self._outcomes.finish()
 
     async def _background(self, scope: anyio.CancelScope, is_over: anyio.Event) -> None:
-        # In the session's group, so that the recorder may be left from any task, such as an async generator's.
+        # In the session's group, so that the recorder may be closed by another task than the one that opened it.
         try:
             with scope:
                 async with anyio.create_task_group() as group:
@@ -98,7 +99,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     @property
     def group(self) -> TaskGroup:
-        """Where the background of the session lives."""
+        """The task group of the session."""
         return self._client.group
 
     def _notice(self, task_id: str | None, note: str) -> None:
@@ -128,12 +129,12 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Submit a request as a new job; if the journal has a paid job of this key, follow its task.
 
         Args:
-            request: what is asked.
+            request: the request.
             key: of the job; None for a random one.
-            check: called right before it would be sent; what it raises forbids that, and is raised here.
+            check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
-            ConflictError: the key is being submitted, or its submission came to nothing.
+            ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned.
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
@@ -150,8 +151,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         Args:
             key: of the job.
             request: as it is to be sent, or prepared.
-            prepare: makes it ready once there is a place for it; by default, uploads its source.
-            check: called right before it would be sent; what it raises forbids that, and is raised here.
+            prepare: makes it ready once a place in flight is free; by default, uploads its source.
+            check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
             ConflictError: it is not planned.
@@ -162,7 +163,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def _admit(self, request: Request) -> Request:
         if isinstance(request, ExtendRequest):
             job = await self.journal.find(task_id=request.audio_id)
-            if job is not None:
+            if job is not None:  # the id of a task, given in place of that of a track
                 raise task_problem(tuple(track.id for track in job.tracks))
         return await self._dispatcher.admit(request)
 
@@ -190,7 +191,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return self._dispatcher.task(self._client.tracker.follow(task_id, origin, on_finished=finished), job.key)
 
     def track(self, task_id: str) -> Task:
-        """Follow a task; if a job of the journal is submitted as this task when it ends, record its outcome."""
+        """Follow a task; if a submitted job of the journal has this task id at its end, record the outcome."""
 
         def finished(task_id: str, outcome: TaskResult | KieError) -> None:
             self._outcomes.add(Ending(None, None, task_id, outcome))
@@ -198,7 +199,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return self._dispatcher.task(self._client.tracker.follow(task_id, on_finished=finished))
 
     async def wait_recorded(self, key: str) -> None:
-        """Wait until the outcome of a job's task is in the journal, if it is known here.
+        """Wait until the outcome of a job's task is in the journal; return at once if none is known here.
 
         Raises:
             StorageError: it could not be written now. It is tried again for as long as the journal is open.
@@ -211,7 +212,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback, durably, before it is answered; some process that watches the journal acts on it.
 
         Returns:
-            False if the journal awaits none with this token, or not this one: nothing is saved.
+            False if no attempt has this token, or its task is another or has ended: nothing is saved.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
@@ -221,41 +222,43 @@ class Recorder(anyio.AsyncContextManagerMixin):
         async for callback in self.journal.watch_callbacks():
             if not submitter.knows(callback.token):
                 await self._act_on(callback)
-            elif note := submitter.callback_received(callback.token, callback.task_id, callback.stage):
-                self._notice(callback.task_id, note)
+            elif why_ignored := submitter.callback_received(callback.token, callback.task_id, callback.stage):
+                self._notice(callback.task_id, why_ignored)
 
     async def _act_on(self, callback: InboundCallback) -> None:
         """Act on a callback of a submission that is not under way here, and whose task may not be followed here."""
         task_id = callback.task_id
         try:
             with internal_errors("a callback"):
-                job = await self._job_of(callback)
+                job = await self._recover_by_callback(callback)
         except KieError as error:
             self._notice(task_id, f"its callback could not be recorded now: {clean(error.message)}")
             job = None
         is_followed = self._client.tracker.callback_received(task_id, callback.stage, is_authentic=job is not None)
-        is_own = job is not None and job.state is State.SUBMITTED and job.process_id == self.journal.process_id
-        if job is not None and is_own and not is_followed:
-            self.follow(job, task_id)  # its time was over, but it goes on
+        is_ours_to_follow = (
+            job is not None and job.state is State.SUBMITTED and job.process_id == self.journal.process_id
+        )
+        if job is not None and is_ours_to_follow and not is_followed:
+            self.follow(job, task_id)  # its task_timeout was over, but the task goes on
 
-    async def _job_of(self, callback: InboundCallback) -> Job | None:
+    async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
         """The job whose task a callback speaks of. If it was given up as unknown, it is submitted from now on."""
         job = await self.journal.find(token=callback.token)
         if job is not None and job.state is State.UNKNOWN and job.token == callback.token:
             job = await self.recover(job)
             self.follow(job, job.task_id or callback.task_id)
-        is_its = job is not None and (job.token, job.task_id) == (callback.token, callback.task_id)
-        return job if is_its else None
+        matches = job is not None and (job.token, job.task_id) == (callback.token, callback.task_id)
+        return job if matches else None
 
     async def _prune(self) -> None:
         """Delete the callbacks of jobs that have been at their end for a day."""
         while True:
             try:
                 with internal_errors("old callbacks"):
-                    await self.journal.prune(time.time() - _KEPT)
+                    await self.journal.prune(time.time() - _MAX_CALLBACK_AGE)
             except KieError as error:
                 self._notice("", f"old callbacks could not be deleted now: {clean(error.message)}")
-            await anyio.sleep(_PRUNE_EVERY)
+            await anyio.sleep(_PRUNE_INTERVAL)
 
     # ------------------------------------------------------------ what a dead process leaves
 
@@ -266,40 +269,40 @@ class Recorder(anyio.AsyncContextManagerMixin):
             yield self.follow(job)
 
     async def recover(self, job: Job) -> Job:
-        """Say what became of an intent whose process is dead, or of an unknown: a callback may have named its task.
+        """Settle an intent whose process is dead, or an unknown: it is submitted if a callback named its task.
 
         Raises:
             ConflictError: its process lives, or another one was quicker.
         """
         if job.token is not None and self._client.submitter.knows(job.token):
             raise ConflictError(f"job {job.key!r} is being submitted by this process", job.task_id)
-        named = await self.journal.callbacks_for(token=job.token)
+        callbacks = await self.journal.callbacks_for(token=job.token)
         if job.state is State.INTENT and job.process_id != self.journal.process_id:
-            await self._check_dead(job.process_id or "")
-        if job.state is State.INTENT and not named:
+            await self._ensure_dead(job.process_id or "")
+        if job.state is State.INTENT and not callbacks:
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
             # A callback may have arrived between the read and the write: check again.
-            named = await self.journal.callbacks_for(token=job.token)
-        if named:
-            return await self.journal.move(job.key, State.SUBMITTED, token=job.token, task_id=named[0].task_id)
+            callbacks = await self.journal.callbacks_for(token=job.token)
+        if callbacks:
+            return await self.journal.move(job.key, State.SUBMITTED, token=job.token, task_id=callbacks[0].task_id)
         return job
 
-    async def _check_dead(self, process_id: str) -> None:
-        """Raise ConflictError if a process shows signs of life."""
+    async def _ensure_dead(self, process_id: str) -> None:
+        """Raise ConflictError if a process lives: it holds its lease then."""
         await self.journal.lease(process_lease(process_id), HEARTBEAT)
         await self.journal.release(process_lease(process_id))
 
     async def recover_all(self, batch: str) -> None:
-        """Say what became of every intent of a batch whose process is dead, and of every unknown."""
+        """Settle every intent of a batch whose process is dead, and every unknown; ``""`` is the jobs of no batch."""
         async for job in self.jobs(State.INTENT, State.UNKNOWN, batch=batch):
             try:
                 await self.recover(job)
             except ConflictError as error:
-                self._notice(job.task_id, f"a submission is another's: {error.message}")
+                self._notice(job.task_id, f"another process submits it: {error.message}")
 
     async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job, None]:
-        """Give the jobs in these states, page by page."""
+        """Give the jobs in these states, page by page; of all batches if ``batch`` is None."""
         after = 0
         while page := await self.journal.page(*states, batch=batch, after=after):
             for _, job in page:
@@ -308,7 +311,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
 
 @asynccontextmanager
-async def open_recorder(journal: Journal, client: Client, dispatcher: Dispatching) -> AsyncGenerator[Recorder]:
+async def open_recorder(journal: Journal, client: Client, dispatcher: TaskMaker) -> AsyncGenerator[Recorder]:
     """Open a journal, and record in it what a session does for as long as the block lasts."""
     async with journal, Recorder(journal, client, dispatcher) as recorder:
         yield recorder
