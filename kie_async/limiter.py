@@ -87,8 +87,8 @@ class SlidingLimiter:
     comes back one window after the first use there.
 
     Args:
-        limit: permits. FACTS: 20 per account.
-        window: seconds. FACTS: 10.
+        limit: permits; the service allows 20 per account.
+        window: seconds; 10 at the service.
         margin: seconds added to the window, for the difference of two clocks.
     """
 

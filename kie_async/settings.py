@@ -21,8 +21,8 @@ T = TypeVar("T")
 RouteName: TypeAlias = Literal["classic", "jobs"]
 
 BASE_URL = "https://api.kie.ai"
-UPLOAD_BASE_URL = "https://kieai.redpandaai.co"  # FACTS: uploads go to a second domain, with the same key
-PLACEHOLDER_CALLBACK_URL = "https://example.com/no-callback"  # FACTS: enforced, but need not be reachable
+UPLOAD_BASE_URL = "https://kieai.redpandaai.co"  # uploads go to a second domain, with the same key
+PLACEHOLDER_CALLBACK_URL = "https://example.com/no-callback"  # one is required, but need not be reachable
 
 
 class Secret:
@@ -168,8 +168,8 @@ class Settings:
             1 MiB and 3 s; ``continue_at`` is held to what that proves. Needs the extra ``audio``.
         max_consecutive_failures: after so many tasks that failed without a success between them, ``submit_all``, a
             batch and a worker submit nothing more; 0 or None for no limit.
-        max_in_flight: tasks running at once; further submissions wait. FACTS: the service allows 100 or more.
-        quota: submissions in any ``quota_window``. FACTS: 20 in 10 s per account.
+        max_in_flight: tasks running at once; further submissions wait. The service allows 100 or more.
+        quota: submissions in any ``quota_window``. The service allows 20 in 10 s per account.
         quota_margin: added to the window, for the difference of two clocks.
         submit_retry_timeout: how long a submission that was refused for its moment (429, 430, 455) or could not be
             sent is tried again, before its error is raised.
@@ -179,7 +179,7 @@ class Settings:
         read_timeout: silence allowed on a connection.
         total_timeout: one exchange with the API in all.
         upload_timeout: one upload in all.
-        task_timeout: how long a task may take before its waiters get ``WaitTimeoutError``. FACTS: usually 1 to
+        task_timeout: how long a task may take before its waiters get ``WaitTimeoutError``. Usually 1 to
             3 min; 408 means nothing for over 10 min.
         not_found_timeout: how long a new task may be unknown to record-info.
         missing_audio_timeout: how long a task may claim success before its audio appears.

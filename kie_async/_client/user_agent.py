@@ -1,4 +1,4 @@
-"""How this library names itself to servers. FACTS: a default Python User-Agent has been refused by the CDN."""
+"""How this library names itself to servers. A default Python User-Agent has been refused by the CDN."""
 
 from __future__ import annotations
 

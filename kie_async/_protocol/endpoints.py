@@ -136,7 +136,7 @@ def _submit_jobs(request: Request, callback_url: str) -> ApiCall[str]:
     return ApiCall(request.operation, "POST", "/api/v1/jobs/createTask", wire.read_task_id, body=body, spends=True)
 
 
-_ENDS = frozenset({413, 451, 501, 531})  # FACTS §4: ends of tasks; they say nothing of a question
+_ENDS = frozenset({413, 451, 501, 531})  # ends of tasks; they say nothing of a question
 
 
 def _record_info(path: str) -> Callable[[str], ApiCall[TaskRecord | None]]:
@@ -147,7 +147,7 @@ def _record_info(path: str) -> Callable[[str], ApiCall[TaskRecord | None]]:
                 raise BadResponseError("record-info speaks of another task", retryable=True)
             return record
 
-        # FACTS: unknown is 200 with null data on the classic route, 422 "recordInfo is null" on the other.
+        # An unknown task is 200 with null data on the classic route, 422 "recordInfo is null" on the other.
         query = {"taskId": task_id}
         return ApiCall(
             "record_info", "GET", path, read, query, not_found_codes=frozenset({404, 422}), terminal_codes=_ENDS

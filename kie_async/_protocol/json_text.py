@@ -1,7 +1,7 @@
 """JSON of the service: read strictly first, and mended if that cannot be.
 
 Inside ``data.param`` and ``data.paramJson`` of a real answer of the jobs route the innermost quotes had one backslash
-too few, so that a finished, paid task could not be read (FACTS §9). It is put back, there and in the tracks; if that
+too few, so that a finished, paid task could not be read. It is put back, there and in the tracks; if that
 does not help, the two are cut out, for they are echoes of the request.
 """
 

@@ -35,7 +35,7 @@ class ModelLimits:
     page: str = _CURRENT
 
 
-CREDITS_PER_TASK = 12.0  # FACTS §1
+CREDITS_PER_TASK = 12.0  # as observed
 NEWEST = ModelLimits(5000, 1000, 100)
 MODELS: Mapping[str, ModelLimits] = MappingProxyType(
     {

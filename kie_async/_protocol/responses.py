@@ -55,7 +55,7 @@ _AUTH = Refusal(AuthError)
 _NO_CREDITS = Refusal(InsufficientCreditsError)
 _TOO_FAST = Refusal(RateLimitedError, retryable=True)
 
-# FACTS §6. A body code in this table is a definite answer: the service refused.
+# A body code in this table is a definite answer: the service refused.
 BODY_CODES: Mapping[int, Refusal] = MappingProxyType(
     {
         400: _INVALID,
@@ -164,7 +164,7 @@ def _unread(call: ApiCall[T], response: Response, reason: str) -> KieError:
 def _is_page(response: Response) -> bool:
     """Whether a CDN or a proxy forbids it, before the service has seen it, which answers in JSON.
 
-    FACTS: "error code: 1010" with 403 is a CDN's, and plain text.
+    "error code: 1010" with 403 is a CDN's, and plain text.
     """
     is_html = response.body.lstrip().startswith(b"<")
     return response.status == _FORBIDDEN or (response.status == _UNAUTHORIZED and is_html)

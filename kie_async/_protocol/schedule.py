@@ -21,13 +21,13 @@ from kie_async.models import Stage
 
 POLL_COST = 0.3  # seconds of lateness that one poll is worth
 POLL_COST_EMULATED = 0.1
-MIN_INTERVAL = 0.34  # seconds between two polls of a task. FACTS: at most 3 requests/s per task
-MAX_INTERVAL = 30.0  # seconds between two polls in the tail. FACTS: the service's own advice
+MIN_INTERVAL = 0.34  # seconds between two polls of a task: the service allows 3 requests/s per task
+MAX_INTERVAL = 30.0  # seconds between two polls in the tail: the service's own advice
 MAX_FIRST_DELAY = 30.0  # seconds before the first poll: a refusal that no callback reports is not seen earlier
 
 _RATIO = 1.1
 _EDGES = tuple(0.25 * _RATIO**power for power in range(99))  # a quarter of a second to 2850 s
-_MEDIAN, _SPREAD = 95.0, 0.5  # FACTS: 57-74 s in one measurement, 130-137 s in others, usually 1-3 min
+_MEDIAN, _SPREAD = 95.0, 0.5  # observed: 57-74 s in one measurement, 130-137 s in others, usually 1-3 min
 _PRIOR_WEIGHT = 3.0  # counts like three tasks seen
 _NEARLY_ALL = 0.95  # of the tasks have ended when the others are polled although callbacks come,
 _LATER = 0.2  # and polled again when they are older by such a share
@@ -47,7 +47,7 @@ def _prior(flat_share: float) -> list[float]:
 
 
 _SERVICE, _ANYTHING = _prior(_FLAT_SHARE), _prior(1.0)
-_FASTEST, _SLOWEST = 60.0, 180.0  # FACTS: usually 1-3 min
+_FASTEST, _SLOWEST = 60.0, 180.0  # usually 1-3 min
 _USUAL = [  # counts like one task, so that it is soon forgotten
     max(min(end, _SLOWEST) - max(start, _FASTEST), 0.0) / (_SLOWEST - _FASTEST) for start, end in pairwise(_EDGES)
 ]

@@ -57,7 +57,7 @@ WORDS = MappingProxyType(
 STAGE_WORDS: MappingProxyType[str, Stage] = MappingProxyType(
     {"TEXT_SUCCESS": "text", "TEXT": "text", "FIRST_SUCCESS": "first", "FIRST": "first"}
 )
-REFUNDED = 531  # FACTS: failed, credits given back
+REFUNDED = 531  # failed, credits given back
 NO_ERROR = (None, 0, 200)  # 0 is reported beside null, and 200 is the service's word for "well"
 
 

@@ -58,7 +58,7 @@ def _get(data: object, *names: str) -> Json:
 
 _ID = ("taskId", "task_id")
 _OF_A_TASK = frozenset({*_ID, "status", "state", "successFlag", "success_flag"})
-_BARE_ID = re.compile(r"[0-9a-f]{32}")  # FACTS §1
+_BARE_ID = re.compile(r"[0-9a-f]{32}")  # as the ids of tasks are
 
 
 def _first(data: object, *names: str) -> str | None:

@@ -22,7 +22,7 @@ JOBS_MODELS: Mapping[str, Operation] = MappingProxyType(
 )
 
 
-# FACTS §3, `type`: the code names of the models.
+# `type`: the code names of the models.
 CODE_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "V3_5": "chirp-v3-5",
@@ -57,7 +57,7 @@ _SNAKE: Mapping[str, str] = MappingProxyType(
         "modelName": "model_name",
     }
 )
-# Keys that an unfinished track lacks: in record-info (a reported sample), in a callback (FACTS §4).
+# Keys that an unfinished track lacks: in record-info (a reported sample), in a callback.
 _UNFINISHED = ("sourceAudioUrl", "sourceStreamAudioUrl", "sourceImageUrl")
 _UNFINISHED_IN_CALLBACK = ("sourceAudioUrl", "duration")
 
@@ -183,7 +183,7 @@ def job_record(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> dict[st
             "state": state,
             "param": param,
             "resultJson": _compact(result) if result else "",
-            "failCode": None if seen.code is None else str(seen.code),  # FACTS §4: elsewhere codes come as text
+            "failCode": None if seen.code is None else str(seen.code),  # at the service: elsewhere codes come as text
             "failMsg": seen.message,
             "costTime": round(seen.ended) if seen.ended is not None else None,
             "completeTime": task.created + round(1000 * seen.ended) if seen.ended is not None else None,
@@ -200,7 +200,7 @@ def job_record(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> dict[st
 
 
 def malformed(body: dict[str, Any]) -> bytes:
-    """Encode recordInfo as a real one was (FACTS §9): one backslash is missing before the innermost quotes."""
+    """Encode recordInfo as a real one was: one backslash is missing before the innermost quotes."""
     texts = {key: json.dumps(body["data"][key], ensure_ascii=False) for key in ("param", "paramJson")}
     holes = {key: f"\0{key}\0" for key in texts}
     whole = json.dumps({**body, "data": {**body["data"], **holes}}, ensure_ascii=False)

@@ -18,7 +18,7 @@ from kie_async.emulator import _bodies
 from kie_async.emulator._state import EmulatedTask, EmulatorState
 from kie_async.emulator._timeline import PlannedCallback
 
-TIMEOUT = 15.0  # FACTS §4: a callback must be answered within 15 s
+TIMEOUT = 15.0  # at the service: a callback must be answered within 15 s
 MAX_CONCURRENT = 64
 
 

@@ -28,8 +28,8 @@ from kie_async.emulator._timeline import TaskSnapshot
 from kie_async.settings import is_loopback
 
 ACCOUNT = "kieai/100001"
-KEPT_FOR = 14 * 86400.0  # FACTS §8: seconds that generated audio is kept
-LINK_FOR = 20 * 60.0  # FACTS §8: seconds that a direct link is good for
+KEPT_FOR = 14 * 86400.0  # at the service: seconds that generated audio is kept
+LINK_FOR = 20 * 60.0  # at the service: seconds that a direct link is good for
 STREAM_FOR = 60.0  # seconds after which a stream address decays to nothing; the real time is not known
 FETCH_TIMEOUT = 30.0
 MAX_SOURCES = 32  # fetched from elsewhere, and kept

@@ -23,9 +23,9 @@ from kie_async.emulator._submissions import EmulatedSubmission, cut_outside, hos
 from kie_async.emulator._timeline import PlannedCallback, Speed, Timeline, seeded
 from kie_async.settings import RouteName
 
-QUOTA = 20  # FACTS §7: submissions per account in any WINDOW
+QUOTA = 20  # at the service: submissions per account in any WINDOW
 WINDOW = 10.0
-TRIES = 3  # FACTS §4: a callback is given up after three failures in a row
+TRIES = 3  # at the service: a callback is given up after three failures in a row
 RETRY_AFTER = (2.0, 10.0)  # seconds before the second and the third try; the real spacing is not known
 MAX_BYTES = 256_000_000  # of one file
 UNKNOWN_SECONDS = (120.0, 160.0)  # the length of a song that the emulator did not make

@@ -104,7 +104,7 @@ def read_jobs(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmissi
 
 
 def refused_at_once(submission: EmulatedSubmission, route: RouteName) -> RefusedSubmission | None:
-    """Return the refusal of what is checked before the charge, which is little (FACTS §2)."""
+    """Return the refusal of what is checked before the charge, which is little."""
     if limits_of(submission.model) is None:
         return RefusedSubmission(422, "The model is not supported.")
     if route == "classic" and not submission.callback_url:

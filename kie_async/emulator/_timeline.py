@@ -15,8 +15,8 @@ import attrs
 from kie_async.models import STAGES
 
 NEVER = math.inf
-PENDING_FOR = 180.0  # FACTS: "it stays PENDING for minutes"
-REFUNDED = 531  # FACTS: the one code that says that the credits are given back
+PENDING_FOR = 180.0  # observed: "it stays PENDING for minutes"
+REFUNDED = 531  # at the service: the one code that says that the credits are given back
 
 
 def seeded(seed: str) -> random.Random:

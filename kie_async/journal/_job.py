@@ -24,7 +24,7 @@ class Source:
         sha256: of the content, hex.
         duration: seconds of audio in it.
         upload_url: where the service can fetch it; None until it is uploaded.
-        uploaded_at: unix seconds. FACTS: kept for 24 hours, so it is uploaded again when older than 20.
+        uploaded_at: unix seconds; the service keeps uploads for 24 hours, so it is uploaded again when older than 20.
     """
 
     path: str

@@ -73,8 +73,8 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
     Args:
         journal: open for as long as the limiter is used.
         account: whose quota; processes with the same key use the same word.
-        limit: permits. FACTS: 20 per account.
-        window: seconds. FACTS: 10.
+        limit: permits; the service allows 20 per account.
+        window: seconds; 10 at the service.
         margin: seconds added to the window, for the difference of two clocks.
         lease: seconds after which a process that gives no sign is taken for dead. One that was stopped for longer
             asks ``SharedPermit.is_valid`` before its POST, and gets a permit anew.
