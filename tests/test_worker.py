@@ -378,6 +378,34 @@ async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> No
     await shop.check(1)
 
 
+async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_up(shop: Shop) -> None:
+    execute(
+        shop.dsn,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$",
+    )
+    statements = iter(
+        (
+            "ALTER TABLE procrastinate_jobs ADD CONSTRAINT refused CHECK (status <> 'succeeded') NOT VALID",
+            "CREATE TRIGGER stay BEFORE DELETE ON procrastinate_workers FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+    )
+
+    def refuse_once(_job: Job) -> None:
+        for statement in statements:
+            execute(shop.dsn, statement)
+
+    await shop.plan(1)
+    async with shop.desk(ended=refuse_once) as one, anyio.create_task_group() as group:
+        group.start_soon(one.worker.work)
+        await becomes(lambda: one.notes().count("refused") > 2)  # the row, the worker that ended, the next that begins
+        (before,) = execute(shop.dsn, "SELECT id FROM procrastinate_workers")
+        execute(shop.dsn, "DROP TRIGGER stay ON procrastinate_workers")
+        await becomes(lambda: execute(shop.dsn, "SELECT id FROM procrastinate_workers") not in ([], [before]))
+        assert shop.workers() == 1
+        group.cancel_scope.cancel()
+    await shop.check(1)
+
+
 async def test_a_row_that_another_worker_has_finished_stops_nothing(shop: Shop) -> None:
     def finish(_job: Job) -> None:
         execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'succeeded' WHERE status = 'doing'")
@@ -443,7 +471,7 @@ async def test_without_the_extra_it_says_which(shop: Shop, monkeypatch: pytest.M
 
 
 async def becomes(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.02)
 
