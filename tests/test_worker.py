@@ -361,9 +361,25 @@ async def test_a_key_that_the_journal_does_not_know_fails(shop: Shop) -> None:
         group.cancel_scope.cancel()
 
 
+# Made before an engine runs: a statement that waits for a lock would block the loop in which its holder goes on.
+REFUSALS = """
+CREATE TABLE refusal (what text);
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF EXISTS (SELECT FROM refusal WHERE what = TG_TABLE_NAME) THEN
+        RAISE 'refused' USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON procrastinate_jobs
+    FOR EACH ROW WHEN (NEW.status = 'succeeded') EXECUTE FUNCTION refuse();
+CREATE TRIGGER refuse BEFORE DELETE ON procrastinate_workers FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
 async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> None:
-    refuse = "ALTER TABLE procrastinate_jobs ADD CONSTRAINT refused CHECK (status <> 'succeeded') NOT VALID"
-    refusals = iter([refuse])
+    await shop.install()
+    execute(shop.dsn, REFUSALS)
+    refusals = iter(["INSERT INTO refusal VALUES ('procrastinate_jobs')"])
 
     def refuse_once(_job: Job) -> None:
         for statement in refusals:
@@ -379,19 +395,12 @@ async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> No
 
 
 async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_up(shop: Shop) -> None:
-    execute(
-        shop.dsn,
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$",
-    )
-    statements = iter(
-        (
-            "ALTER TABLE procrastinate_jobs ADD CONSTRAINT refused CHECK (status <> 'succeeded') NOT VALID",
-            "CREATE TRIGGER stay BEFORE DELETE ON procrastinate_workers FOR EACH ROW EXECUTE FUNCTION refuse()",
-        )
-    )
+    await shop.install()
+    execute(shop.dsn, REFUSALS)
+    refusals = iter(["INSERT INTO refusal VALUES ('procrastinate_jobs'), ('procrastinate_workers')"])
 
     def refuse_once(_job: Job) -> None:
-        for statement in statements:
+        for statement in refusals:
             execute(shop.dsn, statement)
 
     await shop.plan(1)
@@ -399,9 +408,8 @@ async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_
         group.start_soon(one.worker.work)
         await becomes(lambda: one.notes().count("refused") > 2)  # the row, the worker that ended, the next that begins
         (before,) = execute(shop.dsn, "SELECT id FROM procrastinate_workers")
-        execute(shop.dsn, "DROP TRIGGER stay ON procrastinate_workers")
+        execute(shop.dsn, "DELETE FROM refusal")
         await becomes(lambda: execute(shop.dsn, "SELECT id FROM procrastinate_workers") not in ([], [before]))
-        assert shop.workers() == 1
         group.cancel_scope.cancel()
     await shop.check(1)
 
@@ -410,11 +418,11 @@ async def test_a_row_that_another_worker_has_finished_stops_nothing(shop: Shop) 
     def finish(_job: Job) -> None:
         execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'succeeded' WHERE status = 'doing'")
 
-    await shop.plan(3)
+    await shop.plan(1)
     async with shop.desk(ended=finish) as one:
         await one.worker.work(until_done=True)
         assert "the engine" not in one.notes()
-    await shop.check(3)
+    await shop.check(1)
 
 
 async def test_an_engine_that_was_taken_for_dead_starts_anew(shop: Shop) -> None:
