@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import anyio
 import attrs
@@ -376,17 +376,23 @@ CREATE TRIGGER refuse BEFORE DELETE ON procrastinate_workers FOR EACH ROW EXECUT
 """
 
 
-async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> None:
+async def refusing(shop: Shop, refusal: LiteralString) -> Callable[[Job], None]:
+    """Prepare refusals, and return what makes the database refuse from the end of the first job on."""
     await shop.install()
     execute(shop.dsn, REFUSALS)
-    refusals = iter(["INSERT INTO refusal VALUES ('procrastinate_jobs')"])
+    refusals = iter([refusal])
 
     def refuse_once(_job: Job) -> None:
         for statement in refusals:
             execute(shop.dsn, statement)
 
+    return refuse_once
+
+
+async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> None:
+    refuse = await refusing(shop, "INSERT INTO refusal VALUES ('procrastinate_jobs')")
     await shop.plan(1)
-    async with shop.desk(ended=refuse_once) as one, anyio.create_task_group() as group:
+    async with shop.desk(ended=refuse) as one, anyio.create_task_group() as group:
         group.start_soon(one.worker.work)
         await becomes(lambda: "is started again" in one.notes())
         assert "CheckViolation" in one.notes()
@@ -395,16 +401,9 @@ async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> No
 
 
 async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_up(shop: Shop) -> None:
-    await shop.install()
-    execute(shop.dsn, REFUSALS)
-    refusals = iter(["INSERT INTO refusal VALUES ('procrastinate_jobs'), ('procrastinate_workers')"])
-
-    def refuse_once(_job: Job) -> None:
-        for statement in refusals:
-            execute(shop.dsn, statement)
-
+    refuse = await refusing(shop, "INSERT INTO refusal VALUES ('procrastinate_jobs'), ('procrastinate_workers')")
     await shop.plan(1)
-    async with shop.desk(ended=refuse_once) as one, anyio.create_task_group() as group:
+    async with shop.desk(ended=refuse) as one, anyio.create_task_group() as group:
         group.start_soon(one.worker.work)
         await becomes(lambda: one.notes().count("refused") > 2)  # the row, the worker that ended, the next that begins
         (before,) = execute(shop.dsn, "SELECT id FROM procrastinate_workers")
