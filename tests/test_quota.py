@@ -74,6 +74,9 @@ class Between:
         finally:
             self.after()
 
+    async def check(self) -> None:
+        await self._driver.check()
+
 
 @asynccontextmanager
 async def between(where: str, *, patience: float = 10.0, **facts: Any) -> AsyncIterator[tuple[JournalLimiter, Between]]:
@@ -210,6 +213,28 @@ async def test_who_comes_after_all_who_waited_went_away_is_served(limiter: Journ
     await anyio.sleep(0.5)  # nobody waits, and nothing is held: the limiter rests
     with anyio.fail_after(10):
         (await limiter.acquire()).release()
+
+
+async def test_a_limiter_is_opened_again_in_another_event_loop(where: str) -> None:
+    journal = PostgresJournal(where) if is_shared(where) else open_journal(where)
+    limiter = JournalLimiter(journal, limit=1)
+
+    async def take_one() -> None:
+        async with journal, limiter:
+            (await limiter.acquire()).give_back()
+
+    for _ in range(2):
+        await anyio.to_thread.run_sync(asyncio.run, take_one())
+
+
+async def test_a_quota_whose_file_was_moved_away_gives_nothing_more(tmp_path: Path) -> None:
+    path, permits = tmp_path / "j.sqlite", []
+    with pytest.raises(StorageError, match="was moved or deleted"):
+        async with sharing(str(path), limit=5, window=0.1) as limiter:
+            (await limiter.acquire()).release()
+            path.rename(tmp_path / "elsewhere.sqlite")
+            permits.append(await limiter.acquire())
+    assert permits == []
 
 
 async def test_first_come_first_served(limiter: JournalLimiter) -> None:

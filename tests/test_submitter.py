@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from service import REQUEST, free_port, serving
@@ -15,6 +16,7 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
 from kie_async import emulator
+from kie_async._client.submission_gate import SubmissionGate
 from kie_async.emulator import Fault
 from kie_async.errors import SubmitUnknownError
 from kie_async.events import Finished, Notice, Queued, Retrying, Submitted
@@ -217,6 +219,18 @@ class Lapsing:
 
     def give_back(self) -> None:
         self.permit.give_back()
+
+
+async def test_a_refusal_of_the_key_that_a_success_has_outdated_lets_the_others_wait_on() -> None:
+    gate = SubmissionGate(SlidingLimiter(limit=1, window=10.0))
+    permit = await gate.acquire(again=False)
+    waiting = asyncio.ensure_future(gate.acquire(again=False))
+    await anyio.lowlevel.checkpoint()
+    for _ in range(2):
+        gate.key_refused(kie.AuthError("refused"))
+    gate.accepted()  # in the same turn of the loop
+    permit.give_back()
+    (await waiting).give_back()
 
 
 class Drowsy(SlidingLimiter):

@@ -54,15 +54,15 @@ class SubmissionGate:
         Raises:
             AuthError: the key was refused a moment ago, or while this waited.
         """
-        self.check_key()
-        with anyio.CancelScope() as scope:
-            self._waiting.add(scope)
-            try:
-                return await self._limiter.acquire(again=again)
-            finally:
-                self._waiting.discard(scope)
-        self.check_key()
-        raise AssertionError  # pragma: no cover (only a refusal cancels the scope)
+        while True:  # a refusal that cancels the scope may be outdated, by a success or by time, when this goes on
+            self.check_key()
+            with anyio.CancelScope() as scope:
+                self._waiting.add(scope)
+                try:
+                    return await self._limiter.acquire(again=again)
+                finally:
+                    self._waiting.discard(scope)
+            again = True
 
     def accepted(self) -> None:
         """Note that a submission was accepted: the key is good, and the pace too."""

@@ -299,16 +299,12 @@ class Submitter:
             permit.give_back()
             raise
         try:
-            if not permit.is_valid:  # the record of the intent took long, or the process was stopped
-                raise ConnectError(f"{request.operation}: its permit ran out before it began: nothing was sent")
+            _check_valid(permit, request)
             call = self._route.submit(request, self._callback_url(token))
             task_id = await self._transport.send(call, on_headers=permit.release)
-        except SubmitUnknownError:
-            raise
-        except KieError as error:
-            if isinstance(error, ConnectError):
-                permit.give_back()
-            if log is not None:
+        except BaseException as error:
+            permit.give_back()  # one that was released, for the server may have seen it, stays so
+            if log is not None and isinstance(error, KieError) and not isinstance(error, SubmitUnknownError):
                 await log.failed(token, error)
             raise
         await self._record_accepted(submission, task_id)
@@ -371,6 +367,11 @@ class Submitter:
         if not self._settings.callback_url:
             return PLACEHOLDER_CALLBACK_URL
         return f"{self._settings.callback_url}/{token}"
+
+
+def _check_valid(permit: Permit, request: Request) -> None:
+    if not permit.is_valid:  # the record of the intent took long, or the process was stopped
+        raise ConnectError(f"{request.operation}: its permit ran out before it began: nothing was sent")
 
 
 def _release_if_failed(post: asyncio.Future[TrackedTask], release: Callable[[], None]) -> None:

@@ -119,7 +119,9 @@ class Runner:
             except ConflictError as error:  # another process has it
                 job = await self._get(key)
                 if job.state not in FINAL:
-                    return attrs.evolve(job, error=job_error(error))
+                    job = attrs.evolve(job, error=job_error(error))
+                    self._budget.settle(job)
+                    return job
             except KieError as error:
                 job = await self._get(key)
                 delay = self._apply_policy(error)

@@ -42,8 +42,11 @@ class Leases:
         self._renewed[name] = time.time()
         try:
             await self._journal.lease(name, LEASE)
-        except BaseException:
+        except BaseException as error:
             del self._renewed[name]
+            if not isinstance(error, ConflictError):  # it may have been written all the same
+                with anyio.CancelScope(shield=True):
+                    await self._release(name)
             raise
         try:
             yield

@@ -67,9 +67,11 @@ class JournalPath:
 
         A copy of the file alone, without its log, then knows of everything that may have been paid.
         """
-        with suppress(*FAILURES):  # it is on disk, in the log; the next write brings both into the file
-            connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT}")
-            connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+        connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT}")
+        try:
+            with suppress(*FAILURES):  # it is on disk, in the log; the next write brings both into the file
+                connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+        finally:
             connection.execute(f"PRAGMA busy_timeout = {self._patience * 1000:.0f}")
         self._log = self._log or _file_id(self._log_path)
         self._check_path(connection)

@@ -93,6 +93,10 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         self._driver = journal.driver
         self._account = account
         self._terms = Terms(process_id=new_process_id(), limit=limit, window=window + margin, lease=lease)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Begin with nothing held and nobody waiting, in the event loop that opens it next."""
         self._waiters: deque[asyncio.Future[SharedPermit]] = deque()
         self._held: dict[str, SharedPermit] = {}
         self._returned: dict[str, float] = {}  # seconds until the slot is free, from when that is written
@@ -113,7 +117,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
             async with self._lifetime:  # it may be left in another task
                 yield self
         finally:
-            self._lifetime = Lifetime("limiter", self._running)
+            self._reset()
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
@@ -238,10 +242,10 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
                 return reply
             values = {"account": self._account, "document": pack(reply.quota), "written": written, "seen": seen}
             [changed] = await self._driver.run((_sql.WRITE_QUOTA, values))
-            if changed:
-                return reply
-            quota, seen, now = await self._read()
-            if seen == written:  # the connection was lost after the write
+            if not changed:
+                quota, seen, now = await self._read()
+            if changed or seen == written:  # or the connection was lost after the write
+                await self._driver.check()  # a file that was moved away is no quota that others keep
                 return reply
 
     async def _read(self) -> tuple[Quota, str | None, float]:
