@@ -11,9 +11,8 @@ import attrs
 from kie_async import files
 from kie_async import journal as journals
 from kie_async._client import Client, Task, open_client
-from kie_async._client.submission_log import SubmissionLog
-from kie_async._client.submitter import Check, Prepare
-from kie_async._client.tracked_task import TrackedTask
+from kie_async._client.submitter import Check, Prepare, SubmissionLog
+from kie_async._client.task import TrackedTask
 from kie_async._protocol.preconditions import Admission, task_problem
 from kie_async.events import Observer
 from kie_async.limiter import Limiter

@@ -14,8 +14,7 @@ import attrs
 from kie_async import files
 from kie_async import journal as journals
 from kie_async._client import Task, map_unordered
-from kie_async._client.concurrency import until
-from kie_async._client.internal_errors import internal_errors
+from kie_async._client.concurrency import internal_errors, until
 from kie_async._client.lifetime import Lifetime, Opened
 from kie_async._dispatcher import Wiring, open_wiring
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url

@@ -26,8 +26,8 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async
 from kie_async import _version
-from kie_async._client import user_agent
 from kie_async._client.downloads import EXCHANGES, HOPS, DownloadResponse, Fetcher
+from kie_async._client.http_client import user_agent
 from kie_async.errors import DownloadError, ResultExpiredError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
@@ -82,7 +82,7 @@ async def test_what_goes_out_is_no_more_than_needed() -> None:
         "GET /a.mp3?Signature=secret HTTP/1.1",
         {
             "host": f"127.0.0.1:{host.port}",
-            "user-agent": user_agent.user_agent(),
+            "user-agent": user_agent(),
             "accept-encoding": "identity",
             "accept": "*/*",
         },
@@ -375,7 +375,7 @@ async def test_a_proxy_that_refuses_or_is_not_there_is_told() -> None:
 async def test_the_library_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     version = importlib.metadata.version("kie_async")
     assert kie_async.__version__ == version
-    assert user_agent.user_agent() == f"kie_async/{version}"
+    assert user_agent() == f"kie_async/{version}"
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)

@@ -19,7 +19,7 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
 from kie_async import emulator
-from kie_async._client.groups import unwrap_single_exception
+from kie_async._client.concurrency import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime
 from kie_async.emulator import Fault
 from kie_async.errors import StorageError

@@ -8,14 +8,14 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._client.polling import (
+from kie_async._client.next_poll import (
     CALLBACK_FALLBACK,
     MAX_LISTENER_INTERVAL,
     PROBATION,
     CallbackTrust,
     PollPlanner,
 )
-from kie_async._client.tracked_task import Origin, TrackedTask, Waiters
+from kie_async._client.task import Origin, TrackedTask, Waiters
 from kie_async._protocol.schedule import Key, PollSchedule
 
 KEY = Key("extend", "V5")

@@ -19,7 +19,7 @@ from leaks import frames
 from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
-from kie_async._client import upload_body
+from kie_async._client import http_client
 from kie_async._client.http_client import UPLOADS_AT_ONCE
 from kie_async._protocol.endpoints import FilePart, upload
 from kie_async._protocol.retry import READ_ATTEMPTS
@@ -88,7 +88,7 @@ async def test_progress_is_told_on_the_loop(part: FilePart) -> None:
     watched = attrs.evolve(part, on_bytes=lambda done: emitted.append((done, threading.current_thread())))
     async with fault_server(DONE) as server:
         await sent(server, watched)
-    assert [done for done, _ in emitted] == [*range(upload_body._PIECE, len(CONTENT), upload_body._PIECE), len(CONTENT)]
+    assert [done for done, _ in emitted] == [*range(http_client._PIECE, len(CONTENT), http_client._PIECE), len(CONTENT)]
     assert {thread for _, thread in emitted} == {threading.current_thread()}
 
 
@@ -120,8 +120,8 @@ async def test_a_file_of_another_size_than_announced(part: FilePart, real: int) 
 
 async def test_a_file_that_shrinks_while_it_is_sent(part: FilePart) -> None:
     def shrink(done: int) -> None:
-        if done == 2 * upload_body._PIECE:
-            part.path.write_bytes(CONTENT[: 2 * upload_body._PIECE])
+        if done == 2 * http_client._PIECE:
+            part.path.write_bytes(CONTENT[: 2 * http_client._PIECE])
 
     async with fault_server(Reply(read="head", end="wait")) as server:
         with pytest.raises(errors.FileError, match="changed"):
@@ -135,7 +135,7 @@ async def test_a_file_that_shrinks_between_two_calls(part: FilePart, monkeypatch
     monkeypatch.setattr(os, "fstat", lambda _number: About)
     part.path.write_bytes(CONTENT[:9])
     with pytest.raises(errors.FileError, match="changed"):
-        upload_body._read(part, 0)
+        http_client._read(part, 0)
 
 
 async def test_a_file_that_is_gone(part: FilePart) -> None:
@@ -212,4 +212,4 @@ async def test_cancelled_uploads_leave_nothing_open(part: FilePart) -> None:
 
 async def test_a_file_is_no_text(part: FilePart) -> None:
     with pytest.raises(TypeError):
-        upload_body._Content(part).decode()
+        http_client._Content(part).decode()

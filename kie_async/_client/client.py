@@ -9,8 +9,8 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup
 
+from kie_async._client.concurrency import unwrap_single_exception
 from kie_async._client.downloads import Fetcher
-from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.http_client import Transport
 from kie_async._client.submitter import Submitter
 from kie_async._client.tracker import Tracker

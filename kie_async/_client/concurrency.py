@@ -1,17 +1,60 @@
-"""Many pieces of work, a bounded number at once, and what becomes of them in the order of completion."""
+"""Many pieces of work at once: a bounded number of them, in the order of completion, each with its own error."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
-from kie_async._client.groups import unwrap_single_exception
 from kie_async._client.lifetime import check_running
-from kie_async.errors import SessionError
+from kie_async.errors import InternalError, KieError, SessionError
+from kie_async.events import clean
+
+
+@contextmanager
+def unwrap_single_exception() -> Iterator[None]:
+    """Let an error that is alone in its group come out as itself, so that ``except KieError`` works.
+
+    So does one that is alone in the only group of a group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+@contextmanager
+def internal_errors(what: str) -> Iterator[None]:
+    """Let whatever is no error of this library come out as ``InternalError``, with its cause.
+
+    So whoever runs many things, and goes on after a ``KieError`` of one of them, goes on after anything.
+
+    Args:
+        what: is being done.
+    """
+    try:
+        yield
+    except KieError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}{_where(error.__traceback__)}: {clean(str(error))}"
+        raise InternalError(f"{what}: a fault of this library, or of one that it uses: {reason}") from error
+
+
+def _where(trace: TracebackType | None) -> str:
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" in {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -22,8 +22,7 @@ import attrs
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from kie_async._client.http_session import by_proxy, check_client
-from kie_async._client.user_agent import user_agent
+from kie_async._client.http_client import by_proxy, check_client, user_agent
 from kie_async._protocol.address_rules import check_address, check_name, check_url
 from kie_async.errors import DownloadError, ResultExpiredError
 from kie_async.events import Observer, clean

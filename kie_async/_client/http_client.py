@@ -7,36 +7,42 @@ which carry the request's headers, never leave this file.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, Self, TypeVar
 
 import aiohttp
 import anyio
 import attrs
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError  # no ClientError, but its parser in Python lets it out
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.tracing import Trace
+from anyio import to_thread
+from yarl import URL
 
-from kie_async._client.http_session import Hidden, by_proxy, check_client
-from kie_async._client.internal_errors import internal_errors
-from kie_async._client.upload_body import form
-from kie_async._client.user_agent import user_agent
-from kie_async._protocol.endpoints import ApiCall
+from kie_async._client.concurrency import internal_errors
+from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_text import dump
 from kie_async._protocol.responses import Response, parse_response
 from kie_async._protocol.retry import MAX_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async.errors import (
     BadResponseError,
     ConnectError,
+    FileError,
     InternalError,
     InvalidRequestError,
     KieError,
     RateLimitedError,
     ServerError,
+    SessionError,
+    StorageError,
     SubmitUnknownError,
     TLSError,
 )
@@ -285,3 +291,98 @@ def _reason(error: Exception) -> str:
     """Name an error of aiohttp's. Only the system's words are repeated: its own quote headers."""
     words = error.strerror if isinstance(error, OSError) else None
     return f"{type(error).__name__}: {clean(words)}" if words else type(error).__name__
+
+
+class Hidden(str):
+    """A header that bears a secret: sent as it is, but shown by no repr.
+
+    A cancelled call brings aiohttp's frames, and the headers in them, into tracebacks.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"'{self.partition(' ')[0]} …'"
+
+
+def check_client(client: aiohttp.ClientSession) -> None:
+    """Raise SessionError if it was closed, in another task, while this one waited; aiohttp raises a RuntimeError."""
+    if client.closed:
+        raise SessionError("the session was closed: nothing was sent")
+
+
+def by_proxy(settings: Settings, url: str) -> dict[str, Any]:
+    """The arguments of a request that lead it through the proxy to this address, if there is one."""
+    proxy = settings.proxy_for(url)
+    if proxy is None:
+        return {}
+    address = URL(proxy.reveal())
+    bare = address.with_user(None)
+    if address.user is None:
+        return {"proxy": bare}
+    token = b64encode(f"{address.user}:{address.password or ''}".encode()).decode()
+    return {"proxy": bare, "proxy_headers": {"Proxy-Authorization": Hidden(f"Basic {token}")}}
+
+
+@cache
+def user_agent() -> str:
+    """Return ``kie_async/<version>``; the version is that of the installed package."""
+    from kie_async._version import __version__  # noqa: PLC0415  # it takes long to load
+
+    return f"kie_async/{__version__}"
+
+
+_PIECE = 1 << 18  # bytes read at once
+
+
+def form(part: FilePart) -> aiohttp.FormData:
+    """Return the fields that the upload host takes: ``file``, ``uploadPath``, ``fileName`` (its own documentation)."""
+    fields = aiohttp.FormData()
+    fields.add_field("uploadPath", part.upload_path)
+    fields.add_field("fileName", part.file_name)
+    fields.add_field("file", _Content(part), filename=part.file_name)
+    return fields
+
+
+class _Content(aiohttp.Payload):
+    """The content of a file. Its size is known, so that the request has a length and is not chunked."""
+
+    def __init__(self, part: FilePart) -> None:
+        super().__init__(part, content_type="application/octet-stream")
+        self._part = part
+        self._size = part.size
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002  # as the base class
+        """Refuse: a file of audio is no text."""
+        raise TypeError("a file of audio is no text")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send the file, and report how much of it was sent."""
+        part, sent = self._part, 0
+        while sent < part.size:
+            piece = await to_thread.run_sync(_read, part, sent)
+            await writer.write(piece)
+            sent += len(piece)
+            if part.on_bytes is not None:
+                part.on_bytes(sent)
+
+
+def _read(part: FilePart, start: int) -> bytes:
+    """Read a piece; blocks. The file is opened for each, so that none is left open whenever a call is cancelled.
+
+    Raises:
+        FileError: the file has no longer the size that was announced.
+        StorageError: it cannot be read.
+    """
+    wanted = min(_PIECE, part.size - start)
+    try:
+        with part.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(start)
+            piece = file.read(wanted)
+    except OSError as error:
+        message = f"{clean(part.path.name)} could not be read: {error.strerror}; give access to it"
+        raise StorageError(message, retryable=False) from None
+    if size != part.size or len(piece) < wanted:
+        raise FileError(f"{clean(part.path.name)} changed while it was sent: try again when it is finished")
+    return piece

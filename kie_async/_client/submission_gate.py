@@ -1,4 +1,4 @@
-"""What lets a submission through: the limiter, behind a gate that a refused key closes for a moment.
+"""What lets a submission through: a place in flight, then the limiter, behind a gate that a refused key closes.
 
 One refusal of the key (401) may be a slip of the service's, and concerns its caller; the others wait for a moment. Two
 in a row, with no submission accepted between them, are about the key: those that wait get the same error at once, and
@@ -11,16 +11,46 @@ import asyncio
 import copy
 import math
 import random
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import anyio
 
 from kie_async._protocol.retry import backoff
 from kie_async.errors import AuthError
+from kie_async.events import Observer, Queued
 from kie_async.limiter import Limiter, Permit
 
 PAUSE = 5.0  # seconds after a refusal of the key
 _CERTAIN = 2  # refusals in a row
 _MIN_SLOW_DOWN = 2.0  # seconds that the gate stays closed after "too fast"
+
+
+class InFlightLimit:
+    """The places for tasks in flight.
+
+    Args:
+        limit: how many.
+        emit: is called when somebody has to wait.
+    """
+
+    def __init__(self, limit: int, emit: Observer) -> None:
+        self._places = asyncio.Semaphore(limit)
+        self._emit = emit
+        self._queued = 0
+
+    async def enter(self) -> Callable[[], None]:
+        """Wait for a place; it is given back by calling what is returned, once or more often."""
+        if self._places.locked():
+            self._emit(Queued("in flight", self._queued))
+        self._queued += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._queued -= 1
+        place = ExitStack()
+        place.callback(self._places.release)
+        return place.close
 
 
 class SubmissionGate:

@@ -11,20 +11,20 @@ import asyncio
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from typing import Protocol
 
 import anyio
 import attrs
 from anyio.abc import TaskGroup
 
+from kie_async._client.concurrency import internal_errors
 from kie_async._client.http_client import Transport
-from kie_async._client.internal_errors import internal_errors
 from kie_async._client.lifetime import check_running
-from kie_async._client.submission_gate import SubmissionGate
-from kie_async._client.submission_log import SubmissionLog
-from kie_async._client.tracked_task import Origin, TrackedTask
+from kie_async._client.submission_gate import InFlightLimit, SubmissionGate
+from kie_async._client.task import Origin, TrackedTask
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.endpoints import ROUTES
 from kie_async._protocol.recent import RecentSet
@@ -39,10 +39,34 @@ from kie_async.errors import (
     StorageError,
     SubmitUnknownError,
 )
-from kie_async.events import Notice, Observer, Queued, Retrying, SubmissionUnknown, Submitted, clean
+from kie_async.events import Notice, Retrying, SubmissionUnknown, Submitted, clean
 from kie_async.limiter import Limiter, Permit
-from kie_async.models import Request
+from kie_async.models import Request, TaskResult
 from kie_async.settings import PLACEHOLDER_CALLBACK_URL
+
+
+class SubmissionLog(Protocol):
+    """Records one submission so that a crash does not lose it; a session without a journal has none.
+
+    What it raises before the POST stops the POST: nothing is sent without a durable record.
+    """
+
+    async def before_send(self, token: str) -> None:
+        """Record, durably, that a POST with this token is about to be sent."""
+        ...
+
+    async def accepted(self, token: str, task_id: str) -> None:
+        """Record, durably, the task that came of it. No event has been emitted yet."""
+        ...
+
+    async def failed(self, token: str, error: KieError) -> None:
+        """Record that it did not become a task, or that nobody knows whether it did."""
+        ...
+
+    def finished(self, token: str, task_id: str, outcome: TaskResult | KieError) -> None:
+        """Record how the task ended. Called once, at its end, and must not block."""
+        ...
+
 
 Prepare = Callable[[Request], Awaitable[Request]]
 Check = Callable[[], None]
@@ -97,33 +121,6 @@ class _Tokens:
     given_up: RecentSet = attrs.field(factory=lambda: RecentSet(_MAX_GIVEN_UP))
 
 
-class _InFlightLimit:
-    """The places for tasks in flight.
-
-    Args:
-        limit: how many.
-        emit: is called when somebody has to wait.
-    """
-
-    def __init__(self, limit: int, emit: Observer) -> None:
-        self._places = asyncio.Semaphore(limit)
-        self._emit = emit
-        self._queued = 0
-
-    async def enter(self) -> Callable[[], None]:
-        """Wait for a place; it is given back by calling what is returned, once or more often."""
-        if self._places.locked():
-            self._emit(Queued("in flight", self._queued))
-        self._queued += 1
-        try:
-            await self._places.acquire()
-        finally:
-            self._queued -= 1
-        place = ExitStack()
-        place.callback(self._places.release)
-        return place.close
-
-
 class Submitter:
     """Turns requests into followed tasks.
 
@@ -142,7 +139,7 @@ class Submitter:
         self._tracker = tracker
         self._group = group
         self._gate = SubmissionGate(limiter)
-        self._in_flight = _InFlightLimit(self._settings.max_in_flight, self._emit)
+        self._in_flight = InFlightLimit(self._settings.max_in_flight, self._emit)
         self._tokens = _Tokens()
         self._unrecorded: set[asyncio.Future[None]] = set()  # done when the answer of a POST is recorded
 

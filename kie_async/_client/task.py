@@ -1,15 +1,26 @@
-"""A task as a user holds it."""
+"""A task: as a user holds it, as the tracker follows it, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Generator
-from typing import Any
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
 
-from kie_async._client.tracked_task import TrackedTask
-from kie_async._client.tracker import Tracker
-from kie_async.errors import WaitTimeoutError
-from kie_async.models import TaskEvent, TaskResult
+import attrs
+
+from kie_async._protocol.schedule import Key
+from kie_async._protocol.statuses import Failed, NotFound, PendingReason, Succeeded
+from kie_async._protocol.values import as_duration
+from kie_async._protocol.wire import read_continue_at
+from kie_async.errors import KieError, SessionError, TaskFailedError, TaskNotFoundError, WaitTimeoutError
+from kie_async.events import clean
+from kie_async.models import Request, Stage, TaskEvent, TaskRecord, TaskResult, Track
+from kie_async.settings import Settings
+
+if TYPE_CHECKING:
+    from kie_async._client.tracker import Tracker
 
 
 class Task:
@@ -80,3 +91,226 @@ class Task:
         ends the stages early and is raised by awaiting the task.
         """
         return self._tracker.stages(self._tracked)
+
+
+OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of the task and its outcome
+
+_UNKNOWN = Key("unknown", "unknown")
+
+
+@attrs.frozen
+class Origin:
+    """What is known of a task before its first poll.
+
+    Attributes:
+        key: what its duration depends on.
+        is_own: this session submitted it, so its age is known, it was paid, and its callbacks come here.
+        continue_at: where its source is cut, in seconds.
+        source_duration: the length of its source in seconds.
+    """
+
+    key: Key = _UNKNOWN
+    is_own: bool = False
+    continue_at: float | None = None
+    source_duration: float | None = None
+
+    @classmethod
+    def of(cls, request: Request, *, is_own: bool) -> Origin:
+        """The origin of a task that a request has become; ``is_own`` if this session has submitted it."""
+        key = Key(request.operation, request.model) if is_own else _UNKNOWN
+        return cls(key, is_own, as_duration(request.continue_at), request.source_duration)
+
+
+ELSEWHERE = Origin()  # of a task that is known by its id alone
+
+
+class PollPhase(Enum):
+    """Whether a poll of a task is under way."""
+
+    NONE = auto()
+    UNDER_WAY = auto()
+    REPEAT = auto()  # it is, and news came meanwhile: poll again when it has ended
+
+
+@attrs.define(eq=False)
+class Polls:
+    """The polls of one task.
+
+    Attributes:
+        next_at: when the next is due; infinite while one is under way.
+        last_at: when the last one that found it running was answered.
+        count: how many were answered.
+        failures: how many in a row, up to the last, were not answered.
+        refusals: how many in a row, up to the last, refused the key.
+    """
+
+    next_at: float = math.inf
+    last_at: float | None = None
+    count: int = 0
+    failures: int = 0
+    refusals: int = 0
+    phase: PollPhase = PollPhase.NONE
+
+
+@attrs.define(eq=False)
+class Progress:
+    """What record-info has said of a task.
+
+    Attributes:
+        status: the last word of the service; empty before the first.
+        stages: those reached, each with the age of the task at which it was first seen.
+        is_visible: record-info has known the task.
+        pending_reason: why the last record does not settle the task, although it is not simply running.
+        pending_since: when that reason was first given.
+    """
+
+    status: str = ""
+    tracks: tuple[Track, ...] = ()
+    stages: tuple[tuple[Stage, float], ...] = ()
+    is_visible: bool = False
+    pending_reason: PendingReason = ""
+    pending_since: float = 0.0
+
+    @property
+    def stage(self) -> Stage | None:
+        """The last stage reached."""
+        return self.stages[-1][0] if self.stages else None
+
+
+@attrs.frozen
+class CallbackClaims:
+    """What callbacks have said of a task. Nobody has checked it, so it only decides when to poll.
+
+    Attributes:
+        stages: how many stages are behind the task.
+        polls_since_end: polls since a callback said that the task has ended; None if none said so.
+        came: a callback came to the address of this task's own submission, which only the service knows.
+        end_came_at: when such a callback said that the task has ended.
+    """
+
+    stages: int = 0
+    polls_since_end: int | None = None
+    came: bool = False
+    end_came_at: float | None = None
+
+
+NO_CALLBACKS = CallbackClaims()
+
+
+@attrs.define(eq=False)
+class Waiters:
+    """Who waits for news of one task.
+
+    Attributes:
+        count: all of them.
+        listeners: those who want each stage, and not only the end.
+    """
+
+    count: int = 0
+    listeners: int = 0
+    _futures: tuple[asyncio.Future[None], ...] = ()
+
+    def next_change(self) -> asyncio.Future[None]:
+        """What is done when something about the task has changed; one for each waiter, who may cancel it."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures = (*self._futures, future)
+        return future
+
+    def notify(self) -> None:
+        """Wake all who wait for a change."""
+        futures, self._futures = self._futures, ()
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
+
+    def forget_cancelled(self) -> None:
+        """Let the futures go of those who do not wait any more."""
+        self._futures = tuple(future for future in self._futures if not future.done())
+
+
+@attrs.define(eq=False)
+class TrackedTask:
+    """One task, as the tracker follows it.
+
+    Attributes:
+        started_at: when it was submitted; when it was first followed, if that is not known.
+        deadline: when following it ends without an outcome of the service's.
+        is_paused: the last who waited for it went away, and nobody needs its end: it is not polled.
+        outcome: its result, or why it has none; None while it is followed.
+        on_release: called once, when it is paused or has ended.
+        on_finished: called once, when it has ended. A task that has this is never paused.
+    """
+
+    task_id: str
+    origin: Origin
+    started_at: float
+    deadline: float
+    on_release: Callable[[], None] | None = None
+    on_finished: OnFinished | None = None
+    polls: Polls = attrs.field(factory=Polls)
+    progress: Progress = attrs.field(factory=Progress)
+    callbacks: CallbackClaims = NO_CALLBACKS
+    waiters: Waiters = attrs.field(factory=Waiters)
+    is_paused: bool = False
+    outcome: TaskResult | KieError | None = None
+
+    def release(self) -> None:
+        """Call ``on_release``, unless that was done."""
+        on_release, self.on_release = self.on_release, None
+        if on_release is not None:
+            on_release()
+
+
+def outcome_of(
+    task: TrackedTask, verdict: Succeeded | Failed | NotFound, record: TaskRecord | None, settings: Settings
+) -> TaskResult | KieError:
+    """The outcome of a task that record-info has settled."""
+    if isinstance(verdict, Succeeded):
+        return _result(task, verdict, record or TaskRecord(task.task_id))
+    if isinstance(verdict, Failed):
+        return _failure(task, verdict)
+    message = f"the service does not know this task, {settings.not_found_timeout:.0f} s after the first poll"
+    is_paid = task.origin.is_own or task.on_finished is not None  # the service gave this id
+    return TaskNotFoundError(message, task.task_id, charged="maybe" if is_paid else "no")
+
+
+def _result(task: TrackedTask, verdict: Succeeded, record: TaskRecord) -> TaskResult:
+    continue_at = task.origin.continue_at
+    return TaskResult(
+        task.task_id,
+        verdict.tracks,
+        record,
+        partial=verdict.partial,
+        continue_at=read_continue_at(record.param) if continue_at is None else continue_at,
+        source_duration=task.origin.source_duration,
+    )
+
+
+def _failure(task: TrackedTask, verdict: Failed) -> TaskFailedError:
+    reason = clean(verdict.reason)
+    is_in_message = not reason or reason in verdict.message
+    return TaskFailedError(
+        clean(verdict.message if is_in_message else f"{verdict.message} ({reason})"),
+        task.task_id,
+        verdict.code,
+        charged=verdict.charged,
+        status=task.progress.status,
+        refunded=verdict.refunded,
+        reason=reason,
+    )
+
+
+def timed_out(task_id: str, settings: Settings, last: KieError | None) -> WaitTimeoutError:
+    """The error of a task that takes too long; ``last`` says why its last poll failed, if it did."""
+    message = (
+        f"no end after {settings.task_timeout:.0f} s; the task may still end: "
+        f"session.track({task_id!r}) follows it again, as session.resume() does what a journal holds"
+    )
+    message += f"; the last poll failed: {last.message}" if last else ""
+    return WaitTimeoutError(message, task_id)
+
+
+def session_closed(task_id: str) -> SessionError:
+    """The error of a task whose session was closed."""
+    message = f"the session was closed; the task goes on: session.track({task_id!r}) follows it in another session"
+    return SessionError(message, task_id, charged="yes", retryable=True)

@@ -1,7 +1,7 @@
 """One coroutine follows every task: it polls each when it is due, a bounded number at once.
 
 A callback only moves a task's next poll to now; the poll settles the task. Each poll has its own error, so one bad id
-does not block the others. What a record means is decided in ``_protocol.statuses``, when to poll in ``polling``.
+does not block the others. What a record means is decided in ``_protocol.statuses``, when to poll in ``next_poll``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ from weakref import WeakValueDictionary
 import anyio
 import attrs
 
-from kie_async._client.internal_errors import internal_errors
-from kie_async._client.outcomes import outcome_of, session_closed, timed_out
-from kie_async._client.polling import PollPlanner, PollQueue, earliest_poll
-from kie_async._client.tracked_task import ELSEWHERE, OnFinished, Origin, PollPhase, TrackedTask
+from kie_async._client.concurrency import internal_errors
+from kie_async._client.next_poll import PollPlanner, PollQueue, earliest_poll
+from kie_async._client.task import (
+    ELSEWHERE,
+    OnFinished,
+    Origin,
+    PollPhase,
+    TrackedTask,
+    outcome_of,
+    session_closed,
+    timed_out,
+)
 from kie_async._protocol.schedule import Key, PollSchedule
 from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, reached
 from kie_async.errors import AuthError, KieError, SessionError

@@ -19,7 +19,7 @@ import anyio
 import attrs
 from anyio import to_thread
 
-from kie_async._client.internal_errors import internal_errors
+from kie_async._client.concurrency import internal_errors
 from kie_async._client.lifetime import until_done
 from kie_async._protocol.failures import FailureStreak
 from kie_async._protocol.request_rules import is_url

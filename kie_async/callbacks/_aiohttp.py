@@ -16,7 +16,7 @@ import attrs
 from aiohttp import HttpVersion11, web
 from anyio import CancelScope
 
-from kie_async._client.listener import listen
+from kie_async._client.lifetime import listen
 from kie_async.callbacks._receiver import TIMEOUT, Receiving, segments
 from kie_async.errors import SettingsError
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from kie_async import callbacks, emulator
-from kie_async._client.groups import unwrap_single_exception
+from kie_async._client.concurrency import unwrap_single_exception
 from kie_async.callbacks import Receiver
 from kie_async.cli._exit_status import KeyUnusableError, UsageError
 from kie_async.cli._messages import submissions_were

@@ -12,9 +12,8 @@ import aiohttp
 import anyio
 from aiohttp import web
 
-from kie_async._client.groups import unwrap_single_exception
-from kie_async._client.lifetime import Lifetime, running_loop
-from kie_async._client.listener import listen
+from kie_async._client.concurrency import unwrap_single_exception
+from kie_async._client.lifetime import Lifetime, listen, running_loop
 from kie_async.emulator._callbacks import CallbackSender, SentCallback
 from kie_async.emulator._faults import Fault, Faults
 from kie_async.emulator._files import FileStore, SourceChecker

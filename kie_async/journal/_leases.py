@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from kie_async._client.internal_errors import internal_errors
+from kie_async._client.concurrency import internal_errors
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal._protocol import Journal

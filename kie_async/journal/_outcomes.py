@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import attrs
 
-from kie_async._client.internal_errors import internal_errors
+from kie_async._client.concurrency import internal_errors
 from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.errors import ConflictError, InternalError, KieError, StorageError, TaskFailedError, TaskNotFoundError
 from kie_async.events import Notice, Observer, clean

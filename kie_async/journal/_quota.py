@@ -20,7 +20,7 @@ from uuid import uuid4
 import anyio
 import attrs
 
-from kie_async._client.groups import unwrap_single_exception
+from kie_async._client.concurrency import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime
 from kie_async._protocol.retry import backoff
 from kie_async._protocol.wire import pack

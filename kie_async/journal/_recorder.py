@@ -16,10 +16,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from kie_async._client import Client, Task
-from kie_async._client.internal_errors import internal_errors
-from kie_async._client.submission_log import SubmissionLog
-from kie_async._client.submitter import Check, Prepare
-from kie_async._client.tracked_task import Origin, TrackedTask
+from kie_async._client.concurrency import internal_errors
+from kie_async._client.submitter import Check, Prepare, SubmissionLog
+from kie_async._client.task import Origin, TrackedTask
 from kie_async._protocol.preconditions import check_task_id, task_problem
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean

@@ -1,4 +1,4 @@
-"""Decide which task is polled next, and when: by its progress, its callbacks and how long tasks take. No clock.
+"""Decide which task is polled next, and when: by its progress, its callbacks and ``_protocol.schedule``. No clock.
 
 Callbacks are relied on as far as they have proven themselves. Until one has come for a task of this session, and after
 one that did not come, tasks are polled as if there were no callbacks. So an address that does not work, or that leads
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
 
-from kie_async._client.tracked_task import CallbackClaims, PollPhase, TrackedTask
+from kie_async._client.task import CallbackClaims, PollPhase, TrackedTask
 from kie_async._protocol.schedule import MIN_INTERVAL, PollSchedule, retry_delay
 from kie_async._protocol.statuses import WORDS, Word, reached
 from kie_async.models import STAGES
