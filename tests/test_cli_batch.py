@@ -20,9 +20,9 @@ from command_line import Answer, Terminal, ended, environment, served, started, 
 
 from kie_async import emulator
 from kie_async.cli._batch import batch_end
-from kie_async.cli._exit_status import exit_status
-from kie_async.cli._output import ProgressDisplay
-from kie_async.cli._progress import Counts, Estimate, progress_line, progress_table
+from kie_async.cli._batch_progress import Counts, Estimate, progress_line, progress_table
+from kie_async.cli._exit_codes import exit_status
+from kie_async.cli._progress import ProgressDisplay
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 

@@ -14,7 +14,7 @@ from fault_server import fault_server, ok, said
 
 import kie_async as kie
 from kie_async import errors
-from kie_async.cli._exit_status import EXITS, TerminatedError, exit_status, exit_table
+from kie_async.cli._exit_codes import EXITS, TerminatedError, exit_status, exit_table
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle, serve_in_thread
 

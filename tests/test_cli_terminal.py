@@ -19,8 +19,7 @@ import kie_async as kie
 from kie_async import __main__ as program
 from kie_async import events
 from kie_async.cli import run
-from kie_async.cli._messages import event_line
-from kie_async.cli._output import QUIET, ProgressDisplay
+from kie_async.cli._progress import QUIET, ProgressDisplay, event_line
 from kie_async.emulator import KINDS, Fault
 from kie_async.testing import EmulatorHandle
 

@@ -8,9 +8,10 @@ import attrs
 import pytest
 
 from kie_async import ExtendRequest
-from kie_async.cli._exit_status import UsageError
-from kie_async.cli._messages import option_of, printable, resume_options, with_options
+from kie_async.cli._exit_codes import UsageError, option_of, with_options
 from kie_async.cli._options import parse_address, parse_cut
+from kie_async.cli._progress import printable
+from kie_async.cli._tasks import resume_options
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from io import StringIO
 from itertools import takewhile
 from typing import Annotated, Any, Literal
@@ -13,15 +15,12 @@ from rich.console import Console
 
 from kie_async._version import __version__
 from kie_async.cli import _jobs
-from kie_async.cli._batch import batch
-from kie_async.cli._demo import demo
-from kie_async.cli._exit_status import UsageError, exit_table
+from kie_async.cli._batch import batch, worker
+from kie_async.cli._exit_codes import UsageError, exit_table
 from kie_async.cli._options import OUTPUT, OutputArg, OutputOptions
 from kie_async.cli._output import Output, repair_streams, shown_log
 from kie_async.cli._servers import emulate, listen
-from kie_async.cli._signals import wake_at_signals
-from kie_async.cli._tasks import credits_left, download, extend, status, upload_extend, wait
-from kie_async.cli._worker import worker
+from kie_async.cli._tasks import credits_left, demo, download, extend, status, upload_extend, wait
 
 _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
 _EPILOGUE = f"""\
@@ -83,7 +82,7 @@ def run(words: Sequence[str], *, loop_factory: Callable[[], asyncio.AbstractEven
             command = _parse(words, output)
             if command is not None:
                 with asyncio.Runner(loop_factory=loop_factory) as runner:
-                    wake_at_signals(runner.get_loop())
+                    _wake_at_signals(runner.get_loop())
                     runner.run(command)
         except BaseException as caught:  # noqa: BLE001  # every error is shown, and has its exit code
             error = caught
@@ -109,3 +108,14 @@ def _parse(words: Sequence[str], output: Output) -> Coroutine[Any, Any, None] | 
 
 def _help_for(error: CycloptsError) -> str:
     return " ".join([*app.name, *(error.command_chain or ()), "--help"])
+
+
+def _wake_at_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """Let every signal wake an idle loop, so that a Ctrl-C always ends what waits.
+
+    A signal that another thread receives, or that comes just before the loop begins to wait, does not interrupt the
+    wait; asyncio has the wait end (``signal.set_wakeup_fd``) only if the loop handles any signal, so it handles one
+    that means nothing here.
+    """
+    with suppress(AttributeError, NotImplementedError, RuntimeError):  # Windows does it by itself; not the main thread
+        loop.add_signal_handler(signal.SIGWINCH, lambda: None)

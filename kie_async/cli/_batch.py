@@ -1,4 +1,4 @@
-"""The command ``batch``: from a manifest, or a folder of songs, to files on disk. Its docstring is the help."""
+"""The commands ``batch`` and ``worker``: from many songs to files on disk. Their docstrings are the help."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import attrs
 from cyclopts import Parameter
 
 from kie_async._protocol.limits import CREDITS_PER_TASK
-from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, run_shared_batch
-from kie_async.cli._connect import ConnectOptions, connect, make_settings
-from kie_async.cli._exit_status import TerminatedError, UsageError, exit_status
-from kie_async.cli._journal import JournalLocation, find_journal
-from kie_async.cli._messages import count_of
-from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
+from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, run_shared_batch, work
+from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
+from kie_async.cli._connect import (
+    ConnectOptions,
+    JournalLocation,
+    connect,
+    find_journal,
+    make_settings,
+    stopped_by_sigterm,
+)
+from kie_async.cli._exit_codes import TerminatedError, UsageError, exit_status
+from kie_async.cli._options import BATCH, WORKER, BatchOptions, Directory, OutputArg, WorkerOptions
 from kie_async.cli._output import Output, confirm, is_at_terminal
-from kie_async.cli._progress import BatchProgress, Counts
-from kie_async.cli._signals import stopped_by_sigterm
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import Journal, State
 from kie_async.session import KieSession
@@ -278,3 +282,45 @@ def _after_failure(where: str) -> str:
         f"  kie-async jobs list --state failed --state rejected {where}\n"
         f"to have one made after all, and paid again: kie-async jobs retry KEY {where}"
     )
+
+
+# ---------------------------------------------------------------- a worker
+
+
+async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
+    """Work on the jobs of a shared journal among other workers, on any number of machines.
+
+    Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
+    """
+    location, receiver = find_journal(options.worker.journal, out), options.receiver
+    if not location.is_shared:
+        raise UsageError(
+            "--journal must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
+        )
+    receiver.check()
+    again = f"work on with the same command:\n  {location.as_typed(output.words)}"
+    output.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
+    output.hints[7] = f"{after_unknown(location.options)}\n{again}"
+    progress, journal = BatchProgress(output, out, jsonl=options.worker.jsonl), location.journal()
+    with stopped_by_sigterm(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
+        async with location.quota() as limiter:
+            connect_options = ConnectOptions(
+                route=options.common.route,
+                receive=receiver.callbacks,
+                callback_url=receiver.callback_url,
+                bind=receiver.bind,
+                at_once=options.worker.at_once,
+                observer=progress.emit,
+                journal=journal,
+                limiter=limiter,
+            )
+            async with connect(output, connect_options) as connection, progress.shown(journal):
+                await work(
+                    connection.session,
+                    journal=journal,
+                    dsn=location.address,
+                    directory=out,
+                    observer=progress.job_changed,
+                    at_once=options.worker.at_once,
+                    until_done=options.worker.until_done,
+                )

@@ -1,30 +1,34 @@
-"""The connection to the service: the real one or the built-in emulator, with or without callbacks."""
+"""What a command opens: the service, real or emulated, with or without callbacks; the journal; the signals."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import asyncio
+import shlex
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from types import MappingProxyType
+from pathlib import Path
+from types import FrameType, MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
+from anyio import CancelScope
 
 from kie_async import callbacks, emulator
 from kie_async._client.concurrency import unwrap_single_exception
 from kie_async.callbacks import Receiver
-from kie_async.cli._exit_status import KeyUnusableError, UsageError
-from kie_async.cli._messages import submissions_were
+from kie_async.cli._exit_codes import KeyUnusableError, UsageError, submissions_were
 from kie_async.cli._options import parse_address
 from kie_async.cli._output import Output
-from kie_async.cli._signals import on_interrupt
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
-from kie_async.journal import Journal
+from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, JournalLimiter, is_shared, open_journal
 from kie_async.limiter import Limiter
 from kie_async.session import KieSession
-from kie_async.settings import Settings, is_loopback
+from kie_async.settings import Settings, is_loopback, journal_location
 
 SPEED = 15.0  # of the built-in emulator: a task takes 4 to 10 s
 _TASK_TIMEOUT, _RECOVERY_TIMEOUT = (
@@ -165,3 +169,172 @@ def listen_address(callback_url: str, bind: str | None) -> tuple[str, int]:
     if is_loopback(parts.hostname) and parts.port:
         return str(parts.hostname), parts.port
     return parse_address(_BIND)
+
+
+# ---------------------------------------------------------------- the journal
+
+EMULATED_FILE = "kie-async-emulated.sqlite"  # apart, or what was merely tried out would count as done
+_VARIABLE = '"$KIE_JOURNAL"'  # stands for an address that is not to be shown
+
+
+@attrs.frozen
+class JournalLocation:
+    """Where the journal is, and how other commands are led to it.
+
+    Attributes:
+        address: a path, or a URL that may hold a password.
+        options: the options with which another command finds it, quoted for a shell; without a password.
+        batch: the name of the batch that is meant; None: all batches.
+    """
+
+    address: str = attrs.field(repr=False)
+    options: str
+    batch: str | None = None
+
+    @property
+    def only_batch(self) -> str | None:
+        """The batch that a list is limited to; None for a file beside the results, which holds one batch."""
+        return None if self.batch == OWN_BATCH else self.batch
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may use it too."""
+        return is_shared(self.address)
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether it holds the jobs of the built-in emulator."""
+        return Path(self.address).name == EMULATED_FILE
+
+    @property
+    def exists(self) -> bool:
+        """Whether there may be jobs in it."""
+        return self.is_shared or Path(self.address).exists()
+
+    def with_out(self, out: Path) -> str:
+        """The options, with the directory of the results."""
+        directory = f"--out {shlex.quote(str(out))}"
+        return self.options if self.options == directory else f"{self.options} {directory}"
+
+    def journal(self) -> Journal:
+        """Make the journal, without opening it."""
+        return open_journal(self.address)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Journal]:
+        """Open a journal that exists already.
+
+        Raises:
+            UsageError: it does not exist.
+        """
+        if not self.exists:
+            raise UsageError(f"there are no jobs: {self.address} does not exist")
+        async with self.journal() as journal:
+            yield journal
+
+    @asynccontextmanager
+    async def quota(self) -> AsyncIterator[Limiter | None]:
+        """The quota that all who share it keep; None where nobody does."""
+        if not self.is_shared:
+            yield None
+            return
+        async with open_journal(self.address) as journal, JournalLimiter(journal) as limiter:
+            yield limiter
+
+    def as_typed(self, words: Sequence[str]) -> str:
+        """The command line as it can be typed again, without a password."""
+        return " ".join(["kie-async", *map(self._as_typed, words)])
+
+    def _as_typed(self, word: str) -> str:
+        before, found, _ = word.partition(self.address)
+        return f"{before}{_VARIABLE}" if found and _is_secret(self.address) else shlex.quote(word)
+
+
+def find_journal(location: str | None, out: Path | None, *, emulate: bool = False) -> JournalLocation:
+    """Find the journal: by option, by ``KIE_JOURNAL``, or else as a file in the directory of the results.
+
+    Raises:
+        UsageError: none of these is given, or the URL is of an unknown kind.
+    """
+    location = location or journal_location()
+    if location:
+        if "://" in location and not is_shared(location):
+            raise UsageError("--journal is neither a path nor postgresql://...")
+        options = f"--journal {_VARIABLE if _is_secret(location) else shlex.quote(location)}"
+        return JournalLocation(location, options, str(out.resolve()) if out else None)
+    if out is None:
+        raise UsageError("--out or --journal must say where the jobs are kept")
+    if emulate:
+        path = str(out / EMULATED_FILE)
+        return JournalLocation(path, f"--journal {shlex.quote(path)}", OWN_BATCH)
+    return JournalLocation(str(out / DEFAULT_NAME), f"--out {shlex.quote(str(out))}", OWN_BATCH)
+
+
+def _is_secret(address: str) -> bool:
+    """Whether a URL holds more than user, host and database."""
+    if not is_shared(address):
+        return False
+    try:
+        parts = urlsplit(address)
+        return bool(parts.password or parts.query)
+    except ValueError:
+        return True
+
+
+# ---------------------------------------------------------------- signals
+
+
+@contextmanager
+def stopped_by_sigterm(then: Callable[[], None]) -> Iterator[None]:
+    """Cancel the block when SIGTERM comes, so that it can finish what must not be cut off.
+
+    Args:
+        then: called when SIGTERM has ended the block.
+    """
+    loop = asyncio.get_running_loop()
+    with CancelScope() as scope:
+        with suppress(NotImplementedError):  # Windows has no such signal
+            loop.add_signal_handler(signal.SIGTERM, scope.cancel)
+        try:
+            yield
+        finally:
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(signal.SIGTERM)
+    if scope.cancelled_caught:
+        then()
+
+
+@contextmanager
+def on_interrupt(announce: Callable[[], None]) -> Iterator[None]:
+    """Call ``announce`` at the first Ctrl-C, which cancels the command; what it cancels may have to wait for an answer.
+
+    The second Ctrl-C ends the loop. It is raised between two steps of tasks; inside a task it would wait with it.
+
+    Args:
+        announce: called by the loop, at once.
+    """
+    loop, handler = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
+    # asyncio's runner has set one, unless this is not the main thread, or the signal is ignored
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    cancel, is_first = handler, True
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            loop.call_soon_threadsafe(announce)
+            cancel(number, frame)
+        else:
+            loop.call_soon_threadsafe(_interrupt)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt

@@ -21,13 +21,11 @@ from kie_async.batch import (
     retry_unknown,
     strip_secrets,
 )
-from kie_async.cli._connect import make_settings
-from kie_async.cli._exit_status import UsageError
-from kie_async.cli._journal import find_journal
-from kie_async.cli._messages import count_of
+from kie_async.cli._batch_progress import Counts, count_of, job_line, job_value
+from kie_async.cli._connect import find_journal, make_settings
+from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, ResolveOptions, Yes
 from kie_async.cli._output import Output, confirm
-from kie_async.cli._progress import Counts, job_line, job_value
 from kie_async.events import clean
 from kie_async.journal import Attempt, Job, State
 from kie_async.models import ExtendRequest

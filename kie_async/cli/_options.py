@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from kie_async._protocol import cut_point
-from kie_async.cli._exit_status import UsageError
+from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._output import Output
 from kie_async.emulator import KINDS
 from kie_async.models import MODELS, RequestFields, UploadFields

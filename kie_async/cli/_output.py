@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,110 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from rich.console import Console, RenderableType
-from rich.live import Live
-from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from rich.console import Console
 
 from kie_async import events
-from kie_async.cli._exit_status import ExitStatus, TerminatedError, UsageError, exit_status
-from kie_async.cli._messages import (
-    TRANSIENT,
+from kie_async.cli._exit_codes import (
+    ExitStatus,
+    TerminatedError,
+    UsageError,
     error_lines,
     error_value,
-    event_line,
-    printable,
+    exit_status,
     unknown_submissions,
 )
-
-QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
-
-
-class _PipeConsole(Console):
-    """A console that falls silent, and does not end the program, when the reader of a pipe goes away."""
-
-    on_closed: Callable[[], None] = staticmethod(lambda: None)
-
-    def on_broken_pipe(self) -> None:
-        """Fall silent."""
-        self.quiet = True
-        self.on_closed()
-
-
-class ProgressDisplay:
-    """Lines, bars and tables on stderr; where it is no terminal, a line now and then.
-
-    Args:
-        now: the clock, in seconds.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._console = _PipeConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-        self._now = now
-        self._last_line = -QUIET
-        self._bars: Progress | None = None
-        self._activity = TaskID(0)
-        self._table: Live | None = None
-
-    @property
-    def is_animated(self) -> bool:
-        """Whether stderr is a terminal that can show a bar."""
-        return self._console.is_terminal and not self._console.is_dumb_terminal
-
-    def say(self, line: str) -> None:
-        """Write a line that stays."""
-        self._console.print(printable(line))
-        self._last_line = self._now()
-
-    def doing(self, text: str) -> None:
-        """Say what is going on: beside the bar of a terminal, elsewhere in a line now and then."""
-        if self.is_animated:
-            self._started_bars().update(self._activity, description=printable(text))
-        elif self._now() - self._last_line >= QUIET:
-            self.say(text)
-
-    def show(self, table: RenderableType, line: str) -> None:
-        """Show a table that is kept up to date; where it does not fit, or there is no terminal, the line."""
-        if not self.is_animated:
-            self.doing(line)
-            return
-        if self._table is None:
-            self._table = Live(
-                console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-            )
-            self._table.start()
-        unbounded = self._console.options.update(max_width=1000)
-        fits = Measurement.get(self._console, unbounded, table).maximum <= self._console.width
-        self._table.update(table if fits else Text(line), refresh=True)
-
-    def transfer(self, what: str) -> Callable[[int, int | None], None]:
-        """Return what a transfer is to call with the bytes so far and in all."""
-        if not self.is_animated:
-            return lambda done, total: self.doing(f"{what}: {_share(done, total)}")
-        bars = self._started_bars()
-        bar = bars.add_task(printable(what), total=None)
-        return lambda done, total: bars.update(bar, completed=done, total=total)
-
-    def stop(self) -> None:
-        """Take the bars and the table away."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
-        if self._table is not None:
-            self._table.stop()
-            self._table = None
-
-    def _started_bars(self) -> Progress:
-        if self._bars is None:
-            columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), BarColumn(20))
-            self._bars = Progress(
-                *columns, TimeElapsedColumn(), console=self._console, transient=True,
-                redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
-            self._activity = self._bars.add_task("", total=None)
-            self._bars.start()
-        return self._bars
+from kie_async.cli._progress import TRANSIENT, PipeConsole, ProgressDisplay, event_line, printable
 
 
 @attrs.define
@@ -211,7 +119,7 @@ class Output:
 
     def page(self) -> Console:
         """A console that writes to stdout, for the help."""
-        console = _PipeConsole()
+        console = PipeConsole()
         console.on_closed = lambda: self._close(BrokenPipeError())
         return console
 
@@ -348,7 +256,3 @@ def _discard_stdout() -> None:
     """Send the rest of stdout nowhere, or Python would try to write it once more when it ends."""
     with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:  # a captured stdout has no number
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def _share(done: int, total: int | None) -> str:
-    return f"{done / total:.0%}" if total else f"{done / 1e6:.1f} MB"

@@ -1,268 +1,144 @@
-"""Progress of a batch: a table on a terminal, a line now and then elsewhere, an event for each transition of a job."""
+"""What is seen on stderr while a command runs: lines, bars and a table, and a line for each event."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
 
-import anyio
-import attrs
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from kie_async import events
-from kie_async.batch import song_of
-from kie_async.cli._messages import count_of
-from kie_async.cli._output import Output
-from kie_async.errors import LostRecordError, StorageError
-from kie_async.events import clean
-from kie_async.journal import Job, Journal, State
-from kie_async.settings import Settings
+from kie_async.cli._exit_codes import with_options
 
-MAX_TROUBLES = 100  # kept for the summary
-_QUOTA = int(attrs.fields_dict(Settings)["quota"].default or 0)
-_WINDOW = float(attrs.fields_dict(Settings)["quota_window"].default or 0)
-_TASK_SECONDS = 120.0  # before the first has ended; the service takes 1 to 3 minutes
-_INTERVAL = 0.5  # seconds between two reads of the journal; more where a read takes long
-_READ_SHARE = 20  # of the time, at most one part in so many goes into reads
-_LAST_READ = 5.0  # seconds that the last read may take
-_BAD = frozenset({State.FAILED, State.REJECTED, State.UNKNOWN})
+QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
 
 
-@attrs.frozen(kw_only=True)
-class Counts:
-    """How many jobs are in which state; the tracks of those that are ``made`` are still to be downloaded."""
+class PipeConsole(Console):
+    """A console that falls silent, and does not end the program, when the reader of a pipe goes away."""
 
-    waiting: int = 0
-    submitted: int = 0
-    made: int = 0
-    done: int = 0
-    failed: int = 0
-    unknown: int = 0
-    abandoned: int = 0
+    on_closed: Callable[[], None] = staticmethod(lambda: None)
 
-    @classmethod
-    def of(cls, counts: Mapping[State, int]) -> Self:
-        """Sum up the states."""
-
-        def count(*states: State) -> int:
-            return sum(counts.get(state, 0) for state in states)
-
-        return cls(
-            waiting=count(State.PLANNED, State.INTENT),
-            submitted=count(State.SUBMITTED),
-            made=count(State.SUCCEEDED),
-            done=count(State.DELIVERED),
-            failed=count(State.FAILED, State.REJECTED),
-            unknown=count(State.UNKNOWN),
-            abandoned=count(State.ABANDONED),
-        )
-
-    @property
-    def open(self) -> int:
-        """Those that have not come to an end."""
-        return self.waiting + self.submitted + self.made
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(attrs.astuple(self))
-
-    def __str__(self) -> str:
-        words = [
-            f"{number} {name}" for name, number in attrs.asdict(self).items() if number or name in {"done", "failed"}
-        ]
-        return ", ".join(words)
-
-    @property
-    def summary(self) -> str:
-        """All of them in a line."""
-        return f"{self} of {count_of(self.total, 'job')}"
+    def on_broken_pipe(self) -> None:
+        """Fall silent."""
+        self.quiet = True
+        self.on_closed()
 
 
-@attrs.define
-class Estimate:
-    """When the last task of a batch ends, estimated from what was seen; ``now`` is a time in seconds."""
-
-    _began: tuple[float, int] | None = None  # when, and how many jobs were waiting then
-    _sent: deque[float] = attrs.field(factory=lambda: deque(maxlen=_QUOTA))
-    _ended: tuple[float, int] = (0.0, 0)  # seconds that tasks took, and how many they were
-
-    def begin(self, counts: Counts, now: float) -> None:
-        """Take how many jobs wait at the beginning."""
-        self._began = self._began or (now, counts.waiting)
-
-    def submitted(self, now: float) -> None:
-        """Take a submission."""
-        self._sent.append(now)
-
-    def ended(self, seconds: float) -> None:
-        """Take a task that has ended after so many seconds."""
-        self._ended = self._ended[0] + seconds, self._ended[1] + 1
-
-    def quota_used(self, now: float) -> int:
-        """How much of the quota is in use."""
-        return sum(at > now - _WINDOW for at in self._sent)
-
-    def seconds_left(self, counts: Counts, now: float) -> float:
-        """Seconds until the last task has ended; 0.0 if that is not known, as when only downloads are left."""
-        began, waiting = self._began or (now, 0)
-        task_seconds = self._ended[0] / self._ended[1] if self._ended[1] else _TASK_SECONDS
-        if counts.waiting:
-            gone, elapsed = waiting - counts.waiting, now - began
-            rate = gone / elapsed if gone >= _QUOTA and elapsed else _QUOTA / _WINDOW
-            return counts.waiting / rate + task_seconds
-        age = now - (self._sent[-1] if self._sent else began)
-        return max(task_seconds - age, 0.0) if counts.submitted else 0.0
-
-
-class BatchProgress:
-    """Shows the progress of a batch.
+class ProgressDisplay:
+    """Lines, bars and tables on stderr; where it is no terminal, a line now and then.
 
     Args:
-        output: of the command.
-        out: where the files go.
-        jsonl: write an event for each transition, in the place of the files.
-
-    Attributes:
-        counts: as the journal last had them.
-        troubles: the first jobs that went wrong in this run.
-        lost: how many jobs were not submitted, because the results name tasks of theirs that the journal does not know.
+        now: the clock, in seconds.
     """
 
-    def __init__(self, output: Output, out: Path, *, jsonl: bool) -> None:
-        self.counts = Counts()
-        self.troubles: list[dict[str, Any]] = []
-        self.lost = 0
-        self._output = output
-        self._out = out
-        self._jsonl = jsonl
-        self._estimate = Estimate()
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._console = PipeConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._now = now
+        self._last_line = -QUIET
+        self._bars: Progress | None = None
+        self._activity = TaskID(0)
+        self._table: Live | None = None
 
-    # ------------------------------------------------------------ what happens
+    @property
+    def is_animated(self) -> bool:
+        """Whether stderr is a terminal that can show a bar."""
+        return self._console.is_terminal and not self._console.is_dumb_terminal
 
-    def emit(self, event: events.Event) -> None:
-        """Take an event of the session: of many tasks at once, only retries and notices are worth a line."""
-        if isinstance(event, (events.Retrying, events.Notice)):
-            self._output.emit(event)
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        self._console.print(printable(line))
+        self._last_line = self._now()
+
+    def doing(self, text: str) -> None:
+        """Say what is going on: beside the bar of a terminal, elsewhere in a line now and then."""
+        if self.is_animated:
+            self._started_bars().update(self._activity, description=printable(text))
+        elif self._now() - self._last_line >= QUIET:
+            self.say(text)
+
+    def show(self, table: RenderableType, line: str) -> None:
+        """Show a table that is kept up to date; where it does not fit, or there is no terminal, the line."""
+        if not self.is_animated:
+            self.doing(line)
             return
-        events.log_event(event)
-        self._output.events.add(event)
-        if isinstance(event, events.Submitted):
-            self._estimate.submitted(time.monotonic())
-        elif isinstance(event, events.Finished):
-            self._estimate.ended(event.seconds)
+        if self._table is None:
+            self._table = Live(
+                console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self._table.start()
+        unbounded = self._console.options.update(max_width=1000)
+        fits = Measurement.get(self._console, unbounded, table).maximum <= self._console.width
+        self._table.update(table if fits else Text(line), refresh=True)
 
-    def job_changed(self, job: Job) -> None:
-        """Take a job after a transition, or after an attempt at one that failed."""
-        if self._jsonl:
-            self._output.print(json.dumps(job_value(job)))
-        elif job.state is State.DELIVERED:
-            for name in job.files:
-                self._output.print(str(self._out / name))
-        if job.state in _BAD or job.error is not None:
-            self._output.say(job_line(job))
-            self.lost += job.error is not None and job.error.type == LostRecordError.__name__
-            if len(self.troubles) < MAX_TROUBLES:
-                self.troubles.append(job_value(job))
+    def transfer(self, what: str) -> Callable[[int, int | None], None]:
+        """Return what a transfer is to call with the bytes so far and in all."""
+        if not self.is_animated:
+            return lambda done, total: self.doing(f"{what}: {_share(done, total)}")
+        bars = self._started_bars()
+        bar = bars.add_task(printable(what), total=None)
+        return lambda done, total: bars.update(bar, completed=done, total=total)
 
-    # ------------------------------------------------------------ what is shown
+    def stop(self) -> None:
+        """Take the bars and the table away."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        if self._table is not None:
+            self._table.stop()
+            self._table = None
 
-    @asynccontextmanager
-    async def shown(self, journal: Journal, batch: str | None = None) -> AsyncIterator[None]:
-        """Show the progress of a batch, or of a whole journal, while the block lasts, and sum up at its end."""
-        watcher = asyncio.create_task(self._watch(journal, batch))
-        try:
-            yield
-        finally:
-            watcher.cancel()
-            with anyio.move_on_after(_LAST_READ, shield=True):
-                await asyncio.gather(watcher, return_exceptions=True)
-                await self._sum_up(journal, batch)
-
-    async def _watch(self, journal: Journal, batch: str | None) -> None:
-        while True:
-            began = time.monotonic()
-            with suppress(StorageError):  # the batch reports it
-                await self._read(journal, batch)
-            if self.counts.total:
-                self._show(time.monotonic())
-            await anyio.sleep(max(_INTERVAL, (time.monotonic() - began) * _READ_SHARE))
-
-    async def _read(self, journal: Journal, batch: str | None) -> None:
-        self.counts = Counts.of(await journal.counts(batch))
-        self._estimate.begin(self.counts, time.monotonic())
-
-    async def _sum_up(self, journal: Journal, batch: str | None) -> None:
-        with suppress(StorageError):  # the batch reports it
-            await self._read(journal, batch)
-            if batch is not None:
-                self._output.value["credits"] = await journal.spent(batch)
-        self._output.value |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
-        self._output.say(self.counts.summary)
-
-    def _show(self, now: float) -> None:
-        quota = f"{self._estimate.quota_used(now)} of {_QUOTA}"
-        seconds = self._estimate.seconds_left(self.counts, now)
-        self._output.display.show(
-            progress_table(self.counts, quota, seconds), progress_line(self.counts, quota, seconds)
-        )
+    def _started_bars(self) -> Progress:
+        if self._bars is None:
+            columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), BarColumn(20))
+            self._bars = Progress(
+                *columns, TimeElapsedColumn(), console=self._console, transient=True,
+                redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
+            self._activity = self._bars.add_task("", total=None)
+            self._bars.start()
+        return self._bars
 
 
-def progress_line(counts: Counts, quota: str, seconds: float) -> str:
-    """The progress of a batch in a line."""
-    return f"{counts}; quota {quota}" + (f"; ends in {_duration(seconds)}" if seconds else "")
+def _share(done: int, total: int | None) -> str:
+    return f"{done / total:.0%}" if total else f"{done / 1e6:.1f} MB"
 
 
-def progress_table(counts: Counts, quota: str, seconds: float) -> Table:
-    """The progress of a batch as a table."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    cells = {name: str(number) for name, number in attrs.asdict(counts).items() if name != "abandoned"}
-    cells |= {"quota": quota, "ends in": _duration(seconds) if seconds else ""}
-    for name in cells:
-        table.add_column(name)
-    table.add_row(*cells.values())
-    return table
+def printable(text: str) -> str:
+    """A text without control characters, so that it cannot move the cursor or colour the screen."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
-def _duration(seconds: float) -> str:
-    minutes = int(seconds) // 60
-    if not minutes:
-        return f"{max(seconds, 1):.0f} s"
-    hours = minutes // 60
-    return f"{hours} h" if hours > 1 else f"{minutes} min"
+# ---------------------------------------------------------------- events
+
+# Events of these types replace each other: only the latest matters.
+TRANSIENT = (events.Polled, events.PollFailed, events.Queued)
+
+_STAGES = {
+    "text": "the lyrics are there",
+    "first": "the first track is done",
+    "complete": "all tracks are done",
+}
+_EVENT_LINES: dict[type[object], Callable[[Any], str]] = {
+    events.Submitted: lambda event: f"submitted: task {event.task_id}",
+    events.Polled: lambda event: f"the service says {event.status} after {event.age:.0f} s",
+    events.PollFailed: lambda event: f"a poll failed and is tried again: {event.reason}",
+    events.StageReached: lambda event: f"{event.stage}: {_STAGES[event.stage]}",
+    events.Retrying: lambda event: f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}",
+    events.Queued: lambda event: f"waiting for a slot ({event.what})",
+    events.Notice: lambda event: f"note: {with_options(events.clean(event.note))}",
+    events.CallbackReceived: lambda event: (
+        f"callback: {f'refused, {event.note}' if event.status != HTTPStatus.OK else event.stage}"
+    ),
+}
 
 
-# ---------------------------------------------------------------- one job
-
-
-def job_value(job: Job) -> dict[str, Any]:
-    """A job as JSON; without its token and without signed URLs."""
-    return {
-        "key": job.key,
-        "song": song_of(job.request),
-        "state": job.state.value,
-        "attempt": job.attempt,
-        "task_id": job.task_id,
-        "files": list(job.files),
-        "credits": job.credits,
-        "error": attrs.asdict(job.error) | {"message": clean(job.error.message)} if job.error else None,
-    }
-
-
-def job_line(job: Job) -> str:
-    """A job in a line."""
-    song = song_of(job.request) or ""
-    parts = (
-        job.key,
-        job.state.value,
-        song if song != job.key else "",
-        job.task_id or "",
-        clean(job.error.message) if job.error else "",
-    )
-    return "  ".join(part for part in parts if part)
+def event_line(event: events.Event) -> str | None:
+    """An event in a line; None if it is not shown."""
+    text = _EVENT_LINES.get(type(event))
+    return text(event) if text else None

@@ -14,8 +14,7 @@ from cyclopts import Parameter
 from kie_async import emulator
 from kie_async._client import Task
 from kie_async.cli._connect import Connection, ConnectOptions, connect
-from kie_async.cli._exit_status import UsageError
-from kie_async.cli._messages import callback_line, resume_options
+from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import (
     CALLBACKS,
     COMMON,
@@ -26,7 +25,7 @@ from kie_async.cli._options import (
     OutputArg,
 )
 from kie_async.cli._output import Output
-from kie_async.cli._tasks import result_value
+from kie_async.cli._tasks import result_value, resume_options
 from kie_async.emulator import KINDS, Fault
 from kie_async.errors import KieError
 from kie_async.events import CallbackReceived
@@ -57,6 +56,12 @@ async def listen(
         async with connect(output, options) as connection:
             output.say(f"callbacks are received for {connection.callback_url}")
             await (_wait_for_all(output, connection, task_ids) if task_ids else anyio.sleep_forever())
+
+
+def callback_line(event: CallbackReceived) -> str:
+    """A callback in a line, with its task."""
+    note = f" ({event.note})" if event.note else ""
+    return f"{event.task_id or 'unknown task'} {event.stage or 'unreadable'}, answered {event.status}{note}"
 
 
 async def _wait_for_all(output: Output, connection: Connection, task_ids: Sequence[str]) -> None:

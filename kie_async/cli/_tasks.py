@@ -1,8 +1,9 @@
-"""The commands about tasks: submit, wait, download. Their docstrings are the help."""
+"""The commands about one task: demo, submit, wait, download, status, credits. Their docstrings are the help."""
 
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,21 +12,22 @@ from typing import Annotated, Any
 from anyio import to_thread
 from cyclopts import Parameter
 
-from kie_async import files
+from kie_async import emulator, files
 from kie_async._client import Task
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
 from kie_async.cli._connect import Connection, ConnectOptions, connect
-from kie_async.cli._exit_status import UsageError
-from kie_async.cli._messages import clock, option_of, resume_options
+from kie_async.cli._exit_codes import UsageError, option_of
 from kie_async.cli._options import (
     COMMON,
+    OUTPUT,
     SUBMIT,
     CommonOptions,
     Directory,
     Music,
     Out,
     OutputArg,
+    OutputOptions,
     SubmitOptions,
     Timeout,
     parse_cut,
@@ -36,10 +38,59 @@ from kie_async.events import clean
 from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadExtendRequest
 from kie_async.session import KieSession
 
+_SHARE = 0.75
+_STORY = """\
+A song of {length:.1f} s was made and uploaded: {song}
+The emulator, which stands in for the service, cut it at {cut:.1f} s and went on from there.
+Signed callbacks reported it ({came}), and the record was read to make sure ({polls}): a callback is only a hint.
+Listen to the song and to its two ways of going on:
+  {song}"""
 _PARTIAL = " (the others never got their audio)"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds that a download gives a task to show that it is finished
 
 TaskArg = Annotated[str, Parameter(help="The id of a task.")]
+
+
+# ---------------------------------------------------------------- demo
+
+
+async def demo(*, output: OutputArg, out: Directory, _output: OutputOptions = OUTPUT) -> None:
+    """Make a song, have the built-in emulator extend it, and download the result: no key, no cost.
+
+    Example: kie-async demo --out demo
+    """
+    song = await to_thread.run_sync(_write_song, out)
+    length = await to_thread.run_sync(files.measure, song)
+    cut = round(length * _SHARE, 2)
+    request = UploadExtendRequest(
+        song,
+        model="V5",
+        continue_at=cut,
+        source_duration=length,
+        instrumental=True,
+        style="gentle folk, plucked strings",
+        title="The demo goes on",
+    )
+    output.say(f"a song of {length:.1f} s is made; the emulator is to go on with it after {cut:.1f} s")
+    quick = {"timeline": (0.5, 1.0, 2.0)}  # seconds; what it shows does not need more
+    async with connect(output, ConnectOptions(emulate=True, receive=True, emulator=quick)) as connection:
+        task = await connection.session.submit(request)
+        result = await follow(output, connection, task, max_wait=None)
+        await download_tracks(output, connection.session, result, out, song_of(request))
+    output.value |= {"song": str(song), "length": length, "continue_at": cut}
+    for line in _STORY.format(
+        cut=cut, length=length, song=song, came=output.events.callbacks, polls=output.events.polls
+    ).splitlines():
+        output.print(line)
+    for path in output.value["files"]:
+        output.print(f"  {path}")
+
+
+def _write_song(out: Path) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    song = out / "demo-song.wav"
+    song.write_bytes(emulator.demo_song())
+    return song
 
 
 # ---------------------------------------------------------------- submit
@@ -120,6 +171,12 @@ def _connect_options(options: SubmitOptions) -> ConnectOptions:
     )
 
 
+def resume_options(route: str, out: Path | None) -> str:
+    """The options that another command needs to continue with a task."""
+    words = [*(["--route", route] if route != "classic" else []), *(["--out", str(out)] if out else [])]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
 async def _submit(output: Output, request: Request, options: SubmitOptions) -> None:
     connect_options, run = _connect_options(options), options.run
     output.resume = resume_options(options.common.route, run.out)
@@ -189,6 +246,12 @@ async def _listening(task: Task) -> AsyncIterator[None]:
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
+
+
+def clock(seconds: float) -> str:
+    """A position in audio, or its length, in minutes and seconds: 2:06, or 0:15.4."""
+    minutes, rest = divmod(round(seconds, 2), 60)
+    return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
 
 
 # ---------------------------------------------------------------- download

@@ -1,27 +1,120 @@
-"""What the command line says of events and errors: options in the place of Python names, no control characters."""
+"""How a command ends: one table from errors to exit codes, and the words and the JSON for each error.
+
+Errors of the library speak of Python; here options stand in the place of fields and arguments.
+"""
 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable
-from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import attrs
 
-from kie_async import events
+from kie_async.emulator import AudioMissingError
 from kie_async.errors import (
+    AudioError,
+    AuthError,
+    BudgetError,
+    ConflictError,
     FileError,
+    InsufficientCreditsError,
+    InternalError,
     InvalidRequestError,
+    KeyQuotaError,
     KieError,
     ManifestError,
     Problem,
     RowProblem,
+    SettingsError,
     SubmitUnknownError,
+    WaitTimeoutError,
 )
 from kie_async.models import ExtendRequest, UploadExtendRequest
+
+
+@attrs.define(slots=False)
+class UsageError(KieError):
+    """The command line is wrong: an unknown word, a missing value, or options that exclude each other."""
+
+
+@attrs.define(slots=False)
+class KeyUnusableError(SettingsError):
+    """There is no API key, or it cannot be one."""
+
+
+@attrs.define(slots=False)
+class TerminatedError(KieError):
+    """The process received SIGTERM."""
+
+
+@attrs.frozen
+class ExitStatus:
+    """One way in which a command can end.
+
+    Attributes:
+        code: the exit code of the process.
+        meaning: what the help says of it.
+        errors: the errors that lead to it; of an error's classes, the nearest one that is listed here decides.
+        hint: what to do next; ``{task}`` and ``{options}`` are filled in, and without a task the hint is left out.
+    """
+
+    code: int
+    meaning: str
+    errors: tuple[type[BaseException], ...] = ()
+    hint: str = ""
+
+
+EXITS: tuple[ExitStatus, ...] = (
+    ExitStatus(0, "done"),
+    ExitStatus(
+        1, "a fault of this program", (BaseException, InternalError),
+        "report it with what -v says; before it is run again, look at https://kie.ai/logs: what was sent is paid",
+    ),
+    ExitStatus(2, "wrong use", (UsageError, SettingsError, InvalidRequestError, AudioError, AudioMissingError)),
+    ExitStatus(3, "the task failed, or the service refused or did not answer", (KieError,)),
+    ExitStatus(
+        4, "no credits", (InsufficientCreditsError, KeyQuotaError, BudgetError),
+        "top up at https://kie.ai, then run it again",
+    ),
+    ExitStatus(
+        5, "no key, or a wrong one", (AuthError, KeyUnusableError),
+        "put the key into the environment variable KIE_API_KEY; 'kie-async demo' needs none",
+    ),
+    ExitStatus(
+        6, "still running", (WaitTimeoutError,),
+        "the task continues; wait again: kie-async wait {task}{options}",
+    ),
+    ExitStatus(
+        7, "outcome unknown", (SubmitUnknownError,),
+        "do not run it again blindly, it may be charged twice: look at https://kie.ai/logs first",
+    ),
+    ExitStatus(
+        8, "the disk, the journal, or a download", (FileError, ConflictError, OSError),
+        "fetch it again: kie-async download {task}{options}",
+    ),
+    ExitStatus(
+        130, "Ctrl-C", (KeyboardInterrupt, TerminatedError),
+        "the task continues; wait for it: kie-async wait {task}{options}",
+    ),
+    ExitStatus(141, "the reader of the output went away", (BrokenPipeError,)),
+)  # fmt: skip
+
+_BY_ERROR = {error: each for each in EXITS for error in each.errors}
+
+
+def exit_status(error: BaseException | None) -> ExitStatus:
+    """The exit status for an error, or for none."""
+    if error is None:
+        return EXITS[0]
+    return next(_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
+
+
+def exit_table() -> str:
+    """The table of exit codes, for the help."""
+    return "\n".join(f"{each.code:>5}  {each.meaning}" for each in EXITS)
+
+
+# ---------------------------------------------------------------- options in the place of Python
 
 _OPTIONS = {
     "audio_id": "AUDIO_ID",
@@ -64,64 +157,6 @@ def _as_option(found: re.Match[str]) -> str:
     if found["task"]:
         return f"kie-async wait {found['task']}"
     return option_of(found["field"]) if found["field"] else ""
-
-
-def clock(seconds: float) -> str:
-    """A position in audio, or its length, in minutes and seconds: 2:06, or 0:15.4."""
-    minutes, rest = divmod(round(seconds, 2), 60)
-    return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
-
-
-def count_of(number: int, noun: str) -> str:
-    """A number of things: 1 job, 2 jobs."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def printable(text: str) -> str:
-    """A text without control characters, so that it cannot move the cursor or colour the screen."""
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
-def resume_options(route: str, out: Path | None) -> str:
-    """The options that another command needs to continue with a task."""
-    words = [*(["--route", route] if route != "classic" else []), *(["--out", str(out)] if out else [])]
-    return "".join(f" {shlex.quote(word)}" for word in words)
-
-
-# ---------------------------------------------------------------- events
-
-# Events of these types replace each other: only the latest matters.
-TRANSIENT = (events.Polled, events.PollFailed, events.Queued)
-
-_STAGES = {
-    "text": "the lyrics are there",
-    "first": "the first track is done",
-    "complete": "all tracks are done",
-}
-_EVENT_LINES: dict[type[object], Callable[[Any], str]] = {
-    events.Submitted: lambda event: f"submitted: task {event.task_id}",
-    events.Polled: lambda event: f"the service says {event.status} after {event.age:.0f} s",
-    events.PollFailed: lambda event: f"a poll failed and is tried again: {event.reason}",
-    events.StageReached: lambda event: f"{event.stage}: {_STAGES[event.stage]}",
-    events.Retrying: lambda event: f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}",
-    events.Queued: lambda event: f"waiting for a slot ({event.what})",
-    events.Notice: lambda event: f"note: {with_options(events.clean(event.note))}",
-    events.CallbackReceived: lambda event: (
-        f"callback: {f'refused, {event.note}' if event.status != HTTPStatus.OK else event.stage}"
-    ),
-}
-
-
-def event_line(event: events.Event) -> str | None:
-    """An event in a line; None if it is not shown."""
-    text = _EVENT_LINES.get(type(event))
-    return text(event) if text else None
-
-
-def callback_line(event: events.CallbackReceived) -> str:
-    """A callback in a line, with its task."""
-    note = f" ({event.note})" if event.note else ""
-    return f"{event.task_id or 'unknown task'} {event.stage or 'unreadable'}, answered {event.status}{note}"
 
 
 # ---------------------------------------------------------------- errors
