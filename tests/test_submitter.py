@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ from kie_async._client.submission_gate import SubmissionGate
 from kie_async.emulator import Fault
 from kie_async.errors import SubmitUnknownError
 from kie_async.events import Finished, Notice, Queued, Retrying, Submitted
+from kie_async.journal import Job, SQLiteJournal
 from kie_async.limiter import Permit, SlidingLimiter
 
 pytestmark = pytest.mark.anyio
@@ -202,25 +204,6 @@ async def test_what_was_never_sent_is_sent_when_the_server_is_there(clock: Virtu
     assert clock.time() > 0
 
 
-@attrs.frozen
-class Lapsing:
-    """A permit of a limiter whose first ones run out before they are used."""
-
-    permit: Permit
-    lasts: bool = False
-
-    @property
-    def is_valid(self) -> bool:
-        return self.lasts
-
-    def release(self) -> None:
-        assert self.is_valid
-        self.permit.release()
-
-    def give_back(self) -> None:
-        self.permit.give_back()
-
-
 async def test_a_refusal_of_the_key_that_a_success_has_outdated_lets_the_others_wait_on() -> None:
     gate = SubmissionGate(SlidingLimiter(limit=1, window=10.0))
     permit = await gate.acquire(again=False)
@@ -233,20 +216,67 @@ async def test_a_refusal_of_the_key_that_a_success_has_outdated_lets_the_others_
     (await waiting).give_back()
 
 
+@attrs.frozen
+class Lapsing:
+    """A permit that can run out before it is used."""
+
+    permit: Permit
+    until: float
+
+    @property
+    def is_valid(self) -> bool:
+        return asyncio.get_running_loop().time() < self.until
+
+    def release(self) -> None:
+        self.permit.release()
+
+    def give_back(self) -> None:
+        self.permit.give_back()
+
+
 class Drowsy(SlidingLimiter):
+    """A limiter whose first two permits do not last long."""
+
     granted = 0
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(limit=1)
+        self.seconds = seconds
 
     async def acquire(self, *, again: bool = False) -> Permit:
         self.granted += 1
-        return Lapsing(await super().acquire(again=again), lasts=self.granted > 2)
+        permit = await super().acquire(again=again)
+        lasts = self.seconds if self.granted <= 2 else 60.0
+        return Lapsing(permit, asyncio.get_running_loop().time() + lasts)
 
 
 async def test_a_permit_that_ran_out_is_not_used() -> None:
-    limiter = Drowsy(limit=1)
+    limiter = Drowsy(0.0)
     async with serving(limiter=limiter) as service:
         await service.session.submit(REQUEST)
         assert (limiter.granted, len(service.emulator.arrivals)) == (3, 1)
         assert ["nothing was sent" in retried.reason for retried in service.of(Retrying)] == [True, True]
+
+
+async def test_a_permit_that_runs_out_while_the_connection_is_made_is_not_used(
+    clock: VirtualTimeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = clock.getaddrinfo
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        await anyio.sleep(5)
+        return await resolve(*args, **options)
+
+    monkeypatch.setattr(clock, "getaddrinfo", slow)
+    limiter = Drowsy(2.0)
+    async with serving() as service:
+        settings = attrs.evolve(
+            service.session.settings, base_url=service.emulator.base_url.replace("127.0.0.1", "localhost")
+        )
+        async with kie.KieSession(settings, limiter=limiter) as session:
+            await session.submit(REQUEST)
+        assert (limiter.granted, len(service.emulator.arrivals)) == (2, 1)  # the name is known by then
+        assert ["its permit ran out" in retried.reason for retried in service.of(Retrying)] == [True]
 
 
 async def test_a_server_that_stays_away_is_a_connect_error() -> None:
@@ -375,25 +405,20 @@ async def test_leaving_the_session_ends_the_wait_for_a_callback() -> None:
         assert caught.value.charged == "maybe"
 
 
-class Broken(Lapsing):
-    """A permit that breaks when it is asked whether it can be used."""
+class BreaksOnce(SQLiteJournal):
+    """A journal with a fault."""
 
-    @property
-    def is_valid(self) -> bool:
-        raise ZeroDivisionError
+    is_broken = True
 
-
-class BreaksOnce(SlidingLimiter):
-    granted = 0
-
-    async def acquire(self, *, again: bool = False) -> Permit:
-        self.granted += 1
-        permit = await super().acquire(again=again)
-        return Broken(permit) if self.granted == 1 else permit
+    async def intend(self, key: str, token: str) -> Job:
+        if self.is_broken:
+            self.is_broken = False
+            raise ZeroDivisionError
+        return await super().intend(key, token)
 
 
-async def test_a_fault_of_ours_reaches_the_caller_and_the_session_goes_on() -> None:
-    async with serving(limiter=BreaksOnce()) as service:
+async def test_a_fault_of_ours_reaches_the_caller_and_the_session_goes_on(tmp_path: Path) -> None:
+    async with serving(journal=BreaksOnce(tmp_path / "jobs.sqlite"), settings={"quota": 1}) as service:
         with pytest.raises(kie.InternalError) as caught:
             await service.session.submit(REQUEST)
         assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fault_server import KEY, LOOK, RECORD, SUBMIT, TASK, Reply, fault_server, http, ok, said, transport
+from verdicts import CountedPermit
 from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
@@ -277,32 +278,32 @@ async def test_successes_refill_the_budget() -> None:
     [ok(), ok(said(429)), Reply((http(502),)), Reply((http(200, TASK[:-1], length=len(TASK)),)), Reply(end="reset")],
 )
 async def test_the_permit_ends_once_when_something_was_sent(reply: Reply) -> None:
-    ended: list[int] = []
+    permit = CountedPermit()
     async with fault_server(reply) as server, transport(server.url) as opened:
-        await asyncio.gather(opened.send(SUBMIT, on_headers=lambda: ended.append(1)), return_exceptions=True)
-    assert ended == [1]
+        await asyncio.gather(opened.send(SUBMIT, permit=permit), return_exceptions=True)
+    assert permit.count == 1
 
 
 async def test_the_permit_ends_with_the_headers(clock: VirtualTimeLoop) -> None:
     begun = clock.time()
-    ended: list[float] = []
+    permit = CountedPermit()
     slow = Reply((http(200, b"", length=len(TASK)), TASK), pause=20)
     async with fault_server(slow) as server, transport(server.url) as opened:
-        await opened.send(SUBMIT, on_headers=lambda: ended.append(clock.time()))
-    assert ended[0] - begun < 10
+        await opened.send(SUBMIT, permit=permit)
+    assert permit.ended_at - begun < 10
     assert clock.time() - begun >= 20
 
 
 async def test_the_permit_ends_when_a_submission_is_cancelled_on_its_way() -> None:
-    ended: list[int] = []
+    permit = CountedPermit()
     async with fault_server(Reply(end="wait")) as server, transport(server.url) as opened:
-        sending = asyncio.ensure_future(opened.send(SUBMIT, on_headers=lambda: ended.append(1)))
+        sending = asyncio.ensure_future(opened.send(SUBMIT, permit=permit))
         while not server.asked:
             await asyncio.sleep(0.01)
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
     assert sending.cancelled()
-    assert ended == [1]
+    assert permit.count == 1
 
 
 # ---------------------------------------------------------------- cancelling

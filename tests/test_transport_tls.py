@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trustme
 from fault_server import LOOK, RECORD, SUBMIT, FaultServer, Reply, fault_server, ok, settings, transport
+from verdicts import CountedPermit
 
 from kie_async import errors
 from kie_async._protocol.endpoints import ApiCall
@@ -33,15 +34,15 @@ def _trust() -> ssl.SSLContext:
 
 
 async def _untrusted(server: FaultServer, trust: ssl.SSLContext | None) -> errors.KieError:
-    ended: list[int] = []
+    permit = CountedPermit()
     async with transport(server.url, ssl_context=trust) as opened:
         calls: tuple[ApiCall[Any], ...] = (SUBMIT, LOOK)
         for call in calls:
             with pytest.raises(errors.TLSError) as caught:
-                await opened.send(call, on_headers=lambda: ended.append(1))
+                await opened.send(call, permit=permit)
             assert (caught.value.charged, caught.value.retryable) == ("no", False)
     assert server.asked == []
-    assert ended == []
+    assert (permit.is_ended, permit.count) == (True, 0)
     assert server.connections <= 2  # one each: never tried again
     return caught.value
 

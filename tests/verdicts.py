@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,23 +12,32 @@ from kie_async._client.http_client import Transport
 from kie_async.errors import KieError, SubmitUnknownError
 
 
-class Calls:
-    """What ``on_headers`` was called with: it counts."""
+class CountedPermit:
+    """A permit that counts how often it ended as "sent"; only the first end counts."""
+
+    is_valid = True
 
     def __init__(self) -> None:
         self.count = 0
+        self.is_ended = False
+        self.ended_at = 0.0
 
-    def __call__(self) -> None:
-        self.count += 1
+    def release(self) -> None:
+        self.count += not self.is_ended
+        self.is_ended, self.ended_at = True, self.ended_at or asyncio.get_running_loop().time()
+
+    def give_back(self) -> None:
+        self.is_ended = True
 
 
 async def failing(opened: Transport, call: object = SUBMIT, headers: int | None = 1) -> KieError:
     """Send what must fail, and check what holds for every failure."""
-    calls = Calls()
+    permit = CountedPermit()
     with pytest.raises(KieError) as caught:
-        await opened.send(call, on_headers=calls)  # type: ignore[arg-type]  # any call
+        await opened.send(call, permit=permit)  # type: ignore[arg-type]  # any call
     error = caught.value
-    assert headers is None or calls.count == headers
+    assert permit.is_ended
+    assert headers is None or permit.count == headers
     assert error.__cause__ is None
     assert error.__context__ is None or isinstance(error.__context__, KieError)
     return error

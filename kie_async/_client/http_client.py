@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
@@ -47,6 +47,7 @@ from kie_async.errors import (
     TLSError,
 )
 from kie_async.events import Observer, Retrying, clean
+from kie_async.limiter import Permit
 from kie_async.settings import Settings
 
 T = TypeVar("T")
@@ -57,10 +58,6 @@ _DIRECT = 4  # reads that users ask for are sent beside the polls
 _SERVER_ERRORS = 500
 _JSON = {"Content-Type": "application/json; charset=utf-8"}
 _SHORTEST_KEY = 16  # a shorter one is no real key, and may be a word of the answer
-
-
-def _nothing() -> None:
-    return
 
 
 class Transport(anyio.AsyncContextManagerMixin):
@@ -100,7 +97,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             trust_env=False,
         )
 
-    async def send(self, call: ApiCall[T], *, on_headers: Callable[[], None] = _nothing, retry: bool = True) -> T:
+    async def send(self, call: ApiCall[T], *, permit: Permit | None = None, retry: bool = True) -> T:
         """Send a call and return what it answers.
 
         A call that spends is sent once. Others are sent again, within the budget all share, after a failure that
@@ -108,7 +105,8 @@ class Transport(anyio.AsyncContextManagerMixin):
 
         Args:
             call: what to ask.
-            on_headers: called each time when the headers of an answer are here, or lost; not if nothing was sent.
+            permit: of a submission. It is released when the headers of the answer are here, or lost, and given back
+                if nothing was sent; one that ran out before a byte could be sent forbids it.
             retry: False leaves all trying again to the caller.
 
         Raises:
@@ -119,7 +117,7 @@ class Transport(anyio.AsyncContextManagerMixin):
         attempt = 1
         while True:
             try:
-                value = _parsed(call, await self._exchange(call, on_headers))
+                value = _parsed(call, await self._exchange(call, permit))
             except KieError as error:
                 error.message = error.message.replace(self.settings.api_key.reveal(), "…")
                 if call.spends or not retry or attempt == READ_ATTEMPTS or not self._again(error):
@@ -137,21 +135,20 @@ class Transport(anyio.AsyncContextManagerMixin):
             return False
         return self._budget.spend()
 
-    async def _exchange(self, call: ApiCall[Any], on_headers: Callable[[], None]) -> Response:
-        wire = _Wire(on_headers)
+    async def _exchange(self, call: ApiCall[Any], permit: Permit | None) -> Response:
+        wire = _Wire(permit)
+        token = _WIRE.set(wire)
         try:
             body = _json(call)
             async with self._place(call):
-                token = _WIRE.set(wire)
-                try:
-                    return await self._request(call, body, wire)
-                finally:
-                    _WIRE.reset(token)
-                    wire.end()
+                return await self._request(call, body, wire)
         except KieError:
             raise
         except Exception as error:  # noqa: BLE001  # aiohttp's, and whatever else: did the server get it?
             failure = _translate(call, error, wire)
+        finally:
+            _WIRE.reset(token)
+            wire.end()
         raise failure  # outside of the handler, so that it does not carry aiohttp's error and its headers
 
     def _place(self, call: ApiCall[Any]) -> AbstractAsyncContextManager[object]:
@@ -196,26 +193,33 @@ class _Connector(aiohttp.TCPConnector):
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:  # noqa: ASYNC109  # aiohttp's own signature
         connection = await super().connect(req, traces, timeout)
-        _WIRE.get().made = True
+        wire = _WIRE.get()
+        if wire.permit is not None and not wire.permit.is_valid:  # connecting took long, or the process was stopped
+            connection.close()
+            raise _PermitRanOutError
+        wire.is_connected = True
         if connection.protocol is None or connection.protocol.should_close:
             connection.close()
             raise aiohttp.ServerDisconnectedError
         return connection
 
 
+class _PermitRanOutError(aiohttp.ClientError):
+    """The permit ran out before anything was sent."""
+
+
 @attrs.define
 class _Wire:
     """Whether a request got a connection: without one nothing was sent, with one nobody can know."""
 
-    on_headers: Callable[[], None]
-    made: bool = False
-    ended: bool = False
+    permit: Permit | None
+    is_connected: bool = False
 
     def end(self) -> None:
-        """The headers of the answer are here, or lost: report it once, if anything can have been sent."""
-        if self.made and not self.ended:
-            self.ended = True
-            self.on_headers()
+        """The headers of the answer are here, or lost, or nothing was sent: end the permit, once."""
+        permit, self.permit = self.permit, None
+        if permit is not None:
+            (permit.release if self.is_connected else permit.give_back)()
 
 
 _WIRE: ContextVar[_Wire] = ContextVar("_WIRE")  # of the request that this task makes: how its connection finds it
@@ -265,7 +269,7 @@ def _translate(call: ApiCall[Any], error: Exception, wire: _Wire) -> KieError:
     if isinstance(error.__cause__, KieError):  # the file, not the wire
         return error.__cause__.with_traceback(None)
     reason = _reason(error)
-    if not wire.made:
+    if not wire.is_connected:
         return _unsent(call, error, reason)
     if call.spends:
         return SubmitUnknownError(
@@ -278,6 +282,8 @@ def _translate(call: ApiCall[Any], error: Exception, wire: _Wire) -> KieError:
 
 
 def _unsent(call: ApiCall[Any], error: Exception, reason: str) -> ConnectError:
+    if isinstance(error, _PermitRanOutError):
+        return ConnectError(f"{call.name}: its permit ran out before it began: nothing was sent")
     if isinstance(error, aiohttp.ClientSSLError):
         return TLSError(f"{call.name}: the server could not prove who it is ({reason})")
     if isinstance(error, aiohttp.ClientHttpProxyError):

@@ -290,18 +290,16 @@ class Submitter:
         request, token, log = submission.request, submission.token, submission.log
         try:
             submission.check()
+            call = self._route.submit(request, self._callback_url(token))
             if log is not None:
                 await log.before_send(token)
         except BaseException:
             permit.give_back()
             raise
         try:
-            _check_valid(permit, request)
-            call = self._route.submit(request, self._callback_url(token))
-            task_id = await self._transport.send(call, on_headers=permit.release)
-        except BaseException as error:
-            permit.give_back()  # one that was released, for the server may have seen it, stays so
-            if log is not None and isinstance(error, KieError) and not isinstance(error, SubmitUnknownError):
+            task_id = await self._transport.send(call, permit=permit)
+        except KieError as error:
+            if log is not None and not isinstance(error, SubmitUnknownError):
                 await log.failed(token, error)
             raise
         await self._record_accepted(submission, task_id)
@@ -364,11 +362,6 @@ class Submitter:
         if not self._settings.callback_url:
             return PLACEHOLDER_CALLBACK_URL
         return f"{self._settings.callback_url}/{token}"
-
-
-def _check_valid(permit: Permit, request: Request) -> None:
-    if not permit.is_valid:  # the record of the intent took long, or the process was stopped
-        raise ConnectError(f"{request.operation}: its permit ran out before it began: nothing was sent")
 
 
 def _release_if_failed(post: asyncio.Future[TrackedTask], release: Callable[[], None]) -> None:
