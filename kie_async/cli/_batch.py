@@ -85,15 +85,15 @@ async def batch(
 
     Example: kie-async batch songs --at 75% --instrumental --style folk --title Longer --out new
     """
-    if output.as_json and options.batch.jsonl:
+    if output.as_json and options.run.jsonl:
         raise UsageError("--json and --jsonl are both given: leave one out")
     options.receiver.check()
-    location = find_journal(options.batch.journal, out, emulate=options.batch.emulate)
+    location = find_journal(options.run.journal, out, emulate=options.run.emulate)
     if location.is_shared:
         _check_shared(options)
     jobs = read_manifest(manifest, defaults=options.music.shared())
     order = BatchOrder(jobs, await jobs.check(), out, location, options)
-    if options.batch.dry_run:
+    if options.run.dry_run:
         await _show_plan(output, order)
         return
     await _ask(output, order)
@@ -103,7 +103,7 @@ async def batch(
 
 async def _ask(output: Output, order: BatchOrder) -> None:
     """Ask before credits are spent; at a terminal, a few jobs need no answer."""
-    run = order.options.batch
+    run = order.options.run
     jobs = 0 if run.yes else await order.count_payable()
     if not jobs or (jobs <= ASK_ABOVE and (run.emulate or is_at_terminal())):
         return
@@ -121,9 +121,9 @@ def _stopped() -> None:
 
 
 def _check_shared(options: BatchOptions) -> None:
-    if options.batch.emulate:
+    if options.run.emulate:
         raise UsageError("--emulate is for one process; for several, run 'kie-async emulate' and set what it prints")
-    if options.batch.max_credits is not None:
+    if options.run.max_credits is not None:
         raise UsageError("--max-credits cannot bind the other workers of a shared journal: leave it out")
 
 
@@ -155,7 +155,7 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
 
 
 def _connect_options(order: BatchOrder) -> ConnectOptions:
-    receiver, run = order.options.receiver, order.options.batch
+    receiver, run = order.options.receiver, order.options.run
     url = receiver.callback_url
     if url is None and not (receiver.callbacks or order.location.is_shared):
         url = ""  # that of the environment leads to another process, which cannot tell this one
@@ -172,8 +172,8 @@ def _connect_options(order: BatchOrder) -> ConnectOptions:
 async def _run(output: Output, order: BatchOrder) -> None:
     """Run the batch, and raise if it does not deliver all."""
     command = order.location.as_typed(output.words)
-    output.hints = _hints(command, order.location.options, emulated=order.options.batch.emulate)
-    progress = BatchProgress(output, order.out, jsonl=order.options.batch.jsonl)
+    output.hints = _hints(command, order.location.options, emulated=order.options.run.emulate)
+    progress = BatchProgress(output, order.out, jsonl=order.options.run.jsonl)
     journal = order.location.journal()
     async with order.location.quota() as limiter:
         shared = attrs.evolve(_connect_options(order), observer=progress.emit, journal=journal, limiter=limiter)
@@ -206,7 +206,7 @@ async def _work(order: BatchOrder, session: KieSession, journal: Journal, progre
         directory=order.out,
         observer=progress.job_changed,
         batch=order.name,
-        max_credits=order.options.batch.max_credits,
+        max_credits=order.options.run.max_credits,
     )
     async for _ in outcomes:
         pass
@@ -292,7 +292,7 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
 
     Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
     """
-    location, receiver = find_journal(options.worker.journal, out), options.receiver
+    location, receiver = find_journal(options.run.journal, out), options.receiver
     if not location.is_shared:
         raise UsageError(
             "--journal must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
@@ -301,7 +301,7 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
     again = f"work on with the same command:\n  {location.as_typed(output.words)}"
     output.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
     output.hints[7] = f"{after_unknown(location.options)}\n{again}"
-    progress, journal = BatchProgress(output, out, jsonl=options.worker.jsonl), location.journal()
+    progress, journal = BatchProgress(output, out, jsonl=options.run.jsonl), location.journal()
     with stopped_by_sigterm(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
         async with location.quota() as limiter:
             connect_options = ConnectOptions(
@@ -309,7 +309,7 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
                 receive=receiver.callbacks,
                 callback_url=receiver.callback_url,
                 bind=receiver.bind,
-                at_once=options.worker.at_once,
+                at_once=options.run.at_once,
                 observer=progress.emit,
                 journal=journal,
                 limiter=limiter,
@@ -321,6 +321,6 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
                     dsn=location.address,
                     directory=out,
                     observer=progress.job_changed,
-                    at_once=options.worker.at_once,
-                    until_done=options.worker.until_done,
+                    at_once=options.run.at_once,
+                    until_done=options.run.until_done,
                 )

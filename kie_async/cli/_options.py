@@ -1,4 +1,4 @@
-"""The options that commands share, each group a frozen value."""
+"""The options that commands share, each group a frozen value whose docstring is the help."""
 
 from __future__ import annotations
 
@@ -24,34 +24,16 @@ _CALLBACKS = Group("Callbacks", sort_key=3)
 _COMMON = Group("Common", sort_key=4)
 
 OutputArg: TypeAlias = Annotated[Output, Parameter(parse=False)]
-Seconds: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
+NotNegative: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
+Positive: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1))]
 Directory: TypeAlias = Annotated[Path, Parameter(name="--out", group=_RUN, help="Where the files go.")]
 Out: TypeAlias = Annotated[
     Path | None, Parameter(name="--out", group=_RUN, help="Download the tracks into this directory.")
 ]
 Timeout: TypeAlias = Annotated[
-    Seconds | None,
+    NotNegative | None,
     Parameter(name="--timeout", group=_RUN, help="Seconds to wait for the result; the task goes on beyond them."),
 ]
-
-
-@Parameter(name="*", group=_COMMON)
-@attrs.frozen(kw_only=True)
-class OutputOptions:
-    """What is written; these are read before the others, because errors in those are written that way too."""
-
-    json: Annotated[bool, Parameter(help="Write one JSON value to stdout, errors included.")] = False
-    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), help="Show the log.")] = False
-
-
-@Parameter(name="*", group=_COMMON)
-@attrs.frozen(kw_only=True)
-class CommonOptions(OutputOptions):
-    """What every command takes that asks the service."""
-
-    route: Annotated[RouteName, Parameter(help="Which of the service's two routes to take.")] = "classic"
-
-
 JournalOption: TypeAlias = Annotated[
     str | None,
     Parameter(
@@ -63,63 +45,90 @@ JournalOption: TypeAlias = Annotated[
     ),
 ]
 Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=_RUN, help="Do not ask, but do it.")]
+Jsonl: TypeAlias = Annotated[bool, Parameter(help="Write a line of JSON to stdout for each transition of a job.")]
 
-Jsonl: TypeAlias = Annotated[
-    bool, Parameter(group=_RUN, help="Write a line of JSON to stdout for each transition of a job.")
-]
 
-_NO_FIELDS = frozenset({"at", "duration", "prompt_file"})  # options of Music that are no fields of a request
-_NOT_GIVEN = ("instrumental", False)  # the switch without the option
+@Parameter(name="*", group=_COMMON)
+@attrs.frozen(kw_only=True)
+class OutputOptions:
+    """What is written; read before the others, because errors in those are written that way too.
+
+    Attributes:
+        json: Write one JSON value to stdout, errors included.
+        verbose: Show the log.
+    """
+
+    json: bool = False
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"))] = False
+
+
+@Parameter(name="*", group=_COMMON)
+@attrs.frozen(kw_only=True)
+class CommonOptions(OutputOptions):
+    """What every command takes that asks the service.
+
+    Attributes:
+        route: Which of the service's two routes to take.
+    """
+
+    route: RouteName = "classic"
+
+
 _UPLOAD_ONLY = UploadFields.__annotations__.keys() - RequestFields.__annotations__.keys()
 
 
 @Parameter(name="*", group=_MUSIC)
 @attrs.frozen(kw_only=True)
 class Music:
-    """The fields of a request. A field that breaks a rule is refused before anything is spent."""
+    """The fields of a request. A field that breaks a rule is refused before anything is spent.
 
-    at: Annotated[
-        str | None,
-        Parameter(
-            allow_leading_hyphen=True,
-            metavar="POSITION",
-            help="Where to cut the song and go on: 45.5 or 1:05 (seconds), 75%, or -10s (before its end).",
-        ),
-    ] = None
-    duration: Annotated[
-        float | None, Parameter(help="The length of the song in seconds, where it cannot be measured.")
-    ] = None
+    Attributes:
+        at: Where to cut the song and go on: 45.5 or 1:05 (seconds), 75%, or -10s (before its end).
+        duration: The length of the song in seconds, where it cannot be measured.
+        prompt: The lyrics.
+        prompt_file: A text file with the lyrics.
+        style: The style of music.
+        title: The title of the new tracks.
+        instrumental: No voice.
+        negative_tags: Styles to keep out.
+        vocal_gender: A tendency only.
+        style_weight: How closely to follow the style, from 0 to 1 in steps of 0.01.
+        weirdness_constraint: How far to depart from what is usual, from 0 to 1.
+        audio_weight: How much the source counts, from 0 to 1.
+        persona_id: A persona made with the service.
+        persona_model: What kind of persona it is.
+        lyrics: Exact lyrics, which go before the prompt (--route jobs, SONG).
+        variety: From 0 to 4 (--route jobs, SONG).
+        default_param_flag: Own parameters, or those of the source; by default it follows from what is given.
+    """
+
+    at: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="POSITION")] = None
+    duration: float | None = None
     model: Annotated[
         str | None,
         Parameter(help=f"One of {', '.join(MODELS)}; V5 for audio of your own, for a track the one that made it."),
     ] = None
-    prompt: Annotated[str | None, Parameter(help="The lyrics.")] = None
-    prompt_file: Annotated[Path | None, Parameter(help="A text file with the lyrics.")] = None
-    style: Annotated[str | None, Parameter(help="The style of music.")] = None
-    title: Annotated[str | None, Parameter(help="The title of the new tracks.")] = None
-    instrumental: Annotated[bool, Parameter(help="No voice.")] = False
-    negative_tags: Annotated[str | None, Parameter(help="Styles to keep out.")] = None
-    vocal_gender: Annotated[Literal["m", "f"] | None, Parameter(help="A tendency only.")] = None
-    style_weight: Annotated[float | None, Parameter(help="From 0 to 1 in steps of 0.01, as the next two.")] = None
+    prompt: str | None = None
+    prompt_file: Path | None = None
+    style: str | None = None
+    title: str | None = None
+    instrumental: bool = False
+    negative_tags: str | None = None
+    vocal_gender: Literal["m", "f"] | None = None
+    style_weight: float | None = None
     weirdness_constraint: float | None = None
     audio_weight: float | None = None
-    persona_id: Annotated[str | None, Parameter(help="A persona made with the service.")] = None
+    persona_id: str | None = None
     persona_model: Literal["style_persona", "voice_persona"] | None = None
-    lyrics: Annotated[str | None, Parameter(help="Exact lyrics, which go before the prompt (--route jobs, SONG).")] = (
-        None
-    )
-    variety: Annotated[float | None, Parameter(help="From 0 to 4 (--route jobs, SONG).")] = None
-    default_param_flag: Annotated[
-        bool | None,
-        Parameter(
-            negative="--no-default-param-flag",
-            help="Own parameters, or those of the source; by default it follows from what is given.",
-        ),
-    ] = None
+    lyrics: str | None = None
+    variety: float | None = None
+    default_param_flag: Annotated[bool | None, Parameter(negative="--no-default-param-flag")] = None
 
     def of_upload(self, continue_at: float | str | None, length: float | None) -> UploadFields:
         """The fields of a request that extends audio of one's own."""
-        given = attrs.asdict(self, filter=lambda field, _: field.name not in _NO_FIELDS)
+        given = attrs.asdict(self)
+        for name in ("at", "duration", "prompt_file"):  # they are no fields of a request
+            del given[name]
         given |= {"prompt": self._prompt(), "continue_at": continue_at, "source_duration": length}
         if self.model is None:
             del given["model"]
@@ -127,16 +136,16 @@ class Music:
 
     def of_track(self, continue_at: float | str | None) -> RequestFields:
         """The fields of a request that extends a track of the service."""
+        given = dict(self.of_upload(continue_at, self.duration))
         for name in _UPLOAD_ONLY:
-            if getattr(self, name) is not None:
+            if given.pop(name) is not None:
                 raise UsageError(f"--{name} is for upload-extend alone: leave it out")
-        given = self.of_upload(continue_at, self.duration)
-        return cast("RequestFields", {name: value for name, value in given.items() if name not in _UPLOAD_ONLY})
+        return cast("RequestFields", given)
 
     def shared(self) -> dict[str, object]:
         """The fields that all jobs of a manifest share, as ``read_manifest`` takes them."""
-        given: dict[str, object] = {**self.of_upload(None, self.duration), "continue_at": self.at}
-        return {name: value for name, value in given.items() if value is not None and (name, value) != _NOT_GIVEN}
+        given = {**self.of_upload(self.at, self.duration), "instrumental": self.instrumental or None}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _prompt(self) -> str | None:
         if self.prompt_file is None:
@@ -151,34 +160,30 @@ class Music:
             raise UsageError(f"--prompt-file: {self.prompt_file} is not UTF-8: save it as UTF-8") from None
 
 
-@Parameter(name="*", group=_RUN)
+@Parameter(name="*", group=_CALLBACKS)
 @attrs.frozen(kw_only=True)
-class RunOptions:
-    """What happens around a submission."""
+class CallbackAddress:
+    """Where callbacks of the service are received.
 
-    out: Out = None
-    emulate: Annotated[bool, Parameter(help="Use the built-in emulator: no key, no cost, invented music.")] = False
-    no_wait: Annotated[bool, Parameter(help="Print the id of the task and leave.")] = False
-    timeout: Timeout = None
+    Attributes:
+        callback_url: Where the service reaches the receiver; by default KIE_CALLBACK_URL.
+        bind: Where the receiver listens (127.0.0.1:8080).
+    """
+
+    callback_url: str | None = None
+    bind: Annotated[str | None, Parameter(name=("--bind", "--listen"), metavar="HOST:PORT")] = None
 
 
 @Parameter(name="*", group=_CALLBACKS)
 @attrs.frozen(kw_only=True)
-class CallbackOptions:
-    """How callbacks of the service are received."""
+class CallbackOptions(CallbackAddress):
+    """Whether and where callbacks of the service are received.
 
-    callbacks: Annotated[
-        bool, Parameter(help="Receive callbacks in this process, instead of asking again and again.")
-    ] = False
-    callback_url: Annotated[
-        str | None, Parameter(help="Where the service reaches the receiver; by default KIE_CALLBACK_URL.")
-    ] = None
-    bind: Annotated[
-        str | None,
-        Parameter(
-            name=("--bind", "--listen"), metavar="HOST:PORT", help="Where the receiver listens (127.0.0.1:8080)."
-        ),
-    ] = None
+    Attributes:
+        callbacks: Receive callbacks in this process, instead of asking again and again.
+    """
+
+    callbacks: bool = False
 
     def check(self) -> None:
         """Refuse what has no meaning without another option."""
@@ -188,65 +193,88 @@ class CallbackOptions:
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class SubmitOptions:
+class ServiceOptions:
+    """What every command takes that follows tasks."""
+
+    receiver: CallbackOptions = CallbackOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@Parameter(name="*", group=_RUN)
+@attrs.frozen(kw_only=True)
+class RunOptions:
+    """What happens around a submission.
+
+    Attributes:
+        emulate: Use the built-in emulator: no key, no cost, invented music.
+        no_wait: Print the id of the task and leave.
+    """
+
+    out: Out = None
+    emulate: bool = False
+    no_wait: bool = False
+    timeout: Timeout = None
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class SubmitOptions(ServiceOptions):
     """All the options of a command that submits."""
 
     music: Music = Music()
     run: RunOptions = RunOptions()
-    receiver: CallbackOptions = CallbackOptions()
-    common: CommonOptions = CommonOptions()
 
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
 class BatchRunOptions:
-    """How a batch runs."""
+    """How a batch runs.
+
+    Attributes:
+        dry_run: Show what would be done and what it would cost; send nothing.
+        max_credits: Never spend more than this on the batch.
+        emulate: Use a built-in emulator: no key, no cost. It ends with the command; 'kie-async emulate' lasts.
+    """
 
     journal: JournalOption = None
     yes: Yes = False
-    dry_run: Annotated[bool, Parameter(help="Show what would be done and what it would cost; send nothing.")] = False
-    max_credits: Annotated[
-        float | None, Parameter(validator=Number(gte=0), help="Never spend more than this on the batch.")
-    ] = None
-    emulate: Annotated[
-        bool,
-        Parameter(
-            help="Use a built-in emulator: no key, no cost. It ends with the command; 'kie-async emulate' lasts."
-        ),
-    ] = False
+    dry_run: bool = False
+    max_credits: NotNegative | None = None
+    emulate: bool = False
     jsonl: Jsonl = False
 
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class BatchOptions:
+class BatchOptions(ServiceOptions):
     """All the options of a batch, besides its directory."""
 
     music: Music = Music()
-    batch: BatchRunOptions = BatchRunOptions()
-    receiver: CallbackOptions = CallbackOptions()
-    common: CommonOptions = CommonOptions()
+    run: BatchRunOptions = BatchRunOptions()
 
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
 class WorkerRunOptions:
-    """How a worker works."""
+    """How a worker works.
+
+    Attributes:
+        at_once: Jobs under way here at once (100).
+        until_done: Leave when every job has come to its end.
+    """
 
     journal: JournalOption = None
-    at_once: Annotated[int, Parameter(help="Jobs under way here at once (100).", validator=Number(gte=1))] = 100
-    until_done: Annotated[bool, Parameter(help="Leave when every job has come to its end.")] = False
+    at_once: Positive = 100
+    until_done: bool = False
     jsonl: Jsonl = False
 
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class WorkerOptions:
+class WorkerOptions(ServiceOptions):
     """All the options of a worker, besides its directory."""
 
-    worker: WorkerRunOptions = WorkerRunOptions()
-    receiver: CallbackOptions = CallbackOptions()
-    common: CommonOptions = CommonOptions()
+    run: WorkerRunOptions = WorkerRunOptions()
 
 
 @Parameter(name="*")
@@ -262,28 +290,40 @@ class JobsOptions:
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
 class ResolveOptions:
-    """What became of a job whose outcome is unknown."""
+    """What became of a job whose outcome is unknown.
 
-    task_id: Annotated[str | None, Parameter(help="It became this task: look at https://kie.ai/logs.")] = None
-    retry: Annotated[bool, Parameter(help="It was never accepted: send it again.")] = False
-    give_up: Annotated[bool, Parameter(help="Leave it, whatever became of it.")] = False
+    Attributes:
+        task_id: It became this task: look at https://kie.ai/logs.
+        retry: It was never accepted: send it again.
+        give_up: Leave it, whatever became of it.
+    """
+
+    task_id: str | None = None
+    retry: bool = False
+    give_up: bool = False
     yes: Yes = False
 
 
 @Parameter(name="*", group=_RUN)
 @attrs.frozen(kw_only=True)
 class EmulatorOptions:
-    """How the emulator is served."""
+    """How the emulator is served.
 
-    port: Annotated[int, Parameter(help="0 takes a free one.", validator=Number(gte=0, lte=MAX_PORT))] = 0
-    seed: Annotated[int, Parameter(help="Of all that is random.")] = 0
-    speed: Annotated[float, Parameter(help="Tasks live that many times faster (10).", validator=Number(gt=0))] = 10.0
-    credits_left: Annotated[float, Parameter(name="--credits", help="What the account holds (1000).")] = 1000.0
-    key: Annotated[
-        tuple[str, ...],
-        Parameter(help="The only invented key that is taken (emulated-account-1); may be repeated."),
-    ] = ()
-    webhook_key: Annotated[str | None, Parameter(help="Sign the callbacks with this invented key.")] = None
+    Attributes:
+        port: 0 takes a free one.
+        seed: Of all that is random.
+        speed: Tasks live that many times faster (10).
+        credits_left: What the account holds (1000).
+        key: The only invented key that is taken (emulated-account-1); may be repeated.
+        webhook_key: Sign the callbacks with this invented key.
+    """
+
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_PORT))] = 0
+    seed: int = 0
+    speed: Annotated[float, Parameter(validator=Number(gt=0))] = 10.0
+    credits_left: Annotated[float, Parameter(name="--credits")] = 1000.0
+    key: tuple[str, ...] = ()
+    webhook_key: str | None = None
     fault: Annotated[
         tuple[str, ...], Parameter(help=f"What shall go wrong; may be repeated. One of {', '.join(KINDS)}.")
     ] = ()
@@ -291,7 +331,7 @@ class EmulatorOptions:
 
 
 # Without any option given.
-OUTPUT, COMMON, CALLBACKS, SUBMIT = OutputOptions(), CommonOptions(), CallbackOptions(), SubmitOptions()
+OUTPUT, COMMON, ADDRESS, SUBMIT = OutputOptions(), CommonOptions(), CallbackAddress(), SubmitOptions()
 BATCH, WORKER, JOBS = BatchOptions(), WorkerOptions(), JobsOptions()
 RESOLVE, EMULATOR = ResolveOptions(), EmulatorOptions()
 

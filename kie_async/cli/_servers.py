@@ -16,10 +16,10 @@ from kie_async._client import Task
 from kie_async.cli._connect import Connection, ConnectOptions, connect
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import (
-    CALLBACKS,
+    ADDRESS,
     COMMON,
     EMULATOR,
-    CallbackOptions,
+    CallbackAddress,
     CommonOptions,
     EmulatorOptions,
     OutputArg,
@@ -34,7 +34,7 @@ from kie_async.events import CallbackReceived
 async def listen(
     *task_ids: Annotated[str, Parameter(help="Tasks to wait for; without any it listens until Ctrl-C.")],
     output: OutputArg,
-    receiver: CallbackOptions = CALLBACKS,
+    receiver: CallbackAddress = ADDRESS,
     common: CommonOptions = COMMON,
 ) -> None:
     """Receive callbacks and show each as it comes in.
