@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -21,15 +21,13 @@ from kie_async.callbacks._receiver import TIMEOUT, Receiving, segments
 from kie_async.errors import SettingsError
 
 MAX_CONNECTIONS = 512  # half of the open files that a process is commonly allowed
-_LINGERING_TIME = 1.0  # seconds to read on after a refusal, so that its sender sees the answer and not a reset
 _SHUTDOWN_TIMEOUT = 1.0  # seconds for callbacks under way when a server ends
-_NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
 _BANNER = "kie_async"  # no version: it tells a stranger what to try
 _OPTIONS: dict[str, Any] = {
     "access_log": None,  # it would hold the tokens
     "auto_decompress": False,  # a compressed body is refused
     "keepalive_timeout": TIMEOUT,  # holds for a request's head as well, until it is complete
-    "lingering_time": _LINGERING_TIME,
+    "lingering_time": 1.0,  # seconds to read on after a refusal, so that its sender sees the answer and not a reset
 }
 
 
@@ -106,10 +104,8 @@ async def serve(
         yield _serving(listener, prefix)
     finally:
         listener.close()
-        with CancelScope(
-            shield=True
-        ):  # a cancelled block must not leave connections behind; it takes _SHUTDOWN_TIMEOUT at most
-            await runner.cleanup()
+        with CancelScope(shield=True):  # a cancelled block must not leave connections behind
+            await runner.cleanup()  # takes _SHUTDOWN_TIMEOUT at most
 
 
 async def _listen(server: web.Server, host: str, port: int) -> asyncio.Server:
@@ -122,10 +118,10 @@ async def _listen(server: web.Server, host: str, port: int) -> asyncio.Server:
 def _serving(listener: asyncio.Server, prefix: str) -> Serving:
     host, port = listener.sockets[0].getsockname()[:2]
     address = ip_address(host.partition("%")[0])
+    is_v4 = isinstance(address, IPv4Address)
     if address.is_unspecified:
-        address = ip_address("127.0.0.1" if address.version == 4 else "::1")  # noqa: PLR2004  # IPv4
-    name = str(address) if address.version == 4 else f"[{address}]"  # noqa: PLR2004  # IPv4
-    return Serving(host, port, f"http://{name}:{port}{prefix}")
+        address = ip_address("127.0.0.1" if is_v4 else "::1")
+    return Serving(host, port, f"http://{address}:{port}{prefix}" if is_v4 else f"http://[{address}]:{port}{prefix}")
 
 
 class _RequestHandler(web.RequestHandler):
@@ -196,7 +192,7 @@ async def _expect_later(_request: web.Request) -> None:
 
 def _response(status: int) -> web.Response:
     answer = web.Response(status=status, headers={"Server": _BANNER})
-    if status == _NOT_ALLOWED:
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
         answer.headers["Allow"] = "POST"
     return answer
 

@@ -1,4 +1,4 @@
-"""What a callback is answered: headers and bytes in, an HTTP status out. No framework lives here.
+"""What a callback is answered: headers and bytes in, an HTTP status out, for every framework and for none.
 
 The body of a callback is not signed, so all it can do is make the session poll a task now. A callback that is repeated,
 swapped or late does no harm. One for an unknown task is answered 200: another process may own the task, and the service
@@ -18,7 +18,7 @@ import attrs
 
 from kie_async._protocol import signing, wire
 from kie_async._protocol.signing import Check
-from kie_async.errors import BadResponseError, SettingsError
+from kie_async.errors import BadResponseError, SettingsError, SignatureError
 from kie_async.events import CallbackReceived, Observer, clean, guarded
 from kie_async.models import CallbackEvent
 from kie_async.settings import Secret, Settings
@@ -31,12 +31,18 @@ TIMEOUT = 10.0  # seconds for a body to come in, and for a callback to be taken 
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-_OK, _GOOD = HTTPStatus.OK, Check.GOOD  # in Python 3.11 each access to an enum member costs a call
-_SIGNATURE_STATUS = {
-    Check.MISSING: HTTPStatus.UNAUTHORIZED,
-    Check.MALFORMED: HTTPStatus.BAD_REQUEST,
-    Check.STALE: HTTPStatus.UNAUTHORIZED,
-    Check.WRONG: HTTPStatus.UNAUTHORIZED,
+# What a callback is answered whose signature is not good, and what its receiver can do about it.
+_SIGNATURE_FAULTS = {
+    Check.MISSING: (
+        HTTPStatus.UNAUTHORIZED,
+        "pass on all headers of the request, and switch the webhook key on in the account's settings",
+    ),
+    Check.MALFORMED: (HTTPStatus.BAD_REQUEST, "the service did not send this"),
+    Check.STALE: (HTTPStatus.UNAUTHORIZED, "set this machine's clock; if it is right, the callback is a replay"),
+    Check.WRONG: (
+        HTTPStatus.UNAUTHORIZED,
+        "check that the key is the account's webhook key; if it is, the service did not send this",
+    ),
 }
 
 
@@ -98,12 +104,12 @@ class Receiver:
             could not be delivered, so that the service tries again. Nothing is raised. If this is cancelled, send no
             answer: the service tries again.
         """
-        names = fold(headers.items())
-        try:
-            _check_head(names, len(body), token)
-        except _RefusalError as refusal:
-            return self._report(refusal.status, refusal.note, token)
-        return await self._verify(names, body, token)
+        pieces = iter([body])
+
+        async def read() -> bytes:
+            return next(pieces, b"")
+
+        return await self._take("POST", fold(headers.items()), len(body), token, read)
 
     async def receive(self, method: str, headers: Iterable[tuple[str, str]], token: str, read: Read) -> int:
         """Read the body of a callback, verify and deliver it.
@@ -120,33 +126,32 @@ class Receiver:
             The statuses of ``handle``, and 405 and 408; 400 also for a body that broke off.
         """
         names = fold(headers)
-        try:
-            _check_method(method)
-            _check_head(names, _declared(names), token)
-            body = await _read_within(read)
-        except _RefusalError as refusal:
-            return self._report(refusal.status, refusal.note, token)
-        return await self._verify(names, body, token)
+        length = names.get("content-length", "")
+        declared = int(length) if _LENGTH.fullmatch(length) else 0  # the bytes are counted anyway
+        return await self._take(method, names, declared, token, read)
 
-    async def _verify(self, headers: Mapping[str, str], body: bytes, token: str) -> int:
+    async def _take(self, method: str, headers: Mapping[str, str], size: int, token: str, read: Read) -> int:
         event = None
         try:
-            claims = _parse(body)
+            _check_head(method, headers, size, token)
+            claims = wire.read_callback(await _read_body(read))
             self._authenticate(headers, claims.task_id)
             event = claims
             note = await self._deliver_event(token, event)
+        except BadResponseError as error:
+            return self._report(HTTPStatus.BAD_REQUEST, error.message, token)
         except _RefusalError as refusal:
             return self._report(refusal.status, refusal.note, token, event)
-        return self._report(_OK, note, token, event)
+        return self._report(HTTPStatus.OK, note, token, event)
 
     def _authenticate(self, headers: Mapping[str, str], task_id: str) -> None:
         if not self.keys:
             return
         now = self._clock()
         verdict = signing.check(self.keys, headers, task_id, now)
-        if verdict is _GOOD:
-            return
-        raise _RefusalError(_SIGNATURE_STATUS[verdict], explain(verdict, headers, now))
+        if verdict is not Check.GOOD:
+            status, _ = _SIGNATURE_FAULTS[verdict]
+            raise _RefusalError(status, _explain(verdict, headers, now))
 
     async def _deliver_event(self, token: str, event: CallbackEvent) -> str:
         try:
@@ -161,9 +166,8 @@ class Receiver:
         task_id = stage = ""
         if event:
             task_id, stage, note = [clean(fact.replace(token, "…")) for fact in (event.task_id, event.stage, note)]
-        answer = int(status)
-        self._emit(CallbackReceived(task_id, stage, answer, note))
-        return answer
+        self._emit(CallbackReceived(task_id, stage, int(status), note))
+        return int(status)
 
 
 def segments(path: str) -> list[str]:
@@ -183,7 +187,7 @@ def fold(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     return names
 
 
-def explain(verdict: Check, headers: Mapping[str, str], now: float) -> str:
+def _explain(verdict: Check, headers: Mapping[str, str], now: float) -> str:
     """Say what is wrong with a signature; ``headers`` have lower-case names."""
     note: str = verdict.value
     if verdict is Check.STALE:
@@ -192,48 +196,91 @@ def explain(verdict: Check, headers: Mapping[str, str], now: float) -> str:
     return note
 
 
-def _declared(headers: Mapping[str, str]) -> int:
-    """The declared length of the body; 0 if there is none, for the bytes are counted anyway."""
-    length = headers.get("content-length", "")
-    return int(length) if _LENGTH.fullmatch(length) else 0
-
-
-def _check_method(method: str) -> None:
+def _check_head(method: str, headers: Mapping[str, str], size: int, token: str) -> None:
     if method != "POST":
         raise _RefusalError(HTTPStatus.METHOD_NOT_ALLOWED, "not a POST")
-
-
-def _check_head(headers: Mapping[str, str], size: int, token: str) -> None:
-    if size > MAX_BYTES:
-        raise _RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
+    _check_size(size)
     if headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
         raise _RefusalError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is compressed")
     if _TOKEN.fullmatch(token) is None:
         raise _RefusalError(HTTPStatus.NOT_FOUND, "no token in the path")
 
 
-async def _read_within(read: Read) -> bytes:
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            return await _read_capped(read)
-    except TimeoutError:
-        raise _RefusalError(HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly") from None
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise _RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
 
 
-async def _read_capped(read: Read) -> bytes:
-    body = bytearray()
+async def _read_body(read: Read) -> bytes:
+    body, timeout = bytearray(), asyncio.timeout(TIMEOUT)
     try:
-        while piece := await read():
-            body += piece
-            if len(body) > MAX_BYTES:
-                raise _RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
-    except OSError:
+        async with timeout:
+            while len(body) <= MAX_BYTES and (piece := await read()):
+                body += piece
+    except OSError:  # among them TimeoutError, which a lost connection can raise as well
+        if timeout.expired():
+            raise _RefusalError(HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly") from None
         raise _RefusalError(HTTPStatus.BAD_REQUEST, "the body broke off") from None
+    _check_size(len(body))
     return bytes(body)
 
 
-def _parse(body: bytes) -> CallbackEvent:
-    try:
-        return wire.read_callback(body)
-    except BadResponseError as error:
-        raise _RefusalError(HTTPStatus.BAD_REQUEST, error.message) from None
+def unwrap(
+    body: bytes | str, headers: Mapping[str, str], *, key: str | Secret | Iterable[str | Secret] | None
+) -> CallbackEvent:
+    """Verify a callback and return what it says, for those who receive callbacks in their own way.
+
+    Pass ``session.receiver.handle`` the callback instead where a session is to hear of it. The service signs the task
+    id and a timestamp, but not the body: whoever has seen one callback can send another body for the same task for
+    300 s. So treat the result as a hint, answer 200 within 15 s, and ask for the task: ``session.track(task_id)``. ::
+
+        def answer(body: bytes, headers: Mapping[str, str]) -> int:
+            try:
+                event = kie.callbacks.unwrap(body, headers, key=os.environ["KIE_WEBHOOK_KEY"])
+            except kie.SignatureError:
+                return 401
+            except kie.BadResponseError:
+                return 400
+            print(event.task_id, event.stage)
+            return 200
+
+    Args:
+        body: as received, not parsed.
+        headers: of the request; names in any case.
+        key: the account's webhook key, or several of which any may have signed (rotation). None: the signature is not
+            checked, so anybody may have sent it.
+
+    Raises:
+        SignatureError: the signature headers are missing or wrong, or their time is more than 300 s from this clock.
+        BadResponseError: the body is no callback of the service, or larger than 256 KiB.
+        SettingsError: a key is empty, or the sequence of keys is: anybody could sign.
+        TypeError: the body was parsed already.
+    """
+    keys = None if key is None else _keys(key)
+    event = wire.read_callback(_raw(body))
+    if keys is None:
+        return event
+    names, now = fold(headers.items()), time.time()
+    verdict = signing.check(keys, names, event.task_id, now)
+    if verdict is not Check.GOOD:
+        _, remedy = _SIGNATURE_FAULTS[verdict]
+        raise SignatureError(f"the callback has {_explain(verdict, names, now)}: {remedy}")
+    return event
+
+
+def _keys(key: str | Secret | Iterable[str | Secret]) -> tuple[Secret, ...]:
+    given = [key] if isinstance(key, (str, Secret)) else key
+    keys = tuple(each if isinstance(each, Secret) else Secret(each) for each in given)
+    if not keys or not all(keys):
+        raise SettingsError("key is empty: give the account's webhook key, or None to take unsigned callbacks")
+    return keys
+
+
+def _raw(body: object) -> bytes:
+    if isinstance(body, str):
+        body = body.encode("utf-8", "surrogatepass")
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise TypeError(f"body is {type(body).__name__}: give the bytes or the text of the request, not parsed")
+    if len(body) > MAX_BYTES:
+        raise BadResponseError(f"the body of the callback is larger than {MAX_BYTES} bytes")
+    return bytes(body)
