@@ -75,7 +75,7 @@ def run(words: Sequence[str], *, loop_factory: Callable[[], asyncio.AbstractEven
     repair_streams()
     options = set(takewhile("--".__ne__, words))
     verbose = not options.isdisjoint({"-v", "--verbose"})
-    output = Output(as_json="--json" in options, verbose=verbose, words=words)
+    output = Output(as_json="--json" in options, words=words)
     with shown_log(output.display, verbose=verbose):
         error: BaseException | None = None
         try:

@@ -13,7 +13,6 @@ from kie_async._protocol.limits import CREDITS_PER_TASK
 from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, run_shared_batch, work
 from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
 from kie_async.cli._connect import (
-    ConnectOptions,
     JournalLocation,
     connect,
     find_journal,
@@ -21,15 +20,13 @@ from kie_async.cli._connect import (
     stopped_by_sigterm,
 )
 from kie_async.cli._exit_codes import TerminatedError, UsageError, exit_status
-from kie_async.cli._options import BATCH, WORKER, BatchOptions, Directory, OutputArg, WorkerOptions
+from kie_async.cli._options import BATCH, WORKER, BatchOptions, CallbackOptions, Directory, OutputArg, WorkerOptions
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import Journal, State
 from kie_async.session import KieSession
 
 ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
-# Of the built-in emulator: what a batch waits for is the quota alone.
-_EMULATOR = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
 
 
 @attrs.frozen
@@ -54,6 +51,19 @@ class BatchOrder:
     def name(self) -> str:
         """The batch's name in the journal."""
         return self.location.batch or ""
+
+    @property
+    def emulated(self) -> Mapping[str, float | tuple[float, ...]] | None:
+        """How the built-in emulator is served, if it is to be used; what a batch waits for is the quota alone."""
+        return {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)} if self.options.run.emulate else None
+
+    @property
+    def receiver(self) -> CallbackOptions:
+        """How callbacks are received."""
+        receiver = self.options.receiver
+        if self.options.run.emulate:
+            return attrs.evolve(receiver, callbacks=True)  # those of the emulator always find their way
+        return receiver if receiver.callbacks or self.location.is_shared else receiver.here()
 
     async def count_new(self) -> int:
         """How many of the jobs the journal does not know yet."""
@@ -145,28 +155,13 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
     if summary.duplicates:
         output.print(f"{summary.duplicates:>7}  ask for the same as another, and are made and paid all the same")
     output.print(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
-    async with connect(output, _connect_options(order)) as connection:
-        left = (await connection.session.credits()).amount
+    async with connect(output, order.receiver, emulated=order.emulated, route=order.options.common.route) as session:
+        left = (await session.credits()).amount
     value["credits_left"] = left
     output.print(f"{left:>7.12g}  credits are left on the account")
 
 
 # ---------------------------------------------------------------- the run
-
-
-def _connect_options(order: BatchOrder) -> ConnectOptions:
-    receiver, run = order.options.receiver, order.options.run
-    url = receiver.callback_url
-    if url is None and not (receiver.callbacks or order.location.is_shared):
-        url = ""  # that of the environment leads to another process, which cannot tell this one
-    return ConnectOptions(
-        route=order.options.common.route,
-        emulate=run.emulate,
-        emulator=_EMULATOR,
-        receive=receiver.callbacks or run.emulate,  # those of the emulator always find their way
-        callback_url=url,
-        bind=receiver.bind,
-    )
 
 
 async def _run(output: Output, order: BatchOrder) -> None:
@@ -176,9 +171,17 @@ async def _run(output: Output, order: BatchOrder) -> None:
     progress = BatchProgress(output, order.out, jsonl=order.options.run.jsonl)
     journal = order.location.journal()
     async with order.location.quota() as limiter:
-        shared = attrs.evolve(_connect_options(order), observer=progress.emit, journal=journal, limiter=limiter)
-        async with connect(output, shared) as connection, progress.shown(journal, order.name):
-            await _work(order, connection.session, journal, progress)
+        connected = connect(
+            output,
+            order.receiver,
+            emulated=order.emulated,
+            journal=journal,
+            limiter=limiter,
+            observer=progress.emit,
+            route=order.options.common.route,
+        )
+        async with connected as session, progress.shown(journal, order.name):
+            await _work(order, session, journal, progress)
     if (others := order.summary.total - progress.counts.total) > 0:
         output.say(f"left to another batch of this journal: {count_of(others, 'job')}")
     if (end := batch_end(progress.counts, order.location.with_out(order.out), command, lost=progress.lost)) is not None:
@@ -292,31 +295,30 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
 
     Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
     """
-    location, receiver = find_journal(options.run.journal, out), options.receiver
+    location = find_journal(options.run.journal, out)
     if not location.is_shared:
         raise UsageError(
             "--journal must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
         )
-    receiver.check()
+    options.receiver.check()
     again = f"work on with the same command:\n  {location.as_typed(output.words)}"
     output.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
     output.hints[7] = f"{after_unknown(location.options)}\n{again}"
     progress, journal = BatchProgress(output, out, jsonl=options.run.jsonl), location.journal()
     with stopped_by_sigterm(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
         async with location.quota() as limiter:
-            connect_options = ConnectOptions(
-                route=options.common.route,
-                receive=receiver.callbacks,
-                callback_url=receiver.callback_url,
-                bind=receiver.bind,
-                at_once=options.run.at_once,
-                observer=progress.emit,
+            connected = connect(
+                output,
+                options.receiver,
                 journal=journal,
                 limiter=limiter,
+                observer=progress.emit,
+                route=options.common.route,
+                max_in_flight=options.run.at_once,
             )
-            async with connect(output, connect_options) as connection, progress.shown(journal):
+            async with connected as session, progress.shown(journal):
                 await work(
-                    connection.session,
+                    session,
                     journal=journal,
                     dsn=location.address,
                     directory=out,

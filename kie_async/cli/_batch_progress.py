@@ -150,8 +150,7 @@ class BatchProgress:
         if isinstance(event, (events.Retrying, events.Notice)):
             self._output.emit(event)
             return
-        events.log_event(event)
-        self._output.events.add(event)
+        self._output.count(event)
         if isinstance(event, events.Submitted):
             self._estimate.submitted(time.monotonic())
         elif isinstance(event, events.Finished):

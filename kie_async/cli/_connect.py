@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType, MappingProxyType
-from typing import Any
+from types import FrameType
+from typing import Any, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 import attrs
@@ -21,7 +21,7 @@ from kie_async import callbacks, emulator
 from kie_async._client.concurrency import unwrap_single_exception
 from kie_async.callbacks import Receiver
 from kie_async.cli._exit_codes import KeyUnusableError, UsageError, submissions_were
-from kie_async.cli._options import parse_address
+from kie_async.cli._options import CallbackOptions, parse_address
 from kie_async.cli._output import Output
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
@@ -30,67 +30,19 @@ from kie_async.limiter import Limiter
 from kie_async.session import KieSession
 from kie_async.settings import Settings, is_loopback, journal_location
 
-SPEED = 15.0  # of the built-in emulator: a task takes 4 to 10 s
-_TASK_TIMEOUT, _RECOVERY_TIMEOUT = (
-    float(attrs.fields_dict(Settings)[name].default or 0) for name in ("task_timeout", "recovery_timeout")
-)
 _WEBHOOK_KEY = "emulated-webhook-key"
 _BIND = "127.0.0.1:8080"  # where a proxy or a tunnel must lead, if nothing else is given
+NO_CALLBACKS = CallbackOptions(callback_url="")
 
 
-@attrs.frozen(kw_only=True)
-class ConnectOptions:
-    """What a command needs of the service.
+class OwnSettings(TypedDict, total=False):
+    """The settings that a command decides, not the environment."""
 
-    Attributes:
-        route: which of the service's two routes to take.
-        emulate: use the built-in emulator.
-        emulator: how that emulator is served.
-        receive: serve the receiver of callbacks in this process.
-        callback_url: where the service is to call; None: as the environment says.
-        bind: where the receiver listens.
-        timeout: seconds to wait for a task, and for the callback that names it if its answer is lost.
-        at_once: tasks that run at once; None: as ``Settings`` has it.
-        observer: called with each event; by default the output.
-        journal: of the session.
-        limiter: shared with others; by default one of the session's own.
-    """
-
-    route: str = "classic"
-    emulate: bool = False
-    emulator: Mapping[str, Any] = MappingProxyType({"speed": SPEED})
-    receive: bool = False
-    callback_url: str | None = ""
-    bind: str | None = None
-    timeout: float | None = None
-    at_once: int | None = None
-    observer: Observer | None = None
-    journal: Journal | None = None
-    limiter: Limiter | None = None
-
-    def session(self, settings: Settings) -> KieSession:
-        """Make the session."""
-        return KieSession(settings, limiter=self.limiter, journal=self.journal)
-
-    def settings(self, observer: Observer) -> dict[str, Any]:
-        """The settings that do not come from the environment."""
-        given: dict[str, Any] = {"route": self.route, "observer": self.observer or observer}
-        if self.callback_url is not None:
-            given["callback_url"] = self.callback_url
-        if self.timeout is not None:
-            given["task_timeout"] = max(self.timeout, _TASK_TIMEOUT)
-            given["recovery_timeout"] = min(self.timeout, _RECOVERY_TIMEOUT)
-        if self.at_once is not None:
-            given["max_in_flight"] = self.at_once
-        return given
-
-
-@attrs.frozen
-class Connection:
-    """An open session, and where it receives callbacks; empty if it does not."""
-
-    session: KieSession
-    callback_url: str
+    route: str
+    observer: Observer
+    task_timeout: float
+    recovery_timeout: float
+    max_in_flight: int
 
 
 @attrs.define
@@ -102,26 +54,41 @@ class _ReceiverSlot:
 
 
 @asynccontextmanager
-async def connect(output: Output, options: ConnectOptions) -> AsyncIterator[Connection]:
-    """Open a session, and all that it needs."""
+async def connect(
+    output: Output,
+    receiver: CallbackOptions = NO_CALLBACKS,
+    *,
+    emulated: Mapping[str, Any] | None = None,
+    journal: Journal | None = None,
+    limiter: Limiter | None = None,
+    **settings: Unpack[OwnSettings],
+) -> AsyncIterator[KieSession]:
+    """Open a session, and all that it needs.
+
+    Args:
+        output: is called with each event, unless the settings name another observer.
+        receiver: whether callbacks are received here; without an address of its own, that of the environment holds.
+        emulated: how the built-in emulator is served; None: the service is the real one.
+        journal: of the session.
+        limiter: shared with others; by default one of the session's own.
+        settings: those that the environment does not decide.
+    """
     with unwrap_single_exception():
         async with AsyncExitStack() as stack:
-            given = options.settings(output.emit)
-            if options.emulate:
+            given: dict[str, Any] = {"observer": output.emit, **settings}
+            if receiver.callback_url is not None:
+                given["callback_url"] = receiver.callback_url
+            if emulated is not None:
                 output.resume = None
-                serving = emulator.serve(**options.emulator, webhook_key=_WEBHOOK_KEY)
-                emulated = await stack.enter_async_context(serving)
-                given |= {"base_url": emulated.base_url, "api_key": emulated.key, "webhook_key": _WEBHOOK_KEY}
-            settings = make_settings(given)
-            slot: _ReceiverSlot | None = None
-            if options.receive:
-                slot = _ReceiverSlot(settings)
-                settings = await _receive(stack, slot, options.bind)
-            session = options.session(settings)
-            if slot is not None:
-                slot.receiver = session.receiver
+                service = await stack.enter_async_context(emulator.serve(**emulated, webhook_key=_WEBHOOK_KEY))
+                given |= {"base_url": service.base_url, "api_key": service.key, "webhook_key": _WEBHOOK_KEY}
+            slot = _ReceiverSlot(make_settings(given))
+            if receiver.callbacks:
+                await _receive(stack, slot, receiver.bind)
+            session = KieSession(slot.settings, limiter=limiter, journal=journal)
+            slot.receiver = session.receiver
             stack.enter_context(on_interrupt(partial(_announce, output, session)))
-            yield Connection(await stack.enter_async_context(session), settings.callback_url)
+            yield await stack.enter_async_context(session)
 
 
 def _announce(output: Output, session: KieSession) -> None:
@@ -148,15 +115,15 @@ def make_settings(given: Mapping[str, Any]) -> Settings:
         raise
 
 
-async def _receive(stack: AsyncExitStack, slot: _ReceiverSlot, bind: str | None) -> Settings:
-    """Listen for callbacks, and return the settings that name the address."""
+async def _receive(stack: AsyncExitStack, slot: _ReceiverSlot, bind: str | None) -> None:
+    """Listen for callbacks, and name the address in the settings."""
     settings = slot.settings
     if not settings.callback_url and not settings.on_loopback:
         raise UsageError("the service needs an address to call: set KIE_CALLBACK_URL, or give --callback-url")
     host, port = listen_address(settings.callback_url, bind)
     path = None if settings.callback_url else "kie"
     serving = await stack.enter_async_context(callbacks.serve(slot, host=host, port=port, path=path))
-    return attrs.evolve(settings, callback_url=settings.callback_url or serving.url)
+    slot.settings = attrs.evolve(settings, callback_url=settings.callback_url or serving.url)
 
 
 def listen_address(callback_url: str, bind: str | None) -> tuple[str, int]:

@@ -190,6 +190,10 @@ class CallbackOptions(CallbackAddress):
         if self.bind and not self.callbacks:
             raise UsageError("--bind is given without --callbacks")
 
+    def here(self) -> CallbackOptions:
+        """Without the address in the environment, which leads to another process."""
+        return attrs.evolve(self, callback_url=self.callback_url or "")
+
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)

@@ -11,14 +11,13 @@ import logging
 import os
 import signal
 import sys
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-import attrs
 from rich.console import Console
 
 from kie_async import events
@@ -33,29 +32,7 @@ from kie_async.cli._exit_codes import (
 )
 from kie_async.cli._progress import TRANSIENT, PipeConsole, ProgressDisplay, event_line, printable
 
-
-@attrs.define
-class EventCounts:
-    """What the events of a session come to.
-
-    Attributes:
-        submitted: submissions that were accepted.
-        unknown: submissions whose outcome is not known.
-        callbacks: callbacks that were received.
-        polls: reads of a task's record.
-    """
-
-    submitted: int = 0
-    unknown: int = 0
-    callbacks: int = 0
-    polls: int = 0
-
-    def add(self, event: events.Event) -> None:
-        """Count an event."""
-        self.submitted += isinstance(event, events.Submitted)
-        self.unknown += isinstance(event, events.SubmissionUnknown)
-        self.callbacks += isinstance(event, events.CallbackReceived)
-        self.polls += isinstance(event, events.Polled)
+_logger = logging.getLogger("kie_async.cli")
 
 
 class Output:
@@ -63,29 +40,25 @@ class Output:
 
     Args:
         as_json: write one JSON value to stdout and nothing else.
-        verbose: show the traceback of a fault of this program.
         words: the command line without the program's name.
 
     Attributes:
         display: progress, on stderr.
         value: the JSON value, written whether the command succeeds or not.
-        events: how many there were so far.
+        events: how many of each type there were.
         resume: the options that another command needs to continue with the task; None: nothing can continue with it.
         hints: what to do next, by exit code, where the table of exits does not know it.
-        on_callback: takes the callbacks that come in, in place of a line for each.
         stdout_error: why stdout cannot be written any more.
     """
 
-    def __init__(self, *, as_json: bool, verbose: bool, words: Sequence[str]) -> None:
+    def __init__(self, *, as_json: bool, words: Sequence[str]) -> None:
         self.as_json = as_json
-        self.verbose = verbose
         self.words = words
         self.display = ProgressDisplay()
         self.value: dict[str, Any] = {}
-        self.events = EventCounts()
+        self.events: Counter[type[events.Event]] = Counter()
         self.resume: str | None = ""
         self.hints: Mapping[int, str] = {}
-        self.on_callback: Callable[[events.CallbackReceived], None] | None = None
         self.stdout_error: OSError | None = None
         self._is_published = False
 
@@ -95,14 +68,16 @@ class Output:
 
     def emit(self, event: events.Event) -> None:
         """Show an event of the session."""
-        events.log_event(event)
-        self.events.add(event)
+        self.count(event)
         if isinstance(event, events.Submitted):
             self.value["task_id"] = event.task_id
-        if isinstance(event, events.CallbackReceived) and self.on_callback is not None:
-            self.on_callback(event)
-        elif (line := event_line(event)) is not None:
+        if (line := event_line(event)) is not None:
             (self.display.doing if isinstance(event, TRANSIENT) else self.say)(line)
+
+    def count(self, event: events.Event) -> None:
+        """Log an event, and show nothing."""
+        events.log_event(event)
+        self.events[type(event)] += 1
 
     # ------------------------------------------------------------ results, on stdout
 
@@ -142,12 +117,12 @@ class Output:
     def finish(self, error: BaseException | None) -> int:
         """Say how the command ended, and return its exit code."""
         self.display.stop()
-        if self.events.unknown and isinstance(error, (KeyboardInterrupt, TerminatedError)):
-            error = unknown_submissions(error, self.events.unknown)
+        if self.events[events.SubmissionUnknown] and isinstance(error, (KeyboardInterrupt, TerminatedError)):
+            error = unknown_submissions(error, self.events[events.SubmissionUnknown])
         if error is not None:
             self._explain(error)
             task_id = self.value.get("task_id")
-            described = error_value(error, task_id=task_id, is_submitted=self.events.submitted > 0)
+            described = error_value(error, task_id=task_id, is_submitted=self.events[events.Submitted] > 0)
             self.value = {"error": described, **self.value}
         self.publish()
         if error is None and self.stdout_error is not None and not isinstance(self.stdout_error, BrokenPipeError):
@@ -156,9 +131,8 @@ class Output:
 
     def _explain(self, error: BaseException) -> None:
         status = exit_status(error)
-        if self.verbose and status.code == 1:  # for others, the message says all that helps
-            for line in "".join(traceback.format_exception(error)).splitlines():
-                self.say(line)
+        if status.code == 1:  # for others, the message says all that helps
+            _logger.debug("a fault of this program", exc_info=error)
         for line in (*error_lines(error), *self._hint(status).splitlines()):
             self.say(line)
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from kie_async import events
@@ -41,9 +41,8 @@ class ProgressDisplay:
         self._console = PipeConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
         self._now = now
         self._last_line = -QUIET
-        self._bars: Progress | None = None
-        self._activity = TaskID(0)
-        self._table: Live | None = None
+        self._live: Live | None = None
+        self._begin()
 
     @property
     def is_animated(self) -> bool:
@@ -58,7 +57,8 @@ class ProgressDisplay:
     def doing(self, text: str) -> None:
         """Say what is going on: beside the bar of a terminal, elsewhere in a line now and then."""
         if self.is_animated:
-            self._started_bars().update(self._activity, description=printable(text))
+            self._bars.update(self._activity, description=printable(text))
+            self._draw(self._bars)
         elif self._now() - self._last_line >= QUIET:
             self.say(text)
 
@@ -67,42 +67,36 @@ class ProgressDisplay:
         if not self.is_animated:
             self.doing(line)
             return
-        if self._table is None:
-            self._table = Live(
-                console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-            )
-            self._table.start()
         unbounded = self._console.options.update(max_width=1000)
         fits = Measurement.get(self._console, unbounded, table).maximum <= self._console.width
-        self._table.update(table if fits else Text(line), refresh=True)
+        self._draw(table if fits else Text(line))
 
     def transfer(self, what: str) -> Callable[[int, int | None], None]:
         """Return what a transfer is to call with the bytes so far and in all."""
         if not self.is_animated:
             return lambda done, total: self.doing(f"{what}: {_share(done, total)}")
-        bars = self._started_bars()
+        bars = self._bars
         bar = bars.add_task(printable(what), total=None)
+        self._draw(bars)
         return lambda done, total: bars.update(bar, completed=done, total=total)
 
     def stop(self) -> None:
         """Take the bars and the table away."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
-        if self._table is not None:
-            self._table.stop()
-            self._table = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            self._begin()
 
-    def _started_bars(self) -> Progress:
-        if self._bars is None:
-            columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), BarColumn(20))
-            self._bars = Progress(
-                *columns, TimeElapsedColumn(), console=self._console, transient=True,
-                redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
-            self._activity = self._bars.add_task("", total=None)
-            self._bars.start()
-        return self._bars
+    def _begin(self) -> None:
+        columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), BarColumn(20))
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=self._console)
+        self._activity = self._bars.add_task("", total=None)
+
+    def _draw(self, picture: RenderableType) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False)
+            self._live.start()
+        self._live.update(picture)
 
 
 def _share(done: int, total: int | None) -> str:

@@ -13,13 +13,14 @@ from cyclopts import Parameter
 
 from kie_async import emulator
 from kie_async._client import Task
-from kie_async.cli._connect import Connection, ConnectOptions, connect
+from kie_async.cli._connect import connect
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import (
     ADDRESS,
     COMMON,
     EMULATOR,
     CallbackAddress,
+    CallbackOptions,
     CommonOptions,
     EmulatorOptions,
     OutputArg,
@@ -28,7 +29,8 @@ from kie_async.cli._output import Output
 from kie_async.cli._tasks import result_value, resume_options
 from kie_async.emulator import KINDS, Fault
 from kie_async.errors import KieError
-from kie_async.events import CallbackReceived
+from kie_async.events import CallbackReceived, Event
+from kie_async.session import KieSession
 
 
 async def listen(
@@ -43,19 +45,22 @@ async def listen(
     """
     output.resume = resume_options(common.route, None)
     output.value["callbacks"] = received = []
-    options = ConnectOptions(route=common.route, receive=True, callback_url=receiver.callback_url, bind=receiver.bind)
+    options = CallbackOptions(callbacks=True, callback_url=receiver.callback_url, bind=receiver.bind)
     with anyio.CancelScope() as scope:
 
-        def show(event: CallbackReceived) -> None:
+        def show(event: Event) -> None:
+            if not isinstance(event, CallbackReceived):
+                output.emit(event)
+                return
+            output.count(event)
             received.append(attrs.asdict(event))
             output.print(callback_line(event))
             if output.stdout_error:
                 scope.cancel()
 
-        output.on_callback = show
-        async with connect(output, options) as connection:
-            output.say(f"callbacks are received for {connection.callback_url}")
-            await (_wait_for_all(output, connection, task_ids) if task_ids else anyio.sleep_forever())
+        async with connect(output, options, route=common.route, observer=show) as session:
+            output.say(f"callbacks are received for {session.settings.callback_url}")
+            await (_wait_for_all(output, session, task_ids) if task_ids else anyio.sleep_forever())
 
 
 def callback_line(event: CallbackReceived) -> str:
@@ -64,7 +69,7 @@ def callback_line(event: CallbackReceived) -> str:
     return f"{event.task_id or 'unknown task'} {event.stage or 'unreadable'}, answered {event.status}{note}"
 
 
-async def _wait_for_all(output: Output, connection: Connection, task_ids: Sequence[str]) -> None:
+async def _wait_for_all(output: Output, session: KieSession, task_ids: Sequence[str]) -> None:
     """Wait for tasks, and show the end of each.
 
     Raises:
@@ -73,7 +78,7 @@ async def _wait_for_all(output: Output, connection: Connection, task_ids: Sequen
     results: list[dict[str, Any]] = []
     errors: list[KieError] = []
     output.value["tasks"] = results
-    tasks = [connection.session.track(task_id) for task_id in task_ids]
+    tasks = [session.track(task_id) for task_id in task_ids]
 
     async def one(task: Task) -> None:
         try:

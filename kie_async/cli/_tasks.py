@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import attrs
 from anyio import to_thread
 from cyclopts import Parameter
 
@@ -16,12 +17,13 @@ from kie_async import emulator, files
 from kie_async._client import Task
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
-from kie_async.cli._connect import Connection, ConnectOptions, connect
+from kie_async.cli._connect import OwnSettings, connect
 from kie_async.cli._exit_codes import UsageError, option_of
 from kie_async.cli._options import (
     COMMON,
     OUTPUT,
     SUBMIT,
+    CallbackOptions,
     CommonOptions,
     Directory,
     Music,
@@ -34,9 +36,10 @@ from kie_async.cli._options import (
 )
 from kie_async.cli._output import Output
 from kie_async.errors import KieError, TaskNotFoundError
-from kie_async.events import clean
+from kie_async.events import CallbackReceived, Polled, clean
 from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadExtendRequest
 from kie_async.session import KieSession
+from kie_async.settings import RouteName, Settings
 
 _SHARE = 0.75
 _STORY = """\
@@ -46,6 +49,11 @@ Signed callbacks reported it ({came}), and the record was read to make sure ({po
 Listen to the song and to its two ways of going on:
   {song}"""
 _PARTIAL = " (the others never got their audio)"
+_SPEED = 15.0  # of the built-in emulator: a task takes 4 to 10 s
+_QUICK = (0.5, 1.0, 2.0)  # seconds to the stages of a task; what the demo shows does not need more
+_TASK_TIMEOUT, _RECOVERY_TIMEOUT = (
+    float(attrs.fields_dict(Settings)[name].default or 0) for name in ("task_timeout", "recovery_timeout")
+)
 _DOWNLOAD_TIMEOUT = 30.0  # seconds that a download gives a task to show that it is finished
 
 TaskArg = Annotated[str, Parameter(help="The id of a task.")]
@@ -72,14 +80,13 @@ async def demo(*, output: OutputArg, out: Directory, _output: OutputOptions = OU
         title="The demo goes on",
     )
     output.say(f"a song of {length:.1f} s is made; the emulator is to go on with it after {cut:.1f} s")
-    quick = {"timeline": (0.5, 1.0, 2.0)}  # seconds; what it shows does not need more
-    async with connect(output, ConnectOptions(emulate=True, receive=True, emulator=quick)) as connection:
-        task = await connection.session.submit(request)
-        result = await follow(output, connection, task, max_wait=None)
-        await download_tracks(output, connection.session, result, out, song_of(request))
+    receiver = CallbackOptions(callbacks=True, callback_url="")
+    async with connect(output, receiver, emulated={"timeline": _QUICK}) as session:
+        result = await follow(output, session, await session.submit(request), max_wait=None)
+        await download_tracks(output, session, result, out, song_of(request))
     output.value |= {"song": str(song), "length": length, "continue_at": cut}
     for line in _STORY.format(
-        cut=cut, length=length, song=song, came=output.events.callbacks, polls=output.events.polls
+        cut=cut, length=length, song=song, came=output.events[CallbackReceived], polls=output.events[Polled]
     ).splitlines():
         output.print(line)
     for path in output.value["files"]:
@@ -153,22 +160,22 @@ def _say_cut(output: Output, request: Request) -> None:
         output.say(f"the song{lasts} is kept to {clock(request.continue_at)} and continued")
 
 
-def _connect_options(options: SubmitOptions) -> ConnectOptions:
+def _receiver(options: SubmitOptions) -> CallbackOptions:
+    """How callbacks are received; those of another process are of use only if this one does not wait."""
     run, receiver = options.run, options.receiver
     if receiver.callbacks and run.no_wait:
         raise UsageError("--callbacks and --no-wait are both given: nobody would be there to receive them")
     receiver.check()
-    url = receiver.callback_url
-    if url is None and (run.emulate or not (receiver.callbacks or run.no_wait)):
-        url = ""  # that of the environment leads elsewhere, and this process would wait for it in vain
-    return ConnectOptions(
-        route=options.common.route,
-        emulate=run.emulate,
-        receive=receiver.callbacks,
-        callback_url=url,
-        bind=receiver.bind,
-        timeout=run.timeout,
-    )
+    is_awaited_elsewhere = not run.emulate and (receiver.callbacks or run.no_wait)
+    return receiver if is_awaited_elsewhere else receiver.here()
+
+
+def _settings(route: RouteName, max_wait: float | None) -> OwnSettings:
+    """The settings of a command that waits for a task, or for the callback that names it if its answer is lost."""
+    if max_wait is None:
+        return {"route": route}
+    task_timeout, recovery_timeout = max(max_wait, _TASK_TIMEOUT), min(max_wait, _RECOVERY_TIMEOUT)
+    return {"route": route, "task_timeout": task_timeout, "recovery_timeout": recovery_timeout}
 
 
 def resume_options(route: str, out: Path | None) -> str:
@@ -178,29 +185,32 @@ def resume_options(route: str, out: Path | None) -> str:
 
 
 async def _submit(output: Output, request: Request, options: SubmitOptions) -> None:
-    connect_options, run = _connect_options(options), options.run
-    output.resume = resume_options(options.common.route, run.out)
+    receiver, run, route = _receiver(options), options.run, options.common.route
+    output.resume = resume_options(route, run.out)
     if run.out is not None:
         await files.check_writable(run.out)
     _say_cut(output, request)
-    async with connect(output, connect_options) as connection:
+    emulated = {"speed": _SPEED} if run.emulate else None
+    async with connect(output, receiver, emulated=emulated, **_settings(route, run.timeout)) as session:
         output.display.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
-        task = await connection.session.submit(request)
+        task = await session.submit(request)
         if run.no_wait:
             output.print(task.id)
             return
-        result = await follow(output, connection, task, max_wait=run.timeout)
-        await _hand_over(output, connection.session, result, run.out, song_of(request))
+        result = await follow(output, session, task, max_wait=run.timeout)
+        await _hand_over(output, session, result, run.out, song_of(request))
 
 
 # ---------------------------------------------------------------- wait
 
 
-async def follow(output: Output, connection: Connection, task: Task, *, max_wait: float | None) -> TaskResult:
+async def follow(output: Output, session: KieSession, task: Task, *, max_wait: float | None) -> TaskResult:
     """Wait for a task, at most so many seconds, and show its progress."""
     output.value["task_id"] = task.id
     output.display.doing("waiting for the music")
-    if connection.callback_url:  # callbacks report the stages: listening to them as well would cost a poll for each
+    if (
+        session.settings.callback_url
+    ):  # callbacks report the stages: listening to them as well would cost a poll for each
         result = await task.result(timeout=max_wait)
     else:
         async with _listening(task):
@@ -208,8 +218,8 @@ async def follow(output: Output, connection: Connection, task: Task, *, max_wait
     for line in _lengths(result):
         output.say(line)
     output.value |= {"status": result.record.status, "partial": result.partial}
-    output.value |= {"callbacks_received": output.events.callbacks, "polls": output.events.polls}
-    output.value |= result_value(result)
+    seen = {"callbacks_received": output.events[CallbackReceived], "polls": output.events[Polled]}
+    output.value |= seen | result_value(result)
     return result
 
 
@@ -311,9 +321,9 @@ async def wait(
     output.resume = resume_options(common.route, out)
     if out is not None:
         await files.check_writable(out)
-    async with connect(output, ConnectOptions(route=common.route, timeout=max_wait)) as connection:
-        result = await follow(output, connection, connection.session.track(task_id), max_wait=max_wait)
-        await _hand_over(output, connection.session, result, out)
+    async with connect(output, **_settings(common.route, max_wait)) as session:
+        result = await follow(output, session, session.track(task_id), max_wait=max_wait)
+        await _hand_over(output, session, result, out)
 
 
 async def download(
@@ -337,8 +347,8 @@ async def status(task_id: TaskArg, /, *, output: OutputArg, common: CommonOption
     Example: kie-async status 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f
     """
     output.resume = resume_options(common.route, None)
-    async with connect(output, ConnectOptions(route=common.route)) as connection:
-        record = await connection.session.record_info(task_id)
+    async with connect(output, route=common.route) as session:
+        record = await session.record_info(task_id)
     if record is None:
         raise TaskNotFoundError("the service does not know this task", task_id)
     output.value |= {
@@ -368,7 +378,7 @@ async def credits_left(*, output: OutputArg, common: CommonOptions = COMMON) -> 
 
     Example: kie-async credits
     """
-    async with connect(output, ConnectOptions(route=common.route)) as connection:
-        amount = (await connection.session.credits()).amount
+    async with connect(output, route=common.route) as session:
+        amount = (await session.credits()).amount
     output.value["credits"] = amount
     output.print(f"{amount:.12g}")
