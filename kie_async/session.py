@@ -211,8 +211,6 @@ class KieSession(Opened[Wiring]):
             InvalidRequestError: ``task_id`` is no valid task id.
         """
         wiring, task_id = self._open(), check_task_id(task_id)
-        if self._recorder is not None:
-            return self._recorder.track(task_id)
         return wiring.dispatcher.task(wiring.client.tracker.follow(task_id))
 
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:

@@ -20,6 +20,7 @@ from kie_async import emulator
 from kie_async.batch import CreditBudget, Results, Runner, enqueue
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import BudgetError, ConflictError
+from kie_async.events import Notice
 from kie_async.journal import Job, SQLiteJournal, State
 from kie_async.limiter import SlidingLimiter
 
@@ -105,6 +106,30 @@ async def test_a_batch_broken_off_goes_on(service: Service, batch: Batch) -> Non
     assert len(rest) < 5
     assert set((await batch.states()).values()) == {State.DELIVERED}
     assert len(service.emulator.ledger) == 5
+
+
+async def test_after_a_batch_was_broken_off_the_next_run_of_the_session_records_the_ends(batch: Batch) -> None:
+    async with serving(credits=1e6, faults=[Fault("failed", nth=2)]) as service:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(20):  # all are submitted, none has ended
+                await batch.run(service)
+        await batch.run(service)
+        assert sorted((await batch.states()).values()) == 4 * [State.DELIVERED] + [State.FAILED]
+        assert len(service.emulator.ledger) == 5
+
+
+async def test_a_lost_task_that_its_callback_names_after_the_batch_was_broken_off_is_emitted(batch: Batch) -> None:
+    del batch.jobs[1:]
+    faults = [Fault("lost"), Fault("lost", on="callback")]
+    async with serving(callbacks=True, faults=faults, settings={"recovery_timeout": 600.0}) as service:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await batch.run(service)
+        (charge,) = service.emulator.ledger
+        assert await service.call_back(charge.task_id, "text", token=service.token(charge.task_id)) == ""
+        await anyio.sleep(1)
+        notes = [event.note for event in service.of(Notice) if event.task_id == charge.task_id]
+        assert any(f"session.track('{charge.task_id}') follows it" in note for note in notes)
 
 
 async def test_failures_and_refusals_are_kept_and_not_paid_again(batch: Batch) -> None:

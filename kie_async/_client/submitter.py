@@ -12,7 +12,6 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -41,7 +40,7 @@ from kie_async.errors import (
 )
 from kie_async.events import Notice, Retrying, SubmissionUnknown, Submitted, clean
 from kie_async.limiter import Limiter, Permit
-from kie_async.models import Request, TaskResult
+from kie_async.models import Request
 from kie_async.settings import PLACEHOLDER_CALLBACK_URL
 
 
@@ -61,10 +60,6 @@ class SubmissionLog(Protocol):
 
     async def failed(self, token: str, error: KieError) -> None:
         """Record that it did not become a task, or that nobody knows whether it did."""
-        ...
-
-    def finished(self, token: str, task_id: str, outcome: TaskResult | KieError) -> None:
-        """Record how the task ended. Called once, at its end, and must not block."""
         ...
 
 
@@ -262,9 +257,15 @@ class Submitter:
             if isinstance(error, AuthError):
                 self._gate.key_refused(error)
             if error is not None:
-                if error.charged == "maybe":  # emitted, for the caller may have gone away
-                    self._emit(SubmissionUnknown(operation, clean(error.message)))
+                self._emit_if_charged(operation, error)
                 post.set_exception(error)
+
+    def _emit_if_charged(self, operation: str, error: KieError) -> None:
+        """Emit an error of a submission that may be paid, for its caller may have gone away."""
+        if error.charged == "maybe":
+            self._emit(SubmissionUnknown(operation, clean(error.message)))
+        elif error.charged == "yes":
+            self._emit(Notice(error.task_id or "", clean(error.message)))
 
     async def _post(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
         try:
@@ -337,7 +338,7 @@ class Submitter:
         raise error
 
     def _follow(self, submission: _PendingSubmission, task_id: str) -> TrackedTask:
-        request, token, log = submission.request, submission.token, submission.log
+        request, token = submission.request, submission.token
         waited = asyncio.get_running_loop().time() - submission.started_at
         recovered = submission.named.done()
         self._emit(Submitted(task_id, request.operation, request.model, waited, recovered=recovered))
@@ -347,12 +348,7 @@ class Submitter:
             self._tokens.followed.pop(token, None)
             submission.release()
 
-        task = self._tracker.follow(
-            task_id,
-            Origin.of(request, is_own=True),
-            on_release=release,
-            on_finished=None if log is None else partial(log.finished, token),
-        )
+        task = self._tracker.follow(task_id, Origin.of(request, is_own=True), on_release=release)
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
                 self._tracker.callback_received(task_id, stage, is_authentic=True)

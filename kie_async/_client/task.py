@@ -93,8 +93,6 @@ class Task:
         return self._tracker.stages(self._tracked)
 
 
-OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of the task and its outcome
-
 _UNKNOWN = Key("unknown", "unknown")
 
 
@@ -235,10 +233,9 @@ class TrackedTask:
     Attributes:
         started_at: when it was submitted; when it was first followed, if that is not known.
         deadline: when following it ends without an outcome of the service's.
-        is_paused: the last who waited for it went away, and nobody needs its end: it is not polled.
+        is_paused: the last who waited for it went away, and nobody records its end: it is not polled.
         outcome: its result, or why it has none; None while it is followed.
         on_release: called once, when it is paused or has ended.
-        on_finished: called once, when it has ended. A task that has this is never paused.
     """
 
     task_id: str
@@ -246,7 +243,6 @@ class TrackedTask:
     started_at: float
     deadline: float
     on_release: Callable[[], None] | None = None
-    on_finished: OnFinished | None = None
     polls: Polls = attrs.field(factory=Polls)
     progress: Progress = attrs.field(factory=Progress)
     callbacks: CallbackClaims = NO_CALLBACKS
@@ -262,15 +258,19 @@ class TrackedTask:
 
 
 def outcome_of(
-    task: TrackedTask, verdict: Succeeded | Failed | NotFound, record: TaskRecord | None, settings: Settings
+    task: TrackedTask,
+    verdict: Succeeded | Failed | NotFound,
+    record: TaskRecord | None,
+    settings: Settings,
+    *,
+    is_paid: bool,
 ) -> TaskResult | KieError:
-    """The outcome of a task that record-info has settled."""
+    """The outcome of a task that record-info has settled; ``is_paid`` if the service itself gave its id."""
     if isinstance(verdict, Succeeded):
         return _result(task, verdict, record or TaskRecord(task.task_id))
     if isinstance(verdict, Failed):
         return _failure(task, verdict)
     message = f"the service does not know this task, {settings.not_found_timeout:.0f} s after the first poll"
-    is_paid = task.origin.is_own or task.on_finished is not None  # the service gave this id
     return TaskNotFoundError(message, task.task_id, charged="maybe" if is_paid else "no")
 
 

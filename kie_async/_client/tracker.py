@@ -23,7 +23,6 @@ from kie_async._client.concurrency import internal_errors
 from kie_async._client.next_poll import PollPlanner, PollQueue, earliest_poll
 from kie_async._client.task import (
     ELSEWHERE,
-    OnFinished,
     Origin,
     PollPhase,
     TrackedTask,
@@ -38,6 +37,7 @@ from kie_async.events import Finished, Notice, Observer, Polled, PollFailed, Sta
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
 
+OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of a task and its outcome
 Fetch = Callable[[str], Awaitable[TaskRecord | None]]
 
 _origin = lru_cache(1000)(Origin)  # few kinds, many tasks
@@ -56,6 +56,9 @@ class Tracker:
         fetch: reads record-info once, without trying again.
         emit: is called with polls, stages and ends.
         polls_per_second: the route's limit on all polls together.
+
+    Attributes:
+        on_finished: called with each task that has ended; set by who records them. While it is set, no task is paused.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Tracker:
         self._settings = settings
         self._fetch = fetch
         self._emit = emit
+        self.on_finished: OnFinished | None = None
         schedule = PollSchedule(emulated=settings.on_loopback)
         self._planner = PollPlanner(schedule, random.random, callbacks=bool(settings.callback_url))
         self._queue = PollQueue(settings.max_concurrent_polls, polls_per_second)
@@ -78,12 +82,7 @@ class Tracker:
     # ------------------------------------------------------------ what others ask for
 
     def follow(
-        self,
-        task_id: str,
-        origin: Origin = ELSEWHERE,
-        *,
-        on_release: Callable[[], None] | None = None,
-        on_finished: OnFinished | None = None,
+        self, task_id: str, origin: Origin = ELSEWHERE, *, on_release: Callable[[], None] | None = None
     ) -> TrackedTask:
         """Follow a task from now on.
 
@@ -92,23 +91,19 @@ class Tracker:
             origin: what is known of it; not used if it is followed already.
             on_release: called once, when it is not followed any more; at once if it is followed already, for then the
                 first caller holds the place in flight.
-            on_finished: called once, when it has ended; a task with this is never paused. The first one given counts.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
-            task = self._start_following(task_id, origin, on_release, on_finished)
+            task = self._start_following(task_id, origin, on_release)
         else:
             if on_release is not None:
                 on_release()
-            task.on_finished = task.on_finished or on_finished
             self._resume(task)
         return task
 
-    def _start_following(
-        self, task_id: str, origin: Origin, on_release: Callable[[], None] | None, on_finished: OnFinished | None
-    ) -> TrackedTask:
+    def _start_following(self, task_id: str, origin: Origin, on_release: Callable[[], None] | None) -> TrackedTask:
         now = self._now()
-        task = TrackedTask(task_id, origin, now, now + self._settings.task_timeout, on_release, on_finished)
+        task = TrackedTask(task_id, origin, now, now + self._settings.task_timeout, on_release)
         self._key_works = self._key_works or origin.is_own  # its submission was accepted with this key
         if self._is_closed:
             self._finish(task, session_closed(task_id))
@@ -144,7 +139,7 @@ class Tracker:
             KieError: why it has no result; each waiter gets an error of its own.
 
         Cancelling stops nothing for others; when the last waiter goes, the task is not polled any more, unless its end
-        is to be recorded.
+        is recorded.
         """
         self._add_waiter(task)
         try:
@@ -186,7 +181,7 @@ class Tracker:
         """Count somebody who does not wait any more; when it was the last one, pause the task."""
         task.waiters.count -= 1
         task.waiters.forget_cancelled()
-        if task.waiters.count == 0 and task.outcome is None and task.on_finished is None:
+        if task.waiters.count == 0 and task.outcome is None and self.on_finished is None:
             self._pause(task)
 
     def _pause(self, task: TrackedTask) -> None:
@@ -274,7 +269,8 @@ class Tracker:
             self._advance(task, "complete", now)
             if warning := self._planner.succeeded(task, now):
                 self._emit(Notice(task.task_id, warning))
-        self._finish(task, outcome_of(task, verdict, record, self._settings))
+        is_paid = task.origin.is_own or self.on_finished is not None  # the service gave this id
+        self._finish(task, outcome_of(task, verdict, record, self._settings, is_paid=is_paid))
 
     def _note_record(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
         progress, origin, status = task.progress, task.origin, record.status
@@ -334,8 +330,8 @@ class Tracker:
         seconds = self._now() - task.started_at
         self._emit(Finished(task.task_id, task.origin.key.operation, seconds, task.polls.count, error))
         task.waiters.notify()
-        if task.on_finished is not None:
-            task.on_finished(task.task_id, outcome)
+        if self.on_finished is not None:
+            self.on_finished(task.task_id, outcome)
         task.release()
 
     # ------------------------------------------------------------ when to poll next

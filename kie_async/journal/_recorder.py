@@ -67,6 +67,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         self._dispatcher = dispatcher
         self._leases = Leases(journal, client.emit)
         self._outcomes = OutcomeWriter(journal, client.emit)
+        self._jobs: dict[str, tuple[str, str | None]] = {}  # by task id, the key and the token of who is followed
         self._is_closing = False
 
     @asynccontextmanager
@@ -74,6 +75,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         async with self.holding(process_lease(self.journal.process_id)):
             scope, is_over = anyio.CancelScope(), anyio.Event()
             self.group.start_soon(self._background, scope, is_over)
+            self._client.tracker.on_finished = self._finished
             try:
                 yield self
             finally:
@@ -83,6 +85,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                     scope.cancel()
                     await is_over.wait()
                     await self._outcomes.finish()
+                self._client.tracker.on_finished = None
 
     async def _background(self, scope: anyio.CancelScope, is_over: anyio.Event) -> None:
         # In the session's group, so that the recorder may be closed by another task than the one that opened it.
@@ -172,7 +175,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             route=self._client.settings.route,
             journal=self.journal,
             leases=self._leases,
-            outcomes=self._outcomes,
+            jobs=self._jobs,
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -181,21 +184,15 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     def follow(self, job: Job, task_id: str | None = None) -> Task:
         """Follow the task of a submitted job, and record its outcome; ``task_id`` if the job does not have it yet."""
-
-        def finished(task_id: str, outcome: TaskResult | KieError) -> None:
-            self._outcomes.add(Ending(job.key, job.token, task_id, outcome))
-
         origin = Origin.of(job.request, is_own=False)
         task_id = check_task_id(task_id or job.task_id)
-        return self._dispatcher.task(self._client.tracker.follow(task_id, origin, on_finished=finished), job.key)
+        self._jobs[task_id] = job.key, job.token
+        return self._dispatcher.task(self._client.tracker.follow(task_id, origin), job.key)
 
-    def track(self, task_id: str) -> Task:
-        """Follow a task; if a submitted job of the journal has this task id at its end, record the outcome."""
-
-        def finished(task_id: str, outcome: TaskResult | KieError) -> None:
-            self._outcomes.add(Ending(None, None, task_id, outcome))
-
-        return self._dispatcher.task(self._client.tracker.follow(task_id, on_finished=finished))
+    def _finished(self, task_id: str, outcome: TaskResult | KieError) -> None:
+        """Have the outcome of a task recorded, if some job of the journal is this task."""
+        key, token = self._jobs.pop(task_id, (None, None))
+        self._outcomes.add(Ending(key, token, task_id, outcome))
 
     async def wait_recorded(self, key: str) -> None:
         """Wait until the outcome of a job's task is in the journal; return at once if none is known here.

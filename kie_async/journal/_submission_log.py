@@ -13,10 +13,9 @@ from kie_async.errors import ConflictError, KieError, SessionError, StorageError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal._job_errors import job_error, state_after
 from kie_async.journal._leases import Leases
-from kie_async.journal._outcomes import MAX_DELAY, MIN_DELAY, Ending, OutcomeWriter
+from kie_async.journal._outcomes import MAX_DELAY, MIN_DELAY
 from kie_async.journal._protocol import Journal
 from kie_async.journal._states import State
-from kie_async.models import TaskResult
 
 _WRITE_TIMEOUT = 120.0  # seconds that the store may be away while a task id is in hand
 
@@ -28,6 +27,7 @@ class JobSubmissionLog:
     Attributes:
         key: of the job, which must be planned.
         route: noted with the job.
+        jobs: the job and the attempt of each task that is followed; the accepted one is added.
         is_closing: tells whether the journal is being closed.
     """
 
@@ -35,7 +35,7 @@ class JobSubmissionLog:
     route: str
     journal: Journal
     leases: Leases
-    outcomes: OutcomeWriter
+    jobs: dict[str, tuple[str, str | None]]
     emit: Observer
     is_closing: Callable[[], bool]
 
@@ -50,16 +50,13 @@ class JobSubmissionLog:
         """Record the task id; while the store is away it is tried again, for the task is paid."""
         facts = {"task_id": task_id, "route": self.route, "credits": CREDITS_PER_TASK}
         await self._insist(lambda: self.journal.move(self.key, State.SUBMITTED, token=token, **facts), task_id)
+        self.jobs[task_id] = self.key, token
 
     async def failed(self, token: str, error: KieError) -> None:
         """Record what became of a submission that is no task."""
         to = state_after(error)
         facts = {} if to is State.PLANNED else {"error": job_error(error)}
         await self._insist(lambda: self.journal.move(self.key, to, token=token, **facts), "")
-
-    def finished(self, token: str, task_id: str, outcome: TaskResult | KieError) -> None:
-        """Have the outcome of the task recorded."""
-        self.outcomes.add(Ending(self.key, token, task_id, outcome))
 
     async def _insist(self, write: Callable[[], Awaitable[object]], task_id: str) -> None:
         """Write, and try again while the store is away."""
