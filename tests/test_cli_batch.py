@@ -19,7 +19,7 @@ import pytest
 from command_line import Answer, Terminal, ended, environment, served, started, virtual_loop
 
 from kie_async import emulator
-from kie_async.cli._batch import batch_end
+from kie_async.cli._batch import batch_error
 from kie_async.cli._batch_progress import Counts, Estimate, progress_line, progress_table
 from kie_async.cli._exit_codes import exit_status
 from kie_async.cli._progress import ProgressDisplay
@@ -500,9 +500,9 @@ def test_what_another_batch_has_is_left_to_it(
     ],
 )
 def test_what_matters_most_decides_how_it_ends(counts: Counts, code: int) -> None:
-    end = batch_end(counts, "--out new", "kie-async batch songs --out new")
-    assert exit_status(end and end[0]).code == code
-    assert end is None or "kie-async" in end[1]
+    error = batch_error(counts, "--out new", "kie-async batch songs --out new")
+    assert exit_status(error).code == code
+    assert error is None or "kie-async" in error.__notes__[0]
 
 
 # ---------------------------------------------------------------- stopped and taken up, as a user does

@@ -149,8 +149,11 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "soon"], "--at is 'soon'"),
         (["extend", "a1", "--model", "V5", "--lyrics", "la"], "--lyrics is for upload-extend"),
         (["extend", "a1"], "--model is missing; give the one that made the track"),
-        (["extend", "a1", "--model", "V5", "--at", "soon"], "is no position in a song"),
-        (["extend", "a1", "--model", "V5", "--at", "75%"], "--duration"),
+        (["extend", "a1", "--model", "V5", "--at", "soon"], "--at is 'soon'; give 45.5 or 1:05"),
+        (
+            ["extend", "a1", "--model", "V5", "--at", "75%", "--style", "s", "--title", "t", "--instrumental"],
+            "the length of the source is not known: give seconds, or --duration",
+        ),
         (["extend", "a1", "--model", "V5", "--prompt", "x", "--prompt-file", "y"], "leave one out"),
         (["extend", "a1", "--model", "V5", "--prompt-file", "no.txt"], "--prompt-file"),
         (["extend", "a1", "--model", "V5", "--style-weight", "much"], "--style-weight"),

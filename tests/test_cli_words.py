@@ -1,4 +1,4 @@
-"""The command line's own words: positions, options, addresses, and what may reach a terminal."""
+"""The command line's own words: options, addresses, and what may reach a terminal."""
 
 from __future__ import annotations
 
@@ -9,44 +9,9 @@ import pytest
 
 from kie_async import ExtendRequest
 from kie_async.cli._exit_codes import UsageError, option_of, with_options
-from kie_async.cli._options import parse_address, parse_cut
+from kie_async.cli._options import parse_address
 from kie_async.cli._progress import printable
 from kie_async.cli._tasks import resume_options
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("45.5", 45.5),
-        ("45.5s", 45.5),
-        ("0", 0.0),
-        ("1:05", 65.0),
-        ("61:5.25", 3665.25),
-        ("75%", 75.08),
-        ("12.5%", 12.51),
-        ("-10", 90.11),
-        ("-10s", 90.11),
-        ("-1:05", 35.11),
-    ],
-)
-def test_positions(text: str, seconds: float) -> None:
-    assert parse_cut(text, 100.11) == seconds
-
-
-@pytest.mark.parametrize(
-    "text", ["", "-", "x", "75 %", "-75%", "1:60", "1:2:3", "1e3", "nan", "+5", ":5", "5.", "٣", "10m", "\x1b[2J"]
-)
-def test_no_positions(text: str) -> None:
-    with pytest.raises(UsageError, match="--at"):
-        parse_cut(text, 100.11)
-
-
-def test_only_shares_and_ends_need_the_length() -> None:
-    assert parse_cut("45.5", None) == 45.5
-    assert parse_cut("1:05", None) == 65.0
-    for text in ("75%", "-10s"):
-        with pytest.raises(UsageError, match="--duration"):
-            parse_cut(text, None)
 
 
 @pytest.mark.parametrize(

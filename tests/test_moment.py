@@ -11,12 +11,26 @@ from kie_async._protocol.cut_point import CutPoint, read_cut_point
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("45.5", 45.5), ("45s", 45), ("1:05", 65), ("2:5.25", 125.25), ("75%", 90), ("-10s", 110), ("-1:00", 60)],
+    [
+        ("45.5", 45.5),
+        ("45.5s", 45.5),
+        ("45s", 45.0),
+        ("0", 0.0),
+        ("1:05", 65.0),
+        ("2:5.25", 125.25),
+        ("61:5.25", 3665.25),
+        ("75%", 75.08),
+        ("12.5%", 12.51),
+        ("-10", 90.11),
+        ("-10s", 90.11),
+        ("-1:05", 35.11),
+    ],
 )
 def test_a_moment_is_within_its_song(text: str, seconds: float) -> None:
     moment = read_cut_point(text)
     assert moment is not None
-    assert moment.within(120) == seconds
+    assert moment.within(100.11) == seconds
+    assert moment.needs_length == (text.startswith("-") or text.endswith("%"))
     assert moment.within(None) == (None if moment.needs_length else seconds)
 
 
@@ -25,6 +39,27 @@ def test_any_text_is_a_moment_or_none(text: str) -> None:
     assert isinstance(read_cut_point(text), CutPoint | None)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1:75", "5 %", "--5", "1e3", "٣", "nan", "1:2:3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "x",
+        "75 %",
+        "-75%",
+        "1:60",
+        "1:75",
+        "1:2:3",
+        "1e3",
+        "nan",
+        "+5",
+        "--5",
+        ":5",
+        "5.",
+        "٣",
+        "10m",
+        "\x1b[2J",
+    ],
+)
 def test_what_is_no_moment(text: str) -> None:
     assert read_cut_point(text) is None

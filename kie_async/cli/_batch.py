@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import attrs
 from cyclopts import Parameter
@@ -14,19 +15,22 @@ from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch,
 from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
 from kie_async.cli._connect import (
     JournalLocation,
+    SessionOptions,
     connect,
     find_journal,
     make_settings,
     stopped_by_sigterm,
 )
-from kie_async.cli._exit_codes import TerminatedError, UsageError, exit_status
-from kie_async.cli._options import BATCH, WORKER, BatchOptions, CallbackOptions, Directory, OutputArg, WorkerOptions
+from kie_async.cli._exit_codes import TerminatedError, UsageError
+from kie_async.cli._options import BATCH, WORKER, BatchOptions, Directory, OutputArg, WorkerOptions
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
-from kie_async.journal import Journal, State
+from kie_async.journal import Job, Journal, State
 from kie_async.session import KieSession
 
 ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
+# How the built-in emulator is served: what a batch waits for is the quota alone.
+_EMULATED = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
 
 
 @attrs.frozen
@@ -52,33 +56,23 @@ class BatchOrder:
         """The batch's name in the journal."""
         return self.location.batch or ""
 
-    @property
-    def emulated(self) -> Mapping[str, float | tuple[float, ...]] | None:
-        """How the built-in emulator is served, if it is to be used; what a batch waits for is the quota alone."""
-        return {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)} if self.options.run.emulate else None
-
-    @property
-    def receiver(self) -> CallbackOptions:
-        """How callbacks are received."""
-        receiver = self.options.receiver
+    def connect(self, output: Output, **options: Unpack[SessionOptions]) -> AbstractAsyncContextManager[KieSession]:
+        """Open a session for it."""
+        receiver, options["route"] = self.options.receiver, self.options.common.route
         if self.options.run.emulate:
-            return attrs.evolve(receiver, callbacks=True)  # those of the emulator always find their way
-        return receiver if receiver.callbacks or self.location.is_shared else receiver.here()
+            receiver = attrs.evolve(receiver, callbacks=True)  # those of the emulator always find their way
+            return connect(output, receiver, emulated=_EMULATED, **options)
+        if not (receiver.callbacks or self.location.is_shared):
+            receiver = receiver.here()
+        return connect(output, receiver, **options)
 
-    async def count_new(self) -> int:
-        """How many of the jobs the journal does not know yet."""
+    async def count(self) -> tuple[int, int]:
+        """How many jobs the journal does not know yet, and how many will be paid: those, and what it has planned."""
         if not self.location.exists:
-            return self.summary.total
+            return self.summary.total, self.summary.total
         async with self.location.journal() as journal:
-            return sum([await journal.get(job.key) is None async for job in self.jobs])
-
-    async def count_payable(self) -> int:
-        """How many jobs will be submitted: those that the journal does not know yet, and those it has planned."""
-        new = await self.count_new()
-        if not self.location.exists:
-            return new
-        async with self.location.journal() as journal:
-            return new + (await journal.counts(self.name))[State.PLANNED]
+            new = sum([await journal.get(job.key) is None async for job in self.jobs])
+            return new, new + (await journal.counts(self.name))[State.PLANNED]
 
 
 async def batch(
@@ -114,7 +108,9 @@ async def batch(
 async def _ask(output: Output, order: BatchOrder) -> None:
     """Ask before credits are spent; at a terminal, a few jobs need no answer."""
     run = order.options.run
-    jobs = 0 if run.yes else await order.count_payable()
+    if run.yes:
+        return
+    _, jobs = await order.count()
     if not jobs or (jobs <= ASK_ABOVE and (run.emulate or is_at_terminal())):
         return
     if not run.emulate:
@@ -142,7 +138,7 @@ def _check_shared(options: BatchOptions) -> None:
 
 async def _show_plan(output: Output, order: BatchOrder) -> None:
     """Show what would be done, what it would cost, and what is there to pay it."""
-    summary, new = order.summary, await order.count_new()
+    summary, (new, _) = order.summary, await order.count()
     counts = [
         {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in summary.counts.items()
     ]
@@ -155,7 +151,7 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
     if summary.duplicates:
         output.print(f"{summary.duplicates:>7}  ask for the same as another, and are made and paid all the same")
     output.print(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
-    async with connect(output, order.receiver, emulated=order.emulated, route=order.options.common.route) as session:
+    async with order.connect(output) as session:
         left = (await session.credits()).amount
     value["credits_left"] = left
     output.print(f"{left:>7.12g}  credits are left on the account")
@@ -170,47 +166,27 @@ async def _run(output: Output, order: BatchOrder) -> None:
     output.hints = _hints(command, order.location.options, emulated=order.options.run.emulate)
     progress = BatchProgress(output, order.out, jsonl=order.options.run.jsonl)
     journal = order.location.journal()
-    async with order.location.quota() as limiter:
-        connected = connect(
-            output,
-            order.receiver,
-            emulated=order.emulated,
-            journal=journal,
-            limiter=limiter,
-            observer=progress.emit,
-            route=order.options.common.route,
-        )
-        async with connected as session, progress.shown(journal, order.name):
-            await _work(order, session, journal, progress)
+    async with (
+        order.location.quota() as limiter,
+        order.connect(output, observer=progress.emit, journal=journal, limiter=limiter) as session,
+        progress.shown(journal, order.name),
+    ):
+        await _work(order, session, journal, progress.job_changed)
     if (others := order.summary.total - progress.counts.total) > 0:
         output.say(f"left to another batch of this journal: {count_of(others, 'job')}")
-    if (end := batch_end(progress.counts, order.location.with_out(order.out), command, lost=progress.lost)) is not None:
-        error, hint = end
-        output.hints = {exit_status(error).code: hint}
+    error = batch_error(progress.counts, order.location.with_out(order.out), command, lost=progress.lost)
+    if error is not None:
         raise error
 
 
-async def _work(order: BatchOrder, session: KieSession, journal: Journal, progress: BatchProgress) -> None:
+async def _work(order: BatchOrder, session: KieSession, journal: Journal, observer: Callable[[Job], None]) -> None:
+    jobs, out, name = order.jobs, order.out, order.name
     if order.location.is_shared:
-        await run_shared_batch(
-            session,
-            order.jobs,
-            journal=journal,
-            dsn=order.location.address,
-            directory=order.out,
-            observer=progress.job_changed,
-            batch=order.name,
-        )
+        dsn = order.location.address
+        await run_shared_batch(session, jobs, journal=journal, dsn=dsn, directory=out, observer=observer, batch=name)
         return
-    outcomes = run_batch(
-        session,
-        order.jobs,
-        journal=journal,
-        directory=order.out,
-        observer=progress.job_changed,
-        batch=order.name,
-        max_credits=order.options.run.max_credits,
-    )
+    cap = order.options.run.max_credits
+    outcomes = run_batch(session, jobs, journal=journal, directory=out, observer=observer, batch=name, max_credits=cap)
     async for _ in outcomes:
         pass
 
@@ -225,7 +201,7 @@ def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
         3: f"when that is mended, {again}",
         4: f"top up at https://kie.ai, or raise --max-credits; then {again}",
         5: f"put the key into the environment variable KIE_API_KEY; then {again}",
-        7: f"{after_unknown(where)}\nthe others {again}",
+        7: f"{_AFTER_UNKNOWN.format(where=where)}\nthe others {again}",
         8: f"when that is mended, {again}",
         130: f"what was submitted goes on at the service, and is kept; {again}",
     }
@@ -233,9 +209,21 @@ def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
 
 # ---------------------------------------------------------------- the end
 
+_AFTER_LOSS = """\
+put the journal back that knows them, or take them into this one, which pays nothing:
+  kie-async jobs adopt {where}"""
+_AFTER_UNKNOWN = """\
+they are not sent again by themselves, for they may be paid; see which:
+  kie-async jobs list --state unknown {where}
+then look at https://kie.ai/logs, and decide: kie-async jobs resolve KEY --task-id ID {where}"""
+_AFTER_FAILURE = """\
+see why:
+  kie-async jobs list --state failed --state rejected {where}
+to have one made after all, and paid again: kie-async jobs retry KEY {where}"""
 
-def batch_end(counts: Counts, where: str, command: str, *, lost: int = 0) -> tuple[KieError, str] | None:
-    """The error that a batch ends with, and what to do about it; None if all is delivered.
+
+def batch_error(counts: Counts, where: str, command: str, *, lost: int = 0) -> KieError | None:
+    """The error that a batch ends with, which notes what to do about it; None if all is delivered.
 
     What matters most comes first: lost records, then jobs that may be paid, downloads, open jobs, failures.
 
@@ -245,46 +233,25 @@ def batch_end(counts: Counts, where: str, command: str, *, lost: int = 0) -> tup
         command: the one that continues the batch.
         lost: how many jobs were not submitted, because the journal does not know tasks of theirs that the results name.
     """
-    again = f"go on with the same command:\n  {command}"
+    note = f"go on with the same command:\n  {command}"
     if lost:
         jobs = "1 job was" if lost == 1 else f"{lost} jobs were"
-        text = f"{jobs} not submitted: the results name tasks that the journal has lost"
-        return LostRecordError(text), _after_loss(where, command)
-    if counts.unknown:
-        text = f"what became of {count_of(counts.unknown, 'job')} is not known"
-        return SubmitUnknownError(text), after_unknown(where)
-    if counts.made:
-        text = f"the tracks of {count_of(counts.made, 'job')} could not be fetched"
-        return StorageError(text, charged="yes"), again
-    if counts.open:
-        return WaitTimeoutError(f"{count_of(counts.open, 'job')} did not come to an end", charged="maybe"), again
-    if counts.failed:
-        return KieError(f"{count_of(counts.failed, 'job')} failed or were refused"), _after_failure(where)
-    return None
-
-
-def _after_loss(where: str, command: str) -> str:
-    return (
-        "put the journal back that knows them, or take them into this one, which pays nothing:\n"
-        f"  kie-async jobs adopt {where}\n"
-        f"then go on with the same command:\n  {command}"
-    )
-
-
-def after_unknown(where: str) -> str:
-    return (
-        "they are not sent again by themselves, for they may be paid; see which:\n"
-        f"  kie-async jobs list --state unknown {where}\n"
-        f"then look at https://kie.ai/logs, and decide: kie-async jobs resolve KEY --task-id ID {where}"
-    )
-
-
-def _after_failure(where: str) -> str:
-    return (
-        "see why:\n"
-        f"  kie-async jobs list --state failed --state rejected {where}\n"
-        f"to have one made after all, and paid again: kie-async jobs retry KEY {where}"
-    )
+        error: KieError = LostRecordError(f"{jobs} not submitted: the results name tasks that the journal has lost")
+        note = f"{_AFTER_LOSS.format(where=where)}\nthen {note}"
+    elif counts.unknown:
+        error = SubmitUnknownError(f"what became of {count_of(counts.unknown, 'job')} is not known")
+        note = _AFTER_UNKNOWN.format(where=where)
+    elif counts.made:
+        error = StorageError(f"the tracks of {count_of(counts.made, 'job')} could not be fetched", charged="yes")
+    elif counts.open:
+        error = WaitTimeoutError(f"{count_of(counts.open, 'job')} did not come to an end", charged="maybe")
+    elif counts.failed:
+        error = KieError(f"{count_of(counts.failed, 'job')} failed or were refused")
+        note = _AFTER_FAILURE.format(where=where)
+    else:
+        return None
+    error.add_note(note)
+    return error
 
 
 # ---------------------------------------------------------------- a worker
@@ -303,26 +270,29 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
     options.receiver.check()
     again = f"work on with the same command:\n  {location.as_typed(output.words)}"
     output.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
-    output.hints[7] = f"{after_unknown(location.options)}\n{again}"
+    output.hints[7] = f"{_AFTER_UNKNOWN.format(where=location.options)}\n{again}"
     progress, journal = BatchProgress(output, out, jsonl=options.run.jsonl), location.journal()
+    run = options.run
     with stopped_by_sigterm(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
-        async with location.quota() as limiter:
-            connected = connect(
+        async with (
+            location.quota() as limiter,
+            connect(
                 output,
                 options.receiver,
+                route=options.common.route,
+                observer=progress.emit,
+                max_in_flight=run.at_once,
                 journal=journal,
                 limiter=limiter,
-                observer=progress.emit,
-                route=options.common.route,
-                max_in_flight=options.run.at_once,
+            ) as session,
+            progress.shown(journal),
+        ):
+            await work(
+                session,
+                journal=journal,
+                dsn=location.address,
+                directory=out,
+                observer=progress.job_changed,
+                at_once=run.at_once,
+                until_done=run.until_done,
             )
-            async with connected as session, progress.shown(journal):
-                await work(
-                    session,
-                    journal=journal,
-                    dsn=location.address,
-                    directory=out,
-                    observer=progress.job_changed,
-                    at_once=options.run.at_once,
-                    until_done=options.run.until_done,
-                )

@@ -30,6 +30,15 @@ _TASK_SECONDS = 120.0  # before the first has ended; the service takes 1 to 3 mi
 _INTERVAL = 0.5  # seconds between two reads of the journal; more where a read takes long
 _READ_SHARE = 20  # of the time, at most one part in so many goes into reads
 _LAST_READ = 5.0  # seconds that the last read may take
+_STATES = {
+    "waiting": (State.PLANNED, State.INTENT),
+    "submitted": (State.SUBMITTED,),
+    "made": (State.SUCCEEDED,),
+    "done": (State.DELIVERED,),
+    "failed": (State.FAILED, State.REJECTED),
+    "unknown": (State.UNKNOWN,),
+    "abandoned": (State.ABANDONED,),
+}
 _BAD = frozenset({State.FAILED, State.REJECTED, State.UNKNOWN})
 
 
@@ -48,19 +57,7 @@ class Counts:
     @classmethod
     def of(cls, counts: Mapping[State, int]) -> Self:
         """Sum up the states."""
-
-        def count(*states: State) -> int:
-            return sum(counts.get(state, 0) for state in states)
-
-        return cls(
-            waiting=count(State.PLANNED, State.INTENT),
-            submitted=count(State.SUBMITTED),
-            made=count(State.SUCCEEDED),
-            done=count(State.DELIVERED),
-            failed=count(State.FAILED, State.REJECTED),
-            unknown=count(State.UNKNOWN),
-            abandoned=count(State.ABANDONED),
-        )
+        return cls(**{name: sum(counts.get(state, 0) for state in states) for name, states in _STATES.items()})
 
     @property
     def open(self) -> int:
@@ -73,10 +70,8 @@ class Counts:
         return sum(attrs.astuple(self))
 
     def __str__(self) -> str:
-        words = [
-            f"{number} {name}" for name, number in attrs.asdict(self).items() if number or name in {"done", "failed"}
-        ]
-        return ", ".join(words)
+        numbers = attrs.asdict(self).items()
+        return ", ".join(f"{number} {name}" for name, number in numbers if number or name in {"done", "failed"})
 
     @property
     def summary(self) -> str:

@@ -35,14 +35,16 @@ _BIND = "127.0.0.1:8080"  # where a proxy or a tunnel must lead, if nothing else
 NO_CALLBACKS = CallbackOptions(callback_url="")
 
 
-class OwnSettings(TypedDict, total=False):
-    """The settings that a command decides, not the environment."""
+class SessionOptions(TypedDict, total=False):
+    """What a command decides about its session, and not the environment: settings, and whom it shares with others."""
 
     route: str
     observer: Observer
     task_timeout: float
     recovery_timeout: float
     max_in_flight: int
+    journal: Journal
+    limiter: Limiter | None
 
 
 @attrs.define
@@ -59,23 +61,20 @@ async def connect(
     receiver: CallbackOptions = NO_CALLBACKS,
     *,
     emulated: Mapping[str, Any] | None = None,
-    journal: Journal | None = None,
-    limiter: Limiter | None = None,
-    **settings: Unpack[OwnSettings],
+    **options: Unpack[SessionOptions],
 ) -> AsyncIterator[KieSession]:
     """Open a session, and all that it needs.
 
     Args:
-        output: is called with each event, unless the settings name another observer.
+        output: is called with each event, unless the options name another observer.
         receiver: whether callbacks are received here; without an address of its own, that of the environment holds.
         emulated: how the built-in emulator is served; None: the service is the real one.
-        journal: of the session.
-        limiter: shared with others; by default one of the session's own.
-        settings: those that the environment does not decide.
+        options: of the session.
     """
     with unwrap_single_exception():
         async with AsyncExitStack() as stack:
-            given: dict[str, Any] = {"observer": output.emit, **settings}
+            given: dict[str, Any] = {"observer": output.emit, **options}
+            journal, limiter = given.pop("journal", None), given.pop("limiter", None)
             if receiver.callback_url is not None:
                 given["callback_url"] = receiver.callback_url
             if emulated is not None:

@@ -10,25 +10,9 @@ from typing import Any
 
 import attrs
 
+from kie_async import errors
 from kie_async.emulator import AudioMissingError
-from kie_async.errors import (
-    AudioError,
-    AuthError,
-    BudgetError,
-    ConflictError,
-    FileError,
-    InsufficientCreditsError,
-    InternalError,
-    InvalidRequestError,
-    KeyQuotaError,
-    KieError,
-    ManifestError,
-    Problem,
-    RowProblem,
-    SettingsError,
-    SubmitUnknownError,
-    WaitTimeoutError,
-)
+from kie_async.errors import KieError, SettingsError
 from kie_async.models import ExtendRequest, UploadExtendRequest
 
 
@@ -67,29 +51,32 @@ class ExitStatus:
 EXITS: tuple[ExitStatus, ...] = (
     ExitStatus(0, "done"),
     ExitStatus(
-        1, "a fault of this program", (BaseException, InternalError),
+        1, "a fault of this program", (BaseException, errors.InternalError),
         "report it with what -v says; before it is run again, look at https://kie.ai/logs: what was sent is paid",
     ),
-    ExitStatus(2, "wrong use", (UsageError, SettingsError, InvalidRequestError, AudioError, AudioMissingError)),
+    ExitStatus(
+        2, "wrong use",
+        (UsageError, SettingsError, errors.InvalidRequestError, errors.AudioError, AudioMissingError),
+    ),
     ExitStatus(3, "the task failed, or the service refused or did not answer", (KieError,)),
     ExitStatus(
-        4, "no credits", (InsufficientCreditsError, KeyQuotaError, BudgetError),
+        4, "no credits", (errors.InsufficientCreditsError, errors.KeyQuotaError, errors.BudgetError),
         "top up at https://kie.ai, then run it again",
     ),
     ExitStatus(
-        5, "no key, or a wrong one", (AuthError, KeyUnusableError),
+        5, "no key, or a wrong one", (errors.AuthError, KeyUnusableError),
         "put the key into the environment variable KIE_API_KEY; 'kie-async demo' needs none",
     ),
     ExitStatus(
-        6, "still running", (WaitTimeoutError,),
+        6, "still running", (errors.WaitTimeoutError,),
         "the task continues; wait again: kie-async wait {task}{options}",
     ),
     ExitStatus(
-        7, "outcome unknown", (SubmitUnknownError,),
+        7, "outcome unknown", (errors.SubmitUnknownError,),
         "do not run it again blindly, it may be charged twice: look at https://kie.ai/logs first",
     ),
     ExitStatus(
-        8, "the disk, the journal, or a download", (FileError, ConflictError, OSError),
+        8, "the disk, the journal, or a download", (errors.FileError, errors.ConflictError, OSError),
         "fetch it again: kie-async download {task}{options}",
     ),
     ExitStatus(
@@ -133,9 +120,6 @@ _PYTHON = re.compile(
 )
 
 
-# ---------------------------------------------------------------- words
-
-
 def option_of(field: str) -> str:
     """The option or argument that sets a field of a request."""
     return _OPTIONS.get(field) or f"--{field.replace('_', '-')}"
@@ -164,13 +148,14 @@ def _as_option(found: re.Match[str]) -> str:
 
 def error_lines(error: BaseException) -> list[str]:
     """An error as lines for a person."""
-    if isinstance(error, ManifestError):
+    if isinstance(error, errors.ManifestError):
         more = error.count - len(error.faults)
-        return [f"error: {line}" for line in (*map(_fault_line, error.faults), *([f"and {more} more"] if more else []))]
-    if problems := _problems(error):
-        return [f"error: {option_of(each.field)} {each.problem}; {with_options(each.remedy)}" for each in problems]
-    message = with_options(str(error)) if isinstance(error, KieError) else _message(error)
-    return f"error: {message}".splitlines()
+        lines = [_fault_line(fault) for fault in error.faults] + [f"and {more} more"] * (more > 0)
+    elif isinstance(error, errors.InvalidRequestError) and error.problems:
+        lines = [_option_line(problem) for problem in error.problems]
+    else:
+        return f"error: {with_options(str(_known(error)))}".splitlines()
+    return [f"error: {line}" for line in lines]
 
 
 def error_value(error: BaseException, *, task_id: str | None, is_submitted: bool) -> dict[str, Any]:
@@ -181,7 +166,7 @@ def error_value(error: BaseException, *, task_id: str | None, is_submitted: bool
         task_id: of the task of the command, if the error names none.
         is_submitted: whether the command has spent credits.
     """
-    known = error if isinstance(error, KieError) else KieError(_message(error))
+    known = _known(error)
     value: dict[str, Any] = {
         "type": type(error).__name__,
         "message": with_options(known.message),
@@ -191,14 +176,14 @@ def error_value(error: BaseException, *, task_id: str | None, is_submitted: bool
         "retryable": known.retryable,
     }
     # An error of the disk or of this program does not know what was paid before it.
-    if is_submitted and (not isinstance(error, KieError) or isinstance(error, FileError)):
+    if is_submitted and (not isinstance(error, KieError) or isinstance(error, errors.FileError)):
         value["charged"] = "yes"
-    if isinstance(error, ManifestError):
+    if isinstance(error, errors.ManifestError):
         value |= {"faults": [attrs.asdict(fault) for fault in error.faults], "count": error.count}
-    if problems := _problems(error):
+    elif isinstance(error, errors.InvalidRequestError) and error.problems:
         value["problems"] = [
             {"option": option_of(each.field), "problem": each.problem, "remedy": with_options(each.remedy)}
-            for each in problems
+            for each in error.problems
         ]
     return value
 
@@ -208,25 +193,26 @@ def submissions_were(count: int) -> str:
     return "a submission was" if count == 1 else f"{count} submissions were"
 
 
-def unknown_submissions(error: BaseException, count: int) -> SubmitUnknownError:
+def unknown_submissions(error: BaseException, count: int) -> errors.SubmitUnknownError:
     """The error of a command that was stopped while submissions had no answer yet."""
-    stopped = error.message if isinstance(error, KieError) else _message(error)
-    return SubmitUnknownError(f"{stopped}; {submissions_were(count)} sent, perhaps charged, and no answer came")
+    text = f"{_known(error).message}; {submissions_were(count)} sent, perhaps charged, and no answer came"
+    return errors.SubmitUnknownError(text)
 
 
-def _problems(error: BaseException) -> tuple[Problem, ...]:
-    return error.problems if isinstance(error, InvalidRequestError) else ()
-
-
-def _message(error: BaseException) -> str:
+def _known(error: BaseException) -> KieError:
+    """The error itself, or one of the library that says the same."""
+    if isinstance(error, KieError):
+        return error
     if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
+        return KieError("stopped by Ctrl-C")
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error}"
+        return KieError(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+    return KieError(f"{type(error).__name__}: {error}")
 
 
-def _fault_line(fault: RowProblem) -> str:
-    if fault.location != "defaults":
-        return with_route(str(fault))
-    return f"{option_of(fault.field)} {fault.problem}; {with_options(fault.remedy)}"
+def _fault_line(fault: errors.RowProblem) -> str:
+    return _option_line(fault) if fault.location == "defaults" else with_route(str(fault))
+
+
+def _option_line(problem: errors.Problem | errors.RowProblem) -> str:
+    return f"{option_of(problem.field)} {problem.problem}; {with_options(problem.remedy)}"

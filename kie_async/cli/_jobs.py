@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -79,24 +79,21 @@ async def show(
     async with location.opened() as journal:
         job = await find_by_name(journal, key, location.only_batch)
         attempts = await journal.attempts(job.key)
-    value = _whole(job, attempts)
-    output.value |= value
-    for name, field in value.items():
-        if isinstance(field, dict):
-            output.print(f"{name}:")
-            _print_fields(output, field)
-        elif isinstance(field, list):
-            output.print(f"{name}:")
-            for each in field:
-                output.print(f"  {_words(each)}")
-        elif field is not None:
-            output.print(f"{name}: {field}")
+    output.value |= _whole(job, attempts)
+    for line in _lines(output.value):
+        output.print(line)
 
 
-def _print_fields(output: Output, fields: dict[str, Any]) -> None:
+def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     for name, field in fields.items():
-        if field is not None:
-            output.print(f"  {name}: {field}")
+        if isinstance(field, dict):
+            yield f"{name}:"
+            yield from _lines(field, "  ")
+        elif isinstance(field, list):
+            yield f"{name}:"
+            yield from (f"  {_words(each)}" for each in field)
+        elif field is not None:
+            yield f"{indent}{name}: {field}"
 
 
 def _words(value: object) -> str:

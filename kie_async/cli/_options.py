@@ -9,7 +9,6 @@ import attrs
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from kie_async._protocol import cut_point
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._output import Output
 from kie_async.emulator import KINDS
@@ -124,19 +123,18 @@ class Music:
     variety: float | None = None
     default_param_flag: Annotated[bool | None, Parameter(negative="--no-default-param-flag")] = None
 
-    def of_upload(self, continue_at: float | str | None, length: float | None) -> UploadFields:
+    def of_upload(self) -> UploadFields:
         """The fields of a request that extends audio of one's own."""
         given = attrs.asdict(self)
-        for name in ("at", "duration", "prompt_file"):  # they are no fields of a request
-            del given[name]
-        given |= {"prompt": self._prompt(), "continue_at": continue_at, "source_duration": length}
+        del given["prompt_file"]
+        given |= {"prompt": self._prompt(), "continue_at": given.pop("at"), "source_duration": given.pop("duration")}
         if self.model is None:
             del given["model"]
         return cast("UploadFields", given)
 
-    def of_track(self, continue_at: float | str | None) -> RequestFields:
+    def of_track(self) -> RequestFields:
         """The fields of a request that extends a track of the service."""
-        given = dict(self.of_upload(continue_at, self.duration))
+        given = dict(self.of_upload())
         for name in _UPLOAD_ONLY:
             if given.pop(name) is not None:
                 raise UsageError(f"--{name} is for upload-extend alone: leave it out")
@@ -144,7 +142,7 @@ class Music:
 
     def shared(self) -> dict[str, object]:
         """The fields that all jobs of a manifest share, as ``read_manifest`` takes them."""
-        given = {**self.of_upload(self.at, self.duration), "instrumental": self.instrumental or None}
+        given = {**self.of_upload(), "instrumental": self.instrumental or None}
         return {name: value for name, value in given.items() if value is not None}
 
     def _prompt(self) -> str | None:
@@ -338,21 +336,6 @@ class EmulatorOptions:
 OUTPUT, COMMON, ADDRESS, SUBMIT = OutputOptions(), CommonOptions(), CallbackAddress(), SubmitOptions()
 BATCH, WORKER, JOBS = BatchOptions(), WorkerOptions(), JobsOptions()
 RESOLVE, EMULATOR = ResolveOptions(), EmulatorOptions()
-
-
-def parse_cut(text: str, length: float | None) -> float:
-    """Read ``--at``: the seconds from the beginning, to the hundredth where the length of the song comes in.
-
-    Raises:
-        UsageError: it is no position in a song, or the length is needed and not known.
-    """
-    position = cut_point.read_cut_point(text)
-    if position is None:
-        raise UsageError(f"--at: {text[:40]!r} is no position in a song; write {cut_point.FORMS}")
-    seconds = position.within(length)
-    if seconds is None:
-        raise UsageError("--at: the length of the song is not known; give seconds, or its length with --duration")
-    return seconds
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -133,10 +133,13 @@ class Output:
         status = exit_status(error)
         if status.code == 1:  # for others, the message says all that helps
             _logger.debug("a fault of this program", exc_info=error)
-        for line in (*error_lines(error), *self._hint(status).splitlines()):
+        for line in (*error_lines(error), *self._hint(error, status).splitlines()):
             self.say(line)
 
-    def _hint(self, status: ExitStatus) -> str:
+    def _hint(self, error: BaseException, status: ExitStatus) -> str:
+        """What to do next: as the error says, or the command, or the table of exits."""
+        if notes := getattr(error, "__notes__", ()):
+            return str(notes[0])
         if status.code in self.hints:
             return self.hints[status.code]
         if "{task}" not in status.hint:

@@ -17,7 +17,7 @@ from kie_async import emulator, files
 from kie_async._client import Task
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
-from kie_async.cli._connect import OwnSettings, connect
+from kie_async.cli._connect import SessionOptions, connect
 from kie_async.cli._exit_codes import UsageError, option_of
 from kie_async.cli._options import (
     COMMON,
@@ -26,13 +26,11 @@ from kie_async.cli._options import (
     CallbackOptions,
     CommonOptions,
     Directory,
-    Music,
     Out,
     OutputArg,
     OutputOptions,
     SubmitOptions,
     Timeout,
-    parse_cut,
 )
 from kie_async.cli._output import Output
 from kie_async.errors import KieError, TaskNotFoundError
@@ -114,15 +112,10 @@ async def upload_extend(
 
     Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
     """
-    music = options.music
     if not is_url(song):
         await to_thread.run_sync(_check_file, song)
-    length = music.duration
-    if length is None and not is_url(song):
-        length = await to_thread.run_sync(files.measure, Path(song))
-    learnt_later = is_url(song) and length is None  # the session measures what it can
-    fields = music.of_upload(music.at if learnt_later else _cut(music, length), length)
-    await _submit(output, UploadExtendRequest(song, **fields), options)
+    request = UploadExtendRequest(song, **options.music.of_upload())
+    await _submit(output, await files.measure_request(request), options)
 
 
 async def extend(
@@ -136,9 +129,7 @@ async def extend(
 
     Example: kie-async extend e231c5c0-7a52 --model V5 --out new
     """
-    music = options.music
-    fields = music.of_track(_cut(music, music.duration))
-    await _submit(output, ExtendRequest(audio_id, **fields), options)
+    await _submit(output, ExtendRequest(audio_id, **options.music.of_track()), options)
 
 
 def _check_file(song: str) -> None:
@@ -148,10 +139,6 @@ def _check_file(song: str) -> None:
         raise UsageError(f"{option_of('source')}: {song!r} is a directory; {remedy}")
     if not path.is_file():
         raise UsageError(f"{option_of('source')}: there is no file {song!r}")
-
-
-def _cut(music: Music, length: float | None) -> float | None:
-    return None if music.at is None else parse_cut(music.at, length)
 
 
 def _say_cut(output: Output, request: Request) -> None:
@@ -170,7 +157,7 @@ def _receiver(options: SubmitOptions) -> CallbackOptions:
     return receiver if is_awaited_elsewhere else receiver.here()
 
 
-def _settings(route: RouteName, max_wait: float | None) -> OwnSettings:
+def _settings(route: RouteName, max_wait: float | None) -> SessionOptions:
     """The settings of a command that waits for a task, or for the callback that names it if its answer is lost."""
     if max_wait is None:
         return {"route": route}
@@ -189,9 +176,10 @@ async def _submit(output: Output, request: Request, options: SubmitOptions) -> N
     output.resume = resume_options(route, run.out)
     if run.out is not None:
         await files.check_writable(run.out)
-    _say_cut(output, request)
     emulated = {"speed": _SPEED} if run.emulate else None
     async with connect(output, receiver, emulated=emulated, **_settings(route, run.timeout)) as session:
+        session.check_request(request)
+        _say_cut(output, request)
         output.display.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
         task = await session.submit(request)
         if run.no_wait:
