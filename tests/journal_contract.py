@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mappi
 from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import UTC, datetime
 from itertools import product
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import anyio
 import attrs
@@ -83,10 +83,6 @@ async def expecting(journal: Journal, *tokens: str) -> None:
     await journal.add(planned(f"job of {token}") for token in tokens)
     for token in tokens:
         await journal.intend(f"job of {token}", token)
-
-
-def listening(journal: Journal) -> AsyncGenerator[InboundCallback, None]:
-    return cast("AsyncGenerator[InboundCallback, None]", journal.watch_callbacks())
 
 
 async def collect(listener: AsyncGenerator[InboundCallback, None], wanted: Iterable[InboundCallback]) -> None:
@@ -398,7 +394,7 @@ class JournalContract:
         for state in (State.SUCCEEDED, State.DELIVERED):
             await step(journal, "b", state)
             assert not await other.save_callback(inbound("token-b", "task-b", "complete"))
-        async with aclosing(listening(journal)) as listener:
+        async with aclosing(journal.watch_callbacks()) as listener:
             await collect(listener, kept)
         await journal.move("a", State.SUBMITTED, token="token-a", task_id="any")
         assert not await other.save_callback(inbound("token-a", "another"))
@@ -420,7 +416,7 @@ class JournalContract:
         for state in ROUTES:
             kept = await other.callbacks_for(token=f"token-{state}")
             assert bool(kept) == (state not in at_end and state is not State.PLANNED), state
-        async with aclosing(listening(journal)) as listener:
+        async with aclosing(journal.watch_callbacks()) as listener:
             await other.save_callback(inbound("late", "another"))
             await collect(listener, [inbound("late", "another")])
 
@@ -435,7 +431,7 @@ class JournalContract:
 
     async def test_a_listener_hears_other_processes(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
-        async with aclosing(listening(journal)) as listener:
+        async with aclosing(journal.watch_callbacks()) as listener:
             for number in range(3):
                 await other.save_callback(inbound("t", f"other-{number}"))
                 await journal.save_callback(inbound("t", f"own-{number}"))
@@ -443,7 +439,7 @@ class JournalContract:
 
     async def test_a_listener_that_waits_is_woken(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
-        async with aclosing(listening(journal)) as listener:
+        async with aclosing(journal.watch_callbacks()) as listener:
             for number, source in enumerate((journal, other)):
                 callback = inbound("t", f"{number}")
                 waiting = asyncio.ensure_future(collect(listener, [callback]))
@@ -454,7 +450,7 @@ class JournalContract:
 
     async def test_a_slow_listener_misses_nothing(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
-        async with aclosing(listening(journal)) as listener:
+        async with aclosing(journal.watch_callbacks()) as listener:
             await other.save_callback(inbound("t", "first"))
             await collect(listener, [inbound("t", "first")])
             many = [inbound("t", f"{number}") for number in range(600)]
@@ -464,7 +460,9 @@ class JournalContract:
     async def test_many_listen(self, journal: Journal, other: Journal) -> None:
         await expecting(journal, "t")
         async with AsyncExitStack() as stack:
-            listeners = [await stack.enter_async_context(aclosing(listening(j))) for j in (journal, journal, other)]
+            listeners = [
+                await stack.enter_async_context(aclosing(j.watch_callbacks())) for j in (journal, journal, other)
+            ]
             await journal.save_callback(inbound("t"))
             for listener in listeners:
                 await collect(listener, [inbound("t")])

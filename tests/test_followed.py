@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import anyio
 import pytest
-from service import REQUEST, Service, serving
+from service import REQUEST, Service, as_journal, serving
 
 import kie_async as kie
 from kie_async.emulator import Fault, Rules
@@ -64,7 +64,7 @@ async def journaled(folder: Path, **options: Any) -> AsyncGenerator[tuple[Servic
     fast = {"max_in_flight": 1000, "quota": 1000, **options.pop("settings", {})}
     async with serving(credits=1e6, settings=fast, rules=Rules(quota=1000), **options) as service:
         journal = Failing(store(folder / "journal.sqlite"))
-        async with kie.KieSession(service.session.settings, journal=journal) as session:
+        async with kie.KieSession(service.session.settings, journal=as_journal(journal)) as session:
             yield service, session, journal
 
 
@@ -164,7 +164,9 @@ async def test_a_batch_stops_when_an_end_cannot_be_written(tmp_path: Path) -> No
         journal.fails = away
         jobs = [kie.Job(key="k", request=REQUEST)]
         with pytest.raises(StorageError):
-            async for _ in kie.run_batch(service.session, jobs, journal=journal, directory=tmp_path / "out"):
+            async for _ in kie.run_batch(
+                service.session, jobs, journal=as_journal(journal), directory=tmp_path / "out"
+            ):
                 pass
         (charge,) = service.emulator.ledger
         assert service.emulator.polls(charge.task_id) < 20
@@ -182,7 +184,7 @@ class Slow(Failing):
 async def test_the_ends_that_are_known_are_recorded_when_the_session_is_left(tmp_path: Path) -> None:
     async with serving() as service:
         settings, journal = service.session.settings, Slow(store(tmp_path / "journal.sqlite"))
-        async with kie.KieSession(settings, journal=journal) as session:
+        async with kie.KieSession(settings, journal=as_journal(journal)) as session:
             await asyncio.gather(*[await session.submit(REQUEST) for _ in range(5)])
     async with store(tmp_path / "journal.sqlite") as after:
         assert (await after.counts())[State.SUCCEEDED] == 5

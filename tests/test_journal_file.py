@@ -24,7 +24,7 @@ from journal_contract import REQUEST, SOURCE, UPLOAD, bring, inbound, job_of, pl
 from sqlite_hooks import ask, hook
 
 from kie_async.errors import StorageError
-from kie_async.journal import Job, SQLiteJournal, State, _process
+from kie_async.journal import Job, SQLiteJournal, State, _leases
 
 pytestmark = pytest.mark.anyio
 
@@ -541,26 +541,26 @@ async def test_no_room_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_id_of_a_process_names_it() -> None:
-    process_id = _process.new_process_id()
-    assert process_id != _process.new_process_id()
+    process_id = _leases.new_process_id()
+    assert process_id != _leases.new_process_id()
     assert process_id.startswith(socket.gethostname())
     assert f":{os.getpid()}:" in process_id
-    assert not _process.is_dead(process_id)
+    assert not _leases.is_dead(process_id)
 
 
 def test_only_a_dead_process_of_this_machine_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine, _, life = _process.new_process_id().split(":")
+    machine, _, life = _leases.new_process_id().split(":")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:  # our own words
         process.wait()
-    assert _process.is_dead(f"{machine}:{process.pid}:{life}")
+    assert _leases.is_dead(f"{machine}:{process.pid}:{life}")
     for other in (f"other:{process.pid}:x", "a name", "", f"{machine}:x:y", f"{machine}:{10**30}:x", f"{machine}:1:x"):
-        assert not _process.is_dead(other)
+        assert not _leases.is_dead(other)
 
     def forbid(_pid: int, _signal: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", forbid)
-    assert not _process.is_dead(f"{machine}:{process.pid}:{life}")
+    assert not _leases.is_dead(f"{machine}:{process.pid}:{life}")
 
 
 @pytest.mark.parametrize("missing", ["stat", "read_text"])
@@ -569,4 +569,4 @@ def test_a_machine_that_tells_less_is_known_by_its_name(monkeypatch: pytest.Monk
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, missing, fail)
-    assert _process.new_process_id().startswith(f"{socket.gethostname()}:")
+    assert _leases.new_process_id().startswith(f"{socket.gethostname()}:")

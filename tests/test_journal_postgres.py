@@ -19,13 +19,13 @@ import anyio
 import psycopg
 import pytest
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, listening, planned
+from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, planned
 from postgres import Server, execute, new_database
 from psycopg_pool import AsyncConnectionPool
 
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.journal import InboundCallback, Journal, PostgresJournal, State
-from kie_async.journal._process import new_process_id
+from kie_async.journal._leases import new_process_id
 
 pytestmark = pytest.mark.anyio
 
@@ -407,7 +407,7 @@ async def gather_ids(listener: AsyncGenerator[InboundCallback, None], many: int)
 
 async def test_another_process_wakes_at_once(journal: PostgresJournal, database_url: str) -> None:
     await expecting(journal, "t")
-    async with aclosing(listening(journal)) as listener:
+    async with aclosing(journal.watch_callbacks()) as listener:
         with publish(database_url, 100, 0.01) as publisher:
             ids, delays = await gather_ids(listener, 100)
         assert publisher.returncode == 0
@@ -417,7 +417,7 @@ async def test_another_process_wakes_at_once(journal: PostgresJournal, database_
 
 async def test_no_callback_is_lost_when_connections_are(journal: PostgresJournal, database_url: str) -> None:
     await expecting(journal, "t")
-    async with aclosing(listening(journal)) as listener, anyio.create_task_group() as group:
+    async with aclosing(journal.watch_callbacks()) as listener, anyio.create_task_group() as group:
 
         async def cut() -> None:
             while True:
@@ -434,7 +434,7 @@ async def test_no_callback_is_lost_when_connections_are(journal: PostgresJournal
 
 
 async def test_no_callback_is_lost_when_the_server_restarts(server: Server, frail_url: str) -> None:
-    async with PostgresJournal(frail_url) as journal, aclosing(listening(journal)) as listener:
+    async with PostgresJournal(frail_url) as journal, aclosing(journal.watch_callbacks()) as listener:
         await expecting(journal, "t")
         with publish(frail_url, 500, 0.002) as publisher:
             early, _ = await gather_ids(listener, 100)
@@ -448,7 +448,7 @@ async def test_no_callback_is_lost_when_the_server_restarts(server: Server, frai
 async def test_a_listener_waits_for_a_store_that_cannot_be_read(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with PostgresJournal(database_url) as journal, aclosing(listening(journal)) as listener:
+    async with PostgresJournal(database_url) as journal, aclosing(journal.watch_callbacks()) as listener:
         await expecting(journal, "t")
         execute(database_url, "ALTER TABLE kie_callback RENAME TO elsewhere")
         waiting = asyncio.ensure_future(collect(listener, [inbound("t")]))
@@ -466,7 +466,7 @@ async def test_a_callback_whose_transaction_ends_late_is_heard(journal: Postgres
     columns = ("t", "slow", "text", 1.5)
     row = (*columns, crc32("\0".join(map(str, columns)).encode()))
     insert = "INSERT INTO kie_callback (token, task_id, stage, received_at, checksum) VALUES (%s, %s, %s, %s, %s)"
-    async with aclosing(listening(journal)) as listener:
+    async with aclosing(journal.watch_callbacks()) as listener:
         async with await psycopg.AsyncConnection.connect(database_url) as slow:
             await slow.execute(insert, row)
             late = [asyncio.ensure_future(journal.save_callback(inbound("t", f"{number}"))) for number in range(3)]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from child_process import child, read_line, say
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, listening, planned
+from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, planned
 from sqlite_hooks import ask, hook
 
 from kie_async.errors import ConflictError, StorageError
@@ -321,7 +321,7 @@ async def test_a_listener_outlasts_a_file_that_cannot_be_read(
             raise sqlite3.OperationalError("away")
 
     hook(monkeypatch, fail)
-    async with SQLiteJournal(path) as journal, aclosing(listening(journal)) as listener:
+    async with SQLiteJournal(path) as journal, aclosing(journal.watch_callbacks()) as listener:
         await expecting(journal, "t")
         await journal.save_callback(inbound("t"))
         waiting = asyncio.ensure_future(collect(listener, [inbound("t"), inbound("t", "late")]))
@@ -334,7 +334,7 @@ async def test_a_listener_outlasts_a_file_that_cannot_be_read(
 
 async def test_a_listener_ends_with_the_journal(path: Path) -> None:
     async with SQLiteJournal(path, poll=60) as journal:
-        listener = listening(journal)
+        listener = journal.watch_callbacks()
         waiting = asyncio.ensure_future(anext(listener, None))
         await asyncio.sleep(0.05)
     assert await asyncio.wait_for(waiting, 1) is None
@@ -346,5 +346,5 @@ async def test_a_listener_hears_what_came_since_the_journal_was_opened(path: Pat
         await journal.save_callback(inbound("before"))
     async with SQLiteJournal(path) as journal:
         await journal.save_callback(inbound("after"))
-        async with aclosing(listening(journal)) as listener:
+        async with aclosing(journal.watch_callbacks()) as listener:
             assert await anext(listener) == inbound("after")

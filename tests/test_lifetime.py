@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trio
 from aiohttp import web
-from service import REQUEST, free_port, serving
+from service import REQUEST, as_journal, free_port, serving
 from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
@@ -314,7 +314,7 @@ async def test_closed_by_another_while_it_opens_it_is_closed(tmp_path: Path) -> 
     async with serving() as service:
         closing: list[asyncio.Task[None]] = []
         journal = Beside(store(tmp_path), lambda: closing.append(asyncio.create_task(session.aclose())))
-        session = kie.KieSession(service.session.settings, journal=journal)
+        session = kie.KieSession(service.session.settings, journal=as_journal(journal))
         async with session:
             with pytest.raises(kie.SessionError, match="was closed"):
                 await session.credits()
@@ -329,7 +329,7 @@ async def test_ended_with_the_loop_while_it_opens_it_is_closed(tmp_path: Path) -
 
     async with serving() as service:
         with pytest.raises(kie.SessionError, match="closed while it opened"):
-            await kie.KieSession.open(service.session.settings, journal=Beside(store(tmp_path), cancel))
+            await kie.KieSession.open(service.session.settings, journal=as_journal(Beside(store(tmp_path), cancel)))
 
 
 async def test_a_session_that_does_not_open_says_why(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ async def test_a_failure_leaves_the_block_as_itself(tmp_path: Path) -> None:
     async with serving() as service:
         journal = Failing(store(tmp_path), StorageError("gone"))
         with pytest.raises(StorageError, match="gone"):
-            async with kie.KieSession(service.session.settings, journal=journal):
+            async with kie.KieSession(service.session.settings, journal=as_journal(journal)):
                 journal.fail.set()
                 await anyio.sleep_forever()
         task = asyncio.current_task()
@@ -367,7 +367,7 @@ async def refusal(session: kie.KieSession) -> BaseException | None:
 async def test_where_there_is_no_block_calls_and_the_closer_are_told_of_a_failure(tmp_path: Path) -> None:
     async with serving() as service:
         journal = Failing(store(tmp_path), StorageError("gone"))
-        session = await kie.KieSession.open(service.session.settings, journal=journal)
+        session = await kie.KieSession.open(service.session.settings, journal=as_journal(journal))
         task = await session.submit(REQUEST)
         waiting = asyncio.create_task(task.result())
         await anyio.sleep(1)
@@ -387,7 +387,7 @@ async def test_a_failure_does_not_hide_the_error_it_came_upon(tmp_path: Path) ->
     async with serving() as service:
         journal = Failing(store(tmp_path), StorageError("gone"))
         with pytest.raises(StorageError, match="gone") as caught:
-            async with kie.KieSession(service.session.settings, journal=journal):
+            async with kie.KieSession(service.session.settings, journal=as_journal(journal)):
                 raise KeyError("mine")
         assert isinstance(caught.value.__context__, KeyError)
         assert not caught.value.__suppress_context__
@@ -396,7 +396,7 @@ async def test_a_failure_does_not_hide_the_error_it_came_upon(tmp_path: Path) ->
 async def test_a_failure_where_the_block_was_left_by_another_task(tmp_path: Path) -> None:
     async with serving() as service:
         journal = Failing(store(tmp_path), StorageError("gone"))
-        session = kie.KieSession(service.session.settings, journal=journal)
+        session = kie.KieSession(service.session.settings, journal=as_journal(journal))
         await elsewhere(session.__aenter__())
         journal.fail.set()
         await anyio.sleep(1)
@@ -408,7 +408,7 @@ async def test_two_failures_stay_together(tmp_path: Path) -> None:
     async with serving() as service:
         journal = Failing(store(tmp_path), ExceptionGroup("two", [KeyError("a"), ValueError("b")]))
         with pytest.raises(ExceptionGroup) as caught:
-            async with kie.KieSession(service.session.settings, journal=journal):
+            async with kie.KieSession(service.session.settings, journal=as_journal(journal)):
                 journal.fail.set()
                 await anyio.sleep_forever()
         assert len(caught.value.exceptions) == 2

@@ -20,7 +20,7 @@ from postgres import Server, execute
 from benchmarks.quota import Counting, counting_server, most_in_window, processes, used
 from kie_async.errors import KieError, SessionError, StorageError
 from kie_async.journal import JournalLimiter, PostgresJournal, SharedPermit, is_shared, open_journal
-from kie_async.journal._driver import Driver
+from kie_async.journal._sql import Driver
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import anyio
 import attrs
 import pytest
-from service import REQUEST, Service, serving
+from service import REQUEST, Service, as_journal, serving
 
 import kie_async as kie
 from kie_async.emulator import Fault
@@ -28,7 +28,7 @@ from kie_async.journal import (
     is_shared,
     open_journal,
 )
-from kie_async.journal._job_errors import state_after
+from kie_async.journal._transitions import state_after
 
 pytestmark = pytest.mark.anyio
 
@@ -90,7 +90,7 @@ async def recording(folder: Path, process_id: str | None = None, **options: Any)
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(serving(credits=1e6, **options))
         journal = Away(store(folder, process_id))
-        session = kie.KieSession(service.session.settings, journal=journal)
+        session = kie.KieSession(service.session.settings, journal=as_journal(journal))
         yield Kept(service, await stack.enter_async_context(session), journal)
 
 
@@ -387,7 +387,7 @@ async def test_a_task_that_a_callback_names_is_followed_to_its_end(tmp_path: Pat
 async def test_a_session_has_one_journal(tmp_path: Path) -> None:
     async with recording(tmp_path) as kept:
         for journal in (kept.journal, None):
-            batch = kie.run_batch(kept.session, [], journal=journal, directory=tmp_path, batch="b")
+            batch = kie.run_batch(kept.session, [], journal=as_journal(journal), directory=tmp_path, batch="b")
             assert [job async for job in batch] == []
         with pytest.raises(kie.SessionError, match="another journal"):
             await anext(kie.run_batch(kept.session, [], journal=store(tmp_path), directory=tmp_path, batch="b"))
@@ -487,7 +487,7 @@ async def test_a_callback_beside_the_opening_of_the_journal_is_asked_for_again(t
         statuses.append(await session.receiver.handle({}, body, "t" * 43))
 
     async with serving() as service:
-        session = kie.KieSession(service.session.settings, journal=Doorway(store(tmp_path), call))
+        session = kie.KieSession(service.session.settings, journal=as_journal(Doorway(store(tmp_path), call)))
         async with session:
             await call()
     assert statuses == [503, 200, 503]
@@ -499,7 +499,7 @@ async def test_nothing_is_sent_beside_the_closing_of_the_journal(tmp_path: Path)
             await session.submit(REQUEST)
 
     async with serving() as service:
-        session = kie.KieSession(service.session.settings, journal=Doorway(store(tmp_path), submit))
+        session = kie.KieSession(service.session.settings, journal=as_journal(Doorway(store(tmp_path), submit)))
         async with session:
             pass
         assert service.emulator.ledger == []
@@ -540,7 +540,7 @@ async def test_a_process_that_slept_through_its_lease_asks_before_it_spends(
     async with (
         recording(tmp_path) as kept,
         store(tmp_path, "another:1:x") as other,
-        kept.session.open_journal(kept.journal) as recorder,
+        kept.session.open_journal(as_journal(kept.journal)) as recorder,
         recorder.holding("batch:b"),
     ):
         await kept.journal.release("batch:b")
@@ -560,7 +560,7 @@ async def test_a_lease_is_held_once(tmp_path: Path) -> None:
     async with (
         recording(tmp_path) as kept,
         store(tmp_path, "another:1:x") as other,
-        kept.session.open_journal(kept.journal) as recorder,
+        kept.session.open_journal(as_journal(kept.journal)) as recorder,
     ):
         async with recorder.holding("batch:b"):
             with pytest.raises(ConflictError, match="this process"):
@@ -590,7 +590,9 @@ async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(tmp_path: 
 async def test_a_callback_while_a_lost_submission_is_given_up_is_not_lost(tmp_path: Path) -> None:
     faults = [Fault("lost"), Fault("lost", on="callback")]
     journal = Away(store(tmp_path))
-    async with serving(callbacks=True, faults=faults, settings={"recovery_timeout": 3.0}, journal=journal) as service:
+    async with serving(
+        callbacks=True, faults=faults, settings={"recovery_timeout": 3.0}, journal=as_journal(journal)
+    ) as service:
 
         async def name_it() -> None:
             (charge,) = service.emulator.ledger

@@ -39,7 +39,7 @@ from kie_async.errors import (
 )
 from kie_async.events import guarded
 from kie_async.journal import FINAL, Job, Recorder, Source, State
-from kie_async.journal._job_errors import job_error
+from kie_async.journal._job import job_error
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.session import KieSession
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from kie_async._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source
+    from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source, State
+    from kie_async.journal._journal import Journal
     from kie_async.journal._open import (
         DEFAULT_NAME,
         OWN_BATCH,
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
         is_shared,
         open_journal,
     )
-    from kie_async.journal._protocol import Journal
     from kie_async.journal._quota import JournalLimiter, SharedPermit
     from kie_async.journal._recorder import Recorder, open_recorder
-    from kie_async.journal._states import FINAL, OPEN, PAID, TRANSITIONS, State, is_legal
+    from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS, is_legal
 
 __all__ = [
     "DEFAULT_NAME",
@@ -52,9 +52,9 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "Journal": "_protocol",
-        **dict.fromkeys(("Attempt", "InboundCallback", "Job", "JobError", "Source"), "_job"),
-        **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS", "State", "is_legal"), "_states"),
+        "Journal": "_journal",
+        **dict.fromkeys(("Attempt", "InboundCallback", "Job", "JobError", "Source", "State"), "_job"),
+        **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS", "is_legal"), "_transitions"),
         **dict.fromkeys(("JournalLimiter", "SharedPermit"), "_quota"),
         **dict.fromkeys(("Recorder", "open_recorder"), "_recorder"),
         **dict.fromkeys(

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import TypeAlias
 
 import attrs
 
-from kie_async.errors import Charged
-from kie_async.journal._states import State
+from kie_async.errors import Charged, KieError, TaskFailedError
+from kie_async.events import clean
 from kie_async.models import Request, Track
 
 Moments: TypeAlias = Mapping[str, float]
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    PLANNED = "planned"
+    INTENT = "intent"
+    SUBMITTED = "submitted"
+    SUCCEEDED = "succeeded"
+    DELIVERED = "delivered"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    ABANDONED = "abandoned"
 
 
 @attrs.frozen(kw_only=True)
@@ -113,3 +128,15 @@ class Attempt:
     task_id: str | None = None
     process_id: str = ""
     intended_at: float = 0.0
+
+
+def job_error(error: KieError) -> JobError:
+    """The facts of an error, as a journal keeps them."""
+    return JobError(
+        type=type(error).__name__,
+        message=clean(error.message),
+        code=error.code,
+        charged=error.charged,
+        retryable=error.retryable,
+        refunded=isinstance(error, TaskFailedError) and error.refunded,
+    )

@@ -6,17 +6,16 @@ from os import PathLike
 from pathlib import Path
 
 from kie_async.errors import SettingsError
-from kie_async.journal._driver import Driver
-from kie_async.journal._protocol import Journal
+from kie_async.journal._journal import Journal
+from kie_async.journal._sql import Driver
 from kie_async.journal._sqlite import SQLite
-from kie_async.journal._store import SQLJournal
 from kie_async.settings import Secret, journal_location
 
 DEFAULT_NAME = "kie-async.sqlite"  # of the file in the directory of a batch, for the command and the library
 OWN_BATCH = "batch"  # the name of the batch in that file, so that the directory may be moved
 
 
-class SQLiteJournal(SQLJournal):
+class SQLiteJournal(Journal):
     """A journal in a file of this machine; ``Journal`` says what its methods do.
 
     Args:
@@ -43,7 +42,7 @@ class SQLiteJournal(SQLJournal):
         return self._path
 
 
-class PostgresJournal(SQLJournal):
+class PostgresJournal(Journal):
     """A journal that many processes on many machines share; ``Journal`` says what its methods do.
 
     Args:
@@ -78,7 +77,7 @@ def is_shared(where: str | PathLike[str]) -> bool:
     return str(where).startswith(("postgresql://", "postgres://"))
 
 
-def open_journal(where: str | PathLike[str]) -> SQLJournal:
+def open_journal(where: str | PathLike[str]) -> Journal:
     """Return the journal at an address, to be entered with ``async with``.
 
     Args:
@@ -89,7 +88,7 @@ def open_journal(where: str | PathLike[str]) -> SQLJournal:
     return SQLiteJournal(where)
 
 
-def default_journal(directory: str | PathLike[str]) -> SQLJournal:
+def default_journal(directory: str | PathLike[str]) -> Journal:
     """Return the journal of a batch for which none is given: ``KIE_JOURNAL``, or else a file in its directory."""
     return open_journal(journal_location() or Path(directory) / DEFAULT_NAME)
 

@@ -26,7 +26,7 @@ from kie_async._protocol.retry import backoff
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import clean
 from kie_async.journal import _sql
-from kie_async.journal._driver import Rows, Step
+from kie_async.journal._sql import Rows, Step
 from kie_async.settings import Secret
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]

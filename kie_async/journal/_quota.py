@@ -26,10 +26,10 @@ from kie_async._protocol.retry import backoff
 from kie_async._protocol.wire import pack
 from kie_async.errors import KieError, SessionError, StorageError
 from kie_async.journal import _sql
-from kie_async.journal._documents import unpack_document
-from kie_async.journal._process import new_process_id
+from kie_async.journal._journal import Journal
+from kie_async.journal._leases import new_process_id
 from kie_async.journal._quota_rules import TURN, Quota, QuotaReply, QuotaRequest, Terms, exchange, on_clock
-from kie_async.journal._store import SQLJournal
+from kie_async.journal._sql import unpack_document
 from kie_async.limiter import Permit
 
 _SOON = 0.05  # seconds until slots are asked for again, while they are left to processes that come first
@@ -82,7 +82,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
 
     def __init__(  # noqa: PLR0913  # five facts with defaults
         self,
-        journal: SQLJournal,
+        journal: Journal,
         *,
         account: str = "default",
         limit: int = 20,

@@ -22,12 +22,11 @@ from kie_async._client.task import Origin, TrackedTask
 from kie_async._protocol.preconditions import check_task_id, task_problem
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
-from kie_async.journal._job import InboundCallback, Job, JobError
+from kie_async.journal._job import InboundCallback, Job, JobError, State
+from kie_async.journal._journal import Journal
 from kie_async.journal._leases import HEARTBEAT, Leases, process_lease
-from kie_async.journal._outcomes import Ending, OutcomeWriter
-from kie_async.journal._protocol import Journal
-from kie_async.journal._states import PAID, State
-from kie_async.journal._submission_log import JobSubmissionLog
+from kie_async.journal._submission_log import Ending, JobSubmissionLog, OutcomeWriter
+from kie_async.journal._transitions import PAID
 from kie_async.models import ExtendRequest, Request, TaskResult
 
 _MAX_CALLBACK_AGE = 86_400.0  # seconds that callbacks are kept after the end of their job

@@ -6,9 +6,17 @@ the id of the last write of a job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 from zlib import crc32
+
+from kie_async._protocol.wire import unpack
+from kie_async.errors import BadResponseError, StorageError
+
+T = TypeVar("T")
+Step: TypeAlias = tuple[str, Mapping[str, object]]
+Rows: TypeAlias = list[tuple[Any, ...]]
 
 VERSION = 2
 
@@ -64,6 +72,72 @@ def is_intact(row: tuple[Any, ...]) -> bool:
 
 def _checksum(values: tuple[object, ...]) -> int:
     return crc32("\0".join(map(str, values)).encode())
+
+
+def unpack_document(document: str, kind: type[T]) -> T:
+    """Read a value that ``pack`` has written.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    try:
+        return unpack(document, kind)
+    except BadResponseError as error:
+        raise damaged(error.message) from None
+
+
+def damaged(how: str) -> StorageError:
+    """The error of rows that are not what was written."""
+    return StorageError(f"the journal is damaged ({how}): put back a copy before anything is run", retryable=False)
+
+
+# ---------------------------------------------------------------- the database
+
+
+class Driver(Protocol):
+    """A database, entered with ``async with``.
+
+    Statements name their parameters ``:name``. ``:now`` is the unix time of the database in seconds. ``:tick`` is the
+    seconds of a clock that all processes of the database share, and ``:boot`` names that clock: it changes when the
+    clock starts anew.
+    """
+
+    async def __aenter__(self) -> Self:
+        """Open the database; make the tables if there are none."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None:
+        """Finish what is under way, and close."""
+        ...
+
+    async def run(self, *steps: Step) -> list[Rows]:
+        """Run statements as one durable transaction, and return the rows of each; a write has a row for each change.
+
+        While the database is away, they are run again. So a statement must find out by itself whether it has been run.
+
+        Raises:
+            ConflictError: something that must be unique is there already.
+            StorageError: the database stayed away, or is full or damaged.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Check that others will find what was written. Called before and after an intent is written.
+
+        Raises:
+            StorageError: they will not.
+        """
+        ...
+
+    def watch(self) -> AsyncGenerator[None, None]:
+        """Yield whenever another process or this one may have written, at once and then every few seconds at least.
+
+        Raises:
+            StorageError: (on the call) the database is not open.
+        """
+        ...
 
 
 # ---------------------------------------------------------------- jobs

@@ -20,10 +20,9 @@ import anyio
 
 from kie_async._client.lifetime import until_done
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal._driver import Rows, Step
-from kie_async.journal._file import explain, open_file
-from kie_async.journal._path import FAILURES, JournalPath
-from kie_async.journal._process import boot_id
+from kie_async.journal._leases import boot_id
+from kie_async.journal._sql import Rows, Step
+from kie_async.journal._sqlite_file import FAILURES, JournalPath, explain, open_file
 
 T = TypeVar("T")
 

@@ -1,21 +1,65 @@
-"""What a transition does to a job: pure rules. A store reads a job, lets these make the next one, and writes it."""
+"""The legal transitions between the states of a job, and what each does to it: one table and pure rules.
+
+A store reads a job, lets these rules make the next one, and writes it. ::
+
+    planned → intent → submitted → succeeded → delivered
+                 │          └→ failed ─(a person: retry)→ planned
+                 ├→ planned    nothing was sent, or it was refused for its moment
+                 ├→ rejected   the service said no ─(a person: retry)→ planned
+                 └→ unknown    no answer came
+                       ├→ submitted   its callback came, or its process got a late answer
+                       ├→ planned     a person decided: send it again
+                       └→ abandoned   a person decided: leave it
+
+A transition that is not listed is a stale or a doubled report: it is refused, and changes nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 
-from kie_async.errors import ConflictError
-from kie_async.journal._job import Attempt, InboundCallback, Job
-from kie_async.journal._states import OPEN, State, is_legal
+from kie_async.errors import (
+    AuthError,
+    ConflictError,
+    ConnectError,
+    InsufficientCreditsError,
+    KeyQuotaError,
+    KieError,
+)
+from kie_async.journal._job import Attempt, InboundCallback, Job, State
+
+TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
+    {
+        State.PLANNED: frozenset({State.INTENT, State.REJECTED}),  # rejected: by our own check of its source
+        State.INTENT: frozenset({State.SUBMITTED, State.PLANNED, State.REJECTED, State.UNKNOWN}),
+        State.UNKNOWN: frozenset({State.SUBMITTED, State.PLANNED, State.ABANDONED}),
+        State.SUBMITTED: frozenset({State.SUCCEEDED, State.FAILED}),
+        State.SUCCEEDED: frozenset({State.DELIVERED}),
+        State.REJECTED: frozenset({State.PLANNED}),
+        State.FAILED: frozenset({State.PLANNED}),
+        State.DELIVERED: frozenset(),
+        State.ABANDONED: frozenset(),
+    }
+)
+FINAL = frozenset({State.DELIVERED, State.REJECTED, State.FAILED, State.UNKNOWN, State.ABANDONED})  # nothing to do
+OPEN = frozenset({State.PLANNED, State.INTENT, State.SUBMITTED, State.UNKNOWN})  # a callback may say something new
+PAID = frozenset({State.SUBMITTED, State.SUCCEEDED, State.DELIVERED})  # certainly accepted by the service
 
 RESERVED = 12.0  # credits taken for a submission as long as its true cost is not known
 FACTS = frozenset({"task_id", "tracks", "files", "error", "credits", "stage", "partial", "route"})
 _FORGOTTEN = {  # a job that is planned again begins anew; its attempts keep what they were
     name: attrs.fields_dict(Job)[name].default for name in (*FACTS, "token", "process_id")
 }
+_PENDING = (AuthError, InsufficientCreditsError, KeyQuotaError, ConnectError)  # nothing is wrong with the job
+
+
+def is_legal(now: State, to: State) -> bool:
+    """Tell whether a job may go from one state to another."""
+    return to in TRANSITIONS[now]
 
 
 def intended(job: Job, token: str, process_id: str, at: float) -> Job:
@@ -102,3 +146,12 @@ def attempt_of(job: Job) -> Attempt:
         process_id=job.process_id or "",
         intended_at=job.moments[State.INTENT.value],
     )
+
+
+def state_after(error: KieError) -> State:
+    """Where a job goes whose submission ended with this error."""
+    if isinstance(error, _PENDING) or (error.retryable and error.charged == "no"):
+        return State.PLANNED
+    if error.charged == "maybe" and error.code not in {500, 501}:  # refused in the service's own words: no task
+        return State.UNKNOWN
+    return State.REJECTED

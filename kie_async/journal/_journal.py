@@ -21,12 +21,10 @@ from anyio import AsyncContextManagerMixin, CancelScope
 from kie_async._protocol.wire import pack
 from kie_async.errors import ConflictError, StorageError
 from kie_async.journal import _sql
-from kie_async.journal._documents import damaged, unpack_document
-from kie_async.journal._driver import Driver, Rows, Step
-from kie_async.journal._job import Attempt, InboundCallback, Job, Source
-from kie_async.journal._process import is_dead, new_process_id
-from kie_async.journal._states import OPEN, State
-from kie_async.journal._transitions import attempt_of, cost, intended, is_awaited, transition
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State
+from kie_async.journal._leases import is_dead, new_process_id
+from kie_async.journal._sql import Driver, Rows, Step, damaged, unpack_document
+from kie_async.journal._transitions import OPEN, attempt_of, cost, intended, is_awaited, transition
 
 Change: TypeAlias = Callable[[Job, float], Job]
 Follow: TypeAlias = Callable[[Job], Step | None]
@@ -37,8 +35,12 @@ _PRUNE = _sql.PRUNE.format(open_states=", ".join(f"'{state}'" for state in sorte
 logger = logging.getLogger("kie_async.journal")
 
 
-class SQLJournal(AsyncContextManagerMixin):
-    """A journal in a database; ``Journal`` says what its methods do.
+class Journal(AsyncContextManagerMixin):
+    """A store of jobs. Entered with ``async with``; every method may be cancelled, and has then happened or not.
+
+    Who must know which of the two it was, shields the call. Two writes are durable (fsync) before they return: the
+    intent, before a byte of its submission is sent, and the task id, before anybody learns of it.
+    ``tests/journal_contract.py`` holds every driver to what is said here.
 
     Args:
         driver: of the database; opened and closed with the journal.
@@ -46,6 +48,9 @@ class SQLJournal(AsyncContextManagerMixin):
 
     Attributes:
         driver: for what else is kept in the same database.
+
+    Raises (every method):
+        StorageError: the store cannot be reached, is full, damaged, or in use by another.
     """
 
     def __init__(self, driver: Driver, process_id: str | None) -> None:
@@ -86,7 +91,13 @@ class SQLJournal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ jobs
 
     async def add(self, jobs: Iterable[Job]) -> int:
-        """Add planned jobs and return how many are new; see ``Journal``."""
+        """Add planned jobs and return how many are new; one whose key is known stays as it is.
+
+        Many are added in portions, each durable: if it is cancelled or fails, add them again.
+
+        Raises:
+            ValueError: one is not planned.
+        """
         remaining, new = iter(jobs), 0
         while portion := list(islice(remaining, _ADDED_AT_ONCE)):
             if odd := [job.key for job in portion if job.state is not State.PLANNED]:
@@ -102,25 +113,32 @@ class SQLJournal(AsyncContextManagerMixin):
         return _job(rows[0][:-2]) if rows else None
 
     async def find(self, *, token: str | None = None, task_id: str | None = None) -> Job | None:
-        """Find the job that one of its attempts belongs to."""
+        """Find the job that one of its attempts, present or past, belongs to."""
         rows = await self._read(_sql.FIND, token=token, task_id=task_id)
         return _job(rows[0]) if rows else None
 
     async def page(
         self, *states: State, batch: str | None = None, after: int = 0, limit: int = 500
     ) -> list[tuple[int, Job]]:
-        """Read jobs in these states (all, if none is named) in the order they were added; see ``Journal``."""
+        """Read jobs in these states, in the order they were added.
+
+        Args:
+            states: which; all, if none is named.
+            batch: only of this batch.
+            after: go on after this position; a position comes with each job.
+            limit: at most so many.
+        """
         wanted = {f"state{number}": str(state) for number, state in enumerate({*states} or State)}
         rows = await self._read(_sql.page([*wanted], batch), **wanted, batch=batch, after=after, limit=limit)
         return [(position, _job(tuple(row))) for position, *row in rows]
 
     async def counts(self, batch: str | None = None) -> Mapping[State, int]:
-        """How many jobs stand in each state."""
+        """How many jobs stand in each state; 0 where there are none."""
         rows = await self._read(_sql.counts(batch), batch=batch)
         return {**dict.fromkeys(State, 0), **{State(state): number for state, number in rows}}
 
     async def spent(self, batch: str) -> float:
-        """Credits of a batch; see ``Journal``."""
+        """Credits of a batch, all attempts of its jobs together; 12 each where the cost is not known (yet)."""
         [(amount,)] = await self._read(_sql.SPENT, batch=batch)
         return float(amount)
 
@@ -133,7 +151,11 @@ class SQLJournal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ transitions
 
     async def intend(self, key: str, token: str) -> Job:
-        """Move a planned job to its intent, as a new attempt with this token; durable."""
+        """Move a planned job to its intent, as a new attempt with this token; durable.
+
+        Raises:
+            ConflictError: it is not planned (any more): somebody else has it, or it is done.
+        """
         with self._writing():
             await self.driver.check()
             job = await self._write(
@@ -149,7 +171,20 @@ class SQLJournal(AsyncContextManagerMixin):
             return job
 
     async def move(self, key: str, to: State, *, token: str | None = None, **facts: Any) -> Job:  # noqa: ANN401  # fields of ``Job``
-        """Move a job, in one step with the facts learnt; durable."""
+        """Move a job, in one step with the facts learnt; durable.
+
+        Args:
+            key: which.
+            to: where to.
+            token: the transition is of the attempt with this token, and refused if the job is at another.
+            facts: fields of ``Job`` to set: task_id, tracks, files, error, credits, stage, partial, route. A
+                task_id is kept with the attempt too. A job that is planned again forgets those of the attempt.
+
+        Raises:
+            ConflictError: the move is not legal from where the job stands, or of another attempt, or the task is
+                another's; an intent is made by ``intend`` only.
+            TypeError: another fact, or a submission without its task_id.
+        """
         with self._writing():
             return await self._write(
                 key,
@@ -158,7 +193,11 @@ class SQLJournal(AsyncContextManagerMixin):
             )
 
     async def upload(self, key: str, source: Source) -> None:
-        """Note where a job's source was uploaded."""
+        """Note where a job's source was uploaded.
+
+        Raises:
+            ConflictError: there is no such job.
+        """
         more = None
         if source.uploaded_at is not None:
             row = _sql.with_checksum(_sql.UPLOAD, source.sha256, float(source.uploaded_at), pack(source))
@@ -209,7 +248,14 @@ class SQLJournal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ callbacks
 
     async def save_callback(self, callback: InboundCallback) -> bool:
-        """Keep a callback of a submission that is known, and wake whoever watches; see ``Journal``."""
+        """Keep a callback, durably, and wake whoever listens, in any process. A repeated one changes nothing.
+
+        Only one whose token an attempt has is kept (the intent was durable before its address was sent), and only if
+        it says something new: the task of that attempt is not known yet, or it is this one and not at its end.
+
+        Returns:
+            False if it is not kept.
+        """
         expected = await self._read(_sql.EXPECTED, token=callback.token)  # a stranger's post costs no write
         if not any(is_awaited(callback, task_id, State(state)) for task_id, state in expected):
             return False
@@ -218,7 +264,7 @@ class SQLJournal(AsyncContextManagerMixin):
         return True
 
     async def prune(self, before: float) -> int:
-        """Delete the callbacks of jobs that came to their end before that moment; see ``Journal``."""
+        """Delete the callbacks of jobs that came to their end before that moment (unix seconds); return how many."""
         removed = 0
         while rows := await self._read(_PRUNE, before=before):
             removed += len(rows)
@@ -229,7 +275,10 @@ class SQLJournal(AsyncContextManagerMixin):
         return [_callback(row) for row in await self._read(_sql.CALLBACKS, token=token, task_id=task_id)]
 
     def watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
-        """Give the callbacks that come in since the journal was opened; see ``Journal``."""
+        """Give the callbacks that come in since the journal was opened, by any process, until cancelled.
+
+        May give one twice; after an interruption, those missed are given. Keeps trying while the store is away.
+        """
         return self._watch_callbacks(self.driver.watch())
 
     async def _watch_callbacks(self, signs: AsyncGenerator[None]) -> AsyncGenerator[InboundCallback]:
@@ -247,7 +296,11 @@ class SQLJournal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ leases
 
     async def lease(self, name: str, seconds: float) -> None:
-        """Take or renew a lease; see ``Journal``. That of a process that died on this machine is free at once."""
+        """Take or renew the right to work on something, for so long.
+
+        Raises:
+            ConflictError: another process has it; the message says which.
+        """
         values = {"name": name, "process_id": self._process_id, "seconds": seconds}
         self._leases.add(name)
         if await self._read(_sql.LEASE, **values, dead=None):
