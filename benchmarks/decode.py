@@ -23,7 +23,7 @@ from typing import Any, get_type_hints
 from unittest import mock
 
 from benchmarks._report import table, versions
-from kie_async._protocol import json_text, wire
+from kie_async._protocol import json_values, wire
 from kie_async.models import TaskRecord, Track
 
 SAMPLES = Path(__file__).parent.parent / "tests" / "samples"
@@ -144,7 +144,7 @@ def measure(body: str, subjects: dict[str, Read], runs: int) -> dict[str, float]
     best = dict.fromkeys(subjects, float("inf"))
     for _ in range(runs):
         for name, read in subjects.items():
-            with mock.patch.object(json_text, "orjson", None) if "without" in name else nullcontext():
+            with mock.patch.object(json_values, "orjson", None) if "without" in name else nullcontext():
                 best[name] = min(best[name], _time(read, BODIES[body]))
     return best
 

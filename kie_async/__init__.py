@@ -7,6 +7,7 @@ from kie_async._lazy import lazy_exports
 if TYPE_CHECKING:
     from kie_async import callbacks
     from kie_async._client.task import Task
+    from kie_async._protocol.request_rules import MODELS
     from kie_async._version import __version__
     from kie_async.batch import Manifest, read_manifest, run_batch
     from kie_async.errors import (
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from kie_async.journal import Job, Journal, PostgresJournal, SQLiteJournal, open_journal
     from kie_async.limiter import Limiter, SlidingLimiter
     from kie_async.models import (
-        MODELS,
         CallbackEvent,
         Credits,
         ExtendRequest,
@@ -134,13 +134,14 @@ __getattr__ = lazy_exports(
         "Problem": "errors",
         **dict.fromkeys(
             (
-                "MODELS", "CallbackEvent", "Credits", "ExtendRequest", "Outcome", "Request", "TaskEvent", "TaskRecord",
+                "CallbackEvent", "Credits", "ExtendRequest", "Outcome", "Request", "TaskEvent", "TaskRecord",
                 "TaskResult", "Track", "UploadExtendRequest", "UploadedFile",
             ),
             "models",
         ),
         **dict.fromkeys(("Secret", "Settings"), "settings"),
         **dict.fromkeys(("Limiter", "SlidingLimiter"), "limiter"),
+        "MODELS": "_protocol.request_rules",
         "KieSession": "session",
         "Task": "_client.task",
         "__version__": "_version",

@@ -13,13 +13,9 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import attrs
 
-from kie_async._protocol import limits
-from kie_async._protocol.request_rules import find_problems, settle_cut_point
+from kie_async._protocol.request_rules import MODELS_BY_CODE_NAME, find_problems, settle_cut_point
 from kie_async.errors import InvalidRequestError, KieError, Problem
 from kie_async.events import clean
-
-MODELS = limits.MODELS  # users search for the models here
-ModelLimits = limits.ModelLimits
 
 Stage: TypeAlias = Literal["text", "first", "complete"]
 Operation: TypeAlias = Literal["extend", "upload_extend"]
@@ -216,7 +212,7 @@ def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
     Raises:
         InvalidRequestError: with every problem of the request; or another model has made the track.
     """
-    made_by = limits.MODELS_BY_CODE_NAME.get(track.model_name or "", ())
+    made_by = MODELS_BY_CODE_NAME.get(track.model_name or "", ())
     given: dict[str, Any] = {"source_duration": track.duration, **fields}
     if len(made_by) == 1:
         given.setdefault("model", made_by[0])

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kie_async import MODELS
 from kie_async._protocol.request_rules import is_url
 from kie_async.errors import InvalidRequestError
 from kie_async.models import (
-    MODELS,
     Credits,
     ExtendRequest,
     TaskEvent,

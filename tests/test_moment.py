@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.cut_point import CutPoint, read_cut_point
+from kie_async._protocol.request_rules import CutPoint, read_cut_point
 
 
 @pytest.mark.parametrize(

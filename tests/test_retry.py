@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.retry import MAX_DELAY, Budget, backoff
+from kie_async._protocol.schedule import MAX_DELAY, Budget, backoff
 
 
 def _highest() -> float:

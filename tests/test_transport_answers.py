@@ -13,7 +13,7 @@ from verdicts import failing, lost
 
 from kie_async import errors
 from kie_async._client.http_client import MAX_BODY
-from kie_async._protocol.retry import READ_ATTEMPTS
+from kie_async._protocol.schedule import READ_ATTEMPTS
 from kie_async.errors import KieError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]

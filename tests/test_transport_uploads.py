@@ -22,7 +22,7 @@ from kie_async import errors
 from kie_async._client import http_client
 from kie_async._client.http_client import UPLOADS_AT_ONCE
 from kie_async._protocol.endpoints import FilePart, upload
-from kie_async._protocol.retry import READ_ATTEMPTS
+from kie_async._protocol.schedule import READ_ATTEMPTS
 from kie_async.models import UploadedFile
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]

@@ -13,8 +13,8 @@ from conftest import SAMPLES, sample_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol import json_text, wire
-from kie_async._protocol.json_text import dump, mend
+from kie_async._protocol import json_values, wire
+from kie_async._protocol.json_values import dump, mend
 from kie_async.errors import BadResponseError, KieError
 from kie_async.models import TaskRecord
 
@@ -101,7 +101,7 @@ def test_a_byte_order_mark_is_skipped_and_a_lone_surrogate_replaced() -> None:
 def test_without_orjson_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     body = (SAMPLES / "record_info_success.reported.json").read_bytes()
     with_it = record(body)
-    monkeypatch.setattr(json_text, "orjson", None)
+    monkeypatch.setattr(json_values, "orjson", None)
     assert record(body) == with_it
 
 

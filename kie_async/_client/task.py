@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.schedule import Key
 from kie_async._protocol.statuses import Failed, NotFound, PendingReason, Succeeded
-from kie_async._protocol.values import as_duration
 from kie_async._protocol.wire import read_continue_at
 from kie_async.errors import KieError, SessionError, TaskFailedError, TaskNotFoundError, WaitTimeoutError
 from kie_async.events import clean

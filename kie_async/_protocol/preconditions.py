@@ -1,19 +1,176 @@
-"""What a session refuses before it spends: checks that need its settings, or the tasks that it knows."""
+"""What a session refuses before it spends, and what it only notices: pure, but for what a session remembers.
+
+A request obeys ``_protocol.request_rules`` since it was built. The checks here need the session's settings, the tasks
+that it knows, or how its last tasks have ended.
+"""
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import attrs
+
 from kie_async._protocol.address_rules import unreachable
-from kie_async._protocol.notices import find_notices, find_older_limits
-from kie_async._protocol.recent import RecentSet
-from kie_async._protocol.request_rules import is_url
+from kie_async._protocol.request_rules import (
+    MODELS,
+    MODELS_WITH_PERSONA_MODEL,
+    OLDER,
+    Fields,
+    is_blank,
+    is_url,
+    may_be_new,
+)
 from kie_async._protocol.wire import TASK_ID
-from kie_async.errors import InvalidRequestError, Problem
-from kie_async.events import Notice, Observer
+from kie_async.errors import (
+    InvalidRequestError,
+    KieError,
+    Problem,
+    TaskFailedError,
+    TaskNotFoundError,
+    TooManyFailuresError,
+)
+from kie_async.events import Notice, Observer, clean
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import Settings
+
+
+class RecentSet:
+    """Remembers the latest texts that were added.
+
+    Args:
+        limit: how many; the oldest is forgotten first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._members: dict[str, None] = {}  # in the order in which they were added
+
+    def __contains__(self, member: str) -> bool:
+        return member in self._members
+
+    def add(self, member: str) -> None:
+        """Remember a text; one that is known keeps its age."""
+        self._members[member] = None
+        if len(self._members) > self._limit:
+            del self._members[next(iter(self._members))]
+
+    def discard(self, member: str) -> None:
+        """Forget a text, if it is known."""
+        self._members.pop(member, None)
+
+
+@attrs.define
+class FailureStreak:
+    """Counts the tasks that failed since the last success, and forbids submissions when there are too many.
+
+    Tasks that are under way when the limit is reached go on; if one of them succeeds, submissions are allowed again.
+
+    Args:
+        limit: how many in a row; 0 or None for no limit.
+
+    Attributes:
+        refused: the error of the first submission that was forbidden.
+    """
+
+    _limit: int | None
+    _count: int = attrs.field(default=0, init=False)
+    _last: KieError | None = attrs.field(default=None, init=False)
+    refused: TooManyFailuresError | None = attrs.field(default=None, init=False)
+
+    def failed(self, error: KieError | None) -> None:
+        """Count the end of a task, if this is one."""
+        if isinstance(error, (TaskFailedError, TaskNotFoundError)):
+            self._count += 1
+            self._last = error
+
+    def succeeded(self) -> None:
+        """Begin to count anew."""
+        self._count = 0
+
+    def check(self) -> None:
+        """See, before a submission, whether it may be sent.
+
+        Raises:
+            TooManyFailuresError: it may not.
+        """
+        if self.refused is None and self._last is not None and self._limit and self._count >= self._limit:
+            last = clean(str(self._last))
+            self.refused = TooManyFailuresError(
+                f"{self._count} tasks failed in a row, the last with: {last}. Nothing more is submitted; see what is "
+                "wrong with them or with the service (Settings.max_consecutive_failures sets the limit)"
+            )
+        if self.refused is not None:
+            raise copy.copy(self.refused)
+
+
+_TASK_ID = re.compile(r"[0-9a-f]{32}")  # the service's ids of tasks; those of tracks have hyphens
+
+
+def find_notices(given: Fields, *, own_parameters: bool, sends_flag: bool) -> Iterator[Problem]:
+    """Find what has no effect, or is not documented.
+
+    Args:
+        given: all fields of a request without problems.
+        own_parameters: as for ``find_problems``.
+        sends_flag: whether the route sends ``default_param_flag``.
+    """
+    named = {name for name, value in given.items() if value is not None}
+    if given["instrumental"]:
+        for name in sorted(named & {"prompt", "lyrics", "vocal_gender"}):
+            yield Problem(name, "has no effect with instrumental", "leave it out, or drop instrumental")
+    if not own_parameters:
+        yield from _ignored(named, sends_flag=sends_flag)
+    if "persona_model" in named:
+        yield from _persona_model(given)
+    for name in ("negative_tags", "prompt", "style", "title"):
+        if is_blank(given[name]):
+            yield Problem(name, "is empty", "leave it out")
+    model = str(given["model"])
+    if may_be_new(model):
+        yield Problem("model", f"{model} is none that is known", f"its limits are taken from {list(MODELS)[-1]}")
+    if isinstance(audio_id := given.get("audio_id"), str) and _TASK_ID.fullmatch(audio_id):
+        yield Problem("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
+
+
+def _ignored(named: set[str], *, sends_flag: bool) -> Iterator[Problem]:
+    """What the service leaves aside without own parameters."""
+    is_upload = "source" in named
+    ignored = {"style", "title", "lyrics"} if is_upload else {"prompt", "style", "title", "continue_at"}
+    for name in sorted(named & ignored):
+        if sends_flag:
+            remedy = "leave it out, or drop default_param_flag=False"
+            yield Problem(name, "has no effect with default_param_flag=False", remedy)
+        else:
+            remedy = "leave out what is not to count"
+            yield Problem("default_param_flag", f"is not known to the jobs route, where {name} counts", remedy)
+
+
+def _persona_model(given: Fields) -> Iterator[Problem]:
+    if given["persona_id"] is None:
+        yield Problem("persona_model", "has no effect without persona_id", "give persona_id too, or leave it out")
+    elif given["model"] not in MODELS_WITH_PERSONA_MODEL:
+        documented = " and ".join(MODELS_WITH_PERSONA_MODEL)
+        yield Problem("persona_model", f"is documented for {documented} alone", "it may have no effect")
+
+
+def find_older_limits(given: Fields, operation: str) -> Iterator[tuple[str, str, str]]:
+    """Find what an older page does not allow.
+
+    Yields:
+        The field, how much it has, and what that page allows.
+    """
+    older = OLDER[operation]
+    for name in ("prompt", "style", "title"):
+        text, limit = given[name], getattr(older, name)
+        if isinstance(text, str) and len(text) > limit:
+            yield name, f"has {len(text)} characters", f'the page "{older.page}" allows {limit}'
+    duration = given["source_duration"]
+    if operation == "upload_extend" and isinstance(duration, (int, float)) and duration > older.upload_seconds:
+        yield "source", f"lasts {duration:.2f} s", f'the page "{older.page}" allows {older.upload_seconds:.0f} s'
+
 
 _MAX_TASKS = 10_000  # ids of tasks that are remembered
 _MAX_NOTICES = 1_000

@@ -1,29 +1,155 @@
 """The rules of a request, as kie.ai's pages "Extend Music" and "Upload And Extend Audio" give them: pure.
 
-A rule takes the fields as they were given, of any type whatever, and yields what is wrong with them. Refused is what
-the service is known to refuse, and what would be paid and cannot have the effect that is asked for. What is only
-pointless is no fault: see ``_protocol.notices``. The limits stand in ``_protocol.limits``.
+First what the service accepts, as data, each limit with the page that states it; where two pages disagree, the current
+one decides, and ``OLDER`` holds what the other says. Then how a cut point is written: ``45.5``, ``1:05``, ``75%``,
+``-10s``. Last the rules: each takes the fields as they were given, of any type whatever, and yields what is wrong with
+them. Refused is what the service is known to refuse, and what would be paid and cannot have the effect that is asked
+for. What is only pointless is no fault: see ``_protocol.preconditions``.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
 from os import PathLike
+from types import MappingProxyType
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from kie_async._protocol.cut_point import FORMS, read_cut_point
-from kie_async._protocol.limits import (
-    LYRICS,
-    MODELS,
-    MODELS_WITH_PERSONA_MODEL,
-    MODELS_WITHOUT_PERSONA_MODEL,
-    PERSONA_MODELS,
-    VARIETY,
-    limits_of,
-)
+import attrs
+
 from kie_async.errors import Problem
+
+_CURRENT = "Extend Music; Upload And Extend Audio (current)"
+_OLDER_EXTEND, _OLDER_UPLOAD = "Extend Music (older)", "Upload And Extend Audio (older)"
+
+
+@attrs.frozen
+class ModelLimits:
+    """What a model accepts.
+
+    Attributes:
+        prompt: characters.
+        style: characters.
+        title: characters.
+        upload_seconds: how long an uploaded source may last.
+        page: the page that says so.
+    """
+
+    prompt: int
+    style: int
+    title: int
+    upload_seconds: float = 8 * 60.0
+    page: str = _CURRENT
+
+
+CREDITS_PER_TASK = 12.0  # as observed
+NEWEST = ModelLimits(5000, 1000, 100)
+MODELS: Mapping[str, ModelLimits] = MappingProxyType(
+    {
+        "V3_5": ModelLimits(3000, 200, 80),
+        "V4": ModelLimits(3000, 200, 80),
+        "V4_5": ModelLimits(5000, 1000, 100),
+        "V4_5PLUS": ModelLimits(5000, 1000, 100),
+        "V4_5ALL": ModelLimits(5000, 1000, 80, upload_seconds=60.0),
+        "V5": ModelLimits(5000, 1000, 100),
+        "V5_5": ModelLimits(5000, 1000, 100),
+        "V6": NEWEST,
+        "V6_MINI": NEWEST,
+        "V6_WILD": NEWEST,
+    }
+)
+# By operation, for every model.
+OLDER: Mapping[str, ModelLimits] = MappingProxyType(
+    {
+        "extend": ModelLimits(3000, 200, 80, page=_OLDER_EXTEND),
+        "upload_extend": ModelLimits(3000, 200, 80, upload_seconds=120.0, page=_OLDER_UPLOAD),
+    }
+)
+LYRICS, VARIETY = 5000, 4  # the most; "Upload And Extend Audio (current)"
+
+PERSONA_MODELS = ("style_persona", "voice_persona")
+# "Extend Music (older)"; the pages of 2026 and other clients list the V6 family too.
+MODELS_WITH_PERSONA_MODEL = ("V5", "V5_5")
+MODELS_WITHOUT_PERSONA_MODEL = ("V3_5", "V4", "V4_5", "V4_5PLUS", "V4_5ALL")
+
+# The models that a track's code name (``Track.model_name``) can stand for, where that is certain.
+MODELS_BY_CODE_NAME: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "chirp-v3-5": ("V3_5",),
+        "chirp-v4": ("V4",),
+        "chirp-auk": ("V4_5", "V4_5ALL"),
+        "chirp-bluejay": ("V4_5PLUS",),
+        "chirp-crow": ("V5",),
+    }
+)
+
+# Newer than what is known, or a known one with another ending; what is older gets no new members.
+_NAME = re.compile(r"V(?:[6-9](?:_[0-9])?|5_[5-9]|5(?=_?[A-Z]))(?:_?[A-Z]+)?")
+_ALIKE = 0.85  # two names that are more alike are one, misspelt
+
+
+def limits_of(model: object) -> ModelLimits | None:
+    """The limits of a model; those of the newest for a name that may be a new one, None for one that cannot be."""
+    if not isinstance(model, str):
+        return None
+    return MODELS.get(model) or (NEWEST if may_be_new(model) else None)
+
+
+def may_be_new(model: str) -> bool:
+    """Tell whether a name that is not in ``MODELS`` may be that of a new model, and no known one misspelt."""
+    if model in MODELS or _NAME.fullmatch(model) is None:
+        return False
+    return not any(_is_misspelt(model, known) for known in MODELS)
+
+
+def _is_misspelt(model: str, known: str) -> bool:
+    if model.replace("_", "") == known.replace("_", ""):
+        return True
+    return model[:2] == known[:2] and SequenceMatcher(None, model, known).ratio() >= _ALIKE
+
+
+FORMS = "45.5 or 1:05 (seconds), 75% or -10s (before the end)"
+
+_SHARE = re.compile(r"(?P<share>[0-9]+(?:\.[0-9]+)?)%")
+_SECONDS = re.compile(r"(?P<end>-?)(?P<seconds>[0-9]+(?:\.[0-9]+)?)s?")
+_CLOCK = re.compile(r"(?P<end>-?)(?P<minutes>[0-9]+):(?P<seconds>[0-5]?[0-9](?:\.[0-9]+)?)")
+
+
+@attrs.frozen
+class CutPoint:
+    """A moment of a song: seconds from its beginning, seconds before its end, or a share of its length."""
+
+    amount: float
+    share: bool = False
+    from_end: bool = False
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the length of the song must be known."""
+        return self.share or self.from_end
+
+    def within(self, length: float | None) -> float | None:
+        """The seconds from the beginning, to the hundredth where the length comes in; None if that is not known."""
+        if not self.needs_length:
+            return self.amount
+        if length is None:
+            return None
+        return round(length * self.amount / 100 if self.share else length - self.amount, 2)
+
+
+def read_cut_point(text: str) -> CutPoint | None:
+    """Read a moment; None if it is none."""
+    if found := _SHARE.fullmatch(text):
+        return CutPoint(float(found["share"]), share=True)
+    if found := _SECONDS.fullmatch(text):
+        return CutPoint(float(found["seconds"]), from_end=bool(found["end"]))
+    if found := _CLOCK.fullmatch(text):
+        return CutPoint(float(found["minutes"]) * 60 + float(found["seconds"]), from_end=bool(found["end"]))
+    return None
+
 
 Fields: TypeAlias = Mapping[str, object]
 

@@ -1,23 +1,61 @@
-"""Learn how long tasks take, and how long to wait between two polls: pure, no clock, randomness passed in.
+"""When the next poll is due, and when to try again: pure, no clock, randomness passed in.
 
 A poll costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
 and a poll worth ``poll_cost`` seconds of lateness, the density of polls that costs least in all is
 ``sqrt(h(t) / (2 * poll_cost))`` (Keller's optimal inspection): none in the dead time at the start, dense where the end
 is likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a
 prior, and anew from each stage seen.
+
+Delays of retries grow by two and are drawn from the whole range (full jitter), so that many clients that fail together
+do not come back together. All retries of reads share one budget, as in the AWS SDKs: a retry costs tokens, a success
+gives some back, and with none left the first error stands.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import attrs
 
-from kie_async._protocol.retry import Random
 from kie_async.models import Stage
+
+Random = Callable[[], float]  # from 0 up to, not including, 1
+
+READ_ATTEMPTS = 4  # the first and three retries
+MAX_DELAY = 20.0  # seconds
+MAX_RETRY_AFTER = 60.0  # seconds a server may ask for; more than that is not slept but raised
+
+
+def backoff(attempt: int, random: Random, *, base: float = 0.5, limit: float = MAX_DELAY) -> float:
+    """Seconds to wait before retry number ``attempt`` (from 1)."""
+    return random() * min(limit, base * 2.0 ** min(attempt, 30))
+
+
+@attrs.define
+class Budget:
+    """Tokens that the retries of reads share."""
+
+    capacity: float = 500.0
+    cost: float = 5.0
+    tokens: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.tokens = self.capacity
+
+    def spend(self) -> bool:
+        """Take the price of one retry; False if there is not enough."""
+        if self.tokens < self.cost:
+            return False
+        self.tokens -= self.cost
+        return True
+
+    def succeed(self) -> None:
+        """Give something back for a call that went well."""
+        self.tokens = min(self.capacity, self.tokens + 1)
+
 
 POLL_COST = 0.3  # seconds of lateness that one poll is worth
 POLL_COST_EMULATED = 0.1

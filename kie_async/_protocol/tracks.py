@@ -15,9 +15,15 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from kie_async._protocol.fields import AUDIO_KEYS, TRACK_KEYS, track_fields
-from kie_async._protocol.json_text import Json, load_tolerantly
-from kie_async._protocol.values import as_address, as_text
+from kie_async._protocol.json_values import (
+    AUDIO_KEYS,
+    TRACK_KEYS,
+    Json,
+    as_address,
+    as_text,
+    load_tolerantly,
+    track_fields,
+)
 from kie_async.errors import BadResponseError
 from kie_async.models import Track
 

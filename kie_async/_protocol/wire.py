@@ -16,11 +16,23 @@ from typing import Any, TypeVar
 import attrs
 import cattrs
 
-from kie_async._protocol.fields import record_fields, upload_fields
-from kie_async._protocol.json_text import Json, beginning, dump, load, load_pairs, load_tolerantly
+from kie_async._protocol.json_values import (
+    Json,
+    as_duration,
+    as_integer,
+    as_number,
+    as_text,
+    as_word,
+    beginning,
+    dump,
+    load,
+    load_pairs,
+    load_tolerantly,
+    record_fields,
+    upload_fields,
+)
 from kie_async._protocol.statuses import NO_ERROR, STAGE_WORDS, WORDS, Word
 from kie_async._protocol.tracks import read_tracks, unpacked
-from kie_async._protocol.values import as_duration, as_integer, as_number, as_text, as_word
 from kie_async.errors import BadResponseError
 from kie_async.models import (
     CallbackEvent,

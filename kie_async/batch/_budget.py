@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import attrs
 
-from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.errors import (
     AuthError,
     BudgetError,

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import attrs
 
-from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch._manifest_rows import read_file, read_folder
 from kie_async.batch._row_parser import ManifestEntry, Row, parse_defaults, parse_row
 from kie_async.errors import AudioError, ManifestError, Problem, RowProblem, StorageError

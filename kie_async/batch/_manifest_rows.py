@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import attrs
 
-from kie_async._protocol.json_text import reader
+from kie_async._protocol.json_values import reader
 from kie_async.batch._result_records import SIDECAR
 from kie_async.batch._row_parser import COLUMNS, Row
 from kie_async.errors import RowProblem

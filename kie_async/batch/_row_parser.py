@@ -12,7 +12,7 @@ from typing import Any, Protocol, get_args, get_type_hints
 
 import attrs
 
-from kie_async._protocol.cut_point import FORMS, CutPoint, read_cut_point
+from kie_async._protocol.request_rules import FORMS, CutPoint, read_cut_point
 from kie_async.errors import InvalidRequestError, Problem, RowProblem
 from kie_async.journal import Job, Source
 from kie_async.models import ExtendRequest, Request, UploadExtendRequest

@@ -21,7 +21,7 @@ from anyio import to_thread
 
 from kie_async._client.concurrency import internal_errors
 from kie_async._client.lifetime import until_done
-from kie_async._protocol.failures import FailureStreak
+from kie_async._protocol.preconditions import FailureStreak
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch._budget import Action, CreditBudget, ErrorPolicy
 from kie_async.batch._reconcile import RecordedTasks

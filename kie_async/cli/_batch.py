@@ -10,7 +10,7 @@ from typing import Annotated, Unpack
 import attrs
 from cyclopts import Parameter
 
-from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, run_shared_batch, work
 from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
 from kie_async.cli._connect import (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.wire import TASK_ID
 from kie_async.batch import (
     adopt,

@@ -9,10 +9,11 @@ import attrs
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from kie_async._protocol.request_rules import MODELS
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._output import Output
 from kie_async.emulator import KINDS
-from kie_async.models import MODELS, RequestFields, UploadFields
+from kie_async.models import RequestFields, UploadFields
 from kie_async.settings import RouteName
 
 MAX_PORT = 65_535

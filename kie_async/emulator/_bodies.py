@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.emulator._state import EmulatedTask
 from kie_async.emulator._timeline import ForgedContent, PlannedCallback, TaskSnapshot
 from kie_async.models import Operation

@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.emulator._faults import Fault, Faults
 from kie_async.emulator._refusals import RefusedSubmission
 from kie_async.emulator._submissions import EmulatedSubmission, cut_outside, host_of, refused_at_once, refused_late

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from kie_async._protocol.limits import LYRICS, NEWEST, VARIETY, limits_of
+from kie_async._protocol.request_rules import LYRICS, NEWEST, VARIETY, limits_of
 from kie_async.emulator._fault_kinds import FAILED, REFUSED
 from kie_async.emulator._faults import Fault
 from kie_async.emulator._refusals import RefusedSubmission

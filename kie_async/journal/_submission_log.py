@@ -11,7 +11,7 @@ import anyio
 import attrs
 
 from kie_async._client.concurrency import internal_errors
-from kie_async._protocol.limits import CREDITS_PER_TASK
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.errors import (
     ConflictError,
     InternalError,
