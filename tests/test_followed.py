@@ -242,6 +242,18 @@ async def test_a_task_awaited_again_and_tracked_besides_is_one_task() -> None:
                 await each
 
 
+async def test_the_errors_of_a_closed_session_hold_no_task() -> None:
+    async with serving(faults=[Fault("stuck")]) as service:
+        before = living()
+        async with kie.KieSession(service.session.settings) as session:
+            waiting = [asyncio.ensure_future(session.track(f"t{number}").result()) for number in range(MANY)]
+            await anyio.sleep(1)
+        ends = [result.exception() for result in waiting]
+        assert {type(end) for end in ends} == {kie.SessionError}
+        del session, waiting
+        assert living() - before <= MANY + 10  # the errors, and what is left of connections
+
+
 async def test_a_task_that_was_accepted_and_is_not_found_may_have_been_charged() -> None:
     async with serving(faults=[Fault("invisible", seconds=1000)]) as service:
         with pytest.raises(kie.TaskNotFoundError) as caught:

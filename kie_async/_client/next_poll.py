@@ -70,6 +70,10 @@ class PollQueue:
         self._under_way += 1
         return task
 
+    def clear(self) -> None:
+        """Forget the tasks that wait for a poll."""
+        self._heap.clear()
+
     def end(self) -> None:
         """Note that a poll has ended, so that another may start."""
         self._under_way -= 1

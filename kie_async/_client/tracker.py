@@ -149,7 +149,11 @@ class Tracker:
             self._remove_waiter(task)
         if isinstance(task.outcome, TaskResult):
             return task.outcome
-        raise copy.copy(task.outcome)
+        error = copy.copy(task.outcome)
+        try:
+            raise error
+        finally:
+            del task, error  # the error's traceback holds this frame, and would hold them for as long as it lives
 
     async def stages(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Give each stage once, in order; a success passes through all of them. Ends with the task."""
@@ -224,6 +228,7 @@ class Tracker:
 
     async def _close(self) -> None:
         """End all tasks, some at a time, so that a great number of them does not block the loop."""
+        self._queue.clear()  # so that each task is freed with its last waiter
         with anyio.CancelScope(shield=True):
             while self._followed:
                 for _ in range(min(len(self._followed), _CLOSE_BATCH)):
