@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,13 +196,9 @@ async def follow(output: Output, session: KieSession, task: Task, *, max_wait: f
     """Wait for a task, at most so many seconds, and show its progress."""
     output.value["task_id"] = task.id
     output.display.doing("waiting for the music")
-    if (
-        session.settings.callback_url
-    ):  # callbacks report the stages: listening to them as well would cost a poll for each
+    # Callbacks report the stages: listening to them as well would cost a poll for each.
+    async with nullcontext() if session.settings.callback_url else _listening(task):
         result = await task.result(timeout=max_wait)
-    else:
-        async with _listening(task):
-            result = await task.result(timeout=max_wait)
     for line in _lengths(result):
         output.say(line)
     output.value |= {"status": result.record.status, "partial": result.partial}
