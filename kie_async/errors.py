@@ -41,7 +41,7 @@ All of them can be pickled and copied, and none ever holds the API key.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import attrs
 
@@ -95,11 +95,19 @@ class KieError(Exception):
         retryable: whether the same call may be made again as it is.
     """
 
+    usually_charged: ClassVar[Charged] = "no"
+    usually_retryable: ClassVar[bool] = False
+
     message: str
     task_id: str | None = None
     code: int | None = None
-    charged: Charged = "no"
-    retryable: bool = False
+    charged: Charged = attrs.Factory(lambda error: error.usually_charged, takes_self=True)
+    retryable: bool = attrs.Factory(lambda error: error.usually_retryable, takes_self=True)
+
+    def __init_subclass__(cls, *, charged: Charged | None = None, retryable: bool | None = None) -> None:
+        """Set what the errors of a class say of themselves, unless one is made to say something else."""
+        cls.usually_charged = cls.usually_charged if charged is None else charged
+        cls.usually_retryable = cls.usually_retryable if retryable is None else retryable
 
     def __str__(self) -> str:
         facts = [
@@ -116,18 +124,12 @@ class SessionError(KieError, RuntimeError):
     """The session is not open, or belongs to another event loop or process. Nothing was sent."""
 
 
-@attrs.define(slots=False)
-class ConnectError(KieError):
+class ConnectError(KieError, retryable=True):
     """No connection was made (DNS, connect, no time left for it), so nothing was sent and nothing charged."""
 
-    retryable: bool = True
 
-
-@attrs.define(slots=False)
-class TLSError(ConnectError):
+class TLSError(ConnectError, retryable=False):
     """The server could not prove who it is. Nothing was sent; it will not get better by itself."""
-
-    retryable: bool = False
 
 
 class RefusedError(KieError):
@@ -171,14 +173,13 @@ class InsufficientCreditsError(RefusedError):
 
 
 @attrs.define(slots=False)
-class RateLimitedError(RefusedError):
+class RateLimitedError(RefusedError, retryable=True):
     """Too fast (405, 429, 430), for longer than ``Settings.submit_retry_timeout``.
 
     Attributes:
         retry_after: seconds the service asked to wait, if it did.
     """
 
-    retryable: bool = True
     retry_after: float | None = None
 
 
@@ -186,15 +187,12 @@ class KeyQuotaError(RefusedError):
     """The spending cap of a sub-key is reached (433)."""
 
 
-@attrs.define(slots=False)
-class UnavailableError(RefusedError):
+class UnavailableError(RefusedError, retryable=True):
     """Maintenance (455), a feature switched off (505), or a page with 403, as CDNs send it; nothing was charged."""
 
-    retryable: bool = True
-
 
 @attrs.define(slots=False)
-class SubmitUnknownError(KieError):
+class SubmitUnknownError(KieError, charged="maybe"):
     """A submission was sent and its answer lost: it may be running and charged.
 
     Do not send it again blindly. See the service's own log of tasks, or follow the task with
@@ -204,7 +202,6 @@ class SubmitUnknownError(KieError):
         token: the token in the callback URL of this submission; a callback that bears it names the task.
     """
 
-    charged: Charged = "maybe"
     token: str | None = attrs.field(default=None, repr=False)
 
 
@@ -220,11 +217,8 @@ class SignatureError(KieError):
     """A callback is not signed with the webhook key, or not now: it may come from anybody."""
 
 
-@attrs.define(slots=False)
-class ServerError(KieError):
+class ServerError(KieError, retryable=True):
     """The server failed (5xx, a lost connection, a timeout) on a call that spends nothing."""
-
-    retryable: bool = True
 
 
 class TaskNotFoundError(KieError):
@@ -232,7 +226,7 @@ class TaskNotFoundError(KieError):
 
 
 @attrs.define(slots=False)
-class TaskFailedError(KieError):
+class TaskFailedError(KieError, charged="maybe"):
     """The task ended without a result; ``code`` and ``message`` are the service's, URLs redacted.
 
     Attributes:
@@ -241,7 +235,6 @@ class TaskFailedError(KieError):
         reason: the code, where the service gives it in words ("SENSITIVE_WORD_ERROR"); the message holds it too.
     """
 
-    charged: Charged = "maybe"
     status: str = ""
     refunded: bool = False
     reason: str = ""
@@ -251,19 +244,12 @@ class TooManyFailuresError(KieError):
     """Several tasks in a row failed (``Settings.max_consecutive_failures``): this request was not submitted."""
 
 
-@attrs.define(slots=False)
-class WaitTimeoutError(KieError, TimeoutError):
+class WaitTimeoutError(KieError, TimeoutError, charged="yes", retryable=True):
     """The timeout is over, but not the task: it goes on, and ``session.track(task_id)`` follows it again."""
 
-    charged: Charged = "yes"
-    retryable: bool = True
 
-
-@attrs.define(slots=False)
-class InternalError(KieError):
+class InternalError(KieError, charged="maybe"):
     """A fault of this library, or of one that it uses, which is the ``__cause__``. It ends what it struck alone."""
-
-    charged: Charged = "maybe"
 
 
 class BudgetError(KieError):
@@ -292,22 +278,13 @@ class AudioError(FileError, ValueError):
     """The source is no audio that the service could extend, or its length cannot be measured. Nothing was sent."""
 
 
-@attrs.define(slots=False)
-class DownloadError(FileError):
+class DownloadError(FileError, retryable=True):
     """A result could not be fetched whole; what came is kept in ``NAME.part`` and resumed by the next try."""
 
-    retryable: bool = True
 
-
-@attrs.define(slots=False)
-class ResultExpiredError(DownloadError):
+class ResultExpiredError(DownloadError, retryable=False):
     """The service no longer keeps this file."""
 
-    retryable: bool = False
 
-
-@attrs.define(slots=False)
-class StorageError(FileError):
+class StorageError(FileError, retryable=True):
     """The local disk refused: no room, no permission, a name in use."""
-
-    retryable: bool = True

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from os import PathLike
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
-import cattrs
 
 from kie_async._protocol.json_values import (
     Json,
@@ -43,6 +42,9 @@ from kie_async.models import (
     UploadedFile,
     UploadExtendRequest,
 )
+
+if TYPE_CHECKING:
+    import cattrs
 
 T = TypeVar("T")
 
@@ -328,19 +330,26 @@ def _plain(value: object) -> object:
 
 # ---------------------------------------------------------------- our own values, for the journal
 
-_strict = cattrs.Converter(detailed_validation=False, omit_if_default=True)
-_strict.register_unstructure_hook(datetime, datetime.isoformat)
-_strict.register_structure_hook(datetime, lambda text, _type: datetime.fromisoformat(text))
-_strict.register_structure_hook(
-    ExtendRequest | UploadExtendRequest,
-    lambda data, _type: (ExtendRequest if "audio_id" in data else UploadExtendRequest)(**data),
-)
-_strict.register_unstructure_hook_func(lambda kind: kind == str | PathLike[str], str)
+
+@cache
+def _converter() -> cattrs.Converter:
+    """The converter, made when a journal first needs it: cattrs takes long to load."""
+    import cattrs  # noqa: PLC0415  # see above
+
+    converter = cattrs.Converter(detailed_validation=False, omit_if_default=True)
+    converter.register_unstructure_hook(datetime, datetime.isoformat)
+    converter.register_structure_hook(datetime, lambda text, _type: datetime.fromisoformat(text))
+    converter.register_structure_hook(
+        ExtendRequest | UploadExtendRequest,
+        lambda data, _type: (ExtendRequest if "audio_id" in data else UploadExtendRequest)(**data),
+    )
+    converter.register_unstructure_hook_func(lambda kind: kind == str | PathLike[str], str)
+    return converter
 
 
 def pack(value: object) -> str:
     """Write one of our own values as JSON text; defaults are left out."""
-    return dump(_strict.unstructure(value)).decode()
+    return dump(_converter().unstructure(value)).decode()
 
 
 def unpack(text: str | bytes, kind: type[T]) -> T:
@@ -350,6 +359,6 @@ def unpack(text: str | bytes, kind: type[T]) -> T:
         BadResponseError: it is something else.
     """
     try:
-        return _strict.structure(load(text.encode() if isinstance(text, str) else text), kind)
+        return _converter().structure(load(text.encode() if isinstance(text, str) else text), kind)
     except Exception as error:  # noqa: BLE001  # cattrs raises whatever the value's own types raise
         raise BadResponseError(f"no {kind.__name__} can be read from it: {type(error).__name__}") from None
