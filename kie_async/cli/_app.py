@@ -41,9 +41,22 @@ app = App(
     version=__version__,
     default_parameter=Parameter(negative=(), show_default=False),
 )
-for command in (demo, upload_extend, extend, batch, worker, status, wait, download, listen, emulate):
-    app.command(command, help_epilogue="")  # or each would repeat the app's
-app.command(credits_left, name="credits", help_epilogue="")
+# In the order in which a newcomer meets them.
+_COMMANDS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+    "demo": demo,
+    "upload-extend": upload_extend,
+    "extend": extend,
+    "wait": wait,
+    "download": download,
+    "status": status,
+    "credits": credits_left,
+    "batch": batch,
+    "worker": worker,
+    "listen": listen,
+    "emulate": emulate,
+}
+for position, name in enumerate(_COMMANDS):
+    app.command(_COMMANDS[name], name=name, sort_key=position, help_epilogue="")  # or each would repeat the app's
 app.command(_jobs.app)
 
 

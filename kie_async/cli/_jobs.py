@@ -47,19 +47,16 @@ async def list_jobs(
     Example: kie-async jobs list --state failed --state unknown --out new
     """
     location = find_journal(options.journal, options.out)
-    jobs: list[dict[str, Any]] = []
-    after = 0
+    output.value["jobs"], after = [], 0
     async with location.opened() as journal:
         while output.stdout_error is None and (
             page := await journal.page(*state, batch=location.only_batch, after=after)
         ):
             after = page[-1][0]
             for _, job in page:
-                output.print(job_line(job))
-            if output.as_json:
-                jobs += [job_value(job) for _, job in page]
+                _show_job(output, job)
         counts = await journal.counts(location.only_batch)
-    output.value |= {"counts": {each.value: counts.get(each, 0) for each in State}, "jobs": jobs}
+    output.value["counts"] = {each.value: counts.get(each, 0) for each in State}
     output.say(Counts.of(counts).summary)
 
 
@@ -196,14 +193,15 @@ async def adopt_tasks(*, output: OutputArg, options: JobsOptions = JOBS) -> None
     if out is None:
         raise UsageError("--out is missing: give the directory of the results")
     emulated = location.is_emulated or make_settings({}).on_loopback
-    output.value["jobs"] = []
+    output.value["jobs"], taken = [], 0
     async with location.opened() as journal:
         async for job in adopt(journal, out, batch=location.only_batch, emulated=emulated):
             _show_job(output, job)
-    taken = count_of(len(output.value["jobs"]), "job")
-    output.say(f"{taken} taken in; the next run of the batch, or a worker, goes on with them")
+            taken += 1
+    output.say(f"{count_of(taken, 'job')} taken in; the next run of the batch, or a worker, goes on with them")
 
 
 def _show_job(output: Output, job: Job) -> None:
-    output.value["jobs"].append(job_value(job))
+    if output.as_json:
+        output.value["jobs"].append(job_value(job))
     output.print(job_line(job))

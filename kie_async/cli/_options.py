@@ -316,7 +316,7 @@ class EmulatorOptions:
         port: 0 takes a free one.
         seed: Of all that is random.
         speed: Tasks live that many times faster (10).
-        credits_left: What the account holds (1000).
+        credits: What the account holds (1000).
         key: The only invented key that is taken (emulated-account-1); may be repeated.
         webhook_key: Sign the callbacks with this invented key.
     """
@@ -324,7 +324,7 @@ class EmulatorOptions:
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_PORT))] = 0
     seed: int = 0
     speed: Annotated[float, Parameter(validator=Number(gt=0))] = 10.0
-    credits_left: Annotated[float, Parameter(name="--credits")] = 1000.0
+    credits: float = 1000.0
     key: tuple[str, ...] = ()
     webhook_key: str | None = None
     fault: Annotated[

@@ -102,16 +102,9 @@ async def emulate(*, output: OutputArg, options: EmulatorOptions = EMULATOR) -> 
     """
     if unknown := [kind for kind in options.fault if kind not in KINDS]:
         raise UsageError(f"--fault: {unknown[0][:40]!r} is not known; give one of {', '.join(KINDS)}")
+    given = attrs.asdict(options, filter=lambda field, _: field.name not in {"fault", "output"})
     try:
-        async with emulator.serve(
-            port=options.port,
-            seed=options.seed,
-            speed=options.speed,
-            credits=options.credits_left,
-            key=options.key,
-            webhook_key=options.webhook_key,
-            faults=[Fault(kind) for kind in options.fault],
-        ) as service:
+        async with emulator.serve(**given, faults=[Fault(kind) for kind in options.fault]) as service:
             _announce(output, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, options.webhook_key)
             await anyio.sleep_forever()
     except ValueError as error:  # the only one that the options leave possible
