@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kie_async.errors import AudioError, StorageError
-from kie_async.files import _kinds, measure
+from kie_async.files import _audio_kinds, measure
 
 
 def written(directory: Path, data: bytes, name: str = "song.mp3") -> Path:
@@ -220,17 +220,17 @@ def test_a_mangled_file_has_a_length_or_an_error_of_ours(
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
-        (b"RIFF\0\0\0\0WAVEfmt \0", _kinds.WAV),
-        (b"RF64\0\0\0\0WAVEfmt \0", _kinds.WAV),
+        (b"RIFF\0\0\0\0WAVEfmt \0", _audio_kinds.WAV),
+        (b"RF64\0\0\0\0WAVEfmt \0", _audio_kinds.WAV),
         (b"RIFF\0\0\0\0WEBPVP8 \0", None),
-        (b"FORM\0\0\0\0AIFCCOMM\0", _kinds.AIFF),
-        (b"\0\0\0\x20ftypM4A \0\0\0\0\0", _kinds.M4A),
+        (b"FORM\0\0\0\0AIFCCOMM\0", _audio_kinds.AIFF),
+        (b"\0\0\0\x20ftypM4A \0\0\0\0\0", _audio_kinds.M4A),
         (b"\0\0\0\x20ftypheic\0\0\0\0\0", None),
         (b"\0\0\0\x20ftypavif\0\0\0\0\0", None),
-        (b"\xff\xf1" + bytes(20), _kinds.AAC),
-        (b"\xff\xfb\x90\x00" + bytes(20), _kinds.MP3),
-        (b"\xff\xf3\x90\x00" + bytes(20), _kinds.MP3),
-        (b"\xff\xe3\x90\x00" + bytes(20), _kinds.MP3),
+        (b"\xff\xf1" + bytes(20), _audio_kinds.AAC),
+        (b"\xff\xfb\x90\x00" + bytes(20), _audio_kinds.MP3),
+        (b"\xff\xf3\x90\x00" + bytes(20), _audio_kinds.MP3),
+        (b"\xff\xe3\x90\x00" + bytes(20), _audio_kinds.MP3),
         (b"\xff\xeb\x90\x00" + bytes(20), None),  # a version that is reserved
         (b"\xff\xfb\xf0\x00" + bytes(20), None),  # a bit rate that is
         (b"\xff\xfb\x00\x00" + bytes(20), None),  # none
@@ -239,13 +239,13 @@ def test_a_mangled_file_has_a_length_or_an_error_of_ours(
         (b"\xff\xfb\x90", None),
     ],
 )
-def test_a_kind_is_told_by_its_first_bytes(head: bytes, kind: _kinds.AudioKind | None, tmp_path: Path) -> None:
-    assert _kinds.begins_like_audio(head) is (kind is not None)
+def test_a_kind_is_told_by_its_first_bytes(head: bytes, kind: _audio_kinds.AudioKind | None, tmp_path: Path) -> None:
+    assert _audio_kinds.begins_like_audio(head) is (kind is not None)
     with written(tmp_path, head).open("rb") as file:
-        assert _kinds.kind_of(file) is kind
+        assert _audio_kinds.kind_of(file) is kind
 
 
 def test_a_tag_with_a_footer_is_skipped_whole(tmp_path: Path) -> None:
     tag = b"ID3\x04\x00\x10" + struct.pack("4B", 0, 0, 0, 100) + b"x" * 100 + b"3DI" + bytes(7)
     with written(tmp_path, tag + audio_files.flac()).open("rb") as file:
-        assert _kinds.kind_of(file) is _kinds.FLAC
+        assert _audio_kinds.kind_of(file) is _audio_kinds.FLAC

@@ -19,8 +19,8 @@ import kie_async as kie
 from kie_async import files
 from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError
-from kie_async.files import _kinds
-from kie_async.files._containers import ends_as_declared
+from kie_async.files import _audio_kinds
+from kie_async.files._audio_kinds import ends_as_declared
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 
@@ -241,7 +241,7 @@ async def test_the_other_address_of_a_track_is_tried_when_one_proves_nothing(tmp
 
 def ends(data: bytes) -> bool | None:
     file = io.BytesIO(data)
-    kind = _kinds.kind_of(file)
+    kind = _audio_kinds.kind_of(file)
     assert kind is not None
     return ends_as_declared(file, kind)
 

@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING
 from kie_async._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AUDIO_KINDS
     from kie_async.files._disk import Progress, check_writable, on_disk
     from kie_async.files._download import Refresh, download_track
-    from kie_async.files._kinds import AUDIO_KIND_NAMES, AUDIO_KINDS
-    from kie_async.files._measure import measure
-    from kie_async.files._measure_url import measure_url
+    from kie_async.files._measure import measure, measure_request, measure_request_url
     from kie_async.files._names import safe_name, track_name
     from kie_async.files._partial_file import lock, remove_parts
-    from kie_async.files._request_source import measure_request, measure_request_url, upload_request
-    from kie_async.files._upload import FileStat, check_source, upload
+    from kie_async.files._upload import FileStat, check_source, upload, upload_request
 
 __all__ = [
     "AUDIO_KINDS",
@@ -28,7 +26,6 @@ __all__ = [
     "measure",
     "measure_request",
     "measure_request_url",
-    "measure_url",
     "on_disk",
     "remove_parts",
     "safe_name",
@@ -43,12 +40,10 @@ __getattr__ = lazy_exports(
     {
         **dict.fromkeys(("Progress", "check_writable", "on_disk"), "_disk"),
         **dict.fromkeys(("Refresh", "download_track"), "_download"),
-        **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS"), "_kinds"),
-        "measure": "_measure",
-        "measure_url": "_measure_url",
+        **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS"), "_audio_kinds"),
+        **dict.fromkeys(("measure", "measure_request", "measure_request_url"), "_measure"),
         **dict.fromkeys(("safe_name", "track_name"), "_names"),
         **dict.fromkeys(("lock", "remove_parts"), "_partial_file"),
-        **dict.fromkeys(("measure_request", "measure_request_url", "upload_request"), "_request_source"),
-        **dict.fromkeys(("FileStat", "check_source", "upload"), "_upload"),
+        **dict.fromkeys(("FileStat", "check_source", "upload", "upload_request"), "_upload"),
     },
 )

@@ -25,8 +25,8 @@ from kie_async._client.downloads import DownloadResponse, Fetcher
 from kie_async._protocol.schedule import backoff
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
 from kie_async.events import Retrying
+from kie_async.files._audio_kinds import HEAD, AudioKind, begins_like_audio
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
-from kie_async.files._kinds import HEAD, AudioKind, begins_like_audio
 from kie_async.files._measure import NotMeasuredError, measure_in_turn
 from kie_async.files._names import safe_name, track_name
 from kie_async.files._partial_file import PartialFile, ResumeInfo

@@ -1,4 +1,4 @@
-"""How long a file of audio really is.
+"""How long audio really is: that of a file, of an address, of a request's source.
 
 The length is paid for: ``continue_at`` must lie inside the source, and a truncated download must not pass for a
 whole one. Headers and tags lie, so what counts is the audio that is in the file. What each library said (seconds;
@@ -38,24 +38,32 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from http import HTTPStatus
+from io import BytesIO
 from itertools import chain
 from os import SEEK_END, PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
+import anyio
 import attrs
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
+from kie_async._client.downloads import DownloadResponse, Fetcher
+from kie_async._protocol.request_rules import is_url
 from kie_async._pyav import open_audio
-from kie_async.errors import AudioError, KieError, StorageError
+from kie_async.errors import AudioError, DownloadError, KieError, StorageError
 from kie_async.events import clean
-from kie_async.files._containers import read_frames, stated_length
+from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, WAV, AudioKind, audio_start, kind_of
 from kie_async.files._disk import on_disk
-from kie_async.files._kinds import AUDIO_KIND_NAMES, MP3, WAV, AudioKind, audio_start, kind_of
+from kie_async.files._stated_length import read_frames, stated_length
+from kie_async.models import Request, UploadExtendRequest
+from kie_async.settings import is_loopback
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -69,6 +77,10 @@ _PROBED = 64  # packets that are decoded to see whether the others can be believ
 _UNLIKELY = 2  # times as long as the longest that was decoded: a later packet that claims more is not believed
 _TOLERANCE = 0.2  # seconds; codecs swallow a little at the start
 _BEGINNING = 1 << 16  # bytes that hold the header of a wav
+URL_BYTES = 1 << 20  # bytes of audio at an address that are fetched
+URL_TIMEOUT = 3.0  # seconds for all of it
+_URL_TOLERANCE = 0.25  # by how much the beginning may be denser or thinner than the whole
+_NAME = "the source"
 
 _turn: RunVar[CapacityLimiter] = RunVar("kie_async.files.measuring")  # of each event loop
 
@@ -247,3 +259,120 @@ def _decode(codec: AudioCodecContext, packets: Iterable[Packet[Any]]) -> float:
         with suppress(av.FFmpegError):
             seconds += sum(frame.samples / frame.sample_rate for frame in codec.decode(packet))
     return seconds
+
+
+# ------------------------------------------------------------ audio at an address
+
+
+@attrs.frozen
+class Measured:
+    """The length of a source in seconds; or None, and why."""
+
+    seconds: float | None
+    reason: str = ""
+
+
+async def measure_url(fetcher: Fetcher, url: str) -> Measured:
+    """Fetch at most 1 MiB of a file within 3 s, and tell its length if that proves it; raises nothing.
+
+    Args:
+        fetcher: judges the address, and each redirect; it knows no key.
+        url: where the file lies.
+    """
+    if not can_measure():
+        return Measured(None, 'it takes PyAV to measure it: pip install "kie_async[audio]"')
+    try:
+        with anyio.fail_after(URL_TIMEOUT):
+            data, total = await _beginning(fetcher, url)
+            if total is None:
+                return Measured(None, "its host does not say how large it is")
+            seconds = await to_thread.run_sync(_proven, data, total, abandon_on_cancel=True)
+    except TimeoutError:
+        return Measured(None, f"it was not measured within {URL_TIMEOUT:.0f} s")
+    except (DownloadError, AudioError) as error:
+        return Measured(None, error.message)
+    return Measured(seconds, "" if seconds else "the beginning of the file does not prove it")
+
+
+async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
+    """The first bytes of a file, and its size if it is known."""
+    data = bytearray()
+    async with fetcher.open(url, limit=URL_BYTES) as response:
+        if response.start != 0 or response.encoding:
+            return b"", None
+        async for chunk in response:
+            data += chunk
+            if len(data) >= URL_BYTES:
+                break
+        return bytes(data), _size(response, len(data))
+
+
+def _size(response: DownloadResponse, received: int) -> int | None:
+    if response.total is not None:
+        return response.total if response.total >= received else None
+    is_all = response.delimited and received < URL_BYTES and response.status == HTTPStatus.OK
+    return received if is_all else None
+
+
+def _proven(data: bytes, total: int) -> float | None:
+    """The length that the beginning of a file proves, or all of it; blocks."""
+    if len(data) == total:
+        return measure_open(BytesIO(data), _NAME)
+    kind, start = kind_of(BytesIO(data)), audio_start(BytesIO(data))
+    if kind is None or start is None:
+        return None
+    seconds = stated_length(kind, data, start, total)
+    if seconds is None or not 0 < seconds <= MAX_DURATION:
+        return None
+    if kind is M4A:
+        start = data.find(b"mdat", start)
+    return seconds if kind is WAV or _agrees(data, total, start, seconds) else None
+
+
+def _agrees(data: bytes, total: int, start: int, seconds: float) -> bool:
+    """Whether what the beginning lasts makes a length likely: a header can lie, or be that of a file cut off since."""
+    try:
+        expected = measure_open(BytesIO(data), _NAME) * (total - start) / (len(data) - start)
+    except AudioError:
+        return False
+    return abs(expected - seconds) <= _URL_TOLERANCE * seconds
+
+
+# ------------------------------------------------------------ the source of a request
+
+
+async def measure_request(request: Request) -> Request:
+    """Measure a local source, unless its length is given.
+
+    Raises:
+        AudioError, StorageError: it cannot be used.
+        InvalidRequestError: its length does not fit the request.
+    """
+    if not isinstance(request, UploadExtendRequest) or is_url(request.source) or request.source_duration:
+        return request
+    duration = await measure_in_turn(Path(request.source))
+    return attrs.evolve(request, source_duration=duration)
+
+
+async def measure_request_url(request: Request, fetcher: Fetcher, notify: Callable[[str], None]) -> Request:
+    """Measure a source at an address whose length nobody has told, as far as ``Settings.measure_urls`` and it allow.
+
+    Args:
+        request: ready to go out.
+        fetcher: of the session.
+        notify: told why the length is not known.
+
+    Raises:
+        InvalidRequestError: its length is proven, and does not fit the request.
+    """
+    settings = fetcher.settings
+    if not isinstance(request, UploadExtendRequest) or request.source_duration or not settings.measure_urls:
+        return request
+    url = str(request.source)
+    if settings.on_loopback and not is_loopback(urlsplit(url).hostname):
+        return request  # an emulator knows of nothing but this machine
+    found = await measure_url(fetcher, url)
+    if found.seconds is None:
+        remedy = "continue_at is not held to it: give source_duration="
+        notify(f"source: the length of {clean(url)} is not known ({found.reason}); {remedy}")
+    return attrs.evolve(request, source_duration=found.seconds)

@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 
-from kie_async.files._kinds import AUDIO_KINDS
+from kie_async.files._audio_kinds import AUDIO_KINDS
 
 MAX_NAME = 100  # bytes; with a number, a suffix and ".part.json" it stays within 120
 _MAX_ID = 40

@@ -22,8 +22,7 @@ import attrs
 
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
-from kie_async.files._containers import ends_as_declared
-from kie_async.files._kinds import AUDIO_KINDS, AudioKind, kind_of
+from kie_async.files._audio_kinds import AUDIO_KINDS, AudioKind, ends_as_declared, kind_of
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and seldom symbolic links
 _BINARY = getattr(os, "O_BINARY", 0)

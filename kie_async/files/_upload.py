@@ -13,12 +13,13 @@ from kie_async._client.http_client import Transport
 from kie_async._protocol.address_rules import check_url
 from kie_async._protocol.endpoints import FilePart
 from kie_async._protocol.endpoints import upload as upload_call
+from kie_async._protocol.request_rules import is_url
 from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
+from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AudioKind, kind_of
 from kie_async.files._disk import Progress, Reporter, on_disk
-from kie_async.files._kinds import AUDIO_KIND_NAMES, AudioKind, kind_of
 from kie_async.files._measure import measure_in_turn
-from kie_async.models import UploadedFile
+from kie_async.models import Request, UploadedFile, UploadExtendRequest
 
 MAX_UPLOAD = 200_000_000  # bytes; 8 min of studio wav have 140 MB
 
@@ -74,6 +75,18 @@ async def upload(
         raise AudioError(f"{_shown(path)} changed while it was uploaded: wait until it is finished, then try again")
     check_answer(answer, before.size, allow_loopback_http=transport.settings.on_loopback)
     return attrs.evolve(answer, duration=duration)
+
+
+async def upload_request(request: Request, transport: Transport) -> Request:
+    """Upload a local source; the request then names its address.
+
+    Raises:
+        KieError: as ``files.upload``.
+    """
+    if not isinstance(request, UploadExtendRequest) or is_url(request.source):
+        return request
+    uploaded = await upload(transport, Path(request.source), measure=False)
+    return attrs.evolve(request, source=uploaded.download_url)
 
 
 def check_answer(answer: UploadedFile, sent: int, *, allow_loopback_http: bool) -> None:

@@ -1,10 +1,7 @@
-"""What containers of audio say of themselves: how long they are, and where they end.
+"""How long audio is by its headers or its frames, where they prove it; pure but for ``read_frames``.
 
 A length counts as stated if the header gives it and the size of the whole file agrees with it. Ogg, ADTS, AIFF and
 mp3 without a Xing header do not say it in their beginning; of an mp4, the index must stand before the audio.
-
-A file may declare an end that is wrong; then it does not end there, and is not taken for whole: only an end at the
-very byte counts.
 
 Each frame of an mp3 says how many bytes it takes. A file whose frames follow each other without a gap, from the first
 to the last byte, is exactly as long as they are, whatever its tags say.
@@ -14,23 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from os import SEEK_END
-from types import MappingProxyType
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO
 
 import attrs
 
-from kie_async.files._kinds import AIFF, FLAC, M4A, MP3, OGG, WAV, AudioKind, audio_start
+from kie_async.files._audio_kinds import FLAC, M4A, MP3, WAV, XING_MARKS, XING_OFFSETS, AudioKind
 
 _ENDING = 1 << 16  # bytes of tags that may follow the audio
 _UNKNOWN = 0xFFFFFFFF  # a size that was not known when the header was written
 _PCM = {1, 3, 0xFFFE}  # formats of wav whose size is their length: integers, floats, and either with more channels
-_ID3V1 = 128  # bytes of a tag that follows the audio of an mp3, and begins with "TAG"
-_OGG_HEADER = 27  # bytes of a page before the sizes of its segments
-_OGG_PAGE_MAX = _OGG_HEADER + 255 + 255 * 255
-_OGG_END = 0x04  # flag of a stream's last page
-_XING_OFFSETS = (36, 21, 13)  # in the first frame, behind its header and side information: by version and channels
-_BOX_HEADER = 8  # bytes of a box of mp4 before its content: its size and its name
-_XING = {b"Xing", b"Info"}
 _XING_BOTH = 3  # flags of a Xing header that gives the frames and the bytes
 _MPEG_1 = 3  # as a version in the header of an mp3's frame
 _MONO = 3  # as a mode of channels there
@@ -40,11 +29,6 @@ _BITRATES_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _FRAME_HEADER = 3  # bytes that tell the size of a frame
 _BLOCK = 1 << 20  # bytes of frames read at once
 _MP3_TAGS = (b"TAG", b"APETAGEX")  # what may follow the last frame
-
-_Ending: TypeAlias = Callable[[BinaryIO, int], bool | None]
-
-
-# ------------------------------------------------------------ how long they are
 
 
 def stated_length(kind: AudioKind, data: bytes, start: int, total: int) -> float | None:
@@ -103,7 +87,7 @@ def _mp3_length(data: bytes, start: int, total: int) -> float | None:
     side = (17 if is_mono else 32) if is_first else (9 if is_mono else 17)
     xing = start + 4 + side
     frames, size = _number(data, xing + 8), _number(data, xing + 12)
-    if data[xing : xing + 4] not in _XING or _number(data, xing + 4) & _XING_BOTH != _XING_BOTH:
+    if data[xing : xing + 4] not in XING_MARKS or _number(data, xing + 4) & _XING_BOTH != _XING_BOTH:
         return None
     if not 0 <= total - start - size <= _ENDING:  # cut off, or another file follows
         return None
@@ -151,77 +135,6 @@ _READERS: Mapping[AudioKind, Callable[[bytes, int, int], float | None]] = {
 }
 
 
-# ------------------------------------------------------------ where they end
-
-
-def ends_as_declared(file: BinaryIO, kind: AudioKind) -> bool | None:
-    """Tell whether a file ends where its content says that it ends; None if its content does not say."""
-    ending = _ENDINGS.get(kind)
-    return None if ending is None else ending(file, file.seek(0, SEEK_END))
-
-
-def _mp3_ends(file: BinaryIO, size: int) -> bool | None:
-    """Read the bytes of audio from the Xing (or Info) header that encoders write into the first frame."""
-    start = audio_start(file) or 0
-    file.seek(start)
-    frame = file.read(max(_XING_OFFSETS) + 16)
-    for offset in _XING_OFFSETS:
-        mark, flags = frame[offset : offset + 4], _number(frame, offset + 4)
-        if mark in _XING and flags & 2:
-            end = start + _number(frame, offset + (12 if flags & 1 else 8))
-            file.seek(end)
-            return size == end or (size == end + _ID3V1 and file.read(3) == b"TAG")
-    return None
-
-
-def _wav_ends(file: BinaryIO, size: int) -> bool | None:
-    return _chunk_ends(file, size, "little")
-
-
-def _aiff_ends(file: BinaryIO, size: int) -> bool | None:
-    return _chunk_ends(file, size, "big")
-
-
-def _chunk_ends(file: BinaryIO, size: int, order: Literal["little", "big"]) -> bool | None:
-    """Read the size of the one chunk that is the file; an encoder that could not go back leaves it open."""
-    file.seek(4)
-    length = int.from_bytes(file.read(4), order)
-    if length in {0, 0xFFFFFFFF}:
-        return None
-    return size in {8 + length, 8 + length + length % 2}
-
-
-def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
-    """Find the last page, which says that it is the last."""
-    file.seek(max(size - _OGG_PAGE_MAX, 0))
-    tail = file.read()
-    page = tail[tail.rfind(b"OggS") :]
-    segments = page[_OGG_HEADER : _OGG_HEADER + page[26]] if len(page) >= _OGG_HEADER else b""
-    is_whole = len(page) == _OGG_HEADER + len(segments) + sum(segments)
-    return is_whole and bool(page[5] & _OGG_END)
-
-
-def _m4a_ends(file: BinaryIO, size: int) -> bool | None:
-    """Go from box to box: they fill the file, and its index is one of them."""
-    at, names = 0, set()
-    while at < size:
-        file.seek(at)
-        head = file.read(16)
-        length = _number(head, 0)
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if length < _BOX_HEADER:  # a box without an end, or none at all
-            return None
-        names.add(head[4:8])
-        at += length
-    return at == size and b"moov" in names
-
-
-_ENDINGS: Mapping[AudioKind, _Ending] = MappingProxyType(
-    {MP3: _mp3_ends, WAV: _wav_ends, AIFF: _aiff_ends, OGG: _ogg_ends, M4A: _m4a_ends}
-)
-
-
 # ------------------------------------------------------------ the frames of an mp3
 
 
@@ -244,11 +157,11 @@ def read_frames(file: BinaryIO, start: int, *, keep: int) -> Mp3Frames | None:
     """
     total = file.seek(0, SEEK_END)
     file.seek(start)
-    head = file.read(max(_XING_OFFSETS) + 4)
+    head = file.read(max(XING_OFFSETS) + 4)
     version, rate = head[1] >> 3 & 3, head[2] >> 2 & 3
     sizes = _frame_sizes(version, rate)
     end, count, first = start, 0, list[bytes]()
-    if head[36:40] == b"VBRI" or any(head[at : at + 4] in _XING for at in _XING_OFFSETS):
+    if head[36:40] == b"VBRI" or any(head[at : at + 4] in XING_MARKS for at in XING_OFFSETS):
         end += sizes[head[:_FRAME_HEADER]]  # the first frame describes the others, and holds no audio
     is_going_on = True
     while is_going_on:
