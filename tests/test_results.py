@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async.batch import Results, strip_secrets
-from kie_async.batch._result_records import SIDECAR, format_line, format_sidecar, track_stem
+from kie_async.batch._results import SIDECAR, format_line, format_sidecar, track_stem
 from kie_async.errors import DownloadError, StorageError
 from kie_async.files._names import MAX_NAME, safe_name
 from kie_async.journal import Job, JobError, Source, State
@@ -134,7 +134,7 @@ def test_no_two_tracks_share_a_name_and_each_is_safe(keys: list[str], one: int, 
 
 async def test_a_track_gets_a_sidecar(tmp_path: Path) -> None:
     session, results = FakeSession(), Results(tmp_path / "out" / "deep")
-    assert [await results.save(session, JOB, track) for track in TRACKS] == ["song-7-1.mp3", "song-7-2.mp3"]
+    assert [await results.save(session.download, JOB, track) for track in TRACKS] == ["song-7-1.mp3", "song-7-2.mp3"]
     found = read(results.directory / f"song-7-2{SIDECAR}")
     assert found == {
         "format": 1,
@@ -176,7 +176,7 @@ async def test_what_is_written_is_utf_8_and_a_line_stays_a_line(tmp_path: Path) 
     source = Source(path=path, size=1, sha256="0" * 64)
     job = attrs.evolve(JOB, request=attrs.evolve(EXTEND, title=title), source=source)
     results = Results(tmp_path)
-    await results.save(FakeSession(), job, TRACKS[0])
+    await results.save(FakeSession().download, job, TRACKS[0])
     await results.record_end(attrs.evolve(job, key="\udcff"))
     sidecar = (tmp_path / f"song-7-1{SIDECAR}").read_text(encoding="utf-8")
     assert '"title": "歌' in sidecar
@@ -193,7 +193,7 @@ async def test_nothing_secret_is_written(tmp_path: Path) -> None:
     error = JobError(type="RefusedError", message=f"could not fetch {SIGNED}")
     job = attrs.evolve(JOB, request=request, source=source, error=error)
     results = Results(tmp_path)
-    await results.save(FakeSession(), job, TRACKS[0])
+    await results.save(FakeSession().download, job, TRACKS[0])
     await results.record_end(job)
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert SECRET.encode() not in written
@@ -216,17 +216,17 @@ def test_an_address_is_cut_to_what_is_public(text: str, left: str) -> None:
 
 async def test_a_track_that_is_here_is_not_fetched_again(tmp_path: Path) -> None:
     session, results = FakeSession(), Results(tmp_path)
-    await results.save(session, JOB, TRACKS[0])
+    await results.save(session.download, JOB, TRACKS[0])
     again = Results(tmp_path)
-    assert await again.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert await again.save(session.download, JOB, TRACKS[0]) == "song-7-1.mp3"
     assert session.fetched == ["song-7-1"]
 
 
 async def test_a_crash_before_the_sidecar_is_complete_fetches_nothing_twice(tmp_path: Path) -> None:
     session, results = FakeSession(), Results(tmp_path)
-    await results.save(session, JOB, TRACKS[0])
+    await results.save(session.download, JOB, TRACKS[0])
     (tmp_path / f"song-7-1{SIDECAR}").write_bytes(format_sidecar(JOB, 1))
-    assert await results.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert await results.save(session.download, JOB, TRACKS[0]) == "song-7-1.mp3"
     assert read(tmp_path / f"song-7-1{SIDECAR}")["file"]["size"] == 9
     assert len(session.fetched) == 1
 
@@ -240,16 +240,16 @@ async def test_a_download_that_failed_is_taken_up_under_its_name(tmp_path: Path)
             raise DownloadError(f"{track.id} broke off")
 
     with pytest.raises(DownloadError):
-        await results.save(Broken(), JOB, TRACKS[0])
+        await results.save(Broken().download, JOB, TRACKS[0])
     assert read(tmp_path / f"song-7-1{SIDECAR}")["file"] is None
     session = FakeSession()
-    assert await results.save(session, JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert await results.save(session.download, JOB, TRACKS[0]) == "song-7-1.mp3"
     assert session.fetched == ["song-7-1"]
 
 
 async def test_a_part_that_a_crash_has_left_is_seen_to_by_the_download(tmp_path: Path) -> None:
     session, results = FakeSession(), Results(tmp_path)
-    await results.save(session, JOB, TRACKS[0])
+    await results.save(session.download, JOB, TRACKS[0])
     os.link(tmp_path / "song-7-1.mp3", tmp_path / "song-7-1.part")
 
     class Finishing(FakeSession):
@@ -258,17 +258,17 @@ async def test_a_part_that_a_crash_has_left_is_seen_to_by_the_download(tmp_path:
             (directory / f"{name}.part").unlink()
             return directory / f"{name}.mp3"
 
-    assert await results.save(Finishing(), JOB, TRACKS[0]) == "song-7-1.mp3"
+    assert await results.save(Finishing().download, JOB, TRACKS[0]) == "song-7-1.mp3"
     assert not (tmp_path / "song-7-1.part").exists()
 
 
 async def test_what_was_begun_of_a_job_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "song-7-1.part").write_bytes(b"mine")  # so that ours is song-7-1.2
     results = Results(tmp_path)
-    await results.save(FakeSession(), JOB, TRACKS[0])
+    await results.save(FakeSession().download, JOB, TRACKS[0])
     (tmp_path / "song-7-1.2.mp3").unlink()
     (tmp_path / "song-7-1.2.part").write_bytes(b"ID3")
-    await results.save(FakeSession(), JOB, TRACKS[1])
+    await results.save(FakeSession().download, JOB, TRACKS[1])
     (tmp_path / "song-7-2.part").write_bytes(b"ID3")
     await results.remove_parts(JOB)
     await results.remove_parts(JOB)
@@ -281,7 +281,7 @@ async def test_a_file_of_somebody_else_is_left_alone(taken: str, tmp_path: Path)
     (tmp_path / taken).write_bytes(b"mine")
     results = Results(tmp_path)
     for _ in range(2):
-        assert await results.save(FakeSession(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+        assert await results.save(FakeSession().download, JOB, TRACKS[0]) == "song-7-1.2.mp3"
     assert (tmp_path / taken).read_bytes() == b"mine"
 
 
@@ -290,13 +290,13 @@ async def test_a_sidecar_of_something_else_is_left_alone(change: dict[str, Any],
     path = tmp_path / f"song-7-1{SIDECAR}"
     path.write_text(json.dumps(json.loads(format_sidecar(JOB, 1)) | change))
     before = path.read_bytes()
-    assert await Results(tmp_path).save(FakeSession(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+    assert await Results(tmp_path).save(FakeSession().download, JOB, TRACKS[0]) == "song-7-1.2.mp3"
     assert path.read_bytes() == before
 
 
 async def test_a_sidecar_of_no_object_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / f"song-7-1{SIDECAR}").write_text("[]")
-    assert await Results(tmp_path).save(FakeSession(), JOB, TRACKS[0]) == "song-7-1.2.mp3"
+    assert await Results(tmp_path).save(FakeSession().download, JOB, TRACKS[0]) == "song-7-1.2.mp3"
 
 
 async def test_a_sidecar_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ async def test_a_sidecar_is_written_whole_or_stays_as_it_was(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space"):
-        await results.save(FakeSession(), JOB, TRACKS[0])
+        await results.save(FakeSession().download, JOB, TRACKS[0])
     assert sidecar.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"song-7-1.mp3", sidecar.name}
 
@@ -317,7 +317,7 @@ async def test_a_sidecar_is_written_whole_or_stays_as_it_was(tmp_path: Path, mon
 async def test_a_full_disk_is_our_own_error(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(StorageError, match="the disk refused out"):
-        await Results(tmp_path / "out").save(FakeSession(), JOB, TRACKS[0])
+        await Results(tmp_path / "out").save(FakeSession().download, JOB, TRACKS[0])
 
 
 # ---------------------------------------------------------------- results.jsonl

@@ -1,6 +1,6 @@
 """Durable batches: a list of jobs, each taken to its end and paid once, through crashes and restarts."""
 
-from kie_async.batch._batch import enqueue, run_batch
+from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._budget import CreditBudget
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
 from kie_async.batch._reconcile import (
@@ -13,10 +13,8 @@ from kie_async.batch._reconcile import (
     retry,
     retry_unknown,
 )
-from kie_async.batch._result_records import song_of, strip_secrets
-from kie_async.batch._results import Results
+from kie_async.batch._results import Results, song_of, strip_secrets
 from kie_async.batch._runner import Runner
-from kie_async.batch._sharing import run_shared_batch, work
 from kie_async.batch._worker import Worker
 
 __all__ = [

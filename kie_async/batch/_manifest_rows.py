@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import attrs
 
 from kie_async._protocol.json_values import reader
-from kie_async.batch._result_records import SIDECAR
+from kie_async.batch._results import SIDECAR
 from kie_async.batch._row_parser import COLUMNS, Row
 from kie_async.errors import RowProblem
 from kie_async.events import clean

@@ -7,6 +7,7 @@ name and the journal does not know was paid, and must not be paid again.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import unicodedata
 from collections.abc import AsyncGenerator, Iterator
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 
-from kie_async.batch._result_records import RESULTS, SIDECAR, RecordedTask, parse_record, song_file
-from kie_async.batch._results import Results, read_sidecar
-from kie_async.errors import ConflictError
+from kie_async._protocol.wire import unpack
+from kie_async.batch._results import RESULTS, SIDECAR, Results, read_sidecar, song_file
+from kie_async.errors import BadResponseError, ConflictError, LostRecordError
 from kie_async.files import on_disk
-from kie_async.journal import Job, Journal, State
+from kie_async.journal import Job, JobError, Journal, State
 from kie_async.journal._recorder import Recorder
 
 _MAX_KEYS_SHOWN = 10  # in an error
@@ -40,6 +42,81 @@ async def reconcile(recorder: Recorder, results: Results, batch: str) -> AsyncGe
 
 
 # ---------------------------------------------------------------- by the results on disk
+
+
+@attrs.frozen(kw_only=True)
+class RecordedTask:
+    """What a line or a sidecar says of a submission that may have been paid.
+
+    Attributes:
+        key: of the job.
+        task_id: None if it is unknown which task it became.
+        file: the name of the file that says so.
+        state: the end of the job; "submitted" if only a track of it is there.
+        attempt: which submission of the job it was.
+        files: names in the directory.
+        credits: what it cost, if that is known.
+        error: why it failed.
+    """
+
+    key: str
+    task_id: str | None
+    file: str
+    state: State
+    attempt: int
+    files: tuple[str, ...] = ()
+    credits: float | None = None
+    error: JobError | None = None
+
+    def lost_error(self) -> LostRecordError:
+        """Make the error of a job that must not be submitted, because this task is its."""
+        task = f"task {self.task_id}" if self.task_id else "a submission whose outcome is unknown"
+        return LostRecordError(
+            f"{self.file} names {task} for this job, which the journal does not know: it is not submitted, for that "
+            "would be paid again. Take it into the journal, which pays nothing: kie-async jobs adopt --out DIR",
+            self.task_id,
+            charged="yes" if self.task_id else "maybe",
+        )
+
+
+def parse_record(facts: object, file: str, *, emulated: bool) -> RecordedTask | None:
+    """Parse a line or a sidecar, which may hold anything; None if nothing that was paid is in it.
+
+    Args:
+        facts: as JSON.
+        file: where they are written.
+        emulated: whether tasks of an emulator are meant: a tried batch is not a paid one, and the reverse.
+    """
+    if not isinstance(facts, dict) or facts.get("emulated", False) is not emulated:
+        return None
+    key, task_id, state, attempt = map(facts.get, ("key", "task_id", "state", "attempt"))
+    if not isinstance(key, str) or not isinstance(state, str) or state not in frozenset(State):
+        return None
+    if not isinstance(task_id, str):
+        if state != State.UNKNOWN:
+            return None  # it was rejected, and not paid
+        task_id = None
+    error = None
+    with suppress(BadResponseError):
+        error = unpack(json.dumps(facts.get("error")), JobError)
+    return RecordedTask(
+        key=key,
+        task_id=task_id,
+        file=file,
+        state=State(state),
+        attempt=attempt if isinstance(attempt, int) else 1,
+        files=_names(facts.get("files")),
+        credits=_credits(facts.get("credits")),
+        error=error,
+    )
+
+
+def _names(value: object) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
+
+
+def _credits(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
 
 
 class RecordedTasks:

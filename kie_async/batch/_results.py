@@ -1,7 +1,8 @@
 """Write the results of a batch: tracks, a sidecar beside each, and a line per end of a job in ``results.jsonl``.
 
-A sidecar reserves a track's name before a byte of audio is fetched. So a crash at any moment leaves nothing that could
-be mistaken for another file, or be fetched twice.
+A sidecar (``NAME.kie.json``) reserves a track's name before a byte of audio is fetched. So a crash at any moment leaves
+nothing that could be mistaken for another file, or be fetched twice. Neither a sidecar nor a line contains a token, or
+the query of an address, which signs it.
 """
 
 from __future__ import annotations
@@ -10,49 +11,48 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
+from datetime import UTC, datetime
+from itertools import chain, count
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, TypeAlias, cast
+from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 
 from kie_async._fsync import sync_directory
-from kie_async.batch._result_records import (
-    RESULTS,
-    SIDECAR,
-    format_line,
-    format_sidecar,
-    is_json,
-    line_id,
-    track_stem,
-)
+from kie_async._protocol.request_rules import is_url
+from kie_async.batch._row_parser import KEY_LENGTH
 from kie_async.errors import StorageError
-from kie_async.files import AUDIO_KINDS, lock, on_disk, remove_parts
+from kie_async.events import clean
+from kie_async.files import AUDIO_KINDS, lock, on_disk, remove_parts, safe_name
 from kie_async.journal import Job
-from kie_async.models import Track
+from kie_async.models import Request, Track, UploadExtendRequest
 
+Download: TypeAlias = Callable[..., Awaitable[Path]]
+
+RESULTS = "results.jsonl"
+SIDECAR = ".kie.json"
+_FORMAT = 1  # of a sidecar and of a line
+_SOURCE_FACTS = ("path", "size", "sha256", "duration")
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # for ``str.splitlines``, besides those that JSON escapes
+
+# Keys that ``safe_name`` does not change. No capitals: "A" and "a" are one name on some disks.
+_SAFE_KEY = re.compile(r"(?=.{1,60}\Z)[a-z0-9][a-z0-9_]*(?:-[a-z0-9_]+)*")
+_CONTENT_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}(?:-[0-9]+)?")
+_MAX_LABEL = 60  # bytes
 _PART = ".part"
 _SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 _MAX_SIDECAR = 1 << 20  # bytes
 _MAX_TAIL = 1 << 20  # bytes of the file of lines that are searched; a line has some hundreds
 _LINES_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _SIDECAR_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-
-
-class TrackDownloader(Protocol):
-    """Downloads a track: a ``KieSession``."""
-
-    async def download(
-        self, track: Track, directory: Path, *, name: str | None = None, keep_existing: bool = False
-    ) -> Path:
-        """Download a track, whole or not at all, to a file of this name, unless there is one already."""
-        ...
 
 
 class Results:
@@ -69,11 +69,11 @@ class Results:
         self.emulated = emulated
         self._lines = _LineFile(self.directory / RESULTS, lock_timeout)
 
-    async def save(self, session: TrackDownloader, job: Job, track: Track) -> str:
+    async def save(self, download: Download, job: Job, track: Track) -> str:
         """Download a track of a job and write its sidecar; one that is here already is not downloaded again.
 
         Args:
-            session: downloads it.
+            download: downloads it, as ``KieSession.download`` does.
             job: as it succeeded.
             track: one of ``job.tracks``.
 
@@ -88,7 +88,7 @@ class Results:
         stem = await on_disk(self._reserve_stem, job, number)
         name = await on_disk(self._find_file, stem)
         if name is None:
-            name = (await session.download(track, self.directory, name=stem, keep_existing=True)).name
+            name = (await download(track, self.directory, name=stem, keep_existing=True)).name
         await on_disk(self._complete_sidecar, job, number, stem, name)
         return name
 
@@ -116,45 +116,43 @@ class Results:
 
     # ------------------------------------------------------------ one track; all of it blocks
 
+    def _find_stem(self, job: Job, number: int) -> tuple[str, bool]:
+        """Return the name that a track has, or the first that is free for it, and whether it has it."""
+        first = track_stem(job, number)
+        stems = chain((first,), (f"{first}.{number}" for number in count(2)))
+        stem = next(stems)
+        while not (is_ours := _is_of(read_sidecar(self._sidecar(stem)), job, number)) and self._has_any(stem, SIDECAR):
+            stem = next(stems)
+        return stem, is_ours
+
     def _reserve_stem(self, job: Job, number: int) -> str:
-        """Reserve a name for a track, by its sidecar, or find the one it has."""
+        """Reserve a name for a track, by its sidecar, unless it has one."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        for stem in _numbered(track_stem(job, number)):
-            owner = read_sidecar(self._sidecar(stem))
-            if owner is not None and _is_of(owner, job, number):
-                return stem
-            if owner is None and self._is_free(stem):
-                _write_whole(self._sidecar(stem), format_sidecar(job, number, emulated=self.emulated))
-                return stem
-        raise AssertionError  # pragma: no cover (names are numbered without end)
+        stem, is_reserved = self._find_stem(job, number)
+        if not is_reserved:
+            _write_whole(self._sidecar(stem), format_sidecar(job, number, emulated=self.emulated))
+        return stem
 
     def _remove_parts(self, job: Job) -> None:
         for number in range(1, len(job.tracks) + 1):
-            for stem in _numbered(track_stem(job, number)):  # pragma: no branch  # without end
-                owner = read_sidecar(self._sidecar(stem))
-                if owner is not None and _is_of(owner, job, number):
-                    remove_parts(self.directory, stem)
-                    if self._is_without_file(stem):  # it was delivered to another directory
-                        self._sidecar(stem).unlink()
-                    break
-                if self._is_free(stem):
-                    break
+            stem, is_reserved = self._find_stem(job, number)
+            if is_reserved:
+                remove_parts(self.directory, stem)
+                if not self._has_any(stem):  # it was delivered to another directory
+                    self._sidecar(stem).unlink()
 
-    def _is_without_file(self, stem: str) -> bool:
-        return not any(os.path.lexists(self.directory / f"{stem}{suffix}") for suffix in (_PART, *_SUFFIXES))
+    def _has_any(self, stem: str, *others: str) -> bool:
+        """Tell whether there is a track of this name, or a part of one, or a file with another suffix given."""
+        return any(os.path.lexists(self.directory / f"{stem}{suffix}") for suffix in (_PART, *_SUFFIXES, *others))
 
     def _sidecar(self, stem: str) -> Path:
         return self.directory / f"{stem}{SIDECAR}"
-
-    def _is_free(self, stem: str) -> bool:
-        return self._is_without_file(stem) and not os.path.lexists(self._sidecar(stem))
 
     def _find_file(self, stem: str) -> str | None:
         """Return the whole file of a reserved name; None while there is a part, which the download must finish."""
         if os.path.lexists(self.directory / f"{stem}{_PART}"):
             return None
-        names = (f"{stem}{suffix}" for suffix in _SUFFIXES)
-        return next((name for name in names if (self.directory / name).is_file()), None)
+        return next((name for suffix in _SUFFIXES if (self.directory / (name := stem + suffix)).is_file()), None)
 
     def _complete_sidecar(self, job: Job, number: int, stem: str, name: str) -> None:
         path = self.directory / name
@@ -162,12 +160,6 @@ class Results:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         facts = {"name": name, "size": path.stat().st_size, "sha256": digest}
         _write_whole(self._sidecar(stem), format_sidecar(job, number, file=facts, emulated=self.emulated))
-
-
-def _numbered(stem: str) -> Iterator[str]:
-    yield stem
-    for number in count(2):  # pragma: no branch  # without end
-        yield f"{stem}.{number}"
 
 
 def read_sidecar(path: Path) -> Mapping[str, Any] | None:
@@ -180,10 +172,11 @@ def read_sidecar(path: Path) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_of(sidecar: Mapping[str, Any], job: Job, number: int) -> bool:
+def _is_of(sidecar: Mapping[str, Any] | None, job: Job, number: int) -> bool:
+    if sidecar is None or (sidecar.get("key"), sidecar.get("task_id")) != (job.key, job.task_id):
+        return False
     track = sidecar.get("track")
-    is_same_track = isinstance(track, dict) and track.get("number") == number
-    return is_same_track and sidecar.get("key") == job.key and sidecar.get("task_id") == job.task_id
+    return isinstance(track, dict) and track.get("number") == number
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -219,13 +212,14 @@ class _LineFile:
 
     def append(self, line: bytes) -> bool:
         """Write a line, durably, and tell whether it was new."""
+        identity = line[: line.index(b',"task_id":')]  # key, state and attempt, the same in no two lines
         with self._mutex, self._open() as file:
             size = os.fstat(file.fileno()).st_size
             start = max(0, size - _MAX_TAIL)
             file.seek(start)
             tail = file.read(size - start)
             size = _repair_end(file, start, tail)
-            if b"\n" + line_id(line) in b"\n" + tail[: size - start]:
+            if b"\n" + identity in b"\n" + tail[: size - start]:
                 return False
             try:
                 _write_line(file, line)
@@ -277,7 +271,129 @@ def _repair_end(file: BinaryIO, start: int, tail: bytes) -> int:
     if not tail or tail.endswith(b"\n"):
         return size
     last = tail.rfind(b"\n") + 1
-    if not is_json(tail[last:]) and (last or start == 0):
+    if not _is_json(tail[last:]) and (last or start == 0):
         file.truncate(start + last)
         return start + last
     return size + file.write(b"\n")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- names
+
+
+def track_stem(job: Job, number: int) -> str:
+    """Name a track of a job: safe on every disk, and never the name of another job or track.
+
+    The key of the job is the name; one made from content has the song's name, or else the title, before it.
+    """
+    if _CONTENT_KEY.fullmatch(job.key):
+        label = song_of(job.request) or job.request.title or "track"
+        return f"{safe_name(label, limit=_MAX_LABEL)}-{job.key}-{number}"
+    if _SAFE_KEY.fullmatch(job.key):
+        return f"{job.key}-{number}"
+    digest = hashlib.sha256(job.key.encode("utf-8", "replace")).hexdigest()[:16]
+    return f"{safe_name(job.key, limit=_MAX_LABEL)}-{digest}-{number}"
+
+
+def song_of(request: Request) -> str | None:
+    """Return the name of the file that a request extends, without its suffix; None if it extends no file."""
+    path = song_file(request)
+    return None if path is None else path.stem
+
+
+def song_file(request: Request) -> Path | None:
+    """Return the file that a request extends, if it is one."""
+    if isinstance(request, UploadExtendRequest) and not is_url(request.source):
+        return Path(request.source)
+    return None
+
+
+# ---------------------------------------------------------------- sidecars and lines
+
+
+def format_sidecar(job: Job, number: int, *, file: Mapping[str, Any] | None = None, emulated: bool = False) -> bytes:
+    """Make the sidecar of a track (from 1); ``file``: its name, size and sha256, null until it is there."""
+    track = job.tracks[number - 1]
+    facts = {
+        "format": _FORMAT,
+        "key": job.key,
+        "task_id": job.task_id,
+        "operation": job.request.operation,
+        "request": _request_facts(job.request),
+        "source": job.source and {name: getattr(job.source, name) for name in _SOURCE_FACTS},
+        "track": {"number": number, "of": len(job.tracks)} | _track_facts(track),
+        "credits": job.credits,
+        "moments": _timestamps(job),
+        "file": file,
+        **({"emulated": True} if emulated else {}),
+    }
+    return _encode(json.dumps(facts, ensure_ascii=False, indent=2))
+
+
+def format_line(job: Job, *, emulated: bool = False) -> bytes:
+    """Make a job's line of ``results.jsonl``."""
+    error = None
+    if job.error is not None:
+        error = attrs.asdict(job.error) | {"message": clean(job.error.message)}
+    facts = {
+        "format": _FORMAT,
+        "key": job.key,
+        "state": job.state.value,
+        "attempt": job.attempt,
+        "task_id": job.task_id,
+        "operation": job.request.operation,
+        "model": job.request.model,
+        "title": job.request.title,
+        "files": list(job.files),
+        "credits": job.credits,
+        "partial": job.partial,
+        "error": error,
+        "moments": _timestamps(job),
+        **({"emulated": True} if emulated else {}),
+    }
+    return _encode(json.dumps(facts, ensure_ascii=False, separators=(",", ":")))
+
+
+def _encode(text: str) -> bytes:
+    """Encode JSON as UTF-8, with a line end; escape what would end a line, or is half a character."""
+    text = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return text.encode(errors="backslashreplace") + b"\n"
+
+
+def _request_facts(request: Request) -> dict[str, Any]:
+    fields = attrs.asdict(request, filter=lambda field, value: value != field.default)
+    if "source" in fields:
+        fields["source"] = strip_secrets(str(fields["source"]))
+    return fields
+
+
+def _track_facts(track: Track) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in attrs.asdict(track, recurse=False).items() if value is not None}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return strip_secrets(value) if isinstance(value, str) else value
+
+
+def _timestamps(job: Job) -> dict[str, str]:
+    return {name: datetime.fromtimestamp(at, UTC).isoformat() for name, at in job.moments.items()}
+
+
+def strip_secrets(text: str) -> str:
+    """Remove user, query and fragment from an address: they may be secret. Any other text stays as it is."""
+    if not is_url(text):
+        return text
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return clean(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

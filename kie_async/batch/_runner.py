@@ -234,7 +234,7 @@ class Runner:
         """
         job = await self._get_undelivered(key)
         try:
-            files = tuple([await self._results.save(self._session, job, track) for track in job.tracks])
+            files = tuple([await self._results.save(self._session.download, job, track) for track in job.tracks])
         except KieError:
             await self._recorder.renew(lease)
             await self._get_undelivered(key)
