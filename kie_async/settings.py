@@ -1,28 +1,32 @@
-"""How a session behaves: one frozen value."""
+"""How a session behaves: one frozen value. Only this module reads the environment, and files of keys."""
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import ip_address
-from typing import Literal, NoReturn, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
-from kie_async._environment import is_direct, read_direct_hosts, read_key, read_proxy, read_text
 from kie_async.errors import SettingsError
-from kie_async.events import Observer, guarded, log_event
-
-T = TypeVar("T")
+from kie_async.events import Notice, Observer, guarded, log_event
 
 RouteName: TypeAlias = Literal["classic", "jobs"]
 
 BASE_URL = "https://api.kie.ai"
 UPLOAD_BASE_URL = "https://kieai.redpandaai.co"  # uploads go to a second domain, with the same key
 PLACEHOLDER_CALLBACK_URL = "https://example.com/no-callback"  # one is required, but need not be reachable
+
+_MAX_KEY_FILE = 4096  # bytes
+_PROXY_ADDRESS = re.compile(r"(?:[^/@]*@)?[A-Za-z0-9.-]+:\d{1,5}/?")  # a proxy without its scheme, as curl takes it
+
+_reported: set[str] = set()  # files of keys that others can read
 
 
 class Secret:
@@ -64,65 +68,123 @@ def _secrets(value: str | Secret | Iterable[str | Secret]) -> tuple[Secret, ...]
     return tuple(secret for each in values if (secret := _secret(each)))
 
 
-def _proxy(value: str | Secret | None) -> Secret | None:
-    return None if value is None else _secret(value)
-
-
-def _found_proxy() -> tuple[str, Secret]:
-    name, proxy = read_proxy()
-    return name, Secret(proxy)
-
-
-def _default(read: Callable[[], T]) -> T:
-    """A default that is read when settings are made; to type checkers, what is read."""
-    return attrs.Factory(read)
-
-
-def _env(name: str, default: str = "") -> str:
-    return _default(lambda: read_text(name, default))
-
-
-def _env_key(settings: Settings) -> Secret:
-    return Secret(read_key("KIE_API_KEY", "api_key", guarded(settings.observer)))
-
-
-def _env_webhook_keys(settings: Settings) -> tuple[Secret, ...]:
-    return _secrets(read_key("KIE_WEBHOOK_KEY", "webhook_key", guarded(settings.observer)))
-
-
-def _of_settings(read: Callable[[Settings], T]) -> T:
-    """As ``_default``, for what needs the settings above it."""
-    return attrs.Factory(read, takes_self=True)
+# ---------------------------------------------------------------- the environment
 
 
 def journal_location() -> str | None:
     """The path or address of the journal that ``KIE_JOURNAL`` names; None if it names none."""
-    return read_text("KIE_JOURNAL") or None
+    return _read_text("KIE_JOURNAL") or None
+
+
+def _read_text(name: str, default: str = "") -> str:
+    """A variable's text; an empty one counts as not set."""
+    return os.environ.get(name, "") or default
+
+
+def _read_key(name: str, field: str, emit: Observer) -> str:
+    """The key in a variable, or in the file that ``NAME_FILE`` names, as containers give secrets.
+
+    Args:
+        name: of the variable.
+        field: of the settings, with which errors begin.
+        emit: called once for a file that every user of this machine can read.
+
+    Raises:
+        SettingsError: both are set, or the file cannot be used. Nothing of what it holds is shown.
+    """
+    path = _read_text(f"{name}_FILE")
+    if not path:
+        return _read_text(name)
+    if os.environ.get(name):
+        raise SettingsError(f"{field}: {name} and {name}_FILE are both set: unset one of them")
+    key, problem, is_public = _read_file(path)
+    if problem:
+        raise SettingsError(f"{field}: the file that {name}_FILE names, {path!r}, {problem}: let it hold the bare key")
+    if is_public and path not in _reported:
+        _reported.add(path)
+        emit(Notice("", f"{name}_FILE: every user of this machine can read {path!r}: chmod 600 it"))
+    return key
+
+
+def _read_file(path: str) -> tuple[str, str, bool]:
+    """What a file holds, or what is the matter with it; and whether every user can read it."""
+    try:
+        # So that a pipe without a writer does not hang.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            mode = os.fstat(descriptor).st_mode
+            content = os.read(descriptor, _MAX_KEY_FILE + 1) if stat.S_ISREG(mode) else None
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        return "", f"cannot be read ({getattr(error, 'strerror', None) or error})", False
+    key, problem = ("", "is no regular file") if content is None else _read_content(content)
+    return key, problem, os.name == "posix" and bool(mode & stat.S_IROTH)
+
+
+def _read_content(content: bytes) -> tuple[str, str]:
+    if len(content) > _MAX_KEY_FILE:
+        return "", f"is larger than {_MAX_KEY_FILE} bytes"
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return "", "is no text"
+    return (text, "") if text.isprintable() else ("", "is not one line of text")
+
+
+def _read_proxy() -> tuple[str, Secret]:
+    """The variable that names the proxy for https, and the proxy; empty if there is none.
+
+    The first of the variables that is set decides, also one that is set to nothing.
+    """
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        if (text := os.environ.get(name)) is not None:
+            return name, Secret(f"http://{text}" if _PROXY_ADDRESS.fullmatch(text) else text)
+    return "", Secret("")
+
+
+def _read_direct_hosts() -> tuple[str, ...]:
+    """The hosts to which no proxy leads: names, which stand for what is below them too; ``*`` stands for all."""
+    text = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    return tuple(host for each in text.split(",") if (host := each.strip().lower().removeprefix("*.").lstrip(".")))
+
+
+def _is_direct(host: str, port: int | None, direct_hosts: tuple[str, ...]) -> bool:
+    """Whether no proxy leads to a host."""
+    host = host.lower().rstrip(".")
+    return any(
+        each in {"*", host, f"{host}:{port or 443}", f"[{host}]"} or host.endswith(f".{each}") for each in direct_hosts
+    )
+
+
+# ---------------------------------------------------------------- what can be used
 
 
 def is_loopback(host: str | None) -> bool:
     """Tell whether a host can only be this machine, without asking DNS."""
-    if host is None:
-        return False
-    if host.lower() == "localhost":
-        return True
     try:
-        return ip_address(host).is_loopback
+        return host is not None and (host.lower() == "localhost" or ip_address(host).is_loopback)
     except ValueError:
         return False
 
 
-def _check_url(name: str, url: str) -> str:
+def split_http(url: str) -> SplitResult | None:
+    """The parts of a well-formed http(s) address with a host; None if it is none."""
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        is_whole = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
-        parts, host = urlsplit(""), None
-    if not host or parts.scheme not in {"http", "https"} or not url.isprintable() or " " in url:
+        return None
+    return parts if is_whole and url.isprintable() and " " not in url else None
+
+
+def _checked_url(name: str, url: str) -> str:
+    parts = split_http(url)
+    if parts is None:
         raise SettingsError(f"{name} is not an http(s) address: give one like {BASE_URL}")
     if parts.username is not None or parts.query or parts.fragment:
         raise SettingsError(f"{name} holds a user name, a query or a fragment: leave them out")
-    if parts.scheme == "http" and not is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise SettingsError(f"{name} would send over plain http to another machine: use https")
     return url.rstrip("/")
 
@@ -137,16 +199,29 @@ def _check_key(secret: Secret) -> None:
         raise SettingsError("api_key is a placeholder or begins with 'Bearer': give the bare key")
 
 
-def _is_http_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and parts.scheme in {"http", "https"} and parts.port != 0 and _is_plain(url)
-    except ValueError:
-        return False
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _YEAR
 
 
-def _is_plain(url: str) -> bool:
-    return url.isascii() and url.isprintable() and " " not in url
+_YEAR = 366 * 86400
+_MAY_BE_ZERO = (
+    "quota_margin",
+    "submit_retry_timeout",
+    "recovery_timeout",
+    "not_found_timeout",
+    "missing_audio_timeout",
+)
+# By the type of a setting: what its value must be, and the remedy.
+_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "bool": (lambda value: isinstance(value, bool), "give True or False"),
+    "int": (lambda value: isinstance(value, int) and value >= 1, "give a whole number from 1 up"),
+    "int | None": (
+        lambda value: value is None or (isinstance(value, int) and value >= 0),
+        "give a whole number, or 0 for no limit",
+    ),
+    "float": (_is_seconds, "give a number of seconds from 0 up"),
+    "RouteName": (lambda value: value in get_args(RouteName), "give 'classic' or 'jobs'"),
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -191,13 +266,11 @@ class Settings:
     """
 
     observer: Observer = log_event  # first, for it is called with notices about the others
-    api_key: Secret = attrs.field(default=_of_settings(_env_key), converter=_secret)
-    base_url: str = attrs.field(default=_env("KIE_BASE_URL", BASE_URL))
+    api_key: Secret = attrs.field(converter=_secret)
+    base_url: str = attrs.field(factory=lambda: _read_text("KIE_BASE_URL", BASE_URL))
     upload_base_url: str = ""
-    callback_url: str = attrs.field(default=_env("KIE_CALLBACK_URL"))
-    webhook_keys: tuple[Secret, ...] = attrs.field(
-        default=_of_settings(_env_webhook_keys), converter=_secrets, alias="webhook_key"
-    )
+    callback_url: str = attrs.field(factory=lambda: _read_text("KIE_CALLBACK_URL"))
+    webhook_keys: tuple[Secret, ...] = attrs.field(converter=_secrets, alias="webhook_key")
     route: RouteName = "classic"
     strict_limits: bool = False
     measure_urls: bool = True
@@ -217,45 +290,45 @@ class Settings:
     missing_audio_timeout: float = 120.0
     max_concurrent_polls: int = 16
     max_download_bytes: int = 500_000_000
-    proxy: Secret | None = attrs.field(default=None, converter=_proxy, repr=False)  # it may hold a password
+    proxy: Secret | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_secret), repr=False
+    )  # it may hold a password
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
-    _found_proxy: tuple[str, Secret] = attrs.field(init=False, repr=False, eq=False, factory=_found_proxy)
-    _direct_hosts: tuple[str, ...] = attrs.field(init=False, repr=False, eq=False, factory=read_direct_hosts)
+    _found_proxy: tuple[str, Secret] = attrs.field(init=False, repr=False, eq=False, factory=_read_proxy)
+    _direct_hosts: tuple[str, ...] = attrs.field(init=False, repr=False, eq=False, factory=_read_direct_hosts)
+
+    @api_key.default
+    def _api_key_of_environment(self) -> Secret:
+        return Secret(_read_key("KIE_API_KEY", "api_key", guarded(self.observer)))
+
+    @webhook_keys.default
+    def _webhook_keys_of_environment(self) -> tuple[Secret, ...]:
+        return _secrets(_read_key("KIE_WEBHOOK_KEY", "webhook_key", guarded(self.observer)))
 
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key)
-        self._check_urls()
-        if self.route not in {"classic", "jobs"}:
-            raise SettingsError(f"route is {self.route!r}: give 'classic' or 'jobs'")
-        _check_switches(self)
+        put = partial(object.__setattr__, self)
+        put("base_url", _checked_url("base_url", self.base_url))
+        own_host = self.base_url if self.on_loopback else UPLOAD_BASE_URL
+        put("upload_base_url", _checked_url("upload_base_url", self.upload_base_url or own_host))
+        if self.callback_url:
+            put("callback_url", _checked_url("callback_url", self.callback_url))
         self._check_proxy()
-        for name in _COUNTS:
+        for name, kind in Settings.__annotations__.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise SettingsError(f"{name} is {value!r}: give a whole number from 1 up")
-        _check_failures(self.max_consecutive_failures)
-        for name in _SECONDS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _YEAR:
-                raise SettingsError(f"{name} is {value!r}: give a number of seconds from 0 up")
-            if value == 0 and name.endswith(("timeout", "window")) and name not in _MAY_BE_ZERO:  # aiohttp: no limit
+            is_usable, remedy = _CHECKS.get(kind, (lambda _: True, ""))
+            if not is_usable(value):
+                raise SettingsError(f"{name} is {value!r}: {remedy}")
+            if value == 0 and kind == "float" and name not in _MAY_BE_ZERO:  # to aiohttp, 0 is no limit
                 raise SettingsError(f"{name} is 0: give a number of seconds above 0")
         context = self.ssl_context
         if context is not None and (context.verify_mode != ssl.CERT_REQUIRED or not context.check_hostname):
             raise SettingsError("ssl_context does not verify the server: set CERT_REQUIRED and check_hostname")
 
-    def _check_urls(self) -> None:
-        put = partial(object.__setattr__, self)
-        put("base_url", _check_url("base_url", self.base_url))
-        own_host = self.base_url if self.on_loopback else UPLOAD_BASE_URL
-        put("upload_base_url", _check_url("upload_base_url", self.upload_base_url or own_host))
-        if self.callback_url:
-            put("callback_url", _check_url("callback_url", self.callback_url))
-
     def _check_proxy(self) -> None:
         name, proxy = ("", self.proxy) if self.proxy is not None else self._found_proxy
         is_used = self.proxy is not None or not self.on_loopback
-        if proxy and is_used and not _is_http_address(proxy.reveal()):
+        if proxy and is_used and not (proxy.reveal().isascii() and split_http(proxy.reveal())):
             given = f"proxy ({name})" if name else "proxy"
             remedy = 'give one like http://proxy.example:3128, or Settings(proxy="") for none'
             raise SettingsError(f"{given} is not an http(s) address: {remedy}")
@@ -274,23 +347,4 @@ class Settings:
             return None
         parts = urlsplit(url)
         host = parts.hostname or ""
-        return None if is_loopback(host) or is_direct(host, parts.port, self._direct_hosts) else found
-
-
-def _check_switches(settings: Settings) -> None:
-    for name in ("strict_limits", "measure_urls"):
-        value = getattr(settings, name)
-        if not isinstance(value, bool):
-            raise SettingsError(f"{name} is {value!r}: give True or False")
-
-
-def _check_failures(limit: object) -> None:
-    if limit is not None and (not isinstance(limit, int) or limit < 0):
-        raise SettingsError(f"max_consecutive_failures is {limit!r}: give a whole number, or 0 for no limit")
-
-
-_COUNTS = ("max_in_flight", "quota", "max_concurrent_polls", "max_download_bytes")
-_IN_SECONDS = ("timeout", "_window", "_margin")
-_MAY_BE_ZERO = ("submit_retry_timeout", "recovery_timeout", "not_found_timeout", "missing_audio_timeout")
-_SECONDS = tuple(field.name for field in attrs.fields(Settings) if field.name.endswith(_IN_SECONDS))
-_YEAR = 366 * 86400
+        return None if is_loopback(host) or _is_direct(host, parts.port, self._direct_hosts) else found

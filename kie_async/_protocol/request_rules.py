@@ -16,11 +16,11 @@ from difflib import SequenceMatcher
 from os import PathLike
 from types import MappingProxyType
 from typing import TypeAlias
-from urllib.parse import urlsplit
 
 import attrs
 
 from kie_async.errors import Problem
+from kie_async.settings import split_http
 
 _CURRENT = "Extend Music; Upload And Extend Audio (current)"
 _OLDER_EXTEND, _OLDER_UPLOAD = "Extend Music (older)", "Upload And Extend Audio (older)"
@@ -219,21 +219,12 @@ def _audio_id(audio_id: object) -> Iterator[Problem]:
 def _source(source: object) -> Iterator[Problem]:
     remedy = "give a path or an http(s) URL"
     if is_url(source):
-        if not _is_whole_url(str(source)):
+        if split_http(str(source)) is None:
             yield Problem("source", "is not a well-formed URL", "give the full address of the audio")
     elif not isinstance(source, (str, PathLike)) or str(source) in {"", "."}:
         yield Problem("source", f"is {_shown(source)}", remedy)
     elif "://" in str(source):
         yield Problem("source", "is a URL that is not http(s)", remedy)
-
-
-def _is_whole_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    return bool(host) and url.isprintable() and " " not in url
 
 
 def _model(given: Fields) -> Iterator[Problem]:
