@@ -218,6 +218,24 @@ async def test_it_waits_for_another_that_writes(path: Path) -> None:
             assert await call == 1
 
 
+async def test_a_checkpoint_that_fails_does_not_shorten_the_wait_for_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+
+    def fail_once(_connection: sqlite3.Connection, statement: str) -> None:
+        if "wal_checkpoint" in statement and not failures:
+            failures.append(statement)
+            raise sqlite3.OperationalError("disk I/O error")
+
+    connections = hook(monkeypatch, fail_once)
+    async with SQLiteJournal(path, patience=7.0) as journal:
+        assert await journal.add([planned("a")]) == 1
+        assert failures
+        *_, connection, _model = connections
+        assert ask(connection, "PRAGMA busy_timeout") == 7000
+
+
 async def test_the_lease_of_a_dead_process_is_free_at_once(path: Path) -> None:
     program = """
         async with SQLiteJournal(path) as journal:

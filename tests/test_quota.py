@@ -385,6 +385,23 @@ async def test_a_permit_slept_over_is_not_given(where: str) -> None:
         permit.release()
 
 
+async def test_a_permit_ends_by_the_wall_clock_where_a_suspended_machine_stops_the_other(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sharing(where, limit=2, lease=30.0) as limiter:
+        permit = await limiter.acquire()
+        assert isinstance(permit, SharedPermit)
+        assert permit.is_valid
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + 16)  # half of the lease has passed
+        assert not permit.is_valid
+        permit.give_back()
+        again = await limiter.acquire()
+        assert isinstance(again, SharedPermit)
+        assert again.is_valid
+        again.give_back()
+
+
 async def test_what_was_written_before_its_connection_was_lost_counts(where: str) -> None:
     async with between(where, limit=1) as (limiter, driver):
         driver.before = lambda: driver.forgotten.extend(driver.asked[1:2])  # run again, it finds nothing to change

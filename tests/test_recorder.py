@@ -572,6 +572,31 @@ async def test_a_lease_is_held_once(tmp_path: Path) -> None:
         await other.lease("batch:b", 30)
 
 
+async def test_a_lease_whose_taker_is_cancelled_is_given_back(tmp_path: Path) -> None:
+    async with recording(tmp_path) as kept, store(tmp_path, "another:1:x") as other:
+        is_written = asyncio.Event()
+
+        async def write_and_hang() -> None:
+            await kept.journal.lease("batch:b", 600)
+            is_written.set()
+            await anyio.sleep_forever()
+
+        async def take() -> None:
+            async with (
+                kept.session.open_journal(as_journal(kept.journal)) as recorder,
+                recorder.holding("batch:b"),
+            ):
+                raise AssertionError
+
+        kept.journal.beside["lease"] = write_and_hang
+        taking = asyncio.create_task(take())
+        await is_written.wait()
+        taking.cancel()
+        await asyncio.wait([taking])
+        assert taking.cancelled()
+        await other.lease("batch:b", 30)
+
+
 async def test_a_callback_beside_the_record_of_an_unknown_is_not_lost(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "dead:1:aa", "t" * 43)
     async with recording(tmp_path) as kept:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -35,24 +36,42 @@ from kie_async.limiter import Permit
 _SOON = 0.05  # seconds until slots are asked for again, while they are left to processes that come first
 
 
+@attrs.frozen
+class Deadline:
+    """A moment by two clocks: a suspended machine stops the one, and may set the other back."""
+
+    monotonic: float
+    wall: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """The moment so many seconds from now."""
+        return cls(asyncio.get_running_loop().time() + seconds, time.time() + seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has passed by either clock."""
+        return asyncio.get_running_loop().time() >= self.monotonic or time.time() >= self.wall
+
+
 @attrs.define(eq=False)
 class SharedPermit:
     """A slot of a shared quota.
 
     Attributes:
         name: of this grant; a slot that was taken over bears another.
-        until: the latest moment for a submission to begin, on the clock of the event loop: half of the lease.
+        until: the latest moment for a submission to begin: half of the lease.
     """
 
     name: str
-    until: float
+    until: Deadline
     _window: float
     _end: Callable[[SharedPermit, float], None]
 
     @property
     def is_valid(self) -> bool:
-        """Whether a submission may still begin: the process did not sleep through its lease."""
-        return asyncio.get_running_loop().time() < self.until
+        """Whether a submission may still begin: neither process nor machine slept through the lease."""
+        return not self.until.is_over
 
     def release(self) -> None:
         """The server has seen the submission, or may have: the slot is free one window from now."""
@@ -195,6 +214,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
     async def _exchange(self) -> float:
         """Write and take once, and return the seconds until there may be more to do."""
         started, closed_until = asyncio.get_running_loop().time(), self._closed_until
+        until = Deadline.after(self._terms.lease / 2)
         request = self._request(started)
         if request == QuotaRequest() and not self._is_queued:
             return self._until_renewal(started)
@@ -208,9 +228,9 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         if request.renewed or not self._held:
             self._renew_at = started + self._terms.lease / 3
         for name in self._held.keys() & reply.renewed:
-            self._held[name].until = started + self._terms.lease / 2
+            self._held[name].until = until
         for name in reply.granted:
-            self._grant(name, started + self._terms.lease / 2)
+            self._grant(name, until)
         return min(self._delay(reply), self._until_renewal(started))
 
     def _request(self, now: float) -> QuotaRequest:
@@ -253,7 +273,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         quota = unpack_document(document, Quota) if document else Quota()
         return on_clock(quota, boot, now), seen, now
 
-    def _grant(self, name: str, until: float) -> None:
+    def _grant(self, name: str, until: Deadline) -> None:
         self._held[name] = permit = SharedPermit(name, until, self._terms.window, self._return)
         if (waiter := self._next()) is None:
             permit.give_back()
