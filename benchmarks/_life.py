@@ -121,7 +121,7 @@ async def run(session: kie.KieSession, jobs: list[Job], journal: Any, plan: dict
 def hasten() -> None:
     """Take a silent process for dead after two seconds: with the real thirty, the matrix would last for hours."""
     vars(_leases).update(LEASE=2.0, HEARTBEAT=0.5)
-    vars(_recorder).update(HEARTBEAT=0.5)
+    vars(_recorder).update(LEASE=2.0)
     from kie_async.batch import _engine  # noqa: PLC0415  # an extra
 
     vars(_engine).update(STALLED_AFTER=2.0, HEARTBEAT=0.5, POLL_INTERVAL=0.2)

@@ -38,11 +38,15 @@ def store(folder: Path, process_id: str | None = None) -> SQLiteJournal:
 
 
 class Away:
-    """A journal whose methods fail as often as they are told to, or beside whose next use something is done."""
+    """A journal whose methods fail as often as they are told to, or beside whose next use something is done.
+
+    ``lost`` are calls that are done, and whose answer is lost.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self.failures: dict[str, int] = {}
+        self.lost: set[str] = set()
         self.beside: dict[str, Callable[[], Awaitable[object]]] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -54,9 +58,13 @@ class Away:
                 raise StorageError(f"{name}: the store is away")
             if beside := self.beside.pop(name, None):
                 await beside()
-            return await method(*args, **fields)
+            answer = await method(*args, **fields)
+            if name in self.lost:
+                self.lost.discard(name)
+                raise StorageError(f"{name}: the answer of the store was lost")
+            return answer
 
-        return away if self.failures.get(name) or name in self.beside else method
+        return away if self.failures.get(name) or name in {*self.beside, *self.lost} else method
 
     async def __aenter__(self) -> Self:
         await self._journal.__aenter__()
@@ -153,6 +161,41 @@ async def test_no_intent_no_spending(tmp_path: Path) -> None:
         assert len(kept.service.emulator.arrivals) == 0
         await kept.session.submit(REQUEST, key="k")  # the only permit was given back
         assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_an_intent_whose_record_is_uncertain_is_planned_again(tmp_path: Path) -> None:
+    async with recording(tmp_path) as kept:
+        kept.journal.lost.add("intend")
+        with pytest.raises(StorageError):
+            await kept.session.submit(REQUEST, key="k")
+        assert ((await kept.job("k")).state, len(kept.service.emulator.arrivals)) == (State.PLANNED, 0)
+        await kept.session.submit(REQUEST, key="k")
+        assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_an_intent_that_cannot_be_taken_back_now_is_planned_again_when_the_store_is_back(tmp_path: Path) -> None:
+    async with recording(tmp_path) as kept:
+        kept.journal.lost.add("intend")
+        kept.journal.failures["move"] = 1
+        with pytest.raises(StorageError):
+            await kept.session.submit(REQUEST, key="k")
+        assert (await kept.job("k")).state is State.INTENT
+        assert [task async for task in kept.session.resume()] == []
+        assert (await kept.job("k")).state is State.PLANNED
+
+
+async def test_an_intent_that_cannot_be_taken_back_before_is_when_the_journal_is_closed(tmp_path: Path) -> None:
+    journal = Away(store(tmp_path))
+    journal.lost.add("intend")
+    journal.failures["move"] = 1
+    async with serving(credits=1e6) as service:
+        jobs = [Job(key="k", request=REQUEST)]
+        outcomes = kie.run_batch(service.session, jobs, journal=as_journal(journal), directory=tmp_path / "out")
+        with pytest.raises(StorageError):
+            async for job in outcomes:
+                assert job.error is not None
+        assert len(service.emulator.ledger) == 0
+    assert (await read(tmp_path, "k")).state is State.PLANNED
 
 
 async def test_a_task_id_is_kept_until_the_store_is_back(tmp_path: Path) -> None:
@@ -286,6 +329,60 @@ async def test_an_intent_of_a_living_process_is_left_alone(tmp_path: Path) -> No
         assert [task async for task in kept.session.resume()] == []
         assert (await kept.job("k")).state is State.INTENT
         assert "another process submits it" in kept.notes()
+
+
+async def test_an_intent_is_settled_when_the_lease_of_its_process_has_run_out(tmp_path: Path) -> None:
+    await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
+    async with recording(tmp_path) as kept, store(tmp_path, "elsewhere:1:aa") as other:
+        await other.lease("process:elsewhere:1:aa", 600)
+        assert [task async for task in kept.session.resume()] == []
+        await anyio.sleep(61)
+        assert (await kept.job("k")).state is State.INTENT
+        await other.release("process:elsewhere:1:aa")
+        kept.journal.failures["get"] = 1  # once more it cannot be done
+        await anyio.sleep(61)
+        assert (await kept.job("k")).state is State.UNKNOWN
+        assert "could not be settled now" in kept.notes()
+
+
+async def test_the_callback_of_a_process_that_died_a_moment_ago_names_its_task(tmp_path: Path) -> None:
+    await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
+    async with recording(tmp_path) as kept, store(tmp_path, "elsewhere:1:aa") as other:
+        await other.lease("process:elsewhere:1:aa", 600)
+        task_id = (await kept.service.session.submit(REQUEST)).id
+        await kept.journal.save_callback(InboundCallback(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
+        await anyio.sleep(20)
+        assert (await kept.job("k")).state is State.INTENT
+        await other.release("process:elsewhere:1:aa")
+        await anyio.sleep(300)
+        job = await kept.job("k")
+        assert (job.state, job.task_id, len(job.tracks)) == (State.SUCCEEDED, task_id, 2)
+
+
+async def test_a_callback_of_an_intent_whose_process_is_dead_names_its_task(tmp_path: Path) -> None:
+    async with recording(tmp_path) as kept:
+        await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
+        task_id = (await kept.service.session.submit(REQUEST)).id
+        await kept.journal.save_callback(InboundCallback(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
+        await anyio.sleep(20)
+        assert (await kept.job("k")).task_id == task_id
+
+
+async def test_a_batch_settles_the_intent_of_a_process_that_dies_while_it_runs(tmp_path: Path) -> None:
+    async with store(tmp_path, "elsewhere:1:aa") as other, serving(credits=1e6) as service:
+        await other.add([Job(key="k", request=REQUEST, batch="b")])
+        await other.intend("k", "t" * 43)
+        await other.lease("process:elsewhere:1:aa", 600)
+
+        async def die() -> None:
+            await anyio.sleep(10)
+            await other.release("process:elsewhere:1:aa")
+
+        dying = asyncio.create_task(die())
+        jobs = kie.run_batch(service.session, [], journal=store(tmp_path), directory=tmp_path / "out", batch="b")
+        assert [(job.key, job.state) async for job in jobs] == [("k", State.UNKNOWN)]
+        await dying
+    assert '"state":"unknown"' in (tmp_path / "out" / "results.jsonl").read_text()
 
 
 async def test_one_s_own_submission_under_way_is_left_alone(tmp_path: Path) -> None:

@@ -147,6 +147,8 @@ async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerato
             if job.state is State.PLANNED and runner.stopped is not None:
                 return
             yield job.key
+    async for job in recorder.intents_left(batch):
+        yield job.key
 
 
 # ---------------------------------------------------------------- among other workers

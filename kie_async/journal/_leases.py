@@ -86,6 +86,11 @@ class Leases:
             if time.time() - renewed > LEASE:
                 await self.renew(name)
 
+    async def ensure_dead(self, process_id: str) -> None:
+        """Raise ConflictError if a process lives: it holds its lease then."""
+        await self._journal.lease(process_lease(process_id), HEARTBEAT)
+        await self._journal.release(process_lease(process_id))
+
     async def keep_renewing(self) -> None:
         """Renew all leases that are held, until cancelled."""
         while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol, Self
 
 import anyio
@@ -24,13 +24,14 @@ from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._job import InboundCallback, Job, JobError, State
 from kie_async.journal._journal import Journal
-from kie_async.journal._leases import HEARTBEAT, Leases, process_lease
+from kie_async.journal._leases import LEASE, Leases, process_lease
 from kie_async.journal._submission_log import Ending, JobSubmissionLog, OutcomeWriter
 from kie_async.journal._transitions import PAID
 from kie_async.models import ExtendRequest, Request, TaskResult
 
 _MAX_CALLBACK_AGE = 86_400.0  # seconds that callbacks are kept after the end of their job
 _PRUNE_INTERVAL = 3600.0  # seconds between two deletions of old callbacks
+_WITHOUT_ANSWER = (State.INTENT, State.UNKNOWN)
 
 
 class TaskMaker(Protocol):
@@ -67,6 +68,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         self._leases = Leases(journal, client.emit)
         self._outcomes = OutcomeWriter(journal, client.emit)
         self._jobs: dict[str, tuple[str, str | None]] = {}  # by task id, the key and the token of who is followed
+        self._not_sent: dict[str, str] = {}  # by token, the keys of intents that may be written, and were not sent
+        self._unsettled: set[str] = set()  # keys of intents that could not be settled yet
         self._is_closing = False
 
     @asynccontextmanager
@@ -84,6 +87,9 @@ class Recorder(anyio.AsyncContextManagerMixin):
                     scope.cancel()
                     await is_over.wait()
                     await self._outcomes.finish()
+                    for token, key in self._not_sent.items():
+                        with suppress(KieError):  # it was planned again before, or the journal is away
+                            await self.journal.move(key, State.PLANNED, token=token)
                 self._client.tracker.on_finished = None
 
     async def _background(self, scope: anyio.CancelScope, is_over: anyio.Event) -> None:
@@ -93,6 +99,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._leases.keep_renewing)
                     group.start_soon(self._watch_callbacks)
+                    group.start_soon(self._keep_recovering)
                     group.start_soon(self._outcomes.run)
                     group.start_soon(self._prune)
         finally:
@@ -175,6 +182,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             journal=self.journal,
             leases=self._leases,
             jobs=self._jobs,
+            not_sent=self._not_sent,
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -237,11 +245,12 @@ class Recorder(anyio.AsyncContextManagerMixin):
             self.follow(job, task_id)  # its task_timeout was over, but the task goes on
 
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
-        """The job whose task a callback speaks of. If it was given up as unknown, it is submitted from now on."""
+        """The job whose task a callback speaks of. One that has no task yet is submitted from now on."""
         job = await self.journal.find(token=callback.token)
-        if job is not None and job.state is State.UNKNOWN and job.token == callback.token:
-            job = await self.recover(job)
-            self.follow(job, job.task_id or callback.task_id)
+        if job is not None and job.state in _WITHOUT_ANSWER and job.token == callback.token:
+            job = await self._try_to_recover(job)
+            if job.state is State.SUBMITTED:
+                self.follow(job)
         matches = job is not None and (job.token, job.task_id) == (callback.token, callback.task_id)
         return job if matches else None
 
@@ -266,14 +275,18 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def recover(self, job: Job) -> Job:
         """Settle an intent whose process is dead, or an unknown: it is submitted if a callback named its task.
 
+        An intent of which this process knows that nothing was sent is planned again.
+
         Raises:
             ConflictError: its process lives, or another one was quicker.
         """
         if job.token is not None and self._client.submitter.knows(job.token):
             raise ConflictError(f"job {job.key!r} is being submitted by this process", job.task_id)
+        if job.state is State.INTENT and job.token in self._not_sent:
+            return await self.journal.move(job.key, State.PLANNED, token=job.token)
         callbacks = await self.journal.callbacks_for(token=job.token)
         if job.state is State.INTENT and job.process_id != self.journal.process_id:
-            await self._ensure_dead(job.process_id or "")
+            await self._leases.ensure_dead(job.process_id or "")
         if job.state is State.INTENT and not callbacks:
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
@@ -283,18 +296,49 @@ class Recorder(anyio.AsyncContextManagerMixin):
             return await self.journal.move(job.key, State.SUBMITTED, token=job.token, task_id=callbacks[0].task_id)
         return job
 
-    async def _ensure_dead(self, process_id: str) -> None:
-        """Raise ConflictError if a process lives: it holds its lease then."""
-        await self.journal.lease(process_lease(process_id), HEARTBEAT)
-        await self.journal.release(process_lease(process_id))
-
     async def recover_all(self, batch: str) -> None:
-        """Settle every intent of a batch whose process is dead, and every unknown; ``""`` is the jobs of no batch."""
-        async for job in self.jobs(State.INTENT, State.UNKNOWN, batch=batch):
-            try:
-                await self.recover(job)
-            except ConflictError as error:
-                self._notice(job.task_id, f"another process submits it: {error.message}")
+        """Settle every intent of a batch whose process is dead, and every unknown; ``""`` is the jobs of no batch.
+
+        An intent whose process may live is tried again whenever a lease may have run out.
+        """
+        async for job in self.jobs(*_WITHOUT_ANSWER, batch=batch):
+            await self._try_to_recover(job)
+
+    async def _try_to_recover(self, job: Job) -> Job:
+        """Settle a job, or leave it as it is and try again later."""
+        try:
+            job = await self.recover(job)
+        except ConflictError as error:
+            self._notice(job.task_id, f"another process submits it: {error.message}")
+            self._unsettled.add(job.key)
+        return job
+
+    async def _keep_recovering(self) -> None:
+        """Try again to settle the intents of processes that may have died since, and follow what was submitted."""
+        while True:
+            await anyio.sleep(LEASE)
+            keys = tuple(self._unsettled)
+            self._unsettled.clear()
+            for key in keys:
+                try:
+                    with internal_errors("an intent"):
+                        job = await self.journal.get(key)
+                        if job is not None and job.state is State.INTENT:
+                            job = await self._try_to_recover(job)
+                            if job.state is State.SUBMITTED:
+                                self.follow(job)
+                except KieError as error:
+                    self._unsettled.add(key)
+                    self._notice("", f"an intent could not be settled now: {clean(error.message)}")
+
+    async def intents_left(self, batch: str) -> AsyncGenerator[Job, None]:
+        """Give the intents of a batch whose process was not known to be dead, once its lease may have run out."""
+        jobs = [job async for job in self.jobs(State.INTENT, batch=batch)]
+        left = [job for job in jobs if job.process_id != self.journal.process_id]
+        if left:
+            await anyio.sleep(LEASE)
+        for job in left:
+            yield job
 
     async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job, None]:
         """Give the jobs in these states, page by page; of all batches if ``batch`` is None."""

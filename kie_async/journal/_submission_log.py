@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -40,6 +41,7 @@ class JobSubmissionLog:
         key: of the job, which must be planned.
         route: noted with the job.
         jobs: the job and the attempt of each task that is followed; the accepted one is added.
+        not_sent: by token, the key of each intent that may have been written though nothing was sent.
         is_closing: tells whether the journal is being closed.
     """
 
@@ -48,15 +50,22 @@ class JobSubmissionLog:
     journal: Journal
     leases: Leases
     jobs: dict[str, tuple[str, str | None]]
+    not_sent: dict[str, str]
     emit: Observer
     is_closing: Callable[[], bool]
 
     async def before_send(self, token: str) -> None:
-        """Record the intent; without it nothing is sent."""
+        """Record the intent; without it nothing is sent, and one that may have been written is taken back."""
         if self.is_closing():
             raise SessionError("the journal is being closed: nothing was sent")
         await self.leases.check()
-        await self.journal.intend(self.key, token)
+        try:
+            await self.journal.intend(self.key, token)
+        except StorageError:
+            self.not_sent[token] = self.key
+            with suppress(ConflictError, StorageError):  # it was not written, or the recorder tries again
+                await self.journal.move(self.key, State.PLANNED, token=token)
+            raise
 
     async def accepted(self, token: str, task_id: str) -> None:
         """Record the task id; while the store is away it is tried again, for the task is paid."""
