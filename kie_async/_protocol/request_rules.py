@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import SequenceMatcher
 from os import PathLike
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import attrs
 
@@ -164,14 +164,12 @@ def find_problems(given: Fields, *, own_parameters: bool) -> Iterator[Problem]:
         own_parameters: the ``default_param_flag`` that would be sent.
     """
     yield from _source(given["source"]) if "source" in given else _audio_id(given["audio_id"])
-    yield from _texts(given, tuple(needed_texts(given)) if own_parameters else ())
-    yield from _flags(given)
+    yield from _texts(given, tuple(_needed_texts(given)) if own_parameters else ())
     yield from _moments(given)
-    for name in ("style_weight", "weirdness_constraint", "audio_weight"):
-        yield from _weight(name, given[name])
-    yield from _variety(given.get("variety"))
+    for name, (is_usable, remedy) in _PLAIN_FIELDS.items():
+        if not is_usable(given.get(name)):
+            yield Problem(name, f"is {_shown(given[name])}", remedy)
     yield from _model(given)
-    yield from _choices(given)
     yield from _missing(given) if own_parameters else _inherited(given)
 
 
@@ -203,9 +201,36 @@ def _shown(value: object) -> str:
     return f"{value:.6g}" if _is_number(value) else f"of type {type(value).__name__}"
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """Tell whether a value is a number of a size that audio knows; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -LONGEST < value < LONGEST
+
+
+def _is_share(value: object) -> bool:
+    if not _is_number(value):
+        return value is None
+    return 0 <= value <= 1 and math.isclose(value * 100, round(value * 100), abs_tol=1e-9)  # 0.29 * 100 is 28.999…
+
+
+_SHARE_FIELD = _is_share, "give a number from 0 to 1 in steps of 0.01"
+# Fields that stand for themselves: whether a value, given or not, can be used, and the remedy. A value that cannot be
+# hashed may be given, so what is allowed stands in tuples.
+_PLAIN_FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "instrumental": (lambda value: isinstance(value, bool), "give True or False"),
+    "default_param_flag": (
+        lambda value: value is None or isinstance(value, bool),
+        "give True or False, or leave it out",
+    ),
+    "style_weight": _SHARE_FIELD,
+    "weirdness_constraint": _SHARE_FIELD,
+    "audio_weight": _SHARE_FIELD,
+    "variety": (
+        lambda value: value is None or (_is_number(value) and 0 <= value <= VARIETY),
+        f"give a number from 0 to {VARIETY}, or leave it out",
+    ),
+    "vocal_gender": (lambda value: value in (None, "m", "f"), 'give "m" or "f", or leave it out'),
+    "persona_model": (lambda value: value in (None, *PERSONA_MODELS), f"give one of {', '.join(PERSONA_MODELS)}"),
+}
 
 
 def _audio_id(audio_id: object) -> Iterator[Problem]:
@@ -229,14 +254,16 @@ def _source(source: object) -> Iterator[Problem]:
 
 def _model(given: Fields) -> Iterator[Problem]:
     model = given["model"]
-    if limits_of(model) is not None:
-        return
-    which = "one of" if "source" in given else "the one that made the track:"
-    is_what = "is missing" if model is None or is_blank(model) else f"is {_shown(model)}"
-    yield Problem("model", is_what, f"give {which} {', '.join(MODELS)}")
+    if limits_of(model) is None:
+        which = "one of" if "source" in given else "the one that made the track:"
+        is_what = "is missing" if model is None or is_blank(model) else f"is {_shown(model)}"
+        yield Problem("model", is_what, f"give {which} {', '.join(MODELS)}")
+    if given["persona_model"] in PERSONA_MODELS[1:] and model in MODELS_WITHOUT_PERSONA_MODEL:
+        remedy = f"it takes style_persona alone: leave it out, or use {' or '.join(MODELS_WITH_PERSONA_MODEL)}"
+        yield Problem("persona_model", f"is given with {_shown(model)}", remedy)
 
 
-def needed_texts(given: Fields) -> Iterator[str]:
+def _needed_texts(given: Fields) -> Iterator[str]:
     """The texts that must be there as soon as own parameters are given."""
     yield from ("style", "title")
     if given["instrumental"] is not True and given.get("lyrics") is None:
@@ -259,17 +286,9 @@ def _texts(given: Fields, needed: tuple[str, ...]) -> Iterator[Problem]:
             yield Problem(name, f"has {len(text)} characters", f"{given['model']} takes at most {limit}")
 
 
-def _flags(given: Fields) -> Iterator[Problem]:
-    instrumental, flag = given["instrumental"], given["default_param_flag"]
-    if not isinstance(instrumental, bool):
-        yield Problem("instrumental", f"is {_shown(instrumental)}", "give True or False")
-    if flag is not None and not isinstance(flag, bool):
-        yield Problem("default_param_flag", f"is {_shown(flag)}", "give True or False, or leave it out")
-
-
 def _seconds(value: object) -> float | None:
     """A number of seconds above 0; None for anything else."""
-    return float(value) if _is_number(value) and value > 0 else None  # type: ignore[arg-type, operator]  # a number
+    return float(value) if _is_number(value) and value > 0 else None
 
 
 def _moments(given: Fields) -> Iterator[Problem]:
@@ -293,37 +312,9 @@ def _moments(given: Fields) -> Iterator[Problem]:
         yield Problem("source", f"lasts {duration:.2f} s", remedy)
 
 
-def _weight(name: str, weight: object) -> Iterator[Problem]:
-    if weight is None:
-        return
-    share = float(weight) if _is_number(weight) else math.nan  # type: ignore[arg-type]  # a number
-    is_step = 0 <= share <= 1 and math.isclose(share * 100, round(share * 100), abs_tol=1e-9)
-    if not is_step:  # 0.29 * 100 is 28.999999999999996
-        yield Problem(name, f"is {_shown(weight)}", "give a number from 0 to 1 in steps of 0.01")
-
-
-def _variety(variety: object) -> Iterator[Problem]:
-    if variety is None or (_is_number(variety) and 0 <= variety <= VARIETY):  # type: ignore[operator]  # a number
-        return
-    yield Problem("variety", f"is {_shown(variety)}", f"give a number from 0 to {VARIETY}, or leave it out")
-
-
-def _choices(given: Fields) -> Iterator[Problem]:
-    if given["vocal_gender"] not in (None, "m", "f"):  # a value that cannot be hashed may be given
-        yield Problem("vocal_gender", f"is {_shown(given['vocal_gender'])}", 'give "m" or "f", or leave it out')
-    persona_model = given["persona_model"]
-    if persona_model is None:
-        return
-    if persona_model not in PERSONA_MODELS:
-        yield Problem("persona_model", f"is {_shown(persona_model)}", f"give one of {', '.join(PERSONA_MODELS)}")
-    elif persona_model != PERSONA_MODELS[0] and given["model"] in MODELS_WITHOUT_PERSONA_MODEL:
-        remedy = f"it takes style_persona alone: leave it out, or use {' or '.join(MODELS_WITH_PERSONA_MODEL)}"
-        yield Problem("persona_model", f"is given with {_shown(given['model'])}", remedy)
-
-
 def _missing(given: Fields) -> Iterator[Problem]:
     """What must be there as soon as own parameters are given."""
-    for name in (*needed_texts(given), "continue_at"):
+    for name in (*_needed_texts(given), "continue_at"):
         if given[name] is None:
             remedy = "needed as soon as own parameters are given (default_param_flag true)"
             yield Problem(name, "is missing", f"{remedy}; or set instrumental=True" if name == "prompt" else remedy)
