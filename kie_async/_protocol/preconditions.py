@@ -11,14 +11,11 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-import attrs
-
 from kie_async._protocol.address_rules import unreachable
 from kie_async._protocol.request_rules import (
     MODELS,
     MODELS_WITH_PERSONA_MODEL,
     OLDER,
-    Fields,
     is_blank,
     is_url,
     may_be_new,
@@ -33,7 +30,7 @@ from kie_async.errors import (
     TooManyFailuresError,
 )
 from kie_async.events import Notice, Observer, clean
-from kie_async.models import Request, UploadExtendRequest
+from kie_async.models import ExtendRequest, Request, UploadExtendRequest
 from kie_async.settings import Settings
 
 
@@ -62,7 +59,6 @@ class RecentSet:
         self._members.pop(member, None)
 
 
-@attrs.define
 class FailureStreak:
     """Counts the tasks that failed since the last success, and forbids submissions when there are too many.
 
@@ -75,10 +71,11 @@ class FailureStreak:
         refused: the error of the first submission that was forbidden.
     """
 
-    _limit: int | None
-    _count: int = attrs.field(default=0, init=False)
-    _last: KieError | None = attrs.field(default=None, init=False)
-    refused: TooManyFailuresError | None = attrs.field(default=None, init=False)
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._count = 0
+        self._last: KieError | None = None
+        self.refused: TooManyFailuresError | None = None
 
     def failed(self, error: KieError | None) -> None:
         """Count the end of a task, if this is one."""
@@ -106,72 +103,7 @@ class FailureStreak:
             raise copy.copy(self.refused)
 
 
-_TASK_ID = re.compile(r"[0-9a-f]{32}")  # the service's ids of tasks; those of tracks have hyphens
-
-
-def find_notices(given: Fields, *, own_parameters: bool, sends_flag: bool) -> Iterator[Problem]:
-    """Find what has no effect, or is not documented.
-
-    Args:
-        given: all fields of a request without problems.
-        own_parameters: as for ``find_problems``.
-        sends_flag: whether the route sends ``default_param_flag``.
-    """
-    named = {name for name, value in given.items() if value is not None}
-    if given["instrumental"]:
-        for name in sorted(named & {"prompt", "lyrics", "vocal_gender"}):
-            yield Problem(name, "has no effect with instrumental", "leave it out, or drop instrumental")
-    if not own_parameters:
-        yield from _ignored(named, sends_flag=sends_flag)
-    if "persona_model" in named:
-        yield from _persona_model(given)
-    for name in ("negative_tags", "prompt", "style", "title"):
-        if is_blank(given[name]):
-            yield Problem(name, "is empty", "leave it out")
-    model = str(given["model"])
-    if may_be_new(model):
-        yield Problem("model", f"{model} is none that is known", f"its limits are taken from {list(MODELS)[-1]}")
-    if isinstance(audio_id := given.get("audio_id"), str) and _TASK_ID.fullmatch(audio_id):
-        yield Problem("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
-
-
-def _ignored(named: set[str], *, sends_flag: bool) -> Iterator[Problem]:
-    """What the service leaves aside without own parameters."""
-    is_upload = "source" in named
-    ignored = {"style", "title", "lyrics"} if is_upload else {"prompt", "style", "title", "continue_at"}
-    for name in sorted(named & ignored):
-        if sends_flag:
-            remedy = "leave it out, or drop default_param_flag=False"
-            yield Problem(name, "has no effect with default_param_flag=False", remedy)
-        else:
-            remedy = "leave out what is not to count"
-            yield Problem("default_param_flag", f"is not known to the jobs route, where {name} counts", remedy)
-
-
-def _persona_model(given: Fields) -> Iterator[Problem]:
-    if given["persona_id"] is None:
-        yield Problem("persona_model", "has no effect without persona_id", "give persona_id too, or leave it out")
-    elif given["model"] not in MODELS_WITH_PERSONA_MODEL:
-        documented = " and ".join(MODELS_WITH_PERSONA_MODEL)
-        yield Problem("persona_model", f"is documented for {documented} alone", "it may have no effect")
-
-
-def find_older_limits(given: Fields, operation: str) -> Iterator[tuple[str, str, str]]:
-    """Find what an older page does not allow.
-
-    Yields:
-        The field, how much it has, and what that page allows.
-    """
-    older = OLDER[operation]
-    for name in ("prompt", "style", "title"):
-        text, limit = given[name], getattr(older, name)
-        if isinstance(text, str) and len(text) > limit:
-            yield name, f"has {len(text)} characters", f'the page "{older.page}" allows {limit}'
-    duration = given["source_duration"]
-    if operation == "upload_extend" and isinstance(duration, (int, float)) and duration > older.upload_seconds:
-        yield "source", f"lasts {duration:.2f} s", f'the page "{older.page}" allows {older.upload_seconds:.0f} s'
-
-
+_TASK_ID = re.compile(r"[0-9a-f]{32}")  # as the ids of tasks are; those of tracks have hyphens
 _MAX_TASKS = 10_000  # ids of tasks that are remembered
 _MAX_NOTICES = 1_000
 
@@ -244,16 +176,13 @@ def check_task_id(task_id: object) -> str:
 
 def _find_problems(request: Request, settings: Settings, *, ready: bool) -> Iterator[Problem]:
     if settings.strict_limits:
-        for name, has, allowed in find_older_limits(request.fields(), request.operation):
+        for name, has, allowed in _find_older_limits(request):
             yield Problem(name, has, f"{allowed}, and strict_limits holds to it")
     if isinstance(request.continue_at, str) and (ready or not isinstance(request, UploadExtendRequest)):
         remedy = "the length of the source is not known: give seconds, or source_duration="
         yield Problem("continue_at", f"is {request.continue_at!r}", remedy)
-    if isinstance(request, UploadExtendRequest):
-        yield from _find_upload_problems(request, settings)
-
-
-def _find_upload_problems(request: UploadExtendRequest, settings: Settings) -> Iterator[Problem]:
+    if not isinstance(request, UploadExtendRequest):
+        return
     for name in ("lyrics", "variety") if settings.route == "classic" else ():
         if getattr(request, name) is not None:
             yield Problem(name, "is not known to the classic route", 'use Settings(route="jobs"), or leave it out')
@@ -263,15 +192,58 @@ def _find_upload_problems(request: UploadExtendRequest, settings: Settings) -> I
         yield Problem("source", f"is at an address that leads nowhere from outside ({reason})", remedy)
 
 
+def _find_older_limits(request: Request) -> Iterator[tuple[str, str, str]]:
+    """What an older page does not allow: the field, how much it has, and what that page allows."""
+    older = OLDER[request.operation]
+    for name in ("prompt", "style", "title"):
+        length, limit = len(getattr(request, name) or ""), getattr(older, name)
+        if length > limit:
+            yield name, f"has {length} characters", f'the page "{older.page}" allows {limit}'
+    duration = request.source_duration
+    if request.operation == "upload_extend" and duration is not None and duration > older.upload_seconds:
+        yield "source", f"lasts {duration:.2f} s", f'the page "{older.page}" allows {older.upload_seconds:.0f} s'
+
+
 def _find_notices(request: Request, settings: Settings) -> Iterator[Problem]:
-    fields = request.fields()
-    yield from find_notices(fields, own_parameters=request.own_parameters, sends_flag=settings.route == "classic")
-    for name, _, allowed in find_older_limits(fields, request.operation):
+    """What has no effect, or is not documented. None names a value, so that a session emits few of them."""
+    yield from _find_pointless(request, sends_flag=settings.route == "classic")
+    if may_be_new(request.model):
+        yield Problem(
+            "model", f"{request.model} is none that is known", f"its limits are taken from {list(MODELS)[-1]}"
+        )
+    if isinstance(request, ExtendRequest) and _TASK_ID.fullmatch(request.audio_id):
+        yield Problem("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
+    for name, _, allowed in _find_older_limits(request):
         yield Problem(name, "has more than an older page allows", f"{allowed}; the current page decides")
-    url = str(fields.get("source", ""))
+    url = str(request.source) if isinstance(request, UploadExtendRequest) else ""
     if is_url(url) and "@" in urlsplit(url).netloc:
         remedy = "the service may not use it, and may repeat it: give a signed address"
         yield Problem("source", "holds a user name or a password", remedy)
     if settings.callback_url and not settings.on_loopback and (reason := unreachable(settings.callback_url)):
         remedy = "no callback will come, and polling does all"
         yield Problem("callback_url", f"leads to where the service cannot reach ({reason})", remedy)
+
+
+def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
+    """What has no effect; ``sends_flag`` tells whether the route sends ``default_param_flag``."""
+    given = {name: value for name, value in request.fields().items() if value is not None}
+    if request.instrumental:
+        for name in sorted(given.keys() & {"prompt", "lyrics", "vocal_gender"}):
+            yield Problem(name, "has no effect with instrumental", "leave it out, or drop instrumental")
+    if not request.own_parameters:
+        without = {"style", "title", "lyrics"} if "source" in given else {"prompt", "style", "title", "continue_at"}
+        for name in sorted(given.keys() & without):
+            if sends_flag:
+                remedy = "leave it out, or drop default_param_flag=False"
+                yield Problem(name, "has no effect with default_param_flag=False", remedy)
+            else:
+                remedy = "leave out what is not to count"
+                yield Problem("default_param_flag", f"is not known to the jobs route, where {name} counts", remedy)
+    if request.persona_model and request.persona_id is None:
+        yield Problem("persona_model", "has no effect without persona_id", "give persona_id too, or leave it out")
+    elif request.persona_model and request.model not in MODELS_WITH_PERSONA_MODEL:
+        documented = " and ".join(MODELS_WITH_PERSONA_MODEL)
+        yield Problem("persona_model", f"is documented for {documented} alone", "it may have no effect")
+    for name in ("negative_tags", "prompt", "style", "title"):
+        if is_blank(given.get(name)):
+            yield Problem(name, "is empty", "leave it out")
