@@ -44,9 +44,10 @@ class Dispatcher:
         if isinstance(request, ExtendRequest) and self._admission.knows(request.audio_id):
             raise task_problem(())
         self._admission.check(request)
-        request = await files.measure_request(request)
-        self._admission.check(request)  # by its length, too
-        return request
+        measured = await files.measure_request(request)
+        if measured is not request:
+            self._admission.check(measured)  # by its length, too
+        return measured
 
     async def submit(
         self,
@@ -69,6 +70,8 @@ class Dispatcher:
         """
 
         async def ready(request: Request) -> Request:
+            if isinstance(request, ExtendRequest):
+                return request  # it has no source to make ready, and was checked when it was admitted
             request = await (prepare or self._upload)(request)
             request = await files.measure_request_url(request, self._client.fetcher, self._admission.notify)
             self._admission.check(request, ready=True)
