@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from kie_async.errors import DownloadError
@@ -20,8 +20,8 @@ from kie_async.settings import is_loopback
 MAX_URL = 2048  # characters; signed addresses stay below
 
 _LOOPBACK = "loopback"
-_V4: tuple[tuple[IPv4Network, str], ...] = tuple(
-    (IPv4Network(network), reason)
+_RANGES = tuple(
+    (ip_network(network), reason)
     for network, reason in (
         ("127.0.0.0/8", _LOOPBACK),
         ("0.0.0.0/8", "unspecified"),
@@ -38,11 +38,6 @@ _V4: tuple[tuple[IPv4Network, str], ...] = tuple(
         ("198.18.0.0/15", "benchmarking"),
         ("224.0.0.0/4", "multicast"),
         ("240.0.0.0/4", "reserved"),
-    )
-)
-_V6: tuple[tuple[IPv6Network, str], ...] = tuple(
-    (IPv6Network(network), reason)
-    for network, reason in (
         ("::1/128", _LOOPBACK),
         ("::/128", "unspecified"),
         ("::/96", "IPv4-compatible"),
@@ -78,19 +73,12 @@ def check_address(address: str, *, allow_loopback: bool) -> str | None:
         return "not an address"
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    reason = _reason_v4(ip) if isinstance(ip, IPv4Address) else _reason_v6(ip)
+    if isinstance(ip, IPv6Address):
+        ip = IPv6Address(int(ip))  # one with a zone ("%eth0") is equal to no plain one
+    reason = next((reason for network, reason in _RANGES if ip in network), None)
+    if reason is None and isinstance(ip, IPv6Address) and ip not in _V6_GLOBAL:
+        reason = "reserved"
     return None if reason == _LOOPBACK and allow_loopback else reason
-
-
-def _reason_v4(ip: IPv4Address) -> str | None:
-    return next((reason for network, reason in _V4 if ip in network), None)
-
-
-def _reason_v6(ip: IPv6Address) -> str | None:
-    # An address with a zone ("%eth0") is link-local by its nature, and equal to no plain one.
-    plain = IPv6Address(int(ip))
-    found = next((reason for network, reason in _V6 if plain in network), None)
-    return found or (None if plain in _V6_GLOBAL else "reserved")
 
 
 # RFC 6761, 6762, 7686 and 8375; the last line is of names that are in wide use, and never given out (ICANN).

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import attrs
 
 from kie_async._protocol import wire
+from kie_async._protocol.json_values import camel_case
 from kie_async.errors import BadResponseError
-from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile, UploadExtendRequest
+from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile
 from kie_async.settings import RouteName
 
 T = TypeVar("T")
@@ -66,8 +67,7 @@ class ApiCall(Generic[T]):
     host: Literal["api", "upload"] = "api"
 
 
-@attrs.frozen
-class Route:
+class Route(NamedTuple):
     """One of the two ways to the same tasks.
 
     Attributes:
@@ -82,41 +82,25 @@ class Route:
     record_info: Callable[[str], ApiCall[TaskRecord | None]]
 
 
+_NOT_SENT = frozenset({"default_param_flag", "source_duration"})
+_AS_SENT: Mapping[str, Callable[[Any], Any]] = {
+    "source": str,
+    "variety": lambda number: int(number) if number == int(number) else number,  # a whole one without a point
+    **dict.fromkeys(("style_weight", "weirdness_constraint", "audio_weight"), lambda weight: round(weight, 2)),
+}
+
+
 def parameters(request: Request) -> dict[str, Any]:
     """The fields of a request in snake_case, without those not given; what is left out is left to the service."""
-    fields: dict[str, Any] = {
-        "audio_id" if isinstance(request, ExtendRequest) else "upload_url": _source(request),
-        "model": request.model,
-        "instrumental": request.instrumental,
+    return {
+        "upload_url" if name == "source" else name: _AS_SENT[name](value) if name in _AS_SENT else value
+        for name, value in request.fields().items()
+        if value is not None and name not in _NOT_SENT
     }
-    for name in ("prompt", "style", "title", "continue_at", "negative_tags", "vocal_gender"):
-        fields[name] = getattr(request, name)
-    for name in ("style_weight", "weirdness_constraint", "audio_weight"):
-        weight = getattr(request, name)
-        fields[name] = None if weight is None else round(weight, 2)
-    fields["persona_id"], fields["persona_model"] = request.persona_id, request.persona_model
-    if isinstance(request, UploadExtendRequest):
-        fields["lyrics"], fields["variety"] = request.lyrics, _plain(request.variety)
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _plain(number: float | None) -> float | None:
-    """A whole number without a point, as the service writes it."""
-    return int(number) if number is not None and number == int(number) else number
-
-
-def _source(request: Request) -> str:
-    return request.audio_id if isinstance(request, ExtendRequest) else str(request.source)
-
-
-def camel(name: str) -> str:
-    """``negative_tags`` as the classic route spells it: ``negativeTags``."""
-    head, *tail = name.split("_")
-    return head + "".join(map(str.capitalize, tail))
 
 
 def _submit_classic(request: Request, callback_url: str) -> ApiCall[str]:
-    fields = {camel(name): value for name, value in parameters(request).items()}
+    fields = {camel_case(name): value for name, value in parameters(request).items()}
     if isinstance(request, ExtendRequest) and not request.instrumental:
         del fields["instrumental"]  # newer than the rest of extend: sent only when it says something
     body = {"defaultParamFlag": request.own_parameters, **fields, "callBackUrl": callback_url}
@@ -128,11 +112,7 @@ JOBS_MODELS = {"extend": "ai-music-api/extend", "upload_extend": "ai-music-api/u
 
 
 def _submit_jobs(request: Request, callback_url: str) -> ApiCall[str]:
-    body = {
-        "model": JOBS_MODELS[request.operation],
-        "callBackUrl": callback_url,
-        "input": parameters(request),
-    }
+    body = {"model": JOBS_MODELS[request.operation], "callBackUrl": callback_url, "input": parameters(request)}
     return ApiCall(request.operation, "POST", "/api/v1/jobs/createTask", wire.read_task_id, body=body, spends=True)
 
 

@@ -245,13 +245,15 @@ def _members_of(cls: type[object], **own: Callable[[object], object]) -> dict[st
         spelling: (field, own.get(field) or _READERS[kind])
         for field, kind in get_type_hints(cls).items()
         if kind in _READERS
-        for spelling in _spellings(names.get(field, field))
+        for key in (names.get(field, field),)
+        for spelling in (key, camel_case(key))
     }
 
 
-def _spellings(name: str) -> tuple[str, str]:
+def camel_case(name: str) -> str:
+    """``negative_tags`` as the service spells most keys: ``negativeTags``."""
     head, *tail = name.split("_")
-    return name, head + "".join(map(str.capitalize, tail))
+    return head + "".join(map(str.capitalize, tail))
 
 
 def _reader(members: Mapping[str, tuple[str, Callable[..., object]]]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

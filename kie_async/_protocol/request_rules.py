@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import SequenceMatcher
 from os import PathLike
 from types import MappingProxyType
-from typing import TypeAlias, TypeGuard
-
-import attrs
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 from kie_async.errors import Problem
 from kie_async.settings import split_http
@@ -26,8 +24,7 @@ _CURRENT = "Extend Music; Upload And Extend Audio (current)"
 _OLDER_EXTEND, _OLDER_UPLOAD = "Extend Music (older)", "Upload And Extend Audio (older)"
 
 
-@attrs.frozen
-class ModelLimits:
+class ModelLimits(NamedTuple):
     """What a model accepts.
 
     Attributes:
@@ -118,8 +115,7 @@ _SECONDS = re.compile(r"(?P<end>-?)(?P<seconds>[0-9]+(?:\.[0-9]+)?)s?")
 _CLOCK = re.compile(r"(?P<end>-?)(?P<minutes>[0-9]+):(?P<seconds>[0-5]?[0-9](?:\.[0-9]+)?)")
 
 
-@attrs.frozen
-class CutPoint:
+class CutPoint(NamedTuple):
     """A moment of a song: seconds from its beginning, seconds before its end, or a share of its length."""
 
     amount: float

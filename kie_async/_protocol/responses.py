@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import TypeVar
-
-import attrs
+from typing import NamedTuple, TypeVar
 
 from kie_async._protocol import wire
 from kie_async._protocol.endpoints import ApiCall
@@ -41,8 +39,7 @@ OK = 200
 _REDIRECTS, _CLIENT_ERRORS, _UNAUTHORIZED, _FORBIDDEN, _SERVER_ERRORS = 300, 400, 401, 403, 500
 
 
-@attrs.frozen
-class Refusal:
+class Refusal(NamedTuple):
     """What a definite no means."""
 
     kind: type[RefusedError] = RefusedError
@@ -94,8 +91,7 @@ _ABOUT_CREDITS = re.compile(
 MOMENTARY = frozenset({429, 430, 455})  # refused for the moment only: the same submission may be sent again
 
 
-@attrs.frozen
-class Response:
+class Response(NamedTuple):
     """An HTTP answer, whole.
 
     Attributes:
@@ -125,7 +121,7 @@ def parse_response(call: ApiCall[T], response: Response) -> T:
         return _read(call, envelope)
     if call.terminal_codes and wire.is_record(envelope.data):  # the code speaks of the task, and so does its record
         data = envelope.data if envelope.code not in call.terminal_codes else wire.with_reason(envelope)
-        return _read(call, attrs.evolve(envelope, data=data))
+        return _read(call, envelope._replace(data=data))
     code = _code(response, envelope)
     if code in call.not_found_codes:
         return call.read(None)

@@ -17,8 +17,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-
-import attrs
+from typing import NamedTuple
 
 from kie_async.models import Stage
 
@@ -34,16 +33,11 @@ def backoff(attempt: int, random: Random, *, base: float = 0.5, limit: float = M
     return random() * min(limit, base * 2.0 ** min(attempt, 30))
 
 
-@attrs.define
 class Budget:
     """Tokens that the retries of reads share."""
 
-    capacity: float = 500.0
-    cost: float = 5.0
-    tokens: float = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.tokens = self.capacity
+    def __init__(self, capacity: float = 500.0, cost: float = 5.0) -> None:
+        self.capacity, self.cost, self.tokens = capacity, cost, capacity
 
     def spend(self) -> bool:
         """Take the price of one retry; False if there is not enough."""
@@ -91,7 +85,6 @@ _USUAL = [  # counts like one task, so that it is soon forgotten
 ]
 
 
-@attrs.define
 class DurationHistogram:
     """How long something takes: weights over steps of a tenth, the latest tasks counting most.
 
@@ -99,8 +92,9 @@ class DurationHistogram:
         unit: the weight of one task. It grows with each, so that the older count less without being touched.
     """
 
-    weights: list[float]
-    unit: float = 1.0
+    def __init__(self, weights: list[float], unit: float = 1.0) -> None:
+        self.weights = weights
+        self.unit = unit
 
     def learn(self, earliest: float, latest: float) -> None:
         """Count one duration, known to lie between two polls; it is smeared a little, for no two are the same."""
@@ -147,8 +141,7 @@ class DurationHistogram:
 _UNKNOWN = DurationHistogram(_USUAL)
 
 
-@attrs.frozen
-class Key:
+class Key(NamedTuple):
     """What durations depend on."""
 
     operation: str

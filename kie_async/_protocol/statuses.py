@@ -6,6 +6,7 @@ pages report: GENERATING, FAILED, RUNNING and its synonyms. The set is open: a w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -26,33 +27,19 @@ class Word(Enum):
     FAILED = "failed"
 
 
-WORDS = MappingProxyType(
-    {
-        "PENDING": Word.RUNNING,
-        "WAITING": Word.RUNNING,
-        "QUEUING": Word.RUNNING,
-        "GENERATING": Word.RUNNING,
-        "TEXT_SUCCESS": Word.RUNNING,
-        "FIRST_SUCCESS": Word.RUNNING,
-        **dict.fromkeys(
-            ("RUNNING", "PROCESSING", "IN_PROGRESS", "INPROGRESS", "IN_QUEUE", "QUEUE", "QUEUED", "QUEUEING", "WAIT"),
-            Word.RUNNING,
-        ),
-        **dict.fromkeys(
-            ("SUBMITTED", "CREATED", "ACCEPTED", "STARTED", "STARTING", "STREAMING", "TEXT", "FIRST"), Word.RUNNING
-        ),
-        "SUCCESS": Word.SUCCEEDED,
-        **dict.fromkeys(
-            ("SUCCEED", "SUCCEEDED", "SUCCESSFUL", "COMPLETE", "COMPLETED", "FINISHED", "DONE", "ALL_SUCCESS"),
-            Word.ENDED,
-        ),
-        "CALLBACK_EXCEPTION": Word.UNDELIVERED,
-        "CREATE_TASK_FAILED": Word.FAILED,
-        "GENERATE_AUDIO_FAILED": Word.FAILED,
-        "SENSITIVE_WORD_ERROR": Word.FAILED,
-        "FAILED": Word.FAILED,
-        "FAIL": Word.FAILED,
-    }
+_BY_MEANING = {
+    Word.RUNNING: (
+        "PENDING WAITING QUEUING GENERATING TEXT_SUCCESS FIRST_SUCCESS",
+        "RUNNING PROCESSING IN_PROGRESS INPROGRESS IN_QUEUE QUEUE QUEUED QUEUEING WAIT",
+        "SUBMITTED CREATED ACCEPTED STARTED STARTING STREAMING TEXT FIRST",
+    ),
+    Word.SUCCEEDED: ("SUCCESS",),
+    Word.ENDED: ("SUCCEED SUCCEEDED SUCCESSFUL COMPLETE COMPLETED FINISHED DONE ALL_SUCCESS",),
+    Word.UNDELIVERED: ("CALLBACK_EXCEPTION",),
+    Word.FAILED: ("CREATE_TASK_FAILED GENERATE_AUDIO_FAILED SENSITIVE_WORD_ERROR FAILED FAIL",),
+}
+WORDS: Mapping[str, Word] = MappingProxyType(
+    {word: meaning for meaning, words in _BY_MEANING.items() for word in " ".join(words).split()}
 )
 STAGE_WORDS: MappingProxyType[str, Stage] = MappingProxyType(
     {"TEXT_SUCCESS": "text", "TEXT": "text", "FIRST_SUCCESS": "first", "FIRST": "first"}

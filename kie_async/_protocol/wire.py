@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import cache, partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import attrs
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kie_async._protocol.json_values import (
     Json,
@@ -51,8 +49,7 @@ T = TypeVar("T")
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # no dot: "id.timestamp" is what a callback's signature covers
 
 
-@attrs.frozen
-class Envelope:
+class Envelope(NamedTuple):
     """What every answer is wrapped in. ``code`` is None if there is none that can be read."""
 
     code: int | None = None
