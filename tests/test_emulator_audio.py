@@ -13,12 +13,8 @@ import pytest
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 
-from kie_async.emulator import _mp3, _music, demo_song
-from kie_async.emulator._audio import AudioCodec
-from kie_async.emulator._mp3 import continued, decode, encode, measure
-from kie_async.emulator._music import RATE, Sound, samples
-
-CODEC: AudioCodec = _mp3  # the module is what the protocol says
+from kie_async.emulator import _audio, demo_song
+from kie_async.emulator._audio import RATE, Sound, continued, decode, encode, measure, samples
 
 FORMATS = {
     "wav": ("wav", "pcm_s16le", 22_050, "s16"),
@@ -96,7 +92,7 @@ def test_a_track_begins_as_the_song_and_goes_on_otherwise(kind: str) -> None:
 
 def test_the_seam_does_not_click() -> None:
     sound = melody(6.0)
-    tail = _music.continuation(sound[: samples(4.0)], sound[samples(4.0) : samples(4.5)], 5.0, take=0, seed="s")
+    tail = _audio.continuation(sound[: samples(4.0)], sound[samples(4.0) : samples(4.5)], 5.0, take=0, seed="s")
     whole = np.concatenate([sound[: samples(4.0)], tail])
     steps = np.abs(np.diff(whole))
     assert steps[samples(4.0) - 2 : samples(4.0) + 2].max() <= steps[: samples(4.0) - 2].max() * 1.5
@@ -123,16 +119,16 @@ def test_a_source_shorter_than_promised_is_filled_with_silence() -> None:
 
 
 def test_silence_is_continued_audibly() -> None:
-    quiet = encode(_music.silence(6.0))
+    quiet = encode(_audio.silence(6.0))
     made = decode(continued(quiet, start=4.0, seconds=9.0, take=0, seed="s"), 60.0)
     assert loudness(made)[6] < 0.001
     assert loudness(made)[10] > 0.01
 
 
 def test_a_song_that_nobody_has_is_always_the_same() -> None:
-    short, long = _music.unknown_sound(5.0, "id"), _music.unknown_sound(12.0, "id")
+    short, long = _audio.unknown_sound(5.0, "id"), _audio.unknown_sound(12.0, "id")
     assert likeness(short[: samples(4.0)], long[: samples(4.0)]) > 0.99
-    assert likeness(short, _music.unknown_sound(5.0, "other")) < 0.5
+    assert likeness(short, _audio.unknown_sound(5.0, "other")) < 0.5
     made = decode(continued("id", start=5.0, seconds=7.0, take=0, seed="s"), 60.0)
     assert likeness(made[: samples(4.0)], short[: samples(4.0)]) > 0.98
 
@@ -226,11 +222,11 @@ def test_the_demo_is_a_song_of_some_25_seconds() -> None:
 def test_a_keynote_is_heard_and_silence_has_none() -> None:
     moments = np.arange(RATE) / RATE
     note = np.sin(2 * np.pi * 440 * moments).astype(np.float32)
-    assert _music.keynote(note) == 9
-    assert _music.keynote(_music.silence(0.0002)) == 0
+    assert _audio.keynote(note) == 9
+    assert _audio.keynote(_audio.silence(0.0002)) == 0
 
 
 def test_what_is_too_loud_is_turned_down_and_ends_in_silence() -> None:
-    loud = _music.finished(melody(3.0) * 4, 3.0)
+    loud = _audio.finished(melody(3.0) * 4, 3.0)
     assert np.abs(loud).max() <= 0.951
     assert np.abs(loud[-1]).max() == 0

@@ -354,7 +354,7 @@ async def test_a_track_of_its_own_can_be_extended_and_so_can_an_unknown_one(
 async def test_without_the_extra_all_but_audio_works(
     song: bytes, clock: VirtualTimeLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.delitem(sys.modules, "kie_async.emulator._mp3")
+    monkeypatch.delitem(sys.modules, "kie_async.emulator._audio")
     monkeypatch.setitem(sys.modules, "av", None)  # how Python marks what cannot be imported
     async with emulated(**SHORT) as client:
         url = (await upload_extended(client, song, clock))[0]

@@ -10,11 +10,10 @@ import pytest
 
 from kie_async import MODELS
 from kie_async.emulator import TRIGGERS, EmulatedTask, Fault, Rules
-from kie_async.emulator._bodies import CODE_NAMES
-from kie_async.emulator._refusals import RefusedSubmission, refusal
+from kie_async.emulator._bodies import CODE_NAMES, read_classic, read_jobs, refusal
+from kie_async.emulator._refusals import RefusedSubmission
 from kie_async.emulator._state import EmulatorState, most_in_window
-from kie_async.emulator._submissions import EmulatedSubmission, read_classic, read_jobs
-from kie_async.emulator._timeline import Speed, TaskSnapshot
+from kie_async.emulator._tasks import EmulatedSubmission, Speed, TaskSnapshot
 
 SONG = EmulatedSubmission("extend", model="V5", callback_url="http://127.0.0.1:9/cb", source="a", continue_at=30.0)
 FIXED = Speed(timeline=(10.0, 40.0, 60.0), goes_on=(20.0, 35.0))

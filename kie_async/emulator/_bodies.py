@@ -1,6 +1,6 @@
-"""The bodies of the service, key for key as recorded in ``tests/samples``. Pure.
+"""The bodies of the service, key for key as recorded in ``tests/samples``: submissions, answers, callbacks. Pure.
 
-They are written from a task and a ``TaskSnapshot``: what is seen of it at one time.
+Answers and callbacks are written from a task and a ``TaskSnapshot``: what is seen of it at one time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,27 @@ from typing import Any
 import attrs
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async.emulator._state import EmulatedTask
-from kie_async.emulator._timeline import ForgedContent, PlannedCallback, TaskSnapshot
+from kie_async.emulator._tasks import (
+    TEXTS,
+    EmulatedSubmission,
+    EmulatedTask,
+    ForgedContent,
+    PlannedCallback,
+    TaskSnapshot,
+)
 from kie_async.models import Operation
 
 JOBS_MODELS: Mapping[str, Operation] = MappingProxyType(
     {"ai-music-api/extend": "extend", "ai-music-api/upload-and-extend-audio": "upload_extend"}
 )
 
+# Where a finished task of the jobs route has its tracks: all of these are reported or documented.
+SHAPES: tuple[str, ...] = (
+    "data",  # resultJson {"data": [...]}, and the same in response: extend
+    "envelope",  # resultJson {"code": 200, "data": [...]}
+    "object",  # resultJson {"resultUrls": [...], "resultObject": {"data": [...]}}: upload-and-extend-audio
+    "urls",  # bare addresses alone, in resultJson and in response
+)
 
 # `type`: the code names of the models.
 CODE_NAMES: Mapping[str, str] = MappingProxyType(
@@ -42,6 +55,96 @@ CODE_NAMES: Mapping[str, str] = MappingProxyType(
 def code_name(model: str) -> str:
     """Return the code name of a model; an unknown model gets a made-up one."""
     return CODE_NAMES.get(model) or f"chirp-{model.lower()}"
+
+
+# ---------------------------------------------------------------- submissions
+
+# What the classic route reads, in its spelling and in that of the jobs route, which knows lyrics and variety besides.
+_CLASSIC: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "model",
+        "audioId": "audio_id",
+        "uploadUrl": "upload_url",
+        "continueAt": "continue_at",
+        "prompt": "prompt",
+        "style": "style",
+        "title": "title",
+        "negativeTags": "negative_tags",
+        "instrumental": "instrumental",
+    }
+)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def read_classic(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmission:
+    """Read the body of the classic route (camelCase)."""
+    fields = {name: body.get(camel) for camel, name in _CLASSIC.items()}
+    submission = _read(operation, fields, body)
+    return attrs.evolve(submission, own_parameters=body.get("defaultParamFlag") is True)
+
+
+def read_jobs(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmission:
+    """Read the body of the jobs route (snake_case under ``input``), where only an upload has required texts."""
+    given = body.get("input")
+    submission = _read(operation, given if isinstance(given, dict) else {}, body)
+    is_own = bool(submission.texts["style"] or submission.texts["title"])
+    return attrs.evolve(submission, own_parameters=operation == "upload_extend" and is_own)
+
+
+def _read(operation: Operation, fields: Mapping[str, Any], body: Mapping[str, Any]) -> EmulatedSubmission:
+    return EmulatedSubmission(
+        operation,
+        model=_text(fields.get("model")),
+        callback_url=_text(body.get("callBackUrl")),
+        source=_text(fields.get("audio_id" if operation == "extend" else "upload_url")),
+        continue_at=_number(fields.get("continue_at")),
+        texts={name: _text(fields.get(name)) for name in TEXTS},
+        instrumental=fields.get("instrumental") is True,
+        variety=_number(fields.get("variety")),
+    )
+
+
+# ---------------------------------------------------------------- answers
+
+# From the recorded samples where there are any, or else from the documentation.
+MESSAGES: Mapping[int, str] = MappingProxyType(
+    {
+        401: "You do not have access permissions",
+        402: "Credits insufficient",
+        404: "Not found",
+        405: "Your call frequency is too high. Please try again later.",
+        409: "The record already exists",
+        413: "Uploaded audio matches existing work of art.",
+        422: "Validation error",
+        429: "Your call frequency is too high. Please try again later.",
+        430: "Your call frequency is too high. Please try again later.",
+        433: "The spending limit of this key is reached",
+        451: "Failed to fetch the file. Kindly verify any access limits set by you or your service provider.",
+        455: "System maintenance",
+        500: "Server exception, please try again later or contact customer service",
+        501: "Audio generation failed",
+        505: "The feature is currently disabled",
+        531: "Server error: generation failed, the credits have been refunded",
+    }
+)
+
+
+def ok(data: object) -> dict[str, Any]:
+    """Write a successful answer."""
+    return {"code": 200, "msg": "success", "data": data}
+
+
+def refusal(code: int | str, message: str | None = None) -> dict[str, Any]:
+    """Write a refusal; a code given as text is sent as text."""
+    words = message or (MESSAGES.get(int(code)) if str(code).isdecimal() else None)
+    return {"code": code, "msg": words or "error", "data": None}
 
 
 # ---------------------------------------------------------------- tracks
@@ -108,11 +211,6 @@ def _callback_tracks(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> l
 
 def _compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def ok(data: object) -> dict[str, Any]:
-    """Write a successful answer."""
-    return {"code": 200, "msg": "success", "data": data}
 
 
 def submitted(task: EmulatedTask) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import attrs
 
 from kie_async._protocol.signing import sign_callback
 from kie_async.emulator import _bodies
-from kie_async.emulator._state import EmulatedTask, EmulatorState
-from kie_async.emulator._timeline import PlannedCallback
+from kie_async.emulator._state import EmulatorState
+from kie_async.emulator._tasks import EmulatedTask, PlannedCallback
 
 TIMEOUT = 15.0  # at the service: a callback must be answered within 15 s
 MAX_CONCURRENT = 64

@@ -6,25 +6,27 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import importlib
 import logging
 import mimetypes
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import aiohttp
+import anyio
 from aiohttp import BodyPartReader, web
+from anyio import to_thread
 
-from kie_async.emulator._audio import AudioCache, AudioMissingError, measure
-from kie_async.emulator._fault_kinds import WHOLE_FILE
-from kie_async.emulator._faults import Fault
-from kie_async.emulator._state import EmulatedTask, EmulatorState
-from kie_async.emulator._submissions import host_of
-from kie_async.emulator._timeline import TaskSnapshot
+from kie_async.emulator._bodies import MESSAGES
+from kie_async.emulator._faults import WHOLE_FILE, Fault
+from kie_async.emulator._state import EmulatorState
+from kie_async.emulator._tasks import EmulatedTask, TaskSnapshot, host_of
 from kie_async.settings import is_loopback
 
 ACCOUNT = "kieai/100001"
@@ -33,6 +35,7 @@ LINK_FOR = 20 * 60.0  # at the service: seconds that a direct link is good for
 STREAM_FOR = 60.0  # seconds after which a stream address decays to nothing; the real time is not known
 FETCH_TIMEOUT = 30.0
 MAX_SOURCES = 32  # fetched from elsewhere, and kept
+MAX_TRACKS = 64  # made, and kept; some 1.4 MB each
 
 logger = logging.getLogger("kie_async.emulator")
 
@@ -42,6 +45,30 @@ IMAGE = base64.b64decode(
     "Dg4RERT/xABKAAEAAAAAAAAAAAAAAAAAAAAAAQEAAAAAAAAAAAAAAAAAAAAAEAEAAAAAAAAAAAAAAAAAAAAAEQEAAAAAAAAAAAAAAAAAAAAA/8AA"
     "EQgACAAIAwEiAAIRAAMRAP/aAAwDAQACEQMRAD8AAA//2Q=="
 )
+
+
+class AudioMissingError(RuntimeError):
+    """Audio is needed, but the extra ``kie_async[audio]`` (PyAV and numpy) is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("the emulator makes audio with PyAV and numpy: pip install 'kie_async[audio]'")
+
+
+def _codec() -> Any:  # noqa: ANN401  # the module ``_audio``: it needs an extra, and is slow to import
+    try:
+        return importlib.import_module("kie_async.emulator._audio")
+    except ImportError as error:
+        raise AudioMissingError from error
+
+
+def demo_song() -> bytes:
+    """Make a song of some 25 seconds to try things with, as a wav file.
+
+    Raises:
+        AudioMissingError: the extra ``kie_async[audio]`` is not installed.
+    """
+    song: bytes = _codec().demo_song()
+    return song
 
 
 class UploadError(ValueError):
@@ -55,7 +82,8 @@ class FileStore:
         self._state = state
         self._client = client
         self._clock = clock
-        self._cache = AudioCache()
+        self._tracks: OrderedDict[str, bytes] = OrderedDict()  # made, the most recently used at the end
+        self._one = anyio.Lock()
         self._uploads: dict[str, bytes] = {}  # by path
         self._fetched: OrderedDict[str, bytes] = OrderedDict()
 
@@ -203,11 +231,16 @@ class FileStore:
             AudioMissingError: the extra ``kie_async[audio]`` is not installed.
         """
         name, seconds = task.track_ids[index], task.timeline.durations[index]
-        track = self._cache.get(name)
-        if track is not None:
-            return track
-        source = await self._source(task)
-        return await self._cache.continued(name, source, start=task.start, seconds=seconds, take=index)
+        if name not in self._tracks:
+            source = await self._source(task)
+            async with self._one:  # two at once would take twice as long each
+                if name not in self._tracks:
+                    make = partial(_codec().continued, source, start=task.start, seconds=seconds, take=index, seed=name)
+                    self._tracks[name] = await to_thread.run_sync(make)
+                    if len(self._tracks) > MAX_TRACKS:
+                        self._tracks.popitem(last=False)
+        self._tracks.move_to_end(name)
+        return self._tracks[name]
 
     async def _source(self, task: EmulatedTask) -> bytes | str:
         """Return the audio that a task continues; if it is unknown, its name, from which a song is made."""
@@ -221,7 +254,6 @@ class FileStore:
 
 # ---------------------------------------------------------------- checking sources
 
-_UNREACHABLE = "Failed to fetch the file. Kindly verify any access limits set by you or your service provider."
 _NO_AUDIO = "Failed to parse the audio file"
 
 
@@ -273,11 +305,14 @@ class SourceChecker:
     async def _judge(self, url: str) -> float | Fault | None:
         content = await self._files.fetch(url)
         if content is None:
-            return Fault("refused", code=451, message=_UNREACHABLE)
+            return Fault("refused", code=451, message=MESSAGES[451])
         try:
-            return await measure(content)
+            length: float = await to_thread.run_sync(_codec().measure, content)
+        except AudioMissingError:
+            return None
         except ValueError:
             return Fault("failed", code=451, word="CREATE_TASK_FAILED", message=_NO_AUDIO)
+        return length
 
 
 # ---------------------------------------------------------------- reading uploads

@@ -14,13 +14,11 @@ from aiohttp.typedefs import Handler as AppHandler
 
 from kie_async.emulator import _bodies
 from kie_async.emulator._callbacks import CallbackSender
-from kie_async.emulator._fault_kinds import Point
-from kie_async.emulator._faults import Fault
+from kie_async.emulator._faults import Fault, Point
 from kie_async.emulator._files import FileStore, SourceChecker
 from kie_async.emulator._refusals import RefusedSubmission
-from kie_async.emulator._state import EmulatedTask, EmulatorState, ReceivedRequest
-from kie_async.emulator._submissions import EmulatedSubmission, host_of, read_classic, read_jobs
-from kie_async.emulator._timeline import TaskSnapshot
+from kie_async.emulator._state import EmulatorState
+from kie_async.emulator._tasks import EmulatedSubmission, EmulatedTask, ReceivedRequest, TaskSnapshot, host_of
 from kie_async.models import Operation
 from kie_async.settings import RouteName, is_loopback
 
@@ -45,7 +43,7 @@ def _json(body: object) -> web.Response:
 
 
 def _refused(code: int, message: str = "") -> web.Response:
-    return _json(RefusedSubmission(code, message).body())
+    return _json(_bodies.refusal(code, message))
 
 
 async def _object(request: web.Request) -> dict[str, Any] | None:
@@ -178,7 +176,7 @@ class EmulatedService:
     def _submits(self, operation: Operation) -> Handler:
         async def handle(exchange: Exchange) -> web.Response:
             body = await _object(exchange.request)
-            return await self._submit(exchange, None if body is None else read_classic(operation, body))
+            return await self._submit(exchange, None if body is None else _bodies.read_classic(operation, body))
 
         return handle
 
@@ -188,7 +186,7 @@ class EmulatedService:
         if operation is None:
             exchange.received.code = 422
             return _refused(422, "The model name you specified is not supported.")
-        return await self._submit(exchange, read_jobs(operation, body))
+        return await self._submit(exchange, _bodies.read_jobs(operation, body))
 
     async def _submit(self, exchange: Exchange, submission: EmulatedSubmission | None) -> web.Response:
         if submission is None:
@@ -198,7 +196,7 @@ class EmulatedService:
         created = int(time.time() * 1000)
         task = self.state.submit(exchange.received, submission, raw, created=created, faults=exchange.faults)
         if isinstance(task, RefusedSubmission):
-            return _json(task.body())
+            return _refused(task.code, task.message)
         if self.check_sources and submission.operation == "upload_extend":
             self.checker.check(task)
         self.sender.wake()

@@ -1,34 +1,17 @@
-"""The answers of the service when it refuses at once: HTTP 200, a code in the body, no data. Pure."""
+"""What the service refuses: little at once, most only after the charge. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import attrs
 
-# From the recorded samples where there are any, or else from the documentation.
-MESSAGES: Mapping[int, str] = MappingProxyType(
-    {
-        401: "You do not have access permissions",
-        402: "Credits insufficient",
-        404: "Not found",
-        405: "Your call frequency is too high. Please try again later.",
-        409: "The record already exists",
-        413: "Uploaded audio matches existing work of art.",
-        422: "Validation error",
-        429: "Your call frequency is too high. Please try again later.",
-        430: "Your call frequency is too high. Please try again later.",
-        433: "The spending limit of this key is reached",
-        451: "Failed to fetch the file. Kindly verify any access limits set by you or your service provider.",
-        455: "System maintenance",
-        500: "Server exception, please try again later or contact customer service",
-        501: "Audio generation failed",
-        505: "The feature is currently disabled",
-        531: "Server error: generation failed, the credits have been refunded",
-    }
-)
+from kie_async._protocol.request_rules import LYRICS, NEWEST, VARIETY, limits_of
+from kie_async.emulator._bodies import MESSAGES
+from kie_async.emulator._faults import Fault
+from kie_async.emulator._tasks import EmulatedSubmission
+from kie_async.settings import RouteName
 
 
 @attrs.frozen
@@ -38,12 +21,87 @@ class RefusedSubmission:
     code: int
     message: str = ""
 
-    def body(self) -> dict[str, Any]:
-        """Write the answer."""
-        return refusal(self.code, self.message)
+
+# ---------------------------------------------------------------- refused at once
 
 
-def refusal(code: int | str, message: str | None = None) -> dict[str, Any]:
-    """Write a refusal; a code given as text is sent as text."""
-    words = message or (MESSAGES.get(int(code)) if str(code).isdecimal() else None)
-    return {"code": code, "msg": words or "error", "data": None}
+def refused_at_once(submission: EmulatedSubmission, route: RouteName) -> RefusedSubmission | None:
+    """Return the refusal of what is checked before the charge, which is little."""
+    if limits_of(submission.model) is None:
+        return RefusedSubmission(422, "The model is not supported.")
+    if route == "classic" and not submission.callback_url:
+        return RefusedSubmission(422, "Please enter callBackUrl.")
+    if not submission.source:
+        return RefusedSubmission(422, f"Please enter {'audioId' if submission.operation == 'extend' else 'uploadUrl'}.")
+    return None
+
+
+# ---------------------------------------------------------------- refused after the charge
+
+# Words that make a task fail when its prompt, style, title or negative tags hold them, to try failures by hand.
+TRIGGERS: Mapping[str, Fault] = MappingProxyType(
+    {
+        "sensitive-word": Fault(
+            "failed", code=400, word="SENSITIVE_WORD_ERROR",
+            message="Your tags contain artist name sensitive-word — we don't reference specific artists, "
+            "please change your tags and try again.",
+        ),
+        "copyrighted-lyrics": Fault(
+            "failed", code=400, word="CREATE_TASK_FAILED", message="Song lyrics contain copyrighted material"
+        ),
+        "known-work": Fault("refused", code=413, message=MESSAGES[413]),
+        "creation-fails": Fault("failed", code=500, word="CREATE_TASK_FAILED", message="Internal server error"),
+        "generation-fails": Fault("failed", code=501, message=MESSAGES[501]),
+        "fails-refunded": Fault("failed", code=531, message="Generation failed, credits have been refunded"),
+        "times-out": Fault("failed", code=408, message="Upstream service timed out"),
+        "never-ends": Fault("stuck"),
+    }
+)  # fmt: skip
+
+
+def refused_late(
+    submission: EmulatedSubmission, source_seconds: float | None, source_model: str | None
+) -> Iterator[Fault]:
+    """Return what the service checks only after the charge, as faults of the task.
+
+    Args:
+        submission: what was submitted.
+        source_seconds: the length of the source, where it is known.
+        source_model: the model that made the source, where it is known.
+    """
+    words = " ".join(submission.texts[name] for name in ("prompt", "style", "title", "negative_tags")).lower()
+    yield from (fault for trigger, fault in TRIGGERS.items() if trigger in words)
+    yield from (_invalid(complaint) for complaint in _complaints(submission))
+    if source_seconds is not None and (fault := cut_outside(submission, source_seconds)):
+        yield fault
+    if source_model not in {None, submission.model}:
+        yield _invalid(f"The model must be that of the source track: {source_model}")
+
+
+def cut_outside(submission: EmulatedSubmission, source_seconds: float) -> Fault | None:
+    """Return the refusal of a ``continueAt`` outside the source; None if it is inside."""
+    if submission.continue_at is None or 0 < submission.continue_at < source_seconds:
+        return None
+    return _invalid("continueAt must be greater than 0 and less than the duration of the audio")
+
+
+def _invalid(complaint: str) -> Fault:
+    return Fault("failed", code=422, word="CREATE_TASK_FAILED", message=complaint)
+
+
+def _complaints(submission: EmulatedSubmission) -> Iterator[str]:
+    texts = submission.texts
+    needed = ("style", "title") if submission.instrumental or texts["lyrics"] else ("prompt", "style", "title")
+    for name in needed if submission.own_parameters else ():
+        if not texts[name]:
+            yield f"{name} is required when defaultParamFlag is true"
+    if len(texts["lyrics"]) > LYRICS:
+        yield f"lyrics must not exceed {LYRICS} characters"
+    if submission.variety is not None and not 0 <= submission.variety <= VARIETY:
+        yield f"variety must be from 0 to {VARIETY}"
+    limits = limits_of(submission.model) or NEWEST
+    for name in ("prompt", "style", "title"):
+        if len(texts[name]) > getattr(limits, name):
+            yield f"{name} must not exceed {getattr(limits, name)} characters"
+    if submission.continue_at is None and (submission.own_parameters or submission.operation == "upload_extend"):
+        yield "continueAt is required"

@@ -15,18 +15,11 @@ from aiohttp import web
 from kie_async._client.concurrency import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime, listen, running_loop
 from kie_async.emulator._callbacks import CallbackSender, SentCallback
-from kie_async.emulator._faults import Fault, Faults
+from kie_async.emulator._faults import Fault
 from kie_async.emulator._files import FileStore, SourceChecker
 from kie_async.emulator._http import KEY, EmulatedService, under_own_name
-from kie_async.emulator._state import (
-    Charge,
-    EmulatedTask,
-    EmulatorState,
-    ReceivedRequest,
-    Rules,
-    most_in_window,
-)
-from kie_async.emulator._timeline import Speed
+from kie_async.emulator._state import EmulatorState, Faults, Rules, most_in_window
+from kie_async.emulator._tasks import Charge, EmulatedTask, ReceivedRequest, Speed
 from kie_async.settings import is_loopback
 
 

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import math
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import attrs
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async.emulator._faults import Fault, Faults
-from kie_async.emulator._refusals import RefusedSubmission
-from kie_async.emulator._submissions import EmulatedSubmission, cut_outside, host_of, refused_at_once, refused_late
-from kie_async.emulator._timeline import PlannedCallback, Speed, Timeline, seeded
+from kie_async.emulator._faults import Fault, Point
+from kie_async.emulator._refusals import RefusedSubmission, cut_outside, refused_at_once, refused_late
+from kie_async.emulator._tasks import (
+    Charge,
+    EmulatedSubmission,
+    EmulatedTask,
+    PlannedCallback,
+    ReceivedRequest,
+    Speed,
+    Timeline,
+    host_of,
+    seeded,
+)
 from kie_async.settings import RouteName
 
 QUOTA = 20  # at the service: submissions per account in any WINDOW
@@ -50,82 +57,6 @@ class Rules:
     placeholder_fails: bool = False
     unknown_audio_fails: bool = False
     max_bytes: int = MAX_BYTES
-
-
-@attrs.define
-class ReceivedRequest:
-    """A submission as it came in, accepted or not.
-
-    Attributes:
-        at: when, on the emulator's clock.
-        admitted: whether the quota let it in.
-        code: the body code of the answer, before faults; None if a fault prevented that it was handled.
-        task_id: the task it became.
-    """
-
-    at: float
-    route: RouteName
-    admitted: bool = True
-    code: int | None = None
-    task_id: str | None = None
-
-
-@attrs.define
-class Charge:
-    """What one accepted submission cost, and for what.
-
-    Attributes:
-        number: from 1.
-        raw: the body as it came.
-        at: when the submission came in, on the emulator's clock.
-        refunded: whether it was given back.
-    """
-
-    number: int
-    task_id: str
-    operation: str
-    route: RouteName
-    raw: bytes = attrs.field(repr=False)
-    at: float
-    callback_url: str = attrs.field(repr=False)
-    credits: float = CREDITS_PER_TASK
-    refunded: bool = False
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The body as JSON."""
-        body: dict[str, Any] = json.loads(self.raw)
-        return body
-
-
-@attrs.define(eq=False)
-class EmulatedTask:
-    """An accepted submission.
-
-    Attributes:
-        at: when it was accepted, on the emulator's clock.
-        created: the same in epoch milliseconds.
-        start: where its source is continued, in seconds.
-        track_ids: the ids of its two tracks.
-        given_up: whether its callbacks failed three times in a row.
-        early: callbacks that go out before the submission is answered.
-    """
-
-    id: str
-    submission: EmulatedSubmission
-    charge: Charge
-    timeline: Timeline
-    at: float
-    created: int
-    start: float
-    track_ids: tuple[str, str]
-    given_up: bool = False
-    early: tuple[PlannedCallback, ...] = ()
-
-    @property
-    def end(self) -> float:
-        """When it is over, on the emulator's clock; infinite if it never is."""
-        return self.at + self.timeline.end
 
 
 class Account:
@@ -169,6 +100,63 @@ class Account:
     def refund_at(self, at: float, charge: Charge) -> None:
         """Plan the refund of a charge."""
         heapq.heappush(self._refunds, (at, charge.number, charge))
+
+
+@attrs.define
+class ActiveFault:
+    """A fault in force, the number of events that it could have occurred at, and of those where it did."""
+
+    fault: Fault
+    met: int = 0
+    occurred: int = 0
+
+
+class Faults:
+    """The faults in force; they can be changed while the emulator runs."""
+
+    def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
+        self._active: list[ActiveFault] = []
+        self._random = seeded(f"faults {seed}")
+        self.add(*faults)
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter([active.fault for active in self._active])
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def add(self, *faults: Fault) -> None:
+        """Put faults in force; they count from now on."""
+        self._active.extend(ActiveFault(fault) for fault in faults)
+
+    def remove(self, *faults: Fault) -> None:
+        """Take all faults out of force that are equal to one of these."""
+        self._active = [active for active in self._active if active.fault not in faults]
+
+    def clear(self) -> None:
+        """Take all faults out of force."""
+        self._active.clear()
+
+    def occurred(self, fault: Fault) -> int:
+        """Return how often a fault has occurred."""
+        return sum(active.occurred for active in self._active if active.fault == fault)
+
+    def pick(self, point: Point, task_id: str | None = None) -> tuple[Fault, ...]:
+        """Return the faults that occur at this event, in the order in which they were added."""
+        return tuple(active.fault for active in self._active if self._matches(active, point, task_id))
+
+    def _matches(self, active: ActiveFault, point: Point, task_id: str | None) -> bool:
+        fault = active.fault
+        if fault.on != point or fault.task_id not in {None, task_id}:
+            return False
+        active.met += 1
+        matches = (
+            fault.nth in {None, active.met}
+            and (fault.times is None or active.occurred < fault.times)
+            and (fault.probability >= 1 or self._random.random() < fault.probability)
+        )
+        active.occurred += matches
+        return matches
 
 
 class CallbackQueue:

@@ -1,4 +1,4 @@
-"""The timeline of a task: when it reaches each stage, how it ends, and what record-info says at any time. Pure.
+"""Tasks: what was submitted, what it costs, and what becomes of it when. Pure.
 
 Times are seconds since the submission. By default they are those of the real service (text after some 10 s, the first
 track after some 45 s, all after 60 to 140 s), divided by the speed.
@@ -6,17 +6,27 @@ track after some 45 s, all after 60 to 140 s), divided by the speed.
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 
-from kie_async.models import STAGES
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
+from kie_async.models import STAGES, Operation
+from kie_async.settings import RouteName, is_loopback
 
 NEVER = math.inf
 PENDING_FOR = 180.0  # observed: "it stays PENDING for minutes"
 REFUNDED = 531  # at the service: the one code that says that the credits are given back
+TEXTS = ("prompt", "style", "title", "negative_tags", "lyrics")
+
+
+# ---------------------------------------------------------------- the life of a task
 
 
 def seeded(seed: str) -> random.Random:
@@ -208,3 +218,115 @@ class PlannedCallback:
     forged: ForgedContent | None = None
     as_record: bool = False
     early: bool = False
+
+
+# ---------------------------------------------------------------- what was submitted
+
+
+def host_of(url: str) -> str | None:
+    """Return the host of a URL; None if it has none, or cannot be read."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+@attrs.frozen
+class EmulatedSubmission:
+    """The content of a submission, on either route.
+
+    Attributes:
+        source: the id of a track, or the URL of an upload.
+        texts: prompt, style, title, negative_tags, lyrics; what is missing is empty.
+    """
+
+    operation: Operation
+    model: str = ""
+    callback_url: str = ""
+    source: str = ""
+    continue_at: float | None = None
+    texts: Mapping[str, str] = MappingProxyType(dict.fromkeys(TEXTS, ""))
+    instrumental: bool = False
+    own_parameters: bool = False
+    variety: float | None = None
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether callbacks are sent: only to loopback."""
+        return is_loopback(host_of(self.callback_url))
+
+
+@attrs.define
+class ReceivedRequest:
+    """A submission as it came in, accepted or not.
+
+    Attributes:
+        at: when, on the emulator's clock.
+        admitted: whether the quota let it in.
+        code: the body code of the answer, before faults; None if a fault prevented that it was handled.
+        task_id: the task it became.
+    """
+
+    at: float
+    route: RouteName
+    admitted: bool = True
+    code: int | None = None
+    task_id: str | None = None
+
+
+@attrs.define
+class Charge:
+    """What one accepted submission cost, and for what.
+
+    Attributes:
+        number: from 1.
+        raw: the body as it came.
+        at: when the submission came in, on the emulator's clock.
+        refunded: whether it was given back.
+    """
+
+    number: int
+    task_id: str
+    operation: str
+    route: RouteName
+    raw: bytes = attrs.field(repr=False)
+    at: float
+    callback_url: str = attrs.field(repr=False)
+    credits: float = CREDITS_PER_TASK
+    refunded: bool = False
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body as JSON."""
+        body: dict[str, Any] = json.loads(self.raw)
+        return body
+
+
+@attrs.define(eq=False)
+class EmulatedTask:
+    """An accepted submission.
+
+    Attributes:
+        at: when it was accepted, on the emulator's clock.
+        created: the same in epoch milliseconds.
+        start: where its source is continued, in seconds.
+        track_ids: the ids of its two tracks.
+        given_up: whether its callbacks failed three times in a row.
+        early: callbacks that go out before the submission is answered.
+    """
+
+    id: str
+    submission: EmulatedSubmission
+    charge: Charge
+    timeline: Timeline
+    at: float
+    created: int
+    start: float
+    track_ids: tuple[str, str]
+    given_up: bool = False
+    early: tuple[PlannedCallback, ...] = ()
+
+    @property
+    def end(self) -> float:
+        """When it is over, on the emulator's clock; infinite if it never is."""
+        return self.at + self.timeline.end
