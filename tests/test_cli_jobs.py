@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import pytest
-from command_line import Terminal, ended, environment, served, started
+from command_line import Terminal, ended, environment, lines, served, started
 
 import kie_async as kie
 from kie_async.emulator import Fault
@@ -224,6 +225,82 @@ def test_no_such_job(terminal: Terminal, out: Path) -> None:
     assert "no job 'none'" in answer.err
 
 
+# ---------------------------------------------------------------- wait, results
+
+
+async def _end(journal: SQLiteJournal, key: str, *states: State, **facts: Any) -> None:
+    """Take a new job through some states; the facts are those of the last."""
+    await journal.add([job(key)])
+    await journal.intend(key, f"{TOKEN}-{key}")
+    for each in states[:-1]:
+        await journal.move(key, each, **({"task_id": f"{key}-task"} if each is State.SUBMITTED else {}))
+    await journal.move(key, states[-1], **facts)
+
+
+MADE = (State.SUBMITTED, State.SUCCEEDED, State.DELIVERED)
+
+
+def test_waiting_ends_after_its_time_and_says_how_to_wait_on(terminal: Terminal, out: Path) -> None:
+    words = ("jobs", "wait", "--timeout", "0", "--out", str(out))
+    answer = terminal(*words)
+    assert answer.code == 6
+    assert "2 jobs did not come to an end in time" in answer.err
+    assert answer.err.splitlines()[-1].strip() == f"kie-async {' '.join(words)}"
+    value = terminal(*words, "--json").value
+    assert (value["error"]["charged"], value["counts"]["waiting"]) == ("maybe", 2)
+
+
+def test_waiting_ends_as_the_jobs_did(terminal: Terminal, tmp_path: Path) -> None:
+    words = ("jobs", "wait", "--out", str(tmp_path))
+    with_journal(tmp_path / FILE, lambda journal: _end(journal, "done", *MADE))
+    answer = terminal(*words)
+    assert (answer.code, answer.out, answer.err) == (0, "", "1 done, 0 failed of 1 job\n")
+    with_journal(tmp_path / FILE, lambda journal: _end(journal, "bad", State.SUBMITTED, State.FAILED, error=REASON))
+    answer = terminal(*words)
+    assert answer.code == 3
+    assert "1 job failed or were refused" in answer.err
+    assert f"kie-async jobs retry KEY --out {tmp_path}" in answer.err
+    with_journal(tmp_path / FILE, lambda journal: _end(journal, "lost", State.UNKNOWN, error=UNKNOWN))
+    answer = terminal(*words, "--json")
+    assert answer.code == 7
+    assert answer.value["counts"] == {
+        "waiting": 0, "submitted": 0, "made": 0, "done": 1, "failed": 1, "unknown": 1, "abandoned": 0,
+    }  # fmt: skip
+
+
+def test_ctrl_c_while_jobs_are_awaited(out: Path) -> None:
+    words = ("jobs", "wait", "--out", str(out))
+    with started(*words, env=environment()) as process:
+        lines(process, until=b"2 waiting")
+        process.send_signal(signal.SIGINT)
+        answer = ended(process)
+    assert answer.code == 130
+    assert answer.err.splitlines()[-1].strip() == f"kie-async {' '.join(words)}"
+
+
+def test_results_are_tracks_and_reasons(terminal: Terminal, tmp_path: Path) -> None:
+    tracks = tuple(kie.Track(id=name, audio_url=f"https://a.example/{name}.mp3", duration=90.04) for name in "ab")
+
+    async def fill(journal: SQLiteJournal) -> None:
+        await _end(journal, "done", *MADE, files=("one.mp3", "two.mp3"))
+        await _end(journal, "made", State.SUBMITTED, State.SUCCEEDED, tracks=tracks)
+        await _end(journal, "open", State.SUBMITTED, task_id=TASK)
+        await _end(journal, "bad", State.SUBMITTED, State.FAILED, error=REASON)
+
+    with_journal(tmp_path / FILE, fill)
+    with_journal(tmp_path / FILE, lambda journal: journal.move("made", State.DELIVERED, files=("a.mp3", "b.mp3")))
+    answer = terminal("jobs", "results", "--out", str(tmp_path))
+    assert answer.code == 0
+    assert answer.out.splitlines() == [
+        "made  90.0 s  https://a.example/a.mp3  a.mp3",
+        "made  90.0 s  https://a.example/b.mp3  b.mp3",
+    ]
+    assert answer.err == "bad  failed  bad-task  it\ufffd failed, see https://x.example/…\n"
+    value = terminal("jobs", "results", "--out", str(tmp_path), "--json").value
+    assert {each["key"]: len(each["tracks"]) for each in value["jobs"]} == {"done": 0, "made": 2, "bad": 0}
+    assert value["jobs"][1]["tracks"][0]["audio_url"] == "https://a.example/a.mp3"
+
+
 # ---------------------------------------------------------------- retry
 
 
@@ -347,7 +424,7 @@ def test_decisions_take_effect_with_the_next_run(terminal: Terminal, service: Em
 
 
 def test_help(terminal: Terminal) -> None:
-    for name in ("list", "show", "retry", "resolve", "adopt"):
+    for name in ("list", "wait", "results", "show", "retry", "resolve", "adopt"):
         answer = terminal("jobs", name, "--help")
         assert answer.code == 0
         assert f"Example: kie-async jobs {name}" in answer.out

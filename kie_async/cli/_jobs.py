@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from typing import Annotated, Any
 
+import anyio
+import attrs
 from cyclopts import App, Parameter
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
@@ -19,18 +22,25 @@ from kie_async.batch import (
     resolve_as,
     retry,
     retry_unknown,
+    song_of,
     strip_secrets,
 )
+from kie_async.cli._batch import batch_error
 from kie_async.cli._batch_progress import Counts, count_of, job_line, job_value
-from kie_async.cli._connect import find_journal, make_settings
+from kie_async.cli._connect import JournalLocation, find_journal, make_settings
 from kie_async.cli._exit_codes import UsageError
-from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, ResolveOptions, Yes
+from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, ResolveOptions, Timeout, Yes
 from kie_async.cli._output import Output, confirm
+from kie_async.errors import WaitTimeoutError
 from kie_async.events import clean
-from kie_async.journal import Attempt, Job, State
-from kie_async.models import ExtendRequest
+from kie_async.journal import Attempt, Job, Journal, State
+from kie_async.models import ExtendRequest, Track
 
 app = App(name="jobs", help="See what became of the jobs of a batch, and decide about them.", help_epilogue="")
+
+_INTERVAL = 1.0  # seconds between two reads of the journal
+_MADE = (State.SUCCEEDED, State.DELIVERED)
+_FAILED = (State.FAILED, State.REJECTED, State.UNKNOWN)
 
 KeyArg = Annotated[str, Parameter(help="The key of a job.")]
 
@@ -47,17 +57,69 @@ async def list_jobs(
     Example: kie-async jobs list --state failed --state unknown --out new
     """
     location = find_journal(options.journal, options.out)
-    output.value["jobs"], after = [], 0
+    output.value["jobs"] = []
     async with location.opened() as journal:
-        while output.stdout_error is None and (
-            page := await journal.page(*state, batch=location.only_batch, after=after)
-        ):
-            after = page[-1][0]
-            for _, job in page:
-                _show_job(output, job)
+        async for job in _jobs_in(journal, output, location, *state):
+            _show_job(output, job)
         counts = await journal.counts(location.only_batch)
     output.value["counts"] = {each.value: counts.get(each, 0) for each in State}
     output.say(Counts.of(counts).summary)
+
+
+async def _jobs_in(journal: Journal, output: Output, location: JournalLocation, *states: State) -> AsyncIterator[Job]:
+    """The jobs in these states, or in any, as long as somebody reads what is said of them."""
+    after = 0
+    while output.stdout_error is None and (page := await journal.page(*states, batch=location.only_batch, after=after)):
+        after = page[-1][0]
+        for _, job in page:
+            yield job
+
+
+@app.command(name="wait")
+async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options: JobsOptions = JOBS) -> None:
+    """Wait until every job has come to its end, wherever workers make them.
+
+    Example: kie-async jobs wait --journal postgresql://kie@db.example/kie --out new
+    """
+    location = find_journal(options.journal, options.out)
+    where = location.with_out(options.out) if options.out else location.options
+    again = f"the jobs go on if a worker makes them; wait again:\n  {location.as_typed(output.words)}"
+    output.hints = dict.fromkeys((6, 8, 130), again)
+    async with location.opened() as journal:
+        with anyio.move_on_after(max_wait):
+            while (counts := Counts.of(await journal.counts(location.only_batch))).open:
+                output.display.doing(str(counts))
+                await anyio.sleep(_INTERVAL)
+        counts = Counts.of(await journal.counts(location.only_batch))
+    output.value["counts"] = attrs.asdict(counts)
+    output.say(counts.summary)
+    if counts.open:
+        raise WaitTimeoutError(f"{count_of(counts.open, 'job')} did not come to an end in time", charged="maybe")
+    if (error := batch_error(counts, where, location.as_typed(output.words))) is not None:
+        raise error
+
+
+@app.command
+async def results(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
+    """Show what was made: key, song, length, address and file of each track; and why the other jobs failed.
+
+    Example: kie-async jobs results --journal postgresql://kie@db.example/kie --out new
+    """
+    location = find_journal(options.journal, options.out)
+    output.value["jobs"] = []
+    async with location.opened() as journal:
+        async for job in _jobs_in(journal, output, location, *_MADE, *_FAILED):
+            if output.as_json:
+                output.value["jobs"].append({**job_value(job), "tracks": [track.to_dict() for track in job.tracks]})
+            if job.state in _FAILED:
+                output.say(job_line(job))
+            for track, file in zip(job.tracks, chain(job.files, repeat("")), strict=False):
+                output.print(_track_line(job, track, file))
+
+
+def _track_line(job: Job, track: Track, file: str) -> str:
+    length = "" if track.duration is None else f"{track.duration:.1f} s"
+    return "  ".join(filter(None, (job.key, song_of(job.request), length, track.audio_url, file)))
 
 
 @app.command
