@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from command_line import Answer, Terminal, ended, environment, served, started
+from command_line import Answer, Terminal, ended, environment, lines, served, started
 
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
@@ -142,6 +142,96 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
     assert "left to another batch of this journal: 2 jobs" in elsewhere.err
     assert terminal("jobs", "list", *place, "--state", "delivered").out.count("delivered") == 2
     assert not terminal("jobs", "list", "--out", str(out / "b"), "--journal", database_url).out
+
+
+# ---------------------------------------------------------------- a queue that is only filled
+
+
+def test_what_was_enqueued_is_made_by_a_worker(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, songs: Path, out: Path
+) -> None:
+    for song in sorted(songs.iterdir())[2:]:
+        song.unlink()
+    place = ("--out", str(out), "--journal", database_url)
+    answer = terminal("batch", str(songs), *MUSIC[:-1], "--enqueue", "--yes", *place)
+    assert answer.code == 0
+    assert not answer.out
+    assert answer.err.splitlines() == [
+        "on record: 2 jobs, of which 2 are new",
+        "the songs are files of this machine: a worker on another one cannot read them, and rejects them",
+        'make them: kie-async worker --journal "$KIE_JOURNAL" --out DIR',
+        f"wait for them: kie-async jobs wait --journal \"$KIE_JOURNAL\" --out '{out}'",
+    ]
+    assert not service.arrivals
+    assert not out.exists()
+    with started("jobs", "wait", *place, env=environment(service)) as waiting:
+        lines(waiting, until=b"2 waiting")
+        assert terminal("worker", *place, "--until-done", "--callbacks").code == 0
+        answer = ended(waiting)
+    assert answer.code == 0
+    assert answer.err.splitlines()[-1] == "2 done, 0 failed of 2 jobs"
+    rows = [line.split("  ") for line in terminal("jobs", "results", *place).out.splitlines()]
+    assert {row[1] for row in rows} == {"song 0", "song 1"}
+    assert {row[-1] for row in rows} == {path.name for path in out.glob("*.mp3")}
+    assert len(service.ledger) == 2
+
+
+def test_enqueuing_needs_no_key_and_is_done_once(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KIE_JOURNAL", database_url)
+    monkeypatch.delenv("KIE_API_KEY", raising=False)
+    manifest = tmp_path / "jobs.csv"
+    manifest.write_text("id,audio_id,model\none,a1,V5\n")
+    words = ("batch", str(manifest), "--enqueue")
+    answer = terminal(*words)
+    assert answer.code == 2
+    assert "1 new job will cost about 12 credits: nothing was done; if that is meant, give --yes" in answer.err
+    assert not terminal("jobs", "list").out
+    answer = terminal(*words, "--yes")
+    assert answer.code == 0
+    assert answer.err.splitlines() == [
+        "on record: 1 job, of which 1 is new",
+        'make them: kie-async worker --journal "$KIE_JOURNAL" --out DIR',
+        'wait for them: kie-async jobs wait --journal "$KIE_JOURNAL"',
+    ]
+    assert terminal(*words, "--yes", "--json").value == {"jobs": 1, "new": 0}
+    assert terminal("jobs", "list").out == "one  planned\n"
+    assert terminal("jobs", "wait", "--timeout", "0").code == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--enqueue", "--journal", "jobs.sqlite"), "--enqueue needs --journal postgresql://"),
+        (("--enqueue", "--journal", "postgresql:///kie", "--jsonl"), "give --jsonl and --callbacks to them"),
+        (("--enqueue", "--journal", "postgresql:///kie", "--callbacks"), "give --jsonl and --callbacks to them"),
+        (("--journal", "jobs.sqlite"), "--out is missing"),
+    ],
+)
+def test_what_cannot_be_enqueued_is_refused(
+    terminal: Terminal, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "jobs.csv").write_text("id,audio_id,model\none,a1,V5\n")
+    answer = terminal("batch", str(tmp_path / "jobs.csv"), "--yes", *words)
+    assert answer.code == 2
+    assert says in answer.err
+
+
+def test_a_request_that_the_route_refuses_is_not_enqueued(
+    terminal: Terminal, database_url: str, songs: Path, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "jobs.csv"
+    manifest.write_text(f"source,style,title,lyrics\n{songs}/song 0.wav,s,t,la\n")
+    words = ("batch", str(manifest), "--at", "1", "--enqueue", "--yes", "--journal", database_url)
+    answer = terminal(*words)
+    assert answer.code == 2
+    assert "use --route jobs" in answer.err
+    assert not terminal("jobs", "list", "--journal", database_url).out
+    assert terminal(*words, "--route", "jobs").code == 0
+
+
+# ---------------------------------------------------------------- what goes wrong
 
 
 def test_a_wrong_key_stops_a_worker(

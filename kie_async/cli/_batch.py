@@ -10,8 +10,8 @@ from typing import Annotated, Unpack
 import attrs
 from cyclopts import Parameter
 
-from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async.batch import Manifest, ManifestSummary, read_manifest, run_batch, run_shared_batch, work
+from kie_async._protocol.request_rules import CREDITS_PER_TASK, is_url
+from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch, work
 from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
 from kie_async.cli._connect import (
     JournalLocation,
@@ -26,11 +26,14 @@ from kie_async.cli._options import BATCH, WORKER, BatchOptions, Directory, Outpu
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import Job, Journal, State
+from kie_async.models import Request, UploadExtendRequest
 from kie_async.session import KieSession
+from kie_async.settings import Settings
 
 ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
 # How the built-in emulator is served: what a batch waits for is the quota alone.
 _EMULATED = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
+_NO_KEY = "none-is-needed"  # to check requests
 
 
 @attrs.frozen
@@ -40,14 +43,12 @@ class BatchOrder:
     Attributes:
         jobs: of the manifest.
         summary: how many they are, of which kind.
-        out: where the files go.
         location: where the jobs are kept.
         options: how it is to be done.
     """
 
     jobs: Manifest
     summary: ManifestSummary
-    out: Path
     location: JournalLocation
     options: BatchOptions
 
@@ -80,7 +81,7 @@ async def batch(
     /,
     *,
     output: OutputArg,
-    out: Directory,
+    out: Annotated[Directory | None, Parameter(help="Where the files go; with --enqueue it names the batch.")] = None,
     options: BatchOptions = BATCH,
 ) -> None:
     """Extend many songs, and download what comes of them; the same command again goes on where it was stopped.
@@ -93,16 +94,21 @@ async def batch(
         raise UsageError("--json and --jsonl are both given: leave one out")
     options.receiver.check()
     location = find_journal(options.run.journal, out, emulate=options.run.emulate)
-    if location.is_shared:
-        _check_shared(options)
+    _check(options, location)
     jobs = read_manifest(manifest, defaults=options.music.shared())
-    order = BatchOrder(jobs, await jobs.check(), out, location, options)
+    order = BatchOrder(jobs, await jobs.check(), location, options)
     if options.run.dry_run:
         await _show_plan(output, order)
         return
+    if options.run.enqueue:
+        await _ask(output, order)
+        await _enqueue(output, order, out)
+        return
+    if out is None:
+        raise UsageError("--out is missing: give the directory where the files go")
     await _ask(output, order)
     with stopped_by_sigterm(_stopped):
-        await _run(output, order)
+        await _run(output, order, out)
 
 
 async def _ask(output: Output, order: BatchOrder) -> None:
@@ -113,7 +119,7 @@ async def _ask(output: Output, order: BatchOrder) -> None:
     _, jobs = await order.count()
     if not jobs or (jobs <= ASK_ABOVE and (run.emulate or is_at_terminal())):
         return
-    if not run.emulate:
+    if not (run.emulate or run.enqueue):
         make_settings({})  # without a key there is nothing to confirm
     cost = jobs * CREDITS_PER_TASK
     words = f"about {cost:.12g} credits"
@@ -126,11 +132,16 @@ def _stopped() -> None:
     raise TerminatedError("stopped by SIGTERM")
 
 
-def _check_shared(options: BatchOptions) -> None:
-    if options.run.emulate:
+def _check(options: BatchOptions, location: JournalLocation) -> None:
+    run = options.run
+    if location.is_shared and run.emulate:
         raise UsageError("--emulate is for one process; for several, run 'kie-async emulate' and set what it prints")
-    if options.run.max_credits is not None:
+    if location.is_shared and run.max_credits is not None:
         raise UsageError("--max-credits cannot bind the other workers of a shared journal: leave it out")
+    if run.enqueue and not location.is_shared:
+        raise UsageError("--enqueue needs --journal postgresql://...; with a file, 'kie-async batch' does all")
+    if run.enqueue and (run.jsonl or options.receiver.callbacks):
+        raise UsageError("--enqueue leaves the jobs to workers: give --jsonl and --callbacks to them")
 
 
 # ---------------------------------------------------------------- the plan
@@ -157,30 +168,57 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
     output.print(f"{left:>7.12g}  credits are left on the account")
 
 
+# ---------------------------------------------------------------- for workers
+
+
+async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
+    """Put the jobs on record, and say what comes next."""
+    location, total = order.location, order.summary.total
+    output.hints = dict.fromkeys((8, 130), f"go on with the same command:\n  {location.as_typed(output.words)}")
+    session = KieSession(Settings(api_key=_NO_KEY, route=order.options.common.route))  # checks requests, sends nothing
+    async with location.journal() as journal:
+        before = await journal.counts(order.name)
+        await enqueue(journal, order.jobs, order.name, session.check_request)
+        new = sum((await journal.counts(order.name)).values()) - sum(before.values())
+    output.value |= {"jobs": total, "new": new}
+    output.say(f"on record: {count_of(total, 'job')}, of which {new} {'is' if new == 1 else 'are'} new")
+    if any([_is_local(job.request) async for job in order.jobs]):
+        output.say("the songs are files of this machine: a worker on another one cannot read them, and rejects them")
+    where = location.with_out(out) if out else location.options
+    output.say(f"make them: kie-async worker {location.options} --out DIR")
+    output.say(f"wait for them: kie-async jobs wait {where}")
+
+
+def _is_local(request: Request) -> bool:
+    return isinstance(request, UploadExtendRequest) and not is_url(request.source)
+
+
 # ---------------------------------------------------------------- the run
 
 
-async def _run(output: Output, order: BatchOrder) -> None:
+async def _run(output: Output, order: BatchOrder, out: Path) -> None:
     """Run the batch, and raise if it does not deliver all."""
     command = order.location.as_typed(output.words)
     output.hints = _hints(command, order.location.options, emulated=order.options.run.emulate)
-    progress = BatchProgress(output, order.out, jsonl=order.options.run.jsonl)
+    progress = BatchProgress(output, out, jsonl=order.options.run.jsonl)
     journal = order.location.journal()
     async with (
         order.location.quota() as limiter,
         order.connect(output, observer=progress.emit, journal=journal, limiter=limiter) as session,
         progress.shown(journal, order.name),
     ):
-        await _work(order, session, journal, progress.job_changed)
+        await _work(order, out, session, journal, progress.job_changed)
     if (others := order.summary.total - progress.counts.total) > 0:
         output.say(f"left to another batch of this journal: {count_of(others, 'job')}")
-    error = batch_error(progress.counts, order.location.with_out(order.out), command, lost=progress.lost)
+    error = batch_error(progress.counts, order.location.with_out(out), command, lost=progress.lost)
     if error is not None:
         raise error
 
 
-async def _work(order: BatchOrder, session: KieSession, journal: Journal, observer: Callable[[Job], None]) -> None:
-    jobs, out, name = order.jobs, order.out, order.name
+async def _work(
+    order: BatchOrder, out: Path, session: KieSession, journal: Journal, observer: Callable[[Job], None]
+) -> None:
+    jobs, name = order.jobs, order.name
     if order.location.is_shared:
         dsn = order.location.address
         await run_shared_batch(session, jobs, journal=journal, dsn=dsn, directory=out, observer=observer, batch=name)

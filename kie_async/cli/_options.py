@@ -236,12 +236,14 @@ class BatchRunOptions:
     Attributes:
         dry_run: Show what would be done and what it would cost; send nothing.
         max_credits: Never spend more than this on the batch.
+        enqueue: Put the jobs on record and leave; workers make them ('kie-async worker').
         emulate: Use a built-in emulator: no key, no cost. It ends with the command; 'kie-async emulate' lasts.
     """
 
     journal: JournalOption = None
     yes: Yes = False
     dry_run: bool = False
+    enqueue: bool = False
     max_credits: NotNegative | None = None
     emulate: bool = False
     jsonl: Jsonl = False
