@@ -41,7 +41,7 @@ class FileHost:
     def url(self, path: str = "/a.mp3?Signature=secret") -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}{path}"
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
         assert task is not None
@@ -70,7 +70,7 @@ class FileHost:
 @asynccontextmanager
 async def file_host(*replies: Reply, tls: ssl.SSLContext | None = None) -> AsyncIterator[FileHost]:
     host = FileHost(list(replies), scheme="https" if tls else "http")
-    server = await asyncio.start_server(host._serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(host.serve_connection, "127.0.0.1", 0, ssl=tls)
     host.port = server.sockets[0].getsockname()[1]
     async with server:
         try:

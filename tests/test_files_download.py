@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ from test_files_part import disk_of
 from virtual_time import VirtualTimeLoop
 
 from kie_async import files
-from kie_async._client.downloads import Fetcher
+from kie_async._client import Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError, StorageError
 from kie_async.events import Event, Notice, Retrying
 from kie_async.models import Track
@@ -342,7 +343,7 @@ async def test_an_endless_body_is_stopped_at_the_cap(tmp_path: Path) -> None:
 async def test_a_large_file_needs_room_before_a_byte_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 9, 1_500_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1_500_000))
     async with file_host(serve(LONG)) as host:
         with pytest.raises(StorageError, match="no room") as caught:
             await download(host, tmp_path, task_id="t1")

@@ -25,7 +25,6 @@ from psycopg_pool import AsyncConnectionPool
 
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.journal import InboundCallback, Journal, PostgresJournal, State
-from kie_async.journal._leases import new_process_id
 
 pytestmark = pytest.mark.anyio
 
@@ -325,7 +324,7 @@ async def test_a_refusal_is_not_tried_again(journal: PostgresJournal, database_u
 async def test_the_lease_of_a_process_that_is_gone_is_taken_over(database_url: str) -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
     await process.wait()
-    dead = new_process_id().replace(f":{os.getpid()}:", f":{process.pid}:")
+    dead = PostgresJournal(database_url).process_id.replace(f":{os.getpid()}:", f":{process.pid}:")
     async with PostgresJournal(database_url, process_id=dead) as gone, PostgresJournal(database_url) as journal:
         await gone.lease("x", 60)
         await journal.lease("x", 60)

@@ -19,8 +19,7 @@ from leaks import frames
 from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
-from kie_async._client import http_client
-from kie_async._client.http_client import UPLOADS_AT_ONCE
+from kie_async._client.http_client import form
 from kie_async._protocol.endpoints import FilePart, upload
 from kie_async._protocol.schedule import READ_ATTEMPTS
 from kie_async.models import UploadedFile
@@ -29,6 +28,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]
 
 ANSWER = sample_json("exchange_file_base64_upload.captured.json")["response"]["json"]
 DONE = ok(json.dumps(ANSWER).encode(), end="close")
+AT_ONCE = 4  # uploads
 CONTENT = bytes(range(256)) * 4000  # four pieces
 
 
@@ -88,7 +88,9 @@ async def test_progress_is_told_on_the_loop(part: FilePart) -> None:
     watched = attrs.evolve(part, on_bytes=lambda done: emitted.append((done, threading.current_thread())))
     async with fault_server(DONE) as server:
         await sent(server, watched)
-    assert [done for done, _ in emitted] == [*range(http_client._PIECE, len(CONTENT), http_client._PIECE), len(CONTENT)]
+    sizes = [done for done, _ in emitted]
+    assert sizes == [*range(sizes[0], len(CONTENT), sizes[0]), len(CONTENT)]
+    assert len(sizes) == 4
     assert {thread for _, thread in emitted} == {threading.current_thread()}
 
 
@@ -119,13 +121,17 @@ async def test_a_file_of_another_size_than_announced(part: FilePart, real: int) 
 
 
 async def test_a_file_that_shrinks_while_it_is_sent(part: FilePart) -> None:
+    sizes: list[int] = []
+
     def shrink(done: int) -> None:
-        if done == 2 * http_client._PIECE:
-            part.path.write_bytes(CONTENT[: 2 * http_client._PIECE])
+        sizes.append(done)
+        if len(sizes) == 2:
+            part.path.write_bytes(CONTENT[:done])
 
     async with fault_server(Reply(read="head", end="wait")) as server:
         with pytest.raises(errors.FileError, match="changed"):
             await sent(server, attrs.evolve(part, on_bytes=shrink))
+    assert len(sizes) == 2
 
 
 async def test_a_file_that_shrinks_between_two_calls(part: FilePart, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +140,9 @@ async def test_a_file_that_shrinks_between_two_calls(part: FilePart, monkeypatch
 
     monkeypatch.setattr(os, "fstat", lambda _number: About)
     part.path.write_bytes(CONTENT[:9])
-    with pytest.raises(errors.FileError, match="changed"):
-        http_client._read(part, 0)
+    async with fault_server(Reply(read="head", end="wait")) as server:
+        with pytest.raises(errors.FileError, match="changed"):
+            await sent(server, part)
 
 
 async def test_a_file_that_is_gone(part: FilePart) -> None:
@@ -180,7 +187,7 @@ async def test_few_uploads_at_once(part: FilePart) -> None:
     slow = Reply((b"", DONE.pieces[0]), pause=5)
     async with fault_server(slow) as server, transport(server.url) as opened:
         await asyncio.gather(*(opened.send(upload(part)) for _ in range(12)))
-        assert server.most_open == UPLOADS_AT_ONCE
+        assert server.most_open == AT_ONCE
         assert len(server.asked) == 12
 
 
@@ -199,7 +206,7 @@ async def test_cancelled_uploads_leave_nothing_open(part: FilePart) -> None:
     taken: list[int] = []
     watched = attrs.evolve(part, on_bytes=taken.append)
     async with fault_server(Reply(read="head", end="wait")) as server, transport(server.url) as opened:
-        for _ in range(2 * UPLOADS_AT_ONCE):
+        for _ in range(2 * AT_ONCE):
             taken.clear()
             sending = asyncio.ensure_future(opened.send(upload(watched)))
             while not taken:
@@ -212,4 +219,4 @@ async def test_cancelled_uploads_leave_nothing_open(part: FilePart) -> None:
 
 async def test_a_file_is_no_text(part: FilePart) -> None:
     with pytest.raises(TypeError):
-        http_client._Content(part).decode()
+        form(part)().decode()
