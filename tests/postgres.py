@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, LiteralString
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -82,7 +82,8 @@ def new_database(url: str) -> str:
     name = f"kie_test_{uuid.uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
-    return urlsplit(url)._replace(path=f"/{name}").geturl()
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc, name, parts.query, ""))
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def manifest(path: Path, count: int) -> str:
 
 
 def test_the_command_says_so(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:
-    words = ("batch", manifest(tmp_path / "jobs.csv", 40), "--out", str(tmp_path / "out"), "--yes")
+    words = ("batch", manifest(tmp_path / "jobs.csv", 40), "--out", str(tmp_path / "out"), "--callbacks", "--yes")
     answer = terminal(*words, "--json")
     assert answer.code == 3
     assert answer.value["error"]["type"] == "TooManyFailuresError"
@@ -167,7 +167,7 @@ def test_a_worker_stops_too(terminal: Terminal, service: EmulatorHandle, tmp_pat
             await journal.add(Job(key=request.title or "", request=request) for request in requests(12))
 
     asyncio.run(fill())
-    answer = terminal("worker", *place, "--at-once", "1", "--json")
+    answer = terminal("worker", *place, "--at-once", "1", "--callbacks", "--json")
     assert answer.code == 3
     assert answer.value["error"]["type"] == "TooManyFailuresError"
     assert len(service.ledger) == 5

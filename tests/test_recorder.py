@@ -33,8 +33,8 @@ from kie_async.journal._transitions import state_after
 pytestmark = pytest.mark.anyio
 
 
-def store(folder: Path, process_id: str | None = None) -> SQLiteJournal:
-    return SQLiteJournal(folder / "journal.sqlite", process_id=process_id, poll=5.0)
+def store(folder: Path, process_id: str | None = None, poll: float = 5.0) -> SQLiteJournal:
+    return SQLiteJournal(folder / "journal.sqlite", process_id=process_id, poll=poll)
 
 
 class Away:
@@ -94,10 +94,12 @@ class Kept:
 
 
 @asynccontextmanager
-async def recording(folder: Path, process_id: str | None = None, **options: Any) -> AsyncIterator[Kept]:
+async def recording(
+    folder: Path, process_id: str | None = None, *, poll: float = 5.0, **options: Any
+) -> AsyncIterator[Kept]:
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(serving(credits=1e6, **options))
-        journal = Away(store(folder, process_id))
+        journal = Away(store(folder, process_id, poll))
         session = kie.KieSession(service.session.settings, journal=as_journal(journal))
         yield Kept(service, await stack.enter_async_context(session), journal)
 
@@ -276,7 +278,7 @@ async def test_a_key_whose_task_has_ended_is_followed_and_its_end_is_not_recorde
 
 
 async def test_old_callbacks_that_cannot_be_deleted_now_are_told(tmp_path: Path) -> None:
-    async with recording(tmp_path) as kept:
+    async with recording(tmp_path, poll=600.0) as kept:
         await anyio.sleep(1)
         kept.journal.failures["prune"] = 1
         await anyio.sleep(3700)

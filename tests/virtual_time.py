@@ -15,7 +15,7 @@ from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
-GRACE = 0.005  # real seconds to wait for a socket before the clock jumps
+GRACE = 0.001  # real seconds to wait for a socket before the clock jumps; loopback delivers while it is sent to
 BEYOND = 1e-6  # seconds by which the clock jumps beyond a timer: at its very moment, rounding decides what is due
 THREAD_PATIENCE = 0.05  # real seconds between two looks at a busy thread
 
