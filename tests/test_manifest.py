@@ -350,7 +350,7 @@ LINES = {
     "not a number": ('{"audio_id": "a1", "model": "V5", "style_weight": NaN}\n', "", "is no JSON"),
     "a field twice": ('{"audio_id": "a1", "audio_id": "a2", "model": "V5"}', "", "written twice"),
     "unknown": ('{"audio_id": "a1", "model": "V5", "callBackUrl": "x"}', "callBackUrl", "no known column"),
-    "a huge number": (f'{{"audio_id": "a1", "model": "V5", "style_weight": {10**400}}}', "style_weight", "measure"),
+    "a huge number": (f'{{"audio_id": "a1", "model": "V5", "style_weight": {10**400}}}', "style_weight", "0 to 1"),
     "a flag that is a number": ('{"audio_id": "a1", "model": "V5", "instrumental": 1}', "instrumental", "type int"),
     "a number that is a flag": ('{"audio_id": "a1", "model": "V5", "style_weight": true}', "style_weight", "type bool"),
     "a moment that is a flag": ('{"audio_id": "a1", "model": "V5", "continue_at": true}', "continue_at", "type bool"),

@@ -10,7 +10,7 @@ import hashlib
 import stat
 from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import cache
 from itertools import islice, pairwise
@@ -21,17 +21,19 @@ from typing import TypeAlias
 import attrs
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async.batch._manifest_rows import read_file, read_folder
-from kie_async.batch._row_parser import ManifestEntry, Row, parse_defaults, parse_row
+from kie_async.batch._manifest_rows import Row, parse_defaults, parse_row, read_file, unreadable
+from kie_async.batch._results import SIDECAR
 from kie_async.errors import AudioError, ManifestError, Problem, RowProblem, StorageError
 from kie_async.events import clean
-from kie_async.files import AUDIO_KIND_NAMES, FileStat, check_source, measure, on_disk
+from kie_async.files import AUDIO_KIND_NAMES, AUDIO_KINDS, FileStat, check_source, measure, on_disk
 from kie_async.journal import Job, Source
 
+_AUDIO = frozenset(kind.suffix for kind in AUDIO_KINDS) | {".aif", ".mp4", ".oga", ".opus", ".wave"}
 _ROWS_AT_ONCE = 256
 _MAX_FAULTS = 100  # kept of one manifest
 _MAX_SHOWN = 3  # faults in an error's message
 
+_Entry: TypeAlias = tuple[Row, Job | Sequence[RowProblem]]
 _FileVersion: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode
 
 
@@ -82,7 +84,7 @@ class Manifest:
     def __len__(self) -> int:
         if self._summary is not None:
             return self._summary.total
-        rows = read_folder(self.path, self._pattern) if self._find_version() is None else read_file(self.path)
+        rows = _read_folder(self.path, self._pattern) if self._find_version() is None else read_file(self.path)
         with closing(rows):
             return sum(row.is_job for row in rows)
 
@@ -100,8 +102,8 @@ class Manifest:
         counter = _EntryCounter()
         self._contents = contents = await on_disk(self._open, counter)
         async with aclosing(self._entries()) as entries:
-            async for entry in entries:
-                counter.add(entry)
+            async for row, result in entries:
+                counter.add(row, result)
         summary = counter.finish("defaults" if contents.is_folder else "every row")
         if not summary.total and not counter.faults:
             counter.add_error(self._empty_error(is_folder=contents.is_folder))
@@ -116,10 +118,10 @@ class Manifest:
             await self.check()
         numbers: Counter[str] = Counter()
         async with aclosing(self._entries()) as entries:
-            async for entry in entries:
-                if entry.job is None:
-                    raise manifest_error(entry.faults, len(entry.faults))
-                yield self._number(entry.job, numbers) if not entry.has_id else entry.job
+            async for row, job in entries:
+                if not isinstance(job, Job):
+                    raise manifest_error(job, len(job))
+                yield job if "id" in row.cells else self._number(job, numbers)
 
     def _number(self, job: Job, numbers: Counter[str]) -> Job:
         """Give a job that asks for the same as an earlier one a key of its own."""
@@ -149,10 +151,10 @@ class Manifest:
             counter.add_error(fault)
         version, path = self._find_version(), self.path.absolute()
         if version is None:
-            return _Contents(defaults, str(path), None, tuple(read_folder(self.path, self._pattern)))
+            return _Contents(defaults, str(path), None, tuple(_read_folder(self.path, self._pattern)))
         return _Contents(defaults, str(path.parent), version)
 
-    async def _entries(self) -> AsyncGenerator[ManifestEntry, None]:
+    async def _entries(self) -> AsyncGenerator[_Entry, None]:
         contents = self._contents
         rows = (row for row in contents.listing) if contents.is_folder else read_file(self.path)
         try:
@@ -162,7 +164,7 @@ class Manifest:
         finally:
             await on_disk(rows.close)
 
-    def _parse_some(self, contents: _Contents, rows: Iterator[Row]) -> list[ManifestEntry]:
+    def _parse_some(self, contents: _Contents, rows: Iterator[Row]) -> list[_Entry]:
         """Parse the next rows; not beyond one whose source is read, so that cancelling waits for one source at most."""
         if self._find_version() != contents.version:
             raise self._error("changed while it was read", "wait until it is finished, then try again")
@@ -170,7 +172,7 @@ class Manifest:
         sources_read = self._sources.read_count
         entries = []
         for row in islice(rows, _ROWS_AT_ONCE):
-            entries.append(parse_row(row, contents.defaults, contents.folder, find_source))
+            entries.append((row, parse_row(row, contents.defaults, contents.folder, find_source)))
             if self._sources.read_count != sources_read:
                 break
         return entries
@@ -184,13 +186,15 @@ class Manifest:
         return RowProblem(0, "", problem, remedy, clean(self.path.name or str(self.path)))
 
     def _empty_error(self, *, is_folder: bool) -> RowProblem:
-        if not is_folder:
-            return self._fault("holds no jobs", "write a row for each")
-        if self._pattern is not None:
-            return self._fault(
-                f"holds no file that {self._pattern!r} fits", "give a pattern like '*.mp3' or '**/*.wav'"
-            )
-        return self._fault("holds no songs", f"put some into it ({AUDIO_KIND_NAMES}), or give another folder")
+        problem, remedy = "holds no jobs", "write a row for each"
+        if is_folder:
+            problem, remedy = "holds no songs", f"put some into it ({AUDIO_KIND_NAMES}), or give another folder"
+            if self._pattern is not None:
+                problem, remedy = (
+                    f"holds no file that {self._pattern!r} fits",
+                    "give a pattern like '*.mp3' or '**/*.wav'",
+                )
+        return self._fault(problem, remedy)
 
 
 def read_manifest(
@@ -213,6 +217,25 @@ def read_manifest(
         What ``run_batch`` takes. Nothing is read yet: ``check`` and ``async for`` do that.
     """
     return Manifest(Path(path), dict(defaults or {}), pattern)
+
+
+def _read_folder(folder: Path, pattern: str | None) -> Generator[Row, None, None]:
+    """List the files of a folder that match a pattern; by default those with an audio suffix.
+
+    Skips hidden files, because some systems store metadata of each file under such a name, and skips results, which
+    have a sidecar: a batch that writes into its own folder must not pay for extending its own tracks.
+    """
+    try:
+        found = sorted(folder.glob("*" if pattern is None else pattern))
+    except (ValueError, NotImplementedError, IndexError):
+        yield unreadable(0, f"{pattern!r} is no pattern", "give one like '*.mp3' or '**/*.wav'", location="pattern")
+        return
+    names = (path for path in found if pattern is not None or path.suffix.lower() in _AUDIO)
+    files = (path for path in names if not path.name.startswith(".") and path.is_file())
+    songs = (path for path in files if not path.with_name(f"{path.stem}{SIDECAR}").exists())
+    for number, path in enumerate(songs, start=1):
+        name = path.relative_to(folder).as_posix()
+        yield Row(number, {"source": name}, location=clean(name))
 
 
 @attrs.frozen
@@ -239,19 +262,6 @@ class _Contents:
 # ---------------------------------------------------------------- local sources
 
 
-@attrs.frozen
-class _SourceInfo:
-    """A local source as it was when it was read.
-
-    Attributes:
-        stat: tells whether it has changed since; None if it could not be read.
-        result: its content and length, or the reason why it cannot be used.
-    """
-
-    stat: FileStat | None
-    result: Source | Problem
-
-
 class _SourceCache:
     """Hashes and measures local sources, each once; blocks.
 
@@ -263,30 +273,33 @@ class _SourceCache:
     def __init__(self) -> None:
         self.is_checked = False
         self.read_count = 0
-        self._sources: dict[tuple[str, bool], _SourceInfo] = {}
+        # By path, and whether the length is needed: what tells whether it has changed, and what was found.
+        self._sources: dict[tuple[str, bool], tuple[FileStat | None, Source | Problem]] = {}
 
     def find(self, path: str, *, needs_length: bool) -> Source | Problem:
         """Return a source, or the problem with it; read it unless it is known and unchanged."""
         known = self._sources.get((path, needs_length))
-        info = self._read(Path(path), known, measured=needs_length)
-        if self.is_checked and known is not None and info.stat != known.stat:
-            info = _SourceInfo(None, Problem("source", "changed since the manifest was checked", "check it again"))
-        self._sources[path, needs_length] = info
-        return info.result
+        stat, found = self._read(Path(path), known, measured=needs_length)
+        if self.is_checked and known is not None and stat != known[0]:
+            stat, found = None, Problem("source", "changed since the manifest was checked", "check it again")
+        self._sources[path, needs_length] = stat, found
+        return found
 
-    def _read(self, path: Path, known: _SourceInfo | None, *, measured: bool) -> _SourceInfo:
-        before = None
+    def _read(
+        self, path: Path, known: tuple[FileStat | None, Source | Problem] | None, *, measured: bool
+    ) -> tuple[FileStat | None, Source | Problem]:
+        stat = None
         try:
-            _, before = check_source(path)
-            if known is not None and known.stat == before:
+            _, stat = check_source(path)
+            if known is not None and known[0] == stat:
                 return known
             self.read_count += 1
-            return _SourceInfo(before, _read_source(path, before, measured=measured))
+            return stat, _read_source(path, stat, measured=measured)
         except AudioError as error:
             problem, _, remedy = error.message.rpartition(": ")
-            return _SourceInfo(before, Problem("source", problem, remedy))
+            return stat, Problem("source", problem, remedy)
         except (StorageError, OSError):
-            return _SourceInfo(None, Problem("source", f"{clean(path.name)} cannot be read", "give access to it"))
+            return None, Problem("source", f"{clean(path.name)} cannot be read", "give access to it")
 
 
 def _read_source(path: Path, before: FileStat, *, measured: bool) -> Source:
@@ -337,18 +350,18 @@ class _EntryCounter:
     _rows: int = attrs.field(default=0, init=False)
     _in_every_row: set[tuple[str, str, str]] = attrs.field(factory=set, init=False)
 
-    def add(self, entry: ManifestEntry) -> None:
-        """Count one more row."""
-        for fault in entry.faults:
+    def add(self, row: Row, result: Job | Sequence[RowProblem]) -> None:
+        """Count one more row, which is a job or has faults."""
+        faults = () if isinstance(result, Job) else result
+        for fault in faults:
             self.add_error(fault)
-        if entry.columns is not None:
-            missing = {_what(fault) for fault in entry.faults if fault.field and fault.field not in entry.columns}
+        if row.is_readable:
+            missing = {_what(fault) for fault in faults if fault.field and fault.field not in row.cells}
             self._in_every_row = self._in_every_row & missing if self._rows else missing
             self._rows += 1
-        if entry.job is not None:
-            request = entry.job.request
-            self._counts[request.operation, request.model] += 1
-            (self._ids if entry.has_id else self.content_keys).add(entry.job.key, entry.line)
+        if isinstance(result, Job):
+            self._counts[result.request.operation, result.request.model] += 1
+            (self._ids if "id" in row.cells else self.content_keys).add(result.key, row.line)
 
     def add_error(self, fault: RowProblem) -> None:
         """Count one more fault; the first of them are kept."""

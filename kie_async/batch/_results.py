@@ -28,7 +28,6 @@ import attrs
 
 from kie_async._fsync import sync_directory
 from kie_async._protocol.request_rules import is_url
-from kie_async.batch._row_parser import KEY_LENGTH
 from kie_async.errors import StorageError
 from kie_async.events import clean
 from kie_async.files import AUDIO_KINDS, lock, on_disk, remove_parts, safe_name
@@ -45,6 +44,7 @@ _LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # for ``str.splitlines``, besides
 
 # Keys that ``safe_name`` does not change. No capitals: "A" and "a" are one name on some disks.
 _SAFE_KEY = re.compile(r"(?=.{1,60}\Z)[a-z0-9][a-z0-9_]*(?:-[a-z0-9_]+)*")
+KEY_LENGTH = 24  # hex digits of a key made from the content of a job: 96 bits
 _CONTENT_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}(?:-[0-9]+)?")
 _MAX_LABEL = 60  # bytes
 _PART = ".part"
