@@ -24,8 +24,8 @@ import attrs
 import kie_async as kie
 from benchmarks._database import fresh, own_server
 from benchmarks._report import table, versions
-from kie_async._protocol.wire import pack
-from kie_async.journal import Job, Journal, State, _sql, open_journal
+from kie_async.journal import Job, JobResults, Journal, LastAttempt, State, _sql, open_journal
+from kie_async.journal._job import pack_job
 from kie_async.models import Track
 
 FIELDS: dict[str, Any] = {"model": "V5", "style": "piano, slow", "prompt": "A harbour at night.", "continue_at": 60.0}
@@ -50,7 +50,7 @@ async def through(journal: Journal, keys: Iterator[str]) -> None:
         await journal.intend(key, f"token-{key}")
         facts = {"task_id": f"task-{key}", "route": "classic", "credits": 12.0}
         await journal.move(key, State.SUBMITTED, token=f"token-{key}", **facts)
-        await journal.move(key, State.SUCCEEDED, tracks=TRACKS, stage="complete", credits=12.0)
+        await journal.move(key, State.SUCCEEDED, tracks=TRACKS, credits=12.0)
         await journal.move(key, State.DELIVERED, files=("a.mp3", "b.mp3"))
 
 
@@ -87,16 +87,12 @@ def finished(store: str, count: int) -> None:
             done = attrs.evolve(
                 job,
                 state=State.DELIVERED,
-                token=token,
-                task_id=task_id,
-                route="classic",
                 attempt=1,
-                tracks=TRACKS,
-                files=("a.mp3", "b.mp3"),
-                credits=12.0,
+                last_attempt=LastAttempt(token=token, task_id=task_id, route="classic", credits=12.0),
+                results=JobResults(tracks=TRACKS, files=("a.mp3", "b.mp3")),
                 moments=dict.fromkeys(("planned", "intent", "submitted", "succeeded", "delivered"), now),
             )
-            row = _sql.with_checksum(_sql.JOB, job.key, NAME, str(done.state), 12.0, now, pack(done))
+            row = _sql.with_checksum(_sql.JOB, job.key, NAME, str(done.state), 12.0, now, pack_job(done))
             connection.execute(_sql.ADD, {**row, "written": ""})
             connection.execute(
                 "INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum) "

@@ -183,10 +183,10 @@ class JournalContract:
         await bring(journal, "a", State.INTENT)
         await journal.move("a", State.SUBMITTED, token="token-a", task_id="t", route="generate")
         error = JobError(type="X", message="ä", code=531, charged="yes", retryable=True, refunded=True)
-        await journal.move("a", State.SUCCEEDED, tracks=(TRACK, Track()), partial=True, stage="first", credits=11.5)
+        await journal.move("a", State.SUCCEEDED, tracks=(TRACK, Track()), partial=True, credits=11.5)
         await journal.move("a", State.DELIVERED, files=("x/y.mp3", "z.mp3"), error=error)
         job = await job_of(journal, "a")
-        assert (job.task_id, job.token, job.route, job.stage) == ("t", "token-a", "generate", "first")
+        assert (job.task_id, job.token, job.last_attempt.route) == ("t", "token-a", "generate")
         assert (job.tracks, job.partial, job.credits) == ((TRACK, Track()), True, 11.5)
         assert (job.files, job.error, job.process_id) == (("x/y.mp3", "z.mp3"), error, journal.process_id)
         assert list(job.moments) == ["planned", "intent", "submitted", "succeeded", "delivered"]
@@ -245,7 +245,7 @@ class JournalContract:
     async def test_a_job_planned_again_forgets_its_attempt(self, journal: Journal) -> None:
         await bring(journal, "a", State.SUBMITTED)
         error = JobError(type="X", message="m")
-        await journal.move("a", State.FAILED, error=error, stage="first", route="r", tracks=(TRACK,))
+        await journal.move("a", State.FAILED, error=error, route="r", tracks=(TRACK,))
         job = await journal.move("a", State.PLANNED)
         begun = planned("a")
         assert attrs.evolve(job, moments=begun.moments) == attrs.evolve(begun, attempt=1)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kie_async import errors
 from kie_async.batch._budget import RULES, Action, CreditBudget, Decision, ErrorPolicy, rule_for
 from kie_async.errors import BudgetError, KieError, SettingsError, TaskFailedError
-from kie_async.journal import Job, JobError, State
+from kie_async.journal import Job, JobError, LastAttempt, State
 from kie_async.models import ExtendRequest
 
 REQUEST = ExtendRequest("a1", model="V5")
@@ -23,7 +23,7 @@ ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubc
 
 
 def job(key: str, state: State, cost: float | None = None, **facts: Any) -> Job:
-    return Job(key=key, request=REQUEST, state=state, credits=cost, **facts)
+    return Job(key=key, request=REQUEST, state=state, last_attempt=LastAttempt(credits=cost), **facts)
 
 
 def test_a_cap_leaves_room_for_whole_tasks_only() -> None:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 import attrs
 import pytest
 from journal_contract import REQUEST, SOURCE, TRACK, UPLOAD
 
 from kie_async._protocol import wire
 from kie_async.errors import Charged, ConflictError
-from kie_async.journal import FINAL, PAID, TRANSITIONS, InboundCallback, Job, JobError, State, is_legal
-from kie_async.journal._transitions import FACTS, attempt_of, cost, intended, transition
+from kie_async.journal import (
+    FINAL,
+    PAID,
+    TRANSITIONS,
+    Attempt,
+    InboundCallback,
+    Job,
+    JobError,
+    JobResults,
+    LastAttempt,
+    State,
+    is_legal,
+)
+from kie_async.journal._job import pack_job, unpack_job
+from kie_async.journal._transitions import FACTS, cost, intended, transition
 
 JOB = Job(key="a", request=REQUEST, moments={"planned": 1.0})
 INTENDED = intended(JOB, "token", "me", 2.0)
@@ -50,17 +65,10 @@ def test_an_intent() -> None:
         intended(INTENDED, "other", "you", 3.0)
 
 
-def test_an_attempt() -> None:
-    attempt = attempt_of(SUBMITTED)
-    assert (attempt.key, attempt.number, attempt.token, attempt.task_id) == ("a", 1, "token", "t")
-    assert (attempt.process_id, attempt.intended_at) == ("me", 2.0)
-
-
 def test_a_move_keeps_what_it_does_not_name() -> None:
-    assert (
-        attrs.evolve(INTENDED, state=State.SUBMITTED, task_id="t", moments={**INTENDED.moments, "submitted": 3.0})
-        == SUBMITTED
-    )
+    last_attempt = attrs.evolve(INTENDED.last_attempt, task_id="t")
+    moments = {**INTENDED.moments, "submitted": 3.0}
+    assert attrs.evolve(INTENDED, state=State.SUBMITTED, last_attempt=last_attempt, moments=moments) == SUBMITTED
 
 
 @pytest.mark.parametrize(
@@ -94,9 +102,9 @@ def test_a_submission_has_a_task_id() -> None:
 
 def test_planned_again_it_begins_anew() -> None:
     failed = transition(
-        attrs.evolve(SUBMITTED, source=SOURCE, tracks=(TRACK,), stage="first", route="r", partial=True, files=("f",)),
+        attrs.evolve(SUBMITTED, source=SOURCE),
         State.FAILED,
-        {"error": error("yes"), "credits": 11.0},
+        {"error": error("yes"), "credits": 11.0, "tracks": (TRACK,), "route": "r", "partial": True, "files": ("f",)},
         token=None,
         at=4.0,
     )
@@ -127,20 +135,43 @@ def test_planned_again_it_begins_anew() -> None:
     ],
 )
 def test_what_a_job_costs(state: State, of_error: JobError | None, credits_: float | None, expected: float) -> None:
-    job = attrs.evolve(JOB, state=state, error=of_error, credits=credits_)
+    job = attrs.evolve(JOB, state=state, error=of_error, last_attempt=LastAttempt(credits=credits_))
     assert cost(job) == expected
     assert cost(attrs.evolve(job, earlier_credits=24.0)) == expected + 24
 
 
-def test_records_can_be_written_and_read() -> None:
-    full = attrs.evolve(
-        SUBMITTED, request=UPLOAD, source=SOURCE, tracks=(TRACK,), files=("f",), error=error("no"), earlier_credits=1.0
-    )
-    for value in (JOB, full, attempt_of(full), InboundCallback(token="t", task_id="k", stage="text", at=1.5), SOURCE):
-        assert wire.unpack(wire.pack(value), type(value)) == value
+FULL = attrs.evolve(
+    transition(SUBMITTED, State.SUCCEEDED, {"tracks": (TRACK,), "files": ("f",), "credits": 11.5}, token=None, at=4.0),
+    request=UPLOAD,
+    source=SOURCE,
+    error=error("no"),
+    earlier_credits=1.0,
+)
+
+
+@pytest.mark.parametrize("job", [JOB, INTENDED, FULL])
+def test_jobs_can_be_written_and_read(job: Job) -> None:
+    assert unpack_job(pack_job(job)) == job
+
+
+@pytest.mark.parametrize("value", [InboundCallback(token="t", task_id="k", stage="text", at=1.5), SOURCE])
+def test_values_can_be_written_and_read(value: object) -> None:
+    assert wire.unpack(wire.pack(value), type(value)) == value
+
+
+def test_a_job_is_read_as_it_was_written_before_its_parts_were_values() -> None:
+    document = """{"key":"a","request":{"audio_id":"track-1","model":"V5"},"state":"delivered","attempt":1,
+        "token":"token","task_id":"t","process_id":"me","route":"classic","stage":"complete","partial":true,
+        "tracks":[{"id":"id","audio_url":"https://x.example/a.mp3","title":"Ü","duration":60.5,
+        "created_at":"2026-01-02T00:00:00+00:00"}],"files":["f.mp3"],"credits":11.5,"moments":{"planned":1.0}}"""
+    job = unpack_job(document)
+    assert (job.key, job.request, job.state, job.attempt) == ("a", REQUEST, State.DELIVERED, 1)
+    assert job.last_attempt == LastAttempt(token="token", task_id="t", process_id="me", route="classic", credits=11.5)
+    assert job.results == JobResults(tracks=(TRACK,), partial=True, files=("f.mp3",))
+    assert "last_attempt" not in pack_job(job)
+    assert json.loads(pack_job(job)) == {key: v for key, v in json.loads(document).items() if key != "stage"}
 
 
 def test_a_token_is_not_shown() -> None:
-    assert "token" not in repr(
-        (INTENDED, attempt_of(INTENDED), InboundCallback(token="token", task_id="t", stage="", at=0.0))
-    )
+    attempt = Attempt(key="a", number=1, token="token")
+    assert "token" not in repr((INTENDED, attempt, InboundCallback(token="token", task_id="t", stage="", at=0.0)))

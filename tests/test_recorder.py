@@ -108,7 +108,7 @@ async def test_a_task_is_recorded_from_intent_to_end(tmp_path: Path) -> None:
     async with recording(tmp_path) as kept:
         task = await kept.session.submit(REQUEST, key="k")
         job = await kept.job("k")
-        assert (job.state, job.task_id, job.route, job.attempt) == (State.SUBMITTED, task.id, "classic", 1)
+        assert (job.state, job.task_id, job.last_attempt.route, job.attempt) == (State.SUBMITTED, task.id, "classic", 1)
         result = await task
         await anyio.sleep(1)
         job = await kept.job("k")

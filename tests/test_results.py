@@ -24,7 +24,7 @@ from kie_async.batch import Results, strip_secrets
 from kie_async.batch._results import SIDECAR, format_line, format_sidecar, track_stem
 from kie_async.errors import DownloadError, StorageError
 from kie_async.files._names import MAX_NAME, safe_name
-from kie_async.journal import Job, JobError, Source, State
+from kie_async.journal import Job, JobError, JobResults, LastAttempt, Source, State
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
 
 pytestmark = pytest.mark.anyio
@@ -48,10 +48,8 @@ JOB = Job(
     request=EXTEND,
     state=State.SUCCEEDED,
     attempt=1,
-    token=SECRET,
-    task_id="5c79",
-    tracks=TRACKS,
-    credits=12.0,
+    last_attempt=LastAttempt(token=SECRET, task_id="5c79", credits=12.0),
+    results=JobResults(tracks=TRACKS),
     moments={"planned": 0.0, "succeeded": 60.5},
 )
 
@@ -325,7 +323,7 @@ async def test_a_full_disk_is_our_own_error(tmp_path: Path) -> None:
 
 async def test_an_end_is_one_line(tmp_path: Path) -> None:
     results = Results(tmp_path / "out")
-    delivered = attrs.evolve(JOB, state=State.DELIVERED, files=("song-7-1.mp3",))
+    delivered = attrs.evolve(JOB, state=State.DELIVERED, results=JobResults(tracks=TRACKS, files=("song-7-1.mp3",)))
     assert await results.record_end(delivered)
     assert not await results.record_end(delivered)
     assert not await Results(tmp_path / "out").record_end(delivered)

@@ -38,8 +38,7 @@ from kie_async.errors import (
     TooManyFailuresError,
 )
 from kie_async.events import guarded
-from kie_async.journal import FINAL, Job, Recorder, Source, State
-from kie_async.journal._job import job_error
+from kie_async.journal import FINAL, Job, JobError, Recorder, Source, State
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.session import KieSession
 
@@ -100,7 +99,7 @@ class Runner:
             with internal_errors(f"job {key!r}"):
                 return await self._run(key)
         except InternalError as error:  # of this job alone: the others go on
-            job = attrs.evolve(await self._get(key), error=job_error(error))
+            job = attrs.evolve(await self._get(key), error=JobError.of(error))
             self._report(job)
             return job
 
@@ -113,20 +112,20 @@ class Runner:
                 job = await self._steps[job.state](job)
             except (_NotSentError, LostRecordError) as error:
                 if isinstance(error, LostRecordError):
-                    job = attrs.evolve(job, error=job_error(error))
+                    job = attrs.evolve(job, error=JobError.of(error))
                 self._report(job)
                 return job
             except ConflictError as error:  # another process has it
                 job = await self._get(key)
                 if job.state not in FINAL:
-                    job = attrs.evolve(job, error=job_error(error))
+                    job = attrs.evolve(job, error=JobError.of(error))
                     self._budget.settle(job)
                     return job
             except KieError as error:
                 job = await self._get(key)
                 delay = self._apply_policy(error)
                 if job.state not in FINAL and delay is None:
-                    job = attrs.evolve(job, error=job_error(error))
+                    job = attrs.evolve(job, error=JobError.of(error))
                     self._report(job)
                     return job
                 await anyio.sleep(delay or 0.0)
@@ -176,7 +175,7 @@ class Runner:
             )
         except (AudioError, InvalidRequestError) as error:
             if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent
-                return await self._journal.move(job.key, State.REJECTED, error=job_error(error))
+                return await self._journal.move(job.key, State.REJECTED, error=JobError.of(error))
             raise
         self._policy.succeed()
         self._observer(await self._get(job.key))
@@ -241,7 +240,8 @@ class Runner:
             raise
         await self._get_undelivered(key)
         moments = {**job.moments, State.DELIVERED.value: time.time()}
-        await self._results.record_end(attrs.evolve(job, state=State.DELIVERED, files=files, moments=moments))
+        results = attrs.evolve(job.results, files=files)
+        await self._results.record_end(attrs.evolve(job, state=State.DELIVERED, results=results, moments=moments))
         return await self._journal.move(key, State.DELIVERED, files=files)
 
     async def _get_undelivered(self, key: str) -> Job:

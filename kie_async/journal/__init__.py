@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kie_async._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, Source, State
+    from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, JobResults, LastAttempt, Source, State
     from kie_async.journal._journal import Journal
     from kie_async.journal._open import (
         DEFAULT_NAME,
@@ -32,8 +32,10 @@ __all__ = [
     "InboundCallback",
     "Job",
     "JobError",
+    "JobResults",
     "Journal",
     "JournalLimiter",
+    "LastAttempt",
     "PostgresJournal",
     "Recorder",
     "SQLiteJournal",
@@ -53,7 +55,9 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "Journal": "_journal",
-        **dict.fromkeys(("Attempt", "InboundCallback", "Job", "JobError", "Source", "State"), "_job"),
+        **dict.fromkeys(
+            ("Attempt", "InboundCallback", "Job", "JobError", "JobResults", "LastAttempt", "Source", "State"), "_job"
+        ),
         **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS", "is_legal"), "_transitions"),
         **dict.fromkeys(("JournalLimiter", "SharedPermit"), "_quota"),
         **dict.fromkeys(("Recorder", "open_recorder"), "_recorder"),

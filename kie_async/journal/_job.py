@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
+from kie_async._protocol.wire import pack
 from kie_async.errors import Charged, KieError, TaskFailedError
 from kie_async.events import clean
+from kie_async.journal._sql import unpack_document
 from kie_async.models import Request, Track
 
 Moments: TypeAlias = Mapping[str, float]
@@ -61,6 +63,52 @@ class JobError:
     retryable: bool = False
     refunded: bool = False
 
+    @classmethod
+    def of(cls, error: KieError) -> JobError:
+        """The facts of an error, as a journal keeps them."""
+        return cls(
+            type=type(error).__name__,
+            message=clean(error.message),
+            code=error.code,
+            charged=error.charged,
+            retryable=error.retryable,
+            refunded=isinstance(error, TaskFailedError) and error.refunded,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class LastAttempt:
+    """The last submission of a job; nothing of it is known while the job is planned.
+
+    Attributes:
+        token: in its callback URL.
+        task_id: the task that came of it.
+        process_id: of the process that intended it.
+        route: by which it was sent.
+        credits: what it cost, as far as known.
+    """
+
+    token: str | None = attrs.field(default=None, repr=False)
+    task_id: str | None = None
+    process_id: str | None = None
+    route: str | None = None
+    credits: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class JobResults:
+    """What a job made.
+
+    Attributes:
+        tracks: in the order of the service.
+        partial: whether fewer came than were asked for.
+        files: where the tracks are, relative to the directory of the batch.
+    """
+
+    tracks: tuple[Track, ...] = ()
+    partial: bool = False
+    files: tuple[str, ...] = ()
+
 
 @attrs.frozen(kw_only=True)
 class Job:
@@ -71,13 +119,7 @@ class Job:
         request: what is asked, as planned; its source may be a path.
         batch: which batch it belongs to; empty for a task of a plain session.
         attempt: how often it was intended, from 0.
-        token: the token of the last attempt, in its callback URL; None while it is planned.
-        task_id: the task of the last attempt; None while it is planned.
-        process_id: of the process that intended it last.
-        tracks: what it made.
-        files: where the tracks are, relative to the directory of the batch.
-        credits: what the last attempt cost, as far as known.
-        earlier_credits: what the attempts before cost, or may have.
+        earlier_credits: what the attempts before the last one cost, or may have.
         moments: unix seconds at which each state was last reached.
     """
 
@@ -87,18 +129,46 @@ class Job:
     state: State = State.PLANNED
     source: Source | None = None
     attempt: int = 0
-    token: str | None = attrs.field(default=None, repr=False)
-    task_id: str | None = None
-    process_id: str | None = None
-    route: str | None = None
-    stage: str | None = None
-    tracks: tuple[Track, ...] = ()
-    partial: bool = False
-    files: tuple[str, ...] = ()
+    last_attempt: LastAttempt = LastAttempt()
+    results: JobResults = JobResults()
     error: JobError | None = None
-    credits: float | None = None
     earlier_credits: float = 0.0
     moments: Moments = attrs.field(factory=lambda: {State.PLANNED.value: time.time()})
+
+    @property
+    def token(self) -> str | None:
+        """The token of the last attempt; None while it is planned."""
+        return self.last_attempt.token
+
+    @property
+    def task_id(self) -> str | None:
+        """The task of the last attempt; None until it is known."""
+        return self.last_attempt.task_id
+
+    @property
+    def process_id(self) -> str | None:
+        """The process that intended it last."""
+        return self.last_attempt.process_id
+
+    @property
+    def credits(self) -> float | None:
+        """What the last attempt cost, as far as known."""
+        return self.last_attempt.credits
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:
+        """What it made."""
+        return self.results.tracks
+
+    @property
+    def partial(self) -> bool:
+        """Whether fewer tracks came than were asked for."""
+        return self.results.partial
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Where its tracks are, relative to the directory of the batch."""
+        return self.results.files
 
 
 @attrs.frozen(kw_only=True)
@@ -130,13 +200,27 @@ class Attempt:
     intended_at: float = 0.0
 
 
-def job_error(error: KieError) -> JobError:
-    """The facts of an error, as a journal keeps them."""
-    return JobError(
-        type=type(error).__name__,
-        message=clean(error.message),
-        code=error.code,
-        charged=error.charged,
-        retryable=error.retryable,
-        refunded=isinstance(error, TaskFailedError) and error.refunded,
-    )
+# ---------------------------------------------------------------- a job as text
+
+_PARTS: Mapping[str, type[Any]] = {"last_attempt": LastAttempt, "results": JobResults}
+
+
+def pack_job(job: Job) -> str:
+    """Write a job as JSON text: the fields of its parts stand beside its own, and defaults are left out."""
+    fields = {
+        field.name: value
+        for part in (job, job.last_attempt, job.results)
+        for field in attrs.fields(type(part))
+        if (value := getattr(part, field.name)) != field.default and field.name not in _PARTS
+    }
+    return pack(fields)
+
+
+def unpack_job(document: str) -> Job:
+    """Read what ``pack_job`` has written.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    parts: Mapping[str, Any] = {name: unpack_document(document, kind) for name, kind in _PARTS.items()}
+    return attrs.evolve(unpack_document(document, Job), **parts)

@@ -21,10 +21,10 @@ from anyio import AsyncContextManagerMixin, CancelScope
 from kie_async._protocol.wire import pack
 from kie_async.errors import ConflictError, StorageError
 from kie_async.journal import _sql
-from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State, pack_job, unpack_job
 from kie_async.journal._leases import is_dead, new_process_id
 from kie_async.journal._sql import Driver, Rows, Step, damaged, unpack_document
-from kie_async.journal._transitions import OPEN, attempt_of, cost, intended, is_awaited, transition
+from kie_async.journal._transitions import OPEN, cost, intended, is_awaited, transition
 
 Change: TypeAlias = Callable[[Job, float], Job]
 Follow: TypeAlias = Callable[[Job], Step | None]
@@ -325,18 +325,17 @@ class Journal(AsyncContextManagerMixin):
 
 def _job_row(job: Job) -> Mapping[str, object]:
     changed_at = job.moments.get(job.state.value, 0.0)
-    values = (job.key, job.batch, str(job.state), float(cost(job)), float(changed_at), pack(job))
+    values = (job.key, job.batch, str(job.state), float(cost(job)), float(changed_at), pack_job(job))
     return _sql.with_checksum(_sql.JOB, *values)
 
 
 def _attempt_row(job: Job) -> Mapping[str, object]:
-    attempt = attempt_of(job)
-    values = (attempt.token, attempt.key, attempt.number, attempt.task_id, attempt.process_id, attempt.intended_at)
+    values = (job.token, job.key, job.attempt, job.task_id, job.process_id, job.moments[State.INTENT.value])
     return _sql.with_checksum(_sql.ATTEMPT, *values)
 
 
 def _job(row: tuple[Any, ...]) -> Job:
-    return unpack_document(_intact(row)[-1], Job)
+    return unpack_job(_intact(row)[-1])
 
 
 def _callback(row: tuple[Any, ...]) -> InboundCallback:

@@ -23,7 +23,7 @@ from kie_async.errors import (
     TaskNotFoundError,
 )
 from kie_async.events import Notice, Observer, clean
-from kie_async.journal._job import State, job_error
+from kie_async.journal._job import JobError, State
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases
 from kie_async.journal._transitions import state_after
@@ -76,7 +76,7 @@ class JobSubmissionLog:
     async def failed(self, token: str, error: KieError) -> None:
         """Record what became of a submission that is no task."""
         to = state_after(error)
-        facts = {} if to is State.PLANNED else {"error": job_error(error)}
+        facts = {} if to is State.PLANNED else {"error": JobError.of(error)}
         await self._insist(lambda: self.journal.move(self.key, to, token=token, **facts), "")
 
     async def _insist(self, write: Callable[[], Awaitable[object]], task_id: str) -> None:
@@ -192,11 +192,11 @@ class OutcomeWriter:
         try:
             if isinstance(outcome, TaskResult):
                 spent = outcome.record.credits_consumed
-                facts: dict[str, Any] = {"tracks": outcome.tracks, "partial": outcome.partial, "stage": "complete"}
+                facts: dict[str, Any] = {"tracks": outcome.tracks, "partial": outcome.partial}
                 facts["credits"] = CREDITS_PER_TASK if spent is None else spent
                 await self._journal.move(key, State.SUCCEEDED, token=token, **facts)
             elif isinstance(outcome, (TaskFailedError, TaskNotFoundError)):
                 spent = 0.0 if outcome.charged == "no" else CREDITS_PER_TASK
-                await self._journal.move(key, State.FAILED, token=token, error=job_error(outcome), credits=spent)
+                await self._journal.move(key, State.FAILED, token=token, error=JobError.of(outcome), credits=spent)
         except ConflictError as error:
             self._emit(Notice("", f"the end of a job was recorded before: {error.message}"))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -30,7 +30,9 @@ from kie_async.errors import (
     KeyQuotaError,
     KieError,
 )
-from kie_async.journal._job import Attempt, InboundCallback, Job, State
+from kie_async.journal._job import InboundCallback, Job, JobResults, LastAttempt, State
+
+T = TypeVar("T", LastAttempt, JobResults)
 
 TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     {
@@ -50,10 +52,9 @@ OPEN = frozenset({State.PLANNED, State.INTENT, State.SUBMITTED, State.UNKNOWN}) 
 PAID = frozenset({State.SUBMITTED, State.SUCCEEDED, State.DELIVERED})  # certainly accepted by the service
 
 RESERVED = 12.0  # credits taken for a submission as long as its true cost is not known
-FACTS = frozenset({"task_id", "tracks", "files", "error", "credits", "stage", "partial", "route"})
-_FORGOTTEN = {  # a job that is planned again begins anew; its attempts keep what they were
-    name: attrs.fields_dict(Job)[name].default for name in (*FACTS, "token", "process_id")
-}
+_OF_ATTEMPT = frozenset({"task_id", "route", "credits"})
+_OF_RESULTS = frozenset({"tracks", "partial", "files"})
+FACTS = _OF_ATTEMPT | _OF_RESULTS | {"error"}  # what can be learnt with a transition
 _PENDING = (AuthError, InsufficientCreditsError, KeyQuotaError, ConnectError)  # nothing is wrong with the job
 
 
@@ -74,8 +75,7 @@ def intended(job: Job, token: str, process_id: str, at: float) -> Job:
         job,
         state=State.INTENT,
         attempt=job.attempt + 1,
-        token=token,
-        process_id=process_id,
+        last_attempt=LastAttempt(token=token, process_id=process_id),
         error=None,
         moments={**job.moments, State.INTENT.value: at},
     )
@@ -92,8 +92,16 @@ def transition(job: Job, to: State, facts: Mapping[str, Any], *, token: str | No
         raise TypeError(f"no facts of a job: {', '.join(sorted(odd))}")
     _guard(job, to, token)
     _guard_task(job, to, facts.get("task_id"))
-    changes = {**_forgotten(job, to), **facts}
-    return attrs.evolve(job, state=to, moments={**job.moments, to.value: at}, **changes)
+    if to is State.PLANNED:  # it begins anew; the attempts in the journal keep what they were
+        job = attrs.evolve(job, last_attempt=LastAttempt(), results=JobResults(), error=None, earlier_credits=cost(job))
+    return attrs.evolve(
+        job,
+        state=to,
+        last_attempt=_learnt(job.last_attempt, facts, _OF_ATTEMPT),
+        results=_learnt(job.results, facts, _OF_RESULTS),
+        error=facts.get("error", job.error),
+        moments={**job.moments, to.value: at},
+    )
 
 
 def _guard(job: Job, to: State, token: str | None) -> None:
@@ -112,8 +120,8 @@ def _guard_task(job: Job, to: State, task_id: str | None) -> None:
         raise ConflictError(f"job {job.key!r} cannot be given task {task_id}", job.task_id)
 
 
-def _forgotten(job: Job, to: State) -> Mapping[str, Any]:
-    return {**_FORGOTTEN, "earlier_credits": cost(job)} if to is State.PLANNED else {}
+def _learnt(part: T, facts: Mapping[str, Any], names: frozenset[str]) -> T:
+    return attrs.evolve(part, **{name: facts[name] for name in names & facts.keys()})
 
 
 def cost(job: Job) -> float:
@@ -134,18 +142,6 @@ def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> 
         state: of its job.
     """
     return task_id is None or (task_id == callback.task_id and state in OPEN)
-
-
-def attempt_of(job: Job) -> Attempt:
-    """The attempt that a job is at, which was intended."""
-    return Attempt(
-        key=job.key,
-        number=job.attempt,
-        token=job.token or "",
-        task_id=job.task_id,
-        process_id=job.process_id or "",
-        intended_at=job.moments[State.INTENT.value],
-    )
 
 
 def state_after(error: KieError) -> State:
