@@ -125,7 +125,7 @@ async def _ask(output: Output, order: BatchOrder) -> None:
     words = f"about {cost:.12g} credits"
     if run.max_credits is not None and run.max_credits < cost:
         words = f"at most {run.max_credits:.12g} credits (--max-credits)"
-    confirm(output, f"{count_of(jobs, 'new job')} will cost {words}", yes=False)
+    confirm(output, f"{count_of(jobs, 'new job')} will cost {words}")
 
 
 def _stopped() -> None:
@@ -184,9 +184,8 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
     output.say(f"on record: {count_of(total, 'job')}, of which {new} {'is' if new == 1 else 'are'} new")
     if any([_is_local(job.request) async for job in order.jobs]):
         output.say("the songs are files of this machine: a worker on another one cannot read them, and rejects them")
-    where = location.with_out(out) if out else location.options
     output.say(f"make them: kie-async worker {location.options} --out DIR")
-    output.say(f"wait for them: kie-async jobs wait {where}")
+    output.say(f"wait for them: kie-async jobs wait {location.with_out(out)}")
 
 
 def _is_local(request: Request) -> bool:

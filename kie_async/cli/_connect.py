@@ -177,10 +177,10 @@ class JournalLocation:
         """Whether there may be jobs in it."""
         return self.is_shared or Path(self.address).exists()
 
-    def with_out(self, out: Path) -> str:
-        """The options, with the directory of the results."""
+    def with_out(self, out: Path | None) -> str:
+        """The options, with the directory of the results if there is one."""
         directory = f"--out {shlex.quote(str(out))}"
-        return self.options if self.options == directory else f"{self.options} {directory}"
+        return self.options if out is None or self.options == directory else f"{self.options} {directory}"
 
     def journal(self) -> Journal:
         """Make the journal, without opening it."""

@@ -82,9 +82,8 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
     Example: kie-async jobs wait --journal postgresql://kie@db.example/kie --out new
     """
     location = find_journal(options.journal, options.out)
-    where = location.with_out(options.out) if options.out else location.options
-    again = f"the jobs go on if a worker makes them; wait again:\n  {location.as_typed(output.words)}"
-    output.hints = dict.fromkeys((6, 8, 130), again)
+    command = location.as_typed(output.words)
+    output.hints = dict.fromkeys((6, 8, 130), f"the jobs go on if a worker makes them; wait again:\n  {command}")
     async with location.opened() as journal:
         with anyio.move_on_after(max_wait):
             while (counts := Counts.of(await journal.counts(location.only_batch))).open:
@@ -95,7 +94,7 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
     output.say(counts.summary)
     if counts.open:
         raise WaitTimeoutError(f"{count_of(counts.open, 'job')} did not come to an end in time", charged="maybe")
-    if (error := batch_error(counts, where, location.as_typed(output.words))) is not None:
+    if (error := batch_error(counts, location.with_out(options.out), command)) is not None:
         raise error
 
 
@@ -202,12 +201,12 @@ async def retry_jobs(
     location = find_journal(options.journal, options.out)
     if not keys:
         raise UsageError("KEY is missing: give the keys of the jobs that shall be made once more")
-    cost = f"about {len(keys) * CREDITS_PER_TASK:.12g} credits"
     if not yes:  # what is not there is said before money is spoken of
         async with location.opened() as journal:
             for key in keys:
                 await find_retryable(journal, key)
-    confirm(output, f"{count_of(len(keys), 'job')} will be made once more and paid again, {cost}", yes=yes)
+        cost = f"about {len(keys) * CREDITS_PER_TASK:.12g} credits"
+        confirm(output, f"{count_of(len(keys), 'job')} will be made once more and paid again, {cost}")
     output.value["jobs"] = []
     async with location.opened() as journal:
         for key in keys:
@@ -228,12 +227,10 @@ async def resolve(
         raise UsageError("give one of --task-id ID, --retry and --give-up")
     if task_id is not None and TASK_ID.fullmatch(task_id) is None:
         raise UsageError("--task-id is no id of a task: give it as the service shows it")
-    if choice.retry:
+    if choice.retry and not choice.yes:
         async with location.opened() as journal:
             await find_unknown(journal, key)
-        confirm(
-            output, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice", yes=choice.yes
-        )
+        confirm(output, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice")
     output.value["jobs"] = []
     async with location.opened() as journal:
         if task_id is not None:

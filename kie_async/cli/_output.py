@@ -151,14 +151,12 @@ class Output:
 # ---------------------------------------------------------------- questions
 
 
-def confirm(output: Output, what: str, *, yes: bool) -> None:
-    """Go on only if the user agrees: with ``--yes``, or when asked at a terminal.
+def confirm(output: Output, what: str) -> None:
+    """Go on only if the user agrees, who can be asked at a terminal alone.
 
     Raises:
         UsageError: the user does not agree, or cannot be asked.
     """
-    if yes:
-        return
     if not is_at_terminal():
         raise UsageError(f"{what}: nothing was done; if that is meant, give --yes")
     output.say(f"{what}: go on? [y/N]")
