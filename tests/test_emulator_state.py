@@ -283,11 +283,12 @@ def test_a_failure_found_out_later_calls_nobody_on_another_machine() -> None:
 
 def test_both_spellings_are_read_alike_and_nonsense_is_nothing() -> None:
     classic = read_classic("extend", {"model": "V5", "audioId": "a", "continueAt": 7, "negativeTags": "n"})
-    jobs = read_jobs("extend", {"input": {"model": "V5", "audio_id": "a", "continue_at": 7, "negative_tags": "n"}})
+    given = {"model": "V5", "audio_id": "a", "continue_at": 7, "negative_tags": "n"}
+    jobs = read_jobs({"model": "ai-music-api/extend", "input": given})
     assert classic == jobs
-    assert read_jobs("extend", {"input": "x"}) == EmulatedSubmission("extend")
+    assert read_jobs({"model": "ai-music-api/extend", "input": "x"}) == EmulatedSubmission("extend")
     assert read_classic("extend", {"continueAt": True, "audioId": 5, "instrumental": 1}) == EmulatedSubmission("extend")
-    assert read_jobs("upload_extend", {"input": {"style": "s"}}).own_parameters
+    assert read_jobs({"model": "ai-music-api/upload-and-extend-audio", "input": {"style": "s"}}).own_parameters
 
 
 def test_every_model_has_a_code_name() -> None:

@@ -6,6 +6,7 @@ Answers and callbacks are written from a task and a ``TaskSnapshot``: what is se
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -59,20 +60,14 @@ def code_name(model: str) -> str:
 
 # ---------------------------------------------------------------- submissions
 
-# What the classic route reads, in its spelling and in that of the jobs route, which knows lyrics and variety besides.
-_CLASSIC: Mapping[str, str] = MappingProxyType(
-    {
-        "model": "model",
-        "audioId": "audio_id",
-        "uploadUrl": "upload_url",
-        "continueAt": "continue_at",
-        "prompt": "prompt",
-        "style": "style",
-        "title": "title",
-        "negativeTags": "negative_tags",
-        "instrumental": "instrumental",
-    }
-)
+# What the classic route reads. The jobs route has the same and more, in snake_case.
+_CLASSIC = (
+    "model", "audioId", "uploadUrl", "continueAt", "prompt", "style", "title", "negativeTags", "instrumental"
+)  # fmt: skip
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?=[A-Z])", "_", name).lower()
 
 
 def _text(value: object) -> str:
@@ -85,14 +80,16 @@ def _number(value: object) -> float | None:
 
 def read_classic(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmission:
     """Read the body of the classic route (camelCase)."""
-    fields = {name: body.get(camel) for camel, name in _CLASSIC.items()}
+    fields = {_snake(name): body.get(name) for name in _CLASSIC}
     submission = _read(operation, fields, body)
     return attrs.evolve(submission, own_parameters=body.get("defaultParamFlag") is True)
 
 
-def read_jobs(operation: Operation, body: Mapping[str, Any]) -> EmulatedSubmission:
+def read_jobs(body: Mapping[str, Any]) -> EmulatedSubmission:
     """Read the body of the jobs route (snake_case under ``input``), where only an upload has required texts."""
-    given = body.get("input")
+    operation, given = JOBS_MODELS.get(str(body.get("model"))), body.get("input")
+    if operation is None:
+        return EmulatedSubmission("extend")  # its model is none, and is refused
     submission = _read(operation, given if isinstance(given, dict) else {}, body)
     is_own = bool(submission.texts["style"] or submission.texts["title"])
     return attrs.evolve(submission, own_parameters=operation == "upload_extend" and is_own)
@@ -149,17 +146,6 @@ def refusal(code: int | str, message: str | None = None) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- tracks
 
-_SNAKE: Mapping[str, str] = MappingProxyType(
-    {
-        "audioUrl": "audio_url",
-        "sourceAudioUrl": "source_audio_url",
-        "streamAudioUrl": "stream_audio_url",
-        "sourceStreamAudioUrl": "source_stream_audio_url",
-        "imageUrl": "image_url",
-        "sourceImageUrl": "source_image_url",
-        "modelName": "model_name",
-    }
-)
 # Keys that an unfinished track lacks: in record-info (a reported sample), in a callback.
 _UNFINISHED = ("sourceAudioUrl", "sourceStreamAudioUrl", "sourceImageUrl")
 _UNFINISHED_IN_CALLBACK = ("sourceAudioUrl", "duration")
@@ -198,12 +184,12 @@ def _tracks(
     return tracks
 
 
-def _snake(tracks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{_SNAKE.get(key, key): value for key, value in track.items()} for track in tracks]
+def _in_snake_case(tracks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key if key == "createTime" else _snake(key): value for key, value in each.items()} for each in tracks]
 
 
 def _callback_tracks(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> list[dict[str, Any]]:
-    return _snake(_tracks(task, seen, base_url, _UNFINISHED_IN_CALLBACK))
+    return _in_snake_case(_tracks(task, seen, base_url, _UNFINISHED_IN_CALLBACK))
 
 
 # ---------------------------------------------------------------- record-info
@@ -267,7 +253,7 @@ def job_record(task: EmulatedTask, seen: TaskSnapshot, base_url: str) -> dict[st
     """Write the answer of recordInfo (the jobs route)."""
     body = task.charge.body
     state = _job_state(seen)
-    tracks = _snake(_tracks(task, seen, base_url))
+    tracks = _in_snake_case(_tracks(task, seen, base_url))
     param = _compact({"input": _compact(body.get("input")), **{k: v for k, v in body.items() if k != "input"}})
     done = seen.ended is not None
     result: object = None

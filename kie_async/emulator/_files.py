@@ -7,15 +7,16 @@ import base64
 import binascii
 import hashlib
 import importlib
+import json
 import logging
 import mimetypes
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import aiohttp
@@ -71,8 +72,63 @@ def demo_song() -> bytes:
     return song
 
 
+# ---------------------------------------------------------------- reading uploads
+
+Upload: TypeAlias = tuple[bytes, Mapping[str, Any]]  # the file, and where it is to be
+UploadReader: TypeAlias = Callable[[web.Request], Awaitable[Upload]]
+
+
 class UploadError(ValueError):
     """An upload cannot be read."""
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """Read a JSON object; an empty one if the body is anything else."""
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+async def read_form(request: web.Request) -> Upload:
+    """Read an upload from a multipart form.
+
+    Raises:
+        UploadError: it is no form, or holds no file.
+    """
+    content: bytes | None = None
+    texts: dict[str, str] = {}
+    try:
+        async for part in await request.multipart():
+            if not isinstance(part, BodyPartReader):
+                raise UploadError("a form within the form")
+            if part.name == "file":
+                content = bytes(await part.read(decode=False))
+                texts.setdefault("fileName", part.filename or "file")
+            elif part.name is not None:
+                texts[part.name] = await part.text()
+    except (AssertionError, ValueError) as error:
+        raise UploadError(str(error) or "not a multipart form") from error
+    if content is None:
+        raise UploadError("file is required")
+    return content, texts
+
+
+async def read_base64(request: web.Request) -> Upload:
+    """Read an upload from base64, bare or in a data URL.
+
+    Raises:
+        UploadError: no base64.
+    """
+    body = await read_object(request)
+    try:
+        return base64.b64decode(str(body.get("base64Data")).rpartition(",")[2], validate=True), body
+    except binascii.Error as error:
+        raise UploadError("base64Data is missing or invalid") from error
+
+
+# ---------------------------------------------------------------- the store
 
 
 class FileStore:
@@ -94,47 +150,38 @@ class FileStore:
 
     # ------------------------------------------------------------ uploads
 
-    async def take_form(self, request: web.Request) -> dict[str, Any]:
-        """Store an upload that comes as a multipart form; return the answer."""
+    async def take(self, request: web.Request, read: UploadReader) -> dict[str, Any]:
+        """Store an upload; return the answer. A file of the same name is replaced, as on the real host."""
         try:
-            content, texts = await _read_form(request)
+            content, texts = await read(request)
         except UploadError as error:
-            return _refused(str(error))
-        return self._take(content, texts)
-
-    def take_base64(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Store an upload that comes as base64; return the answer."""
-        try:
-            content = _read_base64(body.get("base64Data"))
-        except UploadError as error:
-            return _refused(str(error))
-        return self._take(content, body)
-
-    async def take_url(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Store an upload that comes as a URL on loopback; return the answer."""
-        content = await self.fetch(str(body.get("fileUrl")))
-        return _refused("Failed to download file") if content is None else self._take(content, body)
-
-    def _take(self, content: bytes, texts: Mapping[str, Any]) -> dict[str, Any]:
-        """Store a file; return the answer. A file of the same name is replaced, as on the real host."""
+            return {"success": False, "code": 400, "msg": str(error), "data": None}
         folder, name = str(texts.get("uploadPath") or "uploads"), str(texts.get("fileName") or "file")
         names = (ACCOUNT, *folder.split("/"), name.rsplit("/", maxsplit=1)[-1])
         path = "/".join(each for each in names if each not in {"", ".."})
         self._uploads[path] = content
-        return {
+        data = {
             "success": True,
-            "code": 200,
-            "msg": "File uploaded successfully",
-            "data": {
-                "success": True,
-                "fileName": name,
-                "filePath": path,
-                "downloadUrl": f"{self._prefix}{quote(path)}",
-                "fileSize": len(content),
-                "mimeType": mimetypes.guess_type(name)[0] or "application/octet-stream",
-                "uploadedAt": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            },
+            "fileName": name,
+            "filePath": path,
+            "downloadUrl": f"{self._prefix}{quote(path)}",
+            "fileSize": len(content),
+            "mimeType": mimetypes.guess_type(name)[0] or "application/octet-stream",
+            "uploadedAt": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
+        return {"success": True, "code": 200, "msg": "File uploaded successfully", "data": data}
+
+    async def read_url(self, request: web.Request) -> Upload:
+        """Read an upload that comes as a URL on loopback.
+
+        Raises:
+            UploadError: there is no file.
+        """
+        body = await read_object(request)
+        content = await self.fetch(str(body.get("fileUrl")))
+        if content is None:
+            raise UploadError("Failed to download file")
+        return content, body
 
     # ------------------------------------------------------------ sources
 
@@ -313,53 +360,6 @@ class SourceChecker:
         except ValueError:
             return Fault("failed", code=451, word="CREATE_TASK_FAILED", message=_NO_AUDIO)
         return length
-
-
-# ---------------------------------------------------------------- reading uploads
-
-
-def _refused(message: str) -> dict[str, Any]:
-    """Write the refusal of the upload host."""
-    return {"success": False, "code": 400, "msg": message, "data": None}
-
-
-async def _read_form(request: web.Request) -> tuple[bytes, Mapping[str, str]]:
-    """Read an upload from a form: the file, and the text fields.
-
-    Raises:
-        UploadError: it is no form, or holds no file.
-    """
-    try:
-        form = await request.multipart()
-    except (AssertionError, ValueError) as error:
-        raise UploadError("not a multipart form") from error
-    content: bytes | None = None
-    texts: dict[str, str] = {}
-    async for part in form:
-        if not isinstance(part, BodyPartReader):
-            raise UploadError("a form within the form")
-        if part.name == "file":
-            content = bytes(await part.read(decode=False))
-            texts.setdefault("fileName", part.filename or "file")
-        elif part.name is not None:
-            texts[part.name] = await part.text()
-    if content is None:
-        raise UploadError("file is required")
-    return content, texts
-
-
-def _read_base64(text: object) -> bytes:
-    """Read an upload from base64, bare or in a data URL.
-
-    Raises:
-        UploadError: no base64.
-    """
-    if not isinstance(text, str):
-        raise UploadError("base64Data is required")
-    try:
-        return base64.b64decode(text.rpartition(",")[2], validate=True)
-    except binascii.Error as error:
-        raise UploadError("base64Data is invalid") from error
 
 
 # ---------------------------------------------------------------- parts of a file

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -15,11 +16,10 @@ from aiohttp.typedefs import Handler as AppHandler
 from kie_async.emulator import _bodies
 from kie_async.emulator._callbacks import CallbackSender
 from kie_async.emulator._faults import Fault, Point
-from kie_async.emulator._files import FileStore, SourceChecker
+from kie_async.emulator._files import FileStore, SourceChecker, UploadReader, read_base64, read_form, read_object
 from kie_async.emulator._refusals import RefusedSubmission
 from kie_async.emulator._state import EmulatorState
 from kie_async.emulator._tasks import EmulatedSubmission, EmulatedTask, ReceivedRequest, TaskSnapshot, host_of
-from kie_async.models import Operation
 from kie_async.settings import RouteName, is_loopback
 
 KEY = "emulated-account-1"
@@ -36,6 +36,7 @@ class Exchange:
 
 
 Handler: TypeAlias = Callable[[Exchange], Awaitable[web.Response]]
+SubmissionReader: TypeAlias = Callable[[dict[str, Any]], EmulatedSubmission]
 
 
 def _json(body: object) -> web.Response:
@@ -44,15 +45,6 @@ def _json(body: object) -> web.Response:
 
 def _refused(code: int, message: str = "") -> web.Response:
     return _json(_bodies.refusal(code, message))
-
-
-async def _object(request: web.Request) -> dict[str, Any] | None:
-    """Read a JSON object; None if the body is anything else."""
-    try:
-        body = json.loads(await request.read())
-    except (ValueError, RecursionError):
-        return None
-    return body if isinstance(body, dict) else None
 
 
 _HOST = re.compile(r"(?:[^][:/?#@]+|\[[^][/?#@]+\])(?::[0-9]*)?")  # a name or an address, perhaps with a port
@@ -118,26 +110,23 @@ class EmulatedService:
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
-        submit: tuple[tuple[str, RouteName, Handler], ...] = (
-            ("/api/v1/generate/extend", "classic", self._submits("extend")),
-            ("/api/v1/generate/upload-extend", "classic", self._submits("upload_extend")),
-            ("/api/v1/jobs/createTask", "jobs", self._create_task),
+        submit: tuple[tuple[str, RouteName, SubmissionReader], ...] = (
+            ("/api/v1/generate/extend", "classic", partial(_bodies.read_classic, "extend")),
+            ("/api/v1/generate/upload-extend", "classic", partial(_bodies.read_classic, "upload_extend")),
+            ("/api/v1/jobs/createTask", "jobs", _bodies.read_jobs),
         )
-        post: tuple[tuple[str, Point, Handler], ...] = (
-            ("/api/v1/common/download-url", "download_url", self._download_url),
-            ("/api/file-stream-upload", "upload", self._upload_stream),
-            ("/api/file-base64-upload", "upload", self._upload_base64),
-            ("/api/file-url-upload", "upload", self._upload_url),
-        )
-        get: tuple[tuple[str, Point, Handler], ...] = (
-            ("/api/v1/generate/record-info", "record_info", self._record_info),
-            ("/api/v1/jobs/recordInfo", "record_info", self._job_info),
-            ("/api/v1/chat/credit", "credits", self._credits),
+        others: tuple[tuple[str, str, Point, Handler], ...] = (
+            ("POST", "/api/v1/common/download-url", "download_url", self._download_url),
+            ("POST", "/api/file-stream-upload", "upload", self._takes(read_form)),
+            ("POST", "/api/file-base64-upload", "upload", self._takes(read_base64)),
+            ("POST", "/api/file-url-upload", "upload", self._takes(self.files.read_url)),
+            ("GET", "/api/v1/generate/record-info", "record_info", self._record_info),
+            ("GET", "/api/v1/jobs/recordInfo", "record_info", self._job_info),
+            ("GET", "/api/v1/chat/credit", "credits", self._credits),
         )
         return [
-            *(web.post(path, self._handler("submit", handler, route)) for path, route, handler in submit),
-            *(web.post(path, self._handler(point, handler)) for path, point, handler in post),
-            *(web.get(path, self._handler(point, handler), allow_head=False) for path, point, handler in get),
+            *(web.post(path, self._handler("submit", self._submits(read), route)) for path, route, read in submit),
+            *(web.route(method, path, self._handler(point, handler)) for method, path, point, handler in others),
             web.get("/files/{path:.+}", self._handler("download", self._download)),
         ]
 
@@ -173,36 +162,21 @@ class EmulatedService:
 
     # ------------------------------------------------------------ submissions
 
-    def _submits(self, operation: Operation) -> Handler:
+    def _submits(self, read: SubmissionReader) -> Handler:
         async def handle(exchange: Exchange) -> web.Response:
-            body = await _object(exchange.request)
-            return await self._submit(exchange, None if body is None else _bodies.read_classic(operation, body))
+            submission = read(await read_object(exchange.request))
+            raw, created = await exchange.request.read(), int(time.time() * 1000)
+            task = self.state.submit(exchange.received, submission, raw, created=created, faults=exchange.faults)
+            if isinstance(task, RefusedSubmission):
+                return _refused(task.code, task.message)
+            if self.check_sources and submission.operation == "upload_extend":
+                self.checker.check(task)
+            self.sender.wake()
+            for callback in task.early:
+                await self.sender.send(task, callback)
+            return _json(_bodies.submitted(task))
 
         return handle
-
-    async def _create_task(self, exchange: Exchange) -> web.Response:
-        body = await _object(exchange.request) or {}
-        operation = _bodies.JOBS_MODELS.get(str(body.get("model")))
-        if operation is None:
-            exchange.received.code = 422
-            return _refused(422, "The model name you specified is not supported.")
-        return await self._submit(exchange, _bodies.read_jobs(operation, body))
-
-    async def _submit(self, exchange: Exchange, submission: EmulatedSubmission | None) -> web.Response:
-        if submission is None:
-            exchange.received.code = 422
-            return _refused(422, "The request body is not a JSON object.")
-        raw = await exchange.request.read()
-        created = int(time.time() * 1000)
-        task = self.state.submit(exchange.received, submission, raw, created=created, faults=exchange.faults)
-        if isinstance(task, RefusedSubmission):
-            return _refused(task.code, task.message)
-        if self.check_sources and submission.operation == "upload_extend":
-            self.checker.check(task)
-        self.sender.wake()
-        for callback in task.early:
-            await self.sender.send(task, callback)
-        return _json(_bodies.submitted(task))
 
     # ------------------------------------------------------------ polls
 
@@ -235,18 +209,14 @@ class EmulatedService:
     # ------------------------------------------------------------ files
 
     async def _download_url(self, exchange: Exchange) -> web.Response:
-        body = await _object(exchange.request) or {}
-        link = self.files.link(str(body.get("url")))
+        link = self.files.link(str((await read_object(exchange.request)).get("url")))
         return _refused(422, "url is wrong") if link is None else _json(_bodies.ok(link))
 
-    async def _upload_stream(self, exchange: Exchange) -> web.Response:
-        return _json(await self.files.take_form(exchange.request))
+    def _takes(self, read: UploadReader) -> Handler:
+        async def handle(exchange: Exchange) -> web.Response:
+            return _json(await self.files.take(exchange.request, read))
 
-    async def _upload_base64(self, exchange: Exchange) -> web.Response:
-        return _json(self.files.take_base64(await _object(exchange.request) or {}))
-
-    async def _upload_url(self, exchange: Exchange) -> web.Response:
-        return _json(await self.files.take_url(await _object(exchange.request) or {}))
+        return handle
 
     async def _download(self, exchange: Exchange) -> web.Response:
         return await self.files.give(exchange.request)
