@@ -23,6 +23,7 @@ from kie_async._client.concurrency import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime
 from kie_async.emulator import Fault
 from kie_async.errors import StorageError
+from kie_async.events import Event, SubmissionUnknown
 from kie_async.journal import InboundCallback, Job, Journal, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle
 
@@ -489,6 +490,23 @@ def test_a_session_left_open_at_the_end_of_the_program_warns(kie_emulator: Emula
     with pytest.warns(ResourceWarning, match="was left open"), collecting():
         kept.clear()
     assert len(kie_emulator.ledger) == 1
+
+
+def test_a_submission_under_way_at_the_end_of_the_program_is_emitted(kie_emulator: EmulatorHandle) -> None:
+    kie_emulator.add_faults(Fault("slow", seconds=60))
+    emitted: list[Event] = []
+    kept: list[object] = []
+
+    async def forget() -> None:
+        session = await kie.KieSession.open(kie.Settings(observer=emitted.append))
+        kept.extend((session, asyncio.ensure_future(session.submit(REQUEST))))
+        while not kie_emulator.ledger:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(forget())
+    assert [event.reason for event in emitted if isinstance(event, SubmissionUnknown)]
+    with pytest.warns(ResourceWarning, match="was left open"), collecting():
+        kept.clear()
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning")

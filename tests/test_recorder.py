@@ -220,6 +220,15 @@ async def test_a_store_that_stays_away_is_said(tmp_path: Path) -> None:
         assert not caught.value.retryable
 
 
+async def test_a_lost_answer_stays_a_lost_answer_where_the_journal_cannot_record_it(tmp_path: Path) -> None:
+    async with recording(tmp_path, faults=[Fault("lost")]) as kept:
+        kept.journal.failures["move"] = 1_000_000
+        with pytest.raises(SubmitUnknownError, match="the journal could not record that") as caught:
+            await kept.session.submit(REQUEST, key="k")
+        assert caught.value.charged == "maybe"
+        kept.journal.failures.clear()
+
+
 async def test_an_end_that_cannot_be_recorded_now_is_recorded_later(tmp_path: Path) -> None:
     async with recording(tmp_path) as kept:
         task = await kept.session.submit(REQUEST, key="k")

@@ -62,5 +62,9 @@ async def open_client(settings: Settings, limiter: Limiter | None, emit: Observe
             tracker = Tracker(settings, fetch, emit, polls_per_second=route.polls_per_second)
             submitter = Submitter(transport, limiter or shared_limiter(settings), tracker, group)
             group.start_soon(tracker.run)
-            yield Client(settings, emit, transport, fetcher, tracker, submitter, group)
-            group.cancel_scope.cancel()
+            try:
+                yield Client(settings, emit, transport, fetcher, tracker, submitter, group)
+            finally:
+                group.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await submitter.close()

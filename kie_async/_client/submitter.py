@@ -12,11 +12,9 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Protocol
 
 import anyio
-import attrs
 from anyio.abc import TaskGroup
 
 from kie_async._client.concurrency import internal_errors
@@ -70,7 +68,6 @@ _MAX_GIVEN_UP = 10_000  # tokens of submissions given up as unknown, in case the
 _ANOTHER_TASK = "its token belongs to another task"
 
 
-@attrs.define(eq=False)
 class _PendingSubmission:
     """One request on its way.
 
@@ -82,14 +79,22 @@ class _PendingSubmission:
         stages: what the callbacks said that came before the answer.
     """
 
-    request: Request
-    log: SubmissionLog | None
-    check: Check
-    started_at: float
-    release: Callable[[], None]
-    token: str = attrs.field(init=False, repr=False, factory=lambda: secrets.token_urlsafe(32))
-    named: asyncio.Future[str] = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().create_future())
-    stages: list[str] = attrs.field(init=False, factory=list)
+    def __init__(
+        self,
+        request: Request,
+        log: SubmissionLog | None,
+        check: Check,
+        started_at: float,
+        release: Callable[[], None],
+    ) -> None:
+        self.request = request
+        self.log = log
+        self.check = check
+        self.started_at = started_at
+        self.release = release
+        self.token = secrets.token_urlsafe(32)
+        self.named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.stages: list[str] = []
 
     def callback_received(self, task_id: str, stage: str) -> str:
         """Note that a callback names the task; return why it is set aside, or nothing."""
@@ -101,7 +106,6 @@ class _PendingSubmission:
         return ""
 
 
-@attrs.define(eq=False)
 class _Tokens:
     """Which submission, or which task, the token of a callback belongs to.
 
@@ -111,9 +115,10 @@ class _Tokens:
         given_up: submissions whose answer was lost, and which no callback named in time.
     """
 
-    under_way: dict[str, _PendingSubmission] = attrs.field(factory=dict)
-    followed: dict[str, str] = attrs.field(factory=dict)
-    given_up: RecentSet = attrs.field(factory=lambda: RecentSet(_MAX_GIVEN_UP))
+    def __init__(self) -> None:
+        self.under_way: dict[str, _PendingSubmission] = {}
+        self.followed: dict[str, str] = {}
+        self.given_up = RecentSet(_MAX_GIVEN_UP)
 
 
 class Submitter:
@@ -123,7 +128,7 @@ class Submitter:
         transport: sends the POSTs; its settings and its observer are used.
         limiter: who may submit now.
         tracker: follows the tasks.
-        group: where the shielded POSTs live: the session's.
+        group: of the session; when it ends, nothing more is sent.
     """
 
     def __init__(self, transport: Transport, limiter: Limiter, tracker: Tracker, group: TaskGroup) -> None:
@@ -136,7 +141,9 @@ class Submitter:
         self._gate = SubmissionGate(limiter)
         self._in_flight = InFlightLimit(self._settings.max_in_flight, self._emit)
         self._tokens = _Tokens()
+        self._posts: set[asyncio.Task[TrackedTask]] = set()
         self._unrecorded: set[asyncio.Future[None]] = set()  # done when the answer of a POST is recorded
+        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def submit(
         self, request: Request, prepare: Prepare, log: SubmissionLog | None = None, check: Check = lambda: None
@@ -158,24 +165,25 @@ class Submitter:
         started_at = asyncio.get_running_loop().time()
         self._gate.check_key()
         release = await self._in_flight.enter()
-        post: asyncio.Future[TrackedTask] | None = None
+        post: asyncio.Task[TrackedTask] | None = None
+        attempt = 1
         try:
             self._gate.check_key()
             ready = await prepare(request)
-            for attempt in count(1):
+            while True:
                 permit = await self._acquire_permit(again=attempt > 1)
                 post = self._start(_PendingSubmission(ready, log, check, started_at, release), permit)
                 try:
                     return await asyncio.shield(post)
                 except KieError as error:
                     await self._wait_for_retry(error, attempt, started_at)
+                    attempt += 1
         except BaseException:
             if post is None:
                 release()
             else:  # the caller may go away during its POST: a task that comes of it is followed
                 post.add_done_callback(lambda left: _release_if_failed(left, release))
             raise
-        raise AssertionError  # pragma: no cover (the loop has no end of its own)
 
     def callback_received(self, token: str, task_id: str, stage: str) -> str:
         """Take a callback: it names a submission, or moves a poll; return why it is set aside, or nothing."""
@@ -203,6 +211,12 @@ class Submitter:
         """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
         if self._unrecorded:
             await asyncio.wait(tuple(self._unrecorded))
+
+    async def close(self) -> None:
+        """Wait for the answers of all POSTs, and end the waits for callbacks."""
+        self._closing.set_result(None)
+        if self._posts:
+            await asyncio.wait(tuple(self._posts))
 
     # ------------------------------------------------------------ before and after the POST
 
@@ -234,31 +248,33 @@ class Submitter:
 
     # ------------------------------------------------------------ the POST, in a task of its own
 
-    def _start(self, submission: _PendingSubmission, permit: Permit) -> asyncio.Future[TrackedTask]:
-        post: asyncio.Future[TrackedTask] = asyncio.get_running_loop().create_future()
+    def _start(self, submission: _PendingSubmission, permit: Permit) -> asyncio.Task[TrackedTask]:
         self._tokens.under_way[submission.token] = submission
-        self._group.start_soon(self._run, submission, permit, post)
+        post = asyncio.get_running_loop().create_task(self._run(submission, permit))
+        self._posts.add(post)
+        post.add_done_callback(self._ended)
         return post
 
-    async def _run(self, submission: _PendingSubmission, permit: Permit, post: asyncio.Future[TrackedTask]) -> None:
+    def _ended(self, post: asyncio.Task[TrackedTask]) -> None:
+        self._posts.discard(post)
+        if not post.cancelled():
+            post.exception()  # read, so that it is not logged where the caller went away: it was emitted
+
+    async def _run(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
         operation = submission.request.operation
-        error: KieError | None = None
         try:
             with internal_errors(operation):
-                post.set_result(await self._post(submission, permit))
-        except KieError as failure:
-            error = failure
+                return await self._post(submission, permit)
         except asyncio.CancelledError:
-            message = f"{operation}: the session was closed before its answer or its callback came"
-            error = SubmitUnknownError(message, token=submission.token)
+            self._emit(SubmissionUnknown(operation, "the event loop ended before its answer came"))
             raise
-        finally:
-            self._tokens.under_way.pop(submission.token, None)
+        except KieError as error:
             if isinstance(error, AuthError):
                 self._gate.key_refused(error)
-            if error is not None:
-                self._emit_if_charged(operation, error)
-                post.set_exception(error)
+            self._emit_if_charged(operation, error)
+            raise
+        finally:
+            del self._tokens.under_way[submission.token]
 
     def _emit_if_charged(self, operation: str, error: KieError) -> None:
         """Emit an error of a submission that may be paid, for its caller may have gone away."""
@@ -269,7 +285,7 @@ class Submitter:
 
     async def _post(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
         try:
-            with anyio.CancelScope(shield=True), self._unrecorded_answer():
+            with self._unrecorded_answer():
                 task_id = await self._send(submission, permit)
         except SubmitUnknownError as error:
             task_id = await self._recover(submission, error)
@@ -300,8 +316,8 @@ class Submitter:
         try:
             task_id = await self._transport.send(call, permit=permit)
         except KieError as error:
-            if log is not None and not isinstance(error, SubmitUnknownError):
-                await log.failed(token, error)
+            if not isinstance(error, SubmitUnknownError):
+                await self._record_failed(submission, error)
             raise
         await self._record_accepted(submission, task_id)
         return task_id
@@ -316,26 +332,34 @@ class Submitter:
             error.message += f"; the task is paid, so do not submit it again: session.track({task_id!r}) follows it"
             raise
 
+    async def _record_failed(self, submission: _PendingSubmission, error: KieError) -> None:
+        """Record an error. One of the journal does not take its place, for it says what was charged."""
+        if submission.log is None:
+            return
+        try:
+            await submission.log.failed(submission.token, error)
+        except StorageError as failure:
+            error.message += f"; the journal could not record that: {failure.message}"
+
     async def _recover(self, submission: _PendingSubmission, error: SubmitUnknownError) -> str:
         """Wait for the callback that names the task of a submission whose answer was lost."""
-        token, log, named = submission.token, submission.log, submission.named
+        token, named = submission.token, submission.named
         error.token = token
         if self._settings.callback_url:
             self._emit(Notice("", f"an answer was lost; waiting for its callback: {error.message}"))
             timeout = self._settings.recovery_timeout
-            with anyio.move_on_after(timeout):
-                task_id = await asyncio.shield(named)  # not cancelled: it may be named later than this waits
-                with anyio.CancelScope(shield=True):
-                    await self._record_accepted(submission, task_id)
-                return task_id
+            await asyncio.wait((named, self._closing), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not named.done() and self._closing.done():  # the next session with the journal goes on
+                error.message += "; the session was closed before its callback came"
+                raise error
             error.message += f"; no callback named it within {timeout:.0f} s"
-        self._tokens.given_up.add(token)
-        if log is not None:
-            await log.failed(token, error)
-        if named.done():  # the callback came while that was recorded
-            await self._record_accepted(submission, named.result())
-            return named.result()
-        raise error
+        if not named.done():
+            self._tokens.given_up.add(token)
+            await self._record_failed(submission, error)
+        if not named.done():  # nor did a callback come while that was recorded
+            raise error
+        await self._record_accepted(submission, named.result())
+        return named.result()
 
     def _follow(self, submission: _PendingSubmission, task_id: str) -> TrackedTask:
         request, token = submission.request, submission.token
