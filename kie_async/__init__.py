@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._lazy import lazy_exports
+from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async import callbacks
     from kie_async._client.task import Task
+    from kie_async._package import __version__
     from kie_async._protocol.request_rules import MODELS
-    from kie_async._version import __version__
     from kie_async.batch import Manifest, read_manifest, run_batch
     from kie_async.errors import (
         AudioError,
@@ -144,7 +144,7 @@ __getattr__ = lazy_exports(
         "MODELS": "_protocol.request_rules",
         "KieSession": "session",
         "Task": "_client.task",
-        "__version__": "_version",
+        "__version__": "_package",
         **dict.fromkeys(("Manifest", "read_manifest", "run_batch"), "batch"),
         **dict.fromkeys(("Job", "Journal", "PostgresJournal", "SQLiteJournal", "open_journal"), "journal"),
     },

@@ -1,4 +1,7 @@
-"""What an open session works with, and how it makes a task of a request: checked, measured, uploaded, submitted."""
+"""What an open session works with, and how it makes a task of a request: checked, measured, uploaded, submitted.
+
+It lies between the session, which opens it, and the rooms that it wires.
+"""
 
 from __future__ import annotations
 

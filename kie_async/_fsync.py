@@ -1,4 +1,7 @@
-"""Names in a directory: given to whole files only, never taken from another, durable once the directory is synced."""
+"""Names in a directory: given to whole files only, never taken from another, durable once the directory is synced.
+
+It lies beside the rooms because ``journal`` and ``files`` both use it, and neither knows the other.
+"""
 
 from __future__ import annotations
 

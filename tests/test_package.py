@@ -115,7 +115,7 @@ def test_the_core_drags_in_no_extra(extra: str) -> None:
 
 def test_importing_the_package_loads_names_only() -> None:
     done = run("import sys; before = set(sys.modules); import kie_async; print(*sorted(set(sys.modules) - before))")
-    ours = ["kie_async", "kie_async._lazy"]
+    ours = ["kie_async", "kie_async._package"]
     standard = [name for name in done.stdout.split() if name.partition(".")[0] in sys.stdlib_module_names]
     assert sorted([*ours, *standard]) == done.stdout.split()
     assert {"asyncio", "ssl", "json", "logging"}.isdisjoint(standard)

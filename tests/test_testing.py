@@ -142,4 +142,4 @@ def test_the_plugin_loads_nothing_until_its_fixture_is_asked_for(tmp_path: Path)
         run = python(command, cwd=tmp_path, env=environment)
         assert run.returncode == 0, run.stdout + run.stderr
         loaded.append(next(set(line.split()) for line in run.stdout.splitlines() if line.startswith("loaded")))
-    assert loaded[1] - loaded[0] == {"kie_async", "kie_async._lazy", "kie_async.testing"}
+    assert loaded[1] - loaded[0] == {"kie_async", "kie_async._package", "kie_async.testing"}

@@ -27,6 +27,7 @@ from aiohttp.tracing import Trace
 from anyio import to_thread
 from yarl import URL
 
+from kie_async import _package
 from kie_async._client.concurrency import internal_errors
 from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_values import dump
@@ -333,9 +334,7 @@ def by_proxy(settings: Settings, url: str) -> dict[str, Any]:
 @cache
 def user_agent() -> str:
     """Return ``kie_async/<version>``; the version is that of the installed package."""
-    from kie_async._version import __version__  # noqa: PLC0415  # it takes long to load
-
-    return f"kie_async/{__version__}"
+    return f"kie_async/{_package.__version__}"
 
 
 _PIECE = 1 << 18  # bytes read at once

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._lazy import lazy_exports
+from kie_async._package import lazy_exports
 from kie_async._protocol.signing import sign_callback
 from kie_async.callbacks._receiver import Receiver, Receiving, unwrap
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from kie_async._version import __version__
+from kie_async import __version__
 from kie_async.cli import _jobs
 from kie_async.cli._batch import batch, worker
 from kie_async.cli._exit_codes import UsageError, exit_table

@@ -29,8 +29,8 @@ from av.audio.resampler import AudioResampler
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from kie_async._pyav import open_audio
 from kie_async.emulator._tasks import seeded
+from kie_async.files import open_audio
 
 BIT_RATE = 64_000
 _MARGIN = 0.5  # seconds read beyond a cut

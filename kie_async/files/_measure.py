@@ -56,7 +56,6 @@ from anyio.lowlevel import RunVar
 
 from kie_async._client.downloads import DownloadResponse, Fetcher
 from kie_async._protocol.request_rules import is_url
-from kie_async._pyav import open_audio
 from kie_async.errors import AudioError, DownloadError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, WAV, AudioKind, audio_start, kind_of
@@ -82,7 +81,27 @@ URL_TIMEOUT = 3.0  # seconds for all of it
 _URL_TOLERANCE = 0.25  # by how much the beginning may be denser or thinner than the whole
 _NAME = "the source"
 
+_SURROGATES_SINCE = 19  # from this version on PyAV decodes texts leniently by itself, and takes no option for it
 _turn: RunVar[CapacityLimiter] = RunVar("kie_async.files.measuring")  # of each event loop
+
+
+def open_audio(file: BinaryIO, demuxer: str | None = None) -> InputContainer:
+    """Open a file for reading; texts in it that are not UTF-8 are no error.
+
+    Args:
+        file: at its beginning.
+        demuxer: the name of the format; None lets PyAV find out.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        av.FFmpegError: it cannot be read.
+    """
+    import av  # noqa: PLC0415  # an extra, and slow to import
+
+    major = int(av.__version__.partition(".")[0])
+    options: dict[str, Any] = {} if major >= _SURROGATES_SINCE else {"metadata_errors": "replace"}
+    container: InputContainer = av.open(file, "r", format=demuxer, **options)
+    return container
 
 
 @attrs.define(slots=False)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kie_async._lazy import lazy_exports
+from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, JobResults, LastAttempt, Source, State

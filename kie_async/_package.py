@@ -1,4 +1,7 @@
-"""Names of a package that are loaded when they are first asked for, so that importing it costs little."""
+"""What the packages' own ``__init__`` are made with: names that are loaded when first asked for, and the version.
+
+It lies beside the rooms because all of them use it, so it imports none, and little else.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,15 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
         return found
 
     return find
+
+
+def __getattr__(name: str) -> str:
+    """Find ``__version__`` in its only source, the metadata of the installed package; "0" in a bare checkout."""
+    if name != "__version__":
+        raise AttributeError(name)
+    from importlib import metadata  # noqa: PLC0415  # it takes long to load
+
+    try:
+        return metadata.version("kie_async")
+    except metadata.PackageNotFoundError:
+        return "0"
