@@ -615,6 +615,7 @@ def test_a_narrow_terminal_shows_whole_words(
     shown = capsys.readouterr().err
     assert "submitted" in shown
     assert "quota" in shown
+    assert "1 min" in shown  # nothing is cut off
     assert ("waiting" in shown) == (columns == 100)  # only the table names what is 0
 
 

@@ -38,7 +38,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._console = PipeConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._console = PipeConsole(stderr=True, markup=False, emoji=False, highlight=False)
         self._now = now
         self._last_line = -QUIET
         self._live: Live | None = None
@@ -51,7 +51,7 @@ class ProgressDisplay:
 
     def say(self, line: str) -> None:
         """Write a line that stays."""
-        self._console.print(printable(line))
+        self._console.print(printable(line), soft_wrap=True)  # a terminal wraps it, so that it can be copied whole
         self._last_line = self._now()
 
     def doing(self, text: str) -> None:

@@ -275,6 +275,7 @@ async def download_tracks(output: Output, session: KieSession, result: TaskResul
     paths: list[str] = []
     errors: list[KieError] = []
     output.value["files"] = paths
+    output.display.doing("downloading the tracks")
     for number, track in enumerate(result.tracks, start=1):
         name = files.track_name(song, track.id) if song else None
         progress = output.display.transfer(f"downloading track {number}")
