@@ -100,21 +100,39 @@ def test_failures_are_repeated_less_and_less(failures: int, chance: float) -> No
     assert retry_delay(failures, lambda: 0.0) <= retry_delay(failures + 1, lambda: 0.0)
 
 
-@given(st.integers(1, 10_000), st.floats(0, 0.999))
-def test_backoff_is_drawn_from_the_whole_range(attempt: int, chance: float) -> None:
-    assert 0 <= backoff(attempt, lambda: chance) <= MAX_DELAY
-    assert backoff(attempt, lambda: 0.0) == 0
-
-
 def test_clients_that_fail_together_come_back_apart() -> None:
     delays = [backoff(20, random.random) for _ in range(1000)]
     buckets = [sum(low <= delay < low + 5 for delay in delays) for low in range(0, 20, 5)]
     assert min(buckets) > 150
 
 
-def test_the_budget_runs_dry_and_fills_again() -> None:
-    budget = Budget(capacity=10, cost=5)
+def _highest() -> float:
+    return 1.0
+
+
+@given(st.integers(1, 10**9), st.floats(0, 1))
+def test_a_wait_is_drawn_from_the_whole_range(attempt: int, drawn: float) -> None:
+    assert backoff(attempt, lambda: drawn) == drawn * backoff(attempt, _highest)
+    assert 0 <= backoff(attempt, lambda: drawn) <= MAX_DELAY
+
+
+def test_waits_grow_by_two_up_to_the_longest() -> None:
+    assert [backoff(attempt, _highest) for attempt in range(1, 8)] == [1, 2, 4, 8, 16, MAX_DELAY, MAX_DELAY]
+    assert backoff(3, _highest, base=0.1, limit=0.5) == 0.5
+
+
+def test_a_budget_is_spent_and_refilled() -> None:
+    budget = Budget(capacity=12, cost=5)
     assert [budget.spend() for _ in range(3)] == [True, True, False]
-    for _ in range(20):
+    assert budget.tokens == 2
+    for _ in range(3):
         budget.succeed()
-    assert budget.tokens == 10
+    assert budget.spend()
+    assert not budget.spend()
+
+
+def test_a_budget_never_holds_more_than_at_first() -> None:
+    budget = Budget(capacity=10, cost=5)
+    for _ in range(100):
+        budget.succeed()
+    assert [budget.spend() for _ in range(3)] == [True, True, False]

@@ -73,24 +73,38 @@ def reader(object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = No
     return json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=object_pairs_hook).decode
 
 
-loads = reader()
-_load_pairs = reader(object_pairs_hook=tuple)
-_lenient = json.JSONDecoder(strict=False, parse_constant=lambda _word: None).decode
-_lenient_pairs = json.JSONDecoder(strict=False, parse_constant=lambda _word: None, object_pairs_hook=tuple).decode
+UNCLEAR = "the callback is no JSON object that can be read in one way only"
 
 
-def load_pairs(body: bytes) -> Json:
-    """Read JSON, mended if need be, with each object as a tuple of its members, so that doubled keys can be seen.
+class DoubledObject(dict[str, Any]):
+    """A JSON object in which a key is written twice: what it says depends on who reads it."""
+
+
+def _marked(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    return value if len(value) == len(members) else DoubledObject(value)
+
+
+def _lenient(object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Callable[[str], Any]:
+    return json.JSONDecoder(strict=False, parse_constant=lambda _word: None, object_pairs_hook=object_pairs_hook).decode
+
+
+loads, _loads_marked = reader(), reader(_marked)
+_loads_leniently, _loads_leniently_marked = _lenient(), _lenient(_marked)
+
+
+def load_marked(body: bytes) -> Json:
+    """Read JSON, mended if need be; an object in which a key is written twice is a ``DoubledObject``.
 
     Raises:
-        ValueError: the bytes are no JSON.
+        BadResponseError: the bytes are no JSON.
     """
     try:
-        return _load_pairs(decode(body))
+        return _loads_marked(decode(body))
     except (ValueError, RecursionError):
-        value = mend(body, _lenient_pairs)
+        value = mend(body, _loads_leniently_marked)
         if value is None:
-            raise ValueError("no JSON") from None
+            raise BadResponseError(UNCLEAR) from None
         return value
 
 
@@ -114,7 +128,7 @@ def load_tolerantly(body: bytes) -> Json:
         return value
 
 
-def mend(body: bytes, read: Callable[[str], Any] = _lenient) -> Json:
+def mend(body: bytes, read: Callable[[str], Any] = _loads_leniently) -> Json:
     """Read a malformed answer: letters cut in half, control characters, NaN; or with lost backslashes put back.
 
     Last, without its echoes of the request, which takes what stands between two faults with them. None if nothing

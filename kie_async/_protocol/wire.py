@@ -14,6 +14,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kie_async._protocol.json_values import (
+    UNCLEAR,
+    DoubledObject,
     Json,
     as_duration,
     as_integer,
@@ -23,7 +25,7 @@ from kie_async._protocol.json_values import (
     beginning,
     dump,
     load,
-    load_pairs,
+    load_marked,
     load_tolerantly,
     record_fields,
     upload_fields,
@@ -36,7 +38,6 @@ from kie_async.models import (
     Credits,
     ExtendRequest,
     TaskRecord,
-    Track,
     UploadedFile,
     UploadExtendRequest,
 )
@@ -96,7 +97,7 @@ def read_envelope(body: bytes) -> Envelope:
 
 
 def _message(value: Mapping[str, Any]) -> str:
-    return as_text(value.get("msg")) or _first(value, "message", "error", "errorMessage", "detail") or ""
+    return _first(value, "msg", "message", "error", "errorMessage", "detail") or ""
 
 
 def read_task_id(data: object) -> str:
@@ -269,11 +270,8 @@ def read_callback(body: bytes) -> CallbackEvent:
         BadResponseError: no JSON object, a key of what is claimed written twice, or no task id that could be one, or
             two that differ.
     """
-    try:
-        value = _members(load_pairs(body))
-        data = _members(value.get("data"))
-    except ValueError:
-        raise BadResponseError("the callback is no JSON object that can be read in one way only") from None
+    value = _members(load_marked(body))
+    data = _members(value.get("data"))
     places = data.get("task_id"), data.get("taskId"), value.get("task_id"), value.get("taskId")
     ids = {place for place in places if isinstance(place, str) and place}
     task_id = ids.pop() if len(ids) == 1 else ""
@@ -290,7 +288,7 @@ def read_callback(body: bytes) -> CallbackEvent:
         if stage == "error":
             code = own_code or (None if code in NO_ERROR else code)
             message = as_text(_get(claims, "failMsg", "fail_msg", "errorMessage", "error_message")) or message
-    return CallbackEvent(task_id, stage.strip().lower(), code, message, partial(_claimed_tracks, claims))
+    return CallbackEvent(task_id, stage.strip().lower(), code, message, partial(read_tracks, claims))
 
 
 _STAGES = {Word.FAILED: "error", Word.SUCCEEDED: "complete", Word.UNDELIVERED: "complete", Word.ENDED: "complete"}
@@ -302,27 +300,13 @@ def _stage(status: str) -> str:
     return (word and _STAGES.get(word)) or STAGE_WORDS.get(status) or status
 
 
-def _members(pairs: object) -> dict[str, Any]:
+def _members(value: object) -> dict[str, Any]:
     """The members of an object, which may have come as JSON text; none for anything else."""
-    if isinstance(pairs, str) and pairs.startswith("{"):
-        pairs = load_pairs(pairs.encode("utf-8", "replace"))
-    if not isinstance(pairs, tuple):
-        return {}
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("a key is written twice")
-    return members
-
-
-def _claimed_tracks(claims: Mapping[str, Any]) -> tuple[Track, ...]:
-    return read_tracks({key: _plain(value) for key, value in claims.items()})
-
-
-def _plain(value: object) -> object:
-    """JSON whose objects were read as tuples of their members."""
-    if isinstance(value, tuple):
-        return {key: _plain(each) for key, each in value}
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, str) and value.startswith("{"):
+        value = load_marked(value.encode("utf-8", "replace"))
+    if isinstance(value, DoubledObject):
+        raise BadResponseError(UNCLEAR)
+    return value if isinstance(value, dict) else {}
 
 
 # ---------------------------------------------------------------- our own values, for the journal
