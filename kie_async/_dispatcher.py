@@ -9,8 +9,6 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import attrs
-
 from kie_async import files
 from kie_async import journal as journals
 from kie_async._client import Client, Task, open_client
@@ -32,10 +30,14 @@ class Dispatcher:
     Args:
         client: of the session.
         admission: what the session refuses.
+
+    Attributes:
+        recorder: of the journal in use, if there is one.
     """
 
     def __init__(self, client: Client, admission: Admission) -> None:
-        self._client = client
+        self.client = client
+        self.recorder: Recorder | None = None
         self._admission = admission
 
     async def admit(self, request: Request) -> Request:
@@ -76,37 +78,28 @@ class Dispatcher:
             if isinstance(request, ExtendRequest):
                 return request  # it has no source to make ready, and was checked when it was admitted
             request = await (prepare or self._upload)(request)
-            request = await files.measure_request_url(request, self._client.fetcher, self._admission.notify)
+            request = await files.measure_request_url(request, self.client.fetcher, self._admission.notify)
             self._admission.check(request, ready=True)
             return request
 
-        return await self._client.submitter.submit(request, ready, log, check)
+        return await self.client.submitter.submit(request, ready, log, check)
 
     async def _upload(self, request: Request) -> Request:
-        return await files.upload_request(request, self._client.transport)
+        return await files.upload_request(request, self.client.transport)
 
     def task(self, tracked: TrackedTask, key: str | None = None) -> Task:
         """The task as a user holds it; its id is remembered, so that it is not taken for that of a track."""
         self._admission.remember(tracked.task_id)
-        return Task(tracked, self._client.tracker, key)
-
-
-@attrs.frozen(eq=False)
-class Wiring:
-    """What an open session works with; ``recorder`` is that of the session's own journal."""
-
-    client: Client
-    dispatcher: Dispatcher
-    recorder: Recorder | None
+        return Task(tracked, self.client.tracker, key)
 
 
 @asynccontextmanager
-async def open_wiring(
+async def open_dispatcher(
     settings: Settings, limiter: Limiter | None, journal: Journal | None, admission: Admission, emit: Observer
-) -> AsyncGenerator[Wiring]:
+) -> AsyncGenerator[Dispatcher]:
     """Open all of it. Leaving waits for the answers of submissions under way, and for their record."""
     async with open_client(settings, limiter, emit) as client, AsyncExitStack() as stack:
-        dispatcher, recorder = Dispatcher(client, admission), None
+        dispatcher = Dispatcher(client, admission)
         if journal is not None:
-            recorder = await stack.enter_async_context(journals.open_recorder(journal, client, dispatcher))
-        yield Wiring(client, dispatcher, recorder)
+            dispatcher.recorder = await stack.enter_async_context(journals.open_recorder(journal, client, dispatcher))
+        yield dispatcher

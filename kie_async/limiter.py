@@ -16,8 +16,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeAlias
 
-import attrs
-
 from kie_async._client.lifetime import running_loop
 from kie_async.errors import SessionError
 from kie_async.settings import Settings
@@ -58,15 +56,13 @@ class Limiter(Protocol):
         ...
 
 
-@attrs.define(eq=False)
 class _LocalPermit:
-    _when_sent: Callable[[], None]
-    _when_unsent: Callable[[], None]
-    _is_ended: bool = False
+    is_valid = True  # nobody else can have taken it
 
-    @property
-    def is_valid(self) -> bool:
-        return True  # nobody else can have taken it
+    def __init__(self, when_sent: Callable[[], None], when_unsent: Callable[[], None]) -> None:
+        self._when_sent = when_sent
+        self._when_unsent = when_unsent
+        self._is_ended = False
 
     def release(self) -> None:
         self._end(self._when_sent)

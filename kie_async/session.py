@@ -16,7 +16,7 @@ from kie_async import journal as journals
 from kie_async._client import Task, map_unordered
 from kie_async._client.concurrency import internal_errors, until
 from kie_async._client.lifetime import Lifetime, Opened
-from kie_async._dispatcher import Wiring, open_wiring
+from kie_async._dispatcher import Dispatcher, open_dispatcher
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async._protocol.preconditions import Admission, FailureStreak, check_task_id
 from kie_async.callbacks import Receiver
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from kie_async.journal import Journal, Recorder
 
 
-class KieSession(Opened[Wiring]):
+class KieSession(Opened[Dispatcher]):
     """A session with the service: ``async with KieSession() as session``, or ``await KieSession.open()``.
 
     It may be entered and left in different tasks of one event loop.
@@ -76,11 +76,9 @@ class KieSession(Opened[Wiring]):
         emit = guarded(self.settings.observer)
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, emit)
         self._admission = Admission(self.settings, emit)
-        self._wiring: Wiring  # from the opening on
-        self._recorder: Recorder | None = None  # of the journal in use
         self._is_recording = journal is not None
         self._lifetime = Lifetime(
-            "session", partial(open_wiring, self.settings, limiter, journal, self._admission, emit)
+            "session", partial(open_dispatcher, self.settings, limiter, journal, self._admission, emit)
         )
 
     @classmethod
@@ -108,16 +106,12 @@ class KieSession(Opened[Wiring]):
         Cancelling closes what was opened. A session that is never closed warns with ``ResourceWarning``.
         """
         session = cls(settings, api_key=api_key, limiter=limiter, journal=journal)
-        session._use(await session._lifetime.open())
+        await session._lifetime.open()
         return session
 
-    def _use(self, wiring: Wiring) -> None:
-        self._wiring, self._recorder = wiring, wiring.recorder
-
-    def _open(self) -> Wiring:
+    def _open(self) -> Dispatcher:
         """What the session works with; raise SessionError, before anything is sent, where it cannot work."""
-        self._lifetime.check()
-        return self._wiring
+        return self._lifetime.check()
 
     # ------------------------------------------------------------ tasks
 
@@ -171,9 +165,9 @@ class KieSession(Opened[Wiring]):
         return await self._submit(request, key)
 
     async def _submit(self, request: Request, key: str | None, check: Callable[[], None] = lambda: None) -> Task:
-        dispatcher = self._open().dispatcher
-        if self._recorder is not None:
-            return await self._recorder.submit(request, key, check)
+        dispatcher = self._open()
+        if dispatcher.recorder is not None:
+            return await dispatcher.recorder.submit(request, key, check)
         return dispatcher.task(await dispatcher.submit(await dispatcher.admit(request), check=check))
 
     def check_request(self, request: Request) -> None:
@@ -194,10 +188,10 @@ class KieSession(Opened[Wiring]):
         Raises:
             SessionError: the session has no journal.
         """
-        self._open()
-        if self._recorder is None:
+        recorder = self._open().recorder
+        if recorder is None:
             raise SessionError("the session has no journal: give KieSession(journal=...)")
-        async for task in self._recorder.resume():
+        async for task in recorder.resume():
             yield task
 
     def track(self, task_id: str) -> Task:
@@ -209,8 +203,8 @@ class KieSession(Opened[Wiring]):
         Raises:
             InvalidRequestError: ``task_id`` is no valid task id.
         """
-        wiring, task_id = self._open(), check_task_id(task_id)
-        return wiring.dispatcher.task(wiring.client.tracker.follow(task_id))
+        dispatcher = self._open()
+        return dispatcher.task(dispatcher.client.tracker.follow(check_task_id(task_id)))
 
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
         """Submit many requests and give their outcomes in the order of completion.
@@ -258,8 +252,8 @@ class KieSession(Opened[Wiring]):
     @property
     def submissions_under_way(self) -> int:
         """How many submissions were sent and are not answered yet; closing the session waits for them."""
-        wiring: Wiring | None = getattr(self, "_wiring", None)  # none before it is open
-        return 0 if wiring is None else wiring.client.submitter.under_way
+        dispatcher: Dispatcher | None = getattr(self._lifetime, "value", None)  # none before it is open
+        return 0 if dispatcher is None else dispatcher.client.submitter.under_way
 
     async def record_info(self, task_id: str) -> TaskRecord | None:
         """Read what the service says of a task now; None if it does not know the task (yet).
@@ -361,9 +355,9 @@ class KieSession(Opened[Wiring]):
         Raises:
             SessionError: the session has another.
         """
-        wiring = self._open()
-        if self._recorder is not None and journal is self.journal:
-            yield self._recorder
+        dispatcher = self._open()
+        if dispatcher.recorder is not None and journal is self.journal:
+            yield dispatcher.recorder
             return
         if self._is_recording:
             raise SessionError(
@@ -372,21 +366,22 @@ class KieSession(Opened[Wiring]):
             )
         self._is_recording = True  # before anything is waited for, so that nobody comes between
         try:
-            async with journals.open_recorder(journal, wiring.client, wiring.dispatcher) as recorder:
-                self._recorder = recorder
+            async with journals.open_recorder(journal, dispatcher.client, dispatcher) as recorder:
+                dispatcher.recorder = recorder
                 try:
                     yield recorder
                 finally:
-                    self._recorder = None
+                    dispatcher.recorder = None
         finally:
             self._is_recording = False
 
     async def _deliver(self, token: str, event: CallbackEvent) -> str:
         """Take a callback: it may name a lost task, and it moves the next poll of the one it speaks of."""
-        submitter = self._open().client.submitter
-        if self._recorder is not None and await self._recorder.save_callback(token, event.task_id, event.stage):
+        dispatcher = self._open()
+        recorder = dispatcher.recorder
+        if recorder is not None and await recorder.save_callback(token, event.task_id, event.stage):
             return ""  # it is durable before it is answered; the process that follows the task acts on it
-        return submitter.callback_received(token, event.task_id, event.stage)
+        return dispatcher.client.submitter.callback_received(token, event.task_id, event.stage)
 
 
 def _settings(settings: Settings | None, api_key: str | Secret | None) -> Settings:

@@ -209,12 +209,12 @@ class _PermitRanOutError(aiohttp.ClientError):
     """The permit ran out before anything was sent."""
 
 
-@attrs.define
 class _Wire:
     """Whether a request got a connection: without one nothing was sent, with one nobody can know."""
 
-    permit: Permit | None
-    is_connected: bool = False
+    def __init__(self, permit: Permit | None) -> None:
+        self.permit = permit
+        self.is_connected = False
 
     def end(self) -> None:
         """The headers of the answer are here, or lost, or nothing was sent: end the permit, once."""

@@ -44,10 +44,14 @@ class Lifetime(Generic[T]):
     Args:
         name: what messages call it.
         make: makes the context manager that is held open.
+
+    Attributes:
+        value: what that gives; from the opening on.
     """
 
     def __init__(self, name: str, make: Callable[[], AbstractAsyncContextManager[T]]) -> None:
         self.phase = Phase.NEW
+        self.value: T
         self._name = name
         self._make = make
         self._home: tuple[asyncio.AbstractEventLoop | None, int] = None, 0
@@ -116,8 +120,8 @@ class Lifetime(Generic[T]):
         """Whether nobody has closed it; the copy in a forked process is not meant."""
         return self.phase in {Phase.OPEN, Phase.FAILED} and self._home[1] == os.getpid()
 
-    def check(self) -> None:
-        """Raise SessionError if it is not open, or not in this loop and process."""
+    def check(self) -> T:
+        """Return what it gives; raise SessionError if it is not open, or not in this loop and process."""
         if self.phase in {Phase.NEW, Phase.OPENING}:
             raise SessionError(f"the {self._name} is not open: use it inside 'async with'")
         if self.phase is Phase.CLOSED:
@@ -126,6 +130,7 @@ class Lifetime(Generic[T]):
         if self.phase is Phase.FAILED:
             message = f"the {self._name} has failed: close it, and make a new one"
             raise SessionError(message) from _error_of(self._task)
+        return self.value
 
     def _check_home(self) -> None:
         if self._home != (running_loop(), os.getpid()):
@@ -155,6 +160,7 @@ class Lifetime(Generic[T]):
 
     async def _run(self, opened: asyncio.Future[T]) -> None:
         async with self._make() as value:
+            self.value = value
             opened.set_result(value)
             try:
                 await self._stop.wait()
@@ -181,13 +187,10 @@ def _error_of(task: asyncio.Task[None] | None) -> BaseException | None:
 class Opened(Generic[T]):
     """What is opened and closed by its lifetime: with ``async with``, or by hand; one that is forgotten warns.
 
-    A subclass makes ``_lifetime``, and its ``_use`` takes what that gives. The lifetime must not lead back to it.
+    A subclass makes ``_lifetime``, which must not lead back to it.
     """
 
     _lifetime: Lifetime[T]
-
-    def _use(self, value: T) -> None:
-        """Take what the lifetime gives when it has opened."""
 
     async def aclose(self) -> None:
         """Close it, from any task of its event loop; a second call does nothing.
@@ -202,7 +205,7 @@ class Opened(Generic[T]):
         await self._lifetime.aclose()
 
     async def __aenter__(self) -> Self:
-        self._use(await self._lifetime.__aenter__())
+        await self._lifetime.__aenter__()
         return self
 
     async def __aexit__(
