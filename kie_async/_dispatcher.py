@@ -21,7 +21,7 @@ from kie_async.models import ExtendRequest, Request
 from kie_async.settings import Settings
 
 if TYPE_CHECKING:
-    from kie_async.journal import Journal, Recorder
+    from kie_async.journal import Journal, JournalLimiter, Recorder
 
 
 class Dispatcher:
@@ -98,8 +98,23 @@ async def open_dispatcher(
     settings: Settings, limiter: Limiter | None, journal: Journal | None, admission: Admission, emit: Observer
 ) -> AsyncGenerator[Dispatcher]:
     """Open all of it. Leaving waits for the answers of submissions under way, and for their record."""
-    async with open_client(settings, limiter, emit) as client, AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        if journal is not None:
+            await stack.enter_async_context(journal)
+            limiter = limiter or await stack.enter_async_context(shared_quota(journal, settings))
+        client = await stack.enter_async_context(open_client(settings, limiter, emit))
         dispatcher = Dispatcher(client, admission)
         if journal is not None:
-            dispatcher.recorder = await stack.enter_async_context(journals.open_recorder(journal, client, dispatcher))
+            dispatcher.recorder = await stack.enter_async_context(journals.Recorder(journal, client, dispatcher))
         yield dispatcher
+
+
+def shared_quota(journal: Journal, settings: Settings) -> JournalLimiter:
+    """The quota that all processes with this journal and account share."""
+    return journals.JournalLimiter(
+        journal,
+        account=settings.account,
+        limit=settings.quota,
+        window=settings.quota_window,
+        margin=settings.quota_margin,
+    )

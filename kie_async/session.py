@@ -51,9 +51,11 @@ class KieSession(Opened[Dispatcher]):
     Args:
         settings: how to behave; by default from the environment (``KIE_API_KEY`` and others).
         api_key: the key, in place of that of the settings or the environment.
-        limiter: who may submit now; by default one that the sessions of this key and quota share in this event loop.
-        journal: records each submission before it is sent, and what came of it, so that a crash loses and repeats
-            nothing; see ``resume``. It is opened and closed with the session.
+        limiter: who may submit now; by default the quota that all sessions with this journal and account share, or,
+            without a journal, one that the sessions of this key and quota share in this event loop.
+        journal: a path, ``postgresql://...`` or a ``Journal``; by default that of the settings. Each submission is on
+            record before it is sent, so that a crash loses and repeats nothing; what a dead session left goes on with
+            the living.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -69,16 +71,16 @@ class KieSession(Opened[Dispatcher]):
         *,
         api_key: str | Secret | None = None,
         limiter: Limiter | None = None,
-        journal: Journal | None = None,
+        journal: Journal | str | os.PathLike[str] | None = None,
     ) -> None:
         self.settings = _settings(settings, api_key)
-        self.journal = journal  # of the session itself, if it has one
+        self.journal = _journal(self.settings, journal)  # of the session itself, if it has one
         emit = guarded(self.settings.observer)
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, emit)
         self._admission = Admission(self.settings, emit)
-        self._is_recording = journal is not None
+        self._is_recording = self.journal is not None
         self._lifetime = Lifetime(
-            "session", partial(open_dispatcher, self.settings, limiter, journal, self._admission, emit)
+            "session", partial(open_dispatcher, self.settings, limiter, self.journal, self._admission, emit)
         )
 
     @classmethod
@@ -88,15 +90,15 @@ class KieSession(Opened[Dispatcher]):
         *,
         api_key: str | Secret | None = None,
         limiter: Limiter | None = None,
-        journal: Journal | None = None,
+        journal: Journal | str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open a session that ``aclose`` closes, for places that cannot hold a block: notebook cells, hooks, fixtures.
 
         Args:
-            settings: these are the arguments of the class.
-            api_key: see there.
-            limiter: see there.
-            journal: see there.
+            settings: this and the others are the arguments of the class.
+            api_key: its key.
+            limiter: its limiter.
+            journal: its journal.
 
         Raises:
             SettingsError: a setting cannot be used.
@@ -181,9 +183,8 @@ class KieSession(Opened[Dispatcher]):
     async def resume(self) -> AsyncGenerator[Task, None]:
         """Follow the unfinished tasks of earlier sessions with this journal: iterate over it.
 
-        A submission whose answer was not recorded is followed if a callback named its task; if none did, it is
-        recorded as unknown and emitted as an event, never sent again. A task that outlived
-        ``Settings.task_timeout`` stays submitted in the journal, and is followed once more.
+        A submission whose answer was not recorded is followed if a callback named its task; if none did, it becomes
+        unknown, and is never sent again. A task that outlived ``Settings.task_timeout`` is followed once more.
 
         Raises:
             SessionError: the session has no journal.
@@ -360,10 +361,7 @@ class KieSession(Opened[Dispatcher]):
             yield dispatcher.recorder
             return
         if self._is_recording:
-            raise SessionError(
-                "the session is at work with a journal: for another journal, make another session; to share one, give "
-                "it to KieSession(journal=...)"
-            )
+            raise SessionError("the session is at work with a journal: for another, make another session")
         self._is_recording = True  # before anything is waited for, so that nobody comes between
         try:
             async with journals.open_recorder(journal, dispatcher.client, dispatcher) as recorder:
@@ -388,3 +386,11 @@ def _settings(settings: Settings | None, api_key: str | Secret | None) -> Settin
     if api_key is None:
         return Settings() if settings is None else settings
     return Settings(api_key=api_key) if settings is None else attrs.evolve(settings, api_key=api_key)
+
+
+def _journal(settings: Settings, given: Journal | str | os.PathLike[str] | None) -> Journal | None:
+    if given is None:
+        given = settings.journal.reveal() if settings.journal else ""
+    if not isinstance(given, (str, os.PathLike)):
+        return given
+    return journals.open_journal(given) if given else None

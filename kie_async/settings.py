@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 import ssl
@@ -66,6 +67,10 @@ def _secret(value: str | Secret) -> Secret:
 def _secrets(value: str | Secret | Iterable[str | Secret]) -> tuple[Secret, ...]:
     values = [value] if isinstance(value, (str, Secret)) else value
     return tuple(secret for each in values if (secret := _secret(each)))
+
+
+def _location(value: str | os.PathLike[str] | Secret | None) -> Secret | None:
+    return _secret(value if isinstance(value, Secret) else os.fspath(value)) if value else None
 
 
 # ---------------------------------------------------------------- the environment
@@ -224,6 +229,10 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _account_of(api_key: Secret) -> str:
+    return hmac.new(api_key.reveal().encode(), b"kie_async account", "sha256").hexdigest()[:16]
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """How a session behaves. Every time is in seconds.
@@ -235,6 +244,10 @@ class Settings:
         callback_url: where the service can reach you; by default ``KIE_CALLBACK_URL``. Empty: polling does all.
         webhook_keys: keys that sign callbacks, any of which is accepted (rotation); by default ``KIE_WEBHOOK_KEY``, or
             what the file holds that ``KIE_WEBHOOK_KEY_FILE`` names. Given as ``webhook_key=``, one or several.
+        journal: where sessions keep their jobs, callbacks and quota: the path of a file, for the processes of one
+            machine, or ``postgresql://...``; by default ``KIE_JOURNAL``. "" for none, whatever that says.
+        account: whose quota it is that processes share by a journal; by default ``KIE_ACCOUNT``, or else a name made
+            of the key, which does not show it. Two keys of one account need one name.
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).
         observer: called with each ``events.Event``; by default they are logged under ``kie_async``.
         strict_limits: where two pages of the service disagree on a limit, refuse by the older one too; by default the
@@ -271,6 +284,8 @@ class Settings:
     upload_base_url: str = ""
     callback_url: str = attrs.field(factory=lambda: _read_text("KIE_CALLBACK_URL"))
     webhook_keys: tuple[Secret, ...] = attrs.field(converter=_secrets, alias="webhook_key")
+    journal: Secret | None = attrs.field(factory=lambda: _location(journal_location()), converter=_location, repr=False)
+    account: str = attrs.field(factory=lambda: _read_text("KIE_ACCOUNT"))
     route: RouteName = "classic"
     strict_limits: bool = False
     measure_urls: bool = True
@@ -308,6 +323,7 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key)
         put = partial(object.__setattr__, self)
+        put("account", self.account or _account_of(self.api_key))
         put("base_url", _checked_url("base_url", self.base_url))
         own_host = self.base_url if self.on_loopback else UPLOAD_BASE_URL
         put("upload_base_url", _checked_url("upload_base_url", self.upload_base_url or own_host))

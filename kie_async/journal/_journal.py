@@ -142,6 +142,10 @@ class Journal(AsyncContextManagerMixin):
         [(amount,)] = await self._read(_sql.SPENT, batch=batch)
         return float(amount)
 
+    async def open_processes(self) -> list[str]:
+        """The processes, living or dead, that made the last attempts of the jobs in ``INTENT`` and ``SUBMITTED``."""
+        return [process_id for (process_id,) in await self._read(_sql.OPEN_PROCESSES)]
+
     async def attempts(self, key: str) -> list[Attempt]:
         """All attempts of a job, in order."""
         rows = map(_intact, await self._read(_sql.ATTEMPTS, key=key))

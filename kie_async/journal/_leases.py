@@ -87,9 +87,11 @@ class Leases:
                 await self.renew(name)
 
     async def ensure_dead(self, process_id: str) -> None:
-        """Raise ConflictError if a process lives: it holds its lease then."""
-        await self._journal.lease(process_lease(process_id), HEARTBEAT)
-        await self._journal.release(process_lease(process_id))
+        """Raise ConflictError if a process lives: it holds its lease then, unless this process has taken it over."""
+        name = process_lease(process_id)
+        await self._journal.lease(name, LEASE)
+        if name not in self._renewed:
+            await self._journal.release(name)
 
     async def keep_renewing(self) -> None:
         """Renew all leases that are held, until cancelled."""

@@ -31,6 +31,7 @@ from kie_async.models import ExtendRequest, Request, TaskResult
 
 _MAX_CALLBACK_AGE = 86_400.0  # seconds that callbacks are kept after the end of their job
 _PRUNE_INTERVAL = 3600.0  # seconds between two deletions of old callbacks
+_TAKE_OVER_INTERVAL = 10.0  # seconds between two checks whether a process has died
 _WITHOUT_ANSWER = (State.INTENT, State.UNKNOWN)
 
 
@@ -69,7 +70,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
         self._outcomes = OutcomeWriter(journal, client.emit)
         self._jobs: dict[str, tuple[str, str | None]] = {}  # by task id, the key and the token of who is followed
         self._not_sent: dict[str, str] = {}  # by token, the keys of intents that may be written, and were not sent
-        self._unsettled: set[str] = set()  # keys of intents that could not be settled yet
         self._is_closing = False
 
     @asynccontextmanager
@@ -99,7 +99,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._leases.keep_renewing)
                     group.start_soon(self._watch_callbacks)
-                    group.start_soon(self._keep_recovering)
+                    group.start_soon(self._take_over)
                     group.start_soon(self._outcomes.run)
                     group.start_soon(self._prune)
         finally:
@@ -282,6 +282,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """
         if job.token is not None and self._client.submitter.knows(job.token):
             raise ConflictError(f"job {job.key!r} is being submitted by this process", job.task_id)
+        if job.state not in _WITHOUT_ANSWER:
+            return job
         if job.state is State.INTENT and job.token in self._not_sent:
             return await self.journal.move(job.key, State.PLANNED, token=job.token)
         callbacks = await self.journal.callbacks_for(token=job.token)
@@ -299,37 +301,48 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def recover_all(self, batch: str) -> None:
         """Settle every intent of a batch whose process is dead, and every unknown; ``""`` is the jobs of no batch.
 
-        An intent whose process may live is tried again whenever a lease may have run out.
+        An intent whose process lives is left to it, and taken over when it has died.
         """
         async for job in self.jobs(*_WITHOUT_ANSWER, batch=batch):
             await self._try_to_recover(job)
 
     async def _try_to_recover(self, job: Job) -> Job:
-        """Settle a job, or leave it as it is and try again later."""
+        """Settle a job, or leave it as it is: when its process has died, it is taken over."""
         try:
             job = await self.recover(job)
         except ConflictError as error:
             self._notice(job.task_id, f"another process submits it: {error.message}")
-            self._unsettled.add(job.key)
         return job
 
-    async def _keep_recovering(self) -> None:
-        """Try again to settle the intents of processes that may have died since, and follow what was submitted."""
-        while True:
-            await anyio.sleep(LEASE)
-            keys = tuple(self._unsettled)
-            self._unsettled.clear()
-            for key in keys:
+    async def _take_over(self) -> None:
+        """Go on with what dead processes have left, now and whenever another may have died."""
+        taken = {self.journal.process_id}
+        async with anyio.create_task_group() as group:
+            while True:
                 try:
-                    with internal_errors("an intent"):
-                        job = await self.journal.get(key)
-                        if job is not None and job.state is State.INTENT:
-                            job = await self._try_to_recover(job)
-                            if job.state is State.SUBMITTED:
-                                self.follow(job)
+                    with internal_errors("dead processes"):
+                        for process_id in await self.journal.open_processes():
+                            if process_id not in taken:
+                                group.start_soon(self._take_over_from, process_id, taken)
                 except KieError as error:
-                    self._unsettled.add(key)
-                    self._notice("", f"an intent could not be settled now: {clean(error.message)}")
+                    self._notice("", f"the tasks of dead processes could not be read now: {clean(error.message)}")
+                await anyio.sleep(_TAKE_OVER_INTERVAL)
+
+    async def _take_over_from(self, process_id: str, taken: set[str]) -> None:
+        """Settle the intents of a process, if it is dead, and follow its tasks; meanwhile its lease says who does."""
+        try:
+            with internal_errors("the tasks of a dead process"):
+                async with self.holding(process_lease(process_id)):
+                    jobs = [job async for job in self.jobs(State.INTENT, State.SUBMITTED)]
+                    settled = [await self._try_to_recover(job) for job in jobs if job.process_id == process_id]
+                    taken.add(process_id)  # once is enough: a task that outlives its timeout would be taken for ever
+                    for task in [self.follow(job) for job in settled if job.state is State.SUBMITTED]:
+                        with suppress(KieError):
+                            await task
+        except ConflictError:  # it lives, or another process was quicker
+            return
+        except KieError as error:
+            self._notice("", f"the tasks of a dead process could not be taken over: {clean(error.message)}")
 
     async def intents_left(self, batch: str) -> AsyncGenerator[Job, None]:
         """Give the intents of a batch whose process was not known to be dead, once its lease may have run out."""

@@ -215,6 +215,11 @@ WHERE kie_upload.uploaded_at <= excluded.uploaded_at
 ATTEMPTS = """
 SELECT token, key, number, task_id, process_id, intended_at, checksum FROM kie_attempt WHERE key = :key ORDER BY number
 """
+OPEN_PROCESSES = """
+SELECT DISTINCT process_id FROM kie_job JOIN kie_attempt USING (key)
+WHERE state IN ('intent', 'submitted')
+    AND number = (SELECT max(number) FROM kie_attempt AS earlier WHERE earlier.key = kie_job.key)
+"""
 UPLOADED = """
 SELECT sha256, uploaded_at, document, checksum FROM kie_upload WHERE sha256 = :sha256 AND uploaded_at >= :since
 """
