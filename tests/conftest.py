@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ pytest_plugins = ["postgres"]
 
 # A shell that runs the tests in the background has them, and the commands they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Hypothesis loads it in the midst of a test; Python 3.11 may then fail to compile it, for a body nested too deeply was
+# read before ("AST constructor recursion depth mismatch").
+with suppress(ImportError):
+    import_module("hypothesis.internal.conjecture.optimiser")
 
 SAMPLES = Path(__file__).parent / "samples"
 
