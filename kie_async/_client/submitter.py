@@ -32,7 +32,6 @@ from kie_async.errors import (
     ConnectError,
     KieError,
     RateLimitedError,
-    SessionError,
     StorageError,
     SubmitUnknownError,
 )
@@ -72,7 +71,6 @@ class _PendingSubmission:
     """One request on its way.
 
     Attributes:
-        check: called right before the POST, which it may forbid.
         release: gives its place among the tasks in flight back.
         token: in its callback URL; it names the task when the answer is lost.
         named: the task id that a callback with the token brought.
@@ -80,16 +78,10 @@ class _PendingSubmission:
     """
 
     def __init__(
-        self,
-        request: Request,
-        log: SubmissionLog | None,
-        check: Check,
-        started_at: float,
-        release: Callable[[], None],
+        self, request: Request, log: SubmissionLog | None, started_at: float, release: Callable[[], None]
     ) -> None:
         self.request = request
         self.log = log
-        self.check = check
         self.started_at = started_at
         self.release = release
         self.token = secrets.token_urlsafe(32)
@@ -171,8 +163,8 @@ class Submitter:
             self._gate.check_key()
             ready = await prepare(request)
             while True:
-                permit = await self._acquire_permit(again=attempt > 1)
-                post = self._start(_PendingSubmission(ready, log, check, started_at, release), permit)
+                permit = await self._acquire_permit(check, again=attempt > 1)
+                post = self._start(_PendingSubmission(ready, log, started_at, release), permit)
                 try:
                     return await asyncio.shield(post)
                 except KieError as error:
@@ -220,11 +212,12 @@ class Submitter:
 
     # ------------------------------------------------------------ before and after the POST
 
-    async def _acquire_permit(self, *, again: bool) -> Permit:
+    async def _acquire_permit(self, check: Check, *, again: bool) -> Permit:
         permit = await self._gate.acquire(again=again)
         try:
             check_running(self._group)  # while this waited, the session may have been closed in another task
-        except SessionError:
+            check()
+        except BaseException:
             permit.give_back()
             raise
         return permit
@@ -306,7 +299,6 @@ class Submitter:
         """Send the POST, between the record of its intent and the record of its answer."""
         request, token, log = submission.request, submission.token, submission.log
         try:
-            submission.check()
             call = self._route.submit(request, self._callback_url(token))
             if log is not None:
                 await log.before_send(token)
