@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 from conftest import sample_json
 from fault_server import KEY, FaultServer, Reply, fault_server, http, ok, said, transport
@@ -79,13 +78,13 @@ async def test_uploads_go_to_their_own_host(part: FilePart) -> None:
 async def test_an_empty_file_has_a_length_too(part: FilePart) -> None:
     part.path.write_bytes(b"")
     async with fault_server(DONE) as server:
-        await sent(server, attrs.evolve(part, size=0))
+        await sent(server, part._replace(size=0))
     assert fields(server)["file"].get_payload(decode=True) == b""
 
 
 async def test_progress_is_told_on_the_loop(part: FilePart) -> None:
     emitted: list[tuple[int, threading.Thread]] = []
-    watched = attrs.evolve(part, on_bytes=lambda done: emitted.append((done, threading.current_thread())))
+    watched = part._replace(on_bytes=lambda done: emitted.append((done, threading.current_thread())))
     async with fault_server(DONE) as server:
         await sent(server, watched)
     sizes = [done for done, _ in emitted]
@@ -130,7 +129,7 @@ async def test_a_file_that_shrinks_while_it_is_sent(part: FilePart) -> None:
 
     async with fault_server(Reply(read="head", end="wait")) as server:
         with pytest.raises(errors.FileError, match="changed"):
-            await sent(server, attrs.evolve(part, on_bytes=shrink))
+            await sent(server, part._replace(on_bytes=shrink))
     assert len(sizes) == 2
 
 
@@ -204,7 +203,7 @@ async def test_uploads_have_a_time_of_their_own(part: FilePart, clock: VirtualTi
 
 async def test_cancelled_uploads_leave_nothing_open(part: FilePart) -> None:
     taken: list[int] = []
-    watched = attrs.evolve(part, on_bytes=taken.append)
+    watched = part._replace(on_bytes=taken.append)
     async with fault_server(Reply(read="head", end="wait")) as server, transport(server.url) as opened:
         for _ in range(2 * AT_ONCE):
             taken.clear()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import anyio
-import attrs
 from anyio.abc import TaskGroup
 
 from kie_async._client.concurrency import unwrap_single_exception
@@ -21,8 +21,7 @@ from kie_async.models import TaskRecord
 from kie_async.settings import Settings
 
 
-@attrs.frozen(eq=False)
-class Client:
+class Client(NamedTuple):
     """What an open session works with. It does not know the session, so that one that is forgotten can be noticed.
 
     Attributes:

@@ -23,8 +23,7 @@ from kie_async.settings import RouteName
 T = TypeVar("T")
 
 
-@attrs.frozen
-class FilePart:
+class FilePart(NamedTuple):
     """A file to be sent.
 
     Attributes:

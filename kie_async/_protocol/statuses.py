@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import attrs
 
@@ -51,8 +51,7 @@ NO_ERROR = (None, 0, 200)  # 0 is reported beside null, and 200 is the service's
 PendingReason: TypeAlias = Literal["", "not visible", "no audio", "undelivered", "unknown word"]
 
 
-@attrs.frozen
-class Running:
+class Running(NamedTuple):
     """Not at its end.
 
     Attributes:
@@ -64,16 +63,14 @@ class Running:
     pending_reason: PendingReason = ""
 
 
-@attrs.frozen
-class Succeeded:
+class Succeeded(NamedTuple):
     """At its end, with audio; ``partial`` if some tracks never got theirs."""
 
     tracks: tuple[Track, ...]
     partial: bool = False
 
 
-@attrs.frozen
-class Failed:
+class Failed(NamedTuple):
     """At its end, without a result."""
 
     message: str

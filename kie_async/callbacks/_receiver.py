@@ -60,12 +60,12 @@ class Receiving(Protocol):
         ...
 
 
-@attrs.define(slots=False)
 class _RefusalError(Exception):
     """A callback is refused: the status to answer, and why."""
 
-    status: HTTPStatus
-    note: str
+    def __init__(self, status: HTTPStatus, note: str) -> None:
+        super().__init__(status, note)
+        self.status, self.note = status, note
 
 
 def _no_empty_key(_receiver: Receiver, _field: object, keys: tuple[Secret, ...]) -> None:
