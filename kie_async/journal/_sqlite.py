@@ -70,7 +70,7 @@ class SQLite(anyio.AsyncContextManagerMixin):
             if self._pid == os.getpid():  # after a fork, the thread is the parent's
                 self._wake()
                 try:
-                    await until_done(asyncio.wrap_future(thread.submit(self._close)))
+                    await until_done(asyncio.get_running_loop().run_in_executor(thread, self._close))
                 finally:
                     thread.shutdown()
         if self._file.lost is not None:
