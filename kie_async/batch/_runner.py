@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import anyio
 import attrs
 from anyio import to_thread
 
+from kie_async._client import Task
 from kie_async._client.concurrency import internal_errors
 from kie_async._client.lifetime import until_done
 from kie_async._protocol.preconditions import FailureStreak
@@ -185,13 +186,13 @@ class Runner:
         self._budget.take_over(job.key)
         return await self._wait_for_end(job.key, self._recorder.follow(job))
 
-    async def _wait_for_end(self, key: str, task: Awaitable[object]) -> Job:
+    async def _wait_for_end(self, key: str, task: Task) -> Job:
         failure = None
         try:
             await task
         except KieError as error:
             failure = error
-        await self._recorder.wait_recorded(key)
+        await self._recorder.wait_recorded(task.id)
         job = await self._get(key)
         if job.state is State.SUCCEEDED:
             self._failures.succeeded()

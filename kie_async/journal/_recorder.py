@@ -25,9 +25,9 @@ from kie_async.events import Notice, clean
 from kie_async.journal._job import InboundCallback, Job, JobError, State
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import LEASE, Leases, process_lease
-from kie_async.journal._submission_log import Ending, JobSubmissionLog, OutcomeWriter
+from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
 from kie_async.journal._transitions import PAID
-from kie_async.models import ExtendRequest, Request, TaskResult
+from kie_async.models import ExtendRequest, Request
 
 _MAX_CALLBACK_AGE = 86_400.0  # seconds that callbacks are kept after the end of their job
 _PRUNE_INTERVAL = 3600.0  # seconds between two deletions of old callbacks
@@ -68,7 +68,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
         self._dispatcher = dispatcher
         self._leases = Leases(journal, client.emit)
         self._outcomes = OutcomeWriter(journal, client.emit)
-        self._jobs: dict[str, tuple[str, str | None]] = {}  # by task id, the key and the token of who is followed
         self._not_sent: dict[str, str] = {}  # by token, the keys of intents that may be written, and were not sent
         self._is_closing = False
 
@@ -77,7 +76,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         async with self.holding(process_lease(self.journal.process_id)):
             scope, is_over = anyio.CancelScope(), anyio.Event()
             self.group.start_soon(self._background, scope, is_over)
-            self._client.tracker.on_finished = self._finished
+            self._client.tracker.on_finished = self._outcomes.add
             try:
                 yield self
             finally:
@@ -181,7 +180,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
             route=self._client.settings.route,
             journal=self.journal,
             leases=self._leases,
-            jobs=self._jobs,
             not_sent=self._not_sent,
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
@@ -189,25 +187,18 @@ class Recorder(anyio.AsyncContextManagerMixin):
         tracked = await self._dispatcher.submit(request, prepare=prepare, log=log, check=check)
         return self._dispatcher.task(tracked, key)
 
-    def follow(self, job: Job, task_id: str | None = None) -> Task:
-        """Follow the task of a submitted job, and record its outcome; ``task_id`` if the job does not have it yet."""
+    def follow(self, job: Job) -> Task:
+        """Follow the task of a submitted job; its outcome is recorded."""
         origin = Origin.of(job.request, is_own=False)
-        task_id = check_task_id(task_id or job.task_id)
-        self._jobs[task_id] = job.key, job.token
-        return self._dispatcher.task(self._client.tracker.follow(task_id, origin), job.key)
+        return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
-    def _finished(self, task_id: str, outcome: TaskResult | KieError) -> None:
-        """Have the outcome of a task recorded, if some job of the journal is this task."""
-        key, token = self._jobs.pop(task_id, (None, None))
-        self._outcomes.add(Ending(key, token, task_id, outcome))
-
-    async def wait_recorded(self, key: str) -> None:
-        """Wait until the outcome of a job's task is in the journal; return at once if none is known here.
+    async def wait_recorded(self, task_id: str) -> None:
+        """Wait until the outcome of a task is in the journal; return at once if none is known here.
 
         Raises:
             StorageError: it could not be written now. It is tried again for as long as the journal is open.
         """
-        await self._outcomes.wait_recorded(key)
+        await self._outcomes.wait_recorded(task_id)
 
     # ------------------------------------------------------------ callbacks
 
@@ -242,7 +233,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             job is not None and job.state is State.SUBMITTED and job.process_id == self.journal.process_id
         )
         if job is not None and is_ours_to_follow and not is_followed:
-            self.follow(job, task_id)  # its task_timeout was over, but the task goes on
+            self.follow(job)  # its task_timeout was over, but the task goes on
 
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
         """The job whose task a callback speaks of. One that has no task yet is submitted from now on."""

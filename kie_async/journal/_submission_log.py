@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -40,7 +40,6 @@ class JobSubmissionLog:
     Attributes:
         key: of the job, which must be planned.
         route: noted with the job.
-        jobs: the job and the attempt of each task that is followed; the accepted one is added.
         not_sent: by token, the key of each intent that may have been written though nothing was sent.
         is_closing: tells whether the journal is being closed.
     """
@@ -49,7 +48,6 @@ class JobSubmissionLog:
     route: str
     journal: Journal
     leases: Leases
-    jobs: dict[str, tuple[str, str | None]]
     not_sent: dict[str, str]
     emit: Observer
     is_closing: Callable[[], bool]
@@ -71,7 +69,6 @@ class JobSubmissionLog:
         """Record the task id; while the store is away it is tried again, for the task is paid."""
         facts = {"task_id": task_id, "route": self.route, "credits": CREDITS_PER_TASK}
         await self._insist(lambda: self.journal.move(self.key, State.SUBMITTED, token=token, **facts), task_id)
-        self.jobs[task_id] = self.key, token
 
     async def failed(self, token: str, error: KieError) -> None:
         """Record what became of a submission that is no task."""
@@ -102,21 +99,6 @@ class JobSubmissionLog:
 # ---------------------------------------------------------------- how tasks have ended
 
 
-@attrs.frozen
-class Ending:
-    """How a task has ended.
-
-    Attributes:
-        key: of its job; None if a job is meant that is submitted as this task, whichever it is.
-        token: of the attempt that made the task; the outcome of an older attempt is not written over a new one.
-    """
-
-    key: str | None
-    token: str | None
-    task_id: str
-    outcome: TaskResult | KieError
-
-
 class OutcomeWriter:
     """Writes outcomes one after the other, in the background.
 
@@ -128,22 +110,21 @@ class OutcomeWriter:
     def __init__(self, journal: Journal, emit: Observer) -> None:
         self._journal = journal
         self._emit = emit
-        self._queue: asyncio.Queue[Ending] = asyncio.Queue()
-        self._first_tries: dict[str, asyncio.Future[KieError | None]] = {}  # by key, done when the first was made
+        self._queue: asyncio.Queue[tuple[str, TaskResult | KieError]] = asyncio.Queue()
+        self._first_tries: dict[str, asyncio.Future[KieError | None]] = {}  # by task id, done when the first was made
 
-    def add(self, ending: Ending) -> None:
-        """Have an outcome written."""
-        if ending.key is not None:
-            self._first_tries.setdefault(ending.key, asyncio.get_running_loop().create_future())
-        self._queue.put_nowait(ending)
+    def add(self, task_id: str, outcome: TaskResult | KieError) -> None:
+        """Have the outcome of a task written, if some job of the journal is this task."""
+        self._first_tries.setdefault(task_id, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait((task_id, outcome))
 
-    async def wait_recorded(self, key: str) -> None:
-        """Wait until the outcome of a job's task is in the journal, if it is known here.
+    async def wait_recorded(self, task_id: str) -> None:
+        """Wait until the outcome of a task is in the journal, if it is known here.
 
         Raises:
             StorageError: it could not be written now. It is tried again for as long as the journal is open.
         """
-        first_try = self._first_tries.get(key)
+        first_try = self._first_tries.get(task_id)
         if first_try is not None and (error := await asyncio.shield(first_try)) is not None:
             raise copy.copy(error)
 
@@ -151,52 +132,57 @@ class OutcomeWriter:
         """Write what is added, until cancelled."""
         delay = MIN_DELAY
         while True:
-            ending = await self._queue.get()
+            task_id, outcome = await self._queue.get()
             with anyio.CancelScope(shield=True):  # taken from the queue, it must get into the journal
-                is_done = await self._write(ending)
+                is_done = await self._try_to_write(task_id, outcome)
             delay = MIN_DELAY if is_done else min(2 * delay, MAX_DELAY)
             if not is_done:
-                self._queue.put_nowait(ending)
+                self._queue.put_nowait((task_id, outcome))
                 await anyio.sleep(delay)
 
     async def finish(self) -> None:
         """Write what is left when the journal is closed; if it is away, a restart asks the service again."""
-        while not self._queue.empty() and await self._write(self._queue.get_nowait()):
+        while not self._queue.empty() and await self._try_to_write(*self._queue.get_nowait()):
             pass
         for first_try in self._first_tries.values():
             first_try.set_result(None)
         self._first_tries.clear()
 
-    async def _write(self, ending: Ending) -> bool:
-        """Try to write an outcome; return whether that is done with, or must be tried again."""
+    async def _try_to_write(self, task_id: str, outcome: TaskResult | KieError) -> bool:
+        """Return whether that is done with, or must be tried again."""
         error: StorageError | InternalError | None = None
-        key, token = ending.key, ending.token
         try:
             with internal_errors("a job's end"):
-                if key is None:
-                    job = await self._journal.find(task_id=ending.task_id)
-                    if job is None or job.state is not State.SUBMITTED or job.task_id != ending.task_id:
-                        return True
-                    key, token = job.key, job.token
-                await self._move(key, token, ending.outcome)
+                await self._write(task_id, outcome)
         except (StorageError, InternalError) as failure:
             error = failure
-            self._emit(Notice(ending.task_id, f"its end could not be recorded: {clean(error.message)}"))
-        first_try = self._first_tries.pop(key or "", None)
-        if first_try is not None:
+            self._emit(Notice(task_id, f"its end could not be recorded: {clean(error.message)}"))
+        if (first_try := self._first_tries.pop(task_id, None)) is not None:
             first_try.set_result(error)
         return error is None or not error.retryable
 
-    async def _move(self, key: str, token: str | None, outcome: TaskResult | KieError) -> None:
-        """Move a job to its end, if the outcome is one and the job is not past it."""
+    async def _write(self, task_id: str, outcome: TaskResult | KieError) -> None:
+        """Move the job of a task to its end, if the outcome is one and the job is not past it."""
+        job, end = await self._journal.find(task_id=task_id), _end(outcome)
+        if job is None or end is None:
+            return
+        if job.task_id != task_id:
+            self._emit(Notice(task_id, f"its end is not recorded: job {job.key!r} is at another attempt by now"))
+            return
+        to, facts = end
         try:
-            if isinstance(outcome, TaskResult):
-                spent = outcome.record.credits_consumed
-                facts: dict[str, Any] = {"tracks": outcome.tracks, "partial": outcome.partial}
-                facts["credits"] = CREDITS_PER_TASK if spent is None else spent
-                await self._journal.move(key, State.SUCCEEDED, token=token, **facts)
-            elif isinstance(outcome, (TaskFailedError, TaskNotFoundError)):
-                spent = 0.0 if outcome.charged == "no" else CREDITS_PER_TASK
-                await self._journal.move(key, State.FAILED, token=token, error=JobError.of(outcome), credits=spent)
+            await self._journal.move(job.key, to, token=job.token, **facts)
         except ConflictError as error:
-            self._emit(Notice("", f"the end of a job was recorded before: {error.message}"))
+            self._emit(Notice(task_id, f"the end of a job was recorded before: {error.message}"))
+
+
+def _end(outcome: TaskResult | KieError) -> tuple[State, Mapping[str, Any]] | None:
+    """What an outcome means for its job; None if the task goes on."""
+    if isinstance(outcome, TaskResult):
+        spent = outcome.record.credits_consumed
+        spent = CREDITS_PER_TASK if spent is None else spent
+        return State.SUCCEEDED, {"tracks": outcome.tracks, "partial": outcome.partial, "credits": spent}
+    if isinstance(outcome, (TaskFailedError, TaskNotFoundError)):
+        spent = 0.0 if outcome.charged == "no" else CREDITS_PER_TASK
+        return State.FAILED, {"error": JobError.of(outcome), "credits": spent}
+    return None
