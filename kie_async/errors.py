@@ -160,6 +160,11 @@ class ManifestError(InvalidRequestError):
     count: int = 0
 
 
+def invalid_request(*problems: Problem) -> InvalidRequestError:
+    """Make the error of a request that our own check refuses."""
+    return InvalidRequestError("; ".join(map(str, problems)), problems=problems)
+
+
 class AuthError(RefusedError):
     """The key was refused (401, 403); nothing was charged.
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 import attrs
 
 from kie_async._protocol.request_rules import MODELS_BY_CODE_NAME, find_problems, settle_cut_point
-from kie_async.errors import InvalidRequestError, KieError, Problem
+from kie_async.errors import KieError, Problem, invalid_request
 from kie_async.events import clean
 
 Stage: TypeAlias = Literal["text", "first", "complete"]
@@ -72,8 +72,8 @@ class _Request:
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "continue_at", settle_cut_point(self.continue_at, self.source_duration))
         fields = self.fields()
-        if problems := tuple(find_problems(fields, own_parameters=self.own_parameters)):
-            raise InvalidRequestError("; ".join(map(str, problems)), problems=problems)
+        if problems := list(find_problems(fields, own_parameters=self.own_parameters)):
+            raise invalid_request(*problems)
 
     def fields(self) -> dict[str, object]:
         """All fields by name, those not given included."""
@@ -219,8 +219,7 @@ def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
     if made_by and given.get("model") not in made_by:
         is_what = f"is {given['model']!r}" if given.get("model") else "is missing"
         remedy = f"give the one that made the track ({track.model_name}): {' or '.join(made_by)}"
-        problem = Problem("model", is_what, remedy)
-        raise InvalidRequestError(str(problem), problems=(problem,))
+        raise invalid_request(Problem("model", is_what, remedy))
     return ExtendRequest(track.id, **given)
 
 

@@ -68,12 +68,12 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def reader(object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Callable[[str], Any]:
-    """Make a strict reader of text, once: ``json.loads`` with options makes one anew for each text."""
-    return json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=object_pairs_hook).decode
-
-
-UNCLEAR = "the callback is no JSON object that can be read in one way only"
+def reader(
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None, *, strict: bool = True
+) -> Callable[[str], Any]:
+    """Make a reader of text, once: ``json.loads`` with options makes one anew for each text."""
+    constant = _no_constant if strict else lambda _word: None
+    return json.JSONDecoder(strict=strict, parse_constant=constant, object_pairs_hook=object_pairs_hook).decode
 
 
 class DoubledObject(dict[str, Any]):
@@ -85,12 +85,10 @@ def _marked(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return value if len(value) == len(members) else DoubledObject(value)
 
 
-def _lenient(object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Callable[[str], Any]:
-    return json.JSONDecoder(strict=False, parse_constant=lambda _word: None, object_pairs_hook=object_pairs_hook).decode
-
+UNCLEAR = "the callback is no JSON object that can be read in one way only"
 
 loads, _loads_marked = reader(), reader(_marked)
-_loads_leniently, _loads_leniently_marked = _lenient(), _lenient(_marked)
+_loads_leniently, _loads_marked_leniently = reader(strict=False), reader(_marked, strict=False)
 
 
 def load_marked(body: bytes) -> Json:
@@ -102,7 +100,7 @@ def load_marked(body: bytes) -> Json:
     try:
         return _loads_marked(decode(body))
     except (ValueError, RecursionError):
-        value = mend(body, _loads_leniently_marked)
+        value = mend(body, _loads_marked_leniently)
         if value is None:
             raise BadResponseError(UNCLEAR) from None
         return value
@@ -166,6 +164,9 @@ def _readable(text: str, read: Callable[[str], Any]) -> tuple[int, Any]:
     except (ValueError, RecursionError):
         return 0, None
     return len(text), value
+
+
+# ---------------------------------------------------------------- plain values
 
 
 def as_text(value: object) -> str | None:
@@ -235,6 +236,15 @@ def as_moment(value: object) -> datetime | None:
         return None
 
 
+# ---------------------------------------------------------------- fields
+
+
+def camel_case(name: str) -> str:
+    """``negative_tags`` as the service spells most keys: ``negativeTags``."""
+    head, *tail = name.split("_")
+    return head + "".join(map(str.capitalize, tail))
+
+
 _READERS: dict[object, Callable[[object], object]] = {
     str: as_word,
     str | None: as_text,
@@ -262,12 +272,6 @@ def _members_of(cls: type[object], **own: Callable[[object], object]) -> dict[st
         for key in (names.get(field, field),)
         for spelling in (key, camel_case(key))
     }
-
-
-def camel_case(name: str) -> str:
-    """``negative_tags`` as the service spells most keys: ``negativeTags``."""
-    head, *tail = name.split("_")
-    return head + "".join(map(str.capitalize, tail))
 
 
 def _reader(members: Mapping[str, tuple[str, Callable[..., object]]]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -28,10 +28,13 @@ from kie_async.errors import (
     TaskFailedError,
     TaskNotFoundError,
     TooManyFailuresError,
+    invalid_request,
 )
 from kie_async.events import Notice, Observer, clean
 from kie_async.models import ExtendRequest, Request, UploadExtendRequest
 from kie_async.settings import Settings
+
+# ---------------------------------------------------------------- what a session remembers
 
 
 class RecentSet:
@@ -103,6 +106,8 @@ class FailureStreak:
             raise copy.copy(self.refused)
 
 
+# ---------------------------------------------------------------- what it refuses
+
 _TASK_ID = re.compile(r"[0-9a-f]{32}")  # as the ids of tasks are; those of tracks have hyphens
 _MAX_TASKS = 10_000  # ids of tasks that are remembered
 _MAX_NOTICES = 1_000
@@ -132,8 +137,8 @@ class Admission:
         Raises:
             InvalidRequestError: with every problem; nothing was spent.
         """
-        if problems := tuple(_find_problems(request, self._settings, ready=ready)):
-            raise InvalidRequestError("; ".join(map(str, problems)), problems=problems)
+        if problems := list(_find_problems(request, self._settings, ready=ready)):
+            raise invalid_request(*problems)
         for notice in _find_notices(request, self._settings):
             self.notify(str(notice))
 
@@ -155,8 +160,7 @@ class Admission:
 def task_problem(tracks: tuple[str, ...]) -> InvalidRequestError:
     """The error that an id of a task was given as that of a track; ``tracks`` are its own, if they are known."""
     remedy = f"give that of one of its tracks: {' or '.join(tracks)}" if tracks else "give that of a track (Track.id)"
-    problem = Problem("audio_id", "is the id of a task", remedy)
-    return InvalidRequestError(str(problem), problems=(problem,))
+    return invalid_request(Problem("audio_id", "is the id of a task", remedy))
 
 
 def check_task_id(task_id: object) -> str:
@@ -166,12 +170,11 @@ def check_task_id(task_id: object) -> str:
         InvalidRequestError: it cannot be one.
     """
     if not isinstance(task_id, str) or TASK_ID.fullmatch(task_id) is None:
-        problem = Problem("task_id", "is no id of a task", "give Task.id as it was given to you")
-        raise InvalidRequestError(str(problem), problems=(problem,))
+        raise invalid_request(Problem("task_id", "is no id of a task", "give Task.id as it was given to you"))
     return task_id
 
 
-# ---------------------------------------------------------------- pure
+# ---------------------------------------------------------------- the checks: pure
 
 
 def _find_problems(request: Request, settings: Settings, *, ready: bool) -> Iterator[Problem]:

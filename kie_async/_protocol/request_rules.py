@@ -20,6 +20,8 @@ from typing import NamedTuple, TypeAlias, TypeGuard
 from kie_async.errors import Problem
 from kie_async.settings import split_http
 
+# ---------------------------------------------------------------- what the service accepts
+
 _CURRENT = "Extend Music; Upload And Extend Audio (current)"
 _OLDER_EXTEND, _OLDER_UPLOAD = "Extend Music (older)", "Upload And Extend Audio (older)"
 
@@ -108,6 +110,8 @@ def _is_misspelt(model: str, known: str) -> bool:
     return model[:2] == known[:2] and SequenceMatcher(None, model, known).ratio() >= _ALIKE
 
 
+# ---------------------------------------------------------------- cut points
+
 FORMS = "45.5 or 1:05 (seconds), 75% or -10s (before the end)"
 
 _SHARE = re.compile(r"(?P<share>[0-9]+(?:\.[0-9]+)?)%")
@@ -146,6 +150,8 @@ def read_cut_point(text: str) -> CutPoint | None:
         return CutPoint(float(found["minutes"]) * 60 + float(found["seconds"]), from_end=bool(found["end"]))
     return None
 
+
+# ---------------------------------------------------------------- the rules
 
 Fields: TypeAlias = Mapping[str, object]
 

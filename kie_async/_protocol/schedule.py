@@ -23,34 +23,6 @@ from kie_async.models import Stage
 
 Random = Callable[[], float]  # from 0 up to, not including, 1
 
-READ_ATTEMPTS = 4  # the first and three retries
-MAX_DELAY = 20.0  # seconds
-MAX_RETRY_AFTER = 60.0  # seconds a server may ask for; more than that is not slept but raised
-
-
-def backoff(attempt: int, random: Random, *, base: float = 0.5, limit: float = MAX_DELAY) -> float:
-    """Seconds to wait before retry number ``attempt`` (from 1)."""
-    return random() * min(limit, base * 2.0 ** min(attempt, 30))
-
-
-class Budget:
-    """Tokens that the retries of reads share."""
-
-    def __init__(self, capacity: float = 500.0, cost: float = 5.0) -> None:
-        self.capacity, self.cost, self.tokens = capacity, cost, capacity
-
-    def spend(self) -> bool:
-        """Take the price of one retry; False if there is not enough."""
-        if self.tokens < self.cost:
-            return False
-        self.tokens -= self.cost
-        return True
-
-    def succeed(self) -> None:
-        """Give something back for a call that went well."""
-        self.tokens = min(self.capacity, self.tokens + 1)
-
-
 POLL_COST = 0.3  # seconds of lateness that one poll is worth
 POLL_COST_EMULATED = 0.1
 MIN_INTERVAL = 0.34  # seconds between two polls of a task: the service allows 3 requests/s per task
@@ -217,3 +189,33 @@ class PollSchedule:
 def retry_delay(failures: int, random: Random) -> float:
     """Seconds until the next poll after so many in a row that failed."""
     return MIN_INTERVAL + (0.5 + 0.5 * random()) * min(MAX_INTERVAL, 2.0 ** min(failures, 10) - 1)
+
+
+# ---------------------------------------------------------------- retries
+
+READ_ATTEMPTS = 4  # the first and three retries
+MAX_DELAY = 20.0  # seconds
+MAX_RETRY_AFTER = 60.0  # seconds a server may ask for; more than that is not slept but raised
+
+
+def backoff(attempt: int, random: Random, *, base: float = 0.5, limit: float = MAX_DELAY) -> float:
+    """Seconds to wait before retry number ``attempt`` (from 1)."""
+    return random() * min(limit, base * 2.0 ** min(attempt, 30))
+
+
+class Budget:
+    """Tokens that the retries of reads share."""
+
+    def __init__(self, capacity: float = 500.0, cost: float = 5.0) -> None:
+        self.capacity, self.cost, self.tokens = capacity, cost, capacity
+
+    def spend(self) -> bool:
+        """Take the price of one retry; False if there is not enough."""
+        if self.tokens < self.cost:
+            return False
+        self.tokens -= self.cost
+        return True
+
+    def succeed(self) -> None:
+        """Give something back for a call that went well."""
+        self.tokens = min(self.capacity, self.tokens + 1)
