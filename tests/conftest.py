@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import signal
+import tempfile
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +25,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # read before ("AST constructor recursion depth mismatch").
 with suppress(ImportError):
     import_module("hypothesis.internal.conjecture.optimiser")
+
+# The processes that tests start, which are many, find the code compiled, also where the environment forbids to write
+# bytecode; nothing is written beside the sources.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and "PYTHONPYCACHEPREFIX" not in os.environ:
+    _bytecode = tempfile.TemporaryDirectory(prefix="kie-async-bytecode-")
+    atexit.register(_bytecode.cleanup)
+    os.environ["PYTHONPYCACHEPREFIX"] = _bytecode.name
 
 SAMPLES = Path(__file__).parent / "samples"
 

@@ -269,7 +269,7 @@ MANY = 21  # where somebody sits at a terminal, fewer need no answer
 def test_many_new_jobs_need_a_yes(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate")
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate", "--callbacks")
     for stdin in (None, StringIO("y\n")):
         monkeypatch.setattr(sys, "stdin", stdin)
         answer = terminal(*words)
@@ -325,7 +325,7 @@ def test_a_terminal_is_asked(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate")
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate", "--callbacks")
     for typed in ("n\n", "", "yep\n"):
         monkeypatch.setattr(sys, "stdin", Keyboard(typed))
         answer = terminal(*words)

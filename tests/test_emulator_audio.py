@@ -133,24 +133,32 @@ def test_a_song_that_nobody_has_is_always_the_same() -> None:
     assert likeness(made[: samples(4.0)], short[: samples(4.0)]) > 0.98
 
 
-def places(track: Sound, at: float) -> tuple[float, float]:
-    """Where two seconds of a track are found in it, and how alike the most similar other place is, from 0 to 1."""
-    length, start = samples(2.0), samples(at)
-    piece, size = track[start : start + length], 1 << (len(track) + length).bit_length()
-    found = np.fft.irfft(np.fft.rfft(track, size) * np.conj(np.fft.rfft(piece, size)))[: len(track) - length]
-    energy = np.concatenate([[0.0], np.cumsum(np.square(track, dtype=np.float64))])
-    alike = np.abs(found) / (np.linalg.norm(piece) * np.sqrt(energy[length:-1] - energy[: -length - 1]) + 1e-9)
-    best = int(np.argmax(alike))
-    alike[max(0, best - samples(0.3)) : best + samples(0.3)] = 0
-    return best / RATE, float(alike.max())
+class Places:
+    """Finds two seconds of a track in it by their sound."""
+
+    def __init__(self, track: Sound) -> None:
+        self.track, self.length = track, samples(2.0)
+        self.size = 1 << (len(track) + self.length).bit_length()
+        self.spectrum = np.fft.rfft(track, self.size)
+        energy = np.concatenate([[0.0], np.cumsum(np.square(track, dtype=np.float64))])
+        self.norms = np.sqrt(energy[self.length : -1] - energy[: -self.length - 1])
+
+    def find(self, at: float) -> tuple[float, float]:
+        """Where the piece at a time is found, and how alike the most similar other place is, from 0 to 1."""
+        piece = self.track[samples(at) : samples(at) + self.length]
+        found = np.fft.irfft(self.spectrum * np.conj(np.fft.rfft(piece, self.size)))[: len(self.norms)]
+        alike = np.abs(found) / (np.linalg.norm(piece) * self.norms + 1e-9)
+        best = int(np.argmax(alike))
+        alike[max(0, best - samples(0.3)) : best + samples(0.3)] = 0
+        return best / RATE, float(alike.max())
 
 
 @pytest.mark.parametrize("source", [demo_song(), "a song that nobody has"])
 @pytest.mark.parametrize("take", [0, 1])
 def test_each_place_of_a_track_is_found_once_by_its_sound(source: bytes | str, take: int) -> None:
-    track = decode(continued(source, start=18.0, seconds=38.0, take=take, seed="s"), 60.0)
+    places = Places(decode(continued(source, start=18.0, seconds=38.0, take=take, seed="s"), 60.0))
     for at in np.arange(0.5, 35.0, 4.3):
-        found, other = places(track, at)
+        found, other = places.find(at)
         assert found == pytest.approx(at, abs=0.001)
         assert other < 0.9, at
 
