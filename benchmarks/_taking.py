@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from operator import attrgetter
 from typing import Any
 
 import aiohttp
@@ -25,6 +26,7 @@ import uvicorn
 from aiohttp import web
 
 import kie_async as kie
+from benchmarks._distant import Distant
 from kie_async.callbacks import Receiver, Receiving, add_routes, asgi, sign_callback
 from kie_async.callbacks._asgi import Application, Message, Receive, Send
 from kie_async.models import CallbackEvent
@@ -32,7 +34,10 @@ from kie_async.settings import Secret
 
 KEY = "webhook-key-of-the-benchmark"
 TOKEN = "t" * 43
-AT_ONCE = 16  # connections of the sender, and looks or questions under way
+AT_ONCE = 16  # connections of the sender, and polls or submissions under way
+IDLE = 3600  # seconds that a connection may rest while the other sides have their turns
+
+REQUEST = kie.ExtendRequest("a1", model="V5", prompt="p", style="s", title="t", continue_at=1.0)
 
 Settle = Callable[[str], Awaitable[None]]
 
@@ -163,7 +168,7 @@ def _ours(session: Receiving, ends: list[Awaitable[object]]) -> Side:
 @asynccontextmanager
 async def submitted(plan: Plan) -> AsyncIterator[tuple[kie.KieSession, list[Awaitable[object]]]]:
     """A session that follows as many tasks of its own."""
-    settings = kie.Settings(
+    settings = Distant(
         api_key="benchmark",
         base_url=plan.service,
         callback_url="https://me.example/kie",
@@ -173,11 +178,14 @@ async def submitted(plan: Plan) -> AsyncIterator[tuple[kie.KieSession, list[Awai
         max_concurrent_polls=AT_ONCE,
     )
     async with kie.KieSession(settings) as session:
-        tasks: list[Awaitable[object]] = [
-            await session.extend("a1", model="V5", prompt="p", style="s", title="t", continue_at=1.0)
-            for _ in range(plan.events)
-        ]
-        yield session, tasks
+        left, tasks = iter(range(plan.events)), list[kie.Task]()
+
+        async def submit() -> None:
+            for _ in left:
+                tasks.append(await session.submit(REQUEST))
+
+        await asyncio.gather(*(submit() for _ in range(AT_ONCE)))
+        yield session, [*sorted(tasks, key=attrgetter("id"))]
 
 
 # ---------------------------------------------------------------- the ways in
@@ -189,7 +197,7 @@ async def listening(plan: Plan, side: Side) -> AsyncIterator[int]:
     if plan.through == "aiohttp":
         app = web.Application()
         side.in_aiohttp(app)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=IDLE)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
@@ -198,7 +206,8 @@ async def listening(plan: Plan, side: Side) -> AsyncIterator[int]:
             await runner.cleanup()
         return
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(side.in_asgi(), http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
+    options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
+    config = uvicorn.Config(side.in_asgi(), timeout_keep_alive=IDLE, **options)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listener]))
     try:

@@ -46,22 +46,33 @@ COMPARED = (
     ("uvicorn", "confirmed or believed", "bare", "session"),
 )
 WAYS = [way for way, *_ in COMPARED]
-PATIENCE = 120.0  # for one way
+PATIENCE = 120.0  # seconds for one step: a process that starts, or a burst
 
 
-class Service(asyncio.Protocol):
-    """The stub that is asked: takes submissions, and says of every task that it succeeded.
+@attrs.define
+class Tasks:
+    """What the stub that is asked knows of its tasks, which are numbered.
 
     Attributes:
         tokens: of the submissions, in order.
+        ended: so many have succeeded: those whose callbacks have been sent. The others are pending.
     """
 
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens
+    tokens: list[str] = attrs.field(factory=list)
+    ended: int = 0
+
+
+class Service(asyncio.Protocol):
+    """The stub that is asked: takes submissions, and says of each task whether it has succeeded."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
         self._received = b""
         record = json.loads((SAMPLES / "record_info_success.reported.json").read_text())
-        self._record = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
         self._known: str = record["data"]["taskId"]
+        self._record = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        record["data"] |= {"status": "PENDING", "response": None}
+        self._pending = json.dumps(record)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the connection."""
@@ -81,14 +92,15 @@ class Service(asyncio.Protocol):
         self._transport.write(head + answer)
 
     def _accept(self, body: bytes) -> bytes:
-        task_id = f"{len(self.tokens):032x}"
-        self.tokens.append(json.loads(body)["callBackUrl"].rpartition("/")[2])
+        task_id = f"{len(self._tasks.tokens):032x}"
+        self._tasks.tokens.append(json.loads(body)["callBackUrl"].rpartition("/")[2])
         return json.dumps({"code": 200, "msg": "success", "data": {"taskId": task_id}}).encode()
 
     def _tell(self, head: bytes) -> bytes:
         found = re.search(rb"taskId=(\w+)", head)
         assert found
-        return self._record.replace(self._known, found[1].decode()).encode()
+        record = self._record if int(found[1], 16) < self._tasks.ended else self._pending
+        return record.replace(self._known, found[1].decode()).encode()
 
 
 class Sender(asyncio.Protocol):
@@ -99,7 +111,8 @@ class Sender(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._received = b""
-        self._answered = asyncio.get_running_loop().create_future()
+        self._answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answered.set_result(b"")  # nothing was asked yet
 
     def data_received(self, data: bytes) -> None:
         """See whether that was the end of an answer; none has a body."""
@@ -107,6 +120,11 @@ class Sender(asyncio.Protocol):
         if self._received.endswith(b"\r\n\r\n"):
             self._answered.set_result(self._received)
             self._received = b""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail, instead of waiting for an answer that will not come."""
+        if not self._answered.done():
+            self._answered.set_exception(exc or ConnectionResetError("the connection was closed before its answer"))
 
     async def send(self, requests: Iterator[bytes]) -> None:
         """Send what others leave."""
@@ -151,6 +169,7 @@ class Taking:
     """A process that takes callbacks in, and the connections to it."""
 
     plan: Plan
+    tasks: Tasks
     process: asyncio.subprocess.Process
     senders: list[Sender]
     requests: list[bytes]
@@ -159,37 +178,42 @@ class Taking:
         """Let it take one burst in, to the last settled future."""
         began, burst = time.perf_counter(), self.requests[start : start + self.plan.burst]
         rest = iter(burst)
+        self.tasks.ended = start + len(burst)
         if self.plan.through == "driven":
             assert self.process.stdin is not None
             self.process.stdin.write(b"\n")
-        await asyncio.gather(*(sender.send(rest) for sender in self.senders))
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(sender.send(rest) for sender in self.senders))
         cpu = (await _said(self.process))["cpu"]
         return Cost(cpu / len(burst), (time.perf_counter() - began) / len(burst))
 
 
 async def _said(process: asyncio.subprocess.Process) -> dict[str, Any]:
     assert process.stdout is not None
-    facts: dict[str, Any] = json.loads(await process.stdout.readline())
+    async with asyncio.timeout(PATIENCE):
+        line = await process.stdout.readline()
+    assert line, "the process that takes them in has ended"
+    facts: dict[str, Any] = json.loads(line)
     return facts
 
 
 @asynccontextmanager
 async def taking(through: str, side: str, events: int, burst: int) -> AsyncIterator[Taking]:
     """Start a process, the service it asks, and connections to it."""
-    loop, tokens = asyncio.get_running_loop(), list[str]()
-    async with await loop.create_server(lambda: Service(tokens), "127.0.0.1", 0) as server:
+    loop, tasks = asyncio.get_running_loop(), Tasks()
+    async with await loop.create_server(lambda: Service(tasks), "127.0.0.1", 0) as server:
         service = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         plan = Plan(through, side, events, burst, service, callback_body())
         async with child(plan) as process:
             port = (await _said(process))["port"]
-            known = zip(task_ids(events), tokens or [TOKEN] * events, strict=True)
+            known = zip(task_ids(events), tasks.tokens or [TOKEN] * events, strict=True)
             requests = [
                 request_of(port, task, token, plan.body.replace("TASK", task).encode()) for task, token in known
             ]
             connections = [
                 await loop.create_connection(Sender, "127.0.0.1", port) for _ in range(AT_ONCE if port else 0)
             ]
-            yield Taking(plan, process, [sender for _, sender in connections], requests)
+            yield Taking(plan, tasks, process, [sender for _, sender in connections], requests)
             for transport, _ in connections:
                 transport.close()
             await process.wait()
@@ -213,7 +237,7 @@ async def measure(through: str, events: int, burst: int) -> dict[str, list[Cost]
     """The costs of the bursts of each side through one way; the sides take their bursts by turns."""
     sides = sorted({side for way, _, *both in COMPARED for side in both if way == through})
     costs: dict[str, list[Cost]] = {side: [] for side in sides}
-    async with AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
+    async with AsyncExitStack() as stack:
         processes = [await stack.enter_async_context(taking(through, side, events, burst)) for side in sides]
         for start in range(0, events, burst):
             for process in processes:
