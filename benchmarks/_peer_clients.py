@@ -38,6 +38,7 @@ class Plan:
 
     Attributes:
         url: of the server.
+        in_flight: so many of them at a time.
         interval: of the hand-written loop, in seconds.
         emulator: whether ours may take the server for an emulator.
     """
@@ -45,6 +46,7 @@ class Plan:
     client: str
     url: str
     tasks: int
+    in_flight: int
     interval: float
     emulator: bool = False
 
@@ -76,7 +78,7 @@ async def ours(plan: Plan, callback_url: str = "") -> AsyncGenerator[One]:
 
 
 def ours_called_back(plan: Plan) -> AbstractAsyncContextManager[One]:
-    """Wait for callbacks, and look once."""
+    """Wait for callbacks, and poll once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,7 +90,7 @@ def ours_called_back(plan: Plan) -> AbstractAsyncContextManager[One]:
 
 @asynccontextmanager
 async def aiohttp_loop(plan: Plan) -> AsyncGenerator[One]:
-    """What one writes by hand: submit, then look and sleep in turn."""
+    """What one writes by hand: submit, then poll and sleep in turn."""
     async with aiohttp.ClientSession(plan.url, headers={"Authorization": "Bearer k"}, raise_for_status=True) as http:
 
         async def one(number: int) -> str:
@@ -128,7 +130,7 @@ async def suno_easy(plan: Plan) -> AsyncGenerator[One]:
 
 @asynccontextmanager
 async def fal(plan: Plan) -> AsyncGenerator[One]:
-    """``subscribe``: submit, look until it has ended, fetch the result."""
+    """``subscribe``: submit, poll until it has ended, fetch the result."""
     package = importlib.import_module("fal_client")
     package.client.QUEUE_URL_FORMAT = f"{plan.url}/"
     client = package.AsyncClient(key="k")  # it cannot be closed
@@ -240,16 +242,20 @@ def forget_peak() -> None:
 
 
 async def measure(plan: Plan) -> dict[str, Any]:
-    """Run all tasks at once, and say when each returned and what that took."""
+    """Run all tasks, and say when each returned and what that took."""
     returned: dict[str, float] = {}
     errors: list[str] = []
 
+    slots = asyncio.Semaphore(plan.in_flight)
+
     async def timed(one: One, number: int) -> None:
+        await slots.acquire()
         try:
             task_id = await one(number)
             returned[task_id] = time.time()
         except Exception as error:  # noqa: BLE001  # whatever it raises, the task was not completed
             errors.append(repr(error))
+        slots.release()
 
     forget_peak()
     held, wall, cpu = peak_memory(), time.perf_counter(), time.process_time()

@@ -176,10 +176,15 @@ def _prediction(task_id: str, *, ended: bool) -> web.Response:
     return web.json_response({"id": task_id, "model": "peers/extend", "version": "1", "input": {}, "logs": "", **state})
 
 
+def durations_of(plan: dict[str, Any]) -> list[float]:
+    """The seconds that each task lasts, the same for every client."""
+    chance = random.Random(plan["seed"])  # noqa: S311  # a seeded plan
+    return [chance.uniform(plan["shortest"], plan["longest"]) for _ in range(plan["tasks"])]
+
+
 async def serve(plan: dict[str, Any]) -> None:
     """Serve every client of the plan until the input is closed."""
-    chance = random.Random(plan["seed"])  # noqa: S311  # a seeded plan
-    durations = [chance.uniform(plan["shortest"], plan["longest"]) for _ in range(plan["tasks"])]
+    durations = durations_of(plan)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession())
         services = {name: Service(name.replace(" ", "-"), durations, http) for name in plan["clients"]}

@@ -24,7 +24,8 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def test_every_task_is_completed_and_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert peers.main([*QUICK, "--only", "ours", "ours called back", "aiohttp loop"]) == 0
-    found = rows(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    found = rows(printed)
     assert {name: cells[0] for name, cells in found.items()} == dict.fromkeys(
         ["ours", "ours called back", "aiohttp loop"], "2"
     )
@@ -32,6 +33,12 @@ def test_every_task_is_completed_and_measured(capsys: pytest.CaptureFixture[str]
     assert min(polls) >= 1
     assert polls[1] == 1  # the callback brings the news, and one look the result
     assert all(1 <= count <= 4 for count in connections)
+    assert f"ours: {polls[0]:.1f}" in printed
+
+
+def test_a_loop_of_five_seconds_is_late_by_half_of_it() -> None:
+    durations = [20 + number / 100 for number in range(1, 1001)]
+    assert "an interval of 5.0 s and needs 6.50: ours needs 0.50 of them" in peers.at_equal_lag(3.25, 2.5, durations)
 
 
 def test_ours_is_as_patient_as_with_the_real_service() -> None:
