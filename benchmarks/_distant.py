@@ -6,7 +6,7 @@ import kie_async as kie
 
 
 class Distant(kie.Settings):
-    """Settings whose API counts as the real service, so that tasks are looked at no more often than there."""
+    """Settings whose API counts as the real service, so that tasks are polled no more often than there."""
 
     @property
     def on_loopback(self) -> bool:

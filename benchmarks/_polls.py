@@ -1,4 +1,4 @@
-"""Durations, policies that look at tasks, a simulation of both, and the least that any policy can do."""
+"""Durations, policies that poll tasks, a simulation of both, and the least that any policy can do."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ def side_by_side(load: Durations, spread: float) -> Lives:
 
 
 class Policy(Protocol):
-    """What decides when to look."""
+    """What decides when to poll."""
 
     def delay(self, age: float, stage: Stage | None, stage_age: float) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next poll."""
         ...
 
     def learn(self, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
@@ -148,8 +148,8 @@ class Ours:
 
     Args:
         seed: of its jitter.
-        poll_cost: seconds of lateness that one look is worth; None: its own.
-        dead: seconds that the first look may be put off.
+        poll_cost: seconds of lateness that one poll is worth; None: its own.
+        dead: seconds that the first poll may be put off.
         blind: it is not told of stages.
     """
 
@@ -168,7 +168,7 @@ class Ours:
         self._blind = blind
 
     def delay(self, age: float, stage: Stage | None, stage_age: float) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next poll."""
         return self._pacing.delay(self._key, age, None if self._blind else stage, stage_age, self._chance.random)
 
     def learn(self, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
@@ -178,12 +178,12 @@ class Ours:
 
 @attrs.frozen
 class Rule:
-    """Looks at ages that follow from the age alone, and learns nothing."""
+    """Polls at ages that follow from the age alone, and learns nothing."""
 
     wait: Callable[[float], float]
 
     def delay(self, age: float, _stage: Stage | None, _stage_age: float) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next poll."""
         return self.wait(age)
 
     def learn(self, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
@@ -204,7 +204,7 @@ ADVISED = Rule(lambda age: 2.5 if age < 30 else 7.5 if age < 120 else 22.5)  # F
 
 @attrs.frozen
 class Ended:
-    """What became of one task: how often it was looked at, and how late its end was seen."""
+    """What became of one task: how often it was polled, and how late its end was seen."""
 
     polls: int
     lag: float
@@ -212,7 +212,7 @@ class Ended:
 
 
 def watch(policy: Policy, life: Life) -> Iterator[tuple[float, dict[Stage, float]]]:
-    """The ages at which a task is looked at, without end, each with the stages seen by then."""
+    """The ages at which a task is polled, without end, each with the stages seen by then."""
     age = 0.0
     stage: Stage | None = None
     seen: dict[Stage, float] = {}
@@ -241,8 +241,8 @@ class Mean:
     """What a policy costs per task.
 
     Attributes:
-        looks: how many.
-        lag: seconds from a task's end to the look that sees it.
+        polls: how many.
+        lag: seconds from a task's end to the poll that sees it.
     """
 
     polls: float
@@ -252,7 +252,7 @@ class Mean:
         return f"{self.polls:.1f}/{self.lag:.1f}"
 
     def cost(self, poll_cost: float) -> float:
-        """Seconds of lateness, a look being worth so many."""
+        """Seconds of lateness, a poll being worth so many."""
         return poll_cost * self.polls + self.lag
 
 
@@ -291,7 +291,7 @@ def _mean_duration(durations: Durations) -> float:
 
 
 def expected(durations: Durations, ages: Iterable[float]) -> Mean:
-    """What looks at these ages cost."""
+    """What polls at these ages cost."""
     polls = seen = before = 0.0
     for age in ages:
         polls += 1 - before
@@ -316,11 +316,11 @@ class FixedIntervals:
         self._means = [expected(durations, count(interval, interval)) for interval in intervals]
 
     def polls(self, lag: float) -> float:
-        """The fewest looks that do not find the end later than this."""
+        """The fewest polls that do not find the end later than this."""
         return _least([(each.lag, each.polls) for each in self._means], lag)
 
     def lag(self, polls: float) -> float:
-        """The least lag with no more looks than these."""
+        """The least lag with no more polls than these."""
         return _least([(each.polls, each.lag) for each in self._means], polls)
 
 
@@ -340,15 +340,15 @@ def _least(curve: Sequence[tuple[float, float]], most: float) -> float:
 def optimum(durations: Durations, poll_cost: float, *, most: float = math.inf, step: float = 0.25) -> Mean:
     """The exact optimum of all policies that know how long tasks last, and of each only its age.
 
-    Having found a task running at ``a``, with the next look at ``x``, the rest costs, in seconds (Barlow, Hunter and
+    Having found a task running at ``a``, with the next poll at ``x``, the rest costs, in seconds (Barlow, Hunter and
     Proschan), where ``F`` is the share that has ended::
 
         cost(a) = price * (1 - F(a)) + min over x > a of [ integral of (x - t) dF(t) from a to x, + cost(x) ]
 
     Args:
         durations: how long tasks last.
-        poll_cost: seconds of lateness that one look is worth.
-        most: a look that is further away than this comes earlier.
+        poll_cost: seconds of lateness that one poll is worth.
+        most: a poll that is further away than this comes earlier.
         step: seconds between the ages to choose from.
     """
     running = takewhile(lambda age: 1 - durations.ended(age) > _NOBODY, (step * place for place in count()))
@@ -371,7 +371,7 @@ def best_polls(ages: Sequence[float], ended: Sequence[float], poll_cost: float) 
     Args:
         ages: rising, in seconds.
         ended: the share of all tasks that has ended by then, up to one.
-        poll_cost: seconds of lateness that one look is worth.
+        poll_cost: seconds of lateness that one poll is worth.
     """
     steps = zip(pairwise(ages), pairwise(ended), strict=True)
     moments = [0.0, *accumulate((start + end) / 2 * (after - before) for (start, end), (before, after) in steps)]

@@ -64,14 +64,14 @@ async def _serve() -> None:
         text = _whole({"taskId": f"{next(numbers):032x}"})
         return web.Response(text=text, content_type="application/json")
 
-    async def look(request: web.Request) -> web.Response:
+    async def poll(request: web.Request) -> web.Response:
         task_id = request.query["taskId"]
         text = (_PENDING if task_id.startswith("wait") else _DONE).replace("TASK", task_id)
         return web.Response(text=text, content_type="application/json")
 
     app = web.Application()
     app.router.add_post("/api/v1/generate/extend", submit)
-    app.router.add_get("/api/v1/generate/record-info", look)
+    app.router.add_get("/api/v1/generate/record-info", poll)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()

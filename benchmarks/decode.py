@@ -57,7 +57,7 @@ def orjson_alone() -> Readers:
 
 
 def ours() -> Readers:
-    """What a look does with an answer, and a receiver with a callback."""
+    """What a poll does with an answer, and a receiver with a callback."""
     return {
         "record-info": lambda body: wire.read_record(wire.read_envelope(body).data),
         "callback": wire.read_callback,

@@ -1,6 +1,6 @@
 """CPU of a submission and its settling, against bare aiohttp that makes the same requests to the same server.
 
-A cycle is one POST on a connection of its own and the looks that find the task ended (one, for the server's tasks are
+A cycle is one POST on a connection of its own and the polls that find the task ended (one, for the server's tasks are
 done at once), each answer read as JSON. Client and server are pinned to cores of their own, and only the client's CPU
 counts. Ours and the floors take turns in fresh processes; the medians are compared.
 
@@ -29,8 +29,8 @@ from benchmarks._report import table, versions
 from benchmarks._still_server import CLIENT_CORE, pin, still_server
 
 FIELDS = {"audioId": "a1", "model": "V5", "title": "t", "style": "s", "prompt": "p", "continueAt": 5.0}
-LOOK_AFTER = 0.5  # seconds until the floor looks; ours decides for itself
-LOOKS_AT_ONCE = 16
+POLL_AFTER = 0.5  # seconds until the floor polls; ours decides for itself
+POLLS_AT_ONCE = 16
 Cycle = Callable[[], Awaitable[None]]
 
 
@@ -59,14 +59,14 @@ async def floor(base_url: str, *, keep: bool = False) -> AsyncGenerator[Cycle]:
             connector=aiohttp.TCPConnector(limit=0, force_close=not keep), headers=headers, timeout=timeout
         ) as posts,
         aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=LOOKS_AT_ONCE), headers=headers, timeout=timeout
+            connector=aiohttp.TCPConnector(limit=POLLS_AT_ONCE), headers=headers, timeout=timeout
         ) as polls,
     ):
 
         async def cycle() -> None:
             async with posts.post(f"{base_url}/api/v1/generate/extend", json=body, allow_redirects=False) as response:
                 task_id = (await response.json())["data"]["taskId"]
-            await asyncio.sleep(LOOK_AFTER)
+            await asyncio.sleep(POLL_AFTER)
             query = {"taskId": task_id}
             url = f"{base_url}/api/v1/generate/record-info"
             async with polls.get(url, params=query, allow_redirects=False) as response:

@@ -1,6 +1,6 @@
-"""Looks per task against the lag with which its end is seen, by simulation: ours, fixed intervals and the advised.
+"""Polls per task against the lag with which its end is seen, by simulation: ours, fixed intervals and the advised.
 
-The goal: at equal mean lag half the looks of the best fixed interval, at equal looks half its lag. How near any policy
+The goal: at equal mean lag half the polls of the best fixed interval, at equal polls half its lag. How near any policy
 can come follows from the durations alone, so beside ours stands the exact optimum of all policies that know how long
 tasks last, and of each only its age: where that is above one half, the goal is beyond reach. Tasks come one after the
 other, and each is learnt from; what is learnt within the first 20 is shown apart.
@@ -52,8 +52,8 @@ GOAL = 0.5
 MAX_EXTRA = 0.3  # polls per task where callbacks come
 QUICK_RUN = 100  # tasks: a run of fewer is a taste
 LEARNT = 20  # tasks, after which the policy is expected to know
-LATER = 90.0  # seconds that the first look might be put off, for comparison
-SHARES = ("polls", "lag", f"{LATER:.0f} s: looks", "lag", "bound: looks", "lag")
+LATER = 90.0  # seconds that the first poll might be put off, for comparison
+SHARES = ("polls", "lag", f"{LATER:.0f} s: polls", "lag", "bound: polls", "lag")
 RIVALS: dict[str, Policy] = {
     **{f"{seconds} s": every(seconds) for seconds in (2, 5, 10, 30)},
     "x 1.5": EXPONENTIAL,
@@ -127,7 +127,7 @@ def awaited(policy: Policy, durations: Durations, lives: Sequence[Life], every: 
 
 
 def shares(found: Mean, fixed: FixedIntervals) -> tuple[float, float]:
-    """Of the best fixed interval: the share of its looks at equal lag, and of its lag at equal looks."""
+    """Of the best fixed interval: the share of its polls at equal lag, and of its lag at equal polls."""
     return found.polls / fixed.polls(found.lag), found.lag / fixed.lag(found.polls)
 
 
@@ -149,10 +149,10 @@ def goal(bench: Bench) -> None:
             shown = (f"{share:.2f}" for pair in pairs for share in pair)
             yield [name, *columns(found), *shown, verdict(pairs[0], pairs[2], pairs[3])]
 
-    print("\nOf the best fixed interval: looks at equal lag, lag at equal looks. Stages tell nothing.")
-    table(["durations", "polls", "lag s", *SHARES, f"{MAX_INTERVAL:.0f} s: looks", "lag", f"goal {GOAL}"], rows())
-    print(f"{LATER:.0f} s: if the first look might come after {LATER:.0f} s, not {MAX_FIRST_DELAY:.0f} s.")
-    print(f"bound: the exact optimum, durations known. {MAX_INTERVAL:.0f} s: the same, cut to looks no further apart.")
+    print("\nOf the best fixed interval: polls at equal lag, lag at equal polls. Stages tell nothing.")
+    table(["durations", "polls", "lag s", *SHARES, f"{MAX_INTERVAL:.0f} s: polls", "lag", f"goal {GOAL}"], rows())
+    print(f"{LATER:.0f} s: if the first poll might come after {LATER:.0f} s, not {MAX_FIRST_DELAY:.0f} s.")
+    print(f"bound: the exact optimum, durations known. {MAX_INTERVAL:.0f} s: the same, cut to polls no further apart.")
 
 
 def all_shares(durations: Durations, *found: Mean) -> list[tuple[float, float]]:
@@ -183,12 +183,12 @@ def rivals(bench: Bench) -> None:
             lives = bench.lives(telling_nothing(durations))
             yield [name, *(str(known(policy, lives)) for policy in RIVALS.values())]
 
-    print("\nThe others: looks per task / seconds of lag.")
+    print("\nThe others: polls per task / seconds of lag.")
     table(["durations", *RIVALS], rows())
 
 
 def prices(bench: Bench) -> None:
-    """The curve of looks against lag."""
+    """The curve of polls against lag."""
 
     def rows() -> Iterator[list[str]]:
         for name in bench.some(("measured, either", "log-normal 100 s, 0.3")):
@@ -202,7 +202,7 @@ def prices(bench: Bench) -> None:
                 pairs = all_shares(durations, found, later, optimum(durations, poll_cost))
                 yield [name, f"{poll_cost}", *columns(found), *(f"{share:.2f}" for pair in pairs for share in pair)]
 
-    print("\nThe same at other prices of a look, in seconds of lateness.")
+    print("\nThe same at other prices of a poll, in seconds of lateness.")
     table(["durations", "poll_cost", "polls", "lag s", *SHARES], rows())
 
 
@@ -270,7 +270,7 @@ def learning(bench: Bench) -> None:
                 over = each.awaited.cost(POLL_COST) / least.cost(POLL_COST)
                 yield [name, f"{start + 1}-{end}", *columns(each.awaited), f"{over:.2f}"]
 
-    print(f"\nLearning. Cost is {POLL_COST} s per look and the lag, as a multiple of the bound's.")
+    print(f"\nLearning. Cost is {POLL_COST} s per poll and the lag, as a multiple of the bound's.")
     table(["durations", "tasks", "polls", "lag s", "cost"], rows())
 
 
@@ -320,7 +320,7 @@ def callbacks(bench: Bench) -> None:
 
 
 def costs(bench: Bench) -> bool:
-    """What a delay costs, and whether two looks at a task are never too near; a cheap look draws them together."""
+    """What a delay costs, and whether two polls of a task are never too near; a cheap poll draws them together."""
     policy, lives = Ours(bench.seed), bench.lives(telling_nothing(LogNormal(100, 0.3)))
     run(policy, lives)
     chance = bench.chance()
@@ -335,19 +335,19 @@ def costs(bench: Bench) -> bool:
     delay = microseconds(lambda: policy.delay(70.0, "text", 60.0))
     print(f"\nA delay takes {delay:.1f} us, learning from a task {microseconds(learn):.0f} us.")
     nearest = min(each.least_wait for each in run(Ours(bench.seed, poll_cost=1e-4), lives))
-    print(f"Looks at a task, were they nearly free: {nearest:.2f} s apart at least; the limit is {MIN_INTERVAL} s.")
+    print(f"Polls of a task, were they nearly free: {nearest:.2f} s apart at least; the limit is {MIN_INTERVAL} s.")
     return nearest > MIN_INTERVAL - 1e-6  # the difference of two ages is rounded
 
 
 def main(arguments: list[str]) -> int:
-    """Simulate, and print the tables; 1 if looks come too near to each other."""
+    """Simulate, and print the tables; 1 if polls come too near to each other."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks pacing", description=__doc__)
     parser.add_argument("--tasks", type=int, default=500, help="of each kind")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     bench = Bench(options.tasks, options.seed)
     print(versions())
-    print(f"{bench.tasks} tasks of each kind, seed {bench.seed}; a look is worth {POLL_COST} s of lateness.")
+    print(f"{bench.tasks} tasks of each kind, seed {bench.seed}; a poll is worth {POLL_COST} s of lateness.")
     for each in (goal, rivals, prices, stages, learning, shift, callbacks):
         each(bench)
     return int(not costs(bench))

@@ -140,8 +140,8 @@ def main(arguments: list[str]) -> int:
         (
             "tasks",
             "bytes each",
-            "first looks s",
-            "looks / task / min",
+            "first polls s",
+            "polls / task / min",
             "CPU ms / task / min",
             "core used",
             "loop late p99 ms",
