@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import NAMES
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 OPTIONS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
@@ -25,6 +27,12 @@ def test_what_the_commands_of_the_readme_make_is_ignored_by_git() -> None:
     made = set(re.findall(r"--out (\w+)$", README, re.MULTILINE))
     assert made >= {"demo", "extended"}
     assert {f"{name}/" for name in made} <= set((ROOT / ".gitignore").read_text().splitlines())
+
+
+def test_each_figure_of_the_readme_has_a_benchmark() -> None:
+    named = re.findall(r"^\|.*\| `(\w+)[^`]*` \|$", README, re.MULTILINE)
+    assert len(named) > 10
+    assert set(named) <= set(NAMES)
 
 
 HANGING = """
