@@ -597,7 +597,7 @@ def test_tables_of_all_kinds(
     manifest = tracks(tmp_path / "jobs.csv", 2)
     with served(monkeypatch, speed=STEADY):
         answer = terminal("batch", str(manifest), "--out", str(out), "--callbacks", "--yes")
-    assert answer.code == 0
+    assert answer.code == 0, answer.err
     assert "\x1b[?25l" in answer.err
     assert "\x1b[?25h" in answer.err
     assert len(paths(answer)) == 4

@@ -172,6 +172,8 @@ class BatchProgress:
         watcher = asyncio.create_task(self._watch(journal, batch))
         try:
             yield
+            watcher.cancel()
+            await self._read(journal, batch)  # what was reached decides how the command ends: no limit, no hidden error
         finally:
             watcher.cancel()
             with anyio.move_on_after(_LAST_READ, shield=True):
