@@ -352,7 +352,7 @@ async def test_a_job_that_another_process_delivers_is_waited_for(tmp_path: Path,
         await other.journal.move("job0", State.SUBMITTED, token="token", task_id="t1")
         await other.journal.move("job0", State.SUCCEEDED, tracks=(kie.Track("a", "https://x.example/a.mp3"),))
         runner = Runner(service.session, recorder, Results(tmp_path / "out"), CreditBudget(), lambda _job: None)
-        async with other.holding("deliver:job0"):
+        async with other.leases.holding("deliver:job0"):
             stopped = asyncio.create_task(runner.run_job("job0"))
             await anyio.sleep(3)
             stopped.cancel()

@@ -502,7 +502,7 @@ async def test_a_session_has_one_journal(tmp_path: Path) -> None:
         for journal in (kept.journal, None):
             batch = kie.run_batch(kept.session, [], journal=as_journal(journal), directory=tmp_path, batch="b")
             assert [job async for job in batch] == []
-        with pytest.raises(kie.SessionError, match="another journal"):
+        with pytest.raises(kie.SessionError, match="with a journal: for another"):
             await anext(kie.run_batch(kept.session, [], journal=store(tmp_path), directory=tmp_path, batch="b"))
 
 
@@ -654,7 +654,7 @@ async def test_a_process_that_slept_through_its_lease_asks_before_it_spends(
         recording(tmp_path) as kept,
         store(tmp_path, "another:1:x") as other,
         kept.session.open_journal(as_journal(kept.journal)) as recorder,
-        recorder.holding("batch:b"),
+        recorder.leases.holding("batch:b"),
     ):
         await kept.journal.release("batch:b")
         await other.lease("batch:b", 600)
@@ -675,13 +675,13 @@ async def test_a_lease_is_held_once(tmp_path: Path) -> None:
         store(tmp_path, "another:1:x") as other,
         kept.session.open_journal(as_journal(kept.journal)) as recorder,
     ):
-        async with recorder.holding("batch:b"):
+        async with recorder.leases.holding("batch:b"):
             with pytest.raises(ConflictError, match="this process"):
-                async with recorder.holding("batch:b"):
+                async with recorder.leases.holding("batch:b"):
                     raise AssertionError
             with pytest.raises(ConflictError):
                 await other.lease("batch:b", 30)
-        await recorder.renew("batch:b")  # it was about to be renewed when it was given back
+        await recorder.leases.renew("batch:b")  # it was about to be renewed when it was given back
         await other.lease("batch:b", 30)
 
 
@@ -697,7 +697,7 @@ async def test_a_lease_whose_taker_is_cancelled_is_given_back(tmp_path: Path) ->
         async def take() -> None:
             async with (
                 kept.session.open_journal(as_journal(kept.journal)) as recorder,
-                recorder.holding("batch:b"),
+                recorder.leases.holding("batch:b"),
             ):
                 raise AssertionError
 

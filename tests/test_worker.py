@@ -271,7 +271,7 @@ async def test_a_window_of_keys_is_queued_paid_work_first(shop: Shop, monkeypatc
 async def test_one_worker_at_a_time_queues_keys(shop: Shop) -> None:
     await shop.plan(1)
     async with shop.desk() as one, shop.desk() as other:
-        async with one.recorder.holding("engine"):
+        async with one.recorder.leases.holding("engine"):
             with anyio.move_on_after(1.0):
                 await other.worker.work(until_done=True)
             assert shop.queued() == []

@@ -79,7 +79,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     observer = guarded(observer)
     async with AsyncExitStack() as stack:
         recorder = await stack.enter_async_context(session.open_journal(journal))
-        await stack.enter_async_context(recorder.holding(f"batch:{name}"))
+        await stack.enter_async_context(recorder.leases.holding(f"batch:{name}"))
         await check_writable(Path(directory))
         await enqueue(journal, jobs, name, session.check_request)
         budget = CreditBudget(max_credits, spent=await journal.spent(name))

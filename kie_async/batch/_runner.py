@@ -208,7 +208,7 @@ class Runner:
         try:
             while job.state is State.SUCCEEDED:
                 try:
-                    async with self._recorder.holding(lease):
+                    async with self._recorder.leases.holding(lease):
                         return await self._download(job.key, lease)
                 except ConflictError:
                     await anyio.sleep(_LEASE_INTERVAL)
@@ -236,7 +236,7 @@ class Runner:
         try:
             files = tuple([await self._results.save(self._session.download, job, track) for track in job.tracks])
         except KieError:
-            await self._recorder.renew(lease)
+            await self._recorder.leases.renew(lease)
             await self._get_undelivered(key)
             raise
         await self._get_undelivered(key)

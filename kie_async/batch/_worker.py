@@ -111,7 +111,7 @@ class Worker:
     async def _feed(self) -> None:
         """Give back what dead workers had, and queue keys; one worker at a time does it for all."""
         try:
-            async with self._recorder.holding(_LEASE):
+            async with self._recorder.leases.holding(_LEASE):
                 await self._engine.give_back_stalled()
                 if keys := await self._find_keys():
                     await self._engine.enqueue(keys)

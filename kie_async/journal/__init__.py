@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from kie_async.journal._quota import JournalLimiter, SharedPermit
     from kie_async.journal._recorder import Recorder, open_recorder
-    from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS, is_legal
+    from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS
 
 __all__ = [
     "DEFAULT_NAME",
@@ -44,7 +44,6 @@ __all__ = [
     "State",
     "batch_name",
     "default_journal",
-    "is_legal",
     "is_shared",
     "open_journal",
     "open_recorder",
@@ -58,7 +57,7 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(
             ("Attempt", "InboundCallback", "Job", "JobError", "JobResults", "LastAttempt", "Source", "State"), "_job"
         ),
-        **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS", "is_legal"), "_transitions"),
+        **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS"), "_transitions"),
         **dict.fromkeys(("JournalLimiter", "SharedPermit"), "_quota"),
         **dict.fromkeys(("Recorder", "open_recorder"), "_recorder"),
         **dict.fromkeys(

@@ -48,6 +48,7 @@ class Journal(AsyncContextManagerMixin):
 
     Attributes:
         driver: for what else is kept in the same database.
+        process_id: the id of this process.
 
     Raises (every method):
         StorageError: the store cannot be reached, is full, damaged, or in use by another.
@@ -55,7 +56,7 @@ class Journal(AsyncContextManagerMixin):
 
     def __init__(self, driver: Driver, process_id: str | None) -> None:
         self.driver = driver
-        self._process_id = process_id or new_process_id()
+        self.process_id = process_id or new_process_id()
         self._leases: set[str] = set()
         self._writes: set[asyncio.Future[None]] = set()  # under way
         self._pid = 0
@@ -82,11 +83,6 @@ class Journal(AsyncContextManagerMixin):
             await asyncio.wait(self._writes)
         for name in tuple(self._leases):
             await self.release(name)
-
-    @property
-    def process_id(self) -> str:
-        """The id of this process."""
-        return self._process_id
 
     # ------------------------------------------------------------ jobs
 
@@ -164,7 +160,7 @@ class Journal(AsyncContextManagerMixin):
             await self.driver.check()
             job = await self._write(
                 key,
-                lambda job, now: intended(job, token, self._process_id, now),
+                lambda job, now: intended(job, token, self.process_id, now),
                 lambda job: (_sql.INSERT_ATTEMPT, _attempt_row(job)),
             )
             try:
@@ -305,7 +301,7 @@ class Journal(AsyncContextManagerMixin):
         Raises:
             ConflictError: another process has it; the message says which.
         """
-        values = {"name": name, "process_id": self._process_id, "seconds": seconds}
+        values = {"name": name, "process_id": self.process_id, "seconds": seconds}
         self._leases.add(name)
         if await self._read(_sql.LEASE, **values, dead=None):
             return
@@ -317,7 +313,7 @@ class Journal(AsyncContextManagerMixin):
     async def release(self, name: str) -> None:
         """Give a lease back."""
         self._leases.discard(name)
-        await self._read(_sql.RELEASE, name=name, process_id=self._process_id)
+        await self._read(_sql.RELEASE, name=name, process_id=self.process_id)
 
     async def _read(self, statement: str, **values: object) -> Rows:
         [rows] = await self.driver.run((statement, values))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from kie_async.errors import SettingsError
 from kie_async.journal._journal import Journal
-from kie_async.journal._sql import Driver
 from kie_async.journal._sqlite import SQLite
 from kie_async.settings import Secret, journal_location
 
@@ -25,6 +24,9 @@ class SQLiteJournal(Journal):
         patience: seconds to wait for another process that is writing.
         poll: seconds between two checks for callbacks that other processes have saved.
 
+    Attributes:
+        path: of the file, absolute.
+
     Raises:
         StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving, and by
             ``intend``) it was moved or deleted meanwhile. A whole copy is at its path then.
@@ -33,13 +35,8 @@ class SQLiteJournal(Journal):
     def __init__(
         self, path: str | PathLike[str], *, process_id: str | None = None, patience: float = 5.0, poll: float = 0.03
     ) -> None:
-        self._path = Path(path).absolute()
-        super().__init__(SQLite(self._path, patience=patience, poll=poll), process_id)
-
-    @property
-    def path(self) -> Path:
-        """Of the file, absolute."""
-        return self._path
+        self.path = Path(path).absolute()
+        super().__init__(SQLite(self.path, patience=patience, poll=poll), process_id)
 
 
 class PostgresJournal(Journal):
@@ -56,20 +53,11 @@ class PostgresJournal(Journal):
     """
 
     def __init__(self, dsn: str | Secret, *, process_id: str | None = None, patience: float = 10.0) -> None:
-        super().__init__(postgres(dsn, patience), process_id)
-
-
-def postgres(dsn: str | Secret, patience: float) -> Driver:
-    """Make the driver of a database, without opening it; see ``Postgres``.
-
-    Raises:
-        SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
-    """
-    try:
-        from kie_async.journal._postgres import Postgres  # noqa: PLC0415  # an extra: the library works without it
-    except ImportError as error:
-        raise SettingsError(f'PostgreSQL needs an extra: pip install "kie_async[cluster]" ({error})') from None
-    return Postgres(dsn, patience=patience)
+        try:
+            from kie_async.journal._postgres import Postgres  # noqa: PLC0415  # an extra: the library works without it
+        except ImportError as error:
+            raise SettingsError(f'PostgreSQL needs an extra: pip install "kie_async[cluster]" ({error})') from None
+        super().__init__(Postgres(dsn, patience=patience), process_id)
 
 
 def is_shared(where: str | PathLike[str]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol, Self
 
 import anyio
@@ -60,20 +60,23 @@ class Recorder(anyio.AsyncContextManagerMixin):
         journal: open already.
         client: of the session; the background tasks live in its group.
         dispatcher: of the session.
+
+    Attributes:
+        leases: those that this process holds.
     """
 
     def __init__(self, journal: Journal, client: Client, dispatcher: TaskMaker) -> None:
         self.journal = journal
         self._client = client
         self._dispatcher = dispatcher
-        self._leases = Leases(journal, client.emit)
+        self.leases = Leases(journal, client.emit)
         self._outcomes = OutcomeWriter(journal, client.emit)
         self._not_sent: dict[str, str] = {}  # by token, the keys of intents that may be written, and were not sent
         self._is_closing = False
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        async with self.holding(process_lease(self.journal.process_id)):
+        async with self.leases.holding(process_lease(self.journal.process_id)):
             scope, is_over = anyio.CancelScope(), anyio.Event()
             self.group.start_soon(self._background, scope, is_over)
             self._client.tracker.on_finished = self._outcomes.add
@@ -96,7 +99,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         try:
             with scope:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(self._leases.keep_renewing)
+                    group.start_soon(self.leases.keep_renewing)
                     group.start_soon(self._watch_callbacks)
                     group.start_soon(self._take_over)
                     group.start_soon(self._outcomes.run)
@@ -111,24 +114,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     def _notice(self, task_id: str | None, note: str) -> None:
         self._client.emit(Notice(task_id or "", note))
-
-    # ------------------------------------------------------------ leases
-
-    def holding(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Hold a lease, and renew it, for as long as the block lasts.
-
-        Raises:
-            ConflictError: another process holds it, or this one does.
-        """
-        return self._leases.holding(name)
-
-    async def renew(self, name: str) -> None:
-        """Renew a lease that is held.
-
-        Raises:
-            ConflictError: another process took it when it had run out.
-        """
-        await self._leases.renew(name)
 
     # ------------------------------------------------------------ submitting and following
 
@@ -179,7 +164,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             key=key,
             route=self._client.settings.route,
             journal=self.journal,
-            leases=self._leases,
+            leases=self.leases,
             not_sent=self._not_sent,
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
@@ -279,7 +264,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             return await self.journal.move(job.key, State.PLANNED, token=job.token)
         callbacks = await self.journal.callbacks_for(token=job.token)
         if job.state is State.INTENT and job.process_id != self.journal.process_id:
-            await self._leases.ensure_dead(job.process_id or "")
+            await self.leases.ensure_dead(job.process_id or "")
         if job.state is State.INTENT and not callbacks:
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
@@ -323,7 +308,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Settle the intents of a process, if it is dead, and follow its tasks; meanwhile its lease says who does."""
         try:
             with internal_errors("the tasks of a dead process"):
-                async with self.holding(process_lease(process_id)):
+                async with self.leases.holding(process_lease(process_id)):
                     jobs = [job async for job in self.jobs(State.INTENT, State.SUBMITTED)]
                     settled = [await self._try_to_recover(job) for job in jobs if job.process_id == process_id]
                     taken.add(process_id)  # once is enough: a task that outlives its timeout would be taken for ever

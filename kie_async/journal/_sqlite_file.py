@@ -78,8 +78,11 @@ def open_file(path: Path, patience: float) -> sqlite3.Connection:
     try:
         if not os.path.lexists(path):
             _make(path, patience)
-        connection = connect(path, patience)
+        connection = _attach(path, patience)
         try:
+            _identify(connection, path)
+            _set_safe(connection)
+            _use_log(connection)
             _check(connection, path)
         except BaseException:
             connection.close()
@@ -90,23 +93,6 @@ def open_file(path: Path, patience: float) -> sqlite3.Connection:
         ) from error
     except FAILURES as error:
         raise explain(path, error) from error
-    return connection
-
-
-def connect(path: Path, patience: float) -> sqlite3.Connection:
-    """Open a connection to a journal that is there.
-
-    Raises:
-        StorageError: it is no journal, or of another version.
-        sqlite3.Error: it cannot be opened.
-    """
-    connection = _attach(path, patience)
-    try:
-        _identify(connection, path)
-        _prepare(connection)
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
@@ -131,11 +117,6 @@ def _identify(connection: sqlite3.Connection, path: Path) -> None:
             "finish its jobs with the kie_async that made it, or use another file",
             retryable=False,
         )
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    _set_safe(connection)
-    _use_log(connection)
 
 
 def _set_safe(connection: sqlite3.Connection) -> None:

@@ -58,11 +58,6 @@ FACTS = _OF_ATTEMPT | _OF_RESULTS | {"error"}  # what can be learnt with a trans
 _PENDING = (AuthError, InsufficientCreditsError, KeyQuotaError, ConnectError)  # nothing is wrong with the job
 
 
-def is_legal(now: State, to: State) -> bool:
-    """Tell whether a job may go from one state to another."""
-    return to in TRANSITIONS[now]
-
-
 def intended(job: Job, token: str, process_id: str, at: float) -> Job:
     """The job as a new attempt that is meant to be sent.
 
@@ -109,7 +104,7 @@ def _guard(job: Job, to: State, token: str | None) -> None:
         raise ConflictError(
             f"job {job.key!r} is at another attempt by now: the transition to {to} is refused", job.task_id
         )
-    if not is_legal(job.state, to) or to is State.INTENT:  # an intent is a new attempt: only ``intend`` makes one
+    if to not in TRANSITIONS[job.state] or to is State.INTENT:  # an intent is a new attempt: only ``intend`` makes one
         raise ConflictError(f"job {job.key!r} is {job.state}: it cannot become {to}", job.task_id)
 
 
