@@ -122,7 +122,7 @@ def hasten() -> None:
     """Take a silent process for dead after two seconds: with the real thirty, the matrix would last for hours."""
     vars(_leases).update(LEASE=2.0, HEARTBEAT=0.5)
     vars(_recorder).update(LEASE=2.0)
-    from kie_async.batch import _engine  # noqa: PLC0415  # an extra
+    from kie_async.batch import _engine  # an extra
 
     vars(_engine).update(STALLED_AFTER=2.0, HEARTBEAT=0.5, POLL_INTERVAL=0.2)
     vars(_worker).update(HEARTBEAT=0.5, FEED_INTERVAL=0.3, CHECK_INTERVAL=0.2)

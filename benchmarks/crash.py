@@ -205,7 +205,7 @@ def _fresh(store: str) -> str:
     """An empty schema of a shared store; an embedded one is a new file anyway."""
     if not store:
         return store
-    import psycopg  # noqa: PLC0415  # an extra
+    import psycopg  # an extra
 
     with psycopg.connect(store, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")

@@ -128,8 +128,8 @@ def file_server(song: Path) -> Iterator[str]:
 
 def make_song(directory: Path, size: int) -> Path:
     """Write an mp3 of about so many bytes: noise, at 192 kbit/s."""
-    import av  # noqa: PLC0415  # an extra
-    import numpy as np  # noqa: PLC0415  # with the same extra
+    import av  # an extra
+    import numpy as np  # with the same extra
 
     path, rate = directory / "song.mp3", 44_100
     chance = np.random.default_rng(1)

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        from kie_async.cli import run  # noqa: PLC0415  # an extra: the library works without it
+        from kie_async.cli import run  # an extra: the library works without it
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if missing not in _NEEDED:

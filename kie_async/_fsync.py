@@ -39,7 +39,7 @@ def _rename(draft: Path, target: Path) -> None:
     if sys.platform == "win32":  # pragma: no cover  # see above
         draft.rename(target)
         return
-    import fcntl  # noqa: PLC0415  # exists elsewhere only
+    import fcntl  # exists elsewhere only
 
     with _opened(target.parent) as number:
         fcntl.flock(number, fcntl.LOCK_EX)

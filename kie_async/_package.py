@@ -34,7 +34,7 @@ def __getattr__(name: str) -> str:
     """Find ``__version__`` in its only source, the metadata of the installed package; "0" in a bare checkout."""
     if name != "__version__":
         raise AttributeError(name)
-    from importlib import metadata  # noqa: PLC0415  # it takes long to load
+    from importlib import metadata  # it takes long to load
 
     try:
         return metadata.version("kie_async")

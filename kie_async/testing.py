@@ -82,9 +82,9 @@ def serve_in_thread(**options: Any) -> Iterator[EmulatorHandle]:  # noqa: ANN401
 
     Tasks live 100 times faster than those of the real service, unless ``speed`` is given.
     """
-    from anyio.from_thread import start_blocking_portal  # noqa: PLC0415  # see the module's docstring
+    from anyio.from_thread import start_blocking_portal  # see the module's docstring
 
-    from kie_async.emulator import serve  # noqa: PLC0415  # see the module's docstring
+    from kie_async.emulator import serve  # see the module's docstring
 
     with (
         start_blocking_portal("asyncio") as portal,

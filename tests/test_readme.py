@@ -169,7 +169,7 @@ def test_testing_your_own_code(folder: Path) -> None:
 
 
 def _is_installed() -> bool:
-    from importlib.metadata import entry_points  # noqa: PLC0415  # needed here only
+    from importlib.metadata import entry_points  # needed here only
 
     return any(point.value == "kie_async.testing" for point in entry_points(group="pytest11"))
 

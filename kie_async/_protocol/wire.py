@@ -315,7 +315,7 @@ def _members(value: object) -> dict[str, Any]:
 @cache
 def _converter() -> cattrs.Converter:
     """The converter, made when a journal first needs it: cattrs takes long to load."""
-    import cattrs  # noqa: PLC0415  # see above
+    import cattrs
 
     converter = cattrs.Converter(detailed_validation=False, omit_if_default=True)
     converter.register_unstructure_hook(datetime, datetime.isoformat)

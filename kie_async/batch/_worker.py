@@ -55,7 +55,7 @@ class Worker:
         ended: Callable[[Job], None],
     ) -> None:
         try:
-            from kie_async.batch._engine import Engine, RetryLaterError  # noqa: PLC0415  # an extra
+            from kie_async.batch._engine import Engine, RetryLaterError  # an extra
         except ImportError:
             raise SettingsError('procrastinate is not installed: pip install "kie_async[cluster]"') from None
         self._runner = runner

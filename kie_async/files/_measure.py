@@ -96,7 +96,7 @@ def open_audio(file: BinaryIO, demuxer: str | None = None) -> InputContainer:
         ImportError: PyAV is not installed.
         av.FFmpegError: it cannot be read.
     """
-    import av  # noqa: PLC0415  # an extra, and slow to import
+    import av  # an extra, and slow to import
 
     major = int(av.__version__.partition(".")[0])
     options: dict[str, Any] = {} if major >= _SURROGATES_SINCE else {"metadata_errors": "replace"}
@@ -181,7 +181,7 @@ class _Measurement:
             raise NotMeasuredError(f"{self.name} {matter}: convert it anew, or give source_duration=") from error
 
     def _counted(self, file: BinaryIO) -> float:
-        import av  # noqa: PLC0415  # an extra, and slow to import
+        import av  # an extra, and slow to import
 
         try:
             seconds = self._stated(file)
@@ -197,7 +197,7 @@ class _Measurement:
 
     def _stated(self, file: BinaryIO) -> float | None:
         """Read the length from the file without a walk over its packets; None if that does not prove it."""
-        import av  # noqa: PLC0415  # an extra, and slow to import
+        import av  # an extra, and slow to import
 
         start = audio_start(file) or 0
         if self.kind is WAV:
@@ -271,7 +271,7 @@ def _decodes_as_claimed(codec: AudioCodecContext, claimed: float, packets: Itera
 
 def _decode(codec: AudioCodecContext, packets: Iterable[Packet[Any]]) -> float:
     """Return the seconds that come out of packets; those that cannot be decoded count nothing."""
-    import av  # noqa: PLC0415  # as above
+    import av  # an extra, and slow to import
 
     seconds = 0.0
     for packet in chain(packets, [None]):  # None: what the decoder still holds

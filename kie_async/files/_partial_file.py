@@ -219,7 +219,7 @@ def lock(number: int) -> None:
         BlockingIOError: another has it.
     """
     if sys.platform == "win32":  # pragma: no cover  # the same promise, kept by Windows' own means
-        import msvcrt  # noqa: PLC0415  # exists on Windows only
+        import msvcrt  # exists on Windows only
 
         os.lseek(number, 1 << 62, os.SEEK_SET)  # beyond all data: locked bytes cannot be read there
         try:
@@ -227,7 +227,7 @@ def lock(number: int) -> None:
         except PermissionError as error:
             raise BlockingIOError from error
     else:
-        import fcntl  # noqa: PLC0415  # exists elsewhere only
+        import fcntl  # exists elsewhere only
 
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -54,7 +54,7 @@ class PostgresJournal(Journal):
 
     def __init__(self, dsn: str | Secret, *, process_id: str | None = None, patience: float = 10.0) -> None:
         try:
-            from kie_async.journal._postgres import Postgres  # noqa: PLC0415  # an extra: the library works without it
+            from kie_async.journal._postgres import Postgres  # an extra: the library works without it
         except ImportError as error:
             raise SettingsError(f'PostgreSQL needs an extra: pip install "kie_async[cluster]" ({error})') from None
         super().__init__(Postgres(dsn, patience=patience), process_id)
