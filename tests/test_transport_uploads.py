@@ -18,7 +18,6 @@ from leaks import frames
 from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
-from kie_async._client.http_client import form
 from kie_async._protocol.endpoints import FilePart, upload
 from kie_async._protocol.schedule import READ_ATTEMPTS
 from kie_async.models import UploadedFile
@@ -214,8 +213,3 @@ async def test_cancelled_uploads_leave_nothing_open(part: FilePart) -> None:
             await asyncio.gather(sending, return_exceptions=True)
         server.replies[:] = [DONE]
         await opened.send(upload(part))
-
-
-async def test_a_file_is_no_text(part: FilePart) -> None:
-    with pytest.raises(TypeError):
-        form(part)().decode()

@@ -19,10 +19,10 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import anyio
 import attrs
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.payload import AsyncIterablePayload
 from aiohttp.tracing import Trace
 from anyio import to_thread
 from yarl import URL
@@ -349,27 +349,23 @@ def form(part: FilePart) -> aiohttp.FormData:
     return fields
 
 
-class _Content(aiohttp.Payload):
+class _Content(AsyncIterablePayload):
     """The content of a file. Its size is known, so that the request has a length and is not chunked."""
 
     def __init__(self, part: FilePart) -> None:
-        super().__init__(part, content_type="application/octet-stream")
-        self._part = part
+        super().__init__(_pieces(part))
         self._size = part.size
 
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002  # as the base class
-        """Refuse: a file of audio is no text."""
-        raise TypeError("a file of audio is no text")
 
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send the file, and report how much of it was sent."""
-        part, sent = self._part, 0
-        while sent < part.size:
-            piece = await to_thread.run_sync(_read, part, sent)
-            await writer.write(piece)
-            sent += len(piece)
-            if part.on_bytes is not None:
-                part.on_bytes(sent)
+async def _pieces(part: FilePart) -> AsyncGenerator[bytes]:
+    """Give the content of a file, and report how much of it was sent."""
+    sent = 0
+    while sent < part.size:
+        piece = await to_thread.run_sync(_read, part, sent)
+        yield piece
+        sent += len(piece)
+        if part.on_bytes is not None:
+            part.on_bytes(sent)
 
 
 def _read(part: FilePart, start: int) -> bytes:

@@ -8,6 +8,7 @@ ended.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import math
 from collections import OrderedDict
@@ -34,9 +35,13 @@ class PollQueue:
     Args:
         max_concurrent: polls under way at once.
         per_second: how many may start in a second; None for no limit.
+
+    Attributes:
+        changed: set when another poll may start than the one that is waited for.
     """
 
     def __init__(self, max_concurrent: int, per_second: float | None) -> None:
+        self.changed = asyncio.Event()
         self._max_concurrent = max_concurrent
         self._interval = 1 / per_second if per_second else 0.0
         self._heap: list[tuple[float, int, TrackedTask]] = []
@@ -44,12 +49,13 @@ class PollQueue:
         self._under_way = 0
         self._earliest_start = 0.0
 
-    def schedule(self, task: TrackedTask, when: float) -> bool:
-        """Poll a task at this time and not before; return whether no other poll comes earlier."""
+    def schedule(self, task: TrackedTask, when: float) -> None:
+        """Poll a task at this time and not before."""
         task.polls.next_at = when
         item = (when, next(self._serials), task)
         heapq.heappush(self._heap, item)
-        return self._heap[0] is item
+        if self._heap[0] is item:
+            self.changed.set()
 
     def next_start(self) -> float | None:
         """When the next poll may start; None if there is none, or one must end first."""
@@ -77,6 +83,7 @@ class PollQueue:
     def end(self) -> None:
         """Note that a poll has ended, so that another may start."""
         self._under_way -= 1
+        self.changed.set()
 
 
 def _is_stale(when: float, _serial: int, task: TrackedTask) -> bool:

@@ -72,7 +72,6 @@ class Tracker:
         schedule = PollSchedule(emulated=settings.on_loopback)
         self._planner = PollPlanner(schedule, random.random, callbacks=bool(settings.callback_url))
         self._queue = PollQueue(settings.max_concurrent_polls, polls_per_second)
-        self._queue_changed = asyncio.Event()
         self._followed: dict[str, TrackedTask] = {}
         self._paused: WeakValueDictionary[str, TrackedTask] = WeakValueDictionary()  # somebody may wait for them again
         self._unknown_words: set[str] = set()
@@ -110,7 +109,7 @@ class Tracker:
         else:
             self._followed[task_id] = task
             first_poll = now + self._planner.wait(task, now) if origin.is_own else now
-            self._schedule(task, first_poll)
+            self._queue.schedule(task, first_poll)
         return task
 
     def callback_received(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
@@ -129,7 +128,7 @@ class Tracker:
         if self._planner.callback_received(task, stage, now, is_authentic=is_authentic):
             self._poll_by(task, earliest_poll(task, now))
         elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task, now):  # it may wait longer now
-            self._schedule(task, now + self._planner.wait(task, now))
+            self._queue.schedule(task, now + self._planner.wait(task, now))
         return True
 
     async def wait(self, task: TrackedTask) -> TaskResult:
@@ -200,7 +199,7 @@ class Tracker:
             task.is_paused = False
             self._followed[task.task_id] = task
             if task.polls.phase is PollPhase.NONE:
-                self._schedule(task, max(task.polls.next_at, earliest_poll(task, self._now())))
+                self._queue.schedule(task, max(task.polls.next_at, earliest_poll(task, self._now())))
 
     # ------------------------------------------------------------ the one coroutine
 
@@ -218,10 +217,11 @@ class Tracker:
 
     async def _sleep(self, until: float | None) -> None:
         """Sleep until a poll may start, or until the queue has changed."""
-        self._queue_changed.clear()
-        timer = None if until is None else self._loop.call_at(until, self._queue_changed.set)
+        changed = self._queue.changed
+        changed.clear()
+        timer = None if until is None else self._loop.call_at(until, changed.set)
         try:
-            await self._queue_changed.wait()
+            await changed.wait()
         finally:
             if timer is not None:
                 timer.cancel()
@@ -248,7 +248,6 @@ class Tracker:
             self._take_failure(task, error)
         finally:
             self._queue.end()
-            self._queue_changed.set()
         if task.outcome is None:
             self._schedule_next(task, error)
 
@@ -348,21 +347,17 @@ class Tracker:
         if now >= task.deadline:
             self._finish(task, timed_out(task.task_id, self._settings, error))
         elif phase is PollPhase.REPEAT:
-            self._schedule(task, min(earliest_poll(task, now), task.deadline))
+            self._queue.schedule(task, min(earliest_poll(task, now), task.deadline))
         else:
-            self._schedule(task, min(now + self._planner.wait(task, now), task.deadline))
+            self._queue.schedule(task, min(now + self._planner.wait(task, now), task.deadline))
 
     def _poll_by(self, task: TrackedTask, when: float) -> None:
         """Poll a task no later than ``when``. If that is now and a poll is under way, poll again when it has ended."""
         if task.polls.phase is PollPhase.NONE:
             if when < task.polls.next_at:
-                self._schedule(task, when)
+                self._queue.schedule(task, when)
         elif when <= self._now():
             task.polls.phase = PollPhase.REPEAT
-
-    def _schedule(self, task: TrackedTask, when: float) -> None:
-        if self._queue.schedule(task, when):
-            self._queue_changed.set()
 
     def _now(self) -> float:
         return self._loop.time()
