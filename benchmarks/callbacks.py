@@ -31,8 +31,8 @@ from typing import Any
 
 import attrs
 
+from benchmarks._callback_process import AT_ONCE, KEY, TOKEN, Plan, task_ids
 from benchmarks._report import table, versions
-from benchmarks._taking import AT_ONCE, KEY, TOKEN, Plan, task_ids
 from kie_async.callbacks import sign_callback
 
 SAMPLES = Path(__file__).parent.parent / "tests" / "samples"
@@ -222,7 +222,7 @@ async def taking(through: str, side: str, events: int, burst: int) -> AsyncItera
 @asynccontextmanager
 async def child(plan: Plan) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process with a plan, as long as the block lasts."""
-    command = [sys.executable, "-m", "benchmarks._taking", json.dumps(attrs.asdict(plan))]
+    command = [sys.executable, "-m", "benchmarks._callback_process", json.dumps(attrs.asdict(plan))]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
     try:

@@ -24,7 +24,7 @@ from typing import Any, Self
 import attrs
 
 import kie_async as kie
-from benchmarks._life import DIED
+from benchmarks._crashing_batch import DIED
 from kie_async.emulator import Rules
 from kie_async.journal import Job, State, open_journal
 from kie_async.testing import EmulatorHandle, serve_in_thread
@@ -89,7 +89,7 @@ class Setting:
             "nth": nth,
             "patience": 10.0,
         }
-        command = [sys.executable, "-m", "benchmarks._life", json.dumps(plan)]
+        command = [sys.executable, "-m", "benchmarks._crashing_batch", json.dumps(plan)]
         return subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: S603  # ourselves
 
 

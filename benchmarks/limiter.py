@@ -27,9 +27,9 @@ from contextlib import suppress
 
 import attrs
 
-from benchmarks._clock import VirtualLoop
 from benchmarks._limiters import PACKAGES, SUBJECTS, Make, ours
 from benchmarks._report import table, versions
+from benchmarks._virtual_loop import VirtualLoop
 from kie_async.limiter import Limiter
 
 LIMIT, WINDOW = 20, 10.0

@@ -25,8 +25,8 @@ from pathlib import Path
 import aiohttp
 
 import kie_async as kie
+from benchmarks._idle_server import CLIENT_CORE, pin, still_server
 from benchmarks._report import table, versions
-from benchmarks._still_server import CLIENT_CORE, pin, still_server
 
 FIELDS = {"audioId": "a1", "model": "V5", "title": "t", "style": "s", "prompt": "p", "continueAt": 5.0}
 POLL_AFTER = 0.5  # seconds until the floor polls; ours decides for itself

@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import attrs
 
-from benchmarks._called import Caller, Delay, lost, only_stages, only_the_end, prompt, slow
-from benchmarks._polls import (
+from benchmarks._callback_simulation import Caller, Delay, lost, only_stages, only_the_end, prompt, slow
+from benchmarks._poll_simulation import (
     ADVISED,
     EXPONENTIAL,
     Durations,

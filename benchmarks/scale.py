@@ -21,8 +21,8 @@ from typing import Any
 
 import kie_async as kie
 from benchmarks._distant import Distant
+from benchmarks._idle_server import CLIENT_CORE, pin, still_server
 from benchmarks._report import table, versions
-from benchmarks._still_server import CLIENT_CORE, pin, still_server
 
 _WARM = 64  # tasks before those that are measured
 _BEAT = 0.005  # seconds between two looks at the clock

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import pacing
-from benchmarks._polls import Even, LogNormal, Mixture, best_polls, every, expected, follow, optimum, telling_nothing
+from benchmarks._poll_simulation import (
+    Even,
+    LogNormal,
+    Mixture,
+    best_polls,
+    every,
+    expected,
+    follow,
+    optimum,
+    telling_nothing,
+)
 
 pytestmark = pytest.mark.scale
 

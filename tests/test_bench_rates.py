@@ -8,8 +8,8 @@ import re
 import pytest
 
 from benchmarks import callbacks, decode, limiter
-from benchmarks._clock import VirtualLoop
 from benchmarks._limiters import SUBJECTS
+from benchmarks._virtual_loop import VirtualLoop
 from kie_async.limiter import Limiter
 
 pytestmark = pytest.mark.scale

@@ -1,4 +1,4 @@
-"""One process that takes callbacks in, for the benchmark "callbacks": ``python -m benchmarks._taking PLAN``.
+"""One process that takes callbacks in, for the benchmark "callbacks": ``python -m benchmarks._callback_process PLAN``.
 
 Four sides. *bare*: parses JSON, checks one HMAC, sets a future. *receiver*: our skin and receiver, whose ``deliver``
 sets the future. *asking*: bare, but it sets the future only after record-info has said so. *session*: all of ours, on

@@ -89,7 +89,7 @@ def pin(core: int) -> None:
 @contextmanager
 def still_server() -> Iterator[str]:
     """Run the server in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "benchmarks._still_server"]
+    command = [sys.executable, "-m", "benchmarks._idle_server"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # noqa: S603  # ourselves
         assert server.stdin is not None
         assert server.stdout is not None

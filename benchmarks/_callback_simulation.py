@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from benchmarks._polls import Ended, Life
+from benchmarks._poll_simulation import Ended, Life
 from kie_async._client.next_poll import CALLBACK_FALLBACK, PollPlanner, earliest_poll
 from kie_async._client.task import Origin, TrackedTask
 from kie_async._protocol.schedule import Key, PollSchedule
