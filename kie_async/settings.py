@@ -89,11 +89,6 @@ def _read_text(name: str, default: str = "") -> str:
 def _read_key(name: str, field: str, emit: Observer) -> str:
     """The key in a variable, or in the file that ``NAME_FILE`` names, as containers give secrets.
 
-    Args:
-        name: of the variable.
-        field: of the settings, with which errors begin.
-        emit: called once for a file that every user of this machine can read.
-
     Raises:
         SettingsError: both are set, or the file cannot be used. Nothing of what it holds is shown.
     """

@@ -39,3 +39,28 @@ def test_a_timeout_is_a_timeout() -> None:
     error = WaitTimeoutError("later", "task1")
     assert isinstance(error, TimeoutError)
     assert error.charged == "yes"
+
+
+USUAL = {
+    "ConnectError": ("no", True),
+    "TLSError": ("no", False),
+    "RateLimitedError": ("no", True),
+    "UnavailableError": ("no", True),
+    "SubmitUnknownError": ("maybe", False),
+    "ServerError": ("no", True),
+    "TaskFailedError": ("maybe", False),
+    "WaitTimeoutError": ("yes", True),
+    "InternalError": ("maybe", False),
+    "DownloadError": ("no", True),
+    "ResultExpiredError": ("no", False),
+    "StorageError": ("no", True),
+}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_class_says_what_is_usual_and_an_error_what_is_so(kind: type[KieError]) -> None:
+    error = kind("what happened")
+    assert (error.charged, error.retryable) == USUAL.get(kind.__name__, ("no", False))
+    told = kind("what happened", charged="yes", retryable=not error.retryable)
+    assert (told.charged, told.retryable) == ("yes", not error.retryable)
+    assert repr(told).startswith(f"{kind.__name__}(message='what happened', task_id=None, code=None, ")

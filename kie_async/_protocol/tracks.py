@@ -104,15 +104,7 @@ def _rank(tracks: list[Track]) -> tuple[bool, int]:
 
 
 def _under(key: str, held: object, depth: int, *, named: bool = True, listed: bool = False) -> Iterator[Find]:
-    """What may be a track under a key.
-
-    Args:
-        key: of the object that holds it.
-        held: its value.
-        depth: how much deeper to search.
-        named: whether text is the address of a result, if the key is no name but an index.
-        listed: whether it is an item of a list.
-    """
+    """What may be a track under a key; ``named`` tells whether text there may be the address of a result."""
     if not held or not depth or _ELSEWHERE.search(key):
         return
     named = named and _ADDRESS_KEYS.fullmatch(key) is not None
