@@ -8,6 +8,7 @@ import email.policy
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ CONTENT = bytes(range(256)) * 4000  # four pieces
 def part(tmp_path: Path) -> FilePart:
     path = tmp_path / "song.wav"
     path.write_bytes(CONTENT)
-    return FilePart(path, len(CONTENT), "0123abcd.wav", "kie-async")
+    return announced(path)
+
+
+def announced(path: Path, size: int = len(CONTENT), on_bytes: Callable[[int], None] | None = None) -> FilePart:
+    return FilePart(path, size, "0123abcd.wav", "kie-async", on_bytes)
 
 
 def fields(server: FaultServer, number: int = 0) -> dict[str, Any]:
@@ -77,13 +82,13 @@ async def test_uploads_go_to_their_own_host(part: FilePart) -> None:
 async def test_an_empty_file_has_a_length_too(part: FilePart) -> None:
     part.path.write_bytes(b"")
     async with fault_server(DONE) as server:
-        await sent(server, part._replace(size=0))
+        await sent(server, announced(part.path, size=0))
     assert fields(server)["file"].get_payload(decode=True) == b""
 
 
 async def test_progress_is_told_on_the_loop(part: FilePart) -> None:
     emitted: list[tuple[int, threading.Thread]] = []
-    watched = part._replace(on_bytes=lambda done: emitted.append((done, threading.current_thread())))
+    watched = announced(part.path, on_bytes=lambda done: emitted.append((done, threading.current_thread())))
     async with fault_server(DONE) as server:
         await sent(server, watched)
     sizes = [done for done, _ in emitted]
@@ -128,7 +133,7 @@ async def test_a_file_that_shrinks_while_it_is_sent(part: FilePart) -> None:
 
     async with fault_server(Reply(read="head", end="wait")) as server:
         with pytest.raises(errors.FileError, match="changed"):
-            await sent(server, part._replace(on_bytes=shrink))
+            await sent(server, announced(part.path, on_bytes=shrink))
     assert len(sizes) == 2
 
 
@@ -202,7 +207,7 @@ async def test_uploads_have_a_time_of_their_own(part: FilePart, clock: VirtualTi
 
 async def test_cancelled_uploads_leave_nothing_open(part: FilePart) -> None:
     taken: list[int] = []
-    watched = part._replace(on_bytes=taken.append)
+    watched = announced(part.path, on_bytes=taken.append)
     async with fault_server(Reply(read="head", end="wait")) as server, transport(server.url) as opened:
         for _ in range(2 * AT_ONCE):
             taken.clear()
