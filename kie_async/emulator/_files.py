@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
+from types import ModuleType
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -55,7 +56,8 @@ class AudioMissingError(RuntimeError):
         super().__init__("the emulator makes audio with PyAV and numpy: pip install 'kie_async[audio]'")
 
 
-def _codec() -> Any:  # noqa: ANN401  # the module ``_audio``: it needs an extra, and is slow to import
+def _codec() -> ModuleType:
+    """Load ``_audio``, which needs an extra and is slow to import."""
     try:
         return importlib.import_module("kie_async.emulator._audio")
     except ImportError as error:

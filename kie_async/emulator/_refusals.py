@@ -7,11 +7,10 @@ from types import MappingProxyType
 
 import attrs
 
-from kie_async._protocol.request_rules import LYRICS, NEWEST, VARIETY, limits_of
+from kie_async._protocol.request_rules import CREDITS_PER_TASK, LYRICS, NEWEST, VARIETY, limits_of
 from kie_async.emulator._bodies import MESSAGES
 from kie_async.emulator._faults import Fault
-from kie_async.emulator._tasks import EmulatedSubmission
-from kie_async.settings import RouteName
+from kie_async.emulator._tasks import EmulatedSubmission, ReceivedRequest
 
 
 @attrs.frozen
@@ -25,15 +24,19 @@ class RefusedSubmission:
 # ---------------------------------------------------------------- refused at once
 
 
-def refused_at_once(submission: EmulatedSubmission, route: RouteName) -> RefusedSubmission | None:
+def refused_at_once(
+    submission: EmulatedSubmission, request: ReceivedRequest, credits_left: float
+) -> RefusedSubmission | None:
     """Return the refusal of what is checked before the charge, which is little."""
-    if limits_of(submission.model) is None:
-        return RefusedSubmission(422, "The model is not supported.")
-    if route == "classic" and not submission.callback_url:
-        return RefusedSubmission(422, "Please enter callBackUrl.")
-    if not submission.source:
-        return RefusedSubmission(422, f"Please enter {'audioId' if submission.operation == 'extend' else 'uploadUrl'}.")
-    return None
+    source = "audioId" if submission.operation == "extend" else "uploadUrl"
+    checks = (
+        (not request.admitted, 429, ""),
+        (limits_of(submission.model) is None, 422, "The model is not supported."),
+        (request.route == "classic" and not submission.callback_url, 422, "Please enter callBackUrl."),
+        (not submission.source, 422, f"Please enter {source}."),
+        (credits_left < CREDITS_PER_TASK, 402, ""),
+    )
+    return next((RefusedSubmission(code, message) for is_wrong, code, message in checks if is_wrong), None)
 
 
 # ---------------------------------------------------------------- refused after the charge
@@ -60,7 +63,7 @@ TRIGGERS: Mapping[str, Fault] = MappingProxyType(
 
 
 def refused_late(
-    submission: EmulatedSubmission, source_seconds: float | None, source_model: str | None
+    submission: EmulatedSubmission, source_seconds: float | None, source_model: str | None, *, is_missing: bool
 ) -> Iterator[Fault]:
     """Return what the service checks only after the charge, as faults of the task.
 
@@ -68,7 +71,10 @@ def refused_late(
         submission: what was submitted.
         source_seconds: the length of the source, where it is known.
         source_model: the model that made the source, where it is known.
+        is_missing: whether there is no such source.
     """
+    if is_missing:
+        yield Fault("failed", code=500, word="CREATE_TASK_FAILED", message="The original Suno task does not exist.")
     words = " ".join(submission.texts[name] for name in ("prompt", "style", "title", "negative_tags")).lower()
     yield from (fault for trigger, fault in TRIGGERS.items() if trigger in words)
     yield from (_invalid(complaint) for complaint in _complaints(submission))

@@ -11,10 +11,10 @@ import math
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import attrs
 
-from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.emulator._faults import Fault, Point
 from kie_async.emulator._refusals import RefusedSubmission, cut_outside, refused_at_once, refused_late
 from kie_async.emulator._tasks import (
@@ -238,20 +238,13 @@ class EmulatorState:
         faults: Iterable[Fault] = (),
     ) -> EmulatedTask | RefusedSubmission:
         """Accept a submission, and charge it, or refuse it."""
-        refusal = self._refusal(request, submission)
+        refusal = refused_at_once(submission, request, self.account.credits_left(request.at))
         if refusal is not None:
             request.code = refusal.code
             return refusal
-        task = self._accept(request, submission, raw, created, tuple(faults))
+        task = self._accept(request, submission, raw, created, faults)
         request.code, request.task_id = 200, task.id
         return task
-
-    def _refusal(self, request: ReceivedRequest, submission: EmulatedSubmission) -> RefusedSubmission | None:
-        if not request.admitted:
-            return RefusedSubmission(429)
-        if refusal := refused_at_once(submission, request.route):
-            return refusal
-        return RefusedSubmission(402) if self.account.credits_left(request.at) < CREDITS_PER_TASK else None
 
     def _accept(
         self,
@@ -259,16 +252,16 @@ class EmulatorState:
         submission: EmulatedSubmission,
         raw: bytes,
         created: int,
-        faults: tuple[Fault, ...],
+        faults: Iterable[Fault],
     ) -> EmulatedTask:
         number = len(self.account.ledger) + 1
         chance = seeded(f"{self.seed} {number}")
         task_id = f"{chance.getrandbits(128):032x}"
         callback_faults = self.faults.pick("callback", task_id)
-        seconds, model = self._source(submission)
+        seconds, model, is_missing = self._source(submission)
         start = submission.continue_at if submission.continue_at is not None else seconds or 0.0
-        found = (*callback_faults, *self._strict(submission), *refused_late(submission, seconds, model))
-        timeline = with_faults(self.speed.plan(chance, start), (*faults, *found))
+        found = refused_late(submission, seconds, model, is_missing=is_missing)
+        timeline = with_faults(self.speed.plan(chance, start), chain(faults, callback_faults, found))
         operation, url = submission.operation, submission.callback_url
         charge = Charge(number, task_id, operation, request.route, raw, request.at, url)
         ids = _uuid(f"{task_id} 0"), _uuid(f"{task_id} 1")
@@ -280,20 +273,14 @@ class EmulatorState:
         self._note_end(task)
         return task
 
-    def _strict(self, submission: EmulatedSubmission) -> Iterator[Fault]:
-        unknown = submission.operation == "extend" and submission.source not in self._tracks
-        if self.rules.unknown_audio_fails and unknown:
-            message = "The original Suno task does not exist."
-            yield Fault("failed", code=500, word="CREATE_TASK_FAILED", message=message)
-
-    def _source(self, submission: EmulatedSubmission) -> tuple[float | None, str | None]:
-        """Return the length and the model of the source, as far as they are known at once."""
+    def _source(self, submission: EmulatedSubmission) -> tuple[float | None, str | None, bool]:
+        """Return the length and model of the source, as far as they are known at once, and whether it is missing."""
         if submission.operation == "upload_extend":
-            return None, None
+            return None, None, False
         if known := self._tracks.get(submission.source):
             task, index = known
-            return task.timeline.durations[index], task.submission.model
-        return unknown_seconds(submission.source), None
+            return task.timeline.durations[index], task.submission.model, False
+        return unknown_seconds(submission.source), None, self.rules.unknown_audio_fails
 
     def _plan_callbacks(self, task: EmulatedTask, faults: tuple[Fault, ...]) -> None:
         """Plan the callbacks of a task. None is sent to another machine: the task ends as if sending had failed."""
