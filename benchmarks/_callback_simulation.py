@@ -103,5 +103,5 @@ class Caller:
                 progress.stages = (*progress.stages, (stage, self._now - entry.started_at))
         entry.polls.last_at = self._now
         if (polls := entry.callbacks.polls_since_end) is not None:
-            entry.callbacks = attrs.evolve(entry.callbacks, polls_since_end=polls + 1)
+            entry.callbacks = entry.callbacks._replace(polls_since_end=polls + 1)
         return self._now + self._planner.wait(entry, self._now)

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
@@ -96,8 +96,7 @@ class Task:
 _UNKNOWN = Key("unknown", "unknown")
 
 
-@attrs.frozen
-class Origin:
+class Origin(NamedTuple):
     """What is known of a task before its first poll.
 
     Attributes:
@@ -175,8 +174,7 @@ class Progress:
         return self.stages[-1][0] if self.stages else None
 
 
-@attrs.frozen
-class CallbackClaims:
+class CallbackClaims(NamedTuple):
     """What callbacks have said of a task. Nobody has checked it, so it only decides when to poll.
 
     Attributes:

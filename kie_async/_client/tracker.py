@@ -17,7 +17,6 @@ from sys import intern
 from weakref import WeakValueDictionary
 
 import anyio
-import attrs
 
 from kie_async._client.concurrency import internal_errors
 from kie_async._client.next_poll import PollPlanner, PollQueue, earliest_poll
@@ -266,7 +265,7 @@ class Tracker:
             self._advance(task, verdict.stage, now)
             task.polls.last_at = now
             if (polls := task.callbacks.polls_since_end) is not None:
-                task.callbacks = attrs.evolve(task.callbacks, polls_since_end=polls + 1)
+                task.callbacks = task.callbacks._replace(polls_since_end=polls + 1)
             return
         if isinstance(verdict, Succeeded):
             task.progress.tracks = verdict.tracks
