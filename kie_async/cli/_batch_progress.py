@@ -174,6 +174,8 @@ class BatchProgress:
             yield
             watcher.cancel()
             await self._read(journal, batch)  # what was reached decides how the command ends: no limit, no hidden error
+            if self._output.display.is_animated:
+                self._show(time.monotonic())  # also of a batch that was faster than the reads
         finally:
             watcher.cancel()
             with anyio.move_on_after(_LAST_READ, shield=True):
