@@ -455,7 +455,10 @@ def test_two_at_once_do_not_run_the_same_batch(
         assert "in the hands of" in answer.err
 
 
-def test_the_password_of_a_database_is_never_shown(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+def test_the_password_of_a_database_is_never_shown(
+    terminal: Terminal, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KIE_API_KEY", "a-key-of-some-length")
     for place in ("postgresql://kie:hush-7f3a@127.0.0.1:1/kie", "postgresql://127.0.0.1:1/kie?password=hush-7f3a"):
         words = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--yes", "-v")
         for given in (("--journal", place), (f"--journal={place}",)):

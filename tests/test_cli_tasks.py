@@ -357,6 +357,27 @@ def test_a_path_is_shown_though_another_track_is_gone(
     assert paths(answer) == list(tmp_path.glob("*.mp3"))
 
 
+@pytest.mark.usefixtures("service")
+def test_what_is_submitted_is_on_record_in_the_journal_of_the_environment(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "kie.sqlite"
+    monkeypatch.setenv("KIE_JOURNAL", str(journal))
+    assert terminal("credits").code == 0
+    assert not journal.exists()  # nothing to record
+    assert terminal("extend", "a1", "--model", "V5").code == 0
+    assert [job["state"] for job in terminal("jobs", "list", "--json").value["jobs"]] == ["succeeded"]
+
+
+def test_what_is_emulated_is_no_job_of_the_journal(
+    terminal: Terminal, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "kie.sqlite"
+    monkeypatch.setenv("KIE_JOURNAL", str(journal))
+    assert terminal("upload-extend", str(song), "--at", "75%", "--emulate", virtual=True).code == 0
+    assert not journal.exists()
+
+
 def test_credits(terminal: Terminal, service: EmulatorHandle) -> None:
     service.top_up(14_916.25)
     assert terminal("credits", "--route", "jobs").out == "15916.25\n"

@@ -162,7 +162,7 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
     if summary.duplicates:
         output.print(f"{summary.duplicates:>7}  ask for the same as another, and are made and paid all the same")
     output.print(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
-    async with order.connect(output) as session:
+    async with order.connect(output, journal="") as session:
         left = (await session.credits()).amount
     value["credits_left"] = left
     output.print(f"{left:>7.12g}  credits are left on the account")
@@ -202,8 +202,7 @@ async def _run(output: Output, order: BatchOrder, out: Path) -> None:
     progress = BatchProgress(output, out, jsonl=order.options.run.jsonl)
     journal = order.location.journal()
     async with (
-        order.location.quota() as limiter,
-        order.connect(output, observer=progress.emit, journal=journal, limiter=limiter) as session,
+        order.connect(output, observer=progress.emit, journal=journal) as session,
         progress.shown(journal, order.name),
     ):
         await _work(order, out, session, journal, progress.job_changed)
@@ -312,7 +311,6 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
     run = options.run
     with stopped_by_sigterm(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
         async with (
-            location.quota() as limiter,
             connect(
                 output,
                 options.receiver,
@@ -320,7 +318,6 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
                 observer=progress.emit,
                 max_in_flight=run.at_once,
                 journal=journal,
-                limiter=limiter,
             ) as session,
             progress.shown(journal),
         ):

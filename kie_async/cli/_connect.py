@@ -25,8 +25,7 @@ from kie_async.cli._options import CallbackOptions, parse_address
 from kie_async.cli._output import Output
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
-from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, JournalLimiter, is_shared, open_journal
-from kie_async.limiter import Limiter
+from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, is_shared, open_journal
 from kie_async.session import KieSession
 from kie_async.settings import Settings, is_loopback, journal_location
 
@@ -43,8 +42,7 @@ class SessionOptions(TypedDict, total=False):
     task_timeout: float
     recovery_timeout: float
     max_in_flight: int
-    journal: Journal
-    limiter: Limiter | None
+    journal: Journal | str
 
 
 @attrs.define
@@ -74,17 +72,17 @@ async def connect(
     with unwrap_single_exception():
         async with AsyncExitStack() as stack:
             given: dict[str, Any] = {"observer": output.emit, **options}
-            journal, limiter = given.pop("journal", None), given.pop("limiter", None)
+            journal = given.pop("journal", None)
             if receiver.callback_url is not None:
                 given["callback_url"] = receiver.callback_url
             if emulated is not None:
-                output.resume = None
+                output.resume, journal = None, journal or ""  # what is merely tried out is no job of KIE_JOURNAL
                 service = await stack.enter_async_context(emulator.serve(**emulated, webhook_key=_WEBHOOK_KEY))
                 given |= {"base_url": service.base_url, "api_key": service.key, "webhook_key": _WEBHOOK_KEY}
             slot = _ReceiverSlot(make_settings(given))
             if receiver.callbacks:
                 await _receive(stack, slot, receiver.bind)
-            session = KieSession(slot.settings, limiter=limiter, journal=journal)
+            session = KieSession(slot.settings, journal=journal)
             slot.receiver = session.receiver
             stack.enter_context(on_interrupt(partial(_announce, output, session)))
             yield await stack.enter_async_context(session)
@@ -197,15 +195,6 @@ class JournalLocation:
             raise UsageError(f"there are no jobs: {self.address} does not exist")
         async with self.journal() as journal:
             yield journal
-
-    @asynccontextmanager
-    async def quota(self) -> AsyncIterator[Limiter | None]:
-        """The quota that all who share it keep; None where nobody does."""
-        if not self.is_shared:
-            yield None
-            return
-        async with open_journal(self.address) as journal, JournalLimiter(journal) as limiter:
-            yield limiter
 
     def as_typed(self, words: Sequence[str]) -> str:
         """The command line as it can be typed again, without a password."""

@@ -332,7 +332,7 @@ async def status(task_id: TaskArg, /, *, output: OutputArg, common: CommonOption
     Example: kie-async status 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f
     """
     output.resume = resume_options(common.route, None)
-    async with connect(output, route=common.route) as session:
+    async with connect(output, journal="", route=common.route) as session:
         record = await session.record_info(task_id)
     if record is None:
         raise TaskNotFoundError("the service does not know this task", task_id)
@@ -363,7 +363,7 @@ async def credits_left(*, output: OutputArg, common: CommonOptions = COMMON) -> 
 
     Example: kie-async credits
     """
-    async with connect(output, route=common.route) as session:
+    async with connect(output, journal="", route=common.route) as session:
         amount = (await session.credits()).amount
     output.value["credits"] = amount
     output.print(f"{amount:.12g}")
