@@ -52,6 +52,7 @@ class _Request:
     """
 
     operation: ClassVar[Operation]
+    _own_names: ClassVar[tuple[str, ...]]  # any of them given means own parameters
 
     model: Model = ""
     prompt: str | None = None
@@ -84,10 +85,7 @@ class _Request:
         """``default_param_flag`` as it will be sent: as given, or else by what is given."""
         if self.default_param_flag is not None:
             return self.default_param_flag
-        return any(value is not None for value in self._own_parameters())
-
-    def _own_parameters(self) -> tuple[object, ...]:
-        return (self.prompt, self.style, self.title)
+        return any(getattr(self, name) is not None for name in self._own_names)
 
 
 @attrs.frozen(kw_only=True)
@@ -105,11 +103,9 @@ class ExtendRequest(_Request):
     """
 
     operation: ClassVar[Operation] = "extend"
+    _own_names = ("prompt", "style", "title", "continue_at")
 
     audio_id: str = attrs.field(kw_only=False)
-
-    def _own_parameters(self) -> tuple[object, ...]:
-        return (*super()._own_parameters(), self.continue_at)
 
 
 @attrs.frozen(kw_only=True)
@@ -132,14 +128,12 @@ class UploadExtendRequest(_Request):
     """
 
     operation: ClassVar[Operation] = "upload_extend"
+    _own_names = ("prompt", "style", "title", "lyrics")
 
     source: str | PathLike[str] = attrs.field(kw_only=False)
     model: Model = "V5"
     lyrics: str | None = None
     variety: float | None = None
-
-    def _own_parameters(self) -> tuple[object, ...]:
-        return (*super()._own_parameters(), self.lyrics)
 
 
 Request: TypeAlias = ExtendRequest | UploadExtendRequest
@@ -203,7 +197,7 @@ class Track:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON types; a moment is ISO 8601 text."""
-        return {name: _plain(value) for name, value in attrs.asdict(self, recurse=False).items()}
+        return attrs.asdict(self, recurse=False, value_serializer=_serialized)
 
 
 def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
@@ -258,13 +252,13 @@ class TaskRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, without what is secret: ``param``, and the addresses in the message."""
-        fields = attrs.asdict(self, recurse=False, filter=lambda field, _: field.name not in {"param", "tracks"})
+        fields = attrs.asdict(self, recurse=False, value_serializer=_serialized)
+        del fields["param"]
         message = self.error_message and clean(self.error_message)
-        tracks = [track.to_dict() for track in self.tracks]
-        return {name: _plain(value) for name, value in fields.items()} | {"error_message": message, "tracks": tracks}
+        return fields | {"error_message": message, "tracks": [track.to_dict() for track in self.tracks]}
 
 
-def _plain(value: object) -> object:
+def _serialized(_instance: object, _field: object, value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else value
 
 

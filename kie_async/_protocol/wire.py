@@ -192,7 +192,7 @@ def _why(data: Mapping[str, Any]) -> tuple[int | None, str | None]:
     return code or None, reason
 
 
-_RANK = {Word.ENDED: 1, Word.SUCCEEDED: 2, Word.UNDELIVERED: 3, Word.FAILED: 4}
+_RANK: Mapping[Word | None, int] = {Word.ENDED: 1, Word.SUCCEEDED: 2, Word.UNDELIVERED: 3, Word.FAILED: 4}
 _FLAGS: Mapping[int | None, str] = {0: "GENERATING", 1: "SUCCESS", 2: "CREATE_TASK_FAILED", 3: "GENERATE_AUDIO_FAILED"}
 
 
@@ -206,15 +206,11 @@ def _status(data: Mapping[str, Any], reason: str | None = None) -> str:
     Others are ``state`` (the jobs route), a code in words that is itself the status of a failure, and, where there is
     no word at all, ``successFlag``.
     """
-    words = [_word(data.get("status"))]
-    if reason and WORDS.get(_word(reason)) is Word.FAILED:
-        words.append(_word(reason))
-    if state := data.get("state"):
-        words.append(_word(state))
-    if len(words) > 1:
-        words = sorted(filter(None, words), key=lambda word: -_RANK.get(WORDS[word], 0) if word in WORDS else 0)
-    if words and words[0]:
-        return words[0]
+    words = [_word(data.get("status")), _word(data.get("state"))]
+    if WORDS.get(_word(reason)) is Word.FAILED:
+        words.insert(1, _word(reason))
+    if status := max(words, key=lambda word: (_RANK.get(WORDS.get(word), 0), bool(word))):
+        return status
     flag = _get(data, "successFlag", "success_flag")
     number = int(flag) if isinstance(flag, bool) else as_integer(flag)
     return _FLAGS.get(number, _word(flag))
