@@ -70,30 +70,21 @@ def listening(
 # ---------------------------------------------------------------- emulate
 
 
-def test_emulate_serves_until_ctrl_c(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    with started("emulate", "--credits", "5", "--webhook-key", "a key", env=environment()) as process:
-        url = first_line(process).removeprefix("export KIE_BASE_URL=")
-        key = first_line(process).removeprefix("export KIE_API_KEY=")
+def test_emulate_serves_the_keys_it_names_until_ctrl_c(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("emulate", "--credits", "5", "--webhook-key", "a key", "--key", "mine", "--key", "yours")
+    with started(*words, env=environment()) as process:
+        monkeypatch.setenv("KIE_BASE_URL", first_line(process).removeprefix("export KIE_BASE_URL="))
+        assert first_line(process) == "export KIE_API_KEY=mine"
         assert first_line(process) == "export KIE_WEBHOOK_KEY='a key'"
-        monkeypatch.setenv("KIE_BASE_URL", url)
-        monkeypatch.setenv("KIE_API_KEY", key)
-        assert terminal("credits").out == "5\n"
+        for key, code, out in (("mine", 0, "5\n"), ("yours", 0, "5\n"), ("emulated-account-1", 5, ""), ("Mine", 5, "")):
+            monkeypatch.setenv("KIE_API_KEY", key)
+            answer = terminal("credits")
+            assert (key, answer.code, answer.out) == (key, code, out)
         process.send_signal(signal.SIGINT)
         answer = ended(process)
     assert answer.code == 130
     assert "Ctrl-C ends it" in answer.err
     assert "Traceback" not in answer.err
-
-
-def test_emulate_takes_only_the_keys_it_names(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    with started("emulate", "--key", "mine", "--key", "yours", env=environment()) as process:
-        monkeypatch.setenv("KIE_BASE_URL", first_line(process).removeprefix("export KIE_BASE_URL="))
-        assert first_line(process) == "export KIE_API_KEY=mine"
-        for key, code in (("mine", 0), ("yours", 0), ("emulated-account-1", 5), ("Mine", 5)):
-            monkeypatch.setenv("KIE_API_KEY", key)
-            assert (key, terminal("credits").code) == (key, code)
-        process.send_signal(signal.SIGINT)
-        assert ended(process).code == 130
 
 
 def test_emulate_refuses_a_key_that_no_client_could_send(terminal: Terminal) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_130_ctrl_c_during_the_post_tells_the_task(service: EmulatorHandle) -> N
     with started("extend", "a1", "--model", "V5", env=environment(service)) as process:
         while not service.arrivals:
             assert process.poll() is None
+            time.sleep(0.01)  # the process needs the time
         process.send_signal(signal.SIGINT)
         answer = ended(process)
     assert answer.code == 130

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from service import free_port
@@ -31,9 +32,18 @@ def block(word: str) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def kie_emulator_options() -> dict[str, Any]:
+    return {"goes_on": (1.0, 2.0)}  # music takes time to make
+
+
+@pytest.fixture(scope="module")
+def song() -> bytes:
+    return emulator.demo_song()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, song: bytes) -> Path:
     """A folder with a song, and a folder of songs, as the README speaks of."""
-    song = emulator.demo_song()
     (tmp_path / "songs").mkdir()
     for name in ("song.wav", "songs/a.wav", "songs/b.wav"):
         (tmp_path / name).write_bytes(song)
