@@ -26,7 +26,7 @@ class Mortal:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # any method of it
         method = getattr(self._journal, name)
-        if name not in {"add", "intend", "move", "upload", "hear"}:
+        if name not in {"add", "intend", "move", "upload", "save_callback"}:
             return method
 
         async def mortal(*args: Any, **fields: Any) -> Any:  # noqa: ANN401  # as the method

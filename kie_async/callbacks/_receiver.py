@@ -136,7 +136,7 @@ class Receiver:
             _check_head(method, headers, size, token)
             claims = wire.read_callback(await _read_body(read))
             self._authenticate(headers, claims.task_id)
-            event = claims
+            event = claims  # authentic now: it may be shown
             note = await self._deliver_event(token, event)
         except BadResponseError as error:
             return self._report(HTTPStatus.BAD_REQUEST, error.message, token)
