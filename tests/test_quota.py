@@ -20,7 +20,6 @@ from postgres import Server, execute
 from benchmarks.quota import Counting, counting_server, most_in_window, processes, used
 from kie_async.errors import KieError, SessionError, StorageError
 from kie_async.journal import JournalLimiter, PostgresJournal, SharedPermit, is_shared, open_journal
-from kie_async.journal._sql import Driver
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +52,7 @@ async def sharing(where: str, *, patience: float = 10.0, **facts: Any) -> AsyncI
 class Between:
     """A driver that lets a test come in between."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Any) -> None:
         self.driver = self  # of a journal
         self.asked: list[str] = []
         self.failures = 0
