@@ -1,0 +1,121 @@
+"""The README's FastAPI application under several workers, with a journal and without: what the service and users see.
+
+Each run asks for many songs at once. "late" is the seconds from the end of a task at the service to the answer that its
+user gets. The callbacks of a run come, are off, or lead to a port where nobody listens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import attrs
+
+from benchmarks._report import table, versions
+from kie_async import emulator
+
+README = Path(__file__).parent.parent / "README.md"
+TIMELINE = (5.0, 15.0, 25.0)
+QUOTA = 20
+LATE, LATE_ALONE = 15.0, 30.0  # seconds that are allowed: with a journal, and without
+SERVERS = {
+    "uvicorn, 2 workers": "-m uvicorn app:app --workers 2 --log-level warning --fd",
+    "gunicorn, 4 workers": "-m gunicorn app:app -w 4 -k uvicorn_worker.UvicornWorker --log-level warning --bind",
+}
+BLOCKS = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@attrs.frozen
+class Seen:
+    """What came of one run."""
+
+    answered: int
+    most: int
+    refused: int
+    polls: float
+    late: float
+
+
+@asynccontextmanager
+async def serving(server: str, listener: socket.socket, environment: dict[str, str]) -> AsyncIterator[None]:
+    """Run the application; what is asked before it is ready waits in the socket."""
+    code = next(code for code in BLOCKS.findall(README.read_text()) if "FastAPI" in code)
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "app.py").write_text(code)
+        number = f"{'fd://' if 'gunicorn' in server else ''}{listener.fileno()}"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *SERVERS[server].split(),
+            number,
+            cwd=directory,
+            env={**os.environ, **environment},
+            pass_fds=[listener.fileno()],
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def ask(service: emulator.Emulator, http: aiohttp.ClientSession, url: str) -> float:
+    """Ask for one song, and return how late its answer was."""
+    async with http.post(f"{url}/longer/e231aaaabbbb") as answer:
+        result = await answer.json()
+    return asyncio.get_running_loop().time() - service.task(result["task_id"]).end
+
+
+async def run(server: str, callbacks: str, count: int, journal: str) -> Seen:
+    """Ask for many songs at once."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with emulator.serve(timeline=TIMELINE, credits=1e6) as service:
+            environment = {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key, "KIE_JOURNAL": journal}
+            if callbacks != "off":
+                environment["KIE_CALLBACK_URL"] = f"{url}/kie" if callbacks == "come" else "http://127.0.0.1:9/kie"
+            connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=300)
+            async with (
+                serving(server, listener, environment),
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
+            ):
+                late = await asyncio.gather(*(ask(service, http, url) for _ in range(count)))
+            return Seen(
+                answered=len({charge.task_id for charge in service.ledger}),
+                most=service.max_in_window(),
+                refused=sum(not arrival.admitted for arrival in service.arrivals),
+                polls=sum(service.polls(charge.task_id) for charge in service.ledger) / count,
+                late=max(late),
+            )
+
+
+def main(arguments: list[str]) -> int:
+    """Run all and print the table; 1 if a bound is broken."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks webapp", description=__doc__)
+    parser.add_argument("--requests", type=int, default=50)
+    count = parser.parse_args(arguments).requests
+    print(versions("aiohttp", "fastapi", "uvicorn", "gunicorn"))
+    rows, is_good = [], True
+    for server in SERVERS:
+        for callbacks in ("come", "off", "lost"):
+            for has_journal in (True, False):
+                with tempfile.TemporaryDirectory() as directory:
+                    journal = str(Path(directory) / "kie.sqlite") if has_journal else ""
+                    seen = asyncio.run(run(server, callbacks, count, journal))
+                rows.append([
+                    f"{server}; {'a journal' if has_journal else 'none'}; callbacks {callbacks}",
+                    seen.answered, seen.most, seen.refused, f"{seen.polls:.1f}", f"{seen.late:.1f} s",
+                ])  # fmt: skip
+                is_shared = seen.most <= QUOTA and seen.refused == 0
+                is_good &= seen.answered == count and (is_shared or not has_journal)
+                is_good &= seen.late <= (LATE if has_journal else LATE_ALONE)
+    table(["", "tasks", "most in 10 s", "refused", "polls", "latest"], rows)
+    return 0 if is_good else 1
