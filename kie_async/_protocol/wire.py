@@ -97,7 +97,7 @@ def read_envelope(body: bytes) -> Envelope:
 
 
 def _message(value: Mapping[str, Any]) -> str:
-    return _first(value, "msg", "message", "error", "errorMessage", "detail") or ""
+    return as_text(value.get("msg")) or _first(value, "message", "error", "errorMessage", "detail") or ""
 
 
 def read_task_id(data: object) -> str:
@@ -206,11 +206,13 @@ def _status(data: Mapping[str, Any], reason: str | None = None) -> str:
     Others are ``state`` (the jobs route), a code in words that is itself the status of a failure, and, where there is
     no word at all, ``successFlag``.
     """
-    words = [_word(data.get("status")), _word(data.get("state"))]
-    if WORDS.get(_word(reason)) is Word.FAILED:
-        words.insert(1, _word(reason))
-    if status := max(words, key=lambda word: (_RANK.get(WORDS.get(word), 0), bool(word))):
-        return status
+    failure = reason if reason and WORDS.get(_word(reason)) is Word.FAILED else None
+    claims = data.get("status"), failure, data.get("state")
+    words = [word for each in claims if each and (word := _word(each))]
+    if len(words) == 1:  # nearly always
+        return words[0]
+    if words:
+        return max(words, key=lambda word: _RANK.get(WORDS.get(word), 0))
     flag = _get(data, "successFlag", "success_flag")
     number = int(flag) if isinstance(flag, bool) else as_integer(flag)
     return _FLAGS.get(number, _word(flag))
