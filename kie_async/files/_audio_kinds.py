@@ -6,19 +6,16 @@ it does not end there, and is not taken for whole: only an end at the very byte 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from os import SEEK_END
-from types import MappingProxyType
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal
 
 import attrs
 
 HEAD = 16  # bytes that are enough to tell a kind
 _TAGS = 8  # ID3 tags in a row that are skipped
-_SYNC = 0xFF  # the first byte of a frame of mp3 or ADTS
-_ADTS = 0xF0  # the rest of the sync, and layer 0
-_LAYER_3 = 0xE2  # the rest of the sync of an mp3, and its layer
-_NO_VERSION, _NO_RATE, _NO_BITRATES = 1, 3, (0, 15)  # reserved values in the header of a frame
 _PADDING = 4096  # zero bytes after a tag that are skipped
 _ID3V1 = 128  # bytes of a tag that follows the audio of an mp3, and begins with "TAG"
 _OGG_HEADER = 27  # bytes of a page before the sizes of its segments
@@ -27,26 +24,30 @@ _OGG_END = 0x04  # flag of a stream's last page
 _BOX_HEADER = 8  # bytes of a box of mp4 before its content: its size and its name
 XING_MARKS = {b"Xing", b"Info"}
 XING_OFFSETS = (36, 21, 13)  # in the first frame, behind its header and side information: by version and channels
-_PICTURES = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1", b"avif", b"avis")
-
-_Ending: TypeAlias = Callable[[BinaryIO, int], bool | None]
+_NO_BITRATES, _NO_RATE = (0, 15), 3  # reserved in the third byte of an mp3's frame
+_MP3_RATES = bytes(byte for byte in range(256) if byte >> 4 not in _NO_BITRATES and byte >> 2 & 3 != _NO_RATE)
 
 
 @attrs.frozen
 class AudioKind:
-    """A kind of audio file: the suffix it should have, and the name of its demuxer."""
+    """A kind of audio file: the suffix it should have, the name of its demuxer, and how it begins behind its tags."""
 
     suffix: str
     demuxer: str
+    _head: bytes
+
+    def begins(self, head: bytes) -> bool:
+        """Tell whether a file of this kind can begin so; ``head`` holds ``HEAD`` bytes or more."""
+        return len(head) >= HEAD and re.match(self._head, head, re.DOTALL) is not None
 
 
-MP3 = AudioKind(".mp3", "mp3")
-WAV = AudioKind(".wav", "wav")
-FLAC = AudioKind(".flac", "flac")
-OGG = AudioKind(".ogg", "ogg")
-M4A = AudioKind(".m4a", "mov")
-AAC = AudioKind(".aac", "aac")
-AIFF = AudioKind(".aiff", "aiff")
+MP3 = AudioKind(".mp3", "mp3", rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][" + re.escape(_MP3_RATES) + rb"]")  # layer III
+WAV = AudioKind(".wav", "wav", rb"(RIFF|RF64)....WAVE")
+FLAC = AudioKind(".flac", "flac", rb"fLaC")
+OGG = AudioKind(".ogg", "ogg", rb"OggS")
+M4A = AudioKind(".m4a", "mov", rb"....ftyp(?!hei[cxm]|hevc|mif1|msf1|avi[fs])")  # those are pictures
+AAC = AudioKind(".aac", "aac", rb"\xff[\xf0\xf1\xf8\xf9]")  # ADTS
+AIFF = AudioKind(".aiff", "aiff", rb"FORM....AIF[FC]")
 AUDIO_KINDS = (MP3, WAV, FLAC, OGG, M4A, AAC, AIFF)
 AUDIO_KIND_NAMES = ", ".join(kind.suffix[1:] for kind in AUDIO_KINDS)
 
@@ -86,27 +87,7 @@ def _after_padding(file: BinaryIO, at: int) -> int:
 
 
 def _kind(head: bytes) -> AudioKind | None:
-    if len(head) < HEAD:
-        return None
-    for kind, found in (
-        (WAV, head[:4] in {b"RIFF", b"RF64"} and head[8:12] == b"WAVE"),
-        (FLAC, head.startswith(b"fLaC")),
-        (OGG, head.startswith(b"OggS")),
-        (AIFF, head.startswith(b"FORM") and head[8:12] in {b"AIFF", b"AIFC"}),
-        (M4A, head[4:8] == b"ftyp" and head[8:12] not in _PICTURES),
-        (AAC, head[0] == _SYNC and head[1] & 0xF6 == _ADTS),
-        (MP3, _is_mp3_frame(head)),
-    ):
-        if found:
-            return kind
-    return None
-
-
-def _is_mp3_frame(head: bytes) -> bool:
-    """Read the header of an MPEG audio frame: sync, layer III, and nothing reserved in it."""
-    version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    is_synced = head[0] == _SYNC and head[1] & 0xE6 == _LAYER_3
-    return is_synced and version != _NO_VERSION and bitrate not in _NO_BITRATES and rate != _NO_RATE
+    return next((kind for kind in AUDIO_KINDS if kind.begins(head)), None)
 
 
 # ------------------------------------------------------------ where they end
@@ -118,39 +99,26 @@ def ends_as_declared(file: BinaryIO, kind: AudioKind) -> bool | None:
     return None if ending is None else ending(file, file.seek(0, SEEK_END))
 
 
-def _number(data: bytes, at: int, size: int = 4) -> int:
-    return int.from_bytes(data[at : at + size], "big")
-
-
 def _mp3_ends(file: BinaryIO, size: int) -> bool | None:
     """Read the bytes of audio from the Xing (or Info) header that encoders write into the first frame."""
     start = audio_start(file) or 0
     file.seek(start)
     frame = file.read(max(XING_OFFSETS) + 16)
-    for offset in XING_OFFSETS:
-        mark, flags = frame[offset : offset + 4], _number(frame, offset + 4)
-        if mark in XING_MARKS and flags & 2:
-            end = start + _number(frame, offset + (12 if flags & 1 else 8))
+    for at in XING_OFFSETS:
+        flags = int.from_bytes(frame[at + 4 : at + 8], "big")
+        if frame[at : at + 4] in XING_MARKS and flags & 2:
+            place = at + (12 if flags & 1 else 8)
+            end = start + int.from_bytes(frame[place : place + 4], "big")
             file.seek(end)
             return size == end or (size == end + _ID3V1 and file.read(3) == b"TAG")
     return None
-
-
-def _wav_ends(file: BinaryIO, size: int) -> bool | None:
-    return _chunk_ends(file, size, "little")
-
-
-def _aiff_ends(file: BinaryIO, size: int) -> bool | None:
-    return _chunk_ends(file, size, "big")
 
 
 def _chunk_ends(file: BinaryIO, size: int, order: Literal["little", "big"]) -> bool | None:
     """Read the size of the one chunk that is the file; an encoder that could not go back leaves it open."""
     file.seek(4)
     length = int.from_bytes(file.read(4), order)
-    if length in {0, 0xFFFFFFFF}:
-        return None
-    return size in {8 + length, 8 + length + length % 2}
+    return None if length in {0, 0xFFFFFFFF} else size in {8 + length, 8 + length + length % 2}
 
 
 def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
@@ -169,9 +137,9 @@ def _m4a_ends(file: BinaryIO, size: int) -> bool | None:
     while at < size:
         file.seek(at)
         head = file.read(16)
-        length = _number(head, 0)
+        length = int.from_bytes(head[:4], "big")
         if length == 1:
-            length = int.from_bytes(head[8:16], "big")
+            length = int.from_bytes(head[8:], "big")
         if length < _BOX_HEADER:  # a box without an end, or none at all
             return None
         names.add(head[4:8])
@@ -179,6 +147,10 @@ def _m4a_ends(file: BinaryIO, size: int) -> bool | None:
     return at == size and b"moov" in names
 
 
-_ENDINGS: Mapping[AudioKind, _Ending] = MappingProxyType(
-    {MP3: _mp3_ends, WAV: _wav_ends, AIFF: _aiff_ends, OGG: _ogg_ends, M4A: _m4a_ends}
-)
+_ENDINGS: Mapping[AudioKind, Callable[[BinaryIO, int], bool | None]] = {
+    MP3: _mp3_ends,
+    WAV: partial(_chunk_ends, order="little"),
+    AIFF: partial(_chunk_ends, order="big"),
+    OGG: _ogg_ends,
+    M4A: _m4a_ends,
+}
