@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import itertools
 import os
@@ -19,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kie_async.errors import AudioError, StorageError
-from kie_async.files import _audio_kinds, measure
+from kie_async.files import _audio_kinds, hash_source, measure
 
 
 def written(directory: Path, data: bytes, name: str = "song.mp3") -> Path:
@@ -55,6 +56,7 @@ WHOLE = {
     "m4a whose last packet claims minutes": lambda: audio_files.m4a_that_claims(1024, last=10_000_000),
     "m4a that claims an instant": lambda: audio_files.m4a_that_claims(1),
     "ogg": audio_files.ogg,
+    "ogg (opus)": lambda: audio_files.encoded("libopus", "ogg", rate=48_000),
     "aiff": audio_files.aiff,
 }
 
@@ -80,6 +82,33 @@ def test_half_a_file_is_not_as_long_as_its_header_says(name: str, tmp_path: Path
     make, tolerance = HALVES[name]
     data = make()
     assert measure(written(tmp_path, data[: len(data) // 2])) == pytest.approx(SECONDS / 2, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        audio_files.mp3,
+        audio_files.flac,
+        audio_files.ogg,
+        lambda: audio_files.m4a(index_first=True),
+    ],
+)
+def test_what_is_missing_in_the_middle_does_not_count(make: Callable[[], bytes], tmp_path: Path) -> None:
+    data = make()
+    third = len(data) // 3
+    assert 10 < measure(written(tmp_path, data[:third] + data[2 * third :])) < 15
+
+
+def test_an_ogg_of_two_streams_is_as_long_as_both(tmp_path: Path) -> None:
+    assert measure(written(tmp_path, audio_files.ogg() * 2)) == pytest.approx(2 * SECONDS, abs=0.15)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_source_is_measured_and_hashed_at_once(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, WHOLE[name]())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hash_source(path, measured=True) == (digest, measure(path))
+    assert hash_source(path, measured=False) == (digest, None)
 
 
 def test_what_was_replaced_by_a_page_does_not_count(tmp_path: Path) -> None:

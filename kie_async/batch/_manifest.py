@@ -6,7 +6,6 @@ each are kept.
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from array import array
 from collections import Counter
@@ -25,7 +24,7 @@ from kie_async.batch._manifest_rows import Row, parse_defaults, parse_row, read_
 from kie_async.batch._results import SIDECAR
 from kie_async.errors import AudioError, ManifestError, Problem, RowProblem, StorageError
 from kie_async.events import clean
-from kie_async.files import AUDIO_KIND_NAMES, AUDIO_KINDS, FileStat, check_source, measure, on_disk
+from kie_async.files import AUDIO_KIND_NAMES, AUDIO_KINDS, FileStat, check_source, hash_source, on_disk
 from kie_async.journal import Job, Source
 
 _AUDIO = frozenset(kind.suffix for kind in AUDIO_KINDS) | {".aif", ".mp4", ".oga", ".opus", ".wave"}
@@ -303,9 +302,7 @@ class _SourceCache:
 
 
 def _read_source(path: Path, before: FileStat, *, measured: bool) -> Source:
-    duration = measure(path) if measured else None
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256, duration = hash_source(path, measured=measured)
     if check_source(path)[1] != before:
         raise AudioError(f"{clean(path.name)} changed while it was read: wait until it is finished")
     return Source(path=str(path), size=before.size, sha256=sha256, duration=duration)

@@ -18,9 +18,9 @@ HEAD = 16  # bytes that are enough to tell a kind
 _TAGS = 8  # ID3 tags in a row that are skipped
 _PADDING = 4096  # zero bytes after a tag that are skipped
 _ID3V1 = 128  # bytes of a tag that follows the audio of an mp3, and begins with "TAG"
-_OGG_HEADER = 27  # bytes of a page before the sizes of its segments
-_OGG_PAGE_MAX = _OGG_HEADER + 255 + 255 * 255
-_OGG_END = 0x04  # flag of a stream's last page
+OGG_HEADER = 27  # bytes of a page before the sizes of its segments
+_OGG_PAGE_MAX = OGG_HEADER + 255 + 255 * 255
+OGG_END = 0x04  # flag of a stream's last page
 _BOX_HEADER = 8  # bytes of a box of mp4 before its content: its size and its name
 XING_MARKS = {b"Xing", b"Info"}
 XING_OFFSETS = (36, 21, 13)  # in the first frame, behind its header and side information: by version and channels
@@ -126,9 +126,9 @@ def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
     file.seek(max(size - _OGG_PAGE_MAX, 0))
     tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
-    segments = page[_OGG_HEADER : _OGG_HEADER + page[26]] if len(page) >= _OGG_HEADER else b""
-    is_whole = len(page) == _OGG_HEADER + len(segments) + sum(segments)
-    return is_whole and bool(page[5] & _OGG_END)
+    segments = page[OGG_HEADER : OGG_HEADER + page[26]] if len(page) >= OGG_HEADER else b""
+    is_whole = len(page) == OGG_HEADER + len(segments) + sum(segments)
+    return is_whole and bool(page[5] & OGG_END)
 
 
 def _m4a_ends(file: BinaryIO, size: int) -> bool | None:

@@ -29,21 +29,26 @@ it takes 0.5 s. Since a container may also lie about its packets, the first ones
 they claim; if they disagree (an edit list that leaves out the start, an index that lies), all is decoded and what
 comes out is the length.
 
-Two kinds need no walk: the length of an uncompressed wav is its size, and an mp3 whose frames follow each other
-without a gap lasts as long as its frames (a tenth of the time of a walk). All others are walked, one file at a time,
-for threads that walk at once hinder each other.
+Some files need no walk. The length of an uncompressed wav is its size, and an mp3 whose frames follow each other
+without a gap lasts as long as its frames (a tenth of the time of a walk). Of an mp4 whose packets fill its index
+evenly, and of an ogg whose pages follow each other without a gap, the last packet tells the end. The header of a flac
+does not prove it: where bytes are missing in the middle, header and end still agree. One file is measured at a time,
+for threads that measure at once hinder each other.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from hashlib import sha256
 from http import HTTPStatus
 from io import BytesIO
-from itertools import chain
+from itertools import chain, islice
 from os import SEEK_END, PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -58,9 +63,9 @@ from kie_async._client.downloads import DownloadResponse, Fetcher
 from kie_async._protocol.request_rules import is_url
 from kie_async.errors import AudioError, DownloadError, KieError, StorageError
 from kie_async.events import clean
-from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, WAV, AudioKind, audio_start, kind_of
+from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, OGG, WAV, AudioKind, audio_start, kind_of
 from kie_async.files._disk import on_disk
-from kie_async.files._stated_length import read_frames, stated_length
+from kie_async.files._stated_length import is_one_ogg_stream, read_frames, stated_length
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback
 
@@ -76,6 +81,7 @@ _PROBED = 64  # packets that are decoded to see whether the others can be believ
 _UNLIKELY = 2  # times as long as the longest that was decoded: a later packet that claims more is not believed
 _TOLERANCE = 0.2  # seconds; codecs swallow a little at the start
 _BEGINNING = 1 << 16  # bytes that hold the header of a wav
+_BLOCK = 1 << 20  # bytes that are hashed at once
 URL_BYTES = 1 << 20  # bytes of audio at an address that are fetched
 URL_TIMEOUT = 3.0  # seconds for all of it
 _URL_TOLERANCE = 0.25  # by how much the beginning may be denser or thinner than the whole
@@ -109,9 +115,7 @@ class NotMeasuredError(AudioError):
     """The library that measures is missing, or failed: this says nothing about the file."""
 
 
-def can_measure() -> bool:
-    """Tell whether the library that measures is installed (extra ``audio``)."""
-    return importlib.util.find_spec("av") is not None
+# ------------------------------------------------------------ a file
 
 
 def measure(path: str | PathLike[str]) -> float:
@@ -122,15 +126,11 @@ def measure(path: str | PathLike[str]) -> float:
         StorageError: it cannot be read.
     """
     path = Path(path)
-    if not can_measure():
-        raise NotMeasuredError(
-            'the length of audio cannot be measured: pip install "kie_async[audio]", or give source_duration='
-        )
     try:
         with path.open("rb") as file:
-            return measure_open(file, _shown(path))
+            return _measure_open(file, clean(path.name))
     except OSError as error:
-        raise StorageError(f"{_shown(path)} cannot be read: {error.strerror or error}") from error
+        raise StorageError(f"{clean(path.name)} cannot be read: {error.strerror or error}") from error
 
 
 async def measure_in_turn(path: Path) -> float:
@@ -151,16 +151,62 @@ async def measure_in_turn(path: Path) -> float:
         return await on_disk(measure, path)
 
 
-def measure_open(file: BinaryIO, name: str) -> float:
-    """Return the seconds of audio in an open file; ``name`` is for errors. As ``measure``, with PyAV at hand."""
+def hash_source(path: Path, *, measured: bool) -> tuple[str, float | None]:
+    """Return the SHA-256 of a file, and its seconds of audio if it is to be measured, from one reading of it.
+
+    Raises:
+        AudioError: as ``measure``.
+        OSError: it cannot be read.
+    """
+    with _HashedFile(path) as file:
+        seconds = _measure_open(file, clean(path.name)) if measured else None
+        return file.hexdigest(), seconds
+
+
+class _HashedFile(io.FileIO):
+    """A file that is hashed while it is read in order; what was passed over is read at the end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._digest = sha256()
+        self._hashed = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        at = self.tell()
+        data: bytes = super().read(size)
+        if at <= self._hashed < at + len(data):
+            self._digest.update(memoryview(data)[self._hashed - at :])
+            self._hashed = at + len(data)
+        return data
+
+    def hexdigest(self) -> str:
+        self.seek(self._hashed)
+        while self.read(_BLOCK):
+            pass
+        return self._digest.hexdigest()
+
+
+def _measure_open(file: BinaryIO, name: str) -> float:
+    """Return the seconds of audio in an open file; ``name`` is for errors."""
+    if not _can_measure():
+        raise NotMeasuredError(
+            'the length of audio cannot be measured: pip install "kie_async[audio]", or give source_duration='
+        )
     kind = kind_of(file)
     if kind is None:
         raise AudioError(f"{name} is no audio of a known kind: give one of {AUDIO_KIND_NAMES}")
-    return _Measurement(name, kind).seconds(file)
+    try:
+        return _Measurement(name, kind).seconds(file)
+    except (KieError, OSError):
+        raise
+    except Exception as error:
+        matter = f"could not be measured, for PyAV failed ({type(error).__name__})"
+        raise NotMeasuredError(f"{name} {matter}: convert it anew, or give source_duration=") from error
 
 
-def _shown(path: Path) -> str:
-    return clean(path.name)
+def _can_measure() -> bool:
+    """Tell whether the library that measures is installed (extra ``audio``)."""
+    return importlib.util.find_spec("av") is not None
 
 
 @attrs.frozen
@@ -172,23 +218,11 @@ class _Measurement:
     _until: float = attrs.field(factory=lambda: time.monotonic() + TIMEOUT, init=False)
 
     def seconds(self, file: BinaryIO) -> float:
-        try:
-            return self._counted(file)
-        except (KieError, OSError):
-            raise
-        except Exception as error:
-            matter = f"could not be measured, for PyAV failed ({type(error).__name__})"
-            raise NotMeasuredError(f"{self.name} {matter}: convert it anew, or give source_duration=") from error
-
-    def _counted(self, file: BinaryIO) -> float:
         import av  # an extra, and slow to import
 
+        ways = (self._stated, self._by_its_end, self._walked, self._decoded)  # each returns None if it proves nothing
         try:
-            seconds = self._stated(file)
-            if seconds is None:
-                seconds = self._walked(file)
-            if seconds is None:
-                seconds = self._decoded(file)
+            seconds = next(found for way in ways if (found := way(file)) is not None)
         except av.FFmpegError:
             raise self._unusable("is damaged, or cut off where it must not be") from None
         if not 0 < seconds <= MAX_DURATION:
@@ -196,7 +230,7 @@ class _Measurement:
         return seconds
 
     def _stated(self, file: BinaryIO) -> float | None:
-        """Read the length from the file without a walk over its packets; None if that does not prove it."""
+        """Read the length of a wav from its header, or that of an mp3 from its frames."""
         import av  # an extra, and slow to import
 
         start = audio_start(file) or 0
@@ -212,22 +246,39 @@ class _Measurement:
         is_honest = _decodes_as_claimed(codec, claimed, (av.Packet(frame) for frame in frames.first))
         return frames.seconds if is_honest else None
 
-    def _walked(self, file: BinaryIO) -> float | None:
-        """Add up what the packets claim; None if they cannot be believed."""
+    def _by_its_end(self, file: BinaryIO) -> float | None:
+        """Read the last packets alone where no other can be missing: by the index of an mp4, or the pages of an ogg."""
+        import av  # an extra, and slow to import
+
+        is_one_stream = self.kind is OGG and is_one_ogg_stream(file)
+        if self.kind is not M4A and not is_one_stream:
+            return None
         with self._opened(file) as container:
             stream = self._stream(container)
-            total = longest = 0
-            first: list[Packet[AudioStream]] = []
+            first = self._probed(container, stream)
+            if not first or stream.start_time is None or stream.duration is None:
+                return None
+            longest = max(packet.duration or 0 for packet in first)
+            with suppress(av.FFmpegError):  # then all packets are read
+                container.seek(stream.start_time + stream.duration - longest, stream=stream)
+            last = deque(chain(first, self._packets(container, stream)), 1)[0]
+            ticks = (last.pts or 0) + (last.duration or 0) - (first[0].pts or 0)
+            is_evenly_filled = 0 <= stream.frames * longest - ticks < longest
+            is_proven = last.pts is not None and (is_one_stream or is_evenly_filled)
+            return _seconds(stream, ticks) if is_proven else None
+
+    def _walked(self, file: BinaryIO) -> float | None:
+        """Add up what the packets claim."""
+        with self._opened(file) as container:
+            stream = self._stream(container)
+            first = self._probed(container, stream)
+            total = sum(packet.duration or 0 for packet in first)
+            longest = max((packet.duration or 0 for packet in first), default=0)
             for packet in self._packets(container, stream):
-                is_probed = len(first) < _PROBED
-                if not packet.duration or (not is_probed and packet.duration > _UNLIKELY * longest):
+                if not 0 < (packet.duration or 0) <= _UNLIKELY * longest:
                     return None
-                total += packet.duration
-                if is_probed:
-                    first.append(packet)
-                    longest = max(longest, packet.duration)
-            claimed = _seconds(stream, sum(packet.duration or 0 for packet in first))
-            return _seconds(stream, total) if _decodes_as_claimed(stream.codec_context, claimed, first) else None
+                total += packet.duration or 0
+            return _seconds(stream, total) if first else None
 
     def _decoded(self, file: BinaryIO) -> float:
         """Decode all that can be decoded."""
@@ -254,6 +305,13 @@ class _Measurement:
                 raise self._unusable("takes too long to be measured")
             if packet.size:  # the last one is empty and only says so
                 yield packet
+
+    def _probed(self, container: InputContainer, stream: AudioStream) -> list[Packet[AudioStream]]:
+        """Return the first packets; none if they do not hold what they claim."""
+        first = list(islice(self._packets(container, stream), _PROBED))
+        claimed = _seconds(stream, sum(packet.duration or 0 for packet in first))
+        is_honest = all(packet.duration for packet in first)
+        return first if is_honest and _decodes_as_claimed(stream.codec_context, claimed, first) else []
 
     def _unusable(self, matter: str) -> AudioError:
         return AudioError(f"{self.name} {matter}: convert it anew, for example to wav or flac")
@@ -283,47 +341,42 @@ def _decode(codec: AudioCodecContext, packets: Iterable[Packet[Any]]) -> float:
 # ------------------------------------------------------------ audio at an address
 
 
-@attrs.frozen
-class Measured:
-    """The length of a source in seconds; or None, and why."""
-
-    seconds: float | None
-    reason: str = ""
-
-
-async def measure_url(fetcher: Fetcher, url: str) -> Measured:
-    """Fetch at most 1 MiB of a file within 3 s, and tell its length if that proves it; raises nothing.
+async def measure_url(fetcher: Fetcher, url: str) -> float:
+    """Fetch at most 1 MiB of a file within 3 s, and return its length if that proves it.
 
     Args:
         fetcher: judges the address, and each redirect; it knows no key.
         url: where the file lies.
+
+    Raises:
+        AudioError, DownloadError: why the length is not known.
     """
-    if not can_measure():
-        return Measured(None, 'it takes PyAV to measure it: pip install "kie_async[audio]"')
+    if not _can_measure():
+        raise NotMeasuredError('it takes PyAV to measure it: pip install "kie_async[audio]"')
     try:
         with anyio.fail_after(URL_TIMEOUT):
             data, total = await _beginning(fetcher, url)
-            if total is None:
-                return Measured(None, "its host does not say how large it is")
             seconds = await to_thread.run_sync(_proven, data, total, abandon_on_cancel=True)
     except TimeoutError:
-        return Measured(None, f"it was not measured within {URL_TIMEOUT:.0f} s")
-    except (DownloadError, AudioError) as error:
-        return Measured(None, error.message)
-    return Measured(seconds, "" if seconds else "the beginning of the file does not prove it")
+        raise AudioError(f"it was not measured within {URL_TIMEOUT:.0f} s") from None
+    if seconds is None:
+        raise AudioError("the beginning of the file does not prove it")
+    return seconds
 
 
-async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int | None]:
-    """The first bytes of a file, and its size if it is known."""
+async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int]:
+    """Fetch the first bytes of a file; return them, and its size."""
     data = bytearray()
     async with fetcher.open(url, limit=URL_BYTES) as response:
-        if response.start != 0 or response.encoding:
-            return b"", None
-        async for chunk in response:
-            data += chunk
-            if len(data) >= URL_BYTES:
-                break
-        return bytes(data), _size(response, len(data))
+        if response.start == 0 and not response.encoding:
+            async for chunk in response:
+                data += chunk
+                if len(data) >= URL_BYTES:
+                    break
+            total = _size(response, len(data))
+            if total is not None:
+                return bytes(data), total
+    raise AudioError("its host does not say how large it is")
 
 
 def _size(response: DownloadResponse, received: int) -> int | None:
@@ -336,7 +389,7 @@ def _size(response: DownloadResponse, received: int) -> int | None:
 def _proven(data: bytes, total: int) -> float | None:
     """The length that the beginning of a file proves, or all of it; blocks."""
     if len(data) == total:
-        return measure_open(BytesIO(data), _NAME)
+        return _measure_open(BytesIO(data), _NAME)
     kind, start = kind_of(BytesIO(data)), audio_start(BytesIO(data))
     if kind is None or start is None:
         return None
@@ -351,7 +404,7 @@ def _proven(data: bytes, total: int) -> float | None:
 def _agrees(data: bytes, total: int, start: int, seconds: float) -> bool:
     """Whether what the beginning lasts makes a length likely: a header can lie, or be that of a file cut off since."""
     try:
-        expected = measure_open(BytesIO(data), _NAME) * (total - start) / (len(data) - start)
+        expected = _measure_open(BytesIO(data), _NAME) * (total - start) / (len(data) - start)
     except AudioError:
         return False
     return abs(expected - seconds) <= _URL_TOLERANCE * seconds
@@ -390,8 +443,10 @@ async def measure_request_url(request: Request, fetcher: Fetcher, notify: Callab
     url = str(request.source)
     if settings.on_loopback and not is_loopback(urlsplit(url).hostname):
         return request  # an emulator knows of nothing but this machine
-    found = await measure_url(fetcher, url)
-    if found.seconds is None:
+    try:
+        seconds = await measure_url(fetcher, url)
+    except (AudioError, DownloadError) as error:
         remedy = "continue_at is not held to it: give source_duration="
-        notify(f"source: the length of {clean(url)} is not known ({found.reason}); {remedy}")
-    return attrs.evolve(request, source_duration=found.seconds)
+        notify(f"source: the length of {clean(url)} is not known ({error.message}); {remedy}")
+        return request
+    return attrs.evolve(request, source_duration=seconds)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import attrs
 
-from kie_async.files._audio_kinds import FLAC, M4A, MP3, WAV, XING_MARKS, XING_OFFSETS, AudioKind
+from kie_async.files._audio_kinds import FLAC, M4A, MP3, OGG_END, OGG_HEADER, WAV, XING_MARKS, XING_OFFSETS, AudioKind
 
 _ENDING = 1 << 16  # bytes of tags that may follow the audio
 _UNKNOWN = 0xFFFFFFFF  # a size that was not known when the header was written
@@ -196,3 +196,20 @@ def _frame_sizes(version: int, rate: int) -> dict[bytes, int]:
         for padding in (0, 1)
         for private in (0, 1)
     }
+
+
+# ------------------------------------------------------------ the pages of an ogg
+
+
+def is_one_ogg_stream(file: BinaryIO) -> bool:
+    """Tell whether the pages of an open ogg are those of one stream, numbered from 0, without a gap up to its end."""
+    total, at, number, serial, flags = file.seek(0, SEEK_END), 0, 0, b"", 0
+    while at < total:
+        file.seek(at)
+        page = file.read(OGG_HEADER + 255)
+        serial = serial or page[14:18]
+        if not page.startswith(b"OggS") or page[14:18] != serial or _little(page, 18) != number:
+            return False
+        flags, number = page[5], number + 1
+        at += OGG_HEADER + _little(page, 26, 1) + sum(page[OGG_HEADER : OGG_HEADER + _little(page, 26, 1)])
+    return at == total and bool(flags & OGG_END)
