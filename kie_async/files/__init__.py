@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AUDIO_KINDS
     from kie_async.files._disk import Progress, check_writable, on_disk
     from kie_async.files._download import Refresh, download_track
-    from kie_async.files._measure import hash_source, measure, measure_request, measure_request_url, open_audio
+    from kie_async.files._measure import hash_source, measure, open_audio
+    from kie_async.files._measure_source import measure_request, measure_request_url
     from kie_async.files._names import safe_name, track_name
     from kie_async.files._partial_file import lock, remove_parts
     from kie_async.files._upload import FileStat, check_source, upload, upload_request
@@ -43,7 +44,8 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(("Progress", "check_writable", "on_disk"), "_disk"),
         **dict.fromkeys(("Refresh", "download_track"), "_download"),
         **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS"), "_audio_kinds"),
-        **dict.fromkeys(("hash_source", "measure", "measure_request", "measure_request_url", "open_audio"), "_measure"),
+        **dict.fromkeys(("hash_source", "measure", "open_audio"), "_measure"),
+        **dict.fromkeys(("measure_request", "measure_request_url"), "_measure_source"),
         **dict.fromkeys(("safe_name", "track_name"), "_names"),
         **dict.fromkeys(("lock", "remove_parts"), "_partial_file"),
         **dict.fromkeys(("FileStat", "check_source", "upload", "upload_request"), "_upload"),

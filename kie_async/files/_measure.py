@@ -1,4 +1,4 @@
-"""How long audio really is: that of a file, of an address, of a request's source.
+"""How long a file of audio really is.
 
 The length is paid for: ``continue_at`` must lie inside the source, and a truncated download must not pass for a
 whole one. Headers and tags lie, so what counts is the audio that is in the file. What each library said (seconds;
@@ -42,32 +42,24 @@ import importlib.util
 import io
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from hashlib import sha256
-from http import HTTPStatus
-from io import BytesIO
 from itertools import chain, islice
 from os import SEEK_END, PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlsplit
 
-import anyio
 import attrs
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from kie_async._client.downloads import DownloadResponse, Fetcher
-from kie_async._protocol.request_rules import is_url
-from kie_async.errors import AudioError, DownloadError, KieError, StorageError
+from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, OGG, WAV, AudioKind, audio_start, kind_of
 from kie_async.files._disk import on_disk
 from kie_async.files._stated_length import is_one_ogg_stream, read_frames, stated_length
-from kie_async.models import Request, UploadExtendRequest
-from kie_async.settings import is_loopback
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -82,32 +74,8 @@ _UNLIKELY = 2  # times as long as the longest that was decoded: a later packet t
 _TOLERANCE = 0.2  # seconds; codecs swallow a little at the start
 _BEGINNING = 1 << 16  # bytes that hold the header of a wav
 _BLOCK = 1 << 20  # bytes that are hashed at once
-URL_BYTES = 1 << 20  # bytes of audio at an address that are fetched
-URL_TIMEOUT = 3.0  # seconds for all of it
-_URL_TOLERANCE = 0.25  # by how much the beginning may be denser or thinner than the whole
-_NAME = "the source"
-
 _SURROGATES_SINCE = 19  # from this version on PyAV decodes texts leniently by itself, and takes no option for it
 _turn: RunVar[CapacityLimiter] = RunVar("kie_async.files.measuring")  # of each event loop
-
-
-def open_audio(file: BinaryIO, demuxer: str | None = None) -> InputContainer:
-    """Open a file for reading; texts in it that are not UTF-8 are no error.
-
-    Args:
-        file: at its beginning.
-        demuxer: the name of the format; None lets PyAV find out.
-
-    Raises:
-        ImportError: PyAV is not installed.
-        av.FFmpegError: it cannot be read.
-    """
-    import av  # an extra, and slow to import
-
-    major = int(av.__version__.partition(".")[0])
-    options: dict[str, Any] = {} if major >= _SURROGATES_SINCE else {"metadata_errors": "replace"}
-    container: InputContainer = av.open(file, "r", format=demuxer, **options)
-    return container
 
 
 @attrs.define(slots=False)
@@ -128,7 +96,7 @@ def measure(path: str | PathLike[str]) -> float:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _measure_open(file, clean(path.name))
+            return measure_open(file, clean(path.name))
     except OSError as error:
         raise StorageError(f"{clean(path.name)} cannot be read: {error.strerror or error}") from error
 
@@ -159,7 +127,7 @@ def hash_source(path: Path, *, measured: bool) -> tuple[str, float | None]:
         OSError: it cannot be read.
     """
     with _HashedFile(path) as file:
-        seconds = _measure_open(file, clean(path.name)) if measured else None
+        seconds = measure_open(file, clean(path.name)) if measured else None
         return file.hexdigest(), seconds
 
 
@@ -186,9 +154,9 @@ class _HashedFile(io.FileIO):
         return self._digest.hexdigest()
 
 
-def _measure_open(file: BinaryIO, name: str) -> float:
+def measure_open(file: BinaryIO, name: str) -> float:
     """Return the seconds of audio in an open file; ``name`` is for errors."""
-    if not _can_measure():
+    if not can_measure():
         raise NotMeasuredError(
             'the length of audio cannot be measured: pip install "kie_async[audio]", or give source_duration='
         )
@@ -204,7 +172,26 @@ def _measure_open(file: BinaryIO, name: str) -> float:
         raise NotMeasuredError(f"{name} {matter}: convert it anew, or give source_duration=") from error
 
 
-def _can_measure() -> bool:
+def open_audio(file: BinaryIO, demuxer: str | None = None) -> InputContainer:
+    """Open a file for reading; texts in it that are not UTF-8 are no error.
+
+    Args:
+        file: at its beginning.
+        demuxer: the name of the format; None lets PyAV find out.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        av.FFmpegError: it cannot be read.
+    """
+    import av  # an extra, and slow to import
+
+    major = int(av.__version__.partition(".")[0])
+    options: dict[str, Any] = {} if major >= _SURROGATES_SINCE else {"metadata_errors": "replace"}
+    container: InputContainer = av.open(file, "r", format=demuxer, **options)
+    return container
+
+
+def can_measure() -> bool:
     """Tell whether the library that measures is installed (extra ``audio``)."""
     return importlib.util.find_spec("av") is not None
 
@@ -336,117 +323,3 @@ def _decode(codec: AudioCodecContext, packets: Iterable[Packet[Any]]) -> float:
         with suppress(av.FFmpegError):
             seconds += sum(frame.samples / frame.sample_rate for frame in codec.decode(packet))
     return seconds
-
-
-# ------------------------------------------------------------ audio at an address
-
-
-async def measure_url(fetcher: Fetcher, url: str) -> float:
-    """Fetch at most 1 MiB of a file within 3 s, and return its length if that proves it.
-
-    Args:
-        fetcher: judges the address, and each redirect; it knows no key.
-        url: where the file lies.
-
-    Raises:
-        AudioError, DownloadError: why the length is not known.
-    """
-    if not _can_measure():
-        raise NotMeasuredError('it takes PyAV to measure it: pip install "kie_async[audio]"')
-    try:
-        with anyio.fail_after(URL_TIMEOUT):
-            data, total = await _beginning(fetcher, url)
-            seconds = await to_thread.run_sync(_proven, data, total, abandon_on_cancel=True)
-    except TimeoutError:
-        raise AudioError(f"it was not measured within {URL_TIMEOUT:.0f} s") from None
-    if seconds is None:
-        raise AudioError("the beginning of the file does not prove it")
-    return seconds
-
-
-async def _beginning(fetcher: Fetcher, url: str) -> tuple[bytes, int]:
-    """Fetch the first bytes of a file; return them, and its size."""
-    data = bytearray()
-    async with fetcher.open(url, limit=URL_BYTES) as response:
-        if response.start == 0 and not response.encoding:
-            async for chunk in response:
-                data += chunk
-                if len(data) >= URL_BYTES:
-                    break
-            total = _size(response, len(data))
-            if total is not None:
-                return bytes(data), total
-    raise AudioError("its host does not say how large it is")
-
-
-def _size(response: DownloadResponse, received: int) -> int | None:
-    if response.total is not None:
-        return response.total if response.total >= received else None
-    is_all = response.delimited and received < URL_BYTES and response.status == HTTPStatus.OK
-    return received if is_all else None
-
-
-def _proven(data: bytes, total: int) -> float | None:
-    """The length that the beginning of a file proves, or all of it; blocks."""
-    if len(data) == total:
-        return _measure_open(BytesIO(data), _NAME)
-    kind, start = kind_of(BytesIO(data)), audio_start(BytesIO(data))
-    if kind is None or start is None:
-        return None
-    seconds = stated_length(kind, data, start, total)
-    if seconds is None or not 0 < seconds <= MAX_DURATION:
-        return None
-    if kind is M4A:
-        start = data.find(b"mdat", start)
-    return seconds if kind is WAV or _agrees(data, total, start, seconds) else None
-
-
-def _agrees(data: bytes, total: int, start: int, seconds: float) -> bool:
-    """Whether what the beginning lasts makes a length likely: a header can lie, or be that of a file cut off since."""
-    try:
-        expected = _measure_open(BytesIO(data), _NAME) * (total - start) / (len(data) - start)
-    except AudioError:
-        return False
-    return abs(expected - seconds) <= _URL_TOLERANCE * seconds
-
-
-# ------------------------------------------------------------ the source of a request
-
-
-async def measure_request(request: Request) -> Request:
-    """Measure a local source, unless its length is given.
-
-    Raises:
-        AudioError, StorageError: it cannot be used.
-        InvalidRequestError: its length does not fit the request.
-    """
-    if not isinstance(request, UploadExtendRequest) or is_url(request.source) or request.source_duration:
-        return request
-    duration = await measure_in_turn(Path(request.source))
-    return attrs.evolve(request, source_duration=duration)
-
-
-async def measure_request_url(request: Request, fetcher: Fetcher, notify: Callable[[str], None]) -> Request:
-    """Measure a source at an address whose length nobody has told, as far as ``Settings.measure_urls`` and it allow.
-
-    Args:
-        request: ready to go out.
-        fetcher: of the session.
-        notify: told why the length is not known.
-
-    Raises:
-        InvalidRequestError: its length is proven, and does not fit the request.
-    """
-    settings = fetcher.settings
-    if not isinstance(request, UploadExtendRequest) or request.source_duration or not settings.measure_urls:
-        return request
-    url = str(request.source)
-    if settings.on_loopback and not is_loopback(urlsplit(url).hostname):
-        return request  # an emulator knows of nothing but this machine
-    try:
-        seconds = await measure_url(fetcher, url)
-    except (AudioError, DownloadError) as error:
-        remedy = "continue_at is not held to it: give source_duration="
-        notify(f"source: the length of {clean(url)} is not known ({error.message}); {remedy}")
-        return request
-    return attrs.evolve(request, source_duration=seconds)
