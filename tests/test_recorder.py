@@ -401,6 +401,26 @@ async def test_a_batch_settles_the_intent_of_a_process_that_dies_while_it_runs(t
     assert '"state":"unknown"' in (tmp_path / "out" / "results.jsonl").read_text()
 
 
+async def test_whoever_takes_over_from_a_dead_process_holds_its_lease_until_its_tasks_have_ended(
+    tmp_path: Path,
+) -> None:
+    lease = "process:elsewhere:1:aa"
+    async with recording(tmp_path) as kept, store(tmp_path, "another:1:x") as other:
+        task_id = (await kept.service.session.submit(REQUEST)).id
+        async with store(tmp_path, "elsewhere:1:aa") as dead:
+            await dead.add([Job(key=key, request=REQUEST) for key in ("submitted", "sent")])
+            await dead.intend("submitted", "s" * 43)
+            await dead.move("submitted", State.SUBMITTED, token="s" * 43, task_id=task_id)
+            await dead.intend("sent", "t" * 43)
+        while (await kept.job("sent")).state is State.INTENT:
+            await anyio.sleep(0.1)
+        with pytest.raises(ConflictError):
+            await other.lease(lease, 1)
+        await anyio.sleep(300)
+        assert (await kept.job("submitted")).state is State.SUCCEEDED
+        await other.lease(lease, 1)
+
+
 async def test_one_s_own_submission_under_way_is_left_alone(tmp_path: Path) -> None:
     async with recording(tmp_path, faults=[Fault("slow", seconds=20)]) as kept:
         submitting = asyncio.create_task(kept.session.submit(REQUEST, key="k"))
@@ -624,6 +644,18 @@ async def test_what_waits_for_the_quota_while_the_journal_is_being_closed_is_not
             submitting = [asyncio.create_task(session.submit(REQUEST, key=key)) for key in "abc"]
             await anyio.sleep(1)
         with pytest.raises(kie.SessionError, match="closed"):  # it gets its permit before the second's answer
+            await submitting[2]
+        assert len(service.emulator.ledger) == 2
+        assert await asyncio.gather(*submitting[:2])
+    assert [(await read(tmp_path, key)).state for key in "bc"] == [State.SUBMITTED, State.PLANNED]
+
+
+async def test_what_waits_for_the_quota_while_only_its_journal_is_being_closed_is_not_sent(tmp_path: Path) -> None:
+    async with serving(faults=[Fault("slow", seconds=30, nth=2)], settings={"quota": 2}) as service:
+        async with service.session.open_journal(store(tmp_path)):
+            submitting = [asyncio.create_task(service.session.submit(REQUEST, key=key)) for key in "abc"]
+            await anyio.sleep(1)
+        with pytest.raises(kie.SessionError, match="the journal is being closed"):
             await submitting[2]
         assert len(service.emulator.ledger) == 2
         assert await asyncio.gather(*submitting[:2])

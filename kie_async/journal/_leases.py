@@ -1,4 +1,4 @@
-"""The leases that a process holds in a journal: taken, renewed while it lives, and given back."""
+"""The leases that a process holds in a journal, and whether a process is dead: then what it held is free."""
 
 from __future__ import annotations
 
