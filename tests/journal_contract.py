@@ -139,6 +139,7 @@ class JournalContract:
     async def test_many_are_added_from_any_iterable(self, journal: Journal) -> None:
         assert await journal.add(planned(f"{number:04}") for number in range(1234)) == 1234
         assert (await journal.counts())[State.PLANNED] == 1234
+        assert [job.key async for job in journal.jobs()] == [f"{number:04}" for number in range(1234)]
 
     async def test_only_planned_jobs_are_added(self, journal: Journal) -> None:
         with pytest.raises(ValueError, match="planned"):
@@ -314,6 +315,7 @@ class JournalContract:
         assert await keys(journal, batch="even") == every[::2]
         assert await keys(journal, State.INTENT, State.DELIVERED, State.INTENT) == ["intent", "delivered"]
         assert await keys(journal, State.INTENT, batch="odd") == ["intent"]
+        assert [job.key async for job in journal.jobs(State.INTENT, batch="odd")] == ["intent"]
         assert await keys(journal, State.INTENT, batch="even") == await keys(journal, batch="none") == []
 
     async def test_counts(self, journal: Journal) -> None:

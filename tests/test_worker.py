@@ -311,7 +311,7 @@ async def test_a_job_that_moves_while_all_are_read_is_not_missed(shop: Shop, mon
     await shop.plan(1)
     reads = 0
     async with shop.desk() as one, open_journal(shop.dsn) as other, anyio.create_task_group() as group:
-        read = one.recorder.jobs
+        read = one.recorder.journal.jobs
 
         async def read_and_move(*states: State, batch: str | None) -> AsyncGenerator[Job]:
             nonlocal reads
@@ -323,7 +323,7 @@ async def test_a_job_that_moves_while_all_are_read_is_not_missed(shop: Shop, mon
                 await other.move("job0", State.SUBMITTED, token="token", task_id="task")
 
         await other.lease("engine", 60.0)  # nobody queues the key
-        monkeypatch.setattr(one.recorder, "jobs", read_and_move)
+        monkeypatch.setattr(one.recorder.journal, "jobs", read_and_move)
         working = asyncio.create_task(one.worker.work(until_done=True, batch=BATCH))
         await becomes(lambda: reads > 3 or working.done())
         assert not working.done()

@@ -143,7 +143,7 @@ async def enqueue(
 async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerator[str, None]:
     """Yield the keys of a batch's jobs that are not at their end."""
     for states in _ORDER:
-        async for job in recorder.jobs(*states, batch=batch):
+        async for job in recorder.journal.jobs(*states, batch=batch):
             if job.state is State.PLANNED and runner.stopped is not None:
                 return
             yield job.key

@@ -36,7 +36,7 @@ async def reconcile(recorder: Recorder, results: Results, batch: str) -> AsyncGe
     """Settle the submissions of dead processes, and write the lines that a crash prevented; yield their jobs."""
     await recorder.recover_all(batch)
     since = await results.last_recorded() - _MAX_CLOCK_DIFFERENCE
-    async for job in recorder.jobs(*_ENDED_WITHOUT_TRACKS, batch=batch):
+    async for job in recorder.journal.jobs(*_ENDED_WITHOUT_TRACKS, batch=batch):
         if job.moments[job.state.value] > since and await results.record_end(job):
             yield job
 
@@ -216,12 +216,10 @@ async def adopt(journal: Journal, directory: Path, *, batch: str | None, emulate
         ConflictError: another process has the job.
         StorageError: the directory cannot be read, or the journal is away.
     """
-    tasks, after = RecordedTasks(directory, emulated=emulated), 0
-    while page := await journal.page(State.PLANNED, batch=batch, after=after):
-        after = page[-1][0]
-        for _, job in page:
-            if (task := await tasks.find_lost(journal, job)) is not None:
-                yield await _adopt_task(journal, directory, task)
+    tasks = RecordedTasks(directory, emulated=emulated)
+    async for job in journal.jobs(State.PLANNED, batch=batch):
+        if (task := await tasks.find_lost(journal, job)) is not None:
+            yield await _adopt_task(journal, directory, task)
 
 
 async def _adopt_task(journal: Journal, directory: Path, task: RecordedTask) -> Job:
@@ -320,11 +318,7 @@ async def find_by_name(journal: Journal, name: str, batch: str | None) -> Job:
     """
     if (job := await journal.get(name)) is not None:
         return job
-    found: list[Job] = []
-    after = 0
-    while page := await journal.page(batch=batch, after=after):
-        after = page[-1][0]
-        found += [job for _, job in page if _has_name(job, name)]
+    found = [job async for job in journal.jobs(batch=batch) if _has_name(job, name)]
     if len(found) > 1:
         keys = ", ".join(job.key for job in found[:_MAX_KEYS_SHOWN])
         more = f" and {len(found) - _MAX_KEYS_SHOWN} more" if len(found) > _MAX_KEYS_SHOWN else ""

@@ -122,7 +122,7 @@ class Worker:
         held = await self._engine.held()
         keys: list[str] = []
         for states in _ORDER:
-            async with aclosing(self._recorder.jobs(*states)) as jobs:
+            async with aclosing(self._recorder.journal.jobs(*states)) as jobs:
                 async for job in jobs:
                     if len(held) + len(keys) >= WINDOW:
                         return keys
@@ -134,7 +134,7 @@ class Worker:
         """End this worker if no job is open, but for those that are tried again later."""
         held = None
         # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
-        async with aclosing(self._recorder.jobs(*chain(*_ORDER), batch=batch)) as jobs:
+        async with aclosing(self._recorder.journal.jobs(*chain(*_ORDER), batch=batch)) as jobs:
             async for job in jobs:
                 held = await self._engine.held() if held is None else held
                 if not held.get(job.key):

@@ -68,11 +68,10 @@ async def list_jobs(
 
 async def _jobs_in(journal: Journal, output: Output, location: JournalLocation, *states: State) -> AsyncIterator[Job]:
     """The jobs in these states, or in any, as long as somebody reads what is said of them."""
-    after = 0
-    while output.stdout_error is None and (page := await journal.page(*states, batch=location.only_batch, after=after)):
-        after = page[-1][0]
-        for _, job in page:
-            yield job
+    async for job in journal.jobs(*states, batch=location.only_batch):
+        if output.stdout_error is not None:
+            return
+        yield job
 
 
 @app.command(name="wait")

@@ -128,6 +128,14 @@ class Journal(AsyncContextManagerMixin):
         rows = await self._read(_sql.page([*wanted], batch), **wanted, batch=batch, after=after, limit=limit)
         return [(position, _job(tuple(row))) for position, *row in rows]
 
+    async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job]:
+        """Give the jobs in these states, page by page; all, if none is named, and of all batches by default."""
+        after = 0
+        while page := await self.page(*states, batch=batch, after=after):
+            for _, job in page:
+                yield job
+            after, _ = page[-1]
+
     async def counts(self, batch: str | None = None) -> Mapping[State, int]:
         """How many jobs stand in each state; 0 where there are none."""
         rows = await self._read(_sql.counts(batch), batch=batch)

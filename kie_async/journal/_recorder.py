@@ -245,7 +245,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def resume(self) -> AsyncGenerator[Task, None]:
         """Follow the submitted jobs that belong to no batch, after ``recover_all``."""
         await self.recover_all("")
-        async for job in self.jobs(State.SUBMITTED, batch=""):
+        async for job in self.journal.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
 
     async def recover(self, job: Job) -> Job:
@@ -262,9 +262,9 @@ class Recorder(anyio.AsyncContextManagerMixin):
             return job
         if job.state is State.INTENT and job.token in self._not_sent:
             return await self.journal.move(job.key, State.PLANNED, token=job.token)
-        callbacks = await self.journal.callbacks_for(token=job.token)
         if job.state is State.INTENT and job.process_id != self.journal.process_id:
             await self.leases.ensure_dead(job.process_id or "")
+        callbacks = await self.journal.callbacks_for(token=job.token)
         if job.state is State.INTENT and not callbacks:
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self.journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
@@ -279,7 +279,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         An intent whose process lives is left to it, and taken over when it has died.
         """
-        async for job in self.jobs(*_WITHOUT_ANSWER, batch=batch):
+        async for job in self.journal.jobs(*_WITHOUT_ANSWER, batch=batch):
             await self._try_to_recover(job)
 
     async def _try_to_recover(self, job: Job) -> Job:
@@ -309,7 +309,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         try:
             with internal_errors("the tasks of a dead process"):
                 async with self.leases.holding(process_lease(process_id)):
-                    jobs = [job async for job in self.jobs(State.INTENT, State.SUBMITTED)]
+                    jobs = [job async for job in self.journal.jobs(State.INTENT, State.SUBMITTED)]
                     settled = [await self._try_to_recover(job) for job in jobs if job.process_id == process_id]
                     taken.add(process_id)  # once is enough: a task that outlives its timeout would be taken for ever
                     for task in [self.follow(job) for job in settled if job.state is State.SUBMITTED]:
@@ -322,20 +322,12 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     async def intents_left(self, batch: str) -> AsyncGenerator[Job, None]:
         """Give the intents of a batch whose process was not known to be dead, once its lease may have run out."""
-        jobs = [job async for job in self.jobs(State.INTENT, batch=batch)]
+        jobs = [job async for job in self.journal.jobs(State.INTENT, batch=batch)]
         left = [job for job in jobs if job.process_id != self.journal.process_id]
         if left:
             await anyio.sleep(LEASE)
         for job in left:
             yield job
-
-    async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job, None]:
-        """Give the jobs in these states, page by page; of all batches if ``batch`` is None."""
-        after = 0
-        while page := await self.journal.page(*states, batch=batch, after=after):
-            for _, job in page:
-                yield job
-            after, _ = page[-1]
 
 
 @asynccontextmanager
