@@ -29,7 +29,7 @@ with suppress(ImportError):
 # The processes that tests start, which are many, find the code compiled, also where the environment forbids to write
 # bytecode; nothing is written beside the sources.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and "PYTHONPYCACHEPREFIX" not in os.environ:
-    _bytecode = tempfile.TemporaryDirectory(prefix="kie-async-bytecode-")
+    _bytecode = tempfile.TemporaryDirectory(prefix="kie-async-bytecode-", ignore_cleanup_errors=True)
     atexit.register(_bytecode.cleanup)
     os.environ["PYTHONPYCACHEPREFIX"] = _bytecode.name
 
