@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import kie_async as kie
 from kie_async import events
-from kie_async.batch import _worker, run_shared_batch
+from kie_async.batch import run_shared_batch
 from kie_async.journal import Job, _leases, _recorder, is_shared, open_journal
 
 DIED, STOPPED = 9, 4
@@ -122,10 +122,9 @@ def hasten() -> None:
     """Take a silent process for dead after two seconds: with the real thirty, the matrix would last for hours."""
     vars(_leases).update(LEASE=2.0, HEARTBEAT=0.5)
     vars(_recorder).update(LEASE=2.0)
-    from kie_async.batch import _engine  # an extra
+    from kie_async.batch import _worker  # an extra
 
-    vars(_engine).update(STALLED_AFTER=2.0, HEARTBEAT=0.5, POLL_INTERVAL=0.2)
-    vars(_worker).update(HEARTBEAT=0.5, FEED_INTERVAL=0.3, CHECK_INTERVAL=0.2)
+    vars(_worker).update(STALLED_AFTER=2.0, HEARTBEAT=0.5, POLL_INTERVAL=0.2, FEED_INTERVAL=0.3, CHECK_INTERVAL=0.2)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 import kie_async as kie
 from kie_async import events
-from kie_async.batch import CreditBudget, Results, Runner, Worker, _engine, _worker, enqueue, run_shared_batch
+from kie_async.batch import _worker, enqueue, run_shared_batch, work
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import AuthError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
@@ -28,6 +28,14 @@ pytestmark = pytest.mark.anyio
 
 FIELDS: dict[str, Any] = {"model": "V5", "style": "s", "prompt": "p", "continue_at": 1.0}
 BATCH = "b"
+CONNECTIONS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+LISTENERS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND query LIKE 'LISTEN%procrastinate%'
+"""
 
 
 @pytest.fixture
@@ -37,9 +45,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"HEARTBEAT": 0.05, "POLL_INTERVAL": 0.1, "MIN_RESTART_DELAY": 0.1}.items():
-        monkeypatch.setattr(_engine, name, seconds)
     monkeypatch.setattr(_worker, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(_worker, "POLL_INTERVAL", 0.1)
+    monkeypatch.setattr(_worker, "MIN_RESTART_DELAY", 0.1)
     monkeypatch.setattr(_worker, "FEED_INTERVAL", 0.1)
     monkeypatch.setattr(_worker, "CHECK_INTERVAL", 0.1)
 
@@ -54,10 +62,32 @@ def emulator() -> Iterator[EmulatorHandle]:
 class Desk:
     """One worker with a session of its own, and what it told."""
 
-    worker: Worker
+    session: kie.KieSession
     recorder: Recorder
+    dsn: str
+    folder: Path
+    at_once: int
+    observer: Callable[[Job], None]
     emitted: list[events.Event]
-    taken: list[Job]
+    seen: list[Job] = attrs.field(factory=list)
+
+    async def work(self, *, until_done: bool = False) -> None:
+        def observe(job: Job) -> None:
+            self.seen.append(job)
+            self.observer(job)
+
+        await work(
+            self.session,
+            journal=self.recorder.journal,
+            dsn=self.dsn,
+            directory=self.folder,
+            observer=observe,
+            at_once=self.at_once,
+            until_done=until_done,
+        )
+
+    def delivered(self) -> int:
+        return sum(job.state is State.DELIVERED for job in self.seen)
 
     def notes(self) -> str:
         return "\n".join(event.note for event in self.emitted if isinstance(event, events.Notice))
@@ -72,18 +102,16 @@ class Shop:
     folder: Path
 
     @asynccontextmanager
-    async def desk(self, **options: Any) -> AsyncGenerator[Desk]:
+    async def desk(
+        self, *, at_once: int = 5, observer: Callable[[Job], None] = lambda _job: None
+    ) -> AsyncGenerator[Desk]:
         emitted: list[events.Event] = []
-        taken: list[Job] = []
         settings = kie.Settings(
             api_key=self.emulator.key, base_url=self.emulator.base_url, observer=emitted.append, quota=1000
         )
-        async with kie.KieSession(settings) as session, session.open_journal(open_journal(self.dsn)) as recorder:
-            runner = Runner(
-                session, recorder, Results(self.folder), CreditBudget(), options.pop("observer", lambda _job: None)
-            )
-            fields = {"dsn": self.dsn, "at_once": 5, "emit": emitted.append, "ended": taken.append, **options}
-            yield Desk(Worker(runner=runner, recorder=recorder, **fields), recorder, emitted, taken)
+        journal = open_journal(self.dsn)
+        async with kie.KieSession(settings, journal=journal) as session, session.open_journal(journal) as recorder:
+            yield Desk(session, recorder, self.dsn, self.folder, at_once, observer, emitted)
 
     async def plan(self, count: int) -> None:
         async with open_journal(self.dsn) as journal:
@@ -120,7 +148,15 @@ class Shop:
     async def install(self) -> None:
         """Make the engine's tables."""
         async with self.desk() as desk:
-            await desk.worker.work(until_done=True)
+            await desk.work(until_done=True)
+
+    def connections(self) -> int:
+        """How many connections there are to the database, besides the one that asks."""
+        return int(execute(self.dsn, CONNECTIONS)[0][0])
+
+    def listeners(self) -> int:
+        """How many engines listen."""
+        return int(execute(self.dsn, LISTENERS)[0][0])
 
     def workers(self) -> int:
         """How many engines are registered."""
@@ -143,10 +179,10 @@ async def test_two_workers_share_the_jobs(shop: Shop) -> None:
     await shop.plan(12)
     async with shop.desk() as one, shop.desk() as other, anyio.create_task_group() as group:
         for desk in (one, other):
-            group.start_soon(lambda desk=desk: desk.worker.work(until_done=True))  # type: ignore[misc]  # a bound name
-    assert one.taken
-    assert other.taken
-    assert len(one.taken) + len(other.taken) >= 12
+            group.start_soon(lambda desk=desk: desk.work(until_done=True))  # type: ignore[misc]  # a bound name
+    assert one.seen
+    assert other.seen
+    assert one.delivered() + other.delivered() >= 12
     await shop.check(12)
     assert {status for _, status, _ in shop.queued()} <= {"succeeded", "todo"}
 
@@ -154,21 +190,21 @@ async def test_two_workers_share_the_jobs(shop: Shop) -> None:
 async def test_many_workers_make_the_engines_tables_at_once(shop: Shop) -> None:
     async with shop.desk() as one, shop.desk() as other, shop.desk() as third, anyio.create_task_group() as group:
         for desk in (one, other, third):
-            group.start_soon(lambda desk=desk: desk.worker.work(until_done=True))  # type: ignore[misc]  # a bound name
+            group.start_soon(lambda desk=desk: desk.work(until_done=True))  # type: ignore[misc]  # a bound name
     assert shop.workers() == 0
 
 
 async def test_what_one_leaves_another_finishes(shop: Shop) -> None:
     await shop.plan(5)
     async with shop.desk(at_once=2) as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+        group.start_soon(one.work)
         await shop.reaches(State.SUBMITTED, 1)
         group.cancel_scope.cancel()
     assert {status for _, status, _ in shop.queued()} <= {"succeeded", "todo"}
     assert shop.workers() == 0
     assert (await shop.states())[State.DELIVERED] < 5
     async with shop.desk() as other:
-        await other.worker.work(until_done=True, batch=BATCH)
+        await other.work(until_done=True)
     await shop.check(5)
 
 
@@ -179,7 +215,7 @@ async def test_a_cancelled_worker_leaves_nothing_behind(shop: Shop) -> None:
         before = asyncio.all_tasks()
         for _ in range(3):
             with anyio.move_on_after(0.3):
-                await one.worker.work()
+                await one.work()
         left = asyncio.all_tasks() - before  # polls of what was submitted, and waits of a driver, come to an end
         with anyio.fail_after(60):
             await asyncio.gather(*left, return_exceptions=True)
@@ -189,14 +225,29 @@ async def test_a_cancelled_worker_leaves_nothing_behind(shop: Shop) -> None:
                 await anyio.sleep(0.02)
 
 
+async def test_a_key_is_taken_as_soon_as_it_is_queued(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker, "POLL_INTERVAL", 1e6)
+    beat = "SELECT last_heartbeat FROM procrastinate_workers"
+    async with shop.desk() as one, anyio.create_task_group() as group:
+        group.start_soon(one.work)
+        await becomes(lambda: shop.listeners() == 1)
+        first = execute(shop.dsn, beat)
+        await becomes(lambda: execute(shop.dsn, beat) != first)
+        await shop.plan(8)
+        await becomes(lambda: one.delivered() == 8)
+        await becomes(lambda: shop.connections() <= 6)
+        group.cancel_scope.cancel()
+    await shop.check(8)
+
+
 async def test_a_worker_returns_with_its_database(
     emulator: EmulatorHandle, server: Server, frail_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_engine, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(_worker, "CONNECT_TIMEOUT", 0.3)
     shop = Shop(emulator, frail_url, tmp_path / "out")
     await shop.plan(6)
     async with shop.desk(at_once=2) as one, anyio.create_task_group() as group:
-        group.start_soon(lambda: one.worker.work(until_done=True))
+        group.start_soon(lambda: one.work(until_done=True))
         await shop.reaches(State.DELIVERED, 1)
         await anyio.to_thread.run_sync(server.stop)
         await anyio.sleep(1)
@@ -208,7 +259,7 @@ async def test_a_worker_returns_with_its_database(
 async def test_a_key_handed_out_twice_is_paid_once(shop: Shop) -> None:
     await shop.plan(2)
     async with shop.desk() as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+        group.start_soon(one.work)
         with anyio.fail_after(10):
             while not shop.emulator.ledger:
                 await anyio.sleep(0.01)
@@ -227,7 +278,7 @@ async def test_the_keys_of_a_dead_worker_are_taken_up(shop: Shop) -> None:
     [worker_id] = execute(shop.dsn, dead)[0]
     execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'doing', worker_id = %s", (worker_id,))
     async with shop.desk() as one:
-        await one.worker.work(until_done=True)
+        await one.work(until_done=True)
     await shop.check(1)
     assert [key for key, _, _ in shop.queued()] == ["job0"]
 
@@ -237,7 +288,7 @@ async def test_a_worker_that_waits_for_its_last_jobs_keeps_its_heartbeat(shop: S
     shop.emulator.add_faults(Fault("slow", on="submit", seconds=1.0))
     beat = "SELECT last_heartbeat FROM procrastinate_workers"
     async with shop.desk() as one:
-        working = asyncio.create_task(one.worker.work())
+        working = asyncio.create_task(one.work())
         await becomes(lambda: bool(shop.emulator.arrivals))
         working.cancel()
         first = execute(shop.dsn, beat)
@@ -254,7 +305,7 @@ async def test_a_window_of_keys_is_queued_paid_work_first(shop: Shop, monkeypatc
         await journal.intend("job3", "t")
         await journal.move("job3", State.SUBMITTED, token="t", task_id="task3", route="classic")
     async with shop.desk() as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+        group.start_soon(one.work)
         await shop.reaches(State.DELIVERED, 4)
         group.cancel_scope.cancel()
     assert [key for key, _, _ in shop.queued()][:2] == ["job3", "job0"]
@@ -273,9 +324,9 @@ async def test_one_worker_at_a_time_queues_keys(shop: Shop) -> None:
     async with shop.desk() as one, shop.desk() as other:
         async with one.recorder.leases.holding("engine"):
             with anyio.move_on_after(1.0):
-                await other.worker.work(until_done=True)
+                await other.work(until_done=True)
             assert shop.queued() == []
-        await other.worker.work(until_done=True)
+        await other.work(until_done=True)
     await shop.check(1)
 
 
@@ -286,8 +337,10 @@ async def test_rows_of_jobs_that_ended_days_ago_are_removed(shop: Shop) -> None:
     execute(shop.dsn, "UPDATE procrastinate_events SET at = now() - interval '4 days'")
     shop.put("young", lock="young")
     execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'failed' WHERE lock = 'young'")
+    hourly = "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES (%s, %s, %s)"
+    execute(shop.dsn, hourly, ("kie_async", "kie_async.remove_old_rows", Jsonb({"timestamp": 0})))
     async with shop.desk() as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+        group.start_soon(one.work)
         await becomes(lambda: [key for key, _, _ in shop.queued()] == ["young"])
         group.cancel_scope.cancel()
 
@@ -297,13 +350,13 @@ async def test_a_paid_job_that_cannot_be_finished_is_put_off(shop: Shop) -> None
     fault = Fault("code", on="download_url", code=422)
     shop.emulator.add_faults(Fault("expired"), fault)
     async with shop.desk() as one:
-        await one.worker.work(until_done=True)
+        await one.work(until_done=True)
     assert await shop.states() == {State.SUCCEEDED: 2}
     assert {key for key, _, _ in shop.queued(ended=False)} == {"job0", "job1"}
     assert all(scheduled_at is not None for _, _, scheduled_at in shop.queued(ended=False))
     shop.emulator.remove_faults(Fault("expired"), fault)
     async with shop.desk() as one:
-        await one.worker.work(until_done=True)
+        await one.work(until_done=True)
     await shop.check(2)
 
 
@@ -313,7 +366,7 @@ async def test_a_job_that_moves_while_all_are_read_is_not_missed(shop: Shop, mon
     async with shop.desk() as one, open_journal(shop.dsn) as other, anyio.create_task_group() as group:
         read = one.recorder.journal.jobs
 
-        async def read_and_move(*states: State, batch: str | None) -> AsyncGenerator[Job]:
+        async def read_and_move(*states: State, batch: str | None = None) -> AsyncGenerator[Job]:
             nonlocal reads
             reads += 1
             async for job in read(*states, batch=batch):
@@ -324,7 +377,7 @@ async def test_a_job_that_moves_while_all_are_read_is_not_missed(shop: Shop, mon
 
         await other.lease("engine", 60.0)  # nobody queues the key
         monkeypatch.setattr(one.recorder.journal, "jobs", read_and_move)
-        working = asyncio.create_task(one.worker.work(until_done=True, batch=BATCH))
+        working = asyncio.create_task(one.work(until_done=True))
         await becomes(lambda: reads > 3 or working.done())
         assert not working.done()
         working.cancel()
@@ -336,7 +389,7 @@ async def test_what_stops_the_runner_is_raised(shop: Shop) -> None:
     shop.emulator.add_faults(Fault("code", code=401))
     async with shop.desk() as one:
         with pytest.raises(AuthError):
-            await one.worker.work()
+            await one.work()
     assert await shop.states() == {State.PLANNED: 3}
     assert shop.emulator.ledger == []
 
@@ -347,14 +400,14 @@ async def test_an_observer_that_breaks_stops_no_worker(shop: Shop) -> None:
 
     await shop.plan(2)
     async with shop.desk(observer=broken) as one:
-        await one.worker.work(until_done=True)
+        await one.work(until_done=True)
     assert await shop.states() == {State.DELIVERED: 2}
 
 
 async def test_a_key_that_the_journal_does_not_know_fails(shop: Shop) -> None:
     await shop.install()
     async with shop.desk() as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+        group.start_soon(one.work)
         shop.put("nobody", lock="nobody")
         await becomes(lambda: "no job 'nobody'" in one.notes())
         await becomes(lambda: shop.queued() == [("nobody", "failed", None)])
@@ -382,8 +435,8 @@ async def refusing(shop: Shop, refusal: LiteralString) -> Callable[[Job], None]:
     execute(shop.dsn, REFUSALS)
     refusals = iter([refusal])
 
-    def refuse_once(_job: Job) -> None:
-        for statement in refusals:
+    def refuse_once(job: Job) -> None:
+        for statement in refusals if job.state is State.DELIVERED else ():
             execute(shop.dsn, statement)
 
     return refuse_once
@@ -392,8 +445,8 @@ async def refusing(shop: Shop, refusal: LiteralString) -> Callable[[Job], None]:
 async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> None:
     refuse = await refusing(shop, "INSERT INTO refusal VALUES ('procrastinate_jobs')")
     await shop.plan(1)
-    async with shop.desk(ended=refuse) as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+    async with shop.desk(observer=refuse) as one, anyio.create_task_group() as group:
+        group.start_soon(one.work)
         await becomes(lambda: "is started again" in one.notes())
         assert "CheckViolation" in one.notes()
         group.cancel_scope.cancel()
@@ -403,8 +456,8 @@ async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> No
 async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_up(shop: Shop) -> None:
     refuse = await refusing(shop, "INSERT INTO refusal VALUES ('procrastinate_jobs'), ('procrastinate_workers')")
     await shop.plan(1)
-    async with shop.desk(ended=refuse) as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+    async with shop.desk(observer=refuse) as one, anyio.create_task_group() as group:
+        group.start_soon(one.work)
         await becomes(lambda: one.notes().count("refused") > 2)  # the row, the worker that ended, the next that begins
         (before,) = execute(shop.dsn, "SELECT id FROM procrastinate_workers")
         execute(shop.dsn, "DELETE FROM refusal")
@@ -414,12 +467,13 @@ async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_
 
 
 async def test_a_row_that_another_worker_has_finished_stops_nothing(shop: Shop) -> None:
-    def finish(_job: Job) -> None:
-        execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'succeeded' WHERE status = 'doing'")
+    def finish(job: Job) -> None:
+        if job.state is State.DELIVERED:
+            execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'succeeded' WHERE status = 'doing'")
 
     await shop.plan(1)
-    async with shop.desk(ended=finish) as one:
-        await one.worker.work(until_done=True)
+    async with shop.desk(observer=finish) as one:
+        await one.work(until_done=True)
         assert "the engine" not in one.notes()
     await shop.check(1)
 
@@ -427,7 +481,7 @@ async def test_a_row_that_another_worker_has_finished_stops_nothing(shop: Shop) 
 async def test_an_engine_that_was_taken_for_dead_starts_anew(shop: Shop) -> None:
     await shop.install()
     async with shop.desk() as one, anyio.create_task_group() as group:
-        group.start_soon(one.worker.work)
+        group.start_soon(one.work)
         await becomes(lambda: shop.workers() == 1)
         execute(shop.dsn, "DELETE FROM procrastinate_workers")
         await shop.plan(1)
@@ -440,11 +494,11 @@ async def test_an_engine_that_was_taken_for_dead_starts_anew(shop: Shop) -> None
 async def test_without_its_database_it_says_so(
     emulator: EmulatorHandle, server: Server, frail_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_engine, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(_worker, "CONNECT_TIMEOUT", 0.3)
     async with Shop(emulator, frail_url, tmp_path).desk() as one:
         await anyio.to_thread.run_sync(server.stop)
         with pytest.raises(StorageError, match="engine"):
-            await one.worker.work()
+            await one.work()
         await anyio.to_thread.run_sync(server.start)
 
 
@@ -470,11 +524,11 @@ async def test_a_submission_whose_owner_died_is_told_as_unknown(shop: Shop) -> N
 
 
 async def test_without_the_extra_it_says_which(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "kie_async.batch._engine")
+    monkeypatch.delitem(sys.modules, "kie_async.batch._worker")
     monkeypatch.setitem(sys.modules, "procrastinate", None)
-    with pytest.raises(SettingsError, match="cluster"):
-        async with shop.desk():
-            raise AssertionError
+    async with shop.desk() as one:
+        with pytest.raises(SettingsError, match="cluster"):
+            await one.work()
 
 
 async def becomes(condition: Callable[[], bool]) -> None:
@@ -487,4 +541,4 @@ async def test_tables_that_are_no_engines_are_left_alone(shop: Shop) -> None:
     async with shop.desk() as one:
         execute(shop.dsn, "CREATE TABLE procrastinate_workers (id int)")
         with pytest.raises(StorageError, match="DuplicateTable"):
-            await one.worker.work()
+            await one.work()

@@ -15,7 +15,6 @@ from kie_async.batch._reconcile import (
 )
 from kie_async.batch._results import Results, song_of, strip_secrets
 from kie_async.batch._runner import Runner
-from kie_async.batch._worker import Worker
 
 __all__ = [
     "CreditBudget",
@@ -23,7 +22,6 @@ __all__ = [
     "ManifestSummary",
     "Results",
     "Runner",
-    "Worker",
     "adopt",
     "enqueue",
     "find_by_name",

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 from anyio import to_thread
@@ -16,13 +17,15 @@ from kie_async.batch._manifest import manifest_error
 from kie_async.batch._reconcile import reconcile
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
-from kie_async.batch._worker import Worker
-from kie_async.errors import InvalidRequestError, RowProblem
-from kie_async.events import guarded
+from kie_async.errors import InvalidRequestError, RowProblem, SettingsError
+from kie_async.events import Observer, guarded
 from kie_async.files import check_writable
 from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal
 from kie_async.models import Request
 from kie_async.session import KieSession
+
+if TYPE_CHECKING:
+    from kie_async.batch._worker import Worker
 
 AT_ONCE = 100  # jobs of a worker; the service allows 100 tasks or more
 _ADDED_AT_ONCE = 500
@@ -182,8 +185,9 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
     """
     async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
-        worker = _worker(session, recorder, dsn=dsn, directory=Path(directory), observer=observer, at_once=at_once)
-        await worker.work(until_done=until_done)
+        results = Results(directory, emulated=session.settings.on_loopback)
+        runner = Runner(session, recorder, results, CreditBudget(), observer)
+        await _worker(runner, recorder, dsn, at_once, session.settings.observer).work(until_done=until_done)
 
 
 async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
@@ -214,19 +218,17 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
     async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
         await enqueue(journal, jobs, batch, session.check_request)
-        emit = guarded(observer)
-        results = Results(directory, emulated=session.settings.on_loopback)
+        results, emit = Results(directory, emulated=session.settings.on_loopback), guarded(observer)
         async for job in reconcile(recorder, results, batch):
             emit(job)
-        worker = _worker(session, recorder, dsn=dsn, directory=Path(directory), observer=observer, at_once=AT_ONCE)
+        runner = Runner(session, recorder, results, CreditBudget(), observer)
+        worker = _worker(runner, recorder, dsn, AT_ONCE, session.settings.observer)
         await worker.work(until_done=True, batch=batch)
 
 
-def _worker(  # noqa: PLR0913  # keyword-only, each by name
-    session: KieSession, recorder: Recorder, *, dsn: str, directory: Path, observer: JobObserver, at_once: int
-) -> Worker:
-    results = Results(directory, emulated=session.settings.on_loopback)
-    runner = Runner(session, recorder, results, CreditBudget(), observer)
-    return Worker(
-        runner=runner, recorder=recorder, dsn=dsn, at_once=at_once, emit=session.settings.observer, ended=lambda _: None
-    )
+def _worker(runner: Runner, recorder: Recorder, dsn: str, at_once: int, emit: Observer) -> Worker:
+    try:
+        from kie_async.batch._worker import Worker  # an extra
+    except ImportError:
+        raise SettingsError('procrastinate is not installed: pip install "kie_async[cluster]"') from None
+    return Worker(runner, recorder, dsn=dsn, at_once=at_once, emit=emit)

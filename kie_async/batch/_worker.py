@@ -1,32 +1,72 @@
-"""Many machines: the engine hands out keys, the journal decides what may be paid.
+"""Many machines: procrastinate hands out keys, the journal decides what may be paid. The sole user of procrastinate.
 
 The engine and the journal share one PostgreSQL. Only keys are queued, and a bounded number of them: a million jobs stay
 in the journal. What is open in the journal and not in the queue is queued again, so no row of the queue is precious. A
 worker that was stopped for a while, and whose keys others have taken, finds that the journal has moved on.
+
+procrastinate keeps its heartbeat, listens, tries again what ``RetryLater`` says, and keeps its rows, so that its own
+shell shows the queue. Added are a loop that starts it again when it ends because the database was away, the heartbeat
+while it waits for its last jobs, and a loop that gives back the keys of dead workers, which no job can hold up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 
 import anyio
+from procrastinate import App, BaseRetryStrategy, JobContext, PsycopgConnector, RetryDecision, builtin_tasks
+from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job as QueuedJob
+from procrastinate.worker import Worker as EngineWorker
 
 from kie_async.batch._runner import Runner
-from kie_async.errors import ConflictError, LostRecordError, SettingsError
-from kie_async.events import Notice, Observer
+from kie_async.errors import ConflictError, LostRecordError, StorageError
+from kie_async.events import Notice, Observer, clean
 from kie_async.journal import Job, Recorder, State
+from kie_async.journal._postgres import read_address
 
+QUEUE = "kie_async"
+TASK = "kie_async.run_job"
 WINDOW = 2000  # keys that are queued at once
-FEED_INTERVAL = 5.0  # seconds between two times that keys are queued
 HEARTBEAT = 5.0  # seconds between two heartbeats
-CLEANUP_INTERVAL = 3600.0  # seconds between two removals of old rows
+STALLED_AFTER = 30.0  # seconds without a heartbeat after which a worker is taken for dead
+FEED_INTERVAL = 5.0  # seconds between two times that keys are queued
 CHECK_INTERVAL = 1.0  # seconds between two checks whether all is done
+POLL_INTERVAL = 5.0  # seconds between two reads of the queue; the engine is told of new rows
+CONNECT_TIMEOUT = 5.0  # seconds to wait for a connection
+RETRY_DELAY = 60  # seconds before a paid job that cannot be finished now is tried again
+MIN_RESTART_DELAY, MAX_RESTART_DELAY = 1.0, 10.0  # seconds before an engine that ended by itself is started again
+_STOP_TIMEOUT = 0.1  # seconds for jobs to end by themselves when the engine stops; then they are cancelled
+_NOT_RUNNING = "P0001"  # SQLSTATE of the engine's own functions: the row is not among those that are worked on
+_KEEP_HOURS = 72  # rows of jobs that have ended
 _LEASE = "engine"
 # Paid work first.
 _ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.INTENT,), (State.PLANNED,))
+
+# Without a handler, Python writes what these log to stderr; the observer is called with a notice instead.
+for _name in ("procrastinate", "psycopg.pool"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
+
+class RetryLaterError(Exception):
+    """A job is paid and cannot go on now."""
+
+
+class RetryLater(BaseRetryStrategy):
+    """Tries a paid job again after a while, and at once what was cancelled or found the journal away."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: QueuedJob) -> RetryDecision | None:
+        """Decide by what the job raised; None ends it."""
+        del job
+        if isinstance(exception, RetryLaterError):
+            return RetryDecision(retry_in={"seconds": RETRY_DELAY})
+        return RetryDecision() if isinstance(exception, asyncio.CancelledError | StorageError) else None
 
 
 class Worker:
@@ -38,32 +78,27 @@ class Worker:
         dsn: of the database that the engine shares with the journal.
         at_once: jobs under way here at once.
         emit: called with a notice of what went wrong.
-        ended: called with each job that this worker took as far as it goes.
-
-    Raises:
-        SettingsError: the extra ``cluster`` is not installed.
     """
 
-    def __init__(  # noqa: PLR0913  # keyword-only, each by name
-        self,
-        *,
-        runner: Runner,
-        recorder: Recorder,
-        dsn: str,
-        at_once: int,
-        emit: Observer,
-        ended: Callable[[Job], None],
-    ) -> None:
-        try:
-            from kie_async.batch._engine import Engine, RetryLaterError  # an extra
-        except ImportError:
-            raise SettingsError('procrastinate is not installed: pip install "kie_async[cluster]"') from None
+    def __init__(self, runner: Runner, recorder: Recorder, *, dsn: str, at_once: int, emit: Observer) -> None:
         self._runner = runner
         self._recorder = recorder
-        self._ended = ended
-        self._retry_later = RetryLaterError
+        self._at_once = at_once
+        self._emit = emit
         self._is_over = anyio.Event()
-        self._engine = Engine(dsn, self._run, concurrency=at_once, notice=lambda note: emit(Notice("", note)))
+        self._engine: EngineWorker | None = None
+        connector = PsycopgConnector(
+            conninfo=read_address(dsn)[0].reveal(),
+            kwargs={"prepare_threshold": None},  # a pooler in between knows no prepared statements
+            min_size=0,
+            max_size=2,  # besides the one that listens
+            timeout=CONNECT_TIMEOUT,
+        )
+        self._app = App(connector=connector)
+        self._queue = self._app.job_manager
+        self._task = self._app.task(name=TASK, queue=QUEUE, retry=RetryLater())(self._run_job)
+        cleanup = self._app.task(name="kie_async.remove_old_rows", queue=QUEUE, pass_context=True)(_remove_old_rows)
+        self._app.periodic(cron="0 * * * *")(cleanup)
 
     async def work(self, *, until_done: bool = False, batch: str | None = None) -> None:
         """Work until cancelled, or until no job is left.
@@ -74,13 +109,12 @@ class Worker:
 
         Raises:
             KieError: what stopped this worker: the key, the credits, the disk.
+            StorageError: the database is away at the start, or its tables are not the engine's.
 
         Cancelling leaves every job where the journal says; other workers, or the next run, go on from there.
         """
-        async with self._engine.open(), anyio.create_task_group() as group:
-            group.start_soon(self._engine.run)
-            group.start_soon(self._repeat, self._engine.send_heartbeat, HEARTBEAT)
-            group.start_soon(self._repeat, self._engine.remove_old_rows, CLEANUP_INTERVAL)
+        async with self._connected(), anyio.create_task_group() as group:
+            group.start_soon(self._keep_running)
             group.start_soon(self._repeat, self._feed, FEED_INTERVAL)
             if until_done:
                 group.start_soon(self._repeat, partial(self._check_done, batch), CHECK_INTERVAL)
@@ -89,37 +123,134 @@ class Worker:
         if self._runner.stopped:
             raise self._runner.stopped
 
-    async def _run(self, key: str) -> None:
-        """Take a job as far as it goes; called by the engine, in a task for each key."""
-        try:
-            job = await self._runner.run_job(key)
-            self._ended(job)
-        finally:
-            if self._runner.stopped:
-                self._is_over.set()
-        if _must_wait(job):
-            raise self._retry_later
-
     async def _repeat(self, step: Callable[[], Awaitable[None]], interval: float) -> None:
         while True:
             try:
                 await step()
             except Exception as error:  # noqa: BLE001  # the database may be away; it is tried again
-                self._engine.report(error)
+                self._notice("the engine", error)
             await anyio.sleep(interval)
+
+    def _notice(self, what: str, error: BaseException) -> None:
+        self._emit(Notice("", f"{what}: {_describe(error)}"))
+
+    # ------------------------------------------------------------ the engine
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[None]:
+        """Connect, and make the engine's tables if they are not there."""
+        try:
+            with anyio.CancelScope(shield=True):  # a connection that is cancelled half-way is never given back
+                try:
+                    await self._app.open_async()
+                    await self._prepare()
+                except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
+                    raise StorageError(f"the engine cannot start: {_describe(error)}") from None
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._app.close_async()
+
+    async def _prepare(self) -> None:
+        if not await self._queue.check_connection_async():
+            try:
+                await self._app.schema_manager.apply_schema_async()  # one transaction
+            except ConnectorException:
+                if not await self._queue.check_connection_async():  # another worker made them at the same moment
+                    raise
+        for row in await self._queue.list_jobs_async(task=TASK, status="todo"):
+            if row.id is not None and row.scheduled_at is not None:  # an earlier run was to try it later
+                await self._queue.cancel_job_by_id_async(row.id)
+
+    async def _keep_running(self) -> None:
+        """Run the engine until cancelled, through restarts and absences of the database."""
+        loop, delay = asyncio.get_running_loop(), MIN_RESTART_DELAY
+        while True:
+            started = loop.time()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._give_up_registration()
+                await self._run_engine()
+            except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
+                self._notice("the engine", error)
+            self._emit(Notice("", "the engine ended, and is started again"))
+            await anyio.sleep(delay)
+            lived_long = loop.time() - started > 2 * MAX_RESTART_DELAY
+            delay = MIN_RESTART_DELAY if lived_long else min(2 * delay, MAX_RESTART_DELAY)
+
+    async def _give_up_registration(self) -> None:
+        """Let go of what the last engine held if it ended while the database was away, so that it is stalled now."""
+        if self._engine is not None and self._engine.worker_id is not None:
+            await self._queue.unregister_worker(self._engine.worker_id)
+
+    async def _run_engine(self) -> None:
+        self._engine = engine = EngineWorker(
+            self._app,
+            queues=[QUEUE],
+            concurrency=self._at_once,
+            install_signal_handlers=False,
+            shutdown_graceful_timeout=_STOP_TIMEOUT,
+            fetch_job_polling_interval=POLL_INTERVAL,
+            update_heartbeat_interval=HEARTBEAT,
+            stalled_worker_timeout=STALLED_AFTER,
+        )
+        # A task of its own: the engine ends in good order when it is told to, and leaks connections when cancelled.
+        running = asyncio.create_task(engine.run())  # type: ignore[no-untyped-call]  # theirs
+        try:
+            await asyncio.wait([running])
+        finally:
+            with anyio.CancelScope(shield=True):
+                engine.stop()  # type: ignore[no-untyped-call]  # theirs
+                while not (await asyncio.wait([running], timeout=HEARTBEAT))[0]:
+                    engine.stop()  # type: ignore[no-untyped-call]  # once more: one that only begins forgets the first
+                    if engine.worker_id is not None:
+                        with suppress(ConnectorException):  # its own heartbeat ends before its last job
+                            await self._queue.update_heartbeat(engine.worker_id)
+        await running
+
+    async def _run_job(self, key: str) -> None:
+        """Take a job as far as it goes; called by the engine, in a task for each key."""
+        if (task := asyncio.current_task()) is not None:  # pragma: no branch  # there is one
+            task.add_done_callback(self._check_recorded)
+        try:
+            job = await self._runner.run_job(key)
+        except Exception as error:
+            self._notice("a job was given back", error)
+            raise
+        finally:
+            if self._runner.stopped:
+                self._is_over.set()
+        if _must_wait(job):
+            raise RetryLaterError
+
+    def _check_recorded(self, task: asyncio.Task[object]) -> None:
+        """End the engine if it could not record how a job ended: the row would stay with it for good.
+
+        A row that another worker has finished needs no record: the journal knows how its job stands.
+        """
+        error = None if task.cancelled() else task.exception()
+        if error is None or getattr(error.__cause__, "sqlstate", "") == _NOT_RUNNING:
+            return
+        self._notice("the engine", error)
+        if self._engine is not None:  # pragma: no branch  # it called this
+            self._engine.stop()  # type: ignore[no-untyped-call]  # theirs
+
+    # ------------------------------------------------------------ the queue
 
     async def _feed(self) -> None:
         """Give back what dead workers had, and queue keys; one worker at a time does it for all."""
-        try:
+        with suppress(ConflictError):
             async with self._recorder.leases.holding(_LEASE):
-                await self._engine.give_back_stalled()
-                if keys := await self._find_keys():
-                    await self._engine.enqueue(keys)
-        except ConflictError:
-            return
+                with anyio.CancelScope(shield=True):
+                    for row in await self._queue.get_stalled_jobs(queue=QUEUE, seconds_since_heartbeat=STALLED_AFTER):
+                        await self._queue.retry_job(row)
+                # A key that is queued twice is worked on one after the other.
+                if jobs := [self._task.configure(lock=key).make_new_job(key=key) for key in await self._find_keys()]:
+                    with anyio.CancelScope(shield=True):
+                        await self._queue.batch_defer_jobs_async(jobs)
 
     async def _find_keys(self) -> list[str]:
-        held = await self._engine.held()
+        held = await self._held()
         keys: list[str] = []
         for states in _ORDER:
             async with aclosing(self._recorder.journal.jobs(*states)) as jobs:
@@ -130,16 +261,34 @@ class Worker:
                         keys.append(job.key)
         return keys
 
+    async def _held(self) -> dict[str, bool]:
+        """The keys that wait or are worked on, and whether each is to be tried later."""
+        now, later = datetime.now(UTC), {}
+        with anyio.CancelScope(shield=True):
+            for status in ("todo", "doing", "todo"):  # again, for what was queued anew between the two reads
+                for row in await self._queue.list_jobs_async(task=TASK, status=status):
+                    key, is_later = str(row.task_kwargs["key"]), row.scheduled_at is not None and row.scheduled_at > now
+                    later[key] = later.get(key, False) or is_later  # it holds up the other rows of its key
+        return later
+
     async def _check_done(self, batch: str | None) -> None:
         """End this worker if no job is open, but for those that are tried again later."""
         held = None
         # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
         async with aclosing(self._recorder.journal.jobs(*chain(*_ORDER), batch=batch)) as jobs:
             async for job in jobs:
-                held = await self._engine.held() if held is None else held
+                held = await self._held() if held is None else held
                 if not held.get(job.key):
                     return
         self._is_over.set()
+
+
+async def _remove_old_rows(context: JobContext, timestamp: int) -> None:
+    """Remove the rows of jobs that ended some days ago; once an hour, by one worker for all."""
+    del timestamp
+    await builtin_tasks.remove_old_jobs(
+        context, max_hours=_KEEP_HOURS, queue=QUEUE, remove_failed=True, remove_cancelled=True, remove_aborted=True
+    )
 
 
 def _must_wait(job: Job) -> bool:
@@ -149,3 +298,8 @@ def _must_wait(job: Job) -> bool:
     return job.error.type == LostRecordError.__name__ or (
         job.state in _ORDER[0] and job.error.type != ConflictError.__name__
     )
+
+
+def _describe(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__} {clean(next(iter(str(cause).splitlines()), ''))}"

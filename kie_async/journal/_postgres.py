@@ -33,6 +33,7 @@ Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, ReadOnlySqlTransaction, TimeoutError)
 _LOCK = 0x6B69655F  # any number that nobody else uses
+_MAX_CONNECTIONS = 2  # besides the one that listens; an engine has three of its own
 _IDLE = 5.0  # seconds after which a watcher reads without a notification
 _DURABLE = "-c synchronous_commit=on"  # on disk, also where an administrator prefers speed
 _DEFAULTS: Mapping[str, Any] = {
@@ -88,7 +89,12 @@ class Postgres(anyio.AsyncContextManagerMixin):
         await self._prepare()
         self._pid = os.getpid()
         self._pool = pool = AsyncConnectionPool(
-            self._address.reveal(), kwargs=_CONNECTION, min_size=0, max_size=4, open=False, reconnect_timeout=0
+            self._address.reveal(),
+            kwargs=_CONNECTION,
+            min_size=0,
+            max_size=_MAX_CONNECTIONS,
+            open=False,
+            reconnect_timeout=0,
         )
         await pool.open()
         try:
