@@ -78,12 +78,6 @@ class Runner:
         self._failures = FailureStreak(session.settings.max_consecutive_failures)
         self._recorded = RecordedTasks(results.directory, emulated=results.emulated)
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._steps = {
-            State.PLANNED: self._submit,
-            State.INTENT: self._recorder.recover,
-            State.SUBMITTED: self._follow,
-            State.SUCCEEDED: self._deliver,
-        }
 
     async def run_job(self, key: str) -> Job:
         """Take a job as far as it goes, and return it as it stands then.
@@ -110,29 +104,25 @@ class Runner:
             if job.state is State.PLANNED and self.stopped is not None:
                 return job
             try:
-                job = await self._steps[job.state](job)
-            except (_NotSentError, LostRecordError) as error:
-                if isinstance(error, LostRecordError):
-                    job = attrs.evolve(job, error=JobError.of(error))
-                self._report(job)
-                return job
-            except ConflictError as error:  # another process has it
-                job = await self._get(key)
-                if job.state not in FINAL:
-                    job = attrs.evolve(job, error=JobError.of(error))
-                    self._budget.settle(job)
-                    return job
+                job = await self._step(job)
             except KieError as error:
-                job = await self._get(key)
-                delay = self._apply_policy(error)
+                job, delay = await self._get(key), self._apply_policy(error)
                 if job.state not in FINAL and delay is None:
-                    job = attrs.evolve(job, error=JobError.of(error))
-                    self._report(job)
-                    return job
+                    return self._put_off(job, error)
                 await anyio.sleep(delay or 0.0)
             self._report(job)
         if job.state is not State.DELIVERED:  # its end was recorded before its state changed
             await self._results.record_end(job)
+        return job
+
+    def _put_off(self, job: Job, error: KieError) -> Job:
+        """Return a job that cannot go on in this run, with the reason."""
+        if not isinstance(error, _NotSentError):
+            job = attrs.evolve(job, error=JobError.of(error))
+        if isinstance(error, ConflictError) and not isinstance(error, LostRecordError):  # another process has it
+            self._budget.settle(job)
+        else:
+            self._report(job)
         return job
 
     def _check_running(self) -> None:
@@ -162,6 +152,17 @@ class Runner:
         return job
 
     # ------------------------------------------------------------ the steps
+
+    async def _step(self, job: Job) -> Job:
+        match job.state:
+            case State.PLANNED:
+                return await self._submit(job)
+            case State.INTENT:
+                return await self._recorder.recover(job)
+            case State.SUBMITTED:
+                return await self._follow(job)
+            case _:
+                return await self._deliver(job)
 
     async def _submit(self, job: Job) -> Job:
         """Upload, submit, and wait for the end."""

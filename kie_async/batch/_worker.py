@@ -263,7 +263,8 @@ class Worker:
 
     async def _held(self) -> dict[str, bool]:
         """The keys that wait or are worked on, and whether each is to be tried later."""
-        now, later = datetime.now(UTC), {}
+        now = datetime.now(UTC)
+        later: dict[str, bool] = {}
         with anyio.CancelScope(shield=True):
             for status in ("todo", "doing", "todo"):  # again, for what was queued anew between the two reads
                 for row in await self._queue.list_jobs_async(task=TASK, status=status):
