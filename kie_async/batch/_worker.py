@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 
@@ -263,13 +263,12 @@ class Worker:
 
     async def _held(self) -> dict[str, bool]:
         """The keys that wait or are worked on, and whether each is to be tried later."""
-        now = datetime.now(UTC)
         later: dict[str, bool] = {}
         with anyio.CancelScope(shield=True):
             for status in ("todo", "doing", "todo"):  # again, for what was queued anew between the two reads
                 for row in await self._queue.list_jobs_async(task=TASK, status=status):
-                    key, is_later = str(row.task_kwargs["key"]), row.scheduled_at is not None and row.scheduled_at > now
-                    later[key] = later.get(key, False) or is_later  # it holds up the other rows of its key
+                    key = str(row.task_kwargs["key"])
+                    later[key] = later.get(key, False) or _is_later(row)  # it holds up the other rows of its key
         return later
 
     async def _check_done(self, batch: str | None) -> None:
@@ -282,6 +281,12 @@ class Worker:
                 if not held.get(job.key):
                     return
         self._is_over.set()
+
+
+def _is_later(row: QueuedJob) -> bool:
+    """Whether a row was put off; what is tried again at once is not, though the clocks of two machines may differ."""
+    soon = datetime.now(UTC) + timedelta(seconds=RETRY_DELAY / 2)
+    return row.scheduled_at is not None and row.scheduled_at > soon
 
 
 async def _remove_old_rows(context: JobContext, timestamp: int) -> None:
