@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from os import PathLike
 from pathlib import Path
@@ -40,17 +40,6 @@ MIN_SPEED = 1000  # bytes/s, over ``SPEED_WINDOW`` seconds of waiting
 SPEED_WINDOW = 30.0
 _BLOCK = 1 << 20  # bytes per trip to the disk
 _SPARE = 1 << 20  # bytes of the disk that a download leaves free
-
-
-@attrs.frozen(kw_only=True)
-class _Wanted:
-    """What a download must turn out to be."""
-
-    expected_duration: float | None
-    max_bytes: int
-    keep_existing: bool = False
-    reporter: Reporter
-    refresh: Refresh | None
 
 
 async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
@@ -93,39 +82,29 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
 
     Cancelling keeps ``NAME.part`` too.
     """
-    wanted = _Wanted(
-        expected_duration=track.duration if check_duration else None,
-        max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
-        keep_existing=keep_existing,
-        reporter=Reporter(progress, fetcher.emit, task_id or ""),
-        refresh=refresh,
-    )
     stem = safe_name(name) if name else track_name(track.title, track.id)
     urls = list(dict.fromkeys(url for url in (track.audio_url, track.source_audio_url) if url))
-    with _named_in_errors(task_id):
+    taken: list[PartialFile] = []  # filled by the thread, so that a part is released even if its opening was cancelled
+    try:
         if not urls:
             raise DownloadError("the track has no audio yet: wait for its task")
-        return await _download_to(fetcher, urls, Path(directory), stem, wanted)
-
-
-@contextmanager
-def _named_in_errors(task_id: str | None) -> Iterator[None]:
-    """Let errors say which task they are about."""
-    try:
-        yield
+        await on_disk(lambda: taken.append(PartialFile.open(Path(directory), stem)))
+        (part,) = taken
+        if keep_existing and part.finished_path is None:
+            part.finished_path = await on_disk(part.yield_to_existing)
+        download = _Download(
+            fetcher,
+            part,
+            expected_duration=track.duration if check_duration else None,
+            max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
+            keep_existing=keep_existing,
+            reporter=Reporter(progress, fetcher.emit, task_id or ""),
+            refresh=refresh,
+        )
+        return part.finished_path or await download.run(urls)
     except KieError as error:
         error.task_id = error.task_id or task_id
         raise
-
-
-async def _download_to(fetcher: Fetcher, urls: Sequence[str], directory: Path, stem: str, wanted: _Wanted) -> Path:
-    taken: list[PartialFile] = []  # filled by the thread, so that a part is released even if its opening was cancelled
-    try:
-        await on_disk(lambda: taken.append(PartialFile.open(directory, stem)))
-        (part,) = taken
-        if wanted.keep_existing and part.finished_path is None:
-            part.finished_path = await on_disk(part.yield_to_existing)
-        return part.finished_path or await _Download(fetcher, part, wanted).run(urls)
     finally:
         for part in taken:
             await on_disk(part.release)
@@ -154,11 +133,15 @@ class _MinimumSpeed:
 
 @attrs.define
 class _Download:
-    """One file on its way into one part."""
+    """One file on its way into one part, and what it must turn out to be."""
 
     fetcher: Fetcher
     part: PartialFile
-    wanted: _Wanted
+    expected_duration: float | None = attrs.field(kw_only=True)
+    max_bytes: int = attrs.field(kw_only=True)
+    keep_existing: bool = attrs.field(kw_only=True)
+    reporter: Reporter = attrs.field(kw_only=True)
+    refresh: Refresh | None = attrs.field(kw_only=True)
 
     async def run(self, urls: Sequence[str]) -> Path:
         """Try the addresses in their order, then a new one if one of them has expired."""
@@ -168,8 +151,8 @@ class _Download:
                 return await self._from(url)
             except DownloadError as error:
                 errors.append(error)
-        if self.wanted.refresh is not None and any(isinstance(error, ResultExpiredError) for error in errors):
-            renewed = await self.wanted.refresh()
+        if self.refresh is not None and any(isinstance(error, ResultExpiredError) for error in errors):
+            renewed = await self.refresh()
             if renewed:
                 return await self._from(renewed)
         raise next((error for error in errors if error.retryable), errors[0])
@@ -196,8 +179,7 @@ class _Download:
         if not is_whole:
             await self._prove(url, kind)
         await self._check_duration()
-        keep_existing = self.wanted.keep_existing
-        return await on_disk(lambda: self.part.finish(kind.suffix, keep_existing=keep_existing))
+        return await on_disk(lambda: self.part.finish(kind.suffix, keep_existing=self.keep_existing))
 
     async def _exchange(self, url: str) -> bool:
         """Fetch what is missing; tell whether HTTP proves that it is all there."""
@@ -244,8 +226,8 @@ class _Download:
     def _check_promise(self, response: DownloadResponse) -> None:
         if response.encoding:
             raise DownloadError(f"the host sent the file encoded ({response.encoding[:20]})", retryable=False)
-        if response.total is not None and response.total > self.wanted.max_bytes:
-            words = f"the file has {response.total} bytes, over the {self.wanted.max_bytes} accepted"
+        if response.total is not None and response.total > self.max_bytes:
+            words = f"the file has {response.total} bytes, over the {self.max_bytes} accepted"
             raise DownloadError(words, retryable=False)
 
     async def _check_room(self, total: int | None) -> None:
@@ -269,7 +251,7 @@ class _Download:
                 if len(block) >= _BLOCK:
                     full, block = block, bytearray()
                     await self._write(full)
-                self.wanted.reporter.report(self.part.size + len(block), response.total)
+                self.reporter.report(self.part.size + len(block), response.total)
                 speed.resume()
         except BaseException:
             with suppress(StorageError):  # the error that ended it is the one to tell
@@ -278,8 +260,8 @@ class _Download:
         await self._write(block)
 
     def _check_cap(self, more: int) -> None:
-        if self.part.size + more > self.wanted.max_bytes:
-            raise DownloadError(f"the file goes on beyond the {self.wanted.max_bytes} bytes accepted", retryable=False)
+        if self.part.size + more > self.max_bytes:
+            raise DownloadError(f"the file goes on beyond the {self.max_bytes} bytes accepted", retryable=False)
 
     async def _write(self, block: bytearray) -> None:
         if self.part.size == 0 and len(block) >= HEAD and not begins_like_audio(bytes(block[:HEAD])):
@@ -304,7 +286,7 @@ class _Download:
 
     async def _check_duration(self) -> None:
         """Hold the file to the length in the record."""
-        expected = self.wanted.expected_duration
+        expected = self.expected_duration
         if not expected:  # the service also says 0 for what it does not know
             return
         try:
