@@ -8,16 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.schedule import (
-    MAX_DELAY,
-    MAX_INTERVAL,
-    MIN_INTERVAL,
-    Budget,
-    Key,
-    PollSchedule,
-    backoff,
-    retry_delay,
-)
+from kie_async._protocol.retry import MAX_DELAY, Budget, backoff
+from kie_async._protocol.schedule import MAX_INTERVAL, MIN_INTERVAL, Key, PollSchedule, retry_delay
 from kie_async.models import Stage
 
 KEY = Key("extend", "V5")

@@ -20,7 +20,7 @@ from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
 from kie_async._protocol.endpoints import FilePart, upload
-from kie_async._protocol.schedule import READ_ATTEMPTS
+from kie_async._protocol.retry import READ_ATTEMPTS
 from kie_async.models import UploadedFile
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]

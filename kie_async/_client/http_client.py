@@ -32,7 +32,7 @@ from kie_async._client.concurrency import internal_errors
 from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_values import dump
 from kie_async._protocol.responses import Response, parse_response
-from kie_async._protocol.schedule import MAX_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
+from kie_async._protocol.retry import MAX_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
 from kie_async.errors import (
     BadResponseError,
     ConnectError,

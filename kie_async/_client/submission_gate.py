@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 import anyio
 
-from kie_async._protocol.schedule import backoff
+from kie_async._protocol.retry import backoff
 from kie_async.errors import AuthError
 from kie_async.events import Observer, Queued
 from kie_async.limiter import Limiter, Permit

@@ -26,7 +26,7 @@ from kie_async._client.tracker import Tracker
 from kie_async._protocol.endpoints import ROUTES
 from kie_async._protocol.preconditions import RecentSet
 from kie_async._protocol.responses import MOMENTARY
-from kie_async._protocol.schedule import backoff
+from kie_async._protocol.retry import backoff
 from kie_async.errors import (
     AuthError,
     ConnectError,

@@ -1,14 +1,10 @@
-"""When the next poll is due, and when to try again: pure, no clock, randomness passed in.
+"""When the next poll is due: pure, no clock, randomness passed in.
 
 A poll costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
 and a poll worth ``poll_cost`` seconds of lateness, the density of polls that costs least in all is
 ``sqrt(h(t) / (2 * poll_cost))`` (Keller's optimal inspection): none in the dead time at the start, dense where the end
 is likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a
 prior, and anew from each stage seen.
-
-Delays of retries grow by two and are drawn from the whole range (full jitter), so that many clients that fail together
-do not come back together. All retries of reads share one budget, as in the AWS SDKs: a retry costs tokens, a success
-gives some back, and with none left the first error stands.
 """
 
 from __future__ import annotations
@@ -189,33 +185,3 @@ class PollSchedule:
 def retry_delay(failures: int, random: Random) -> float:
     """Seconds until the next poll after so many in a row that failed."""
     return MIN_INTERVAL + (0.5 + 0.5 * random()) * min(MAX_INTERVAL, 2.0 ** min(failures, 10) - 1)
-
-
-# ---------------------------------------------------------------- retries
-
-READ_ATTEMPTS = 4  # the first and three retries
-MAX_DELAY = 20.0  # seconds
-MAX_RETRY_AFTER = 60.0  # seconds a server may ask for; more than that is not slept but raised
-
-
-def backoff(attempt: int, random: Random, *, base: float = 0.5, limit: float = MAX_DELAY) -> float:
-    """Seconds to wait before retry number ``attempt`` (from 1)."""
-    return random() * min(limit, base * 2.0 ** min(attempt, 30))
-
-
-class Budget:
-    """Tokens that the retries of reads share."""
-
-    def __init__(self, capacity: float = 500.0, cost: float = 5.0) -> None:
-        self.capacity, self.cost, self.tokens = capacity, cost, capacity
-
-    def spend(self) -> bool:
-        """Take the price of one retry; False if there is not enough."""
-        if self.tokens < self.cost:
-            return False
-        self.tokens -= self.cost
-        return True
-
-    def succeed(self) -> None:
-        """Give something back for a call that went well."""
-        self.tokens = min(self.capacity, self.tokens + 1)

@@ -22,7 +22,7 @@ import anyio
 import attrs
 
 from kie_async._client.downloads import DownloadResponse, Fetcher
-from kie_async._protocol.schedule import backoff
+from kie_async._protocol.retry import backoff
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
 from kie_async.events import Retrying
 from kie_async.files._audio_kinds import HEAD, AudioKind, begins_like_audio

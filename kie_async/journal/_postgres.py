@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import ReadOnlySqlTransaction, UniqueViolation
 from psycopg_pool import AsyncConnectionPool
 
-from kie_async._protocol.schedule import backoff
+from kie_async._protocol.retry import backoff
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import clean
 from kie_async.journal import _sql
