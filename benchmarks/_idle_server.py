@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 
 from aiohttp import web
@@ -84,20 +81,6 @@ def pin(core: int) -> None:
     """Bind this process to one core, where the system knows how and has another."""
     if hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1:
         os.sched_setaffinity(0, {core})
-
-
-@contextmanager
-def still_server() -> Iterator[str]:
-    """Run the server in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "benchmarks._idle_server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # noqa: S603  # ourselves
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-        finally:
-            server.stdin.close()
-            server.wait(20)
 
 
 if __name__ == "__main__":

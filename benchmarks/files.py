@@ -18,14 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 
 import kie_async as kie
 from benchmarks._report import table, versions
+from benchmarks._server_process import server_process
 from kie_async.files import measure
 
 TRACKS = 2  # of each song
@@ -112,20 +113,6 @@ def in_a_process(client: str, base_url: str, song: Path, songs: int, at_once: in
     return wall, cpu
 
 
-@contextmanager
-def file_server(song: Path) -> Iterator[str]:
-    """Run the host in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "benchmarks._file_server", str(song)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # noqa: S603  # ourselves
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-        finally:
-            server.stdin.close()
-            server.wait(20)
-
-
 def make_song(directory: Path, size: int) -> Path:
     """Write an mp3 of about so many bytes: noise, at 192 kbit/s."""
     import av  # an extra
@@ -159,7 +146,7 @@ def main(arguments: list[str]) -> int:
     found: dict[str, list[tuple[float, float]]] = {client: [] for client in CLIENTS}
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         song = make_song(Path(directory), options.size)
-        with file_server(song) as base_url:
+        with server_process("_file_server", str(song)) as base_url:
             for _ in range(options.rounds):
                 for client, figures in found.items():
                     figures.append(in_a_process(client, base_url, song, options.songs, options.at_once))

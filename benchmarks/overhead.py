@@ -25,8 +25,9 @@ from pathlib import Path
 import aiohttp
 
 import kie_async as kie
-from benchmarks._idle_server import CLIENT_CORE, pin, still_server
+from benchmarks._idle_server import CLIENT_CORE, pin
 from benchmarks._report import table, versions
+from benchmarks._server_process import server_process
 
 FIELDS = {"audioId": "a1", "model": "V5", "title": "t", "style": "s", "prompt": "p", "continueAt": 5.0}
 POLL_AFTER = 0.5  # seconds until the floor polls; ours decides for itself
@@ -171,7 +172,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args(arguments)
     print(versions("aiohttp", "attrs", "cattrs", "anyio", "orjson"))
-    with still_server() as base_url:
+    with server_process("_idle_server") as base_url:
         rows = []
         for in_flight in options.in_flight:
             cycles = max(options.cycles if in_flight > 10 else options.cycles // 100, in_flight)

@@ -21,8 +21,9 @@ from typing import Any
 
 import kie_async as kie
 from benchmarks._distant import Distant
-from benchmarks._idle_server import CLIENT_CORE, pin, still_server
+from benchmarks._idle_server import CLIENT_CORE, pin
 from benchmarks._report import table, versions
+from benchmarks._server_process import server_process
 
 _WARM = 64  # tasks before those that are measured
 _BEAT = 0.005  # seconds between two looks at the clock
@@ -130,7 +131,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="of waiting that are measured")
     options = parser.parse_args(arguments)
     rows = []
-    with still_server() as base_url:
+    with server_process("_idle_server") as base_url:
         for tasks in options.tasks:
             code = f"from benchmarks import scale; scale.child({base_url!r}, {tasks}, {options.seconds})"
             done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603  # ourselves
