@@ -203,9 +203,8 @@ class Worker:
                 engine.stop()  # type: ignore[no-untyped-call]  # theirs
                 while not (await asyncio.wait([running], timeout=HEARTBEAT))[0]:
                     engine.stop()  # type: ignore[no-untyped-call]  # once more: one that only begins forgets the first
-                    if engine.worker_id is not None:
-                        with suppress(ConnectorException):  # its own heartbeat ends before its last job
-                            await self._queue.update_heartbeat(engine.worker_id)
+                    with suppress(ConnectorException):  # its own heartbeat ends before its last job
+                        await self._queue.update_heartbeat(engine.worker_id or 0)  # no worker has this number
         await running
 
     async def _run_job(self, key: str) -> None:
