@@ -154,15 +154,13 @@ class Runner:
     # ------------------------------------------------------------ the steps
 
     async def _step(self, job: Job) -> Job:
-        match job.state:
-            case State.PLANNED:
-                return await self._submit(job)
-            case State.INTENT:
-                return await self._recorder.recover(job)
-            case State.SUBMITTED:
-                return await self._follow(job)
-            case _:
-                return await self._deliver(job)
+        steps = {
+            State.PLANNED: self._submit,
+            State.INTENT: self._recorder.recover,
+            State.SUBMITTED: self._follow,
+            State.SUCCEEDED: self._deliver,
+        }
+        return await steps[job.state](job)
 
     async def _submit(self, job: Job) -> Job:
         """Upload, submit, and wait for the end."""
