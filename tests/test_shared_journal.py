@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ async def test_sessions_with_one_journal_share_the_quota(tmp_path: Path) -> None
         ):
             for session in (one, other) * 5:
                 group.start_soon(session.submit, REQUEST)
-        accounts = sqlite3.connect(path).execute("SELECT account FROM kie_quota").fetchall()
+        with closing(sqlite3.connect(path)) as database:
+            accounts = database.execute("SELECT account FROM kie_quota").fetchall()
     assert accounts == [(settings.account,)]
     assert len(service.emulator.ledger) == 10
 

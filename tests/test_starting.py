@@ -68,3 +68,17 @@ async def test_cancelled_at_any_step_it_leaves_no_socket_open(name: str) -> None
             break
     assert reached
     assert asyncio.all_tasks() == tasks
+
+
+@pytest.mark.parametrize("turns", range(1, 6))
+async def test_a_connection_that_comes_while_a_receiver_closes_is_closed_too(turns: int) -> None:
+    with socket.socket() as sender:
+        sender.settimeout(5)
+        async with callbacks.serve(Inbox()) as serving:
+            sender.connect((serving.host, serving.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        try:
+            assert sender.recv(1) == b""
+        except ConnectionResetError:
+            assert turns < 5  # it was not even accepted

@@ -10,7 +10,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -23,6 +23,8 @@ from kie_async.errors import SessionError
 T = TypeVar("T")
 
 _tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly; one that is forgotten works to its end
+
+_TURNS_TO_ACCEPT = 5  # from a connection's arrival to the call of its protocol
 
 
 class Phase(Enum):
@@ -275,3 +277,18 @@ async def listen(factory: Callable[[], asyncio.Protocol], host: str, port: int) 
         listener.close()
         raise
     return listener
+
+
+async def stop_listening(listener: asyncio.Server) -> None:
+    """Take no more connections, and wait until the accepted ones have reached their server, which then closes them.
+
+    Accepting takes some turns of the loop. A connection whose listener is closed meanwhile would be nobody's, and stay
+    open.
+    """
+    loop = asyncio.get_running_loop()
+    for each in listener.sockets:
+        with suppress(NotImplementedError):  # Windows has no readers
+            loop.remove_reader(each)
+    for _ in range(_TURNS_TO_ACCEPT):
+        await asyncio.sleep(0)
+    listener.close()

@@ -16,7 +16,7 @@ import attrs
 from aiohttp import HttpVersion11, web
 from anyio import CancelScope
 
-from kie_async._client.lifetime import listen
+from kie_async._client.lifetime import listen, stop_listening
 from kie_async.callbacks._receiver import TIMEOUT, Receiving, segments
 from kie_async.errors import SettingsError
 
@@ -103,8 +103,8 @@ async def serve(
         await runner.setup()
         yield _serving(listener, prefix)
     finally:
-        listener.close()
         with CancelScope(shield=True):  # a cancelled block must not leave connections behind
+            await stop_listening(listener)
             await runner.cleanup()  # takes _SHUTDOWN_TIMEOUT at most
 
 

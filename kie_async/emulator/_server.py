@@ -13,7 +13,7 @@ import anyio
 from aiohttp import web
 
 from kie_async._client.concurrency import unwrap_single_exception
-from kie_async._client.lifetime import Lifetime, listen, running_loop
+from kie_async._client.lifetime import Lifetime, listen, running_loop, stop_listening
 from kie_async.emulator._callbacks import CallbackSender, SentCallback
 from kie_async.emulator._faults import Fault
 from kie_async.emulator._files import FileStore, SourceChecker
@@ -218,7 +218,8 @@ async def _listening(service: EmulatedService, host: str, port: int) -> AsyncIte
             service.state.base_url = f"http://{name}:{address[1]}"
             yield
         finally:
-            listener.close()
+            with anyio.CancelScope(shield=True):
+                await stop_listening(listener)
     finally:
         with anyio.CancelScope(shield=True):
             await runner.cleanup()
