@@ -72,7 +72,7 @@ class Caller:
         entry = TrackedTask("t", Origin(_KEY, is_own=True), born, math.inf)
         ends = [born + age for age in (life.text, life.first, life.end)]
         calls = sorted((at + self.delay(self._chance, number), number) for number, at in enumerate(ends))
-        when, polls = born + self._planner.wait(entry, born), 0
+        when, polls = born + self._planner.delay(entry, born), 0
         while True:
             if calls and calls[0][0] <= when:
                 self._now, number = calls.pop(0)
@@ -90,10 +90,10 @@ class Caller:
         return ended
 
     def _called(self, entry: TrackedTask, number: int, when: float) -> float:
-        if self._planner.callback_received(entry, STAGES[number], self._now, is_authentic=True):
+        if self._planner.note_callback(entry, STAGES[number], self._now, is_authentic=True):
             return min(when, earliest_poll(entry, self._now))
         if self._planner.awaits_callback(entry, self._now):
-            return self._now + self._planner.wait(entry, self._now)
+            return self._now + self._planner.delay(entry, self._now)
         return when
 
     def _polled(self, entry: TrackedTask, ends: Sequence[float]) -> float:
@@ -102,6 +102,6 @@ class Caller:
             if at <= self._now and stage not in dict(progress.stages):
                 progress.stages = (*progress.stages, (stage, self._now - entry.started_at))
         entry.polls.last_at = self._now
-        if (polls := entry.callbacks.polls_since_end) is not None:
-            entry.callbacks = entry.callbacks._replace(polls_since_end=polls + 1)
-        return self._now + self._planner.wait(entry, self._now)
+        if (polls := entry.callbacks.polls_since_claim) is not None:
+            entry.callbacks = entry.callbacks._replace(polls_since_claim=polls + 1)
+        return self._now + self._planner.delay(entry, self._now)

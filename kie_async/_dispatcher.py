@@ -14,7 +14,7 @@ from kie_async import journal as journals
 from kie_async._client import Client, Task, open_client
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import TrackedTask
-from kie_async._protocol.preconditions import Admission, task_problem
+from kie_async._protocol.admission import Admission, task_problem
 from kie_async.events import Observer
 from kie_async.limiter import Limiter
 from kie_async.models import ExtendRequest, Request
@@ -97,7 +97,11 @@ class Dispatcher:
 async def open_dispatcher(
     settings: Settings, limiter: Limiter | None, journal: Journal | None, admission: Admission, emit: Observer
 ) -> AsyncGenerator[Dispatcher]:
-    """Open all of it. Leaving waits for the answers of submissions under way, and for their record."""
+    """Open all of it.
+
+    Leaving, in this order: the recorder waits for the answers under way, ends its background tasks and writes the
+    outcomes; the client stops polling, ends what waits and closes its connections; last come the quota and the journal.
+    """
     async with AsyncExitStack() as stack:
         if journal is not None:
             await stack.enter_async_context(journal)

@@ -17,8 +17,8 @@ from kie_async._client import Task, map_unordered
 from kie_async._client.concurrency import internal_errors, until
 from kie_async._client.lifetime import Lifetime, Opened
 from kie_async._dispatcher import Dispatcher, open_dispatcher
+from kie_async._protocol.admission import Admission, FailureStreak, check_task_id
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
-from kie_async._protocol.preconditions import Admission, FailureStreak, check_task_id
 from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
 from kie_async.events import Notice, clean, guarded

@@ -31,7 +31,10 @@ _reported: set[str] = set()  # files of keys that others can read
 
 
 class Secret:
-    """A text that shows itself to nobody: not in a repr, a log, a pickle, a comparison or a format string."""
+    """A text that shows itself to nobody: not in a repr, a log, a pickle, a comparison or a format string.
+
+    Two other places keep the key out: ``_client.http_client`` (headers, echoes) and ``events.clean`` (texts).
+    """
 
     __slots__ = ("__text",)
 

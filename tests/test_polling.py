@@ -28,7 +28,7 @@ def entry(born: float = 0.0, *, submitted: bool = True, listeners: int = 0) -> T
 def planner(*, came: bool = True) -> PollPlanner:
     plan = PollPlanner(PollSchedule(), random.Random(1).random, callbacks=True)
     if came:
-        plan.callback_received(entry(), "text", 0.0, is_authentic=True)
+        plan.note_callback(entry(), "text", 0.0, is_authentic=True)
     return plan
 
 
@@ -67,33 +67,33 @@ def test_trust_holds_only_where_the_last_ends_were_told(emitted: list[bool]) -> 
 
 
 def test_until_a_callback_comes_polls_go_as_without() -> None:
-    assert planner(came=False).wait(entry(), 0.0) <= 30
-    assert planner().wait(entry(), 0.0) > 120
-    assert planner().wait(entry(submitted=False), 0.0) <= 30
-    assert planner().wait(entry(listeners=1), 0.0) <= MAX_LISTENER_INTERVAL
+    assert planner(came=False).delay(entry(), 0.0) <= 30
+    assert planner().delay(entry(), 0.0) > 120
+    assert planner().delay(entry(submitted=False), 0.0) <= 30
+    assert planner().delay(entry(listeners=1), 0.0) <= MAX_LISTENER_INTERVAL
 
 
 def test_what_comes_to_another_address_is_not_believed() -> None:
     plan = planner(came=False)
     task = entry()
-    assert not plan.callback_received(task, "first", 1.0, is_authentic=False)
-    assert plan.callback_received(task, "complete", 1.0, is_authentic=False)
-    assert plan.wait(task, 1.0) <= 30
-    assert plan.wait(entry(), 1.0) <= 30
+    assert not plan.note_callback(task, "first", 1.0, is_authentic=False)
+    assert plan.note_callback(task, "complete", 1.0, is_authentic=False)
+    assert plan.delay(task, 1.0) <= 30
+    assert plan.delay(entry(), 1.0) <= 30
 
 
 def test_the_word_of_a_task_that_runs_is_no_end() -> None:
     plan, task = planner(came=False), entry()
-    assert not plan.callback_received(task, "generating", 5.0, is_authentic=True)
-    assert plan.wait(task, 5.0) > 120
-    assert plan.callback_received(task, "odd", 6.0, is_authentic=True)
-    assert plan.wait(task, 6.0) < 1
+    assert not plan.note_callback(task, "generating", 5.0, is_authentic=True)
+    assert plan.delay(task, 5.0) > 120
+    assert plan.note_callback(task, "odd", 6.0, is_authentic=True)
+    assert plan.delay(task, 6.0) < 1
 
 
 def test_a_listener_waits_where_callbacks_come_for_its_task() -> None:
     plan, task = planner(), entry(listeners=1)
     assert plan.poll_time_for_listener(task, 3.0) == MAX_LISTENER_INTERVAL
-    assert plan.callback_received(task, "text", 10.0, is_authentic=True)
+    assert plan.note_callback(task, "text", 10.0, is_authentic=True)
     assert plan.poll_time_for_listener(task, 11.0) == 11.0
     task.progress.stages = (("text", 10.0),)
     assert plan.poll_time_for_listener(task, 11.0) == math.inf
@@ -103,7 +103,7 @@ def test_after_most_have_ended_polls_go_nearly_as_without() -> None:
     plan = planner()
     for _ in range(50):
         ended = entry()
-        plan.callback_received(ended, "complete", 100.0, is_authentic=True)
+        plan.note_callback(ended, "complete", 100.0, is_authentic=True)
         assert plan.succeeded(ended, 100.1) == ""
-    assert 95 < plan.wait(entry(), 0.0) < 125
-    assert plan.wait(entry(), 130.0) < 30
+    assert 95 < plan.delay(entry(), 0.0) < 125
+    assert plan.delay(entry(), 130.0) < 30

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kie_async._protocol.preconditions import RecentSet
+from kie_async._protocol.admission import RecentSet
 
 
 def test_the_oldest_are_forgotten() -> None:

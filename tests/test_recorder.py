@@ -346,7 +346,7 @@ async def test_an_intent_of_a_living_process_is_left_alone(tmp_path: Path) -> No
     async with alive(tmp_path, "elsewhere:1:aa"), recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
         assert (await kept.job("k")).state is State.INTENT
-        assert "another process submits it" in kept.notes()
+        assert "left as it is" in kept.notes()
 
 
 async def test_an_intent_is_settled_when_the_lease_of_its_process_has_run_out(tmp_path: Path) -> None:

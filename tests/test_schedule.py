@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.retry import MAX_DELAY, Budget, backoff
+from kie_async._protocol.retry import MAX_DELAY, RetryBudget, backoff
 from kie_async._protocol.schedule import MAX_INTERVAL, MIN_INTERVAL, Key, PollSchedule, retry_delay
 from kie_async.models import Stage
 
@@ -114,7 +114,7 @@ def test_waits_grow_by_two_up_to_the_longest() -> None:
 
 
 def test_a_budget_is_spent_and_refilled() -> None:
-    budget = Budget(capacity=12, cost=5)
+    budget = RetryBudget(capacity=12, cost=5)
     assert [budget.spend() for _ in range(3)] == [True, True, False]
     assert budget.tokens == 2
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_a_budget_is_spent_and_refilled() -> None:
 
 
 def test_a_budget_never_holds_more_than_at_first() -> None:
-    budget = Budget(capacity=10, cost=5)
+    budget = RetryBudget(capacity=10, cost=5)
     for _ in range(100):
         budget.succeed()
     assert [budget.spend() for _ in range(3)] == [True, True, False]

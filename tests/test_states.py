@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async._protocol import wire
-from kie_async._protocol.statuses import WORDS, Failed, NotFound, Running, Succeeded, Word, judge, reached, stage_of
+from kie_async._protocol.statuses import (
+    WORDS,
+    Failed,
+    NotFound,
+    Running,
+    Succeeded,
+    Word,
+    judge,
+    stage_number,
+    stage_of,
+)
 from kie_async.models import STAGES, TaskRecord, Track
 
 DONE = Track("a", audio_url="https://x.example/a.mp3", duration=10)
@@ -137,7 +147,7 @@ def test_stages() -> None:
     assert stage_of(TaskRecord("t", "PENDING", (BARE,))) == "text"
     assert stage_of(TaskRecord("t", "FIRST_SUCCESS")) == "first"
     assert stage_of(TaskRecord("t", "PENDING", (DONE, BARE))) == "first"
-    assert [reached(stage) for stage in (None, *STAGES)] == [0, 1, 2, 3]
+    assert [stage_number(stage) for stage in (None, *STAGES)] == [0, 1, 2, 3]
 
 
 @given(

@@ -19,7 +19,7 @@ from virtual_time import VirtualTimeLoop
 from kie_async import errors
 from kie_async._client import Transport
 from kie_async._protocol.endpoints import ROUTES, ApiCall, credits_left, download_url
-from kie_async._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, READ_ATTEMPTS, Budget
+from kie_async._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget
 from kie_async.errors import KieError
 from kie_async.events import Event, Retrying
 from kie_async.models import ExtendRequest
@@ -242,7 +242,7 @@ async def test_a_wait_that_is_too_long_is_raised_and_not_slept(clock: VirtualTim
 
 async def test_many_failing_reads_share_one_budget_and_spread() -> None:
     emitted: list[Event] = []
-    budget = Budget()
+    budget = RetryBudget()
     spare = int(budget.capacity / budget.cost)
     async with fault_server(BUSY) as server, transport(server.url, emitted) as opened:
         outcomes = await asyncio.gather(*(opened.send(LOOK) for _ in range(1000)), return_exceptions=True)
@@ -264,7 +264,7 @@ async def test_successes_refill_the_budget() -> None:
             with pytest.raises(errors.ServerError):
                 await opened.send(LOOK)
         server.replies[:] = [ok(RECORD)]
-        for _ in range(int(Budget().cost)):
+        for _ in range(int(RetryBudget().cost)):
             await opened.send(LOOK)
         server.replies[:] = [BUSY, ok(RECORD)]
         assert await opened.send(LOOK) is not None

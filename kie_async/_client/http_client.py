@@ -32,7 +32,7 @@ from kie_async._client.concurrency import internal_errors
 from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_values import dump
 from kie_async._protocol.responses import Response, parse_response
-from kie_async._protocol.retry import MAX_RETRY_AFTER, READ_ATTEMPTS, Budget, backoff
+from kie_async._protocol.retry import MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget, backoff
 from kie_async.errors import (
     BadResponseError,
     ConnectError,
@@ -72,7 +72,7 @@ class Transport(anyio.AsyncContextManagerMixin):
     def __init__(self, settings: Settings, emit: Observer) -> None:
         self.settings = settings
         self.emit = emit
-        self._budget = Budget()
+        self._budget = RetryBudget()
         self._reads = asyncio.Semaphore(settings.max_concurrent_polls + _DIRECT)
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._timeout = aiohttp.ClientTimeout(

@@ -17,7 +17,7 @@ from itertools import count
 
 from kie_async._client.task import CallbackClaims, PollPhase, TrackedTask
 from kie_async._protocol.schedule import MIN_INTERVAL, PollSchedule, retry_delay
-from kie_async._protocol.statuses import WORDS, Word, reached
+from kie_async._protocol.statuses import WORDS, Word, stage_number
 from kie_async.models import STAGES
 
 MAX_LISTENER_INTERVAL = 8.0  # seconds between two polls while somebody listens to the stages
@@ -139,7 +139,7 @@ class PollPlanner:
 
     # ------------------------------------------------------------ what happens
 
-    def callback_received(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
+    def note_callback(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
         """Note what a callback says of a task; return whether the task is to be polled soon.
 
         Args:
@@ -157,7 +157,7 @@ class PollPlanner:
             self._trust.came(now, is_first_of_end=is_first_of_end)
         task.callbacks = CallbackClaims(
             stages=max(known.stages, stages),
-            polls_since_end=0 if is_end and known.polls_since_end is None else known.polls_since_end,
+            polls_since_claim=0 if is_end and known.polls_since_claim is None else known.polls_since_claim,
             came=known.came or is_authentic,
             end_came_at=now if is_authentic and is_first_of_end else known.end_came_at,
         )
@@ -182,15 +182,15 @@ class PollPlanner:
 
     # ------------------------------------------------------------ when to poll
 
-    def wait(self, task: TrackedTask, now: float) -> float:
+    def delay(self, task: TrackedTask, now: float) -> float:
         """Seconds until the next poll of a task."""
         if task.polls.failures:
             return retry_delay(task.polls.failures, self._random)
         if task.progress.pending_reason in {"not visible", "no audio"}:
             return min(_MAX_PENDING_INTERVAL, 1 + (now - task.progress.pending_since) / 4)
         wait = self._wait_for_end(task, now)
-        if task.callbacks.polls_since_end is not None:  # a callback reported its end, the record does not yet
-            wait = min(wait, retry_delay(task.callbacks.polls_since_end, self._random))
+        if task.callbacks.polls_since_claim is not None:  # a callback reported its end, the record does not yet
+            wait = min(wait, retry_delay(task.callbacks.polls_since_claim, self._random))
         return wait
 
     def _wait_for_end(self, task: TrackedTask, now: float) -> float:
@@ -209,7 +209,7 @@ class PollPlanner:
 
     def poll_time_for_listener(self, task: TrackedTask, now: float) -> float:
         """The time of the next poll of a task to whose stages somebody begins to listen."""
-        if task.callbacks.stages > reached(task.progress.stage):  # a callback reported a stage, and nobody listened
+        if task.callbacks.stages > stage_number(task.progress.stage):  # one reported a stage, and nobody listened
             return earliest_poll(task, now)
         if self.awaits_callback(task, now):
             return math.inf

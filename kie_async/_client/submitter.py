@@ -23,8 +23,8 @@ from kie_async._client.lifetime import check_running
 from kie_async._client.submission_gate import InFlightLimit, SubmissionGate
 from kie_async._client.task import Origin, TrackedTask
 from kie_async._client.tracker import Tracker
+from kie_async._protocol.admission import RecentSet
 from kie_async._protocol.endpoints import ROUTES
-from kie_async._protocol.preconditions import RecentSet
 from kie_async._protocol.responses import MOMENTARY
 from kie_async._protocol.retry import backoff
 from kie_async.errors import (

@@ -179,13 +179,13 @@ class CallbackClaims(NamedTuple):
 
     Attributes:
         stages: how many stages are behind the task.
-        polls_since_end: polls since a callback said that the task has ended; None if none said so.
+        polls_since_claim: polls since a callback said that the task has ended; None if none said so.
         came: a callback came to the address of this task's own submission, which only the service knows.
         end_came_at: when such a callback said that the task has ended.
     """
 
     stages: int = 0
-    polls_since_end: int | None = None
+    polls_since_claim: int | None = None
     came: bool = False
     end_came_at: float | None = None
 
@@ -261,15 +261,18 @@ def outcome_of(
     record: TaskRecord | None,
     settings: Settings,
     *,
-    is_paid: bool,
+    may_be_paid: bool,
 ) -> TaskResult | KieError:
-    """The outcome of a task that record-info has settled; ``is_paid`` if the service itself gave its id."""
+    """The outcome of a task that record-info has settled.
+
+    ``may_be_paid`` unless nothing says that the service ever gave its id.
+    """
     if isinstance(verdict, Succeeded):
         return _result(task, verdict, record or TaskRecord(task.task_id))
     if isinstance(verdict, Failed):
         return _failure(task, verdict)
     message = f"the service does not know this task, {settings.not_found_timeout:.0f} s after the first poll"
-    return TaskNotFoundError(message, task.task_id, charged="maybe" if is_paid else "no")
+    return TaskNotFoundError(message, task.task_id, charged="maybe" if may_be_paid else "no")
 
 
 def _result(task: TrackedTask, verdict: Succeeded, record: TaskRecord) -> TaskResult:

@@ -1,7 +1,7 @@
-"""One coroutine follows every task: it polls each when it is due, a bounded number at once.
+"""One coroutine starts the polls of all tasks, each when it is due; a bounded number run at once.
 
-A callback only moves a task's next poll to now; the poll settles the task. Each poll has its own error, so one bad id
-does not block the others. What a record means is decided in ``_protocol.statuses``, when to poll in ``next_poll``.
+A callback only moves a task's next poll to now; the poll settles the task. A poll that fails concerns its own task
+alone. What a record means is decided in ``_protocol.statuses``, when to poll in ``_client.next_poll``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kie_async._client.task import (
     timed_out,
 )
 from kie_async._protocol.schedule import Key, PollSchedule
-from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, reached
+from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, stage_number
 from kie_async.errors import AuthError, KieError, SessionError
 from kie_async.events import Finished, Notice, Observer, Polled, PollFailed, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
@@ -39,11 +39,11 @@ from kie_async.settings import Settings
 OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of a task and its outcome
 Fetch = Callable[[str], Awaitable[TaskRecord | None]]
 
-_origin = lru_cache(1000)(Origin)  # few kinds, many tasks
-_MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds; after CALLBACK_EXCEPTION, no audio was seen for over 10 min
-_WRONG_KEY = 5  # refusals in a row of a key that has never worked: it is wrong
+_shared_origin = lru_cache(1000)(Origin)  # equal origins are one object, to save memory
+_MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds; after CALLBACK_EXCEPTION, audio was seen to be missing for over 10 min
+_REFUSALS_OF_A_WRONG_KEY = 5  # in a row, of a key that has never worked
 _MAX_UNKNOWN_WORDS = 100  # that are reported; a hostile answer could hold any number
-_MAX_AGE = 86_400.0  # seconds; of a task said to be older, the clock is not believed
+_MAX_AGE = 86_400.0  # seconds; an age by created_at above this is not believed: the clocks differ
 _CLOSE_BATCH = 200  # tasks that are ended before others get a turn
 
 
@@ -57,7 +57,8 @@ class Tracker:
         polls_per_second: the route's limit on all polls together.
 
     Attributes:
-        on_finished: called with each task that has ended; set by who records them. While it is set, no task is paused.
+        on_finished: called with each task that has ended; set by the journal's recorder. While it is set, tasks are
+            polled even if nobody waits for them; without it they are paused then.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Tracker:
         self._planner = PollPlanner(schedule, random.random, callbacks=bool(settings.callback_url))
         self._queue = PollQueue(settings.max_concurrent_polls, polls_per_second)
         self._followed: dict[str, TrackedTask] = {}
-        self._paused: WeakValueDictionary[str, TrackedTask] = WeakValueDictionary()  # somebody may wait for them again
+        self._paused: WeakValueDictionary[str, TrackedTask] = (
+            WeakValueDictionary()
+        )  # those that somebody holds, and may await again
         self._unknown_words: set[str] = set()
         self._key_works = False  # the service has accepted the key, so that a later refusal may be a slip
         self._is_closed = False
@@ -87,8 +90,8 @@ class Tracker:
         Args:
             task_id: as the service gave it.
             origin: what is known of it; not used if it is followed already.
-            on_release: called once, when it is not followed any more; at once if it is followed already, for then the
-                first caller holds the place in flight.
+            on_release: called once, when the task is paused or has ended: it gives the place in flight back. At once
+                if the task is known already, for it needs no second place.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
@@ -107,7 +110,7 @@ class Tracker:
             self._finish(task, session_closed(task_id))
         else:
             self._followed[task_id] = task
-            first_poll = now + self._planner.wait(task, now) if origin.is_own else now
+            first_poll = now + self._planner.delay(task, now) if origin.is_own else now
             self._queue.schedule(task, first_poll)
         return task
 
@@ -124,10 +127,12 @@ class Tracker:
             self._planner.stray_callback_received(task_id)
             return False
         now = self._now()
-        if self._planner.callback_received(task, stage, now, is_authentic=is_authentic):
+        if self._planner.note_callback(task, stage, now, is_authentic=is_authentic):
             self._poll_by(task, earliest_poll(task, now))
-        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task, now):  # it may wait longer now
-            self._queue.schedule(task, now + self._planner.wait(task, now))
+        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(
+            task, now
+        ):  # trusted from now on: it may be put off
+            self._queue.schedule(task, now + self._planner.delay(task, now))
         return True
 
     async def wait(self, task: TrackedTask) -> TaskResult:
@@ -136,8 +141,8 @@ class Tracker:
         Raises:
             KieError: why it has no result; each waiter gets an error of its own.
 
-        Cancelling stops nothing for others; when the last waiter goes, the task is not polled any more, unless its end
-        is recorded.
+        Cancelling stops nothing for others; when the last waiter goes, the task is not polled any more, unless
+        ``on_finished`` is set.
         """
         self._add_waiter(task)
         try:
@@ -151,7 +156,7 @@ class Tracker:
         try:
             raise error
         finally:
-            del task, error  # the error's traceback holds this frame, and would hold them for as long as it lives
+            del task, error  # the error's traceback holds this frame, which must not hold them in turn
 
     async def stages(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Give each stage once, in order; a success passes through all of them. Ends with the task."""
@@ -160,12 +165,12 @@ class Tracker:
         if task.outcome is None:
             self._poll_by(task, self._planner.poll_time_for_listener(task, self._now()))
         try:
-            for stage in STAGES:
-                while task.outcome is None and reached(task.progress.stage) < reached(stage):
+            for wanted in STAGES:
+                while task.outcome is None and stage_number(task.progress.stage) < stage_number(wanted):
                     await task.waiters.next_change()
-                if reached(task.progress.stage) < reached(stage):
+                if stage_number(task.progress.stage) < stage_number(wanted):
                     return
-                yield TaskEvent(task.task_id, stage, task.progress.tracks)
+                yield TaskEvent(task.task_id, wanted, task.progress.tracks)
         finally:
             task.waiters.listeners -= 1
             self._remove_waiter(task)
@@ -174,7 +179,7 @@ class Tracker:
         """Count somebody who begins to wait for a task."""
         if asyncio.get_running_loop() is not self._loop:
             raise SessionError("the task belongs to another event loop: await it there")
-        if self._is_closed and task.outcome is None:
+        if self._is_closed and task.outcome is None:  # it was paused when the session closed
             self._finish(task, session_closed(task.task_id))
         self._resume(task)
         task.waiters.count += 1
@@ -190,10 +195,10 @@ class Tracker:
         task.is_paused = True
         self._followed.pop(task.task_id, None)
         self._paused[task.task_id] = task
-        task.release()
+        task.release()  # nobody follows it: its place is free, though it goes on at the service
 
     def _resume(self, task: TrackedTask) -> None:
-        """Go on polling a task that was paused, at the time at which it would have been polled anyway."""
+        """Go on polling a task that was paused, at its scheduled time, or at once if that is past."""
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
@@ -217,7 +222,7 @@ class Tracker:
     async def _sleep(self, until: float | None) -> None:
         """Sleep until a poll may start, or until the queue has changed."""
         changed = self._queue.changed
-        changed.clear()
+        changed.clear()  # nothing else ran since ``until`` was asked for, so no change is lost
         timer = None if until is None else self._loop.call_at(until, changed.set)
         try:
             await changed.wait()
@@ -227,7 +232,7 @@ class Tracker:
 
     async def _close(self) -> None:
         """End all tasks, some at a time, so that a great number of them does not block the loop."""
-        self._queue.clear()  # so that each task is freed with its last waiter
+        self._queue.clear()  # its entries would keep the tasks alive
         with anyio.CancelScope(shield=True):
             while self._followed:
                 for _ in range(min(len(self._followed), _CLOSE_BATCH)):
@@ -236,6 +241,7 @@ class Tracker:
                 await asyncio.sleep(0)
 
     async def _poll(self, task: TrackedTask) -> None:
+        """Poll a task once. Whatever goes wrong, a fault of ours included, is a failed poll of this task alone."""
         error = None
         try:
             with internal_errors("record-info"):
@@ -259,30 +265,31 @@ class Tracker:
         task.polls.failures = task.polls.refusals = 0
         if record is not None:
             self._note_record(task, record, now)
-        self._emit(Polled(task.task_id, task.progress.status if record else "not visible", now - task.started_at))
-        verdict = self._judge_in_time(task, record, now)
+        self._emit(Polled(task.task_id, record.status if record is not None else "not visible", now - task.started_at))
+        verdict = self._judge_with_timeouts(task, record, now)
         if isinstance(verdict, Running):
             self._advance(task, verdict.stage, now)
             task.polls.last_at = now
-            if (polls := task.callbacks.polls_since_end) is not None:
-                task.callbacks = task.callbacks._replace(polls_since_end=polls + 1)
+            if (polls := task.callbacks.polls_since_claim) is not None:
+                task.callbacks = task.callbacks._replace(polls_since_claim=polls + 1)
             return
         if isinstance(verdict, Succeeded):
             task.progress.tracks = verdict.tracks
             self._advance(task, "complete", now)
             if warning := self._planner.succeeded(task, now):
                 self._emit(Notice(task.task_id, warning))
-        is_paid = task.origin.is_own or self.on_finished is not None  # the service gave this id
-        self._finish(task, outcome_of(task, verdict, record, self._settings, is_paid=is_paid))
+        may_be_paid = task.origin.is_own or self.on_finished is not None  # or a job of the journal may be
+        self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid))
 
     def _note_record(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
         progress, origin, status = task.progress, task.origin, record.status
         if not progress.is_visible and not origin.is_own:  # submitted elsewhere, or earlier
             key = Key(record.operation_type or "unknown", record.type or "unknown")
-            task.origin = _origin(key, False, origin.continue_at, origin.source_duration)
+            task.origin = _shared_origin(key, False, origin.continue_at, origin.source_duration)
             if record.created_at is not None:
                 age = (datetime.now(UTC) - record.created_at).total_seconds()
-                task.started_at = now - age if 0 < age < _MAX_AGE else task.started_at
+                if 0 < age < _MAX_AGE:
+                    task.started_at = now - age
         progress.is_visible = True
         progress.status = intern(status)  # few words, many tasks
         progress.tracks = record.tracks or progress.tracks
@@ -291,7 +298,8 @@ class Tracker:
             self._unknown_words.add(status)
             self._emit(Notice(task.task_id, f"the status {clean(status)!r} is not known: taken as running"))
 
-    def _judge_in_time(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
+    def _judge_with_timeouts(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
+        """What a record means, once the time that its pending state may last is counted in."""
         verdict = judge(record)
         progress = task.progress
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
@@ -304,12 +312,14 @@ class Tracker:
             "no audio": self._settings.missing_audio_timeout,
             "undelivered": max(self._settings.missing_audio_timeout, _MIN_UNDELIVERED_TIMEOUT),
         }
-        is_over = now - progress.pending_since >= timeouts.get(reason, math.inf)
+        is_over = now - progress.pending_since >= timeouts.get(
+            reason, math.inf
+        )  # other reasons may last as long as the task
         return judge(record, timed_out=True) if is_over else verdict
 
     def _advance(self, task: TrackedTask, stage: Stage | None, now: float) -> None:
         """Note the stages that are new; a report that goes backwards changes nothing."""
-        new = STAGES[reached(task.progress.stage) : reached(stage)]
+        new = STAGES[stage_number(task.progress.stage) : stage_number(stage)]
         for each in new:
             task.progress.stages = (*task.progress.stages, (each, now - task.started_at))
             self._emit(StageReached(task.task_id, each))
@@ -317,15 +327,16 @@ class Tracker:
             task.waiters.notify()
 
     def _take_failure(self, task: TrackedTask, error: KieError) -> None:
-        """Take note of a poll that was not answered."""
+        """Take note of a poll that brought no record."""
         task.polls.failures += 1
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error))))
-        if isinstance(error, AuthError) and task.polls.refusals >= _WRONG_KEY and not self._key_works:
-            error.task_id, error.charged = task.task_id, "yes"
+        if isinstance(error, AuthError) and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY and not self._key_works:
+            error.task_id, error.charged = task.task_id, "yes"  # the task is, whatever this key is
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError) -> None:
+        """End a task: tell the observer, the waiters and the recorder, and give its place in flight back."""
         task.outcome = outcome
         self._followed.pop(task.task_id, None)
         self._paused.pop(task.task_id, None)
@@ -348,10 +359,10 @@ class Tracker:
         elif phase is PollPhase.REPEAT:
             self._queue.schedule(task, min(earliest_poll(task, now), task.deadline))
         else:
-            self._queue.schedule(task, min(now + self._planner.wait(task, now), task.deadline))
+            self._queue.schedule(task, min(now + self._planner.delay(task, now), task.deadline))
 
     def _poll_by(self, task: TrackedTask, when: float) -> None:
-        """Poll a task no later than ``when``. If that is now and a poll is under way, poll again when it has ended."""
+        """Poll a task no later than ``when``. If one is under way and that is now, poll again after it."""
         if task.polls.phase is PollPhase.NONE:
             if when < task.polls.next_at:
                 self._queue.schedule(task, when)

@@ -4,7 +4,7 @@ First what the service accepts, as data, each limit with the page that states it
 one decides, and ``OLDER`` holds what the other says. Then how a cut point is written: ``45.5``, ``1:05``, ``75%``,
 ``-10s``. Last the rules: each takes the fields as they were given, of any type whatever, and yields what is wrong with
 them. Refused is what the service is known to refuse, and what would be paid and cannot have the effect that is asked
-for. What is only pointless is no fault: see ``_protocol.preconditions``.
+for. What is only pointless is no fault: see ``_protocol.admission``.
 """
 
 from __future__ import annotations

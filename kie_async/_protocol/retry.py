@@ -19,7 +19,7 @@ def backoff(attempt: int, random: Random, *, base: float = 0.5, limit: float = M
     return random() * min(limit, base * 2.0 ** min(attempt, 30))
 
 
-class Budget:
+class RetryBudget:
     """Tokens that the retries of reads share."""
 
     def __init__(self, capacity: float = 500.0, cost: float = 5.0) -> None:

@@ -1,4 +1,4 @@
-"""When the next poll is due: pure, no clock, randomness passed in.
+"""How long tasks last, learnt from those that ended, and how densely to poll for it: pure, no clock.
 
 A poll costs a request, and lateness costs the waiting caller. With a hazard ``h(t)`` of the task ending at age ``t``
 and a poll worth ``poll_cost`` seconds of lateness, the density of polls that costs least in all is

@@ -120,7 +120,7 @@ def stage_of(record: TaskRecord) -> Stage | None:
     return STAGE_WORDS.get(record.status) or ("text" if record.tracks else None)
 
 
-def reached(stage: Stage | None) -> int:
+def stage_number(stage: Stage | None) -> int:
     """How many stages are behind a task that is at ``stage``; reports that go backwards have a smaller number."""
     return 0 if stage is None else STAGES.index(stage) + 1
 

@@ -150,7 +150,7 @@ async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerato
             if job.state is State.PLANNED and runner.stopped is not None:
                 return
             yield job.key
-    async for job in recorder.intents_left(batch):
+    async for job in recorder.takeover.intents_left(batch):
         yield job.key
 
 

@@ -1,7 +1,8 @@
 """Bring a journal into line with what really happened: by the results on disk, or by what a person decides.
 
 ``results.jsonl`` and the sidecars outlive a journal that was deleted, or restored from an older copy. A task that they
-name and the journal does not know was paid, and must not be paid again.
+name and the journal does not know was paid, and must not be paid again. What dead processes left in the journal itself
+is taken over in the room ``journal``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _MAX_CLOCK_DIFFERENCE = 600.0  # seconds
 
 async def reconcile(recorder: Recorder, results: Results, batch: str) -> AsyncGenerator[Job, None]:
     """Settle the submissions of dead processes, and write the lines that a crash prevented; yield their jobs."""
-    await recorder.recover_all(batch)
+    await recorder.takeover.settle_all(batch)
     since = await results.last_recorded() - _MAX_CLOCK_DIFFERENCE
     async for job in recorder.journal.jobs(*_ENDED_WITHOUT_TRACKS, batch=batch):
         if job.moments[job.state.value] > since and await results.record_end(job):

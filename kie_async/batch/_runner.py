@@ -22,9 +22,10 @@ from anyio import to_thread
 from kie_async._client import Task
 from kie_async._client.concurrency import internal_errors
 from kie_async._client.lifetime import until_done
-from kie_async._protocol.preconditions import FailureStreak
+from kie_async._protocol.admission import FailureStreak
 from kie_async._protocol.request_rules import is_url
-from kie_async.batch._budget import Action, CreditBudget, ErrorPolicy
+from kie_async.batch._budget import CreditBudget
+from kie_async.batch._error_policy import Action, ErrorPolicy
 from kie_async.batch._reconcile import RecordedTasks
 from kie_async.batch._results import Results
 from kie_async.errors import (
@@ -156,7 +157,7 @@ class Runner:
     async def _step(self, job: Job) -> Job:
         steps = {
             State.PLANNED: self._submit,
-            State.INTENT: self._recorder.recover,
+            State.INTENT: self._recorder.takeover.settle,
             State.SUBMITTED: self._follow,
             State.SUCCEEDED: self._deliver,
         }

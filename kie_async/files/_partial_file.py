@@ -3,7 +3,8 @@
 What proves that a later response continues the same file stands in ``NAME.part.json``; without that proof a download
 begins anew. A part is locked while it is written, so that two processes never mix their bytes in one: the second
 takes ``NAME.part-2``. The final name appears by a hard link, which is atomic and overwrites nothing, and only
-after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none.
+after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none. When and from
+where a download goes on is decided in ``_download``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A slot is held until the answer's headers and free one window later, as in ``SlidingLimiter``. Its holder says every
 few seconds that it lives; the slots of a dead one are free one window after its lease. Without the database nobody
-submits: no quota, no spending.
+submits: no quota, no spending. Who gets which slot is decided in ``_quota_rules``.
 """
 
 from __future__ import annotations

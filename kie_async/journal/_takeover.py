@@ -1,0 +1,152 @@
+"""What a dead process leaves goes on with a living one: its intents are settled, and its tasks are followed.
+
+An intent without an answer becomes ``SUBMITTED`` if a callback with its token was saved, and ``UNKNOWN`` if not; it
+is never sent again. A process is dead when its lease has run out, or when it is no more on this machine (``_leases``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+
+import anyio
+
+from kie_async._client import Task
+from kie_async._client.concurrency import internal_errors
+from kie_async.errors import ConflictError, KieError
+from kie_async.events import Notice, Observer, clean
+from kie_async.journal._job import Job, JobError, State
+from kie_async.journal._journal import Journal
+from kie_async.journal._leases import LEASE, Leases, process_lease
+
+INTERVAL = 10.0  # seconds between two checks whether a process has died
+WITHOUT_ANSWER = (State.INTENT, State.UNKNOWN)
+
+
+class Takeover:
+    """Settles what has no answer, and takes over from the dead.
+
+    Args:
+        journal: open already.
+        leases: those that this process holds.
+        knows: tells whether the submission with a token is under way or followed here.
+        follow: follows the task of a job.
+        emit: is called with what could not be done.
+
+    Attributes:
+        not_sent: token to key of each intent whose write failed: it may be in the journal, but nothing was sent.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        leases: Leases,
+        *,
+        knows: Callable[[str], bool],
+        follow: Callable[[Job], Task],
+        emit: Observer,
+    ) -> None:
+        self._journal = journal
+        self._leases = leases
+        self._knows = knows
+        self._follow = follow
+        self._emit = emit
+        self.not_sent: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Take over from processes that are dead, now and whenever another may have died, until cancelled."""
+        done_with = {self._journal.process_id}
+        async with anyio.create_task_group() as group:
+            while True:
+                try:
+                    with internal_errors("dead processes"):
+                        for process_id in await self._journal.open_processes():
+                            if process_id not in done_with:
+                                group.start_soon(self._take_over, process_id, done_with)
+                except KieError as error:
+                    self._notice(f"the tasks of dead processes could not be read now: {clean(error.message)}")
+                await anyio.sleep(INTERVAL)
+
+    async def _take_over(self, process_id: str, done_with: set[str]) -> None:
+        """Settle the intents of a process, if it is dead, and follow its tasks to their ends.
+
+        As long as this lasts, this process holds the dead one's lease, so that no other does the same.
+        """
+        try:
+            with internal_errors("the tasks of a dead process"):
+                async with self._leases.holding(process_lease(process_id)):
+                    jobs = [job async for job in self._journal.jobs(State.INTENT, State.SUBMITTED)]
+                    settled = [await self.try_to_settle(job) for job in jobs if job.process_id == process_id]
+                    # A job whose task outlives its timeout stays submitted: without this it would be taken for ever.
+                    done_with.add(process_id)
+                    tasks = [self._follow(job) for job in settled if job.state is State.SUBMITTED]
+                    for task in tasks:
+                        with suppress(KieError):
+                            await task
+        except ConflictError:  # it lives, or another process was quicker
+            return
+        except KieError as error:
+            self._notice(f"the tasks of a dead process could not be taken over: {clean(error.message)}")
+
+    async def settle_all(self, batch: str) -> None:
+        """Settle each intent of a batch whose process is dead, and each unknown; ``""`` is the jobs of no batch.
+
+        An intent whose process lives is left to that process.
+        """
+        async for job in self._journal.jobs(*WITHOUT_ANSWER, batch=batch):
+            await self.try_to_settle(job)
+
+    async def try_to_settle(self, job: Job) -> Job:
+        """Settle a job if that is possible now; else leave it to whoever has it, and return it unchanged."""
+        try:
+            return await self.settle(job)
+        except ConflictError as error:
+            self._notice(f"left as it is: {error.message}", job.task_id)
+            return job
+
+    async def settle(self, job: Job) -> Job:
+        """Settle an intent whose process is dead, or an unknown.
+
+        An intent of which this process knows that nothing was sent becomes planned again.
+
+        Raises:
+            ConflictError: this process is submitting or following it, its process lives, or another was quicker.
+        """
+        if job.token is not None and self._knows(job.token):
+            raise ConflictError(f"job {job.key!r} is being submitted or followed by this process", job.task_id)
+        if job.state not in WITHOUT_ANSWER:
+            return job
+        if job.state is State.INTENT and job.token in self.not_sent:
+            return await self._journal.move(job.key, State.PLANNED, token=job.token)
+        if job.state is State.INTENT and job.process_id != self._journal.process_id:
+            await self._leases.ensure_dead(job.process_id or "")
+        callbacks = await self._journal.callbacks_for(token=job.token)
+        if job.state is State.INTENT and not callbacks:  # one of this process's own is neither under way nor unsent
+            error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
+            job = await self._journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
+            # A callback may have arrived between the read and the write: check again.
+            callbacks = await self._journal.callbacks_for(token=job.token)
+        if callbacks:
+            return await self._journal.move(job.key, State.SUBMITTED, token=job.token, task_id=callbacks[0].task_id)
+        return job
+
+    async def plan_again(self) -> None:
+        """Take the intents back that were never sent."""
+        for token, key in self.not_sent.items():
+            with suppress(KieError):  # taken back already; or the journal is away, and the intent stays
+                await self._journal.move(key, State.PLANNED, token=token)
+
+    async def intents_left(self, batch: str) -> AsyncGenerator[Job, None]:
+        """Wait for one lease if other processes have intents in a batch, and give those.
+
+        By then each is settled, or its process is known to be dead.
+        """
+        jobs = [job async for job in self._journal.jobs(State.INTENT, batch=batch)]
+        left = [job for job in jobs if job.process_id != self._journal.process_id]
+        if left:
+            await anyio.sleep(LEASE)
+        for job in left:
+            yield job
+
+    def _notice(self, note: str, task_id: str | None = None) -> None:
+        self._emit(Notice(task_id or "", note))
