@@ -89,7 +89,8 @@ class Worker:
         self._engine: EngineWorker | None = None
         connector = PsycopgConnector(
             conninfo=read_address(dsn)[0].reveal(),
-            kwargs={"prepare_threshold": None},  # a pooler in between knows no prepared statements
+            # A pooler in between knows no prepared statements; a process that is stopped holds no lock.
+            kwargs={"prepare_threshold": None, "autocommit": True},
             min_size=0,
             max_size=2,  # besides the one that listens
             timeout=CONNECT_TIMEOUT,
