@@ -29,7 +29,7 @@ from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal import Job, Recorder, State
-from kie_async.journal._postgres import read_address
+from kie_async.journal._postgres import commit_at_once, read_address
 
 QUEUE = "kie_async"
 TASK = "kie_async.run_job"
@@ -89,8 +89,8 @@ class Worker:
         self._engine: EngineWorker | None = None
         connector = PsycopgConnector(
             conninfo=read_address(dsn)[0].reveal(),
-            # A pooler in between knows no prepared statements; a process that is stopped holds no lock.
-            kwargs={"prepare_threshold": None, "autocommit": True},
+            kwargs={"prepare_threshold": None},  # a pooler in between knows no prepared statements
+            configure=commit_at_once,
             min_size=0,
             max_size=2,  # besides the one that listens
             timeout=CONNECT_TIMEOUT,

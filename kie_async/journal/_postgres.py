@@ -222,6 +222,11 @@ async def _rows(cursor: psycopg.AsyncCursor[Any]) -> Rows:
     return await cursor.fetchall() if cursor.description else [()] * cursor.rowcount
 
 
+async def commit_at_once(connection: Connection) -> None:
+    """Let no transaction stay open until the event loop comes round: a process that is stopped holds no lock."""
+    await connection.set_autocommit(True)
+
+
 def read_address(dsn: str) -> tuple[Secret, str]:
     """The whole address for psycopg, and what of it may be shown."""
     try:
