@@ -401,10 +401,8 @@ async def test_a_batch_settles_the_intent_of_a_process_that_dies_while_it_runs(t
     assert '"state":"unknown"' in (tmp_path / "out" / "results.jsonl").read_text()
 
 
-async def test_whoever_takes_over_from_a_dead_process_holds_its_lease_until_its_tasks_have_ended(
-    tmp_path: Path,
-) -> None:
-    lease = "process:elsewhere:1:aa"
+async def test_whoever_takes_over_from_a_dead_process_holds_a_lease_until_its_tasks_have_ended(tmp_path: Path) -> None:
+    lease = "takeover:elsewhere:1:aa"
     async with recording(tmp_path) as kept, store(tmp_path, "another:1:x") as other:
         task_id = (await kept.service.session.submit(REQUEST)).id
         async with store(tmp_path, "elsewhere:1:aa") as dead:
@@ -416,6 +414,7 @@ async def test_whoever_takes_over_from_a_dead_process_holds_its_lease_until_its_
             await anyio.sleep(0.1)
         with pytest.raises(ConflictError):
             await other.lease(lease, 1)
+        await other.lease("process:elsewhere:1:aa", 600)  # its own is free, should it have been stopped merely
         await anyio.sleep(300)
         assert (await kept.job("submitted")).state is State.SUCCEEDED
         await other.lease(lease, 1)

@@ -15,6 +15,7 @@ import pytest
 from service import REQUEST, serving
 
 import kie_async as kie
+from kie_async.emulator import Fault
 from kie_async.errors import StorageError
 from kie_async.events import Notice
 from kie_async.journal import Job, Journal, PostgresJournal, SQLiteJournal, State
@@ -204,3 +205,42 @@ async def test_a_store_that_is_away_for_a_moment_delays_the_taking_over(method: 
 
             await until(ended)
         assert any("the store is away" in event.note for event in service.of(Notice))
+
+
+async def test_a_process_that_was_taken_for_dead_goes_on_while_another_follows_its_tasks(tmp_path: Path) -> None:
+    def stopped() -> Journal:
+        return SQLiteJournal(tmp_path / "kie.sqlite", process_id="elsewhere:1:stopped", poll=5.0)
+
+    async with serving() as service:
+        settings = service.session.settings
+        async with kie.KieSession(settings, journal=stopped()) as before:
+            task_id = (await before.submit(REQUEST)).id
+        async with kie.KieSession(settings, journal=file(tmp_path)) as other:
+            await anyio.sleep(20)
+            assert other.track(task_id).status != ""  # it has taken over
+            async with kie.KieSession(settings, journal=stopped()) as awake:
+                await awake.submit(REQUEST)
+            assert len(service.emulator.ledger) == 2
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+async def test_what_a_process_leaves_is_taken_over_again_unless_its_time_was_over(
+    gives_up: bool,  # noqa: FBT001  # a parameter
+    tmp_path: Path,
+) -> None:
+    faults = [Fault("stuck")] if gives_up else [Fault("failed", nth=1)]
+    async with serving(faults=faults, settings={"task_timeout": 120.0}) as service:
+        settings = service.session.settings
+
+        def submissions() -> Journal:
+            return SQLiteJournal(tmp_path / "kie.sqlite", process_id="elsewhere:1:dead", poll=5.0)
+
+        async with kie.KieSession(settings, journal=file(tmp_path)) as living:
+            for _ in range(2):
+                async with kie.KieSession(settings, journal=submissions()) as left:
+                    task_id = (await left.submit(REQUEST)).id
+                await anyio.sleep(400)
+            assert (service.emulator.polls(task_id) == 0) is gives_up
+            assert sorted(await states(living)) == (
+                [State.SUBMITTED, State.SUBMITTED] if gives_up else [State.FAILED, State.SUCCEEDED]
+            )

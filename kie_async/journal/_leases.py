@@ -37,10 +37,15 @@ class Leases:
         self._journal = journal
         self._emit = emit
         self._renewed: dict[str, float] = {}  # by name, when each was last renewed
+        self._guarding: set[str] = set()  # names of those without which nothing is submitted
 
     @asynccontextmanager
-    async def holding(self, name: str) -> AsyncGenerator[None]:
+    async def holding(self, name: str, *, guards_spending: bool = True) -> AsyncGenerator[None]:
         """Hold a lease, and renew it, for as long as the block lasts.
+
+        Args:
+            name: of the lease.
+            guards_spending: nothing is submitted once another process has it.
 
         Raises:
             ConflictError: another process holds it, or this one does.
@@ -56,9 +61,12 @@ class Leases:
                 with anyio.CancelScope(shield=True):
                     await self._release(name)
             raise
+        if guards_spending:
+            self._guarding.add(name)
         try:
             yield
         finally:
+            self._guarding.discard(name)
             del self._renewed[name]
             with anyio.CancelScope(shield=True):
                 await self._release(name)
@@ -77,21 +85,20 @@ class Leases:
             await self._release(name)
 
     async def check(self) -> None:
-        """See, before anything is spent, that no other process took a lease while this one slept.
+        """See, before anything is spent, that no other process took a lease that guards it while this one slept.
 
         Raises:
             ConflictError: one did.
         """
-        for name, renewed in tuple(self._renewed.items()):
-            if time.time() - renewed > LEASE:
+        for name in tuple(self._guarding):
+            if time.time() - self._renewed[name] > LEASE:
                 await self.renew(name)
 
     async def ensure_dead(self, process_id: str) -> None:
-        """Raise ConflictError if a process lives: it holds its lease then, unless this process has taken it over."""
+        """Raise ConflictError if a process lives: it holds its lease then."""
         name = process_lease(process_id)
-        await self._journal.lease(name, LEASE)
-        if name not in self._renewed:
-            await self._journal.release(name)
+        await self._journal.lease(name, HEARTBEAT)
+        await self._journal.release(name)
 
     async def keep_renewing(self) -> None:
         """Renew all leases that are held, until cancelled."""

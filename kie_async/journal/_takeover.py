@@ -13,11 +13,11 @@ import anyio
 
 from kie_async._client import Task
 from kie_async._client.concurrency import internal_errors
-from kie_async.errors import ConflictError, KieError
+from kie_async.errors import ConflictError, KieError, TaskFailedError, TaskNotFoundError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal._job import Job, JobError, State
 from kie_async.journal._journal import Journal
-from kie_async.journal._leases import LEASE, Leases, process_lease
+from kie_async.journal._leases import LEASE, Leases
 
 INTERVAL = 10.0  # seconds between two checks whether a process has died
 WITHOUT_ANSWER = (State.INTENT, State.UNKNOWN)
@@ -70,19 +70,18 @@ class Takeover:
     async def _take_over(self, process_id: str, done_with: set[str]) -> None:
         """Settle the intents of a process, if it is dead, and follow its tasks to their ends.
 
-        As long as this lasts, this process holds the dead one's lease, so that no other does the same.
+        As long as this lasts, a lease says so, and no other process does the same. It is not the dead one's own: a
+        process that was merely stopped for long goes on, and submits, when it wakes.
         """
         try:
             with internal_errors("the tasks of a dead process"):
-                async with self._leases.holding(process_lease(process_id)):
+                await self._leases.ensure_dead(process_id)
+                async with self._leases.holding(f"takeover:{process_id}", guards_spending=False):
                     jobs = [job async for job in self._journal.jobs(State.INTENT, State.SUBMITTED)]
                     settled = [await self.try_to_settle(job) for job in jobs if job.process_id == process_id]
-                    # A job whose task outlives its timeout stays submitted: without this it would be taken for ever.
-                    done_with.add(process_id)
                     tasks = [self._follow(job) for job in settled if job.state is State.SUBMITTED]
-                    for task in tasks:
-                        with suppress(KieError):
-                            await task
+                    if not all([await _has_ended(task) for task in tasks]):
+                        done_with.add(process_id)  # they stay submitted: they would be taken over for ever
         except ConflictError:  # it lives, or another process was quicker
             return
         except KieError as error:
@@ -150,3 +149,14 @@ class Takeover:
 
     def _notice(self, note: str, task_id: str | None = None) -> None:
         self._emit(Notice(task_id or "", note))
+
+
+async def _has_ended(task: Task) -> bool:
+    """Wait for a task as long as it is followed, and tell whether it came to an end that the journal takes."""
+    try:
+        await task
+    except (TaskFailedError, TaskNotFoundError):
+        return True
+    except KieError:  # its time was over, say
+        return False
+    return True

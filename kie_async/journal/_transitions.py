@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.errors import (
     AuthError,
     ConflictError,
@@ -51,7 +52,6 @@ FINAL = frozenset({State.DELIVERED, State.REJECTED, State.FAILED, State.UNKNOWN,
 OPEN = frozenset({State.PLANNED, State.INTENT, State.SUBMITTED, State.UNKNOWN})  # a callback may say something new
 PAID = frozenset({State.SUBMITTED, State.SUCCEEDED, State.DELIVERED})  # certainly accepted by the service
 
-RESERVED = 12.0  # credits taken for a submission as long as its true cost is not known
 _OF_ATTEMPT = frozenset({"task_id", "route", "credits"})
 _OF_RESULTS = frozenset({"tracks", "partial", "files"})
 FACTS = _OF_ATTEMPT | _OF_RESULTS | {"error"}  # what can be learnt with a transition
@@ -120,12 +120,12 @@ def _learnt(part: T, facts: Mapping[str, Any], names: frozenset[str]) -> T:
 
 
 def cost(job: Job) -> float:
-    """Credits that all attempts of a job have cost, or may have: what is not known counts as ``RESERVED``."""
+    """Credits that all attempts of a job have cost, or may have: what is not known counts as ``CREDITS_PER_TASK``."""
     given_back = job.error is not None and (job.error.refunded or job.error.charged == "no")
     is_free = job.state is State.PLANNED or (job.state is State.REJECTED and job.error is None)
     if is_free or (given_back and job.state in {State.REJECTED, State.FAILED}):
         return job.earlier_credits
-    return job.earlier_credits + (RESERVED if job.credits is None else job.credits)
+    return job.earlier_credits + (CREDITS_PER_TASK if job.credits is None else job.credits)
 
 
 def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> bool:
