@@ -75,6 +75,13 @@ def test_the_address_of_a_journal_is_never_shown() -> None:
     assert isinstance(settings.journal, Secret)
 
 
+@pytest.mark.parametrize("address", ["mysql://kie:secret@db.example/kie", "sqlite:///kie.sqlite"])
+def test_an_address_of_another_kind_is_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(kie.SettingsError, match="neither a path nor postgresql://") as caught:
+        kie.KieSession(kie.Settings(api_key="k", journal=address))
+    assert address not in str(caught.value)
+
+
 def test_the_account_is_named_after_the_key_and_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
     key = "a-key-of-some-length"
     account = kie.Settings(api_key=key).account

@@ -70,9 +70,14 @@ def open_journal(where: str | PathLike[str]) -> Journal:
 
     Args:
         where: the path of a SQLite file, made if absent, or ``postgresql://...`` (the extra ``cluster``).
+
+    Raises:
+        SettingsError: it is an address of another kind.
     """
     if is_shared(where):
         return PostgresJournal(str(where))
+    if "://" in str(where):  # it may hold a password: it is not shown
+        raise SettingsError("the journal is neither a path nor postgresql://...: give one of these")
     return SQLiteJournal(where)
 
 
