@@ -25,11 +25,12 @@ from kie_async import emulator
 
 README = Path(__file__).parent.parent / "README.md"
 TIMELINE = (5.0, 15.0, 25.0)
+_APART = 0.02  # seconds between two requests
 QUOTA = 20
 LATE, LATE_ALONE = 15.0, 30.0  # seconds that are allowed: with a journal, and without
 SERVERS = {
-    "uvicorn, 2 workers": "-m uvicorn app:app --workers 2 --log-level warning --fd",
-    "gunicorn, 4 workers": "-m gunicorn app:app -w 4 -k uvicorn_worker.UvicornWorker --log-level warning --bind",
+    "uvicorn, 2 workers": "-m uvicorn app:app --workers 2 --fd",
+    "gunicorn, 4 workers": "-m gunicorn app:app -w 4 -k uvicorn_worker.UvicornWorker --bind",
 }
 BLOCKS = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -47,7 +48,7 @@ class Seen:
 
 @asynccontextmanager
 async def serving(server: str, listener: socket.socket, environment: dict[str, str]) -> AsyncIterator[None]:
-    """Run the application; what is asked before it is ready waits in the socket."""
+    """Run the application, with all its workers ready: else the first would take what waits for all of them."""
     code = next(code for code in BLOCKS.findall(README.read_text()) if "FastAPI" in code)
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "app.py").write_text(code)
@@ -59,16 +60,31 @@ async def serving(server: str, listener: socket.socket, environment: dict[str, s
             cwd=directory,
             env={**os.environ, **environment},
             pass_fds=[listener.fileno()],
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
+        assert process.stderr is not None
+        reading = asyncio.create_task(_read_on(process.stderr, workers=int(re.findall(r"\d", server)[0])))
         try:
+            await reading
+            reading = asyncio.create_task(_read_on(process.stderr))
             yield
         finally:
             process.terminate()
             await process.wait()
+            await reading
 
 
-async def ask(service: emulator.Emulator, http: aiohttp.ClientSession, url: str) -> float:
+async def _read_on(log: asyncio.StreamReader, workers: int = 0) -> None:
+    """Read a server's log until so many workers have started; until its end if none is to be waited for."""
+    started = 0
+    while (not workers or started < workers) and (line := await log.readline()):
+        started += b"Application startup complete" in line
+
+
+async def ask(service: emulator.Emulator, http: aiohttp.ClientSession, url: str, after: float) -> float:
     """Ask for one song, and return how late its answer was."""
+    await asyncio.sleep(after)  # one after the other: a worker takes all the connections that it finds
     async with http.post(f"{url}/longer/e231aaaabbbb") as answer:
         result = await answer.json()
     return asyncio.get_running_loop().time() - service.task(result["task_id"]).end
@@ -82,12 +98,12 @@ async def run(server: str, callbacks: str, count: int, journal: str) -> Seen:
             environment = {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key, "KIE_JOURNAL": journal}
             if callbacks != "off":
                 environment["KIE_CALLBACK_URL"] = f"{url}/kie" if callbacks == "come" else "http://127.0.0.1:9/kie"
-            connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=300)
+            connector, timeout = aiohttp.TCPConnector(limit=0, force_close=True), aiohttp.ClientTimeout(total=300)
             async with (
                 serving(server, listener, environment),
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
             ):
-                late = await asyncio.gather(*(ask(service, http, url) for _ in range(count)))
+                late = await asyncio.gather(*(ask(service, http, url, _APART * number) for number in range(count)))
             return Seen(
                 answered=len({charge.task_id for charge in service.ledger}),
                 most=service.max_in_window(),

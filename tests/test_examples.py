@@ -107,22 +107,26 @@ async def test_a_task_is_submitted_called_back_and_answered(name: str, service: 
     assert [sent.status for sent in service.callbacks] == [200] * 3
 
 
-async def test_two_workers_share_the_quota_and_the_tasks(service: emulator.Emulator, tmp_path: Path) -> None:
+async def test_two_replicas_share_the_quota_the_tasks_and_the_callbacks(
+    service: emulator.Emulator, tmp_path: Path
+) -> None:
     count = 24
     results: list[list[str]] = []
 
-    async def extend() -> None:
-        task_id = await submit(http, url)
-        results.append([name for name, _ in await stages(http, url, task_id)])
+    async def extend(here: str, there: str) -> None:
+        task_id = await submit(http, here)
+        results.append([name for name, _ in await stages(http, there, task_id)])
 
     journal = str(tmp_path / "kie.sqlite")
     async with (
-        run("fastapi_app", service, "--workers", "2", KIE_JOURNAL=journal) as url,
+        run("fastapi_app", service, KIE_JOURNAL=journal) as one,
+        run("fastapi_app", service, KIE_JOURNAL=journal, KIE_CALLBACK_URL=f"{one}/kie") as other,
         aiohttp.ClientSession() as http,
         anyio.create_task_group() as group,
     ):
-        for _ in range(count):
-            group.start_soon(extend)
+        for number in range(count):
+            here, there = (one, other) if number % 2 else (other, one)
+            group.start_soon(extend, here, there)
     assert results == [["text", "first", "complete", "result"]] * count
     times = sorted(arrival.at for arrival in service.arrivals)
     assert len(times) == count  # none was refused and sent again
