@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import re
+import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 import attrs
 
 from kie_async.errors import SettingsError
-from kie_async.events import Notice, Observer, guarded, log_event
+from kie_async.events import Notice, Observer, clean, guarded, log_event
 
 RouteName: TypeAlias = Literal["classic", "jobs"]
 
@@ -25,6 +26,7 @@ UPLOAD_BASE_URL = "https://kieai.redpandaai.co"  # uploads go to a second domain
 PLACEHOLDER_CALLBACK_URL = "https://example.com/no-callback"  # one is required, but need not be reachable
 
 _MAX_KEY_FILE = 4096  # bytes
+_MAX_MACHINE = 100  # characters: it is a part of the name of a queue
 _PROXY_ADDRESS = re.compile(r"(?:[^/@]*@)?[A-Za-z0-9.-]+:\d{1,5}/?")  # a proxy without its scheme, as curl takes it
 
 _reported: set[str] = set()  # files of keys that others can read
@@ -82,6 +84,15 @@ def _location(value: str | os.PathLike[str] | Secret | None) -> Secret | None:
 def journal_location() -> str | None:
     """The path or address of the journal that ``KIE_JOURNAL`` names; None if it names none."""
     return _read_text("KIE_JOURNAL") or None
+
+
+def machine_name() -> str:
+    """The name of this machine: ``KIE_MACHINE``, or else its host name.
+
+    Raises:
+        SettingsError: it is too long, or holds unusual characters.
+    """
+    return _checked_machine(_read_text("KIE_MACHINE") or socket.gethostname())
 
 
 def _read_text(name: str, default: str = "") -> str:
@@ -192,6 +203,13 @@ def _checked_url(name: str, url: str) -> str:
     return url.rstrip("/")
 
 
+def _checked_machine(name: str) -> str:
+    if len(name) > _MAX_MACHINE or not name.isprintable() or " " in name:
+        problem = f"is longer than {_MAX_MACHINE} characters, or holds spaces or unusual characters"
+        raise SettingsError(f"machine is {clean(name)!r}, which {problem}: set KIE_MACHINE to a short name")
+    return name
+
+
 def _check_key(secret: Secret) -> None:
     if not secret:
         raise SettingsError("api_key is empty: set KIE_API_KEY, or give Settings(api_key=...)")
@@ -246,6 +264,8 @@ class Settings:
             machine, or ``postgresql://...``; by default ``KIE_JOURNAL``. "" for none, whatever that says.
         account: whose quota it is that processes share by a journal; by default ``KIE_ACCOUNT``, or else a name made
             of the key, which does not show it. Two keys of one account need one name.
+        machine: the name of this machine, by which processes that share a journal know whose files a job needs; by
+            default ``KIE_MACHINE``, or else the host name. A container whose host name changes needs one of its own.
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).
         observer: called with each ``events.Event``; by default they are logged under ``kie_async``.
         strict_limits: where two pages of the service disagree on a limit, refuse by the older one too; by default the
@@ -284,6 +304,7 @@ class Settings:
     webhook_keys: tuple[Secret, ...] = attrs.field(converter=_secrets, alias="webhook_key")
     journal: Secret | None = attrs.field(factory=lambda: _location(journal_location()), converter=_location, repr=False)
     account: str = attrs.field(factory=lambda: _read_text("KIE_ACCOUNT"))
+    machine: str = attrs.field(factory=machine_name)
     route: RouteName = "classic"
     strict_limits: bool = False
     measure_urls: bool = True
@@ -322,6 +343,7 @@ class Settings:
         _check_key(self.api_key)
         put = partial(object.__setattr__, self)
         put("account", self.account or _account_of(self.api_key))
+        put("machine", _checked_machine(self.machine) if self.machine else machine_name())
         put("base_url", _checked_url("base_url", self.base_url))
         own_host = self.base_url if self.on_loopback else UPLOAD_BASE_URL
         put("upload_base_url", _checked_url("upload_base_url", self.upload_base_url or own_host))

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import pickle
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from leaks import shown
 
 from kie_async import events
 from kie_async.errors import SettingsError
-from kie_async.settings import BASE_URL, UPLOAD_BASE_URL, Secret, Settings
+from kie_async.settings import BASE_URL, UPLOAD_BASE_URL, Secret, Settings, machine_name
 
 KEY = "f00dfeed0123456789"
 
@@ -65,6 +66,22 @@ def test_an_address_that_is_none_is_refused(name: str, url: str) -> None:
     fields: dict[str, Any] = {name: url}
     with pytest.raises(SettingsError, match=name):
         Settings(api_key=KEY, **fields)
+
+
+def test_a_machine_is_its_host_name_or_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(api_key=KEY).machine == Settings(api_key=KEY, machine="").machine == socket.gethostname()
+    monkeypatch.setenv("KIE_MACHINE", "studio-1")
+    assert Settings(api_key=KEY).machine == machine_name() == "studio-1"
+    assert Settings(api_key=KEY, machine="other").machine == "other"
+
+
+@pytest.mark.parametrize("name", ["a b", "a\n", "a" * 101])
+def test_a_machine_whose_name_names_no_queue_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(SettingsError, match="KIE_MACHINE"):
+        Settings(api_key=KEY, machine=name)
+    monkeypatch.setenv("KIE_MACHINE", name)
+    with pytest.raises(SettingsError, match="KIE_MACHINE"):
+        machine_name()
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "127.1.2.3"])

@@ -26,7 +26,8 @@ _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing wh
 _EPILOGUE = f"""\
 Try it without a key:  kie-async demo --out DIR
 
-Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY, KIE_JOURNAL; HTTPS_PROXY, NO_PROXY.
+Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY.
+For several workers: KIE_JOURNAL, KIE_ACCOUNT, KIE_MACHINE. For a proxy: HTTPS_PROXY, NO_PROXY.
 A key may be in a file: KIE_API_KEY_FILE, KIE_WEBHOOK_KEY_FILE.
 
 Exit codes:
