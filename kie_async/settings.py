@@ -1,4 +1,4 @@
-"""How a session behaves: one frozen value. Only this module reads the environment, and files of keys."""
+"""How a session behaves: one frozen value, whose defaults are read from the environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import ssl
-import stat
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import ip_address
@@ -16,8 +15,9 @@ from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
+from kie_async._environment import is_direct, read_direct_hosts, read_key, read_text
 from kie_async.errors import SettingsError
-from kie_async.events import Notice, Observer, clean, guarded, log_event
+from kie_async.events import Observer, clean, guarded, log_event
 
 RouteName: TypeAlias = Literal["classic", "jobs"]
 
@@ -25,11 +25,8 @@ BASE_URL = "https://api.kie.ai"
 UPLOAD_BASE_URL = "https://kieai.redpandaai.co"  # uploads go to a second domain, with the same key
 PLACEHOLDER_CALLBACK_URL = "https://example.com/no-callback"  # one is required, but need not be reachable
 
-_MAX_KEY_FILE = 4096  # bytes
 _MAX_MACHINE = 100  # characters: it is a part of the name of a queue
 _PROXY_ADDRESS = re.compile(r"(?:[^/@]*@)?[A-Za-z0-9.-]+:\d{1,5}/?")  # a proxy without its scheme, as curl takes it
-
-_reported: set[str] = set()  # files of keys that others can read
 
 
 class Secret:
@@ -83,7 +80,7 @@ def _location(value: str | os.PathLike[str] | Secret | None) -> Secret | None:
 
 def journal_location() -> str | None:
     """The path or address of the journal that ``KIE_JOURNAL`` names; None if it names none."""
-    return _read_text("KIE_JOURNAL") or None
+    return read_text("KIE_JOURNAL") or None
 
 
 def machine_name() -> str:
@@ -92,58 +89,7 @@ def machine_name() -> str:
     Raises:
         SettingsError: it is too long, or holds unusual characters.
     """
-    return _checked_machine(_read_text("KIE_MACHINE") or socket.gethostname())
-
-
-def _read_text(name: str, default: str = "") -> str:
-    """A variable's text; an empty one counts as not set."""
-    return os.environ.get(name, "") or default
-
-
-def _read_key(name: str, field: str, emit: Observer) -> str:
-    """The key in a variable, or in the file that ``NAME_FILE`` names, as containers give secrets.
-
-    Raises:
-        SettingsError: both are set, or the file cannot be used. Nothing of what it holds is shown.
-    """
-    path = _read_text(f"{name}_FILE")
-    if not path:
-        return _read_text(name)
-    if os.environ.get(name):
-        raise SettingsError(f"{field}: {name} and {name}_FILE are both set: unset one of them")
-    key, problem, is_public = _read_file(path)
-    if problem:
-        raise SettingsError(f"{field}: the file that {name}_FILE names, {path!r}, {problem}: let it hold the bare key")
-    if is_public and path not in _reported:
-        _reported.add(path)
-        emit(Notice("", f"{name}_FILE: every user of this machine can read {path!r}: chmod 600 it"))
-    return key
-
-
-def _read_file(path: str) -> tuple[str, str, bool]:
-    """What a file holds, or what is the matter with it; and whether every user can read it."""
-    try:
-        # So that a pipe without a writer does not hang.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            mode = os.fstat(descriptor).st_mode
-            content = os.read(descriptor, _MAX_KEY_FILE + 1) if stat.S_ISREG(mode) else None
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        return "", f"cannot be read ({getattr(error, 'strerror', None) or error})", False
-    key, problem = ("", "is no regular file") if content is None else _read_content(content)
-    return key, problem, os.name == "posix" and bool(mode & stat.S_IROTH)
-
-
-def _read_content(content: bytes) -> tuple[str, str]:
-    if len(content) > _MAX_KEY_FILE:
-        return "", f"is larger than {_MAX_KEY_FILE} bytes"
-    try:
-        text = content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        return "", "is no text"
-    return (text, "") if text.isprintable() else ("", "is not one line of text")
+    return _checked_machine(read_text("KIE_MACHINE") or socket.gethostname())
 
 
 def _read_proxy() -> tuple[str, Secret]:
@@ -155,20 +101,6 @@ def _read_proxy() -> tuple[str, Secret]:
         if (text := os.environ.get(name)) is not None:
             return name, Secret(f"http://{text}" if _PROXY_ADDRESS.fullmatch(text) else text)
     return "", Secret("")
-
-
-def _read_direct_hosts() -> tuple[str, ...]:
-    """The hosts to which no proxy leads: names, which stand for what is below them too; ``*`` stands for all."""
-    text = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-    return tuple(host for each in text.split(",") if (host := each.strip().lower().removeprefix("*.").lstrip(".")))
-
-
-def _is_direct(host: str, port: int | None, direct_hosts: tuple[str, ...]) -> bool:
-    """Whether no proxy leads to a host."""
-    host = host.lower().rstrip(".")
-    return any(
-        each in {"*", host, f"{host}:{port or 443}", f"[{host}]"} or host.endswith(f".{each}") for each in direct_hosts
-    )
 
 
 # ---------------------------------------------------------------- what can be used
@@ -298,12 +230,12 @@ class Settings:
 
     observer: Observer = log_event  # first, for it is called with notices about the others
     api_key: Secret = attrs.field(converter=_secret)
-    base_url: str = attrs.field(factory=lambda: _read_text("KIE_BASE_URL", BASE_URL))
+    base_url: str = attrs.field(factory=lambda: read_text("KIE_BASE_URL", BASE_URL))
     upload_base_url: str = ""
-    callback_url: str = attrs.field(factory=lambda: _read_text("KIE_CALLBACK_URL"))
+    callback_url: str = attrs.field(factory=lambda: read_text("KIE_CALLBACK_URL"))
     webhook_keys: tuple[Secret, ...] = attrs.field(converter=_secrets, alias="webhook_key")
     journal: Secret | None = attrs.field(factory=lambda: _location(journal_location()), converter=_location, repr=False)
-    account: str = attrs.field(factory=lambda: _read_text("KIE_ACCOUNT"))
+    account: str = attrs.field(factory=lambda: read_text("KIE_ACCOUNT"))
     machine: str = attrs.field(factory=machine_name)
     route: RouteName = "classic"
     strict_limits: bool = False
@@ -329,15 +261,15 @@ class Settings:
     )  # it may hold a password
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
     _found_proxy: tuple[str, Secret] = attrs.field(init=False, repr=False, eq=False, factory=_read_proxy)
-    _direct_hosts: tuple[str, ...] = attrs.field(init=False, repr=False, eq=False, factory=_read_direct_hosts)
+    _direct_hosts: tuple[str, ...] = attrs.field(init=False, repr=False, eq=False, factory=read_direct_hosts)
 
     @api_key.default
     def _api_key_of_environment(self) -> Secret:
-        return Secret(_read_key("KIE_API_KEY", "api_key", guarded(self.observer)))
+        return Secret(read_key("KIE_API_KEY", "api_key", guarded(self.observer)))
 
     @webhook_keys.default
     def _webhook_keys_of_environment(self) -> tuple[Secret, ...]:
-        return _secrets(_read_key("KIE_WEBHOOK_KEY", "webhook_key", guarded(self.observer)))
+        return _secrets(read_key("KIE_WEBHOOK_KEY", "webhook_key", guarded(self.observer)))
 
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key)
@@ -383,4 +315,4 @@ class Settings:
             return None
         parts = urlsplit(url)
         host = parts.hostname or ""
-        return None if is_loopback(host) or _is_direct(host, parts.port, self._direct_hosts) else found
+        return None if is_loopback(host) or is_direct(host, parts.port, self._direct_hosts) else found
