@@ -24,7 +24,7 @@
     ├── TaskFailedError         the task ended without a result; see ``refunded``
     ├── TooManyFailuresError    several tasks in a row failed: nothing more is sent    see why
     ├── WaitTimeoutError        the caller's timeout is over; the task goes on   wait again
-    ├── BudgetError             the batch's own cap is reached                   raise it, go on
+    ├── BudgetError             a cap on spending (``max_credits``) is reached   raise it, go on
     ├── ConflictError           the journal refused a move: somebody else has the job, or it is done
     │   └── LostRecordError     the results name a task that the journal lost        take it into the journal
     ├── InternalError           a fault of this library, or of one that it uses  report it
@@ -258,9 +258,9 @@ class InternalError(KieError, charged="maybe"):
 
 
 class BudgetError(KieError):
-    """The batch's own cap (``max_credits``) leaves no room for another task. Nothing was sent.
+    """A cap on spending (``Settings.max_credits``, or that of a batch) leaves no room for another task.
 
-    ``retryable`` says that tasks under way may give some of it back.
+    Nothing was sent. ``retryable`` says that tasks under way may give some of it back.
     """
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hmac
+import math
 import os
 import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, Literal, NoReturn, TypeAlias, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar, cast, get_args
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
@@ -19,6 +22,7 @@ from kie_async._environment import is_direct, read_direct_hosts, read_key, read_
 from kie_async.errors import SettingsError
 from kie_async.events import Observer, clean, guarded, log_event
 
+T = TypeVar("T")
 RouteName: TypeAlias = Literal["classic", "jobs"]
 
 BASE_URL = "https://api.kie.ai"
@@ -152,8 +156,12 @@ def _check_key(secret: Secret) -> None:
         raise SettingsError("api_key is a placeholder or begins with 'Bearer': give the bare key")
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _YEAR
+    return _is_number(value) and 0 <= value < _YEAR
 
 
 _YEAR = 366 * 86400
@@ -173,8 +181,33 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "give a whole number, or 0 for no limit",
     ),
     "float": (_is_seconds, "give a number of seconds from 0 up"),
+    "float | None": (
+        lambda value: value is None or (_is_number(value) and 0 <= value < math.inf),
+        "give a number of credits from 0 up, or None for no cap",
+    ),
+    "datetime | None": (
+        lambda value: value is None or (isinstance(value, datetime) and value.tzinfo is not None),
+        "give ISO 8601 text like 2026-12-01, or a datetime with a time zone",
+    ),
     "RouteName": (lambda value: value in get_args(RouteName), "give 'classic' or 'jobs'"),
 }
+
+
+def _credits(value: float | str | None) -> float | None:
+    return _read(value, float)
+
+
+def _moment(value: datetime | str | None) -> datetime | None:
+    moment = _read(value, datetime.fromisoformat)
+    is_local = isinstance(value, str) and isinstance(moment, datetime) and moment.tzinfo is None
+    return moment.replace(tzinfo=UTC) if is_local and moment else moment
+
+
+def _read(value: T | str | None, read: Callable[[str], T]) -> T | None:
+    """Read a text; what cannot be read stays a text, and is refused with what else is out of range."""
+    with suppress(ValueError):
+        return (read(value) if value else None) if isinstance(value, str) else value
+    return cast("T", value)
 
 
 def _account_of(api_key: Secret) -> str:
@@ -206,6 +239,11 @@ class Settings:
             1 MiB and 3 s; ``continue_at`` is held to what that proves. Needs the extra ``audio``.
         max_consecutive_failures: after so many tasks that failed without a success between them, ``submit_all``, a
             batch and a worker submit nothing more; 0 or None for no limit.
+        max_credits: never spend more than this; by default ``KIE_MAX_CREDITS``, or else no cap. It is what this session
+            spends; with a journal, what is on record there for this account. A submission is reserved before it is
+            sent (12 credits, as observed), counts while its outcome is unknown, and is given back if it was refused.
+        max_credits_since: with a journal, count only jobs submitted since then (aware, or ISO 8601; UTC if it says
+            nothing else); by default ``KIE_MAX_CREDITS_SINCE``, or else all of them.
         max_in_flight: tasks running at once; further submissions wait. The service allows 100 or more.
         quota: submissions in any ``quota_window``. The service allows 20 in 10 s per account.
         quota_margin: added to the window, for the difference of two clocks.
@@ -242,6 +280,10 @@ class Settings:
     measure_urls: bool = True
     max_in_flight: int = 100
     max_consecutive_failures: int | None = 5
+    max_credits: float | None = attrs.field(factory=lambda: _credits(read_text("KIE_MAX_CREDITS")), converter=_credits)
+    max_credits_since: datetime | None = attrs.field(
+        factory=lambda: _moment(read_text("KIE_MAX_CREDITS_SINCE")), converter=_moment
+    )
     quota: int = 20
     quota_window: float = 10.0
     quota_margin: float = 0.02

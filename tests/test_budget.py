@@ -36,8 +36,8 @@ def test_a_cap_leaves_room_for_whole_tasks_only() -> None:
     with pytest.raises(BudgetError, match="max_credits is 30, and 24 are spent") as caught:
         budget.reserve("c")
     assert caught.value.retryable
-    budget.settle(job("a", State.DELIVERED, 12))
-    budget.settle(job("b", State.SUCCEEDED, 12))
+    budget.settle_job(job("a", State.DELIVERED, 12))
+    budget.settle_job(job("b", State.SUCCEEDED, 12))
     with pytest.raises(BudgetError) as caught:
         budget.reserve("c")
     assert not caught.value.retryable
@@ -73,10 +73,10 @@ def test_without_a_cap_all_is_counted_and_nothing_refused() -> None:
 def test_what_becomes_of_a_job_corrects_what_was_reserved(ended: Job, cost: float) -> None:
     budget = CreditBudget(100, spent=20)
     budget.reserve("a")
-    budget.settle(ended)
+    budget.settle_job(ended)
     assert budget.spent == 20 + cost
     if ended.state is not State.UNKNOWN:
-        budget.settle(ended)
+        budget.settle_job(ended)
         assert budget.spent == 20 + cost
 
 
@@ -86,7 +86,7 @@ def test_a_job_of_an_earlier_run_is_counted_once() -> None:
     budget.take_over("a")
     budget.reserve("a")
     assert budget.spent == 24
-    budget.settle(job("a", State.FAILED, 0))
+    budget.settle_job(job("a", State.FAILED, 0))
     assert budget.spent == 12
 
 
@@ -94,7 +94,7 @@ def test_tasks_that_are_dearer_than_expected_make_the_open_ones_so() -> None:
     budget = CreditBudget(100)
     for key in "abc":
         budget.reserve(key)
-    budget.settle(job("a", State.SUCCEEDED, 30))
+    budget.settle_job(job("a", State.SUCCEEDED, 30))
     assert budget.spent == 90
     with pytest.raises(BudgetError):
         budget.reserve("d")
@@ -131,12 +131,12 @@ class Spending(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(self.open))
         self.open.remove(key)
         self.charged[key] = cost
-        self.budget.settle(job(str(key), State.SUCCEEDED, cost))
+        self.budget.settle_job(job(str(key), State.SUCCEEDED, cost))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        self.budget.settle(job(str(data.draw(st.sampled_from(self.open))), State.UNKNOWN))
+        self.budget.settle_job(job(str(data.draw(st.sampled_from(self.open))), State.UNKNOWN))
 
     @invariant()
     def never_passed(self) -> None:

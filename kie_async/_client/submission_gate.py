@@ -15,15 +15,36 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import anyio
+import attrs
 
 from kie_async._protocol.retry import backoff
-from kie_async.errors import AuthError
+from kie_async._protocol.spending import Ending
+from kie_async.errors import AuthError, KieError
 from kie_async.events import Observer, Queued
 from kie_async.limiter import Limiter, Permit
 
 PAUSE = 5.0  # seconds after a refusal of the key
 _CERTAIN = 2  # refusals in a row
 _MIN_SLOW_DOWN = 2.0  # seconds that the gate stays closed after "too fast"
+
+
+@attrs.define
+class Place:
+    """What a submission holds.
+
+    Attributes:
+        release: gives its place among the tasks in flight back; may be called more often than once.
+        settle: corrects, by its outcome, what is reserved for it under the session's cap.
+    """
+
+    release: Callable[[], None]
+    settle: Callable[[Ending], None] | None = None
+
+    def give_back(self, error: KieError | None) -> None:
+        """Release it, for it did not become a task; with no error, nothing was sent."""
+        self.release()
+        if self.settle is not None:
+            self.settle(error)
 
 
 class InFlightLimit:
@@ -39,8 +60,8 @@ class InFlightLimit:
         self._emit = emit
         self._queued = 0
 
-    async def enter(self) -> Callable[[], None]:
-        """Wait for a place; it is given back by calling what is returned, once or more often."""
+    async def enter(self) -> Place:
+        """Wait for a place."""
         if self._places.locked():
             self._emit(Queued("in flight", self._queued))
         self._queued += 1
@@ -50,7 +71,7 @@ class InFlightLimit:
             self._queued -= 1
         place = ExitStack()
         place.callback(self._places.release)
-        return place.close
+        return Place(place.close)
 
 
 class SubmissionGate:

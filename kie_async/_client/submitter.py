@@ -20,13 +20,14 @@ from anyio.abc import TaskGroup
 from kie_async._client.concurrency import internal_errors
 from kie_async._client.http_client import Transport
 from kie_async._client.lifetime import check_running
-from kie_async._client.submission_gate import InFlightLimit, SubmissionGate
+from kie_async._client.submission_gate import InFlightLimit, Place, SubmissionGate
 from kie_async._client.task import Origin, TrackedTask
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.admission import RecentSet
 from kie_async._protocol.endpoints import ROUTES
 from kie_async._protocol.responses import MOMENTARY
 from kie_async._protocol.retry import backoff
+from kie_async._protocol.spending import SpendingCap
 from kie_async.errors import (
     AuthError,
     ConnectError,
@@ -71,19 +72,17 @@ class _PendingSubmission:
     """One request on its way.
 
     Attributes:
-        release: gives its place among the tasks in flight back.
+        place: what it holds.
         token: in its callback URL; it names the task when the answer is lost.
         named: the task id that a callback with the token brought.
         stages: what the callbacks said that came before the answer.
     """
 
-    def __init__(
-        self, request: Request, log: SubmissionLog | None, started_at: float, release: Callable[[], None]
-    ) -> None:
+    def __init__(self, request: Request, log: SubmissionLog | None, started_at: float, place: Place) -> None:
         self.request = request
         self.log = log
         self.started_at = started_at
-        self.release = release
+        self.place = place
         self.token = secrets.token_urlsafe(32)
         self.named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.stages: list[str] = []
@@ -126,12 +125,12 @@ class Submitter:
     def __init__(self, transport: Transport, limiter: Limiter, tracker: Tracker, group: TaskGroup) -> None:
         self._settings = transport.settings
         self._emit = transport.emit
-        self._route = ROUTES[transport.settings.route]
         self._transport = transport
         self._tracker = tracker
         self._group = group
         self._gate = SubmissionGate(limiter)
         self._in_flight = InFlightLimit(self._settings.max_in_flight, self._emit)
+        self._cap = SpendingCap(self._settings.max_credits)  # a journal has its own
         self._tokens = _Tokens()
         self._posts: set[asyncio.Task[TrackedTask]] = set()
         self._unrecorded: set[asyncio.Future[None]] = set()  # done when the answer of a POST is recorded
@@ -149,6 +148,7 @@ class Submitter:
             check: called right before the POST; what it raises forbids that, and is raised here.
 
         Raises:
+            BudgetError: ``Settings.max_credits`` leaves no room for it.
             KieError: it did not become a task.
 
         Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: its task, if there
@@ -156,15 +156,17 @@ class Submitter:
         """
         started_at = asyncio.get_running_loop().time()
         self._gate.check_key()
-        release = await self._in_flight.enter()
+        place = await self._in_flight.enter()
         post: asyncio.Task[TrackedTask] | None = None
         attempt = 1
         try:
             self._gate.check_key()
+            if log is None:
+                place.settle = self._cap.begin()
             ready = await prepare(request)
             while True:
                 permit = await self._acquire_permit(check, again=attempt > 1)
-                post = self._start(_PendingSubmission(ready, log, started_at, release), permit)
+                post = self._start(_PendingSubmission(ready, log, started_at, place), permit)
                 try:
                     return await asyncio.shield(post)
                 except KieError as error:
@@ -172,9 +174,11 @@ class Submitter:
                     attempt += 1
         except BaseException:
             if post is None:
-                release()
+                place.give_back(None)
+            elif post.done():
+                _give_back_if_failed(post, place)
             else:  # the caller may go away during its POST: a task that comes of it is followed
-                post.add_done_callback(lambda left: _release_if_failed(left, release))
+                post.add_done_callback(lambda left: _give_back_if_failed(left, place))
             raise
 
     def callback_received(self, token: str, task_id: str, stage: str) -> str:
@@ -299,7 +303,7 @@ class Submitter:
         """Send the POST, between the record of its intent and the record of its answer."""
         request, token, log = submission.request, submission.token, submission.log
         try:
-            call = self._route.submit(request, self._callback_url(token))
+            call = ROUTES[self._settings.route].submit(request, self._callback_url(token))
             if log is not None:
                 await log.before_send(token)
         except BaseException:
@@ -362,9 +366,10 @@ class Submitter:
 
         def release() -> None:
             self._tokens.followed.pop(token, None)
-            submission.release()
+            submission.place.release()
 
         task = self._tracker.follow(task_id, Origin.of(request, is_own=True), on_release=release)
+        task.on_outcome = submission.place.settle
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
                 self._tracker.callback_received(task_id, stage, is_authentic=True)
@@ -376,7 +381,7 @@ class Submitter:
         return f"{self._settings.callback_url}/{token}"
 
 
-def _release_if_failed(post: asyncio.Future[TrackedTask], release: Callable[[], None]) -> None:
+def _give_back_if_failed(post: asyncio.Future[TrackedTask], place: Place) -> None:
     """Give a place back that was held for nothing; a task that came of the POST gives it back itself."""
-    if post.cancelled() or post.exception() is not None:
-        release()
+    if not post.cancelled() and isinstance(error := post.exception(), KieError):  # cancelled only as the loop ends
+        place.give_back(error)

@@ -346,6 +346,8 @@ class Tracker:
         task.waiters.notify()
         if self.on_finished is not None:
             self.on_finished(task.task_id, outcome)
+        if task.on_outcome is not None:
+            task.on_outcome(outcome)
         task.release()
 
     # ------------------------------------------------------------ when to poll next

@@ -121,7 +121,7 @@ class Runner:
         if not isinstance(error, _NotSentError):
             job = attrs.evolve(job, error=JobError.of(error))
         if isinstance(error, ConflictError) and not isinstance(error, LostRecordError):  # another process has it
-            self._budget.settle(job)
+            self._budget.settle_job(job)
         else:
             self._report(job)
         return job
@@ -136,7 +136,7 @@ class Runner:
             raise _NotSentError("the batch was stopped: nothing was sent")
 
     def _report(self, job: Job) -> None:
-        self._budget.settle(job)
+        self._budget.settle_job(job)
         self._observer(job)
 
     def _apply_policy(self, error: KieError) -> float | None:

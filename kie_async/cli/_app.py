@@ -28,7 +28,8 @@ Try it without a key:  kie-async demo --out DIR
 
 Environment: KIE_API_KEY, KIE_BASE_URL, KIE_CALLBACK_URL, KIE_WEBHOOK_KEY.
 For several workers: KIE_JOURNAL, KIE_ACCOUNT, KIE_MACHINE. For a proxy: HTTPS_PROXY, NO_PROXY.
-A key may be in a file: KIE_API_KEY_FILE, KIE_WEBHOOK_KEY_FILE.
+A key may be in a file: KIE_API_KEY_FILE, KIE_WEBHOOK_KEY_FILE. A cap on what is spent: KIE_MAX_CREDITS, and
+KIE_MAX_CREDITS_SINCE, from when what a journal has on record counts.
 
 Exit codes:
 {exit_table()}

@@ -79,6 +79,7 @@ async def connect(
                 output.resume, journal = None, journal or ""  # what is merely tried out is no job of KIE_JOURNAL
                 service = await stack.enter_async_context(emulator.serve(**emulated, webhook_key=_WEBHOOK_KEY))
                 given |= {"base_url": service.base_url, "api_key": service.key, "webhook_key": _WEBHOOK_KEY}
+                given["max_credits"] = None  # nothing is paid
             slot = _ReceiverSlot(make_settings(given))
             if receiver.callbacks:
                 await _receive(stack, slot, receiver.bind)

@@ -13,14 +13,13 @@ import attrs
 
 from kie_async._client.concurrency import internal_errors
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
+from kie_async._protocol.spending import credits_of
 from kie_async.errors import (
     ConflictError,
     InternalError,
     KieError,
     SessionError,
     StorageError,
-    TaskFailedError,
-    TaskNotFoundError,
 )
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal._job import JobError, State
@@ -178,11 +177,7 @@ class OutcomeWriter:
 
 def _end(outcome: TaskResult | KieError) -> tuple[State, Mapping[str, Any]] | None:
     """What an outcome means for its job; None if the task goes on."""
+    spent = credits_of(outcome)
     if isinstance(outcome, TaskResult):
-        spent = outcome.record.credits_consumed
-        spent = CREDITS_PER_TASK if spent is None else spent
         return State.SUCCEEDED, {"tracks": outcome.tracks, "partial": outcome.partial, "credits": spent}
-    if isinstance(outcome, (TaskFailedError, TaskNotFoundError)):
-        spent = 0.0 if outcome.charged == "no" else CREDITS_PER_TASK
-        return State.FAILED, {"error": JobError.of(outcome), "credits": spent}
-    return None
+    return None if spent is None else (State.FAILED, {"error": JobError.of(outcome), "credits": spent})

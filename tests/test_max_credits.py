@@ -1,0 +1,179 @@
+"""A cap on what a session spends: reserved before each submission, and never passed, however the tasks end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from command_line import Terminal, served, short_song
+from service import REQUEST, Service, free_port, serving
+
+import kie_async as kie
+from kie_async.emulator import Fault
+from kie_async.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def capped(cap: float, *faults: Fault, **settings: Any) -> AsyncIterator[Service]:
+    async with serving(credits=1e6, faults=faults, settings={"max_credits": cap, **settings}) as service:
+        yield service
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_the_environment_gives_the_cap_and_its_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(api_key="k").max_credits is None
+    assert Settings(api_key="k").max_credits_since is None
+    monkeypatch.setenv("KIE_MAX_CREDITS", "120.5")
+    monkeypatch.setenv("KIE_MAX_CREDITS_SINCE", "2026-12-01")
+    settings = Settings(api_key="k")
+    assert settings.max_credits == 120.5
+    assert settings.max_credits_since == datetime(2026, 12, 1, tzinfo=UTC)
+    assert Settings(api_key="k", max_credits=None).max_credits is None
+    assert Settings(api_key="k", max_credits=0).max_credits == 0
+
+
+def test_a_moment_keeps_its_zone() -> None:
+    zone = timezone(timedelta(hours=2))
+    assert Settings(api_key="k", max_credits_since="2026-12-01T08:00+02:00").max_credits_since == datetime(
+        2026, 12, 1, 8, tzinfo=zone
+    )
+
+
+@pytest.mark.parametrize("value", ["much", -1, float("nan"), float("inf"), True, "nan"])
+def test_a_cap_is_a_number_of_credits(value: Any) -> None:
+    with pytest.raises(kie.SettingsError, match=r"max_credits is .* give a number of credits from 0 up"):
+        Settings(api_key="k", max_credits=value)
+
+
+@pytest.mark.parametrize("value", ["yesterday", datetime(2026, 12, 1), 5])  # noqa: DTZ001  # what is refused
+def test_a_moment_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(kie.SettingsError, match=r"max_credits_since is .* give ISO 8601 text"):
+        Settings(api_key="k", max_credits_since=value)
+
+
+# ---------------------------------------------------------------- a session without a journal
+
+
+async def test_a_session_spends_no_more_and_says_what_to_do() -> None:
+    async with capped(30) as service:
+        tasks = [await service.session.submit(REQUEST) for _ in range(2)]
+        with pytest.raises(kie.BudgetError) as caught:
+            await service.session.submit(REQUEST)
+        assert (caught.value.charged, caught.value.retryable, caught.value.task_id) == ("no", True, None)
+        message = "max_credits is 30, and 24 are spent or reserved: nothing was sent; raise Settings.max_credits"
+        assert message in str(caught.value)
+        for task in tasks:
+            await task
+        with pytest.raises(kie.BudgetError) as caught:
+            await service.session.submit(REQUEST)
+        assert not caught.value.retryable
+        assert len(service.emulator.ledger) == 2
+
+
+async def test_what_is_submitted_at_the_same_time_cannot_pass_the_cap_together() -> None:
+    async with capped(60) as service:
+        outcomes = [outcome async for outcome in service.session.submit_all([REQUEST] * 40)]
+        refused = [outcome.error for outcome in outcomes if isinstance(outcome.error, kie.BudgetError)]
+        assert (len(outcomes), len(refused), len(service.emulator.ledger)) == (40, 35, 5)
+
+
+async def test_nothing_may_be_spent() -> None:
+    async with capped(0) as service:
+        with pytest.raises(kie.BudgetError):
+            await service.session.submit(REQUEST)
+        assert not service.emulator.ledger
+
+
+async def test_a_song_is_not_uploaded_for_nothing(tmp_path: Path) -> None:
+    async with capped(11, upload_base_url=f"http://127.0.0.1:{free_port()}") as service:  # nobody would take it
+        with pytest.raises(kie.BudgetError):
+            await service.session.upload_extend(short_song(tmp_path / "song.wav"), continue_at=1.0)
+
+
+async def test_what_is_refused_is_given_back() -> None:
+    async with capped(12, Fault("code", code=422, nth=1)) as service:
+        with pytest.raises(kie.InvalidRequestError):
+            await service.session.submit(REQUEST)
+        await service.session.submit(REQUEST)
+
+
+async def test_what_fails_before_it_is_sent_is_given_back(tmp_path: Path) -> None:
+    async with capped(12) as service:
+        with pytest.raises(kie.FileError):
+            await service.session.upload_extend(tmp_path / "none.wav", continue_at=1.0, source_duration=2.0)
+        await service.session.submit(REQUEST)
+
+
+@pytest.mark.parametrize("waited", [None, 20.0])
+async def test_what_is_refunded_is_given_back(waited: float | None) -> None:
+    """Also if nobody waited for it meanwhile, so that it was not polled for a while."""
+    async with capped(12, Fault("failed", code=531, message="refunded", nth=1)) as service:
+        task = await service.session.submit(REQUEST)
+        if waited is not None:
+            with pytest.raises(kie.WaitTimeoutError):
+                await task.result(timeout=waited)
+            with pytest.raises(kie.BudgetError):
+                await service.session.submit(REQUEST)
+        with pytest.raises(kie.TaskFailedError):
+            await task
+        await service.session.submit(REQUEST)
+
+
+async def test_what_failed_and_was_paid_counts() -> None:
+    async with capped(12, Fault("failed", nth=1)) as service:
+        with pytest.raises(kie.TaskFailedError):
+            await (await service.session.submit(REQUEST))
+        with pytest.raises(kie.BudgetError):
+            await service.session.submit(REQUEST)
+
+
+async def test_what_is_unknown_counts() -> None:
+    async with capped(12, Fault("lost", nth=1)) as service:
+        with pytest.raises(kie.SubmitUnknownError):
+            await service.session.submit(REQUEST)
+        with pytest.raises(kie.BudgetError):
+            await service.session.submit(REQUEST)
+        assert len(service.emulator.ledger) == 1
+
+
+async def test_what_goes_on_beyond_its_time_counts() -> None:
+    async with capped(12, Fault("stuck"), task_timeout=60.0) as service:
+        with pytest.raises(kie.WaitTimeoutError):
+            await (await service.session.submit(REQUEST))
+        with pytest.raises(kie.BudgetError):
+            await service.session.submit(REQUEST)
+
+
+async def test_the_caller_may_go_away_during_the_post() -> None:
+    async with capped(12, Fault("slow", seconds=5, nth=1)) as service:
+        submission = asyncio.ensure_future(service.session.submit(REQUEST))
+        await anyio.sleep(2)
+        submission.cancel()
+        await anyio.sleep(10)
+        with pytest.raises(kie.BudgetError):
+            await service.session.submit(REQUEST)
+        assert len(service.emulator.ledger) == 1
+
+
+def test_a_command_keeps_the_cap_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KIE_MAX_CREDITS", "11")
+    with served(monkeypatch) as service:
+        answer = Terminal(capsys)("extend", "a1", "--model", "V5")
+        assert answer.code == 4
+        assert "raise Settings.max_credits (KIE_MAX_CREDITS)" in answer.err
+        assert not service.ledger
+    song = short_song(tmp_path / "song.wav")
+    tried = Terminal(capsys)("upload-extend", str(song), "--at", "1", "--emulate", virtual=True)
+    assert tried.code == 0  # nothing is paid
