@@ -83,14 +83,14 @@ class Caller:
                 break
             when = self._polled(entry, ends)
         ended = Ended(polls, self._now - ends[-1], 0.0)
-        self._planner.succeeded(entry, self._now)
+        self._planner.task_succeeded(entry, self._now)
         if any(at < self._now + CALLBACK_FALLBACK for at, _ in calls):
             self._planner.stray_callback_received(entry.task_id)
         self._now += _GAP
         return ended
 
     def _called(self, entry: TrackedTask, number: int, when: float) -> float:
-        if self._planner.note_callback(entry, STAGES[number], self._now, is_authentic=True):
+        if self._planner.callback_received(entry, STAGES[number], self._now, is_authentic=True):
             return min(when, earliest_poll(entry, self._now))
         if self._planner.awaits_callback(entry, self._now):
             return self._now + self._planner.delay(entry, self._now)

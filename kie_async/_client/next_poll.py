@@ -66,7 +66,7 @@ class PollQueue:
         return max(self._heap[0][0], self._earliest_start)
 
     def start_due(self, now: float) -> TrackedTask | None:
-        """Take the next task whose poll may start now; the poll is under way until ``end``."""
+        """Take the next task whose poll may start now; the poll is under way until ``poll_ended``."""
         when = self.next_start()
         if when is None or when > now:
             return None
@@ -80,7 +80,7 @@ class PollQueue:
         """Forget the tasks that wait for a poll."""
         self._heap.clear()
 
-    def end(self) -> None:
+    def poll_ended(self) -> None:
         """Note that a poll has ended, so that another may start."""
         self._under_way -= 1
         self.changed.set()
@@ -95,31 +95,34 @@ class CallbackTrust:
 
     def __init__(self) -> None:
         self._has_come = False
-        self._owed = 0  # how many must still come in a row
-        self._ended: OrderedDict[str, float] = OrderedDict()  # tasks whose end was seen before their callback, and when
+        self._probation = 0  # how many must still come in a row before they are trusted again
+        self._overdue: OrderedDict[str, float] = OrderedDict()  # tasks that ended before their callback came, and when
 
     def holds(self, now: float) -> bool:
         """Tell whether the next callback can be waited for."""
-        while self._ended and next(iter(self._ended.values())) + CALLBACK_FALLBACK <= now:
-            self._ended.popitem(last=False)
-            self._owed = PROBATION
-        return self._has_come and not self._owed
+        self._count_missing(now)
+        return self._has_come and not self._probation
 
-    def came(self, now: float, *, is_first_of_end: bool) -> None:
+    def _count_missing(self, now: float) -> None:
+        while self._overdue and next(iter(self._overdue.values())) + CALLBACK_FALLBACK <= now:
+            self._overdue.popitem(last=False)
+            self._probation = PROBATION
+
+    def callback_came(self, now: float, *, is_first_of_end: bool) -> None:
         """Note that a callback came for a task that is followed."""
-        self.holds(now)
+        self._count_missing(now)
         self._has_come = True
-        if self._owed and is_first_of_end:
-            self._owed -= 1
+        if self._probation and is_first_of_end:
+            self._probation -= 1
 
-    def came_late(self, task_id: str) -> None:
+    def callback_came_late(self, task_id: str) -> None:
         """Note that a callback came for a task that is not followed (any more)."""
-        self._ended.pop(task_id, None)
+        self._overdue.pop(task_id, None)
 
-    def missed(self, task_id: str, now: float) -> None:
+    def ended_before_callback(self, task_id: str, now: float) -> None:
         """Note that a task ended before the callback of its end came."""
         if self._has_come:
-            self._ended[task_id] = now
+            self._overdue[task_id] = now
 
 
 class PollPlanner:
@@ -135,12 +138,12 @@ class PollPlanner:
         self._schedule = schedule
         self._random = random
         self._trust = CallbackTrust()
-        self._may_warn = callbacks
+        self._warns_if_none = callbacks  # when a task ends and no callback came
 
     # ------------------------------------------------------------ what happens
 
-    def note_callback(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
-        """Note what a callback says of a task; return whether the task is to be polled soon.
+    def callback_received(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
+        """Note what a callback says of a task; return whether a poll can bring news that somebody waits for.
 
         Args:
             task: the task.
@@ -151,33 +154,33 @@ class PollPlanner:
         """
         known, stages = task.callbacks, _claimed_stages(stage)
         is_end = stages == len(STAGES)
-        is_first_of_end = is_end and known.end_came_at is None
+        is_first_of_end = is_end and known.authentic_end_at is None
         if is_authentic:
-            self._may_warn = True
-            self._trust.came(now, is_first_of_end=is_first_of_end)
+            self._warns_if_none = True
+            self._trust.callback_came(now, is_first_of_end=is_first_of_end)
         task.callbacks = CallbackClaims(
             stages=max(known.stages, stages),
             polls_since_claim=0 if is_end and known.polls_since_claim is None else known.polls_since_claim,
-            came=known.came or is_authentic,
-            end_came_at=now if is_authentic and is_first_of_end else known.end_came_at,
+            has_authentic=known.has_authentic or is_authentic,
+            authentic_end_at=now if is_authentic and is_first_of_end else known.authentic_end_at,
         )
         return is_end or task.waiters.listeners > 0
 
     def stray_callback_received(self, task_id: str) -> None:
         """Note that a callback came for a task that is not followed (any more)."""
-        self._trust.came_late(task_id)
+        self._trust.callback_came_late(task_id)
 
-    def succeeded(self, task: TrackedTask, now: float) -> str:
+    def task_succeeded(self, task: TrackedTask, now: float) -> str:
         """Learn from a task that ended well; return a warning about its callbacks, or nothing."""
         started, polled, claims = task.started_at, task.polls.last_at, task.callbacks
         if task.origin.is_own or polled is not None:  # its start was seen, or a poll before its end
-            earliest = max(polled or started, claims.end_came_at or started)
+            earliest = max(polled or started, claims.authentic_end_at or started)
             self._schedule.learn(task.origin.key, earliest - started, now - started, dict(task.progress.stages))
-        if task.origin.is_own and claims.end_came_at is None:
-            self._trust.missed(task.task_id, now)
-        if claims.came or not self._may_warn:
+        if task.origin.is_own and claims.authentic_end_at is None:
+            self._trust.ended_before_callback(task.task_id, now)
+        if claims.has_authentic or not self._warns_if_none:
             return ""
-        self._may_warn = False  # until one comes
+        self._warns_if_none = False  # once is enough, until one comes
         return "it ended and no callback came: is callback_url reachable? Polling brings the news for now"
 
     # ------------------------------------------------------------ when to poll
@@ -203,9 +206,9 @@ class PollPlanner:
 
     def awaits_callback(self, task: TrackedTask, now: float) -> bool:
         """Tell whether a callback is likely to bring the news. A listener needs one that came for this very task."""
-        if task.callbacks.end_came_at is not None or not self._trust.holds(now):
+        if task.callbacks.authentic_end_at is not None or not self._trust.holds(now):
             return False
-        return task.callbacks.came or (task.origin.is_own and not task.waiters.listeners)
+        return task.callbacks.has_authentic or (task.origin.is_own and not task.waiters.listeners)
 
     def poll_time_for_listener(self, task: TrackedTask, now: float) -> float:
         """The time of the next poll of a task to whose stages somebody begins to listen."""

@@ -90,7 +90,7 @@ class Task:
         A success passes through all three; a stage that was never seen by itself is given with the next. A failure
         ends the stages early and is raised by awaiting the task.
         """
-        return self._tracker.stages(self._tracked)
+        return self._tracker.events(self._tracked)
 
 
 _UNKNOWN = Key("unknown", "unknown")
@@ -180,14 +180,14 @@ class CallbackClaims(NamedTuple):
     Attributes:
         stages: how many stages are behind the task.
         polls_since_claim: polls since a callback said that the task has ended; None if none said so.
-        came: a callback came to the address of this task's own submission, which only the service knows.
-        end_came_at: when such a callback said that the task has ended.
+        has_authentic: a callback came to the address of this task's own submission, which only the service knows.
+        authentic_end_at: when such a callback said that the task has ended.
     """
 
     stages: int = 0
     polls_since_claim: int | None = None
-    came: bool = False
-    end_came_at: float | None = None
+    has_authentic: bool = False
+    authentic_end_at: float | None = None
 
 
 NO_CALLBACKS = CallbackClaims()

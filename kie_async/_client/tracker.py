@@ -73,9 +73,8 @@ class Tracker:
         self._planner = PollPlanner(schedule, random.random, callbacks=bool(settings.callback_url))
         self._queue = PollQueue(settings.max_concurrent_polls, polls_per_second)
         self._followed: dict[str, TrackedTask] = {}
-        self._paused: WeakValueDictionary[str, TrackedTask] = (
-            WeakValueDictionary()
-        )  # those that somebody holds, and may await again
+        # Tasks for which nobody waits: only those that somebody holds, and may await again.
+        self._paused: WeakValueDictionary[str, TrackedTask] = WeakValueDictionary()
         self._unknown_words: set[str] = set()
         self._key_works = False  # the service has accepted the key, so that a later refusal may be a slip
         self._is_closed = False
@@ -90,8 +89,8 @@ class Tracker:
         Args:
             task_id: as the service gave it.
             origin: what is known of it; not used if it is followed already.
-            on_release: called once, when the task is paused or has ended: it gives the place in flight back. At once
-                if the task is known already, for it needs no second place.
+            on_release: gives a place in flight back; called once, when the task is paused or has ended. It is called
+                at once if the task is followed already, for then it has a place.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
@@ -115,7 +114,7 @@ class Tracker:
         return task
 
     def callback_received(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
-        """A callback came: poll its task soon. False if the task is not followed here.
+        """Poll the task of a callback soon, if that can bring news; return False if the task is not followed here.
 
         Args:
             task_id: as the body claims.
@@ -127,12 +126,11 @@ class Tracker:
             self._planner.stray_callback_received(task_id)
             return False
         now = self._now()
-        if self._planner.note_callback(task, stage, now, is_authentic=is_authentic):
+        brings_news = self._planner.callback_received(task, stage, now, is_authentic=is_authentic)
+        if brings_news:
             self._poll_by(task, earliest_poll(task, now))
-        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(
-            task, now
-        ):  # trusted from now on: it may be put off
-            self._queue.schedule(task, now + self._planner.delay(task, now))
+        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task, now):
+            self._queue.schedule(task, now + self._planner.delay(task, now))  # later: its callbacks are trusted now
         return True
 
     async def wait(self, task: TrackedTask) -> TaskResult:
@@ -158,19 +156,19 @@ class Tracker:
         finally:
             del task, error  # the error's traceback holds this frame, which must not hold them in turn
 
-    async def stages(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
+    async def events(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Give each stage once, in order; a success passes through all of them. Ends with the task."""
         self._add_waiter(task)
         task.waiters.listeners += 1
         if task.outcome is None:
             self._poll_by(task, self._planner.poll_time_for_listener(task, self._now()))
         try:
-            for wanted in STAGES:
-                while task.outcome is None and stage_number(task.progress.stage) < stage_number(wanted):
+            for number, stage in enumerate(STAGES, start=1):
+                while task.outcome is None and stage_number(task.progress.stage) < number:
                     await task.waiters.next_change()
-                if stage_number(task.progress.stage) < stage_number(wanted):
-                    return
-                yield TaskEvent(task.task_id, wanted, task.progress.tracks)
+                if stage_number(task.progress.stage) < number:
+                    return  # it has failed
+                yield TaskEvent(task.task_id, stage, task.progress.tracks)
         finally:
             task.waiters.listeners -= 1
             self._remove_waiter(task)
@@ -247,24 +245,24 @@ class Tracker:
             with internal_errors("record-info"):
                 record = await self._fetch(task.task_id)
                 self._key_works = True
-                self._take_record(task, record)
+                self._poll_answered(task, record)
         except KieError as failure:
             error = failure
-            self._take_failure(task, error)
+            self._poll_failed(task, error)
         finally:
-            self._queue.end()
+            self._queue.poll_ended()
         if task.outcome is None:
             self._schedule_next(task, error)
 
     # ------------------------------------------------------------ what a poll brings
 
-    def _take_record(self, task: TrackedTask, record: TaskRecord | None) -> None:
-        """Take what record-info says of a task."""
+    def _poll_answered(self, task: TrackedTask, record: TaskRecord | None) -> None:
+        """Note what record-info says of a task, and end the task if that settles it."""
         now = self._now()
         task.polls.count += 1
         task.polls.failures = task.polls.refusals = 0
         if record is not None:
-            self._note_record(task, record, now)
+            self._update(task, record, now)
         self._emit(Polled(task.task_id, record.status if record is not None else "not visible", now - task.started_at))
         verdict = self._judge_with_timeouts(task, record, now)
         if isinstance(verdict, Running):
@@ -276,16 +274,17 @@ class Tracker:
         if isinstance(verdict, Succeeded):
             task.progress.tracks = verdict.tracks
             self._advance(task, "complete", now)
-            if warning := self._planner.succeeded(task, now):
+            if warning := self._planner.task_succeeded(task, now):
                 self._emit(Notice(task.task_id, warning))
-        may_be_paid = task.origin.is_own or self.on_finished is not None  # or a job of the journal may be
+        may_be_paid = task.origin.is_own or self.on_finished is not None  # it may be a job of the journal
         self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid))
 
-    def _note_record(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
+    def _update(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
+        """Copy what a record says to its task."""
         progress, origin, status = task.progress, task.origin, record.status
         if not progress.is_visible and not origin.is_own:  # submitted elsewhere, or earlier
             key = Key(record.operation_type or "unknown", record.type or "unknown")
-            task.origin = _shared_origin(key, False, origin.continue_at, origin.source_duration)
+            task.origin = _shared_origin(*origin._replace(key=key))
             if record.created_at is not None:
                 age = (datetime.now(UTC) - record.created_at).total_seconds()
                 if 0 < age < _MAX_AGE:
@@ -299,23 +298,21 @@ class Tracker:
             self._emit(Notice(task.task_id, f"the status {clean(status)!r} is not known: taken as running"))
 
     def _judge_with_timeouts(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
-        """What a record means, once the time that its pending state may last is counted in."""
+        """What a record means. A pending state that has lasted longer than its timeout is taken as an end."""
         verdict = judge(record)
         progress = task.progress
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
         if reason != progress.pending_reason:
             progress.pending_reason, progress.pending_since = reason, now
-        if reason == "not visible" and progress.is_visible:
-            return Running(progress.stage)  # it was visible before: a replica that lags behind has answered
+        if reason == "not visible" and progress.is_visible:  # it was before: a replica that lags behind has answered
+            return Running(progress.stage)
         timeouts = {
             "not visible": self._settings.not_found_timeout,
             "no audio": self._settings.missing_audio_timeout,
             "undelivered": max(self._settings.missing_audio_timeout, _MIN_UNDELIVERED_TIMEOUT),
         }
-        is_over = now - progress.pending_since >= timeouts.get(
-            reason, math.inf
-        )  # other reasons may last as long as the task
-        return judge(record, timed_out=True) if is_over else verdict
+        timeout = timeouts.get(reason, math.inf)  # other states may last as long as the task
+        return judge(record, timed_out=True) if now - progress.pending_since >= timeout else verdict
 
     def _advance(self, task: TrackedTask, stage: Stage | None, now: float) -> None:
         """Note the stages that are new; a report that goes backwards changes nothing."""
@@ -326,8 +323,8 @@ class Tracker:
         if new:
             task.waiters.notify()
 
-    def _take_failure(self, task: TrackedTask, error: KieError) -> None:
-        """Take note of a poll that brought no record."""
+    def _poll_failed(self, task: TrackedTask, error: KieError) -> None:
+        """Count a poll that brought no answer, and end the task if it shows that the key is wrong."""
         task.polls.failures += 1
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error))))
@@ -336,7 +333,7 @@ class Tracker:
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError) -> None:
-        """End a task: tell the observer, the waiters and the recorder, and give its place in flight back."""
+        """End a task: emit that, wake the waiters, have it recorded, and give its place in flight back."""
         task.outcome = outcome
         self._followed.pop(task.task_id, None)
         self._paused.pop(task.task_id, None)
