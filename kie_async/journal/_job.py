@@ -118,6 +118,8 @@ class Job:
         key: its name: chosen by the caller, or made from its content.
         request: what is asked, as planned; its source may be a path.
         batch: which batch it belongs to; empty for a task of a plain session.
+        machine: the only one that can read its source; empty if any can.
+        account: whose credits it costs; empty if that is not on record.
         attempt: how often it was intended, from 0.
         earlier_credits: what the attempts before the last one cost, or may have.
         moments: unix seconds at which each state was last reached.
@@ -126,6 +128,8 @@ class Job:
     key: str
     request: Request
     batch: str = ""
+    machine: str = ""
+    account: str = ""
     state: State = State.PLANNED
     source: Source | None = None
     attempt: int = 0

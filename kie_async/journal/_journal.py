@@ -84,6 +84,16 @@ class Journal(AsyncContextManagerMixin):
         for name in tuple(self._leases):
             await self.release(name)
 
+    async def upgrade(self) -> int:
+        """Bring the tables of an older version to the newest, in one transaction, and return the version they had.
+
+        For a journal that is not open, in this process or another.
+
+        Raises:
+            StorageError: a process is at work on it, or it is of a version that cannot be upgraded.
+        """
+        return await self.driver.upgrade()
+
     # ------------------------------------------------------------ jobs
 
     async def add(self, jobs: Iterable[Job]) -> int:
@@ -334,7 +344,7 @@ class Journal(AsyncContextManagerMixin):
 def _job_row(job: Job) -> Mapping[str, object]:
     changed_at = job.moments.get(job.state.value, 0.0)
     values = (job.key, job.batch, str(job.state), float(cost(job)), float(changed_at), pack_job(job))
-    return _sql.with_checksum(_sql.JOB, *values)
+    return {**_sql.with_checksum(_sql.JOB, *values), "machine": job.machine, "account": job.account}
 
 
 def _attempt_row(job: Job) -> Mapping[str, object]:

@@ -26,6 +26,7 @@ from kie_async._protocol.retry import backoff
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import clean
 from kie_async.journal import _sql
+from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, version_error
 from kie_async.journal._sql import Rows, Step
 from kie_async.settings import Secret
 
@@ -57,6 +58,7 @@ CREATE FUNCTION kie_next_position() RETURNS bigint LANGUAGE sql AS $$
     SELECT nextval('kie_position');
 $$;
 """
+_UPGRADE = "UPDATE kie_schema SET version = {version};"
 _POSITION = "bigint PRIMARY KEY DEFAULT kie_next_position()"
 
 for _name in ("psycopg", "psycopg.pool"):  # errors are raised; without a handler these would write to stderr
@@ -173,30 +175,51 @@ class Postgres(anyio.AsyncContextManagerMixin):
 
     async def _prepare(self) -> None:
         """Make the tables if they are not there; whoever comes at the same time waits."""
+        async with self._schema() as (connection, version):
+            if not version:
+                await _migrate(connection, 0)
+            elif version != VERSION:
+                raise self._version_error(version)
+
+    async def upgrade(self) -> int:
+        """Bring the tables of an older version to the newest; see ``Driver``."""
+        async with self._schema() as (connection, version):
+            if version not in MIGRATIONS:
+                raise self._version_error(version)
+            if version != VERSION:
+                [holders] = await _execute(connection, ((_sql.LIVING, {}),))
+                ensure_unused(self._name, holders)
+                await _migrate(connection, version)
+            return version
+
+    @asynccontextmanager
+    async def _schema(self) -> AsyncGenerator[tuple[Connection, int]]:
+        """A transaction in which nobody else makes or changes the tables, and their version; 0: there are none."""
         try:
             async with self._connection() as connection, connection.transaction():
                 await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
-                if await _value(connection, "SELECT to_regclass('kie_schema') IS NULL"):
-                    schema = _SCHEMA.format(version=_sql.VERSION, lock=_LOCK) + _sql.SCHEMA.format(position=_POSITION)
-                    await connection.execute(schema.encode())
-                version = await _value(connection, "SELECT version FROM kie_schema")
+                is_made = await _value(connection, "SELECT to_regclass('kie_schema') IS NOT NULL")
+                yield connection, await _value(connection, "SELECT version FROM kie_schema") if is_made else 0
         except psycopg.Error as error:
             raise self._storage_error(error) from None
-        if version != _sql.VERSION:
-            raise StorageError(
-                f"{self._name} is of version {version}, and this kie_async knows version {_sql.VERSION}: "
-                "finish its jobs with the kie_async that made it, or use another database",
-                retryable=False,
-            )
+
+    def _version_error(self, version: int) -> StorageError:
+        return version_error(self._name, version, "postgresql://...")
 
     def _storage_error(self, error: Exception) -> StorageError:
         message = f"{self._name} cannot be used: {_words(error)}"
         return StorageError(message, retryable=isinstance(error, _AWAY))
 
 
-async def _value(connection: Connection, statement: LiteralString) -> object:
-    row = await (await connection.execute(statement)).fetchone()
-    return row[0] if row else None
+async def _value(connection: Connection, statement: LiteralString) -> int:
+    [[value]] = await (await connection.execute(statement)).fetchall()
+    return int(value)
+
+
+async def _migrate(connection: Connection, version: int) -> None:
+    begin = _UPGRADE if version else _SCHEMA
+    script = begin.format(version=VERSION, lock=_LOCK) + migrations(version).format(position=_POSITION)
+    await connection.execute(script.encode())
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The tables of a journal and the statements on them, in SQL that SQLite and PostgreSQL both speak.
+"""The statements on the tables of a journal (``_schema``), in SQL that SQLite and PostgreSQL both speak.
 
 A statement may run again after a lost connection: it must find out by itself whether it has happened. ``written`` is
 the id of the last write of a job.
@@ -18,35 +18,7 @@ T = TypeVar("T")
 Step: TypeAlias = tuple[str, Mapping[str, object]]
 Rows: TypeAlias = list[tuple[Any, ...]]
 
-VERSION = 2
-
-# A job's "document" is the job, and the truth; the columns beside it are for finding and counting.
-# Positions are given in the order of commits, so that whoever reads on from a position misses nothing.
-SCHEMA = """
-CREATE TABLE kie_job (
-    position {position}, key text NOT NULL UNIQUE, batch text NOT NULL, state text NOT NULL,
-    cost double precision NOT NULL, changed_at double precision NOT NULL, document text NOT NULL,
-    checksum bigint NOT NULL, written text NOT NULL
-);
-CREATE INDEX kie_job_state ON kie_job (state, position);
-CREATE INDEX kie_job_batch ON kie_job (batch, state, position, cost);
-CREATE TABLE kie_attempt (
-    token text PRIMARY KEY, key text NOT NULL, number integer NOT NULL, task_id text UNIQUE,
-    process_id text NOT NULL, intended_at double precision NOT NULL, checksum bigint NOT NULL, UNIQUE (key, number)
-);
-CREATE TABLE kie_callback (
-    position {position}, token text NOT NULL, task_id text NOT NULL, stage text NOT NULL,
-    received_at double precision NOT NULL, checksum bigint NOT NULL, UNIQUE (token, task_id, stage)
-);
-CREATE INDEX kie_callback_task ON kie_callback (task_id);
-CREATE TABLE kie_upload (
-    sha256 text PRIMARY KEY, uploaded_at double precision NOT NULL, document text NOT NULL, checksum bigint NOT NULL
-);
-CREATE TABLE kie_lease (name text PRIMARY KEY, process_id text NOT NULL, expires_at double precision NOT NULL);
-CREATE TABLE kie_quota (account text PRIMARY KEY, document text NOT NULL, written text NOT NULL);
-"""
-
-# The columns that the checksum of a row covers, in its order.
+# The columns that the checksum of a row covers, in its order. Not those that came later: the document has them too.
 JOB = ("key", "batch", "state", "cost", "changed_at", "document")
 ATTEMPT = ("token", "key", "number", "task_id", "process_id", "intended_at")
 CALLBACK = ("token", "task_id", "stage", "received_at")
@@ -112,6 +84,16 @@ class Driver(Protocol):
         """Finish what is under way, and close."""
         ...
 
+    async def upgrade(self) -> int:
+        """Bring the tables of an older version to the newest, in one transaction, and return the version they had.
+
+        For a database that is not open; ``_schema`` has the migrations.
+
+        Raises:
+            StorageError: a process is at work on it, or it is of a version that cannot be upgraded.
+        """
+        ...
+
     async def run(self, *steps: Step) -> list[Rows]:
         """Run statements as one durable transaction, and return the rows of each; a write has a row for each change.
 
@@ -143,8 +125,8 @@ class Driver(Protocol):
 # ---------------------------------------------------------------- jobs
 
 ADD = """
-INSERT INTO kie_job (key, batch, state, cost, changed_at, document, checksum, written)
-VALUES (:key, :batch, :state, :cost, :changed_at, :document, :checksum, :written)
+INSERT INTO kie_job (key, batch, state, machine, account, cost, changed_at, document, checksum, written)
+VALUES (:key, :batch, :state, :machine, :account, :cost, :changed_at, :document, :checksum, :written)
 ON CONFLICT (key) DO UPDATE SET written = excluded.written WHERE kie_job.written = excluded.written
 """
 GET = """
@@ -167,8 +149,8 @@ SELECT position FROM (
 _COUNTS = "SELECT state, count(*) FROM kie_job WHERE true {of_batch} GROUP BY state"
 SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = :batch"
 WRITE = """
-UPDATE kie_job SET state = :state, cost = :cost, changed_at = :changed_at, document = :document, checksum = :checksum,
-    written = :written
+UPDATE kie_job SET state = :state, machine = :machine, account = :account, cost = :cost, changed_at = :changed_at,
+    document = :document, checksum = :checksum, written = :written
 WHERE key = :key AND written = :seen
 """
 
@@ -261,6 +243,7 @@ WHERE kie_lease.process_id IN (excluded.process_id, :dead) OR kie_lease.expires_
 """
 HOLDER = "SELECT process_id FROM kie_lease WHERE name = :name AND expires_at > :now"
 RELEASE = "DELETE FROM kie_lease WHERE name = :name AND process_id = :process_id"
+LIVING = "SELECT process_id FROM kie_lease WHERE name = 'process:' || process_id AND expires_at > :now"
 
 # ---------------------------------------------------------------- the shared quota
 

@@ -9,9 +9,9 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
@@ -22,7 +22,7 @@ from kie_async._client.lifetime import until_done
 from kie_async.errors import ConflictError, StorageError
 from kie_async.journal._leases import boot_id
 from kie_async.journal._sql import Rows, Step
-from kie_async.journal._sqlite_file import FAILURES, JournalPath, explain, open_file
+from kie_async.journal._sqlite_file import FAILURES, JournalPath, explain, open_file, transaction, upgrade_file
 
 T = TypeVar("T")
 
@@ -75,6 +75,10 @@ class SQLite(anyio.AsyncContextManagerMixin):
                     thread.shutdown()
         if self._file.lost is not None:
             raise self._file.lost
+
+    async def upgrade(self) -> int:
+        """Bring the tables of an older version to the newest; see ``Driver``."""
+        return await anyio.to_thread.run_sync(upgrade_file, self.path, self._patience)
 
     async def run(self, *steps: Step) -> list[Rows]:
         """Run statements as one durable transaction; see ``Driver``."""
@@ -146,7 +150,7 @@ class SQLite(anyio.AsyncContextManagerMixin):
     def _run(self, steps: Sequence[Step]) -> tuple[list[Rows], bool]:
         connection, clock = self._connection, {"now": time.time(), "tick": time.monotonic(), "boot": _BOOT}
         before = connection.total_changes
-        with _transaction(connection) if len(steps) > 1 else nullcontext():  # a single statement is one by itself
+        with transaction(connection) if len(steps) > 1 else nullcontext():  # a single statement is one by itself
             results = [_rows(connection.execute(statement, {**values, **clock})) for statement, values in steps]
         is_changed = connection.total_changes != before
         if is_changed:
@@ -159,13 +163,6 @@ class SQLite(anyio.AsyncContextManagerMixin):
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             return int(version)
         return -1  # whoever reads now gets the error
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    with connection:  # commits, or rolls back
-        yield
 
 
 def _rows(cursor: sqlite3.Cursor) -> Rows:

@@ -9,19 +9,21 @@ import errno
 import logging
 import os
 import secrets
+import shlex
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+import time
+from collections.abc import Container, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
-from kie_async.journal import _sql
+from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, version_error
+from kie_async.journal._sql import ALL_ROWS, LIVING, is_intact
 
 _APPLICATION = int.from_bytes(b"kiej")
-_SCHEMA = _sql.SCHEMA.format(position="integer PRIMARY KEY AUTOINCREMENT")
 _THOROUGH = 8 * 2**20  # bytes up to which a file is checked throughout when opened: some 0.2 s
 
 _Words = tuple[str, bool]  # what happened and what to do; whether the same call may succeed later
@@ -75,33 +77,67 @@ def open_file(path: Path, patience: float) -> sqlite3.Connection:
     Raises:
         StorageError: it is no journal, damaged, of another version, or the disk refused.
     """
-    try:
+    with _explained(path):
         if not os.path.lexists(path):
             _make(path, patience)
         connection = _attach(path, patience)
         try:
-            _identify(connection, path)
+            _identify(connection, path, (VERSION,))
             _set_safe(connection)
             _use_log(connection)
             _check(connection, path)
         except BaseException:
             connection.close()
             raise
+    return connection
+
+
+def upgrade_file(path: Path, patience: float) -> int:
+    """Bring the tables of an older version to the newest, in one transaction, and return the version they had.
+
+    Raises:
+        StorageError: as by ``open_file``; a process is at work on it; or it is of a version that cannot be upgraded.
+    """
+    with _explained(path), closing(_attach(path, patience)) as connection:
+        _identify(connection, path, MIGRATIONS)
+        _set_safe(connection)
+        with transaction(connection):
+            version = _identify(connection, path, MIGRATIONS)  # another process may have upgraded it
+            _check(connection, path, version)
+            if version != VERSION:
+                ensure_unused(f"the journal {path}", connection.execute(LIVING, {"now": time.time()}).fetchall())
+                for statement in migrations(version).split(";"):  # a script would commit what is open
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+    return version
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"the journal {path} cannot be opened: {error.strerror}; give access or use a local disk"
         ) from error
     except FAILURES as error:
         raise explain(path, error) from error
-    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Run statements as one transaction, which is committed or rolled back."""
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        yield
 
 
 def _attach(path: Path, patience: float) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
 
 
-def _identify(connection: sqlite3.Connection, path: Path) -> None:
-    """See that it is a journal, before anything of it is changed.
+def _identify(connection: sqlite3.Connection, path: Path, versions: Container[int]) -> int:
+    """See that it is a journal of one of these versions, before anything of it is changed, and return its version.
 
     By SQLite alone: to open and close the file beside it would give up the locks of this process's other connections.
     """
@@ -111,12 +147,9 @@ def _identify(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
         raise damaged(path, "it is a database of something else")
-    if version != _sql.VERSION:
-        raise StorageError(
-            f"the journal {path} is of version {version}, and this kie_async knows version {_sql.VERSION}: "
-            "finish its jobs with the kie_async that made it, or use another file",
-            retryable=False,
-        )
+    if version not in versions:
+        raise version_error(f"the journal {path}", version, shlex.quote(str(path)))
+    return int(version)
 
 
 def _set_safe(connection: sqlite3.Connection) -> None:
@@ -150,35 +183,39 @@ def _make(path: Path, patience: float) -> None:
             each.unlink(missing_ok=True)
 
 
+def _tables(version: int) -> str:
+    return migrations(to=version).format(position="integer PRIMARY KEY AUTOINCREMENT")
+
+
 def _write_tables(connection: sqlite3.Connection) -> None:
     """Write all into the file itself, and let it use a log only then.
 
     A log is brought into its file when the connection closes, and SQLite does not tell if that fails.
     """
     _set_safe(connection)
-    connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    connection.executescript(f"BEGIN; {_tables(VERSION)} COMMIT;")
     connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-    connection.execute(f"PRAGMA user_version = {_sql.VERSION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
     _use_log(connection)
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
+def _check(connection: sqlite3.Connection, path: Path, version: int = VERSION) -> None:
     """Check the file throughout, unless it is huge: then what is damaged shows itself when it is read."""
-    _check_schema(connection, path)
+    _check_schema(connection, path, version)
     if path.stat().st_size > _THOROUGH:
         return
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise damaged(path, " ".join(str(verdict).split()))
-    for statement in _sql.ALL_ROWS:
-        if not all(map(_sql.is_intact, connection.execute(statement))):
+    for statement in ALL_ROWS:
+        if not all(map(is_intact, connection.execute(statement))):
             raise damaged(path, "a row is not what was written")
 
 
-def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+def _check_schema(connection: sqlite3.Connection, path: Path, version: int) -> None:
     statement = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
     with closing(sqlite3.connect(":memory:")) as model:
-        model.executescript(_SCHEMA)
+        model.executescript(_tables(version))
         if connection.execute(statement).fetchall() != model.execute(statement).fetchall():
             raise damaged(path, "its tables are not as they were made")
 

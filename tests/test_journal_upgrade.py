@@ -1,0 +1,165 @@
+"""Journals of older versions: a dump of each stays in the samples, is upgraded, and reads as before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from conftest import SAMPLES, sample_json
+from journal_contract import SOURCE, bring, planned
+from postgres import execute
+from sqlite_hooks import hook
+
+from kie_async.errors import StorageError
+from kie_async.journal import Job, Journal, State, open_journal
+
+pytestmark = pytest.mark.anyio
+
+OLDEST = 2
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@attrs.frozen
+class Store:
+    """A database that holds the dump of the oldest version.
+
+    Attributes:
+        name: of its kind.
+        address: of the journal.
+        execute: runs one statement on it.
+    """
+
+    name: str
+    address: str
+    execute: Callable[[Any], object]
+
+    def journal(self) -> Journal:
+        return open_journal(self.address)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "sqlite":
+        path = tmp_path / "journal.sqlite"
+        shutil.copy(SAMPLES / "journal_2.sqlite", path)
+
+        def change(statement: str) -> None:
+            with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+                connection.execute(statement)
+
+        return Store("sqlite", str(path), change)
+    url = request.getfixturevalue("database_url")
+    execute(url, (SAMPLES / "journal_2.postgresql.sql").read_text("utf-8"))
+    return Store("postgresql", url, lambda statement: execute(url, statement))
+
+
+def known(value: Any) -> Any:
+    """What is known of a job, as JSON: fields that are empty, as those that came later are, are left out."""
+    if isinstance(value, dict):
+        return {name: part for name, each in value.items() if (part := known(each)) not in (None, {}, [], "", 0)}
+    return [known(each) for each in value] if isinstance(value, list) else value
+
+
+async def content(journal: Journal) -> Any:
+    """All that an open journal has on record, but for the keys of the jobs that were added since."""
+    jobs = [job async for job in journal.jobs()]
+    attempts = [each for job in jobs for each in await journal.attempts(job.key)]
+    tokens = sorted({each.token for each in attempts})
+    callbacks = [each for token in tokens for each in await journal.callbacks_for(token=token)]
+    uploaded = await journal.uploaded(SOURCE.sha256, 0)
+    assert uploaded is not None
+    found = {
+        "jobs": jobs,
+        "attempts": attempts,
+        "callbacks": callbacks,
+        "upload": uploaded,
+        "counts": {state.value: count for state, count in (await journal.counts("songs")).items()},
+        "spent": await journal.spent("songs"),
+    }
+    return known(
+        json.loads(json.dumps(found, default=lambda each: attrs.asdict(each) if attrs.has(type(each)) else str(each)))
+    )
+
+
+async def test_an_older_journal_is_refused_with_the_remedy(store: Store) -> None:
+    with pytest.raises(
+        StorageError, match=r"version 2.*database upgrade --journal (?:/|postgresql://\.\.\.)"
+    ) as caught:
+        async with store.journal():
+            raise AssertionError
+    assert not caught.value.retryable
+
+
+async def test_all_reads_as_before_when_it_is_upgraded(store: Store) -> None:
+    assert await store.journal().upgrade() == OLDEST
+    async with store.journal() as journal:
+        assert await content(journal) == sample_json("journal_2.json")[store.name]
+        await bring(journal, "new", State.DELIVERED)
+        await journal.intend("planned", "a token")
+        await journal.move("unknown", State.SUBMITTED, token="token-unknown", task_id="task-unknown")
+    assert await store.journal().upgrade() > OLDEST
+    async with store.journal() as journal:
+        assert len([job async for job in journal.jobs(State.DELIVERED)]) == 3
+
+
+async def test_what_is_new_is_kept_in_an_upgraded_journal(store: Store) -> None:
+    await store.journal().upgrade()
+    async with store.journal() as journal:
+        job = Job(key="mine", request=planned("").request, machine="studio", account="ours")
+        await journal.add([job])
+        assert await journal.get("mine") == job
+        moved = await journal.intend("mine", "mine")
+        assert (moved.machine, moved.account) == ("studio", "ours")
+
+
+@pytest.mark.parametrize("version", [1, 99])
+async def test_what_cannot_be_upgraded_is_not_touched(store: Store, version: int) -> None:
+    change = {"sqlite": "PRAGMA user_version = {}", "postgresql": "UPDATE kie_schema SET version = {}"}
+    store.execute(change[store.name].format(version))
+    with pytest.raises(StorageError, match=f"version {version}.*finish its jobs with the kie_async that made it"):
+        await store.journal().upgrade()
+
+
+async def test_it_is_not_upgraded_while_a_process_works_on_it(store: Store) -> None:
+    store.execute("INSERT INTO kie_lease VALUES ('process:other:1:x', 'other:1:x', 4e9)")
+    store.execute("INSERT INTO kie_lease VALUES ('process:gone:1:x', 'gone:1:x', 1)")
+    with pytest.raises(StorageError, match="while other:1:x works on it: end that first"):
+        await store.journal().upgrade()
+    store.execute("DELETE FROM kie_lease WHERE expires_at > 3e9")
+    assert await store.journal().upgrade() == OLDEST
+
+
+async def test_an_upgrade_that_fails_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    if store.name == "postgresql":
+        store.execute("CREATE INDEX kie_job_account ON kie_job (key)")
+    else:
+        hook(monkeypatch, lambda _, statement: "nonsense" if "INDEX kie_job_account" in statement else None)
+    with pytest.raises(StorageError):
+        await store.journal().upgrade()
+    monkeypatch.undo()
+    store.execute("DROP INDEX IF EXISTS kie_job_account")
+    assert await store.journal().upgrade() == OLDEST
+
+
+async def test_two_that_upgrade_it_at_once(store: Store) -> None:
+    versions: list[int] = []
+
+    async def upgrade() -> None:
+        versions.append(await store.journal().upgrade())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(upgrade)
+    assert [version == OLDEST for version in sorted(versions)] == [True, False, False, False]
