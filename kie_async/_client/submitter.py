@@ -74,8 +74,8 @@ class _PendingSubmission:
     Attributes:
         place: what it holds.
         token: in its callback URL; it names the task when the answer is lost.
-        named: the task id that a callback with the token brought.
-        stages: what the callbacks said that came before the answer.
+        named: done with the task id of the first callback that bears the token.
+        stages: those of the callbacks that came before the answer.
     """
 
     def __init__(self, request: Request, log: SubmissionLog | None, started_at: float, place: Place) -> None:
@@ -88,7 +88,7 @@ class _PendingSubmission:
         self.stages: list[str] = []
 
     def callback_received(self, task_id: str, stage: str) -> str:
-        """Note that a callback names the task; return why it is set aside, or nothing."""
+        """Note the task that a callback names; return why the callback is set aside, or nothing."""
         if not self.named.done():
             self.named.set_result(task_id)
         if self.named.result() != task_id:
@@ -101,13 +101,13 @@ class _Tokens:
     """Which submission, or which task, the token of a callback belongs to.
 
     Attributes:
-        under_way: submissions that are sent, or about to be, and not answered yet.
+        pending: submissions that are sent, or about to be, and have no task yet.
         followed: the ids of the tasks that are followed.
         given_up: submissions whose answer was lost, and which no callback named in time.
     """
 
     def __init__(self) -> None:
-        self.under_way: dict[str, _PendingSubmission] = {}
+        self.pending: dict[str, _PendingSubmission] = {}
         self.followed: dict[str, str] = {}
         self.given_up = RecentSet(_MAX_GIVEN_UP)
 
@@ -132,8 +132,8 @@ class Submitter:
         self._in_flight = InFlightLimit(self._settings.max_in_flight, self._emit)
         self._cap = SpendingCap(self._settings.max_credits)  # a journal has its own
         self._tokens = _Tokens()
-        self._posts: set[asyncio.Task[TrackedTask]] = set()
-        self._unrecorded: set[asyncio.Future[None]] = set()  # done when the answer of a POST is recorded
+        self._posts: set[asyncio.Task[TrackedTask]] = set()  # with the wait for a callback, if the answer is lost
+        self._unrecorded: set[asyncio.Future[None]] = set()  # one for each POST; done when its answer is recorded
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def submit(
@@ -182,9 +182,9 @@ class Submitter:
             raise
 
     def callback_received(self, token: str, task_id: str, stage: str) -> str:
-        """Take a callback: it names a submission, or moves a poll; return why it is set aside, or nothing."""
+        """Let a callback name its submission, or move a poll; return why it is set aside, or nothing."""
         tokens = self._tokens
-        if (submission := tokens.under_way.get(token)) is not None:
+        if (submission := tokens.pending.get(token)) is not None:
             return submission.callback_received(task_id, stage)
         if tokens.followed.get(token, task_id) != task_id:
             return _ANOTHER_TASK
@@ -196,14 +196,14 @@ class Submitter:
 
     def knows(self, token: str) -> bool:
         """Whether a submission with this token is under way or followed here."""
-        return token in self._tokens.under_way or token in self._tokens.followed
+        return token in self._tokens.pending or token in self._tokens.followed
 
     @property
     def under_way(self) -> int:
         """How many submissions were sent, or are about to be, and are not answered yet."""
         return len(self._unrecorded)
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
         if self._unrecorded:
             await asyncio.wait(tuple(self._unrecorded))
@@ -229,7 +229,8 @@ class Submitter:
     async def _wait_for_retry(self, error: KieError, attempt: int, started_at: float) -> None:
         """Wait until a submission that did not become a task may be sent again, or raise its error."""
         is_momentary = error.code in MOMENTARY and error.charged == "no"
-        if not (is_momentary or isinstance(error, ConnectError)) or not error.retryable:
+        may_be_sent_again = error.retryable and (is_momentary or isinstance(error, ConnectError))
+        if not may_be_sent_again:
             raise error
         if is_momentary:
             delay = self._gate.slow_down_delay(error.retry_after if isinstance(error, RateLimitedError) else None)
@@ -246,16 +247,16 @@ class Submitter:
     # ------------------------------------------------------------ the POST, in a task of its own
 
     def _start(self, submission: _PendingSubmission, permit: Permit) -> asyncio.Task[TrackedTask]:
-        self._tokens.under_way[submission.token] = submission
+        self._tokens.pending[submission.token] = submission
         post = asyncio.get_running_loop().create_task(self._run(submission, permit))
         self._posts.add(post)
-        post.add_done_callback(self._ended)
+        post.add_done_callback(self._post_ended)
         return post
 
-    def _ended(self, post: asyncio.Task[TrackedTask]) -> None:
+    def _post_ended(self, post: asyncio.Task[TrackedTask]) -> None:
         self._posts.discard(post)
         if not post.cancelled():
-            post.exception()  # read, so that it is not logged where the caller went away: it was emitted
+            post.exception()  # retrieved, so that asyncio does not log it if the caller went away: it was emitted
 
     async def _run(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
         operation = submission.request.operation
@@ -271,7 +272,7 @@ class Submitter:
             self._emit_if_charged(operation, error)
             raise
         finally:
-            del self._tokens.under_way[submission.token]
+            del self._tokens.pending[submission.token]
 
     def _emit_if_charged(self, operation: str, error: KieError) -> None:
         """Emit an error of a submission that may be paid, for its caller may have gone away."""
@@ -291,6 +292,7 @@ class Submitter:
 
     @contextmanager
     def _unrecorded_answer(self) -> Iterator[None]:
+        """Let ``drain`` wait for this block."""
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unrecorded.add(recorded)
         try:
@@ -329,7 +331,7 @@ class Submitter:
             raise
 
     async def _record_failed(self, submission: _PendingSubmission, error: KieError) -> None:
-        """Record an error. One of the journal does not take its place, for it says what was charged."""
+        """Record an error. It is raised even if the journal fails, for it says what was charged."""
         if submission.log is None:
             return
         try:
@@ -352,7 +354,7 @@ class Submitter:
         if not named.done():
             self._tokens.given_up.add(token)
             await self._record_failed(submission, error)
-        if not named.done():  # nor did a callback come while that was recorded
+        if not named.done():  # a callback may have come while that was recorded
             raise error
         await self._record_accepted(submission, named.result())
         return named.result()

@@ -57,7 +57,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
     Args:
         journal: open already.
         client: of the session; the background tasks live in its group.
-        dispatcher: of the session.
+        dispatcher: of the session: makes tasks of requests.
 
     Attributes:
         journal: the one given.
@@ -88,10 +88,10 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 self._is_closing = True
                 with anyio.CancelScope(shield=True):
                     # The answers under way are paid for: they get into the journal, their leases still renewed.
-                    await self._client.submitter.drained()
+                    await self._client.submitter.drain()
                     scope.cancel()
                     await stopped.wait()
-                    await self._outcomes.finish()  # the ends seen so far
+                    await self._outcomes.close()  # the ends seen so far
                     await self.takeover.plan_again()
                 self._client.tracker.on_finished = None
 
@@ -135,7 +135,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         job = await self.journal.get(key)
         if job is not None and job.state in PAID and job.task_id:
             return self.follow(job)
-        return await self._submit(key, request, None, check)
+        return await self._dispatch(key, request, None, check)
 
     async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
         """Submit a planned job; its transitions and its outcome are recorded.
@@ -150,7 +150,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             ConflictError: it is not planned.
             KieError: as ``KieSession.submit``.
         """
-        return await self._submit(key, await self._admit(request), prepare, check)
+        return await self._dispatch(key, await self._admit(request), prepare, check)
 
     async def _admit(self, request: Request) -> Request:
         if isinstance(request, ExtendRequest):
@@ -159,7 +159,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 raise task_problem(tuple(track.id for track in job.tracks))
         return await self._dispatcher.admit(request)
 
-    async def _submit(self, key: str, request: Request, prepare: Prepare | None, check: Check) -> Task:
+    async def _dispatch(self, key: str, request: Request, prepare: Prepare | None, check: Check) -> Task:
+        """Submit the request of a planned job, which was admitted, and record what becomes of it."""
         log = JobSubmissionLog(
             key=key,
             route=self._client.settings.route,
@@ -205,7 +206,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 self._notice(callback.task_id, why_ignored)
 
     async def _act_on(self, callback: InboundCallback) -> None:
-        """Act on a callback of a submission that is not under way here, and whose task may not be followed here."""
+        """Act on a callback whose token is not known here: its submission may be another process's."""
         task_id = callback.task_id
         try:
             with internal_errors("a callback"):
@@ -222,13 +223,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
         """The job whose task a callback speaks of. One without an answer becomes submitted: this is its task."""
         job = await self.journal.find(token=callback.token)
-        is_last_attempt = job is not None and job.token == callback.token
-        if job is not None and is_last_attempt and job.state in WITHOUT_ANSWER:
+        if job is None or job.token != callback.token:  # it is at another attempt by now
+            return None
+        if job.state in WITHOUT_ANSWER:
             job = await self.takeover.try_to_settle(job)
             if job.state is State.SUBMITTED:
                 self.follow(job)
-        matches = job is not None and (job.token, job.task_id) == (callback.token, callback.task_id)
-        return job if matches else None
+        return job if job.task_id == callback.task_id else None
 
     async def _prune(self) -> None:
         """Delete the callbacks of jobs that have been at their end for a day."""

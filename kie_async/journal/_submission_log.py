@@ -66,16 +66,16 @@ class JobSubmissionLog:
 
     async def accepted(self, token: str, task_id: str) -> None:
         """Record the task id; while the store is away it is tried again, for the task is paid."""
-        facts = {"task_id": task_id, "route": self.route, "credits": CREDITS_PER_TASK}
-        await self._insist(lambda: self.journal.move(self.key, State.SUBMITTED, token=token, **facts), task_id)
+        changes = {"task_id": task_id, "route": self.route, "credits": CREDITS_PER_TASK}
+        await self._keep_trying(lambda: self.journal.move(self.key, State.SUBMITTED, token=token, **changes), task_id)
 
     async def failed(self, token: str, error: KieError) -> None:
         """Record what became of a submission that is no task."""
         to = state_after(error)
-        facts = {} if to is State.PLANNED else {"error": JobError.of(error)}
-        await self._insist(lambda: self.journal.move(self.key, to, token=token, **facts), "")
+        changes = {} if to is State.PLANNED else {"error": JobError.of(error)}
+        await self._keep_trying(lambda: self.journal.move(self.key, to, token=token, **changes), "")
 
-    async def _insist(self, write: Callable[[], Awaitable[object]], task_id: str) -> None:
+    async def _keep_trying(self, write: Callable[[], Awaitable[object]], task_id: str) -> None:
         """Write, and try again while the store is away."""
         loop, delay = asyncio.get_running_loop(), MIN_DELAY
         deadline = loop.time() + _WRITE_TIMEOUT
@@ -110,7 +110,8 @@ class OutcomeWriter:
         self._journal = journal
         self._emit = emit
         self._queue: asyncio.Queue[tuple[str, TaskResult | KieError]] = asyncio.Queue()
-        self._first_tries: dict[str, asyncio.Future[KieError | None]] = {}  # by task id, done when the first was made
+        # By task id: done, when the first try to write its outcome was made, with the error of that.
+        self._first_tries: dict[str, asyncio.Future[KieError | None]] = {}
 
     def add(self, task_id: str, outcome: TaskResult | KieError) -> None:
         """Have the outcome of a task written, if some job of the journal is this task."""
@@ -139,8 +140,8 @@ class OutcomeWriter:
                 self._queue.put_nowait((task_id, outcome))
                 await anyio.sleep(delay)
 
-    async def finish(self) -> None:
-        """Write what is left when the journal is closed; if it is away, a restart asks the service again."""
+    async def close(self) -> None:
+        """Write what is left before the journal is closed; if it is away, a restart asks the service again."""
         while not self._queue.empty() and await self._try_to_write(*self._queue.get_nowait()):
             pass
         for first_try in self._first_tries.values():
@@ -148,7 +149,7 @@ class OutcomeWriter:
         self._first_tries.clear()
 
     async def _try_to_write(self, task_id: str, outcome: TaskResult | KieError) -> bool:
-        """Return whether that is done with, or must be tried again."""
+        """Try to write an outcome; return False if that must be tried again."""
         error: StorageError | InternalError | None = None
         try:
             with internal_errors("a job's end"):
@@ -162,20 +163,20 @@ class OutcomeWriter:
 
     async def _write(self, task_id: str, outcome: TaskResult | KieError) -> None:
         """Move the job of a task to its end, if the outcome is one and the job is not past it."""
-        job, end = await self._journal.find(task_id=task_id), _end(outcome)
+        job, end = await self._journal.find(task_id=task_id), _end_of_job(outcome)
         if job is None or end is None:
             return
         if job.task_id != task_id:
             self._emit(Notice(task_id, f"its end is not recorded: job {job.key!r} is at another attempt by now"))
             return
-        to, facts = end
+        state, changes = end
         try:
-            await self._journal.move(job.key, to, token=job.token, **facts)
+            await self._journal.move(job.key, state, token=job.token, **changes)
         except ConflictError as error:
             self._emit(Notice(task_id, f"the end of a job was recorded before: {error.message}"))
 
 
-def _end(outcome: TaskResult | KieError) -> tuple[State, Mapping[str, Any]] | None:
+def _end_of_job(outcome: TaskResult | KieError) -> tuple[State, Mapping[str, Any]] | None:
     """What an outcome means for its job; None if the task goes on."""
     spent = credits_of(outcome)
     if isinstance(outcome, TaskResult):

@@ -1,4 +1,4 @@
-"""What a dead process leaves goes on with a living one: its intents are settled, and its tasks are followed.
+"""A living process goes on with what a dead one leaves: it settles its intents, and follows its tasks.
 
 An intent without an answer becomes ``SUBMITTED`` if a callback with its token was saved, and ``UNKNOWN`` if not; it
 is never sent again. A process is dead when its lease has run out, or when it is no more on this machine (``_leases``).
@@ -24,7 +24,7 @@ WITHOUT_ANSWER = (State.INTENT, State.UNKNOWN)
 
 
 class Takeover:
-    """Settles what has no answer, and takes over from the dead.
+    """Settles what has no answer, and takes over from processes that are dead.
 
     Args:
         journal: open already.
@@ -55,20 +55,22 @@ class Takeover:
 
     async def run(self) -> None:
         """Take over from processes that are dead, now and whenever another may have died, until cancelled."""
-        done_with = {self._journal.process_id}
+        excluded = {self._journal.process_id}
         async with anyio.create_task_group() as group:
             while True:
                 try:
                     with internal_errors("dead processes"):
                         for process_id in await self._journal.open_processes():
-                            if process_id not in done_with:
-                                group.start_soon(self._take_over, process_id, done_with)
+                            if process_id not in excluded:
+                                group.start_soon(self._take_over, process_id, excluded)
                 except KieError as error:
                     self._notice(f"the tasks of dead processes could not be read now: {clean(error.message)}")
                 await anyio.sleep(INTERVAL)
 
-    async def _take_over(self, process_id: str, done_with: set[str]) -> None:
+    async def _take_over(self, process_id: str, excluded: set[str]) -> None:
         """Settle the intents of a process, if it is dead, and follow its tasks to their ends.
+
+        A process some of whose tasks came to no end is added to ``excluded``.
 
         As long as this lasts, a lease says so, and no other process does the same. It is not the dead one's own: a
         process that was merely stopped for long goes on, and submits, when it wakes.
@@ -81,7 +83,7 @@ class Takeover:
                     settled = [await self.try_to_settle(job) for job in jobs if job.process_id == process_id]
                     tasks = [self._follow(job) for job in settled if job.state is State.SUBMITTED]
                     if not all([await _has_ended(task) for task in tasks]):
-                        done_with.add(process_id)  # they stay submitted: they would be taken over for ever
+                        excluded.add(process_id)  # its jobs stay submitted, and would be taken over again and again
         except ConflictError:  # it lives, or another process was quicker
             return
         except KieError as error:
@@ -120,7 +122,7 @@ class Takeover:
         if job.state is State.INTENT and job.process_id != self._journal.process_id:
             await self._leases.ensure_dead(job.process_id or "")
         callbacks = await self._journal.callbacks_for(token=job.token)
-        if job.state is State.INTENT and not callbacks:  # one of this process's own is neither under way nor unsent
+        if job.state is State.INTENT and not callbacks:  # its answer is lost, be it this process's own
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self._journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
             # A callback may have arrived between the read and the write: check again.
