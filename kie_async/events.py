@@ -1,16 +1,44 @@
 """The events that a session emits. An observer is any callable that takes an ``Event``; it must not block.
 
 Nothing here holds the API key, a callback token or a signed address.
+
+``log_event``, the default observer, writes each to ``logging``. Its record has these attributes besides (``extra``),
+for formatters that write JSON: ``kie_event``, the name of the event, and each field of the event under its own name
+with ``kie_`` before it: ``kie_task_id``, ``kie_operation``, ``kie_model``, ``kie_code``, ``kie_error``, ``kie_reason``,
+``kie_charged``, ``kie_waited``, ``kie_recovered``, ``kie_status``, ``kie_age``, ``kie_stage``, ``kie_note``,
+``kie_what``, ``kie_attempt``, ``kie_delay``, ``kie_queued``, ``kie_seconds``, ``kie_polls``, ``kie_lag``,
+``kie_credits``; ``context`` is left out. A field that is None is None there.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
+
+from kie_async.errors import KieError
+
+# Of a submission and its task, in the sense of OpenTelemetry: what leads from one process to the next.
+Context: TypeAlias = Mapping[str, str]
+
+
+@attrs.frozen
+class Submitting:
+    """A submission is about to be sent. ``Submitted``, ``SubmissionFailed`` or ``SubmissionUnknown`` follows.
+
+    Attributes:
+        waited: seconds that it waited for the quota.
+        context: empty; the observer may fill it. The same object comes with the event that follows. A journal keeps
+            it with the task, and ``Followed`` brings it to the process that goes on.
+    """
+
+    operation: str
+    model: str
+    waited: float
+    context: dict[str, str] = attrs.field(factory=dict, eq=False)
 
 
 @attrs.frozen
@@ -20,6 +48,7 @@ class Submitted:
     Attributes:
         recovered: its answer was lost, and a callback named the task.
         waited: seconds from the call to the acceptance.
+        context: that of ``Submitting``.
     """
 
     task_id: str
@@ -27,14 +56,62 @@ class Submitted:
     model: str
     waited: float
     recovered: bool = False
+    context: Context = attrs.field(factory=dict, eq=False)
+
+
+@attrs.frozen
+class SubmissionFailed:
+    """A submission did not become a task: it was refused, or nothing was sent. It may be sent again (``Retrying``).
+
+    Attributes:
+        error: the name of the error's class.
+        reason: its message.
+        code: the service's code; None if it gave none.
+        charged: "no"; or "yes" if it is paid all the same, and ``task_id`` may then say which task it is.
+        context: that of ``Submitting``.
+    """
+
+    operation: str
+    error: str
+    reason: str
+    code: int | None
+    charged: str
+    task_id: str = ""
+    context: Context = attrs.field(factory=dict, eq=False)
 
 
 @attrs.frozen
 class SubmissionUnknown:
-    """A submission was sent, and no answer says what became of it: it may have been charged."""
+    """A submission was sent, and no answer says what became of it: it may have been charged.
+
+    Attributes:
+        code: the service's code; None if it gave none.
+        context: that of ``Submitting``.
+    """
 
     operation: str
     reason: str
+    code: int | None = None
+    context: Context = attrs.field(factory=dict, eq=False)
+
+
+@attrs.frozen
+class Followed:
+    """A task is followed from now on that was submitted elsewhere or earlier, or that was paused.
+
+    Attributes:
+        context: that of its ``Submitting``, if it is known from this session or from the journal; else empty.
+    """
+
+    task_id: str
+    context: Context = attrs.field(factory=dict, eq=False)
+
+
+@attrs.frozen
+class Paused:
+    """Nobody waits for a task any more, and no journal wants its end: it is not polled until it is ``Followed``."""
+
+    task_id: str
 
 
 @attrs.frozen
@@ -48,10 +125,11 @@ class Polled:
 
 @attrs.frozen
 class PollFailed:
-    """record-info could not be read; it will be tried again."""
+    """record-info could not be read; it will be tried again. ``error`` is the name of the error's class."""
 
     task_id: str
     reason: str
+    error: str = ""
 
 
 @attrs.frozen
@@ -98,13 +176,29 @@ class StageReached:
 
 @attrs.frozen
 class Finished:
-    """A task ended; ``error`` is empty for a success. ``polls`` counts the reads of record-info it took."""
+    """A task ended, or is not followed any more.
+
+    Attributes:
+        seconds: from its submission.
+        polls: how often record-info was read for it.
+        error: the name of the error's class; empty for a success. ``SessionError``: the session was closed, and
+            ``WaitTimeoutError``: ``Settings.task_timeout`` is over; the task goes on.
+        reason: the error's message.
+        code: the service's code of a failure.
+        lag: seconds from its end until this was known: by the service's own clock where it tells the end (the jobs
+            route), else from the callback of the end; None if neither tells it, or it was not followed until its end.
+        credits: what it cost: as the service says (the jobs route), else as usual; None if it has not ended.
+    """
 
     task_id: str
     operation: str
     seconds: float
     polls: int
     error: str = ""
+    reason: str = ""
+    code: int | None = None
+    lag: float | None = None
+    credits: float | None = None
 
 
 @attrs.frozen
@@ -116,8 +210,12 @@ class Notice:
 
 
 Event: TypeAlias = (
-    Submitted
+    Submitting
+    | Submitted
+    | SubmissionFailed
     | SubmissionUnknown
+    | Followed
+    | Paused
     | Polled
     | PollFailed
     | CallbackReceived
@@ -134,8 +232,12 @@ _SUBMIT, _TRACKER, _CALLBACKS, _TRANSPORT = (
     logging.getLogger(f"kie_async.{name}") for name in ("submit", "tracker", "callbacks", "transport")
 )
 _LEVELS: dict[type[object], tuple[logging.Logger, int]] = {
+    Submitting: (_SUBMIT, logging.DEBUG),
     Submitted: (_SUBMIT, logging.INFO),
+    SubmissionFailed: (_SUBMIT, logging.INFO),
     SubmissionUnknown: (_SUBMIT, logging.WARNING),
+    Followed: (_TRACKER, logging.DEBUG),
+    Paused: (_TRACKER, logging.DEBUG),
     Polled: (_TRACKER, logging.DEBUG),
     PollFailed: (_TRACKER, logging.WARNING),
     CallbackReceived: (_CALLBACKS, logging.DEBUG),
@@ -153,8 +255,26 @@ def log_event(event: Event) -> None:
     if isinstance(event, CallbackReceived) and event.status == _UNAUTHORIZED:
         level = logging.WARNING  # a wrong key or a wrong clock shows nowhere else
     if logger.isEnabledFor(level):
-        facts = " ".join(f"{key}={clean(str(value))}" for key, value in attrs.asdict(event).items())
-        logger.log(level, "%s %s", type(event).__name__, facts)
+        name, facts = type(event).__name__, fields_of(event)
+        words = " ".join(f"{key}={value}" for key, value in facts.items())
+        extra = {f"kie_{key}": value for key, value in facts.items()}
+        logger.log(level, "%s %s", name, words, extra={"kie_event": name, **extra})
+
+
+def submission_error(operation: str, error: KieError, context: Context) -> SubmissionFailed | SubmissionUnknown:
+    """The event of a submission that ended with an error."""
+    reason = clean(error.message)
+    if error.charged == "maybe":
+        return SubmissionUnknown(operation, reason, error.code, context)
+    name, task_id = type(error).__name__, error.task_id or ""
+    return SubmissionFailed(operation, name, reason, error.code, error.charged, task_id, context)
+
+
+def fields_of(event: Event) -> dict[str, Any]:
+    """The fields of an event, but for ``context``; texts are fit to show (``clean``)."""
+    fields = attrs.asdict(event, recurse=False)
+    fields.pop("context", None)
+    return {key: clean(value) if isinstance(value, str) else value for key, value in fields.items()}
 
 
 _URL = re.compile(r"(https?://[^\s/?#\"'<>]*)([^\s\"'<>]*)", re.IGNORECASE)

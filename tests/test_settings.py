@@ -6,10 +6,11 @@ import copy
 import logging
 import os
 import pickle
+import re
 import socket
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pytest
@@ -128,7 +129,12 @@ def test_a_secret_shows_itself_to_nobody() -> None:
 
 
 EVENTS: list[events.Event] = [
+    events.Submitting("extend", "V5", 0.5),
     events.Submitted("t1", "extend", "V5", 0.5),
+    events.SubmissionFailed("extend", "InvalidRequestError", "x https://a.example/b?sig=1", 422, "no"),
+    events.SubmissionUnknown("extend", "lost"),
+    events.Followed("t1", {"traceparent": "00-1"}),
+    events.Paused("t1"),
     events.Polled("t1", "PENDING", 3.0),
     events.PollFailed("t1", "x https://a.example/b?sig=1"),
     events.CallbackReceived("t1", "text\nforged", 200),
@@ -151,6 +157,31 @@ def test_events_are_logged_on_one_clean_line(event: events.Event, caplog: pytest
     assert "sig=" not in record.getMessage()
 
 
+def test_a_log_record_has_the_fields_of_its_event(caplog: pytest.LogCaptureFixture) -> None:
+    context = {"traceparent": "00-1"}
+    refused = events.SubmissionFailed(
+        "extend", "ServerError", "see https://a.example/b?sig=1", 500, "no", "t1", context
+    )
+    with caplog.at_level(logging.DEBUG, logger="kie_async"):
+        events.log_event(refused)
+    (record,) = caplog.records
+    assert {name: value for name, value in vars(record).items() if name.startswith("kie_")} == {
+        "kie_event": "SubmissionFailed",
+        "kie_operation": "extend",
+        "kie_error": "ServerError",
+        "kie_reason": "see https://a.example/…",
+        "kie_code": 500,
+        "kie_charged": "no",
+        "kie_task_id": "t1",
+    }
+
+
+def test_every_name_of_a_log_record_is_documented() -> None:
+    names = {f"kie_{field.name}" for kind in get_args(events.Event) for field in attrs.fields(kind)} - {"kie_context"}
+    documented = set(re.findall(r"``(kie_\w+)``", events.__doc__ or "")) - {"kie_event", "kie_"}
+    assert documented == names
+
+
 def test_a_callback_that_is_refused_is_logged_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="kie_async"):
         events.log_event(events.CallbackReceived("", "", 200))
@@ -160,7 +191,7 @@ def test_a_callback_that_is_refused_is_logged_as_a_warning(caplog: pytest.LogCap
 
 def test_events_below_the_level_cost_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, logger="kie_async"):
-        events.log_event(EVENTS[1])
+        events.log_event(events.Polled("t1", "PENDING", 3.0))
     assert not caplog.records
 
 
@@ -168,8 +199,8 @@ def test_an_observer_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> N
     def broken(event: events.Event) -> None:
         raise RuntimeError(type(event).__name__)
 
-    events.guarded(broken)(EVENTS[0])
-    assert "the observer failed on Submitted" in caplog.text
+    events.guarded(broken)(events.Notice("t1", "odd"))
+    assert "the observer failed on Notice" in caplog.text
 
 
 @pytest.mark.parametrize(

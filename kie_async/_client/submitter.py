@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import anyio
+import attrs
 from anyio.abc import TaskGroup
 
 from kie_async._client.concurrency import internal_errors
@@ -28,15 +29,17 @@ from kie_async._protocol.endpoints import ROUTES
 from kie_async._protocol.responses import MOMENTARY
 from kie_async._protocol.retry import backoff
 from kie_async._protocol.spending import SpendingCap
-from kie_async.errors import (
-    AuthError,
-    ConnectError,
-    KieError,
-    RateLimitedError,
-    StorageError,
-    SubmitUnknownError,
+from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, StorageError, SubmitUnknownError
+from kie_async.events import (
+    Context,
+    Notice,
+    Retrying,
+    SubmissionUnknown,
+    Submitted,
+    Submitting,
+    clean,
+    submission_error,
 )
-from kie_async.events import Notice, Retrying, SubmissionUnknown, Submitted, clean
 from kie_async.limiter import Limiter, Permit
 from kie_async.models import Request
 from kie_async.settings import PLACEHOLDER_CALLBACK_URL
@@ -48,8 +51,8 @@ class SubmissionLog(Protocol):
     What it raises before the POST stops the POST: nothing is sent without a durable record.
     """
 
-    async def before_send(self, token: str) -> None:
-        """Record, durably, that a POST with this token is about to be sent."""
+    async def before_send(self, token: str, context: Context) -> None:
+        """Record, durably, that a POST with this token is about to be sent; ``context`` is kept with its task."""
         ...
 
     async def accepted(self, token: str, task_id: str) -> None:
@@ -68,24 +71,28 @@ _MAX_GIVEN_UP = 10_000  # tokens of submissions given up as unknown, in case the
 _ANOTHER_TASK = "its token belongs to another task"
 
 
+@attrs.define(eq=False, repr=False)
 class _PendingSubmission:
     """One request on its way.
 
     Attributes:
         place: what it holds.
+        waited: seconds that it waited for the quota.
+        context: what the observer wants to come with its task.
         token: in its callback URL; it names the task when the answer is lost.
         named: done with the task id of the first callback that bears the token.
         stages: those of the callbacks that came before the answer.
     """
 
-    def __init__(self, request: Request, log: SubmissionLog | None, started_at: float, place: Place) -> None:
-        self.request = request
-        self.log = log
-        self.started_at = started_at
-        self.place = place
-        self.token = secrets.token_urlsafe(32)
-        self.named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.stages: list[str] = []
+    request: Request
+    log: SubmissionLog | None
+    started_at: float
+    place: Place
+    waited: float
+    context: dict[str, str] = attrs.field(factory=dict)
+    token: str = attrs.field(factory=lambda: secrets.token_urlsafe(32))
+    named: asyncio.Future[str] = attrs.field(factory=lambda: asyncio.get_running_loop().create_future())
+    stages: list[str] = attrs.field(factory=list)
 
     def callback_received(self, task_id: str, stage: str) -> str:
         """Note the task that a callback names; return why the callback is set aside, or nothing."""
@@ -154,7 +161,8 @@ class Submitter:
         Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: its task, if there
         is one, is followed, and events are emitted.
         """
-        started_at = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time
+        started_at = now()
         self._gate.check_key()
         place = await self._in_flight.enter()
         post: asyncio.Task[TrackedTask] | None = None
@@ -165,8 +173,9 @@ class Submitter:
                 place.settle = self._cap.begin()
             ready = await prepare(request)
             while True:
+                asked_at = now()
                 permit = await self._acquire_permit(check, again=attempt > 1)
-                post = self._start(_PendingSubmission(ready, log, started_at, place), permit)
+                post = self._start(_PendingSubmission(ready, log, started_at, place, now() - asked_at), permit)
                 try:
                     return await asyncio.shield(post)
                 except KieError as error:
@@ -259,27 +268,25 @@ class Submitter:
             post.exception()  # retrieved, so that asyncio does not log it if the caller went away: it was emitted
 
     async def _run(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
-        operation = submission.request.operation
+        request, context = submission.request, submission.context
+        self._emit(Submitting(request.operation, request.model, submission.waited, context))
         try:
-            with internal_errors(operation):
+            with internal_errors(request.operation):
                 return await self._post(submission, permit)
         except asyncio.CancelledError:
-            self._emit(SubmissionUnknown(operation, "the event loop ended before its answer came"))
+            self._emit(
+                SubmissionUnknown(request.operation, "the event loop ended before its answer came", None, context)
+            )
             raise
         except KieError as error:
             if isinstance(error, AuthError):
                 self._gate.key_refused(error)
-            self._emit_if_charged(operation, error)
+            self._emit(submission_error(request.operation, error, context))
+            if error.charged == "yes":  # its caller may have gone away
+                self._emit(Notice(error.task_id or "", clean(error.message)))
             raise
         finally:
             del self._tokens.pending[submission.token]
-
-    def _emit_if_charged(self, operation: str, error: KieError) -> None:
-        """Emit an error of a submission that may be paid, for its caller may have gone away."""
-        if error.charged == "maybe":
-            self._emit(SubmissionUnknown(operation, clean(error.message)))
-        elif error.charged == "yes":
-            self._emit(Notice(error.task_id or "", clean(error.message)))
 
     async def _post(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
         try:
@@ -307,7 +314,7 @@ class Submitter:
         try:
             call = ROUTES[self._settings.route].submit(request, self._callback_url(token))
             if log is not None:
-                await log.before_send(token)
+                await log.before_send(token, submission.context)
         except BaseException:
             permit.give_back()
             raise
@@ -363,14 +370,15 @@ class Submitter:
         request, token = submission.request, submission.token
         waited = asyncio.get_running_loop().time() - submission.started_at
         recovered = submission.named.done()
-        self._emit(Submitted(task_id, request.operation, request.model, waited, recovered=recovered))
+        self._emit(Submitted(task_id, request.operation, request.model, waited, recovered, submission.context))
         self._tokens.followed[token] = task_id
 
         def release() -> None:
             self._tokens.followed.pop(token, None)
             submission.place.release()
 
-        task = self._tracker.follow(task_id, Origin.of(request, is_own=True), on_release=release)
+        origin = Origin.of(request, submission.context, is_own=True)
+        task = self._tracker.follow(task_id, origin, on_release=release)
         task.on_outcome = submission.place.settle
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:

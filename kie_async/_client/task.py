@@ -12,10 +12,11 @@ import attrs
 
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.schedule import Key
+from kie_async._protocol.spending import credits_of
 from kie_async._protocol.statuses import Failed, NotFound, PendingReason, Succeeded
 from kie_async._protocol.wire import read_continue_at
 from kie_async.errors import KieError, SessionError, TaskFailedError, TaskNotFoundError, WaitTimeoutError
-from kie_async.events import clean
+from kie_async.events import Context, Finished, clean
 from kie_async.models import Request, Stage, TaskEvent, TaskRecord, TaskResult, Track
 from kie_async.settings import Settings
 
@@ -104,18 +105,20 @@ class Origin(NamedTuple):
         is_own: this session submitted it, so its age is known, it was paid, and its callbacks come here.
         continue_at: where its source is cut, in seconds.
         source_duration: the length of its source in seconds.
+        context: that of its submission (``events.Submitting``).
     """
 
     key: Key = _UNKNOWN
     is_own: bool = False
     continue_at: float | None = None
     source_duration: float | None = None
+    context: Context | None = None
 
     @classmethod
-    def of(cls, request: Request, *, is_own: bool) -> Origin:
+    def of(cls, request: Request, context: Context | None, *, is_own: bool) -> Origin:
         """The origin of a task that a request has become; ``is_own`` if this session has submitted it."""
         key = Key(request.operation, request.model) if is_own else _UNKNOWN
-        return cls(key, is_own, as_duration(request.continue_at), request.source_duration)
+        return cls(key, is_own, as_duration(request.continue_at), request.source_duration, context or None)
 
 
 ELSEWHERE = Origin()  # of a task that is known by its id alone
@@ -301,6 +304,40 @@ def _failure(task: TrackedTask, verdict: Failed) -> TaskFailedError:
         refunded=verdict.refunded,
         reason=reason,
     )
+
+
+def finished_event(
+    task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None, now: float
+) -> Finished:
+    """What the observer is told of an outcome; ``record`` is that of the end, if there is one."""
+    seconds, spent = now - task.started_at, credits_of(outcome)
+    error = None if isinstance(outcome, TaskResult) else outcome
+    return Finished(
+        task.task_id,
+        task.origin.key.operation,
+        seconds,
+        task.polls.count,
+        error=type(error).__name__ if error else "",
+        reason=clean(error.message) if error else "",
+        code=error.code if error else None,
+        lag=None if spent is None else _detection_lag(task, record, seconds),
+        credits=spent,
+    )
+
+
+def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float) -> float | None:
+    """Seconds from the end of a task until it was seen, ``seconds`` after its submission; None if nobody knows.
+
+    The jobs route tells the end (FACTS: ``completeTime``). It is counted from ``createTime``, so the service's clock
+    is compared with itself. For other tasks, the callback of the end is the first that is known of it.
+    """
+    if not task.origin.is_own and task.polls.last_at is None:
+        return None  # it may have ended long before it was followed
+    if record is not None and record.created_at is not None and record.completed_at is not None:
+        lasted = (record.completed_at - record.created_at).total_seconds()
+        return min(max(0.0, seconds - lasted), seconds)
+    ended_at = task.callbacks.authentic_end_at
+    return None if ended_at is None else task.started_at + seconds - ended_at
 
 
 def timed_out(task_id: str, settings: Settings, last: KieError | None) -> WaitTimeoutError:

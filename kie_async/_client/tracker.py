@@ -25,6 +25,7 @@ from kie_async._client.task import (
     Origin,
     PollPhase,
     TrackedTask,
+    finished_event,
     outcome_of,
     session_closed,
     timed_out,
@@ -32,7 +33,7 @@ from kie_async._client.task import (
 from kie_async._protocol.schedule import Key, PollSchedule
 from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, stage_number
 from kie_async.errors import AuthError, KieError, SessionError
-from kie_async.events import Finished, Notice, Observer, Polled, PollFailed, StageReached, clean
+from kie_async.events import Followed, Notice, Observer, Paused, Polled, PollFailed, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
 
@@ -105,6 +106,8 @@ class Tracker:
         now = self._now()
         task = TrackedTask(task_id, origin, now, now + self._settings.task_timeout, on_release)
         self._key_works = self._key_works or origin.is_own  # its submission was accepted with this key
+        if not origin.is_own:
+            self._emit(Followed(task_id, origin.context or {}))
         if self._is_closed:
             self._finish(task, session_closed(task_id))
         else:
@@ -193,6 +196,7 @@ class Tracker:
         task.is_paused = True
         self._followed.pop(task.task_id, None)
         self._paused[task.task_id] = task
+        self._emit(Paused(task.task_id))
         task.release()  # nobody follows it: its place is free, though it goes on at the service
 
     def _resume(self, task: TrackedTask) -> None:
@@ -200,6 +204,7 @@ class Tracker:
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
+            self._emit(Followed(task.task_id, task.origin.context or {}))
             if task.polls.phase is PollPhase.NONE:
                 self._queue.schedule(task, max(task.polls.next_at, earliest_poll(task, self._now())))
 
@@ -277,14 +282,15 @@ class Tracker:
             if warning := self._planner.task_succeeded(task, now):
                 self._emit(Notice(task.task_id, warning))
         may_be_paid = task.origin.is_own or self.on_finished is not None  # it may be a job of the journal
-        self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid))
+        self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid), record)
 
     def _update(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
         """Copy what a record says to its task."""
         progress, origin, status = task.progress, task.origin, record.status
         if not progress.is_visible and not origin.is_own:  # submitted elsewhere, or earlier
             key = Key(record.operation_type or "unknown", record.type or "unknown")
-            task.origin = _shared_origin(*origin._replace(key=key))
+            origin = origin._replace(key=key)
+            task.origin = origin if origin.context else _shared_origin(*origin)
             if record.created_at is not None:
                 age = (datetime.now(UTC) - record.created_at).total_seconds()
                 if 0 < age < _MAX_AGE:
@@ -327,19 +333,17 @@ class Tracker:
         """Count a poll that brought no answer, and end the task if it shows that the key is wrong."""
         task.polls.failures += 1
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
-        self._emit(PollFailed(task.task_id, clean(str(error))))
+        self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
         if isinstance(error, AuthError) and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY and not self._key_works:
             error.task_id, error.charged = task.task_id, "yes"  # the task is, whatever this key is
             self._finish(task, error)
 
-    def _finish(self, task: TrackedTask, outcome: TaskResult | KieError) -> None:
+    def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
         """End a task: emit that, wake the waiters, have it recorded, and give its place in flight back."""
         task.outcome = outcome
         self._followed.pop(task.task_id, None)
         self._paused.pop(task.task_id, None)
-        error = "" if isinstance(outcome, TaskResult) else f"{type(outcome).__name__}: {clean(outcome.message)}"
-        seconds = self._now() - task.started_at
-        self._emit(Finished(task.task_id, task.origin.key.operation, seconds, task.polls.count, error))
+        self._emit(finished_event(task, outcome, record, self._now()))
         task.waiters.notify()
         if self.on_finished is not None:
             self.on_finished(task.task_id, outcome)

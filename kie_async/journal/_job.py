@@ -11,7 +11,7 @@ import attrs
 
 from kie_async._protocol.wire import pack
 from kie_async.errors import Charged, KieError, TaskFailedError
-from kie_async.events import clean
+from kie_async.events import Context, clean
 from kie_async.journal._sql import unpack_document
 from kie_async.models import Request, Track
 
@@ -86,6 +86,7 @@ class LastAttempt:
         process_id: of the process that intended it.
         route: by which it was sent.
         credits: what it cost, as far as known.
+        context: what an observer added at its submission (``events.Submitting``).
     """
 
     token: str | None = attrs.field(default=None, repr=False)
@@ -93,6 +94,7 @@ class LastAttempt:
     process_id: str | None = None
     route: str | None = None
     credits: float | None = None
+    context: Context | None = None
 
 
 @attrs.frozen(kw_only=True)

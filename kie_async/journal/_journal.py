@@ -20,6 +20,7 @@ from anyio import AsyncContextManagerMixin, CancelScope
 
 from kie_async._protocol.wire import pack
 from kie_async.errors import ConflictError, StorageError
+from kie_async.events import Context
 from kie_async.journal import _sql
 from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State, pack_job, unpack_job
 from kie_async.journal._leases import is_dead, new_process_id
@@ -168,8 +169,8 @@ class Journal(AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ transitions
 
-    async def intend(self, key: str, token: str) -> Job:
-        """Move a planned job to its intent, as a new attempt with this token; durable.
+    async def intend(self, key: str, token: str, context: Context | None = None) -> Job:
+        """Move a planned job to its intent, as a new attempt with this token and context; durable.
 
         Raises:
             ConflictError: it is not planned (any more): somebody else has it, or it is done.
@@ -178,7 +179,7 @@ class Journal(AsyncContextManagerMixin):
             await self.driver.check()
             job = await self._write(
                 key,
-                lambda job, now: intended(job, token, self.process_id, now),
+                lambda job, now: intended(job, token, self.process_id, now, context),
                 lambda job: (_sql.INSERT_ATTEMPT, _attempt_row(job)),
             )
             try:

@@ -175,7 +175,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job; its outcome is recorded."""
-        origin = Origin.of(job.request, is_own=False)  # perhaps another session's: its age is read from its record
+        # Perhaps another session's: its age is read from its record.
+        origin = Origin.of(job.request, job.last_attempt.context, is_own=False)
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
     async def wait_recorded(self, task_id: str) -> None:

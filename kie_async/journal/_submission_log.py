@@ -21,7 +21,7 @@ from kie_async.errors import (
     SessionError,
     StorageError,
 )
-from kie_async.events import Notice, Observer, clean
+from kie_async.events import Context, Notice, Observer, clean
 from kie_async.journal._job import JobError, State
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases
@@ -51,13 +51,13 @@ class JobSubmissionLog:
     emit: Observer
     is_closing: Callable[[], bool]
 
-    async def before_send(self, token: str) -> None:
+    async def before_send(self, token: str, context: Context) -> None:
         """Record the intent; without it nothing is sent, and one that may have been written is taken back."""
         if self.is_closing():
             raise SessionError("the journal is being closed: nothing was sent")
         await self.leases.check()
         try:
-            await self.journal.intend(self.key, token)
+            await self.journal.intend(self.key, token, context)
         except StorageError:
             self.not_sent[token] = self.key
             with suppress(ConflictError, StorageError):  # it was not written, or the recorder tries again

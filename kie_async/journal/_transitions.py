@@ -31,6 +31,7 @@ from kie_async.errors import (
     KeyQuotaError,
     KieError,
 )
+from kie_async.events import Context
 from kie_async.journal._job import InboundCallback, Job, JobResults, LastAttempt, State
 
 T = TypeVar("T", LastAttempt, JobResults)
@@ -58,7 +59,7 @@ FACTS = _OF_ATTEMPT | _OF_RESULTS | {"error"}  # what can be learnt with a trans
 _PENDING = (AuthError, InsufficientCreditsError, KeyQuotaError, ConnectError)  # nothing is wrong with the job
 
 
-def intended(job: Job, token: str, process_id: str, at: float) -> Job:
+def intended(job: Job, token: str, process_id: str, at: float, context: Context | None = None) -> Job:
     """The job as a new attempt that is meant to be sent.
 
     Raises:
@@ -70,7 +71,7 @@ def intended(job: Job, token: str, process_id: str, at: float) -> Job:
         job,
         state=State.INTENT,
         attempt=job.attempt + 1,
-        last_attempt=LastAttempt(token=token, process_id=process_id),
+        last_attempt=LastAttempt(token=token, process_id=process_id, context=context or None),
         error=None,
         moments={**job.moments, State.INTENT.value: at},
     )
