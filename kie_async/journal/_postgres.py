@@ -36,7 +36,10 @@ _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, ReadOnlySqlTransactio
 _LOCK = 0x6B69655F  # any number that nobody else uses
 _MAX_CONNECTIONS = 2  # besides the one that listens; an engine has three of its own
 _IDLE = 5.0  # seconds after which a watcher reads without a notification
-_DURABLE = "-c synchronous_commit=on"  # on disk, also where an administrator prefers speed
+_PROBE_TIMEOUT = 1.0  # seconds within which a notification of our own comes, if they come at all
+_POLL_INTERVAL = 0.5  # seconds between two reads where they do not
+# On disk, also where an administrator prefers speed. With the statements: a pooler takes no options of a connection.
+_DURABLE = "SET LOCAL synchronous_commit TO on"
 _DEFAULTS: Mapping[str, Any] = {
     "application_name": "kie_async",
     "connect_timeout": 5,
@@ -61,6 +64,7 @@ $$;
 _UPGRADE = "UPDATE kie_schema SET version = {version};"
 _POSITION = "bigint PRIMARY KEY DEFAULT kie_next_position()"
 
+logger = logging.getLogger("kie_async.journal")
 for _name in ("psycopg", "psycopg.pool"):  # errors are raised; without a handler these would write to stderr
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
@@ -81,6 +85,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
         self._address, self._name = read_address(dsn.reveal() if isinstance(dsn, Secret) else dsn)
         self._patience = patience
         self._pid = 0
+        self._polls = False  # for notifications do not come through
         self._pool: AsyncConnectionPool[Connection] | None = None
 
     def __str__(self) -> str:
@@ -151,23 +156,42 @@ class Postgres(anyio.AsyncContextManagerMixin):
 
     async def _watch(self) -> AsyncGenerator[None]:
         failures = 0
-        while True:
+        while not self._polls:
             try:
                 async with self._connection() as connection:
                     await connection.execute("LISTEN kie_journal")
                     failures = 0
-                    while True:
+                    yield
+                    self._polls = await self._is_silent(connection)
+                    while not self._polls:
                         yield
                         async for _ in connection.notifies(timeout=_IDLE, stop_after=1):
                             pass
-            except psycopg.Error:
+            except (psycopg.Error, StorageError):
                 failures += 1
                 await anyio.sleep(backoff(failures, random.random, base=0.1, limit=2.0))
+        while True:
+            yield
+            await anyio.sleep(_POLL_INTERVAL)
+
+    async def _is_silent(self, connection: Connection) -> bool:
+        """Find out, by one of our own, whether a pooler lets no notifications through, though LISTEN succeeds.
+
+        A pooler tells another number of a process than the database.
+        """
+        if await _value(connection, "SELECT pg_backend_pid()") == connection.info.backend_pid:
+            return False
+        await self.run((_sql.NOTIFY, {}))
+        if [each async for each in connection.notifies(timeout=_PROBE_TIMEOUT, stop_after=1)]:
+            return False
+        logger.info("%s is reached through a pooler without notifications: it is read twice a second", self._name)
+        return True
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection]:
         """A connection for one use. psycopg's own block would roll back first, and not close if that is cancelled."""
-        connection = await psycopg.AsyncConnection.connect(self._address.reveal(), autocommit=True)
+        options: Any = _CONNECTION
+        connection = await psycopg.AsyncConnection.connect(self._address.reveal(), **options)
         try:
             yield connection
         finally:
@@ -234,8 +258,8 @@ def _query(statement: str) -> bytes:
 async def _execute(connection: Connection, steps: tuple[Step, ...]) -> list[Rows]:
     cursor = psycopg.AsyncClientCursor(connection)
     texts = [cursor.mogrify(_query(statement), values) for statement, values in steps]
-    await cursor.execute(";".join(texts).encode())
-    results = [await _rows(cursor)]
+    await cursor.execute(";".join([_DURABLE, *texts]).encode())
+    results: list[Rows] = []
     while cursor.nextset():
         results.append(await _rows(cursor))
     return results
@@ -259,8 +283,7 @@ def read_address(dsn: str) -> tuple[Secret, str]:
     host, port, name = (str(parts.get(part) or "") for part in ("host", "port", "dbname"))
     if "@" in host + name or (port and not port.replace(",", "").isdecimal()):
         raise SettingsError("the database's address cannot be read: write @ : / ? % in its password as %40 and so on")
-    options = f"{parts.get('options') or ''} {_DURABLE}"
-    return Secret(make_conninfo(**{**_DEFAULTS, **parts, "options": options})), f"the database {name or 'of your name'}"
+    return Secret(make_conninfo(**{**_DEFAULTS, **parts})), f"the database {name or 'of your name'}"
 
 
 def _words(error: Exception) -> str:

@@ -219,6 +219,7 @@ CALLBACKS = """
 SELECT token, task_id, stage, received_at, checksum FROM kie_callback WHERE token = :token OR task_id = :task_id
 ORDER BY position
 """
+NOTIFY = "SELECT pg_notify('kie_journal', '')"  # PostgreSQL only
 LAST_POSITION = "SELECT coalesce(max(position), 0) FROM kie_callback"
 NEW_CALLBACKS = """
 SELECT position, token, task_id, stage, received_at, checksum FROM kie_callback WHERE position > :after
