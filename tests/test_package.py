@@ -107,7 +107,7 @@ def test_modules_stay_small() -> None:
     assert {path.name: length for path, length in lengths.items() if length > 400} == {}
 
 
-@pytest.mark.parametrize("extra", ["av", "numpy", "cyclopts", "rich", "pytest", "fastapi"])
+@pytest.mark.parametrize("extra", ["av", "numpy", "cyclopts", "rich", "pytest", "fastapi", "opentelemetry"])
 def test_the_core_drags_in_no_extra(extra: str) -> None:
     code = f"import sys, kie_async.emulator; from kie_async import *; sys.exit({extra!r} in sys.modules)"
     assert run(code).returncode == 0
