@@ -257,11 +257,17 @@ class InternalError(KieError, charged="maybe"):
     """A fault of this library, or of one that it uses, which is the ``__cause__``. It ends what it struck alone."""
 
 
+@attrs.define(slots=False)
 class BudgetError(KieError):
     """A cap on spending (``Settings.max_credits``, or that of a batch) leaves no room for another task.
 
     Nothing was sent. ``retryable`` says that tasks under way may give some of it back.
+
+    Attributes:
+        batch: whose cap it is that the journal keeps for all workers; empty for that of a session, or of one run.
     """
+
+    batch: str = ""
 
 
 class ConflictError(KieError):

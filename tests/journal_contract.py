@@ -20,8 +20,20 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import OPEN, PAID, TRANSITIONS, Attempt, InboundCallback, Job, JobError, Journal, Source, State
+from kie_async.errors import BudgetError, ConflictError, StorageError
+from kie_async.journal import (
+    OPEN,
+    PAID,
+    TRANSITIONS,
+    Attempt,
+    InboundCallback,
+    Job,
+    JobError,
+    Journal,
+    Payer,
+    Source,
+    State,
+)
 from kie_async.models import ExtendRequest, Track, UploadExtendRequest
 
 T = TypeVar("T")
@@ -333,6 +345,79 @@ class JournalContract:
         for state in State:
             assert await journal.spent(state) == (0 if state in free else 12), state
         assert await journal.spent("none") == 0
+
+    # ------------------------------------------------------------ caps
+
+    async def test_a_batch_keeps_its_cap_for_all_who_work_on_it(self, journal: Journal, other: Journal) -> None:
+        await journal.add(planned(f"{number}", batch="x") for number in range(40))
+        await journal.caps.set("x", 240)
+        await journal.caps.set("x", 60)
+        ends = await all_of(
+            *(
+                (journal, other)[number % 2].intend(f"{number}", f"token {number}", payer=Payer())
+                for number in range(40)
+            )
+        )
+        refused = [end for end in ends if isinstance(end, BudgetError)]
+        assert (len(refused), await journal.spent("x")) == (35, 60)
+        assert "max_credits of the batch 'x' is 60, and 60 are spent or reserved" in refused[0].message
+        assert (refused[0].batch, refused[0].charged, refused[0].retryable) == ("x", "no", True)
+        assert (await journal.counts("x"))[State.PLANNED] == 35
+        assert len(await other.attempts("39")) == (0 if isinstance(ends[39], BudgetError) else 1)
+        assert await journal.caps.full() == ["x"]
+
+    async def test_the_cap_of_an_account_holds_for_all_who_pay_with_it(self, journal: Journal, other: Journal) -> None:
+        payer = Payer(account="ours", max_credits=30)
+        await journal.add(planned(f"{number}") for number in range(12))
+        calls = ((journal, other)[number % 2].intend(f"{number}", f"t{number}", payer=payer) for number in range(10))
+        ends = await all_of(*calls)
+        assert sum(isinstance(end, Job) for end in ends) == 2
+        assert {end.batch for end in ends if isinstance(end, BudgetError)} == {""}
+        with pytest.raises(BudgetError, match="KIE_MAX_CREDITS"):
+            await other.caps.check("", payer)
+        assert (await journal.intend("10", "theirs", payer=Payer(account="theirs", max_credits=12))).account == "theirs"
+        assert (await journal.intend("11", "no cap", payer=Payer(account="ours"))).account == "ours"
+
+    async def test_what_is_settled_makes_room_again(self, journal: Journal) -> None:
+        payer = Payer(account="ours", max_credits=12)
+        await journal.caps.set("x", 12)
+        await journal.add(planned(key, batch="x") for key in "abcd")
+        for key, to in (("a", State.REJECTED), ("b", State.PLANNED)):
+            await journal.intend(key, key, payer=payer)
+            assert await journal.caps.full() == ["x"]
+            await journal.move(key, to)
+        assert not await journal.caps.full()
+        await journal.intend("c", "c", payer=payer)
+        await journal.move("c", State.SUBMITTED, task_id="c", credits=12.0)
+        with pytest.raises(BudgetError) as caught:
+            await journal.intend("d", "d", payer=payer)
+        assert caught.value.retryable
+        await journal.move("c", State.FAILED, credits=0.0)
+        assert (await journal.intend("d", "d", payer=payer)).state is State.INTENT
+        await journal.move("d", State.UNKNOWN)
+        with pytest.raises(BudgetError) as caught:
+            await journal.intend("b", "b2", payer=payer)
+        assert not caught.value.retryable
+
+    async def test_what_was_submitted_before_a_moment_does_not_count(self, journal: Journal) -> None:
+        await journal.add(planned(key) for key in "abcd")
+        await journal.intend("a", "a", payer=Payer(account="ours"))
+        since = (await job_of(journal, "a")).moments["intent"] + 0.001
+        payer = Payer(account="ours", max_credits=12, since=since)
+        await asyncio.sleep(0.002)
+        await journal.move("a", State.SUBMITTED, task_id="a")  # counts where it was submitted, not where it ended
+        await journal.intend("b", "b", payer=payer)
+        with pytest.raises(BudgetError):
+            await journal.intend("c", "c", payer=payer)
+        with pytest.raises(BudgetError, match="24 are spent"):
+            await journal.intend("c", "c", payer=attrs.evolve(payer, max_credits=24, since=0.0))
+
+    async def test_what_nobody_pays_for_passes_every_cap(self, journal: Journal) -> None:
+        await journal.caps.set("x", 0)
+        await bring(journal, "a", State.DELIVERED, batch="x")
+        with pytest.raises(BudgetError, match="is 0, and 12 are spent"):
+            await journal.caps.check("x")
+        await journal.caps.check("another", Payer(account="another", max_credits=24))
 
     async def test_spent_is_corrected_by_what_is_known(self, journal: Journal) -> None:
         for key in ("a", "b", "c", "d"):

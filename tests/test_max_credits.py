@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 import pytest
-from command_line import Terminal, served, short_song
+from command_line import PATIENCE, Terminal, served, short_song
 from service import REQUEST, Service, free_port, serving
 
 import kie_async as kie
 from kie_async.emulator import Fault
+from kie_async.journal import Job, State
 from kie_async.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -177,3 +181,78 @@ def test_a_command_keeps_the_cap_of_the_environment(
     song = short_song(tmp_path / "song.wav")
     tried = Terminal(capsys)("upload-extend", str(song), "--at", "1", "--emulate", virtual=True)
     assert tried.code == 0  # nothing is paid
+
+
+# ---------------------------------------------------------------- with a journal
+
+
+def own_journal(folder: Path, name: str = "own") -> kie.SQLiteJournal:
+    return kie.SQLiteJournal(folder / f"{name}.sqlite", poll=5.0)
+
+
+async def test_with_a_journal_what_is_on_record_counts(tmp_path: Path) -> None:
+    async with serving(credits=1e6) as service:
+        capped = attrs.evolve(service.session.settings, max_credits=30)
+        for expected in (2, 0):
+            async with kie.KieSession(capped, journal=own_journal(tmp_path)) as session:
+                outcomes = [outcome async for outcome in session.submit_all([REQUEST] * 10)]
+                assert sum(outcome.error is None for outcome in outcomes) == expected
+                assert {type(each.error) for each in outcomes if each.error} == {kie.BudgetError}
+        async with own_journal(tmp_path) as journal:
+            counts = await journal.counts()
+            assert counts[State.SUCCEEDED] == 2  # and what was refused at once is not on record
+            assert counts[State.PLANNED] < 10
+        since = datetime.now(UTC) + timedelta(days=1)
+        for free in ({"account": "another"}, {"max_credits_since": since}):
+            async with kie.KieSession(attrs.evolve(capped, **free), journal=own_journal(tmp_path)) as session:
+                await session.submit(REQUEST)
+        assert len(service.emulator.ledger) == 4
+
+
+async def test_a_job_that_was_refused_is_made_when_there_is_room(tmp_path: Path) -> None:
+    async with serving(credits=1e6) as service:
+        settings = attrs.evolve(service.session.settings, max_credits=12)
+        async with kie.KieSession(settings, journal=own_journal(tmp_path)) as session:
+            task = await session.submit(REQUEST, key="one")
+            with pytest.raises(kie.BudgetError):
+                await session.submit(REQUEST, key="two")
+            assert (await session.submit(REQUEST, key="one")).id == task.id  # paid already
+        async with kie.KieSession(attrs.evolve(settings, max_credits=24), journal=own_journal(tmp_path)) as session:
+            await session.submit(REQUEST, key="two")
+
+
+async def test_a_batch_stops_at_the_cap_of_its_session(tmp_path: Path) -> None:
+    async with serving(credits=1e6, goes_on=(1.0, 2.0), settings={"max_credits": 24}) as service:
+        jobs = [Job(key=f"job{number}", request=REQUEST) for number in range(5)]
+        with pytest.raises(kie.BudgetError, match="KIE_MAX_CREDITS"):
+            async for _ in kie.run_batch(service.session, jobs, directory=tmp_path, journal=own_journal(tmp_path)):
+                pass
+        assert len(service.emulator.ledger) == 2
+
+
+PROGRAM = """
+import asyncio, sys
+import kie_async as kie
+
+async def main():
+    async with kie.KieSession(kie.Settings(max_credits=60, observer=lambda _: None), journal=sys.argv[1]) as session:
+        requests = [kie.ExtendRequest("a1", model="V5")] * 20
+        errors = [outcome.error async for outcome in session.submit_all(requests)]
+    print(*sorted({type(error).__name__ for error in errors}), sum(error is None for error in errors))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+def test_two_processes_cannot_pass_the_cap_together(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = str(tmp_path / "own.sqlite") if store == "sqlite" else request.getfixturevalue("database_url")
+    with served(monkeypatch) as service, ExitStack() as stack:
+        command = [sys.executable, "-c", PROGRAM, journal]
+        pipe = subprocess.PIPE
+        both = [stack.enter_context(subprocess.Popen(command, stdout=pipe, text=True)) for _ in range(2)]  # noqa: S603  # ours
+        answers = [process.communicate(timeout=PATIENCE)[0].split() for process in both]
+        assert sum(int(made) for *_, made in answers) == len(service.ledger) == 5
+        assert {name for names in answers for name in names[:-1]} == {"BudgetError", "NoneType"}

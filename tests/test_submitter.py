@@ -20,7 +20,7 @@ from kie_async import emulator
 from kie_async._client.submission_gate import SubmissionGate
 from kie_async.emulator import Fault
 from kie_async.errors import SubmitUnknownError
-from kie_async.events import Context, Finished, Notice, Queued, Retrying, Submitted
+from kie_async.events import Finished, Notice, Queued, Retrying, Submitted
 from kie_async.journal import Job, SQLiteJournal
 from kie_async.limiter import Permit, SlidingLimiter
 
@@ -410,11 +410,11 @@ class BreaksOnce(SQLiteJournal):
 
     is_broken = True
 
-    async def intend(self, key: str, token: str, context: Context | None = None) -> Job:
+    async def intend(self, key: str, token: str, *more: Any, **options: Any) -> Job:
         if self.is_broken:
             self.is_broken = False
             raise ZeroDivisionError
-        return await super().intend(key, token, context)
+        return await super().intend(key, token, *more, **options)
 
 
 async def test_a_fault_of_ours_reaches_the_caller_and_the_session_goes_on(tmp_path: Path) -> None:

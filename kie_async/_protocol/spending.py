@@ -11,6 +11,7 @@ from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.errors import BudgetError, KieError, SettingsError, TaskFailedError, TaskNotFoundError
 from kie_async.models import TaskResult
 
+ACCOUNT_REMEDY = "raise Settings.max_credits (KIE_MAX_CREDITS)"
 Ending: TypeAlias = TaskResult | KieError | None  # how a submission or its task has ended; None: nothing was sent
 
 
@@ -25,7 +26,7 @@ class SpendingCap:
         spent: charged and reserved before.
     """
 
-    remedy = "raise Settings.max_credits (KIE_MAX_CREDITS)"
+    remedy = ACCOUNT_REMEDY
 
     def __init__(self, max_credits: float | None = None, *, spent: float = 0.0) -> None:
         if max_credits is not None and not 0 <= max_credits < math.inf:
@@ -97,10 +98,11 @@ class SpendingCap:
         self._known += cost
 
 
-def budget_error(cap: float, spent: float, remedy: str, *, retryable: bool = False) -> BudgetError:
+def budget_error(cap: float, spent: float, remedy: str, *, batch: str = "", retryable: bool = False) -> BudgetError:
     """Make the error of a submission that a cap leaves no room for."""
-    used = f"max_credits is {cap:.12g}, and {spent:.12g} are spent or reserved"
-    return BudgetError(f"{used}: nothing was sent; {remedy}", retryable=retryable)
+    whose = f" of the batch {batch!r}" if batch else ""
+    used = f"max_credits{whose} is {cap:.12g}, and {spent:.12g} are spent or reserved"
+    return BudgetError(f"{used}: nothing was sent; {remedy}", retryable=retryable, batch=batch)
 
 
 def credits_of(outcome: TaskResult | KieError) -> float | None:

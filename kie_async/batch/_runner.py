@@ -172,7 +172,7 @@ class Runner:
         try:
             prepare = partial(self._prepare, job)
             submitted = await self._recorder.submit_job(
-                job.key, job.request, prepare=prepare, check=self._check_running
+                job.key, job.request, batch=job.batch, prepare=prepare, check=self._check_running
             )
         except (AudioError, InvalidRequestError) as error:
             if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
+    from kie_async.journal._caps import Payer
     from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, JobResults, LastAttempt, Source, State
     from kie_async.journal._journal import Journal
     from kie_async.journal._open import (
@@ -36,6 +37,7 @@ __all__ = [
     "Journal",
     "JournalLimiter",
     "LastAttempt",
+    "Payer",
     "PostgresJournal",
     "Recorder",
     "SQLiteJournal",
@@ -54,6 +56,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "Journal": "_journal",
+        "Payer": "_caps",
         **dict.fromkeys(
             ("Attempt", "InboundCallback", "Job", "JobError", "JobResults", "LastAttempt", "Source", "State"), "_job"
         ),

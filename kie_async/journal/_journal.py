@@ -22,6 +22,7 @@ from kie_async._protocol.wire import pack
 from kie_async.errors import ConflictError, StorageError
 from kie_async.events import Context
 from kie_async.journal import _sql
+from kie_async.journal._caps import NOBODY, Caps, Payer, reserve
 from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State, pack_job, unpack_job
 from kie_async.journal._leases import is_dead, new_process_id
 from kie_async.journal._sql import Driver, Rows, Step, damaged, unpack_document
@@ -49,6 +50,7 @@ class Journal(AsyncContextManagerMixin):
 
     Attributes:
         driver: for what else is kept in the same database.
+        caps: on what batches and accounts may spend.
         process_id: the id of this process.
 
     Raises (every method):
@@ -57,6 +59,7 @@ class Journal(AsyncContextManagerMixin):
 
     def __init__(self, driver: Driver, process_id: str | None) -> None:
         self.driver = driver
+        self.caps = Caps(driver)
         self.process_id = process_id or new_process_id()
         self._leases: set[str] = set()
         self._writes: set[asyncio.Future[None]] = set()  # under way
@@ -169,18 +172,31 @@ class Journal(AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ transitions
 
-    async def intend(self, key: str, token: str, context: Context | None = None) -> Job:
+    async def intend(self, key: str, token: str, context: Context | None = None, *, payer: Payer | None = None) -> Job:
         """Move a planned job to its intent, as a new attempt with this token and context; durable.
 
+        Args:
+            key: which.
+            token: of the attempt.
+            context: of the attempt.
+            payer: who is going to pay; None if nothing is going to be sent, so that no cap matters.
+
         Raises:
+            BudgetError: its caps, or those of the job's batch, leave no room.
             ConflictError: it is not planned (any more): somebody else has it, or it is done.
         """
+
+        def intend(job: Job, now: float) -> Job:
+            job = intended(job, token, self.process_id, now, context)
+            return job if payer is None else attrs.evolve(job, account=payer.account)
+
         with self._writing():
             await self.driver.check()
             job = await self._write(
                 key,
-                lambda job, now: intended(job, token, self.process_id, now, context),
+                intend,
                 lambda job: (_sql.INSERT_ATTEMPT, _attempt_row(job)),
+                payer,
             )
             try:
                 await self.driver.check()
@@ -240,9 +256,12 @@ class Journal(AsyncContextManagerMixin):
             self._writes.discard(ended)
             ended.set_result(None)
 
-    async def _write(self, key: str, change: Change, follow: Follow) -> Job:
-        """Let a rule make the next job and write it; begin again if somebody else has written it meanwhile."""
-        written = uuid4().hex
+    async def _write(self, key: str, change: Change, follow: Follow, payer: Payer | None = None) -> Job:
+        """Let a rule make the next job and write it; begin again if somebody else has written it meanwhile.
+
+        With a payer it is written only within the caps.
+        """
+        written, refused = uuid4().hex, ""
         while True:
             rows = await self._read(_sql.GET, key=key)
             if not rows:
@@ -251,18 +270,22 @@ class Journal(AsyncContextManagerMixin):
             job = _job(tuple(row))
             if seen == written:  # the connection was lost after the write
                 return job
+            if seen == refused:  # nobody else has written it: it was a cap
+                await self.caps.check(job.batch, payer or NOBODY)
             job = change(job, now)
             ids = {"key": key, "written": written}
-            steps = [(_sql.WRITE, {**_job_row(job), "written": written, "seen": seen})]
+            first, write, limits = reserve(job.batch, payer) if payer else ([], _sql.WRITE, {})
+            steps = [*first, (write, {**limits, **_job_row(job), "written": written, "seen": seen})]
             if more := follow(job):
                 steps.append((more[0], {**more[1], **ids}))
             try:
-                changed, *_ = await self.driver.run(*steps)
+                changed = (await self.driver.run(*steps))[len(first)]
             except ConflictError:
                 message = f"job {key!r} cannot be given task {job.task_id}: it, or the token, is another attempt's"
                 raise ConflictError(message, job.task_id) from None
             if changed:
                 return job
+            refused = seen
 
     # ------------------------------------------------------------ callbacks
 

@@ -21,6 +21,7 @@ from kie_async._client.task import Origin, TrackedTask
 from kie_async._protocol.admission import check_task_id, task_problem
 from kie_async.errors import KieError
 from kie_async.events import Notice, clean
+from kie_async.journal._caps import Payer
 from kie_async.journal._job import InboundCallback, Job, State
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases, process_lease
@@ -28,6 +29,7 @@ from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
 from kie_async.journal._takeover import WITHOUT_ANSWER, Takeover
 from kie_async.journal._transitions import PAID
 from kie_async.models import ExtendRequest, Request
+from kie_async.settings import Settings
 
 _MAX_CALLBACK_AGE = 86_400.0  # seconds that callbacks are kept after the end of their job
 _PRUNE_INTERVAL = 3600.0  # seconds between two deletions of old callbacks
@@ -69,6 +71,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         self.journal = journal
         self._client = client
         self._dispatcher = dispatcher
+        self._payer = _payer(client.settings)
         self.leases = Leases(journal, client.emit)
         self._outcomes = OutcomeWriter(journal, client.emit)
         knows = client.submitter.knows
@@ -126,30 +129,37 @@ class Recorder(anyio.AsyncContextManagerMixin):
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
+            BudgetError: ``Settings.max_credits`` leaves no room for it.
             ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned.
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
-        key = key or secrets.token_hex(16)
-        await self.journal.add([Job(key=key, request=request)])
-        job = await self.journal.get(key)
+        job = await self.journal.get(key) if key else None
         if job is not None and job.state in PAID and job.task_id:
             return self.follow(job)
+        await self.journal.caps.check("", self._payer)  # before anything is on record or uploaded
+        key = key or secrets.token_hex(16)
+        await self.journal.add([Job(key=key, request=request)])
         return await self._dispatch(key, request, None, check)
 
-    async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
+    async def submit_job(
+        self, key: str, request: Request, *, batch: str, prepare: Prepare | None = None, check: Check
+    ) -> Task:
         """Submit a planned job; its transitions and its outcome are recorded.
 
         Args:
             key: of the job.
+            batch: of the job.
             request: of the job; ``prepare`` makes of it what is sent.
             prepare: makes it ready once a place in flight is free; by default, uploads its source.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
+            BudgetError: the cap of its batch, or ``Settings.max_credits``, leaves no room for it.
             ConflictError: it is not planned.
             KieError: as ``KieSession.submit``.
         """
+        await self.journal.caps.check(batch, self._payer)  # before anything is uploaded
         return await self._dispatch(key, await self._admit(request), prepare, check)
 
     async def _admit(self, request: Request) -> Request:
@@ -164,6 +174,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         log = JobSubmissionLog(
             key=key,
             route=self._client.settings.route,
+            payer=self._payer,
             journal=self.journal,
             leases=self.leases,
             not_sent=self.takeover.not_sent,
@@ -247,6 +258,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
         await self.takeover.settle_all("")
         async for job in self.journal.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
+
+
+def _payer(settings: Settings) -> Payer:
+    since = settings.max_credits_since
+    return Payer(
+        account=settings.account, max_credits=settings.max_credits, since=0.0 if since is None else since.timestamp()
+    )
 
 
 @asynccontextmanager

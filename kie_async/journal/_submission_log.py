@@ -22,6 +22,7 @@ from kie_async.errors import (
     StorageError,
 )
 from kie_async.events import Context, Notice, Observer, clean
+from kie_async.journal._caps import Payer
 from kie_async.journal._job import JobError, State
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases
@@ -39,12 +40,14 @@ class JobSubmissionLog:
     Attributes:
         key: of the job, which must be planned.
         route: noted with the job.
+        payer: who pays.
         not_sent: by token, the key of each intent that may have been written though nothing was sent.
         is_closing: tells whether the journal is being closed.
     """
 
     key: str
     route: str
+    payer: Payer
     journal: Journal
     leases: Leases
     not_sent: dict[str, str]
@@ -57,7 +60,7 @@ class JobSubmissionLog:
             raise SessionError("the journal is being closed: nothing was sent")
         await self.leases.check()
         try:
-            await self.journal.intend(self.key, token, context)
+            await self.journal.intend(self.key, token, context, payer=self.payer)
         except StorageError:
             self.not_sent[token] = self.key
             with suppress(ConflictError, StorageError):  # it was not written, or the recorder tries again

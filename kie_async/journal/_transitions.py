@@ -89,7 +89,8 @@ def transition(job: Job, to: State, facts: Mapping[str, Any], *, token: str | No
     _guard(job, to, token)
     _guard_task(job, to, facts.get("task_id"))
     if to is State.PLANNED:  # it begins anew; the attempts in the journal keep what they were
-        job = attrs.evolve(job, last_attempt=LastAttempt(), results=JobResults(), error=None, earlier_credits=cost(job))
+        earlier = job.earlier_credits if job.state is State.INTENT else cost(job)  # an intent was not sent, or refused
+        job = attrs.evolve(job, last_attempt=LastAttempt(), results=JobResults(), error=None, earlier_credits=earlier)
     return attrs.evolve(
         job,
         state=to,
