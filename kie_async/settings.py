@@ -232,7 +232,8 @@ class Settings:
         machine: the name of this machine, by which processes that share a journal know whose files a job needs; by
             default ``KIE_MACHINE``, or else the host name. A container whose host name changes needs one of its own.
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).
-        observer: called with each ``events.Event``; by default they are logged under ``kie_async``.
+        observer: called with each ``events.Event``; by default they are logged under ``kie_async``. Spans and metrics
+            are made of them by ``otel.OpenTelemetryObserver``.
         strict_limits: where two pages of the service disagree on a limit, refuse by the older one too; by default the
             current one decides, and a notice names the other.
         measure_urls: measure a source that is given by URL, just before its submission, with one request of at most

@@ -204,6 +204,12 @@ class JournalContract:
         assert (job.files, job.error, job.process_id) == (("x/y.mp3", "z.mp3"), error, journal.process_id)
         assert list(job.moments) == ["planned", "intent", "submitted", "succeeded", "delivered"]
 
+    async def test_a_context_is_kept_with_its_attempt(self, journal: Journal) -> None:
+        await journal.add([planned("a")])
+        await journal.intend("a", "token", {"traceparent": "00-1"})
+        await journal.move("a", State.SUBMITTED, task_id="task")
+        assert (await job_of(journal, "a")).last_attempt.context == {"traceparent": "00-1"}
+
     async def test_only_facts_can_be_set(self, journal: Journal) -> None:
         await bring(journal, "a", State.INTENT)
         before = await journal.get("a")

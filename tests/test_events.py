@@ -15,6 +15,7 @@ import kie_async as kie
 from kie_async import events
 from kie_async.emulator import Fault
 from kie_async.events import Finished, Followed, Paused, SubmissionFailed, SubmissionUnknown, Submitted, Submitting
+from kie_async.journal import SQLiteJournal
 
 pytestmark = pytest.mark.anyio
 
@@ -88,12 +89,12 @@ async def test_the_context_goes_by_the_journal_to_the_session_that_takes_over(tm
         if isinstance(event, Submitting):
             event.context["traceparent"] = "00-1"
 
-    journal = tmp_path / "journal.sqlite"
+    path = tmp_path / "journal.sqlite"
     async with serving() as service:
         settings = attrs.evolve(service.session.settings, observer=observe)
-        async with kie.KieSession(settings, journal=journal) as session:
+        async with kie.KieSession(settings, journal=SQLiteJournal(path, poll=5.0)) as session:
             task = await session.submit(REQUEST)
-        async with kie.KieSession(service.session.settings, journal=journal) as session:
+        async with kie.KieSession(service.session.settings, journal=SQLiteJournal(path, poll=5.0)) as session:
             (again,) = [each async for each in session.resume()]
             await again
         assert service.of(Followed) == [Followed(task.id)]

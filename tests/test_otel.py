@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 import pytest
+from command_line import ended, environment, served, started
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, Metric, NumberDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -24,6 +28,8 @@ import kie_async as kie
 from kie_async import otel
 from kie_async.emulator import Fault
 from kie_async.events import Event, Finished
+from kie_async.journal import SQLiteJournal
+from kie_async.testing import EmulatorHandle
 
 pytestmark = pytest.mark.anyio
 
@@ -225,12 +231,12 @@ async def test_who_is_followed_again_goes_on_in_the_same_trace(telemetry: Teleme
 
 
 async def test_a_process_that_takes_a_task_over_joins_its_trace(telemetry: Telemetry, tmp_path: Path) -> None:
-    journal, other = tmp_path / "journal.sqlite", Telemetry()
+    path, other = tmp_path / "journal.sqlite", Telemetry()
     async with serving(settings=observed(telemetry)) as service:
-        async with kie.KieSession(service.session.settings, journal=journal) as session:
+        async with kie.KieSession(service.session.settings, journal=SQLiteJournal(path, poll=5.0)) as session:
             task = await session.submit(REQUEST)
         settings = attrs.evolve(service.session.settings, observer=other.observer)
-        async with kie.KieSession(settings, journal=journal) as session:
+        async with kie.KieSession(settings, journal=SQLiteJournal(path, poll=5.0)) as session:
             (again,) = [each async for each in session.resume()]
             await again
     (submitted,), (followed,) = telemetry.spans, other.spans
@@ -238,6 +244,71 @@ async def test_a_process_that_takes_a_task_over_joins_its_trace(telemetry: Telem
     assert attributes_of(followed)["kie.task.id"] == task.id
     assert other.points("credits") == [({"kie.operation": "extend"}, 12.0)]
     assert not telemetry.points("credits")
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch) as emulated:
+        yield emulated
+
+
+CRASHES = """
+import asyncio, os, signal, sys
+from opentelemetry.sdk.trace import TracerProvider
+import kie_async as kie
+from kie_async.events import Submitted
+from kie_async.otel import OpenTelemetryObserver
+
+def observe(event):
+    if isinstance(event, Submitted):
+        print(event.context["traceparent"], flush=True)
+
+async def main():
+    settings = kie.Settings(observer=OpenTelemetryObserver(observe, tracer_provider=TracerProvider()))
+    async with kie.KieSession(settings, journal=sys.argv[1]) as session:
+        await session.extend("a1", model="V5")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # real time: another process takes part
+async def test_who_goes_on_for_a_process_that_was_killed_joins_its_trace(
+    emulated: EmulatorHandle, telemetry: Telemetry, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal.sqlite"
+    killed = await anyio.run_process([sys.executable, "-c", CRASHES, str(journal)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    async with kie.KieSession(kie.Settings(observer=telemetry.observer), journal=journal) as session:
+        (task,) = [each async for each in session.resume()]
+        await task
+    (span,) = telemetry.spans
+    assert span.parent is not None
+    _, trace_id, span_id, _ = killed.stdout.decode().strip().split("-")
+    assert (span.parent.trace_id, span.parent.span_id) == (int(trace_id, 16), int(span_id, 16))
+    assert len(emulated.ledger) == 1
+
+
+INSTRUMENTED = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=open({path!r}, "w"))))
+trace.set_tracer_provider(provider)
+"""
+
+
+def test_a_command_that_is_instrumented_makes_spans(emulated: EmulatorHandle, tmp_path: Path) -> None:
+    """``opentelemetry-instrument`` starts a program with such a module on its path."""
+    spans = tmp_path / "spans.json"
+    (tmp_path / "sitecustomize.py").write_text(INSTRUMENTED.format(path=str(spans)))
+    with started("extend", "a1", "--model", "V5", env=environment(emulated, PYTHONPATH=str(tmp_path))) as process:
+        assert ended(process).code == 0
+    span = json.loads(spans.read_text())
+    assert (span["name"], span["attributes"]["server.address"]) == ("kie.extend", "127.0.0.1")
 
 
 async def test_a_task_of_elsewhere_begins_a_trace_and_sessions_may_share_it(telemetry: Telemetry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -80,7 +81,7 @@ async def connect(
                 service = await stack.enter_async_context(emulator.serve(**emulated, webhook_key=_WEBHOOK_KEY))
                 given |= {"base_url": service.base_url, "api_key": service.key, "webhook_key": _WEBHOOK_KEY}
                 given["max_credits"] = None  # nothing is paid
-            slot = _ReceiverSlot(make_settings(given))
+            slot = _ReceiverSlot(_with_telemetry(make_settings(given)))
             if receiver.callbacks:
                 await _receive(stack, slot, receiver.bind)
             session = KieSession(slot.settings, journal=journal)
@@ -96,6 +97,16 @@ def _announce(output: Output, session: KieSession) -> None:
             f"{submissions_were(count)} sent and may be charged: the answer is awaited for at most "
             f"{session.settings.total_timeout:.0f} s; Ctrl-C again leaves without it"
         )
+
+
+def _with_telemetry(settings: Settings) -> Settings:
+    """Let a command that ``opentelemetry-instrument`` has started make spans and metrics."""
+    if "opentelemetry.sdk" not in sys.modules:
+        return settings
+    from kie_async.otel import OpenTelemetryObserver  # it takes an extra, and is slow to load
+
+    host = urlsplit(settings.base_url).hostname or ""
+    return attrs.evolve(settings, observer=OpenTelemetryObserver(settings.observer, server_address=host))
 
 
 def make_settings(given: Mapping[str, Any]) -> Settings:
