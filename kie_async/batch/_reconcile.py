@@ -293,7 +293,7 @@ async def find_retryable(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is none of this key, or it neither failed nor was rejected.
     """
-    job = await _find(journal, key)
+    job = await find_job(journal, key)
     if job.state not in _RETRYABLE:
         raise ConflictError(f"job {key!r} is {job.state}: only what failed or was rejected can be tried again")
     return job
@@ -305,7 +305,7 @@ async def find_unknown(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is none of this key, or it is not unknown.
     """
-    job = await _find(journal, key)
+    job = await find_job(journal, key)
     if job.state is not State.UNKNOWN:
         raise ConflictError(f"job {key!r} is {job.state}, and not unknown: there is nothing to decide")
     return job
@@ -324,10 +324,15 @@ async def find_by_name(journal: Journal, name: str, batch: str | None) -> Job:
         keys = ", ".join(job.key for job in found[:_MAX_KEYS_SHOWN])
         more = f" and {len(found) - _MAX_KEYS_SHOWN} more" if len(found) > _MAX_KEYS_SHOWN else ""
         raise ConflictError(f"{len(found)} jobs are of the song {name!r}: give the key of one: {keys}{more}")
-    return found[0] if found else await _find(journal, name)
+    return found[0] if found else await find_job(journal, name)
 
 
-async def _find(journal: Journal, key: str) -> Job:
+async def find_job(journal: Journal, key: str) -> Job:
+    """Read a job.
+
+    Raises:
+        ConflictError: there is none of this key.
+    """
     job = await journal.get(key)
     if job is None:
         raise ConflictError(f"the journal has no job {key!r}")

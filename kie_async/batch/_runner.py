@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -21,12 +20,12 @@ from anyio import to_thread
 
 from kie_async._client import Task
 from kie_async._client.concurrency import internal_errors
-from kie_async._client.lifetime import until_done
 from kie_async._protocol.admission import FailureStreak
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch._budget import CreditBudget
+from kie_async.batch._delivery import Delivery
 from kie_async.batch._error_policy import Action, ErrorPolicy
-from kie_async.batch._reconcile import RecordedTasks
+from kie_async.batch._reconcile import RecordedTasks, find_job
 from kie_async.batch._results import Results
 from kie_async.errors import (
     AudioError,
@@ -36,7 +35,6 @@ from kie_async.errors import (
     InvalidRequestError,
     KieError,
     LostRecordError,
-    StorageError,
     TooManyFailuresError,
 )
 from kie_async.events import guarded
@@ -47,7 +45,6 @@ from kie_async.session import KieSession
 JobObserver = Callable[[Job], None]
 
 _MAX_UPLOAD_AGE = 20 * 3600.0  # seconds; the service keeps uploads for 24 hours or 3 days
-_LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is tried again
 
 
 class _NotSentError(KieError):
@@ -73,6 +70,7 @@ class Runner:
         self._recorder = recorder
         self._journal = recorder.journal
         self._results = results
+        self._delivery = Delivery(recorder.journal, recorder.leases, results)
         self._budget = budget
         self._observer = guarded(observer)
         self._policy = ErrorPolicy()
@@ -147,10 +145,7 @@ class Runner:
         return decision.delay if decision.action is Action.RETRY_LATER else None
 
     async def _get(self, key: str) -> Job:
-        job = await self._journal.get(key)
-        if job is None:
-            raise ConflictError(f"the journal has no job {key!r}")
-        return job
+        return await find_job(self._journal, key)
 
     # ------------------------------------------------------------ the steps
 
@@ -203,53 +198,7 @@ class Runner:
         return job
 
     async def _deliver(self, job: Job) -> Job:
-        """Download the tracks, or wait for another process that does, until it ends or its lease runs out."""
-        lease = f"deliver:{job.key}"
-        try:
-            while job.state is State.SUCCEEDED:
-                try:
-                    async with self._recorder.leases.holding(lease):
-                        return await self._download(job.key, lease)
-                except ConflictError:
-                    await anyio.sleep(_LEASE_INTERVAL)
-                job = await self._get(job.key)
-        except asyncio.CancelledError:
-            await until_done(asyncio.ensure_future(self._remove_parts(job.key)))  # the engine may cancel it once more
-            raise
-        await self._remove_parts(job.key)
-        return job
-
-    async def _remove_parts(self, key: str) -> None:
-        """Remove what this process has begun of a job that another has delivered."""
-        with suppress(StorageError):  # a part that is left does no harm
-            job = await self._get(key)
-            if job.state is State.DELIVERED:
-                await self._results.remove_parts(job)
-
-    async def _download(self, key: str, lease: str) -> Job:
-        """Download the tracks.
-
-        Raises:
-            ConflictError: another process has, or is about to: this one was suspended until its lease ran out.
-        """
-        job = await self._get_undelivered(key)
-        try:
-            files = tuple([await self._results.save(self._session.download, job, track) for track in job.tracks])
-        except KieError:
-            await self._recorder.leases.renew(lease)
-            await self._get_undelivered(key)
-            raise
-        await self._get_undelivered(key)
-        moments = {**job.moments, State.DELIVERED.value: time.time()}
-        results = attrs.evolve(job.results, files=files)
-        await self._results.record_end(attrs.evolve(job, state=State.DELIVERED, results=results, moments=moments))
-        return await self._journal.move(key, State.DELIVERED, files=files)
-
-    async def _get_undelivered(self, key: str) -> Job:
-        job = await self._get(key)
-        if job.state is not State.SUCCEEDED:
-            raise ConflictError(f"job {key!r} is {job.state}: another process was quicker", job.task_id)
-        return job
+        return await self._delivery.deliver(job, self._session.download)
 
     # ------------------------------------------------------------ sources
 

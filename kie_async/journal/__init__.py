@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from kie_async.journal._caps import Payer
     from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, JobResults, LastAttempt, Source, State
     from kie_async.journal._journal import Journal
+    from kie_async.journal._leases import Leases
     from kie_async.journal._open import (
         DEFAULT_NAME,
         OWN_BATCH,
@@ -37,6 +38,7 @@ __all__ = [
     "Journal",
     "JournalLimiter",
     "LastAttempt",
+    "Leases",
     "Payer",
     "PostgresJournal",
     "Recorder",
@@ -56,6 +58,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "Journal": "_journal",
+        "Leases": "_leases",
         "Payer": "_caps",
         **dict.fromkeys(
             ("Attempt", "InboundCallback", "Job", "JobError", "JobResults", "LastAttempt", "Source", "State"), "_job"
