@@ -146,6 +146,7 @@ class _TaskSpans:
             case Submitting():
                 self._submitting(event)
             case Submitted():
+                self._task(event.task_id).end()  # a callback may have named the task, and made somebody follow it
                 span = self._tasks[event.task_id] = self._submission(event.context)
                 span.set_attribute("kie.task.id", event.task_id)
             case SubmissionFailed() | SubmissionUnknown():

@@ -27,7 +27,7 @@ from service import REQUEST, serving
 import kie_async as kie
 from kie_async import otel
 from kie_async.emulator import Fault
-from kie_async.events import Event, Finished
+from kie_async.events import Event, Finished, Followed, Submitted, Submitting
 from kie_async.journal import SQLiteJournal
 from kie_async.testing import EmulatorHandle
 
@@ -321,6 +321,15 @@ async def test_a_task_of_elsewhere_begins_a_trace_and_sessions_may_share_it(tele
                 await each
     (span,) = telemetry.spans
     assert (span.name, parent_of(span)) == ("kie.follow", None)
+
+
+def test_a_task_that_is_followed_before_its_answer_leaves_no_span_open(telemetry: Telemetry) -> None:
+    submitting = Submitting("extend", "V5", 0.0)
+    telemetry.observer(Followed("t1"))
+    telemetry.observer(submitting)
+    telemetry.observer(Submitted("t1", "extend", "V5", 0.0, context=submitting.context))
+    telemetry.observer(Finished("t1", "extend", 90.0, 3))
+    assert [span.name for span in telemetry.spans] == ["kie.follow", "kie.extend"]
 
 
 async def test_another_operation_of_the_service_does_not_make_metrics_grow(telemetry: Telemetry) -> None:
