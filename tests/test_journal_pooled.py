@@ -122,4 +122,4 @@ async def test_what_a_pooler_does_not_tell_is_read(
                 await asyncio.sleep(0)
                 await other.save_callback(inbound("token", f"{number}"))
                 await waiting
-    assert caplog.text.count("a pooler without notifications: it is read twice a second") == swallows
+    assert caplog.text.count("no notifications through its pooler: it is read twice a second") == swallows

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 import kie_async as kie
 from kie_async import events
-from kie_async.batch import _worker, enqueue, run_shared_batch, work
+from kie_async.batch import _engine, _worker, enqueue, run_shared_batch, work
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import AuthError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
@@ -243,7 +243,7 @@ async def test_a_key_is_taken_as_soon_as_it_is_queued(shop: Shop, monkeypatch: p
 async def test_a_worker_returns_with_its_database(
     emulator: EmulatorHandle, server: Server, frail_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_worker, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(_engine, "CONNECT_TIMEOUT", 0.3)
     shop = Shop(emulator, frail_url, tmp_path / "out")
     await shop.plan(6)
     async with shop.desk(at_once=2) as one, anyio.create_task_group() as group:
@@ -494,7 +494,7 @@ async def test_an_engine_that_was_taken_for_dead_starts_anew(shop: Shop) -> None
 async def test_without_its_database_it_says_so(
     emulator: EmulatorHandle, server: Server, frail_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_worker, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(_engine, "CONNECT_TIMEOUT", 0.3)
     async with Shop(emulator, frail_url, tmp_path).desk() as one:
         await anyio.to_thread.run_sync(server.stop)
         with pytest.raises(StorageError, match="engine"):

@@ -1,5 +1,8 @@
 """Durable batches: a list of jobs, each taken to its end and paid once, through crashes and restarts."""
 
+from typing import TYPE_CHECKING
+
+from kie_async._package import lazy_exports
 from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._budget import CreditBudget
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
@@ -16,6 +19,9 @@ from kie_async.batch._reconcile import (
 from kie_async.batch._results import Results, song_of, strip_secrets
 from kie_async.batch._runner import Runner
 
+if TYPE_CHECKING:
+    from kie_async.batch._engine import create_worker_tables, worker_migrations
+
 __all__ = [
     "CreditBudget",
     "Manifest",
@@ -23,6 +29,7 @@ __all__ = [
     "Results",
     "Runner",
     "adopt",
+    "create_worker_tables",
     "enqueue",
     "find_by_name",
     "find_retryable",
@@ -37,4 +44,8 @@ __all__ = [
     "song_of",
     "strip_secrets",
     "work",
+    "worker_migrations",
 ]
+
+# An extra: a batch in a file works without it.
+__getattr__ = lazy_exports(__name__, dict.fromkeys(("create_worker_tables", "worker_migrations"), "_engine"))

@@ -1,8 +1,9 @@
-"""Many machines: procrastinate hands out keys, the journal decides what may be paid. The sole user of procrastinate.
+"""Many machines: procrastinate hands out keys, the journal decides what may be paid.
 
 The engine and the journal share one PostgreSQL. Only keys are queued, and a bounded number of them: a million jobs stay
 in the journal. What is open in the journal and not in the queue is queued again, so no row of the queue is precious. A
-worker that was stopped for a while, and whose keys others have taken, finds that the journal has moved on.
+worker that was stopped for a while, and whose keys others have taken, finds that the journal has moved on. This module
+and ``_engine`` are the only users of procrastinate.
 
 procrastinate keeps its heartbeat, listens, tries again what ``RetryLater`` says, and keeps its rows, so that its own
 shell shows the queue. Added are a loop that starts it again when it ends because the database was away, the heartbeat
@@ -20,16 +21,16 @@ from functools import partial
 from itertools import chain
 
 import anyio
-from procrastinate import App, BaseRetryStrategy, JobContext, PsycopgConnector, RetryDecision, builtin_tasks
+from procrastinate import App, BaseRetryStrategy, JobContext, RetryDecision, builtin_tasks
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job as QueuedJob
 from procrastinate.worker import Worker as EngineWorker
 
+from kie_async.batch._engine import ensure_tables, make_connector
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal import Job, Recorder, State
-from kie_async.journal._postgres import commit_at_once, read_address
 
 QUEUE = "kie_async"
 TASK = "kie_async.run_job"
@@ -39,7 +40,6 @@ STALLED_AFTER = 30.0  # seconds without a heartbeat after which a worker is take
 FEED_INTERVAL = 5.0  # seconds between two times that keys are queued
 CHECK_INTERVAL = 1.0  # seconds between two checks whether all is done
 POLL_INTERVAL = 5.0  # seconds between two reads of the queue; the engine is told of new rows
-CONNECT_TIMEOUT = 5.0  # seconds to wait for a connection
 RETRY_DELAY = 60  # seconds before a paid job that cannot be finished now is tried again
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 1.0, 10.0  # seconds before an engine that ended by itself is started again
 _STOP_TIMEOUT = 0.1  # seconds for jobs to end by themselves when the engine stops; then they are cancelled
@@ -87,15 +87,8 @@ class Worker:
         self._emit = emit
         self._is_over = anyio.Event()
         self._engine: EngineWorker | None = None
-        connector = PsycopgConnector(
-            conninfo=read_address(dsn)[0].reveal(),
-            kwargs={"prepare_threshold": None},  # a pooler in between knows no prepared statements
-            configure=commit_at_once,
-            min_size=0,
-            max_size=2,  # besides the one that listens
-            timeout=CONNECT_TIMEOUT,
-        )
-        self._app = App(connector=connector)
+        self._connector = make_connector(dsn)
+        self._app = App(connector=self._connector)
         self._queue = self._app.job_manager
         self._task = self._app.task(name=TASK, queue=QUEUE, retry=RetryLater())(self._run_job)
         cleanup = self._app.task(name="kie_async.remove_old_rows", queue=QUEUE, pass_context=True)(_remove_old_rows)
@@ -153,12 +146,7 @@ class Worker:
                 await self._app.close_async()
 
     async def _prepare(self) -> None:
-        if not await self._queue.check_connection_async():
-            try:
-                await self._app.schema_manager.apply_schema_async()  # one transaction
-            except ConnectorException:
-                if not await self._queue.check_connection_async():  # another worker made them at the same moment
-                    raise
+        await ensure_tables(self._connector)
         for row in await self._queue.list_jobs_async(task=TASK, status="todo"):
             if row.id is not None and row.scheduled_at is not None:  # an earlier run was to try it later
                 await self._queue.cancel_job_by_id_async(row.id)

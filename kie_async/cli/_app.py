@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from kie_async import __version__
-from kie_async.cli import _jobs
+from kie_async.cli import _database, _jobs
 from kie_async.cli._batch import batch, worker
 from kie_async.cli._exit_codes import UsageError, exit_table
 from kie_async.cli._options import OUTPUT, OutputArg, OutputOptions
@@ -60,6 +60,7 @@ _COMMANDS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
 for position, name in enumerate(_COMMANDS):
     app.command(_COMMANDS[name], name=name, sort_key=position, help_epilogue="")  # or each would repeat the app's
 app.command(_jobs.app)
+app.command(_database.app)
 
 
 @app.command(help_epilogue="")

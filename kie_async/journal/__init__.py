@@ -6,6 +6,7 @@ from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async.journal._caps import Payer
+    from kie_async.journal._diagnosis import Finding
     from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, JobResults, LastAttempt, Source, State
     from kie_async.journal._journal import Journal
     from kie_async.journal._leases import Leases
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
     from kie_async.journal._quota import JournalLimiter, SharedPermit
     from kie_async.journal._recorder import Recorder, open_recorder
+    from kie_async.journal._schema import VERSION
     from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "OWN_BATCH",
     "PAID",
     "TRANSITIONS",
+    "VERSION",
     "Attempt",
+    "Finding",
     "InboundCallback",
     "Job",
     "JobError",
@@ -57,9 +61,11 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "Finding": "_diagnosis",
         "Journal": "_journal",
         "Leases": "_leases",
         "Payer": "_caps",
+        "VERSION": "_schema",
         **dict.fromkeys(
             ("Attempt", "InboundCallback", "Job", "JobError", "JobResults", "LastAttempt", "Source", "State"), "_job"
         ),

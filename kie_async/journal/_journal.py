@@ -23,6 +23,7 @@ from kie_async.errors import ConflictError, StorageError
 from kie_async.events import Context
 from kie_async.journal import _sql
 from kie_async.journal._caps import NOBODY, Caps, Payer, reserve
+from kie_async.journal._diagnosis import Finding
 from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State, pack_job, unpack_job
 from kie_async.journal._leases import is_dead, new_process_id
 from kie_async.journal._sql import Driver, Rows, Step, damaged, unpack_document
@@ -87,6 +88,14 @@ class Journal(AsyncContextManagerMixin):
             await asyncio.wait(self._writes)
         for name in tuple(self._leases):
             await self.release(name)
+
+    async def diagnose(self) -> list[Finding]:
+        """Find out what hinders a journal there, or is worth knowing; changes nothing. For one that is not open.
+
+        Raises:
+            StorageError: the store cannot be reached or opened at all.
+        """
+        return await self.driver.diagnose()
 
     async def upgrade(self) -> int:
         """Bring the tables of an older version to the newest, in one transaction, and return the version they had.

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import re
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
@@ -19,13 +20,15 @@ from typing import Any, LiteralString, Self, TypeAlias
 import anyio
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.errors import ReadOnlySqlTransaction, UniqueViolation
+from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, ReadOnlySqlTransaction, UniqueViolation
+from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from kie_async._protocol.retry import backoff
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import clean
 from kie_async.journal import _sql
+from kie_async.journal._diagnosis import FACTS, MISSING, DatabaseFacts, Finding, findings
 from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, version_error
 from kie_async.journal._sql import Rows, Step
 from kie_async.settings import Secret
@@ -62,6 +65,7 @@ CREATE FUNCTION kie_next_position() RETURNS bigint LANGUAGE sql AS $$
 $$;
 """
 _UPGRADE = "UPDATE kie_schema SET version = {version};"
+_VERSION: LiteralString = "SELECT version FROM kie_schema"
 _POSITION = "bigint PRIMARY KEY DEFAULT kie_next_position()"
 
 logger = logging.getLogger("kie_async.journal")
@@ -159,33 +163,32 @@ class Postgres(anyio.AsyncContextManagerMixin):
         while not self._polls:
             try:
                 async with self._connection() as connection:
-                    await connection.execute("LISTEN kie_journal")
+                    self._polls = await self._listen(connection)
                     failures = 0
-                    yield
-                    self._polls = await self._is_silent(connection)
+                    if self._polls:
+                        logger.info("%s sends no notifications through its pooler: it is read twice a second", self)
                     while not self._polls:
                         yield
                         async for _ in connection.notifies(timeout=_IDLE, stop_after=1):
                             pass
-            except (psycopg.Error, StorageError):
+            except psycopg.Error:
                 failures += 1
                 await anyio.sleep(backoff(failures, random.random, base=0.1, limit=2.0))
         while True:
             yield
             await anyio.sleep(_POLL_INTERVAL)
 
-    async def _is_silent(self, connection: Connection) -> bool:
-        """Find out, by one of our own, whether a pooler lets no notifications through, though LISTEN succeeds.
+    async def _listen(self, connection: Connection) -> bool:
+        """Listen, and tell whether a pooler lets no notifications through, though LISTEN succeeds.
 
-        A pooler tells another number of a process than the database.
+        A pooler tells another number of a process than the database. Then one of our own shows whether they come.
         """
+        await connection.execute("LISTEN kie_journal")
         if await _value(connection, "SELECT pg_backend_pid()") == connection.info.backend_pid:
             return False
-        await self.run((_sql.NOTIFY, {}))
-        if [each async for each in connection.notifies(timeout=_PROBE_TIMEOUT, stop_after=1)]:
-            return False
-        logger.info("%s is reached through a pooler without notifications: it is read twice a second", self._name)
-        return True
+        async with self._connection() as another:
+            await another.execute("NOTIFY kie_journal")
+        return not [each async for each in connection.notifies(timeout=_PROBE_TIMEOUT, stop_after=1)]
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection]:
@@ -202,19 +205,35 @@ class Postgres(anyio.AsyncContextManagerMixin):
         async with self._schema() as (connection, version):
             if not version:
                 await _migrate(connection, 0)
-            elif version != VERSION:
-                raise self._version_error(version)
+        if version not in {0, VERSION}:
+            raise self._version_error(version)
 
     async def upgrade(self) -> int:
         """Bring the tables of an older version to the newest; see ``Driver``."""
         async with self._schema() as (connection, version):
+            if not version:
+                raise StorageError(f"{self._name} has no tables: kie-async database create", retryable=False)
             if version not in MIGRATIONS:
                 raise self._version_error(version)
+            [holders] = await _execute(connection, ((_sql.LIVING, {}),))
+            ensure_unused(self._name, holders)
             if version != VERSION:
-                [holders] = await _execute(connection, ((_sql.LIVING, {}),))
-                ensure_unused(self._name, holders)
                 await _migrate(connection, version)
             return version
+
+    async def diagnose(self) -> list[Finding]:
+        """Find out what hinders, and change nothing; see ``Driver``."""
+        try:
+            async with self._connection() as connection:
+                cursor = connection.cursor(row_factory=dict_row)
+                [row] = await (await cursor.execute(FACTS, {"now": time.time()})).fetchall()
+                missing = tuple(grant for (grant,) in await (await connection.execute(MISSING)).fetchall())
+                is_readable = row["is_found"] and not missing
+                version = await _value(connection, _VERSION) if is_readable else None
+                is_silent = not row["is_read_only"] and await self._listen(connection)  # a standby would refuse it
+        except psycopg.Error as error:
+            raise self._storage_error(error) from None
+        return [*findings(DatabaseFacts(**row, missing=missing, version=version, is_silent=is_silent))]
 
     @asynccontextmanager
     async def _schema(self) -> AsyncGenerator[tuple[Connection, int]]:
@@ -223,7 +242,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
             async with self._connection() as connection, connection.transaction():
                 await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
                 is_made = await _value(connection, "SELECT to_regclass('kie_schema') IS NOT NULL")
-                yield connection, await _value(connection, "SELECT version FROM kie_schema") if is_made else 0
+                yield connection, await _value(connection, _VERSION) if is_made else 0
         except psycopg.Error as error:
             raise self._storage_error(error) from None
 
@@ -232,6 +251,8 @@ class Postgres(anyio.AsyncContextManagerMixin):
 
     def _storage_error(self, error: Exception) -> StorageError:
         message = f"{self._name} cannot be used: {_words(error)}"
+        if isinstance(error, InsufficientPrivilege | InvalidSchemaName):
+            message += "; what gives the right is said by: kie-async database check --journal postgresql://..."
         return StorageError(message, retryable=isinstance(error, _AWAY))
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 from zlib import crc32
 
 from kie_async._protocol.wire import unpack
 from kie_async.errors import BadResponseError, StorageError
+
+if TYPE_CHECKING:
+    from kie_async.journal._diagnosis import Finding
 
 T = TypeVar("T")
 Step: TypeAlias = tuple[str, Mapping[str, object]]
@@ -91,6 +94,14 @@ class Driver(Protocol):
 
         Raises:
             StorageError: a process is at work on it, or it is of a version that cannot be upgraded.
+        """
+        ...
+
+    async def diagnose(self) -> list[Finding]:
+        """Find out what hinders a journal in this database, or is worth knowing of it; for one that is not open.
+
+        Raises:
+            StorageError: it cannot be reached or opened at all.
         """
         ...
 
@@ -219,7 +230,6 @@ CALLBACKS = """
 SELECT token, task_id, stage, received_at, checksum FROM kie_callback WHERE token = :token OR task_id = :task_id
 ORDER BY position
 """
-NOTIFY = "SELECT pg_notify('kie_journal', '')"  # PostgreSQL only
 LAST_POSITION = "SELECT coalesce(max(position), 0) FROM kie_callback"
 NEW_CALLBACKS = """
 SELECT position, token, task_id, stage, received_at, checksum FROM kie_callback WHERE position > :after

@@ -104,8 +104,8 @@ def upgrade_file(path: Path, patience: float) -> int:
         with transaction(connection):
             version = _identify(connection, path, MIGRATIONS)  # another process may have upgraded it
             _check(connection, path, version)
+            ensure_unused(f"the journal {path}", connection.execute(LIVING, {"now": time.time()}).fetchall())
             if version != VERSION:
-                ensure_unused(f"the journal {path}", connection.execute(LIVING, {"now": time.time()}).fetchall())
                 for statement in migrations(version).split(";"):  # a script would commit what is open
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {VERSION}")

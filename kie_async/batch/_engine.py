@@ -1,0 +1,126 @@
+"""The engine's tables: made and upgraded by procrastinate's own scripts.
+
+procrastinate does not record which of its migrations a database has had. A comment on its main table does that here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from procrastinate import PsycopgConnector
+from procrastinate.exceptions import ConnectorException
+from procrastinate.schema import SchemaManager
+
+from kie_async.errors import StorageError
+from kie_async.events import clean
+from kie_async.journal._postgres import commit_at_once, read_address
+
+CONNECT_TIMEOUT = 5.0  # seconds to wait for a connection
+# Of tables without a comment: the last migration of the oldest engine that could make them (pyproject.toml).
+_UNRECORDED = "03.04.00_50_post_add_retry_failed_job_procedure"
+_STATE = """
+SELECT to_regclass('procrastinate_jobs') IS NOT NULL AS is_made,
+    obj_description(to_regclass('procrastinate_jobs'), 'pg_class') AS migration
+"""
+# Whoever comes at the same moment waits, and finds them.
+_LOCK = 0x6B69655E  # any number that nobody else uses
+_MAKE = """
+SELECT pg_advisory_xact_lock({lock});
+DO $make$ BEGIN
+    IF to_regclass('procrastinate_jobs') IS NULL THEN EXECUTE $script${script}$script$; END IF;
+END $make$
+"""
+
+
+def make_connector(dsn: str) -> PsycopgConnector:
+    """Make the engine's connector to a database."""
+    return PsycopgConnector(
+        conninfo=read_address(dsn)[0].reveal(),
+        kwargs={"prepare_threshold": None},  # a pooler in between knows no prepared statements
+        configure=commit_at_once,
+        min_size=0,
+        max_size=2,  # besides the one that listens
+        timeout=CONNECT_TIMEOUT,
+    )
+
+
+async def ensure_tables(connector: PsycopgConnector) -> None:
+    """Make the engine's tables if they are not there.
+
+    Raises:
+        StorageError: they are those of an older engine.
+    """
+    applied = await last_migration(connector)
+    if applied is None:
+        script = _script(SchemaManager.get_schema(), _migrations()[-1])
+        await connector.execute_query_async(_MAKE.format(lock=_LOCK, script=script))
+    elif pending(applied):
+        remedy = "end all that works on it, then run: kie-async database upgrade --journal postgresql://..."
+        raise StorageError(f"the tables of the engine are of an older version: {remedy}", retryable=False)
+
+
+async def last_migration(connector: PsycopgConnector) -> str | None:
+    """The name of the last migration that the engine's tables have had; None if there are no tables."""
+    state = await connector.execute_query_one_async(_STATE)
+    return str(state["migration"] or _UNRECORDED) if state["is_made"] else None
+
+
+def pending(applied: str) -> list[Path]:
+    """The engine's migrations that come after one, in order."""
+    return [path for path in _migrations() if path.stem > applied]
+
+
+def _migrations() -> list[Path]:
+    return sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+
+
+def _script(script: str, migration: Path) -> str:
+    """A script that notes as well which migration the tables have had by then; sent at once, it is one transaction."""
+    return f"{script};\nCOMMENT ON TABLE procrastinate_jobs IS '{migration.stem}'".replace("%", "%%")
+
+
+@asynccontextmanager
+async def _connected(dsn: str) -> AsyncGenerator[PsycopgConnector]:
+    connector = make_connector(dsn)
+    try:
+        await connector.open_async()
+        yield connector
+    except ConnectorException as error:
+        cause = error.__cause__ or error
+        raise StorageError(f"the engine's tables cannot be used: {clean(str(cause).partition(chr(10))[0])}") from None
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connector.close_async()
+
+
+async def create_worker_tables(dsn: str) -> None:
+    """Make the engine's tables in a database if they are not there.
+
+    Raises:
+        StorageError: they are those of an older engine, or cannot be made.
+    """
+    async with _connected(dsn) as connector:
+        await ensure_tables(connector)
+
+
+async def worker_migrations(dsn: str, *, run: bool = False) -> list[str] | None:
+    """The names of the migrations that the engine's tables lack; None if there are no tables.
+
+    Args:
+        dsn: of the database.
+        run: have them run, each as one transaction; nobody may work on the database meanwhile.
+
+    Raises:
+        StorageError: the database cannot be used.
+    """
+    async with _connected(dsn) as connector:
+        applied = await last_migration(connector)
+        if applied is None:
+            return None
+        lacking = pending(applied)
+        for path in lacking if run else ():
+            await connector.execute_query_async(_script(path.read_text("utf-8"), path))
+        return [path.stem for path in lacking]
