@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -509,6 +510,29 @@ async def test_a_download_cancelled_at_any_moment_is_safe(tmp_path: Path) -> Non
         path = await download(host, tmp_path)
         assert found(tmp_path) == {"song.mp3": LONG}
         assert path.name == "song.mp3"
+
+
+@pytest.mark.parametrize("failure", [None, OSError("the disk is away")])
+async def test_cancelling_waits_for_what_the_disk_has_begun(failure: OSError | None) -> None:
+    loop, begun, going, ended = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), list[bool]()
+
+    def write() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        ended.append(going.wait(20))
+        if failure is not None:
+            raise failure
+
+    writing = asyncio.ensure_future(files.on_disk(write))
+    await begun.wait()
+    for _ in range(3):
+        writing.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not writing.done()
+    going.set()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert ended == [True]
 
 
 async def test_a_failing_callback_does_not_fail_the_download(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

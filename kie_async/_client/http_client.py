@@ -24,7 +24,6 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.payload import AsyncIterablePayload
 from aiohttp.tracing import Trace
-from anyio import to_thread
 from yarl import URL
 
 from kie_async import _package
@@ -361,7 +360,7 @@ async def _pieces(part: FilePart) -> AsyncGenerator[bytes]:
     """Give the content of a file, and report how much of it was sent."""
     sent = 0
     while sent < part.size:
-        piece = await to_thread.run_sync(_read, part, sent)
+        piece = await asyncio.to_thread(_read, part, sent)
         yield piece
         sent += len(piece)
         if part.on_bytes is not None:

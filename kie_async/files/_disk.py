@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -32,17 +33,17 @@ async def on_disk(function: Callable[..., T], *arguments: object) -> T:
     Cancelling waits for the thread, so that nothing goes on behind the caller's back: a scope's shield alone would
     not hold off ``Task.cancel()``.
     """
-    work = asyncio.ensure_future(to_thread.run_sync(function, *arguments))
-    cancelled: asyncio.CancelledError | None = None
-    with CancelScope(shield=True):
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError as error:
-                cancelled = error
+    work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    try:
+        await asyncio.wait([work])
+    except asyncio.CancelledError:
+        with CancelScope(shield=True):
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+        work.exception()  # nobody else asks for it
+        raise
     failure = work.exception()
-    if cancelled is not None:
-        raise cancelled
     if isinstance(failure, OSError):
         raise StorageError(_words(failure)) from failure
     return work.result()
