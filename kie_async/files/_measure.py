@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 MAX_DURATION = 12 * 3600.0  # seconds; a file that claims more is not believed
 TIMEOUT = 30.0  # seconds of work, for files made to cost more than they are worth
 _PROBED = 64  # packets that are decoded to see whether the others can be believed
+_PROBED_FRAMES = 16  # of an mp3, whose headers agree by then: are they audio at all?
 _UNLIKELY = 2  # times as long as the longest that was decoded: a later packet that claims more is not believed
 _TOLERANCE = 0.2  # seconds; codecs swallow a little at the start
 _BEGINNING = 1 << 16  # bytes that hold the header of a wav
@@ -225,7 +226,7 @@ class _Measurement:
             total = file.seek(0, SEEK_END)
             file.seek(0)
             return stated_length(WAV, file.read(_BEGINNING), start, total)
-        frames = read_frames(file, start, keep=_PROBED) if self.kind is MP3 else None
+        frames = read_frames(file, start, keep=_PROBED_FRAMES) if self.kind is MP3 else None
         if frames is None:
             return None
         codec = av.CodecContext.create("mp3", "r")

@@ -27,7 +27,7 @@ _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_0
 _BITRATES_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of MPEG 1, from index 1 on
 _BITRATES_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _FRAME_HEADER = 3  # bytes that tell the size of a frame
-_BLOCK = 1 << 20  # bytes of frames read at once
+_BLOCK = 1 << 18  # bytes of frames read at once: a larger block costs more in fresh pages of memory
 _MP3_TAGS = (b"TAG", b"APETAGEX")  # what may follow the last frame
 
 
