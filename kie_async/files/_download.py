@@ -27,7 +27,7 @@ from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredE
 from kie_async.events import Retrying
 from kie_async.files._audio_kinds import HEAD, AudioKind, begins_like_audio
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
-from kie_async.files._measure import NotMeasuredError, measure_in_turn
+from kie_async.files._measure import NotMeasuredError, in_turn, measure
 from kie_async.files._names import safe_name, track_name
 from kie_async.files._partial_file import PartialFile, ResumeInfo
 from kie_async.models import Track
@@ -85,13 +85,17 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     stem = safe_name(name) if name else track_name(track.title, track.id)
     urls = list(dict.fromkeys(url for url in (track.audio_url, track.source_audio_url) if url))
     taken: list[PartialFile] = []  # filled by the thread, so that a part is released even if its opening was cancelled
+
+    def take() -> None:
+        taken.append(part := PartialFile.open(Path(directory), stem))
+        if keep_existing and part.finished_path is None:
+            part.finished_path = part.yield_to_existing()
+
     try:
         if not urls:
             raise DownloadError("the track has no audio yet: wait for its task")
-        await on_disk(lambda: taken.append(PartialFile.open(Path(directory), stem)))
+        await on_disk(take)
         (part,) = taken
-        if keep_existing and part.finished_path is None:
-            part.finished_path = await on_disk(part.yield_to_existing)
         download = _Download(
             fetcher,
             part,
@@ -107,7 +111,8 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
         raise
     finally:
         for part in taken:
-            await on_disk(part.release)
+            if not part.is_released:
+                await on_disk(part.release)
 
 
 @attrs.define
@@ -173,12 +178,12 @@ class _Download:
 
     async def _try(self, url: str) -> Path:
         is_whole = await self._exchange(url)
-        kind = await on_disk(self.part.kind)
+        kind, seconds = await (in_turn if self.expected_duration else on_disk)(self._inspect)
         if kind is None:
             raise await self._discard("what came is no audio")
         if not is_whole:
             await self._prove(url, kind)
-        await self._check_duration()
+        await self._check_duration(seconds)
         return await on_disk(lambda: self.part.finish(kind.suffix, keep_existing=self.keep_existing))
 
     async def _exchange(self, url: str) -> bool:
@@ -191,11 +196,10 @@ class _Download:
                 await self._check_end(response.total)
                 return True
             self._check_promise(response)
-            if response.start == 0:
-                await on_disk(self.part.restart, ResumeInfo(source, response.validator, response.total))
-            elif response.start != start or not _same(response.total, self.part.resume_info):
+            anew = ResumeInfo(source, response.validator, response.total) if response.start == 0 else None
+            if anew is None and (response.start != start or not _same(response.total, info)):
                 raise await self._discard("the host went on elsewhere, or in another file", retryable=True)
-            await self._check_room(response.total)
+            await on_disk(self._begin, anew, response.total)
             await self._stream(response)
         is_whole = response.status == HTTPStatus.OK and response.delimited
         return await self._check_size(self._total(response)) or is_whole
@@ -230,9 +234,12 @@ class _Download:
             words = f"the file has {response.total} bytes, over the {self.max_bytes} accepted"
             raise DownloadError(words, retryable=False)
 
-    async def _check_room(self, total: int | None) -> None:
+    def _begin(self, anew: ResumeInfo | None, total: int | None) -> None:
+        """Empty the part if it begins anew, and see that there is room for what will come; blocks."""
+        if anew is not None:
+            self.part.restart(anew)
         missing = max((total or 0) - self.part.size, 0)
-        if missing + _SPARE > await on_disk(self.part.free_space):
+        if missing + _SPARE > self.part.free_space():
             raise StorageError(f"the disk has no room for the {missing} bytes to come: make room")
 
     async def _check_end(self, total: int | None) -> None:
@@ -241,32 +248,35 @@ class _Download:
 
     async def _stream(self, response: DownloadResponse) -> None:
         """Write what comes. When a connection breaks, what aiohttp has not handed out by then is fetched again."""
-        block = bytearray()
+        pieces, held = list[bytes](), 0
         speed = _MinimumSpeed(anyio.current_time())
         try:
-            async for chunk in response:
-                speed.count(len(chunk))
-                self._check_cap(len(block) + len(chunk))
-                block += chunk
-                if len(block) >= _BLOCK:
-                    full, block = block, bytearray()
-                    await self._write(full)
-                self.reporter.report(self.part.size + len(block), response.total)
+            async for piece in response:
+                speed.count(len(piece))
+                self._check_cap(held + len(piece))
+                pieces.append(piece)
+                held += len(piece)
+                if held >= _BLOCK:
+                    block, pieces, held = pieces, [], 0
+                    await self._write(block)
+                self.reporter.report(self.part.size + held, response.total)
                 speed.resume()
         except BaseException:
             with suppress(StorageError):  # the error that ended it is the one to tell
-                await on_disk(self.part.append, block)
+                await on_disk(self.part.append, *pieces)
             raise
-        await self._write(block)
+        await self._write(pieces)
 
     def _check_cap(self, more: int) -> None:
         if self.part.size + more > self.max_bytes:
             raise DownloadError(f"the file goes on beyond the {self.max_bytes} bytes accepted", retryable=False)
 
-    async def _write(self, block: bytearray) -> None:
-        if self.part.size == 0 and len(block) >= HEAD and not begins_like_audio(bytes(block[:HEAD])):
-            raise await self._discard("what came is no audio")
-        await on_disk(self.part.append, block)
+    async def _write(self, pieces: Sequence[bytes]) -> None:
+        if self.part.size == 0:
+            head = b"".join(piece[:HEAD] for piece in pieces[:HEAD])[:HEAD]
+            if len(head) == HEAD and not begins_like_audio(head):
+                raise await self._discard("what came is no audio")
+        await on_disk(self.part.append, *pieces)
 
     def _total(self, response: DownloadResponse) -> int | None:
         """Tell the size of the whole, as this response or the one it continues has said it."""
@@ -284,21 +294,24 @@ class _Download:
             raise DownloadError(f"the download broke off at {self.part.size} of {total} bytes")
         return True
 
-    async def _check_duration(self) -> None:
-        """Hold the file to the length in the record."""
-        expected = self.expected_duration
-        if not expected:  # the service also says 0 for what it does not know
-            return
+    def _inspect(self) -> tuple[AudioKind | None, float | None]:
+        """Tell by the content what it is, and how long if that is asked for and can be told; blocks."""
+        kind = self.part.kind()
+        if kind is None or not self.expected_duration:  # the service also says 0 for what it does not know
+            return kind, None
         try:
-            seconds = await measure_in_turn(self.part.path)
+            return kind, measure(self.part.path)
         except NotMeasuredError as error:
             logger.debug("the duration of a download is not checked: %s", error)
-            return
+            return kind, None
         except AudioError:
-            seconds = 0.0
-        if abs(seconds - expected) <= DURATION_TOLERANCE:
-            return
-        raise await self._discard(f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s")
+            return kind, 0.0
+
+    async def _check_duration(self, seconds: float | None) -> None:
+        """Hold the file to the length in the record."""
+        expected = self.expected_duration or 0.0
+        if seconds is not None and abs(seconds - expected) > DURATION_TOLERANCE:
+            raise await self._discard(f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s")
 
     async def _discard(self, words: str, *, retryable: bool = False) -> DownloadError:
         """Throw away what came, so that nothing is built on it."""

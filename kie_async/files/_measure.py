@@ -42,14 +42,14 @@ import importlib.util
 import io
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from hashlib import sha256
 from itertools import chain, islice
 from os import SEEK_END, PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import attrs
 from anyio import CapacityLimiter
@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.packet import Packet
+
+T = TypeVar("T")
 
 MAX_DURATION = 12 * 3600.0  # seconds; a file that claims more is not believed
 TIMEOUT = 30.0  # seconds of work, for files made to cost more than they are worth
@@ -102,12 +104,11 @@ def measure(path: str | PathLike[str]) -> float:
         raise StorageError(f"{clean(path.name)} cannot be read: {error.strerror or error}") from error
 
 
-async def measure_in_turn(path: Path) -> float:
-    """Return what ``measure`` does, from a worker thread; one file at a time, so that the others do not slow it down.
+async def in_turn(function: Callable[..., T], *arguments: object) -> T:
+    """Run a function that measures in a worker thread; one at a time, so that the others do not slow it down.
 
     Raises:
-        AudioError: as ``measure``.
-        StorageError: it cannot be read.
+        StorageError: the disk refused.
 
     Cancelling waits for a thread that has begun.
     """
@@ -117,7 +118,7 @@ async def measure_in_turn(path: Path) -> float:
         turn = CapacityLimiter(1)
         _turn.set(turn)
     async with turn:
-        return await on_disk(measure, path)
+        return await on_disk(function, *arguments)
 
 
 def hash_source(path: Path, *, measured: bool) -> tuple[str, float | None]:

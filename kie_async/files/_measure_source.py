@@ -17,7 +17,7 @@ from kie_async._protocol.request_rules import is_url
 from kie_async.errors import AudioError, DownloadError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import M4A, WAV, audio_start, kind_of
-from kie_async.files._measure import MAX_DURATION, NotMeasuredError, can_measure, measure_in_turn, measure_open
+from kie_async.files._measure import MAX_DURATION, NotMeasuredError, can_measure, in_turn, measure, measure_open
 from kie_async.files._stated_length import stated_length
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback
@@ -37,7 +37,7 @@ async def measure_request(request: Request) -> Request:
     """
     if not isinstance(request, UploadExtendRequest) or is_url(request.source) or request.source_duration:
         return request
-    duration = await measure_in_turn(Path(request.source))
+    duration = await in_turn(measure, Path(request.source))
     return attrs.evolve(request, source_duration=duration)
 
 

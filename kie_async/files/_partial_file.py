@@ -96,6 +96,10 @@ class PartialFile:
     def resume_info_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.json")
 
+    @property
+    def is_released(self) -> bool:
+        return self._file.closed
+
     def restart(self, info: ResumeInfo) -> None:
         """Throw away what is there and write down what will come."""
         self._file.seek(0)
@@ -104,9 +108,9 @@ class PartialFile:
         self.resume_info = info
         _write_resume_info(self.resume_info_path, info)
 
-    def append(self, data: bytes | bytearray) -> None:
+    def append(self, *pieces: bytes) -> None:
         """Write all of the data, or as much as there is room for."""
-        left = memoryview(data)
+        left = memoryview(b"".join(pieces))
         while left:
             written = self._file.write(left)
             self.size += written

@@ -18,7 +18,8 @@ from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AudioKind, kind_of
 from kie_async.files._disk import Progress, Reporter, on_disk
-from kie_async.files._measure import measure_in_turn
+from kie_async.files._measure import in_turn
+from kie_async.files._measure import measure as measure_file
 from kie_async.models import Request, UploadedFile, UploadExtendRequest
 
 MAX_UPLOAD = 200_000_000  # bytes; 8 min of studio wav have 140 MB
@@ -61,7 +62,7 @@ async def upload(
     """
     path = Path(path)
     kind, before = await on_disk(check_source, path)
-    duration = await measure_in_turn(path) if measure else None
+    duration = await in_turn(measure_file, path) if measure else None
     reporter = Reporter(progress, transport.emit)
     part = FilePart(
         path=path,
