@@ -101,18 +101,23 @@ class OpenTelemetryObserver:
         meter_provider: metrics.MeterProvider | None = None,
         server_address: str = "api.kie.ai",
     ) -> None:
-        version = _package.__version__
-        spans = _TaskSpans(trace.get_tracer(_SCOPE, version, tracer_provider), server_address)
-        self._observers = (
-            guarded(observer),
-            guarded(spans.observe),
-            guarded(_Instruments(metrics.get_meter(_SCOPE, version, meter_provider)).observe),
-        )
+        spans = _TaskSpans(trace.get_tracer(_SCOPE, _package.__version__, tracer_provider), server_address)
+        self._emit = _each(observer, spans.observe, _Instruments(meter_provider).observe)
 
     def __call__(self, event: Event) -> None:
         """Take an event."""
-        for observer in self._observers:
+        self._emit(event)
+
+
+def _each(*observers: Observer) -> Observer:
+    """Call these one after the other, whatever one of them raises."""
+    all_guarded = [guarded(observer) for observer in observers]
+
+    def emit(event: Event) -> None:
+        for observer in all_guarded:
             observer(event)
+
+    return emit
 
 
 def _present(attributes: Mapping[str, object]) -> dict[str, Any]:
@@ -232,7 +237,9 @@ def _end_with_error(span: Span, error: str, reason: str) -> None:
 class _Instruments:
     """What is counted and measured."""
 
-    def __init__(self, meter: metrics.Meter) -> None:
+    def __init__(self, provider: metrics.MeterProvider | None) -> None:
+        meter = metrics.get_meter(_SCOPE, _package.__version__, provider)
+
         def histogram(name: str, bounds: tuple[float, ...], description: str) -> metrics.Histogram:
             name = f"kie_async.client.{name}"
             return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=bounds)
@@ -304,7 +311,7 @@ class PrometheusMetrics:
         observer: called with each event too; by default they are logged.
 
     Attributes:
-        observer: makes the metrics, and spans by the global tracer provider.
+        observer: makes the metrics alone; ``OpenTelemetryObserver(scraped.observer)`` makes spans as well.
         content_type: of ``text()``.
 
     Raises:
@@ -321,7 +328,7 @@ class PrometheusMetrics:
         self._registry = prometheus_client.CollectorRegistry()
         reader = PrometheusMetricReader(registry=self._registry)
         provider = MeterProvider([reader], shutdown_on_exit=False)
-        self.observer = OpenTelemetryObserver(observer, meter_provider=provider)
+        self.observer = _each(observer, _Instruments(provider).observe)
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
         self._generate = prometheus_client.generate_latest
 

@@ -416,10 +416,12 @@ async def test_without_an_sdk_it_does_nothing() -> None:
 # ---------------------------------------------------------------- Prometheus
 
 
-async def test_prometheus_reads_the_metrics() -> None:
+async def test_prometheus_reads_the_metrics_and_spans_may_be_made_besides(telemetry: Telemetry) -> None:
     scraped = otel.PrometheusMetrics()
-    async with serving(settings={"observer": scraped.observer}) as service:
+    observer = otel.OpenTelemetryObserver(scraped.observer, tracer_provider=telemetry.tracer_provider)
+    async with serving(settings={"observer": observer}) as service:
         await (await service.session.submit(REQUEST))
+    assert [span.name for span in telemetry.spans] == ["kie.extend"]
     assert scraped.content_type.startswith("text/plain")
     samples = {
         sample.name: sample.value
