@@ -43,14 +43,14 @@ def through(port: int, url: str, query: str = "") -> str:
 
 
 @contextmanager
-def pgbouncer(server: Server) -> Iterator[int]:
+def pgbouncer(server: Server, settings: str = "") -> Iterator[int]:
     """Run pgbouncer in transaction mode, and give its port. It refuses to be root: it runs as the server does."""
     if PGBOUNCER is None:
         pytest.skip("pgbouncer is not installed")
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
-        file.write(_CONFIGURATION.format(socket=server.socket, port=port))
+        file.write(_CONFIGURATION.format(socket=server.socket, port=port) + settings)
         file.flush()
         Path(file.name).chmod(0o644)
         user = ["-u", server.user] if server.user else []
