@@ -59,21 +59,19 @@ class Limiter(Protocol):
 class _LocalPermit:
     is_valid = True  # nobody else can have taken it
 
-    def __init__(self, when_sent: Callable[[], None], when_unsent: Callable[[], None]) -> None:
-        self._when_sent = when_sent
-        self._when_unsent = when_unsent
-        self._is_ended = False
+    def __init__(self, take_back: Callable[..., None]) -> None:
+        self._take_back: Callable[..., None] | None = take_back
 
     def release(self) -> None:
-        self._end(self._when_sent)
+        self._end(was_sent=True)
 
     def give_back(self) -> None:
-        self._end(self._when_unsent)
+        self._end(was_sent=False)
 
-    def _end(self, how: Callable[[], None]) -> None:
-        if not self._is_ended:
-            self._is_ended = True
-            how()
+    def _end(self, *, was_sent: bool) -> None:
+        take_back, self._take_back = self._take_back, None
+        if take_back is not None:
+            take_back(was_sent=was_sent)
 
 
 class SlidingLimiter:
@@ -134,14 +132,17 @@ class SlidingLimiter:
         self._set_timer()
 
     def _grant(self) -> Permit:
-        take_back = partial(self._take_back, self._home)
-        return _LocalPermit(partial(take_back, self._return_later), partial(take_back, self._return_now))
+        return _LocalPermit(partial(self._take_back, self._home))
 
-    def _take_back(self, home: object, how: Callable[[], None]) -> None:
+    def _take_back(self, home: object, *, was_sent: bool) -> None:
         """Take a permit back that was granted in a loop."""
-        self._loop()
-        if home is self._home:  # if not, it was counted as returned when that loop was left behind
-            how()
+        now = self._loop().time()
+        if home is not self._home:
+            return  # it was counted as returned when that loop was left behind
+        if was_sent:
+            self._return_later(now)
+        else:
+            self._return_now()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         """The running loop, which must be the limiter's; one that was closed is left for it."""
@@ -163,8 +164,8 @@ class SlidingLimiter:
         self._closed_until = now + self._window if self._closed_until else 0.0
         self._timer = None
 
-    def _return_later(self) -> None:
-        self._returns.append(self._loop().time() + self._window)
+    def _return_later(self, now: float) -> None:
+        self._returns.append(now + self._window)
         if self._waiters:
             self._serve()
         elif self._timer is None:

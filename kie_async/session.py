@@ -14,7 +14,7 @@ import attrs
 from kie_async import files
 from kie_async import journal as journals
 from kie_async._client import Task, map_unordered
-from kie_async._client.concurrency import internal_errors, until
+from kie_async._client.concurrency import InternalErrors, until
 from kie_async._client.lifetime import Lifetime, Opened
 from kie_async._dispatcher import Dispatcher, open_dispatcher
 from kie_async._protocol.admission import Admission, FailureStreak, check_task_id
@@ -238,7 +238,7 @@ class KieSession(Opened[Dispatcher]):
     async def _outcome(self, streak: FailureStreak, request: Request) -> Outcome:
         task_id = None
         try:
-            with internal_errors("submit_all"):
+            with InternalErrors("submit_all"):
                 task = await self._submit(request, None, streak.check)
                 task_id = task.id
                 result = await task

@@ -72,6 +72,7 @@ class BrokenLimiter:
     """A limiter that fails at its second submission: when it is asked, or when it is told of the answer."""
 
     later: bool
+    error: type[Exception] = ZeroDivisionError
     _count: int = 0
     _sound: kie.SlidingLimiter = attrs.field(factory=lambda: kie.SlidingLimiter(1000))
 
@@ -80,21 +81,22 @@ class BrokenLimiter:
         if self._count == 2:
             if self.later:
                 return BrokenPermit()
-            raise ZeroDivisionError("the limiter")
+            raise self.error("the limiter")
         return await self._sound.acquire(again=again)
 
     def penalize(self, seconds: float) -> None:
         self._sound.penalize(seconds)
 
 
-async def test_submit_all_gives_an_outcome_for_what_broke_and_goes_on() -> None:
-    async with serving(limiter=BrokenLimiter(later=False), **RICH) as service:
+@pytest.mark.parametrize("error", [ZeroDivisionError, TimeoutError])
+async def test_submit_all_gives_an_outcome_for_what_broke_and_goes_on(error: type[Exception]) -> None:
+    async with serving(limiter=BrokenLimiter(later=False, error=error), **RICH) as service:
         outcomes = [outcome async for outcome in service.session.submit_all([REQUEST] * 3)]
         (broken,) = [outcome.error for outcome in outcomes if outcome.error]
         assert len(service.emulator.ledger) == 2
     assert isinstance(broken, kie.InternalError)
-    assert isinstance(broken.__cause__, ZeroDivisionError)
-    assert "ZeroDivisionError in test_internal_errors.py:" in str(broken)
+    assert isinstance(broken.__cause__, error)
+    assert f"{error.__name__} in test_internal_errors.py:" in str(broken)
     assert (broken.charged, broken.retryable) == ("maybe", False)
 
 

@@ -24,10 +24,11 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.payload import AsyncIterablePayload
 from aiohttp.tracing import Trace
+from multidict import CIMultiDict
 from yarl import URL
 
 from kie_async import _package
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_values import dump
 from kie_async._protocol.responses import Response, parse_response
@@ -48,7 +49,7 @@ from kie_async.errors import (
 )
 from kie_async.events import Observer, Retrying, clean
 from kie_async.limiter import Permit
-from kie_async.settings import Settings
+from kie_async.settings import Secret, Settings
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ MAX_BODY = 1 << 20  # bytes, decompressed: the largest answer known is a few kB
 UPLOADS_AT_ONCE = 4
 _DIRECT = 4  # reads that users ask for are sent beside the polls
 _SERVER_ERRORS = 500
-_JSON = {"Content-Type": "application/json; charset=utf-8"}
+_JSON = "application/json; charset=utf-8"
+_UNBOUNDED = nullcontext()
 _SHORTEST_KEY = 16  # a shorter one is no real key, and may be a word of the answer
 
 
@@ -79,7 +81,8 @@ class Transport(anyio.AsyncContextManagerMixin):
         )
         self._upload_timeout = attrs.evolve(self._timeout, total=settings.upload_timeout)
         # With each request, and not the client's own: those aiohttp sends to the proxy too, as Proxy-Authorization.
-        self._headers = {"Authorization": Hidden(f"Bearer {settings.api_key.reveal()}")}
+        self._headers = CIMultiDict({"Authorization": Hidden(f"Bearer {settings.api_key.reveal()}")})
+        self._json_headers = CIMultiDict({**self._headers, "Content-Type": _JSON})
         self._pooled: aiohttp.ClientSession
         self._unpooled: aiohttp.ClientSession
 
@@ -136,28 +139,28 @@ class Transport(anyio.AsyncContextManagerMixin):
         return self._budget.spend()
 
     async def _exchange(self, call: ApiCall[Any], permit: Permit | None) -> Response:
-        wire = _Wire(permit)
-        token = _WIRE.set(wire)
+        sending = _Sending(permit)
+        token = _SENDING.set(sending)
         try:
             body = _json(call)
-            async with self._place(call):
-                return await self._request(call, body, wire)
+            async with self._slot(call):
+                return await self._request(call, body, sending)
         except KieError:
             raise
         except Exception as error:  # noqa: BLE001  # aiohttp's, and whatever else: did the server get it?
-            failure = _translate(call, error, wire)
+            failure = _translate(call, error, sending)
         finally:
-            _WIRE.reset(token)
-            wire.end()
+            _SENDING.reset(token)
+            sending.end()
         raise failure  # outside of the handler, so that it does not carry aiohttp's error and its headers
 
-    def _place(self, call: ApiCall[Any]) -> AbstractAsyncContextManager[object]:
+    def _slot(self, call: ApiCall[Any]) -> AbstractAsyncContextManager[object]:
         """Bound what is under way at once; submissions are bounded by the limiter."""
         if call.spends:
-            return nullcontext()
+            return _UNBOUNDED
         return self._reads if call.file is None else self._uploads
 
-    async def _request(self, call: ApiCall[Any], body: bytes | None, wire: _Wire) -> Response:
+    async def _request(self, call: ApiCall[Any], body: bytes | None, sending: _Sending) -> Response:
         settings = self.settings
         # A POST that races the idle close of a pooled connection fails, and nobody can know whether it was received.
         session = self._pooled if call.method == "GET" else self._unpooled
@@ -168,21 +171,24 @@ class Transport(anyio.AsyncContextManagerMixin):
             url,
             params=call.query,
             data=body if call.file is None else form(call.file),
-            headers=self._headers if body is None else {**self._headers, **_JSON},
+            headers=self._headers if body is None else self._json_headers,
             timeout=self._timeout if call.file is None else self._upload_timeout,
             allow_redirects=False,
             **by_proxy(settings, url),
         ) as response:
-            wire.end()
-            body = self._without_key(await _capped(response))
-            retry_after = response.headers.get("Retry-After", "").encode(errors="replace")
-            return Response(response.status, body, self._without_key(retry_after).decode() or None)
+            sending.end()
+            body = _without(settings.api_key, await _capped(response))
+            retry_after = response.headers.get("Retry-After")
+            if retry_after is not None:
+                retry_after = _without(settings.api_key, retry_after.encode(errors="replace")).decode()
+            return Response(response.status, body, retry_after or None)
 
-    def _without_key(self, received: bytes) -> bytes:
-        """An answer may echo the request's headers: what is made of it, errors and values, must not hold the key."""
-        if len(self.settings.api_key.reveal()) < _SHORTEST_KEY:
-            return received
-        return received.replace(self.settings.api_key.reveal().encode(), b"***")
+
+def _without(key: Secret, received: bytes) -> bytes:
+    """An answer may echo the request's headers: what is made of it, errors and values, must not hold the key."""
+    if len(key.reveal()) < _SHORTEST_KEY:
+        return received
+    return received.replace(key.reveal().encode(), b"***")
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -193,11 +199,13 @@ class _Connector(aiohttp.TCPConnector):
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:  # noqa: ASYNC109  # aiohttp's own signature
         connection = await super().connect(req, traces, timeout)
-        wire = _WIRE.get()
-        if wire.permit is not None and not wire.permit.is_valid:  # connecting took long, or the process was stopped
+        sending = _SENDING.get()
+        if (
+            sending.permit is not None and not sending.permit.is_valid
+        ):  # connecting took long, or the process was stopped
             connection.close()
             raise _PermitRanOutError
-        wire.is_connected = True
+        sending.is_connected = True
         if connection.protocol is None or connection.protocol.should_close:
             connection.close()
             raise aiohttp.ServerDisconnectedError
@@ -208,7 +216,7 @@ class _PermitRanOutError(aiohttp.ClientError):
     """The permit ran out before anything was sent."""
 
 
-class _Wire:
+class _Sending:
     """Whether a request got a connection: without one nothing was sent, with one nobody can know."""
 
     def __init__(self, permit: Permit | None) -> None:
@@ -222,12 +230,14 @@ class _Wire:
             (permit.release if self.is_connected else permit.give_back)()
 
 
-_WIRE: ContextVar[_Wire] = ContextVar("_WIRE")  # of the request that this task makes: how its connection finds it
+_SENDING: ContextVar[_Sending] = ContextVar(
+    "_SENDING"
+)  # of the request that this task makes: how its connection finds it
 
 
 def _parsed(call: ApiCall[T], answer: Response) -> T:
     try:
-        with internal_errors(call.name):
+        with InternalErrors(call.name):
             return parse_response(call, answer)
     except InternalError as error:
         if not call.spends:
@@ -264,12 +274,12 @@ async def _capped(response: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _translate(call: ApiCall[Any], error: Exception, wire: _Wire) -> KieError:
+def _translate(call: ApiCall[Any], error: Exception, sending: _Sending) -> KieError:
     """Our own error for one of aiohttp's: could the server have acted?"""
     if isinstance(error.__cause__, KieError):  # the file, not the wire
         return error.__cause__.with_traceback(None)
     reason = _reason(error)
-    if not wire.is_connected:
+    if not sending.is_connected:
         return _unsent(call, error, reason)
     if call.spends:
         return SubmitUnknownError(

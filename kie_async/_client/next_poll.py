@@ -82,8 +82,9 @@ class PollQueue:
 
     def poll_ended(self) -> None:
         """Note that a poll has ended, so that another may start."""
+        if self._under_way == self._max_concurrent:
+            self.changed.set()
         self._under_way -= 1
-        self.changed.set()
 
 
 def _is_stale(when: float, _serial: int, task: TrackedTask) -> bool:

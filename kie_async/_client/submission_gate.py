@@ -12,9 +12,7 @@ import copy
 import math
 import random
 from collections.abc import Callable
-from contextlib import ExitStack
 
-import anyio
 import attrs
 
 from kie_async._protocol.retry import backoff
@@ -33,7 +31,7 @@ class Place:
     """What a submission holds.
 
     Attributes:
-        release: gives its place among the tasks in flight back; may be called more often than once.
+        release: gives its place among the tasks in flight back.
         settle: corrects, by its outcome, what is reserved for it under the session's cap.
     """
 
@@ -69,9 +67,7 @@ class InFlightLimit:
             await self._places.acquire()
         finally:
             self._queued -= 1
-        place = ExitStack()
-        place.callback(self._places.release)
-        return Place(place.close)
+        return Place(self._places.release)
 
 
 class SubmissionGate:
@@ -83,7 +79,7 @@ class SubmissionGate:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._waiting: set[anyio.CancelScope] = set()
+        self._waits: set[asyncio.Timeout] = set()  # for a permit
         self._refusals = 0  # of the key, in a row
         self._refusal: AuthError | None = None
         self._closed_until = -math.inf  # to all, because the key was refused
@@ -105,15 +101,19 @@ class SubmissionGate:
         Raises:
             AuthError: the key was refused a moment ago, or while this waited.
         """
-        while True:  # a refusal that cancels the scope may be outdated, by a success or by time, when this goes on
+        while True:
             self.check_key()
-            with anyio.CancelScope() as scope:
-                self._waiting.add(scope)
-                try:
+            wait = asyncio.timeout(None)  # it has no end, unless the key is refused
+            self._waits.add(wait)
+            try:
+                async with wait:
                     return await self._limiter.acquire(again=again)
-                finally:
-                    self._waiting.discard(scope)
-            again = True
+            except TimeoutError:
+                if not wait.expired():
+                    raise  # the limiter's own
+            finally:
+                self._waits.discard(wait)
+            again = True  # the refusal may be outdated by now, by a success or by time
 
     def accepted(self) -> None:
         """Note that a submission was accepted: the key is good, and the pace too."""
@@ -127,8 +127,9 @@ class SubmissionGate:
         if self._refusals < _CERTAIN:
             self._limiter.penalize(PAUSE)
             return
-        for scope in self._waiting:
-            scope.cancel()
+        waits, self._waits = self._waits, set()
+        for wait in waits:
+            wait.reschedule(-math.inf)  # it is over now
 
     def slow_down_delay(self, asked: float | None) -> float:
         """Seconds that the gate should be closed after the service said "too fast", and asked for so many."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 import anyio
 import attrs
 from anyio.abc import TaskGroup
 
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async._client.http_client import Transport
 from kie_async._client.lifetime import check_running
 from kie_async._client.submission_gate import InFlightLimit, Place, SubmissionGate
@@ -271,7 +271,7 @@ class Submitter:
         request, context = submission.request, submission.context
         self._emit(Submitting(request.operation, request.model, submission.waited, context))
         try:
-            with internal_errors(request.operation):
+            with InternalErrors(request.operation):
                 return await self._post(submission, permit)
         except asyncio.CancelledError:
             self._emit(
@@ -289,24 +289,20 @@ class Submitter:
             del self._tokens.pending[submission.token]
 
     async def _post(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
-        try:
-            with self._unrecorded_answer():
-                task_id = await self._send(submission, permit)
-        except SubmitUnknownError as error:
-            task_id = await self._recover(submission, error)
-        self._gate.accepted()
-        return self._follow(submission, task_id)
-
-    @contextmanager
-    def _unrecorded_answer(self) -> Iterator[None]:
-        """Let ``drain`` wait for this block."""
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unrecorded.add(recorded)
+        lost: SubmitUnknownError | None = None
         try:
-            yield
+            task_id = await self._send(submission, permit)
+        except SubmitUnknownError as error:
+            lost = error
         finally:
             self._unrecorded.discard(recorded)
             recorded.set_result(None)
+        if lost is not None:
+            task_id = await self._recover(submission, lost)
+        self._gate.accepted()
+        return self._follow(submission, task_id)
 
     async def _send(self, submission: _PendingSubmission, permit: Permit) -> str:
         """Send the POST, between the record of its intent and the record of its answer."""
@@ -372,18 +368,17 @@ class Submitter:
         recovered = submission.named.done()
         self._emit(Submitted(task_id, request.operation, request.model, waited, recovered, submission.context))
         self._tokens.followed[token] = task_id
-
-        def release() -> None:
-            self._tokens.followed.pop(token, None)
-            submission.place.release()
-
         origin = Origin.of(request, submission.context, is_own=True)
-        task = self._tracker.follow(task_id, origin, on_release=release)
+        task = self._tracker.follow(task_id, origin, on_release=partial(self._release, token, submission.place))
         task.on_outcome = submission.place.settle
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
                 self._tracker.callback_received(task_id, stage, is_authentic=True)
         return task
+
+    def _release(self, token: str, place: Place) -> None:
+        self._tokens.followed.pop(token, None)
+        place.release()
 
     def _callback_url(self, token: str) -> str:
         if not self._settings.callback_url:

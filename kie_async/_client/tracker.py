@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async._client.next_poll import PollPlanner, PollQueue, earliest_poll
 from kie_async._client.task import (
     ELSEWHERE,
@@ -247,7 +247,7 @@ class Tracker:
         """Poll a task once. Whatever goes wrong, a fault of ours included, is a failed poll of this task alone."""
         error = None
         try:
-            with internal_errors("record-info"):
+            with InternalErrors("record-info"):
                 record = await self._fetch(task.task_id)
                 self._key_works = True
                 self._poll_answered(task, record)
@@ -341,8 +341,7 @@ class Tracker:
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
         """End a task: emit that, wake the waiters, have it recorded, and give its place in flight back."""
         task.outcome = outcome
-        self._followed.pop(task.task_id, None)
-        self._paused.pop(task.task_id, None)
+        (self._paused if task.is_paused else self._followed).pop(task.task_id, None)
         self._emit(finished_event(task, outcome, record, self._now()))
         task.waiters.notify()
         if self.on_finished is not None:

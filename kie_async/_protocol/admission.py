@@ -229,13 +229,13 @@ def _find_notices(request: Request, settings: Settings) -> Iterator[Problem]:
 
 def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
     """What has no effect; ``sends_flag`` tells whether the route sends ``default_param_flag``."""
-    given = {name: value for name, value in request.fields().items() if value is not None}
     if request.instrumental:
-        for name in sorted(given.keys() & {"prompt", "lyrics", "vocal_gender"}):
+        for name in _given(request, "lyrics", "prompt", "vocal_gender"):
             yield Problem(name, "has no effect with instrumental", "leave it out, or drop instrumental")
     if not request.own_parameters:
-        without = {"style", "title", "lyrics"} if "source" in given else {"prompt", "style", "title", "continue_at"}
-        for name in sorted(given.keys() & without):
+        is_upload = isinstance(request, UploadExtendRequest)
+        without = ("lyrics", "style", "title") if is_upload else ("continue_at", "prompt", "style", "title")
+        for name in _given(request, *without):
             if sends_flag:
                 remedy = "leave it out, or drop default_param_flag=False"
                 yield Problem(name, "has no effect with default_param_flag=False", remedy)
@@ -248,5 +248,10 @@ def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
         documented = " and ".join(MODELS_WITH_PERSONA_MODEL)
         yield Problem("persona_model", f"is documented for {documented} alone", "it may have no effect")
     for name in ("negative_tags", "prompt", "style", "title"):
-        if is_blank(given.get(name)):
+        if is_blank(getattr(request, name)):
             yield Problem(name, "is empty", "leave it out")
+
+
+def _given(request: Request, *names: str) -> list[str]:
+    """Those of these fields that the request has, and that are given."""
+    return [name for name in names if getattr(request, name, None) is not None]

@@ -15,6 +15,7 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from itertools import islice
 from typing import Any, TypeAlias, get_type_hints
 
@@ -37,9 +38,12 @@ _ECHO_END = re.compile(r'(?<!\\)"(?=\s*(?:,\s*"|\}))')
 _TRIES = 64
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def dump(value: object) -> bytes:
     """Write JSON as the service takes it: UTF-8, no NaN."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def load(body: bytes) -> Json:
@@ -239,6 +243,7 @@ def as_moment(value: object) -> datetime | None:
 # ---------------------------------------------------------------- fields
 
 
+@cache
 def camel_case(name: str) -> str:
     """``negative_tags`` as the service spells most keys: ``negativeTags``."""
     head, *tail = name.split("_")

@@ -19,7 +19,7 @@ import attrs
 from anyio import to_thread
 
 from kie_async._client import Task
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async._protocol.admission import FailureStreak
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch._budget import CreditBudget
@@ -90,7 +90,7 @@ class Runner:
         Cancelling leaves it where the journal says; the next call goes on from there.
         """
         try:
-            with internal_errors(f"job {key!r}"):
+            with InternalErrors(f"job {key!r}"):
                 return await self._run(key)
         except InternalError as error:  # of this job alone: the others go on
             job = attrs.evolve(await self._get(key), error=JobError.of(error))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, Observer, clean
 
@@ -106,7 +106,7 @@ class Leases:
             await anyio.sleep(HEARTBEAT)
             for name in tuple(self._renewed):
                 try:
-                    with internal_errors("a lease"):
+                    with InternalErrors("a lease"):
                         await self.renew(name)
                 except KieError as error:
                     self._emit(Notice("", f"a lease could not be renewed: {clean(error.message)}"))

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from kie_async._client import Client, Task
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import Origin, TrackedTask
 from kie_async._protocol.admission import check_task_id, task_problem
@@ -221,7 +221,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Act on a callback whose token is not known here: its submission may be another process's."""
         task_id = callback.task_id
         try:
-            with internal_errors("a callback"):
+            with InternalErrors("a callback"):
                 job = await self._recover_by_callback(callback)
         except KieError as error:
             self._notice(task_id, f"its callback could not be recorded now: {clean(error.message)}")
@@ -247,7 +247,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Delete the callbacks of jobs that have been at their end for a day."""
         while True:
             try:
-                with internal_errors("old callbacks"):
+                with InternalErrors("old callbacks"):
                     await self.journal.prune(time.time() - _MAX_CALLBACK_AGE)
             except KieError as error:
                 self._notice("", f"old callbacks could not be deleted now: {clean(error.message)}")

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import attrs
 
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.spending import credits_of
 from kie_async.errors import (
@@ -155,7 +155,7 @@ class OutcomeWriter:
         """Try to write an outcome; return False if that must be tried again."""
         error: StorageError | InternalError | None = None
         try:
-            with internal_errors("a job's end"):
+            with InternalErrors("a job's end"):
                 await self._write(task_id, outcome)
         except (StorageError, InternalError) as failure:
             error = failure

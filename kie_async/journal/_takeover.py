@@ -12,7 +12,7 @@ from contextlib import suppress
 import anyio
 
 from kie_async._client import Task
-from kie_async._client.concurrency import internal_errors
+from kie_async._client.concurrency import InternalErrors
 from kie_async.errors import ConflictError, KieError, TaskFailedError, TaskNotFoundError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal._job import Job, JobError, State
@@ -59,7 +59,7 @@ class Takeover:
         async with anyio.create_task_group() as group:
             while True:
                 try:
-                    with internal_errors("dead processes"):
+                    with InternalErrors("dead processes"):
                         for process_id in await self._journal.open_processes():
                             if process_id not in excluded:
                                 group.start_soon(self._take_over, process_id, excluded)
@@ -76,7 +76,7 @@ class Takeover:
         process that was merely stopped for long goes on, and submits, when it wakes.
         """
         try:
-            with internal_errors("the tasks of a dead process"):
+            with InternalErrors("the tasks of a dead process"):
                 await self._leases.ensure_dead(process_id)
                 async with self._leases.holding(f"takeover:{process_id}", guards_spending=False):
                     jobs = [job async for job in self._journal.jobs(State.INTENT, State.SUBMITTED)]
