@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import anyio
 import pytest
@@ -53,7 +54,9 @@ def role(url: str) -> Iterator[str]:
 
 def as_role(url: str, role: str, option: str = "") -> str:
     """The address of a database for a role, with an option of the connection."""
-    return url.replace("postgres:@", f"{role}@") + (f"&options=-c{option.replace('=', '%3D')}" if option else "")
+    parts = urlsplit(url)
+    query = f"{parts.query}&options=-c{option.replace('=', '%3D')}" if option else parts.query
+    return urlunsplit(("postgresql", f"{role}@{parts.netloc.rpartition('@')[2]}", parts.path, query, ""))
 
 
 def checked(terminal: Terminal, journal: str, *, hinders: bool = True) -> list[dict[str, Any]]:
@@ -110,7 +113,7 @@ def test_a_role_that_may_do_nothing_is_given_what_it_needs(terminal: Terminal, u
 
 def test_a_schema_of_its_own(terminal: Terminal, url: str, role: str) -> None:
     journal = as_role(url, role, "search_path=kie")
-    database = url.partition("@/")[2].partition("?")[0]
+    database = urlsplit(url).path[1:]
     setting = f'ALTER ROLE "{role}" IN DATABASE {database} SET search_path = kie'
     assert mended(terminal, url, journal) == [f'CREATE SCHEMA kie AUTHORIZATION "{role}"; {setting}']
     assert terminal("database", "create", "--journal", journal).code == 0
@@ -123,20 +126,20 @@ def test_a_schema_of_its_own(terminal: Terminal, url: str, role: str) -> None:
 
 
 def test_what_is_merely_worth_knowing_hinders_nothing(
-    terminal: Terminal, database_url: str, monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, frail_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def make() -> None:
-        async with open_journal(database_url):
+        async with open_journal(frail_url):
             pass
 
     asyncio.run(make())
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 100)
-    found = "\n".join(each["what"] for each in checked(terminal, database_url, hinders=False))
+    found = "\n".join(each["what"] for each in checked(terminal, frail_url, hinders=False))
     assert "fsync is off" in found
     assert "the first worker makes them" in found
     assert "100 s apart" in found
-    answer = terminal("database", "check", "--journal", database_url)
+    answer = terminal("database", "check", "--journal", frail_url)
     assert "ALTER SYSTEM SET fsync = on" in answer.out
     assert f"is ready, of version {VERSION}" in answer.err
 

@@ -83,6 +83,12 @@ for _name in dir(JournalContract):
         setattr(TestContract, _name, None)
 
 
+async def test_options_that_a_pooler_does_not_take(pooled_url: str) -> None:
+    with pytest.raises(StorageError, match="a pooler takes none: ALTER ROLE"):
+        async with PostgresJournal(f"{pooled_url}?options=-csearch_path%3Dkie"):
+            raise AssertionError
+
+
 async def test_a_quota_is_shared(pooled_url: str) -> None:
     async with (
         PostgresJournal(pooled_url) as one,
@@ -186,7 +192,7 @@ async def test_a_certificate_is_verified(tls_port: int, frail_url: str, certific
 
 async def test_a_certificate_of_another_authority_is_refused(tls_port: int, frail_url: str, certificate: Path) -> None:
     query = f"?sslmode=verify-full&sslrootcert={certificate}/another.pem"
-    with pytest.raises(StorageError, match="certificate verify failed") as caught:
+    with pytest.raises(StorageError, match="certificate verify failed; sslrootcert must be") as caught:
         async with PostgresJournal(through(tls_port, frail_url, query)):
             raise AssertionError
     assert "SESAME" not in "".join(traceback.TracebackException.from_exception(caught.value).format())

@@ -26,6 +26,7 @@ async def create(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
     location = find_journal(options.journal, options.out)
     async with location.journal() as journal:
         output.say(f"{journal.driver} is ready, of version {VERSION}")
+    output.value["version"] = VERSION
     if location.is_shared:
         await batch.create_worker_tables(location.address)
 
@@ -41,6 +42,7 @@ async def upgrade(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
     version = await journal.upgrade()
     before = "" if version == VERSION else f"; it was of version {version}"
     output.say(f"{journal.driver} is of version {VERSION}{before}")
+    output.value |= {"version": VERSION, "before": version}
     for name in (location.is_shared and await batch.worker_migrations(location.address, run=True)) or ():
         output.say(f"the engine's migration {name} was run")
 

@@ -43,6 +43,11 @@ _PROBE_TIMEOUT = 1.0  # seconds within which a notification of our own comes, if
 _POLL_INTERVAL = 0.5  # seconds between two reads where they do not
 # On disk, also where an administrator prefers speed. With the statements: a pooler takes no options of a connection.
 _DURABLE = "SET LOCAL synchronous_commit TO on"
+# What to do about an error that has no code of its own.
+_HINTS: Mapping[str, str] = {
+    "startup parameter: options": "; a pooler takes none: ALTER ROLE ... SET search_path = ... gives a schema",
+    "certificate verify failed": "; sslrootcert must be the certificate of the server's authority",
+}
 _DEFAULTS: Mapping[str, Any] = {
     "application_name": "kie_async",
     "connect_timeout": 5,
@@ -253,6 +258,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
         message = f"{self._name} cannot be used: {_words(error)}"
         if isinstance(error, InsufficientPrivilege | InvalidSchemaName):
             message += "; what gives the right is said by: kie-async database check --journal postgresql://..."
+        message += "".join(hint for words, hint in _HINTS.items() if words in message)
         return StorageError(message, retryable=isinstance(error, _AWAY))
 
 
