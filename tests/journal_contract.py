@@ -336,6 +336,31 @@ class JournalContract:
         assert [job.key async for job in journal.jobs(State.INTENT, batch="odd")] == ["intent"]
         assert await keys(journal, State.INTENT, batch="even") == await keys(journal, batch="none") == []
 
+    async def test_what_waits_for_a_machine_until_its_source_is_uploaded(self, journal: Journal) -> None:
+        uploaded = attrs.evolve(SOURCE, upload_url="https://x.example/a.mp3", uploaded_at=1.0)
+        await journal.add([attrs.evolve(planned(f"a{n}", batch="x"), machine="a", source=SOURCE) for n in range(12)])
+        await journal.add([attrs.evolve(planned("b"), machine="b"), planned("free", batch="x")])
+        assert await journal.machines.waiting() == {"a": 12, "b": 1}
+        assert await journal.machines.waiting("x") == {"a": 12}
+        assert (await journal.upload("a1", uploaded)).waits_for == ""
+        await step(journal, "a2", State.INTENT)
+        assert await journal.machines.waiting() == {"a": 10, "b": 1}
+        found = await journal.page(State.PLANNED, waiting_for=["", "b"])
+        assert [job.key for _, job in found] == ["a1", "b", "free"]
+        assert [job.key async for job in journal.jobs(batch="x", waiting_for=[""])] == ["a1", "a2", "free"]
+        await journal.upload("a1", SOURCE)
+        await journal.move("a2", State.PLANNED)
+        await journal.upload("a3", SOURCE, machine="")
+        assert await journal.machines.waiting() == {"a": 11, "b": 1}
+
+    async def test_what_is_to_be_uploaded_next(self, journal: Journal) -> None:
+        jobs = [attrs.evolve(planned(f"job{n}"), machine="" if n in {2, 5, 13} else "a") for n in range(16)]
+        await journal.add([*jobs, attrs.evolve(planned("b"), machine="b")])
+        numbers = [int(job.key[3:]) async for job in journal.machines.next_uploads("a", ahead=2)]
+        assert numbers == [0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 12]
+        assert len([job async for job in journal.machines.next_uploads("a", ahead=3)]) == 13
+        assert [job.key async for job in journal.machines.next_uploads("c", ahead=2)] == []
+
     async def test_counts(self, journal: Journal) -> None:
         assert dict(await journal.counts()) == dict.fromkeys(State, 0)
         await journal.add([planned("a", batch="x"), planned("b", batch="x"), planned("c")])
@@ -583,6 +608,12 @@ class JournalContract:
             await journal.lease("batch", 60)
         await other.lease("batch", 0)
         await journal.lease("batch", 60)
+
+    async def test_the_machines_of_which_a_process_is_at_work(self, journal: Journal, other: Journal) -> None:
+        await journal.lease("machine:a", 60.0)
+        await journal.lease("machine:gone", 0.0)
+        await other.lease("process:x", 60.0)
+        assert await other.machines.present() == ["a"]
 
     async def test_one_of_many_gets_the_lease(self, journal: Journal, other: Journal) -> None:
         ends = await all_of(*(each.lease("batch", 60) for each in (journal, other)))

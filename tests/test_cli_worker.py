@@ -15,6 +15,7 @@ import pytest
 from command_line import Answer, Terminal, ended, environment, lines, served, started
 
 from kie_async.emulator import Fault
+from kie_async.settings import machine_name
 from kie_async.testing import EmulatorHandle
 
 MUSIC = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer", "--callbacks")
@@ -158,7 +159,8 @@ def test_what_was_enqueued_is_made_by_a_worker(
     assert not answer.out
     assert answer.err.splitlines() == [
         "on record: 2 jobs, of which 2 are new",
-        "the songs are files of this machine: a worker on another one cannot read them, and rejects them",
+        f"the songs are files of this machine ({machine_name()}): they need a worker here, which uploads them",
+        "if every machine finds them at the same paths, give --shared-files",
         'make them: kie-async worker --journal "$KIE_JOURNAL" --out DIR',
         f"wait for them: kie-async jobs wait --journal \"$KIE_JOURNAL\" --out '{out}'",
     ]

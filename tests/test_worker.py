@@ -366,10 +366,10 @@ async def test_a_job_that_moves_while_all_are_read_is_not_missed(shop: Shop, mon
     async with shop.desk() as one, open_journal(shop.dsn) as other, anyio.create_task_group() as group:
         read = one.recorder.journal.jobs
 
-        async def read_and_move(*states: State, batch: str | None = None) -> AsyncGenerator[Job]:
+        async def read_and_move(*states: State, **options: Any) -> AsyncGenerator[Job]:  # those of ``jobs``
             nonlocal reads
             reads += 1
-            async for job in read(*states, batch=batch):
+            async for job in read(*states, **options):
                 yield job
             if await shop.states() == {State.PLANNED: 1}:
                 await other.intend("job0", "token")

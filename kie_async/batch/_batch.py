@@ -18,11 +18,12 @@ from kie_async.batch._reconcile import reconcile
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import InvalidRequestError, RowProblem, SettingsError
-from kie_async.events import Observer, guarded
+from kie_async.events import guarded
 from kie_async.files import check_writable
-from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal
+from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal, is_local
 from kie_async.models import Request
 from kie_async.session import KieSession
+from kie_async.settings import Settings
 
 if TYPE_CHECKING:
     from kie_async.batch._worker import Worker
@@ -49,6 +50,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     observer: JobObserver = _nothing,
     batch: str | None = None,
     max_credits: float | None = None,
+    shared_files: bool = False,
 ) -> AsyncGenerator[Job, None]:
     """Run a batch to its end, or go on with one: upload, submit, follow, download, and remember.
 
@@ -64,6 +66,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         observer: called with each job when its state has changed; what it raises is logged.
         batch: the name of the batch in the journal; by default that which the command gives it.
         max_credits: never spend more on this batch, reserved before each submission.
+        shared_files: with a journal that many machines share: the paths of the sources mean the same on all of them.
 
     Yields:
         Each job as it comes to its end; or, with an error, as it stands if it has to wait for another run.
@@ -84,7 +87,8 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         recorder = await stack.enter_async_context(session.open_journal(journal))
         await stack.enter_async_context(recorder.leases.holding(f"batch:{name}"))
         await check_writable(Path(directory))
-        await enqueue(journal, jobs, name, session.check_request)
+        machine = "" if shared_files else session.settings.machine
+        await enqueue(journal, jobs, name, session.check_request, machine=machine)
         budget = CreditBudget(max_credits, spent=await journal.spent(name))
         results = Results(directory, emulated=session.settings.on_loopback)
         async for job in reconcile(recorder, results, name):
@@ -105,18 +109,24 @@ async def enqueue(
     jobs: Iterable[Job] | AsyncIterable[Job],
     batch: str,
     check: Callable[[Request], None] = _accept,
+    *,
+    machine: str = "",
 ) -> None:
-    """Add jobs to a journal, as a batch; those it knows do not change.
+    """Add jobs to a journal, as a batch; those it knows do not change, but for the machine that they wait for.
 
     Args:
         journal: open.
         jobs: taken one by one.
         batch: its name.
         check: raises ``InvalidRequestError`` for a request that would not be paid for.
+        machine: the only one that can read the files which the jobs extend; "" if all can. No matter where the journal
+            is used by one machine alone.
 
     Raises:
         ManifestError: some would not, and the journal does not know them.
     """
+    machine = machine if journal.spans_machines else ""
+    has_moved = any(other != machine for other in await journal.machines.waiting())
     waiting: list[Job] = []
     faults: list[RowProblem] = []
 
@@ -127,7 +137,10 @@ async def enqueue(
             if await journal.get(job.key) is None:  # a job that was submitted is not checked again
                 faults.extend(RowProblem(0, p.field, p.problem, p.remedy, f"job {job.key}") for p in error.problems)
                 return
-        waiting.append(attrs.evolve(job, batch=batch))
+        job = attrs.evolve(job, batch=batch, machine=machine if is_local(job.request) else "")
+        if has_moved:
+            await _wait_for_another(journal, job)
+        waiting.append(job)
         if len(waiting) == _ADDED_AT_ONCE:
             await journal.add(waiting)
             waiting.clear()
@@ -141,6 +154,15 @@ async def enqueue(
     if faults:
         raise manifest_error(faults, len(faults), "the batch")
     await journal.add(waiting)
+
+
+async def _wait_for_another(journal: Journal, job: Job) -> None:
+    """Let a known job, which waits for a machine, wait for the one that has its file now, or for none."""
+    known = await journal.get(job.key)
+    if known is None or known.source is None or job.source is None or known.waits_for in {"", job.machine}:
+        return
+    if known.source.sha256 == job.source.sha256:
+        await journal.upload(job.key, job.source, machine=job.machine)
 
 
 async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerator[str, None]:
@@ -167,7 +189,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
     at_once: int = AT_ONCE,
     until_done: bool = False,
 ) -> None:
-    """Work on the jobs of a shared journal, among others, until cancelled.
+    """Work on the jobs of a shared journal, among others, until cancelled; upload the files that this machine holds.
 
     Args:
         session: submits, follows and downloads; with the limiter that all workers share.
@@ -176,7 +198,8 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
         directory: where the files of the jobs go that this worker takes.
         observer: called with each job when it has moved.
         at_once: jobs under way here at once.
-        until_done: return when every job of the journal is at its end.
+        until_done: return when every job of the journal is at its end, or waits for a machine of which no process is
+            at work.
 
     Raises:
         KieError: what stopped this worker: the key, the credits, the disk.
@@ -187,7 +210,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
         await check_writable(Path(directory))
         results = Results(directory, emulated=session.settings.on_loopback)
         runner = Runner(session, recorder, results, CreditBudget(), observer)
-        await _worker(runner, recorder, dsn, at_once, session.settings.observer).work(until_done=until_done)
+        await _worker(runner, recorder, dsn, at_once, session.settings).work(until_done=until_done)
 
 
 async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
@@ -199,8 +222,11 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
     directory: str | PathLike[str],
     observer: JobObserver,
     batch: str,
+    shared_files: bool = False,
 ) -> None:
     """Put a batch into a shared journal, and work on it among others until every job of it is at its end.
+
+    Jobs of it that wait for a machine of which no process is at work are left to that machine.
 
     Args:
         session: as for ``work``, and so are journal, dsn, directory and observer.
@@ -210,6 +236,7 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
         directory: see above.
         observer: called with each job that this process moves.
         batch: the name of the batch in the journal.
+        shared_files: the paths of the sources mean the same on all machines; otherwise this machine alone uploads them.
 
     Raises:
         ManifestError: requests that the settings of this session refuse; nothing was spent on this batch.
@@ -217,18 +244,19 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
     """
     async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
-        await enqueue(journal, jobs, batch, session.check_request)
+        machine = "" if shared_files else session.settings.machine
+        await enqueue(journal, jobs, batch, session.check_request, machine=machine)
         results, emit = Results(directory, emulated=session.settings.on_loopback), guarded(observer)
         async for job in reconcile(recorder, results, batch):
             emit(job)
         runner = Runner(session, recorder, results, CreditBudget(), observer)
-        worker = _worker(runner, recorder, dsn, AT_ONCE, session.settings.observer)
+        worker = _worker(runner, recorder, dsn, AT_ONCE, session.settings)
         await worker.work(until_done=True, batch=batch)
 
 
-def _worker(runner: Runner, recorder: Recorder, dsn: str, at_once: int, emit: Observer) -> Worker:
+def _worker(runner: Runner, recorder: Recorder, dsn: str, at_once: int, settings: Settings) -> Worker:
     try:
         from kie_async.batch._worker import Worker  # an extra
     except ImportError:
         raise SettingsError('procrastinate is not installed: pip install "kie_async[cluster]"') from None
-    return Worker(runner, recorder, dsn=dsn, at_once=at_once, emit=emit)
+    return Worker(runner, recorder, dsn=dsn, at_once=at_once, settings=settings)

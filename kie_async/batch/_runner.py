@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -21,16 +21,16 @@ from anyio import to_thread
 from kie_async._client import Task
 from kie_async._client.concurrency import InternalErrors
 from kie_async._protocol.admission import FailureStreak
-from kie_async._protocol.request_rules import is_url
 from kie_async.batch._budget import CreditBudget
 from kie_async.batch._delivery import Delivery
 from kie_async.batch._error_policy import Action, ErrorPolicy
 from kie_async.batch._reconcile import RecordedTasks, find_job
-from kie_async.batch._results import Results
+from kie_async.batch._results import Results, song_file
 from kie_async.errors import (
     AudioError,
     BudgetError,
     ConflictError,
+    FileError,
     InternalError,
     InvalidRequestError,
     KieError,
@@ -38,11 +38,12 @@ from kie_async.errors import (
     TooManyFailuresError,
 )
 from kie_async.events import guarded
-from kie_async.journal import FINAL, Job, JobError, Recorder, Source, State
-from kie_async.models import Request, UploadExtendRequest
+from kie_async.journal import FINAL, Job, JobError, Recorder, Source, State, is_local
+from kie_async.models import Request
 from kie_async.session import KieSession
 
 JobObserver = Callable[[Job], None]
+Step = Callable[[Job], Awaitable[Job]]
 
 _MAX_UPLOAD_AGE = 20 * 3600.0  # seconds; the service keeps uploads for 24 hours or 3 days
 
@@ -59,7 +60,8 @@ class Runner:
         recorder: of the journal in use.
         results: where the files go.
         budget: what may be spent.
-        observer: called with each job when its state has changed; what it raises is logged.
+        observer: called with each job when its state has changed, or its source was uploaded for other machines; what
+            it raises is logged.
     """
 
     def __init__(
@@ -89,30 +91,57 @@ class Runner:
 
         Cancelling leaves it where the journal says; the next call goes on from there.
         """
+        steps = {
+            State.PLANNED: self._submit,
+            State.INTENT: self._recorder.takeover.settle,
+            State.SUBMITTED: self._follow,
+            State.SUCCEEDED: self._deliver,
+        }
+        return await self._run_steps(key, steps, lambda job: job.state in FINAL)
+
+    async def upload(self, key: str) -> Job:
+        """Upload the source of a job that waits for this machine, so that any machine can submit it.
+
+        Returns:
+            The job as it stands then: rejected, if its source cannot be used; with an error, if it has to wait.
+
+        Raises:
+            StorageError: the journal is away.
+        """
+        return await self._run_steps(key, {State.PLANNED: self._upload}, lambda job: not job.waits_for)
+
+    async def _run_steps(self, key: str, steps: Mapping[State, Step], is_done: Callable[[Job], bool]) -> Job:
         try:
             with InternalErrors(f"job {key!r}"):
-                return await self._run(key)
+                return await self._run(key, steps, is_done)
         except InternalError as error:  # of this job alone: the others go on
             job = attrs.evolve(await self._get(key), error=JobError.of(error))
             self._report(job)
             return job
 
-    async def _run(self, key: str) -> Job:
+    async def _run(self, key: str, steps: Mapping[State, Step], is_done: Callable[[Job], bool]) -> Job:
         job = await self._get(key)
-        while job.state not in FINAL:
+        while not is_done(job):
             if job.state is State.PLANNED and self.stopped is not None:
                 return job
             try:
-                job = await self._step(job)
+                job = await steps[job.state](job)
             except KieError as error:
-                job, delay = await self._get(key), self._apply_policy(error)
-                if job.state not in FINAL and delay is None:
+                job, delay = await self._after_error(job, error)
+                if not is_done(job) and delay is None:
                     return self._put_off(job, error)
                 await anyio.sleep(delay or 0.0)
             self._report(job)
-        if job.state is not State.DELIVERED:  # its end was recorded before its state changed
+        if job.state in FINAL and job.state is not State.DELIVERED:  # its end was recorded before its state changed
             await self._results.record_end(job)
         return job
+
+    async def _after_error(self, before: Job, error: KieError) -> tuple[Job, float | None]:
+        """Return a job as it stands after an error of a step, and the seconds until this run tries it again, if so."""
+        job = await self._get(before.key)
+        if isinstance(error, (AudioError, InvalidRequestError)) and before.state is job.state is State.PLANNED:
+            return await self._journal.move(job.key, State.REJECTED, error=JobError.of(error)), None  # by our own check
+        return job, self._apply_policy(error)
 
     def _put_off(self, job: Job, error: KieError) -> Job:
         """Return a job that cannot go on in this run, with the reason."""
@@ -149,30 +178,19 @@ class Runner:
 
     # ------------------------------------------------------------ the steps
 
-    async def _step(self, job: Job) -> Job:
-        steps = {
-            State.PLANNED: self._submit,
-            State.INTENT: self._recorder.takeover.settle,
-            State.SUBMITTED: self._follow,
-            State.SUCCEEDED: self._deliver,
-        }
-        return await steps[job.state](job)
-
     async def _submit(self, job: Job) -> Job:
         """Upload, submit, and wait for the end."""
         self._check_running()
         if (task := await self._recorded.find_lost(self._journal, job)) is not None:
             raise task.lost_error()
+        request = job.request
+        if job.machine and is_local(request):
+            request = attrs.evolve(request, source=await self._address(job))
         self._budget.reserve(job.key)
-        try:
-            prepare = partial(self._prepare, job)
-            submitted = await self._recorder.submit_job(
-                job.key, job.request, batch=job.batch, prepare=prepare, check=self._check_running
-            )
-        except (AudioError, InvalidRequestError) as error:
-            if (await self._get(job.key)).state is State.PLANNED:  # our own check, before anything was sent
-                return await self._journal.move(job.key, State.REJECTED, error=JobError.of(error))
-            raise
+        prepare = partial(self._prepare, job)
+        submitted = await self._recorder.submit_job(
+            job.key, request, batch=job.batch, prepare=prepare, check=self._check_running
+        )
         self._policy.succeed()
         self._observer(await self._get(job.key))
         return await self._wait_for_end(job.key, submitted)
@@ -202,27 +220,48 @@ class Runner:
 
     # ------------------------------------------------------------ sources
 
+    async def _address(self, job: Job) -> str:
+        """Return where a file is uploaded that one machine alone can read; that machine uploads it if it has to be.
+
+        Raises:
+            FileError: the job waits for another machine.
+        """
+        uploaded = job.source and await self._find_upload(job.source)
+        url = None if uploaded is None else uploaded.upload_url
+        if url is None and job.machine == self._session.settings.machine:
+            url = (await self._upload(job)).upload_url
+        if url is not None:
+            return url
+        if job.source is not None and not job.waits_for:  # its upload is too old
+            await self._journal.upload(job.key, attrs.evolve(job.source, upload_url=None, uploaded_at=None))
+        raise FileError(f"its source is a file of the machine {job.machine!r}, where a worker has to upload it")
+
     async def _prepare(self, job: Job, request: Request) -> Request:
         """Return the request as it is sent: a local source is uploaded, once per content."""
-        if not isinstance(request, UploadExtendRequest) or is_url(request.source):
+        if not is_local(request):
             return request
+        return attrs.evolve(request, source=(await self._upload(job)).upload_url or "")
+
+    async def _upload(self, job: Job) -> Job:
+        """Note where the source of a job is uploaded; upload it, unless its content was uploaded lately."""
         source = job.source
         if source is None:
-            source = await to_thread.run_sync(_read_source, Path(request.source))
+            source = await to_thread.run_sync(_read_source, song_file(job.request) or Path())
         lock = self._uploading.setdefault(source.sha256, asyncio.Lock())
         async with lock:
-            uploaded = await self._journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)
-            uploaded = uploaded or await self._upload(job, source)
-        return attrs.evolve(request, source=uploaded.upload_url or "")
+            uploaded = await self._find_upload(source) or await self._send(source)
+            source = attrs.evolve(source, upload_url=uploaded.upload_url, uploaded_at=uploaded.uploaded_at)
+            return await self._journal.upload(job.key, source)
 
-    async def _upload(self, job: Job, source: Source) -> Source:
+    async def _find_upload(self, source: Source) -> Source | None:
+        return await self._journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)
+
+    async def _send(self, source: Source) -> Source:
         now = await to_thread.run_sync(_read_source, Path(source.path))
         if now.sha256 != source.sha256:
             raise AudioError(f"{Path(source.path).name} changed since the batch was planned: plan it anew")
         uploaded = await self._session.upload(source.path, measure=False)
-        source = attrs.evolve(source, upload_url=uploaded.download_url, uploaded_at=time.time())
-        await self._journal.upload(job.key, source)
-        return source
+        return attrs.evolve(source, upload_url=uploaded.download_url, uploaded_at=time.time())
 
 
 def _read_source(path: Path) -> Source:

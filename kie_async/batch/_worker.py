@@ -26,11 +26,13 @@ from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job as QueuedJob
 from procrastinate.worker import Worker as EngineWorker
 
+from kie_async._client import map_unordered
 from kie_async.batch._engine import ensure_tables, make_connector
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
-from kie_async.events import Notice, Observer, clean
-from kie_async.journal import Job, Recorder, State
+from kie_async.events import Notice, clean
+from kie_async.journal import Job, Recorder, State, machine_lease
+from kie_async.settings import Settings
 
 QUEUE = "kie_async"
 TASK = "kie_async.run_job"
@@ -38,6 +40,8 @@ WINDOW = 2000  # keys that are queued at once
 HEARTBEAT = 5.0  # seconds between two heartbeats
 STALLED_AFTER = 30.0  # seconds without a heartbeat after which a worker is taken for dead
 FEED_INTERVAL = 5.0  # seconds between two times that keys are queued
+UPLOADS_AHEAD = 200  # jobs that can be submitted, before a file of this machine is uploaded for another
+UPLOADS_AT_ONCE = 10
 CHECK_INTERVAL = 1.0  # seconds between two checks whether all is done
 POLL_INTERVAL = 5.0  # seconds between two reads of the queue; the engine is told of new rows
 RETRY_DELAY = 60  # seconds before a paid job that cannot be finished now is tried again
@@ -77,14 +81,15 @@ class Worker:
         recorder: of the shared journal.
         dsn: of the database that the engine shares with the journal.
         at_once: jobs under way here at once.
-        emit: called with a notice of what went wrong.
+        settings: of the session: the name of this machine, and who is told what went wrong.
     """
 
-    def __init__(self, runner: Runner, recorder: Recorder, *, dsn: str, at_once: int, emit: Observer) -> None:
+    def __init__(self, runner: Runner, recorder: Recorder, *, dsn: str, at_once: int, settings: Settings) -> None:
         self._runner = runner
         self._recorder = recorder
         self._at_once = at_once
-        self._emit = emit
+        self._machine = settings.machine
+        self._emit = settings.observer
         self._is_over = anyio.Event()
         self._engine: EngineWorker | None = None
         self._connector = make_connector(dsn)
@@ -110,6 +115,7 @@ class Worker:
         async with self._connected(), anyio.create_task_group() as group:
             group.start_soon(self._keep_running)
             group.start_soon(self._repeat, self._feed, FEED_INTERVAL)
+            group.start_soon(self._repeat, self._keep_uploading, FEED_INTERVAL)
             if until_done:
                 group.start_soon(self._repeat, partial(self._check_done, batch), CHECK_INTERVAL)
             await self._is_over.wait()
@@ -206,10 +212,13 @@ class Worker:
             self._notice("a job was given back", error)
             raise
         finally:
-            if self._runner.stopped:
-                self._is_over.set()
+            self._end_if_stopped()
         if _must_wait(job):
             raise RetryLaterError
+
+    def _end_if_stopped(self) -> None:
+        if self._runner.stopped:
+            self._is_over.set()
 
     def _check_recorded(self, task: asyncio.Task[object]) -> None:
         """End the engine if it could not record how a job ended: the row would stay with it for good.
@@ -222,6 +231,29 @@ class Worker:
         self._notice("the engine", error)
         if self._engine is not None:  # pragma: no branch  # it called this
             self._engine.stop()  # type: ignore[no-untyped-call]  # theirs
+
+    # ------------------------------------------------------------ files of this machine
+
+    async def _keep_uploading(self) -> None:
+        """Upload the files of this machine just ahead of need; one worker of it at a time does it for all."""
+        lease = machine_lease(self._machine)
+        with suppress(ConflictError):
+            async with self._recorder.leases.holding(lease, guards_spending=False):
+                while True:
+                    await self._recorder.leases.renew(lease)  # another has it if this process was stopped for long
+                    await self._upload_next()
+                    await anyio.sleep(FEED_INTERVAL)
+
+    async def _upload_next(self) -> None:
+        jobs = self._recorder.journal.machines.next_uploads(self._machine, ahead=UPLOADS_AHEAD)
+        keys = (job.key async for job in jobs)
+        uploads = map_unordered(keys, self._runner.upload, self._recorder.group, concurrency=UPLOADS_AT_ONCE)
+        async with aclosing(uploads):
+            async for job in uploads:
+                self._end_if_stopped()
+                if job.state is State.PLANNED and not job.waits_for:
+                    with anyio.CancelScope(shield=True):
+                        await self._task.configure(lock=job.key).defer_async(key=job.key)
 
     # ------------------------------------------------------------ the queue
 
@@ -241,7 +273,7 @@ class Worker:
         held = await self._held()
         keys: list[str] = []
         for states in _ORDER:
-            async with aclosing(self._recorder.journal.jobs(*states)) as jobs:
+            async with aclosing(self._recorder.journal.jobs(*states, waiting_for=("",))) as jobs:
                 async for job in jobs:
                     if len(held) + len(keys) >= WINDOW:
                         return keys
@@ -260,10 +292,12 @@ class Worker:
         return later
 
     async def _check_done(self, batch: str | None) -> None:
-        """End this worker if no job is open, but for those that are tried again later."""
+        """End this worker if no job is open but those that are tried again later or wait for an absent machine."""
         held = None
+        machines = {"", self._machine, *await self._recorder.journal.machines.present()}
         # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
-        async with aclosing(self._recorder.journal.jobs(*chain(*_ORDER), batch=batch)) as jobs:
+        open_jobs = self._recorder.journal.jobs(*chain(*_ORDER), batch=batch, waiting_for=machines)
+        async with aclosing(open_jobs) as jobs:
             async for job in jobs:
                 held = await self._held() if held is None else held
                 if not held.get(job.key):

@@ -10,7 +10,7 @@ from typing import Annotated, Unpack
 import attrs
 from cyclopts import Parameter
 
-from kie_async._protocol.request_rules import CREDITS_PER_TASK, is_url
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch, work
 from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
 from kie_async.cli._connect import (
@@ -25,8 +25,7 @@ from kie_async.cli._exit_codes import TerminatedError, UsageError
 from kie_async.cli._options import BATCH, WORKER, BatchOptions, Directory, OutputArg, WorkerOptions
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
-from kie_async.journal import Job, Journal, State
-from kie_async.models import Request, UploadExtendRequest
+from kie_async.journal import Job, Journal, State, is_local
 from kie_async.session import KieSession
 from kie_async.settings import Settings
 
@@ -140,6 +139,8 @@ def _check(options: BatchOptions, location: JournalLocation) -> None:
         raise UsageError("--max-credits cannot bind the other workers of a shared journal: leave it out")
     if run.enqueue and not location.is_shared:
         raise UsageError("--enqueue needs --journal postgresql://...; with a file, 'kie-async batch' does all")
+    if run.shared_files and not location.is_shared:
+        raise UsageError("--shared-files needs --journal postgresql://...; a file is for one machine")
     if run.enqueue and (run.jsonl or options.receiver.callbacks):
         raise UsageError("--enqueue leaves the jobs to workers: give --jsonl and --callbacks to them")
 
@@ -173,23 +174,21 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
 
 async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
     """Put the jobs on record, and say what comes next."""
-    location, total = order.location, order.summary.total
+    location, total, shared_files = order.location, order.summary.total, order.options.run.shared_files
     output.hints = dict.fromkeys((8, 130), f"go on with the same command:\n  {location.as_typed(output.words)}")
     session = KieSession(Settings(api_key=_NO_KEY, route=order.options.common.route))  # checks requests, sends nothing
     async with location.journal() as journal:
         before = await journal.counts(order.name)
-        await enqueue(journal, order.jobs, order.name, session.check_request)
+        machine = "" if shared_files else session.settings.machine
+        await enqueue(journal, order.jobs, order.name, session.check_request, machine=machine)
         new = sum((await journal.counts(order.name)).values()) - sum(before.values())
     output.value |= {"jobs": total, "new": new}
     output.say(f"on record: {count_of(total, 'job')}, of which {new} {'is' if new == 1 else 'are'} new")
-    if any([_is_local(job.request) async for job in order.jobs]):
-        output.say("the songs are files of this machine: a worker on another one cannot read them, and rejects them")
+    if machine and any([is_local(job.request) async for job in order.jobs]):
+        output.say(f"the songs are files of this machine ({machine}): they need a worker here, which uploads them")
+        output.say("if every machine finds them at the same paths, give --shared-files")
     output.say(f"make them: kie-async worker {location.options} --out DIR")
     output.say(f"wait for them: kie-async jobs wait {location.with_out(out)}")
-
-
-def _is_local(request: Request) -> bool:
-    return isinstance(request, UploadExtendRequest) and not is_url(request.source)
 
 
 # ---------------------------------------------------------------- the run
@@ -219,7 +218,16 @@ async def _work(
     jobs, name = order.jobs, order.name
     if order.location.is_shared:
         dsn = order.location.address
-        await run_shared_batch(session, jobs, journal=journal, dsn=dsn, directory=out, observer=observer, batch=name)
+        await run_shared_batch(
+            session,
+            jobs,
+            journal=journal,
+            dsn=dsn,
+            directory=out,
+            observer=observer,
+            batch=name,
+            shared_files=order.options.run.shared_files,
+        )
         return
     cap = order.options.run.max_credits
     outcomes = run_batch(session, jobs, journal=journal, directory=out, observer=observer, batch=name, max_credits=cap)

@@ -196,12 +196,15 @@ class BatchProgress:
         self._estimate.begin(self.counts, time.monotonic())
 
     async def _sum_up(self, journal: Journal, batch: str | None) -> None:
+        waiting: Mapping[str, int] = {}
         with suppress(StorageError):  # the batch reports it
             await self._read(journal, batch)
+            waiting = await journal.machines.waiting(batch)
             if batch is not None:
                 self._output.value["credits"] = await journal.spent(batch)
         self._output.value |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
         self._output.say(self.counts.summary)
+        say_who_waits(self._output, waiting)
 
     def _show(self, now: float) -> None:
         quota = f"{self._estimate.quota_used(now)} of {_QUOTA}"
@@ -227,6 +230,15 @@ def progress_table(counts: Counts, quota: str, seconds: float) -> Table:
     return table
 
 
+def say_who_waits(output: Output, waiting: Mapping[str, int]) -> None:
+    """Say how many jobs wait for which machine."""
+    if waiting:
+        output.value["waiting_for"] = dict(waiting)
+    for machine, number in waiting.items():
+        jobs = f"{count_of(number, 'job')} {'waits' if number == 1 else 'wait'}"
+        output.say(f"{jobs} for a worker on the machine {clean(machine)}, which has the songs")
+
+
 def _duration(seconds: float) -> str:
     minutes = int(seconds) // 60
     if not minutes:
@@ -250,6 +262,7 @@ def job_value(job: Job) -> dict[str, Any]:
         "song": song_of(job.request),
         "state": job.state.value,
         "attempt": job.attempt,
+        "waits_for": job.waits_for or None,
         "task_id": job.task_id,
         "files": list(job.files),
         "credits": job.credits,
@@ -265,6 +278,7 @@ def job_line(job: Job) -> str:
         job.state.value,
         song if song != job.key else "",
         job.task_id or "",
+        f"waits for {clean(job.waits_for)}" if job.waits_for else "",
         clean(job.error.message) if job.error else "",
     )
     return "  ".join(part for part in parts if part)

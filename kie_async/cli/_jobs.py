@@ -26,7 +26,7 @@ from kie_async.batch import (
     strip_secrets,
 )
 from kie_async.cli._batch import batch_error
-from kie_async.cli._batch_progress import Counts, count_of, job_line, job_value
+from kie_async.cli._batch_progress import Counts, count_of, job_line, job_value, say_who_waits
 from kie_async.cli._connect import JournalLocation, find_journal, make_settings
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, ResolveOptions, Timeout, Yes
@@ -52,7 +52,7 @@ async def list_jobs(
     state: Annotated[tuple[State, ...], Parameter(help="Only jobs in this state; may be repeated.")] = (),
     options: JobsOptions = JOBS,
 ) -> None:
-    """List jobs: key, state, task and error of each, and how many are in each state.
+    """List jobs: key, state, task and error of each, and how many are in each state or wait for another machine.
 
     Example: kie-async jobs list --state failed --state unknown --out new
     """
@@ -62,8 +62,10 @@ async def list_jobs(
         async for job in _jobs_in(journal, output, location, *state):
             _show_job(output, job)
         counts = await journal.counts(location.only_batch)
+        waiting = await journal.machines.waiting(location.only_batch)
     output.value["counts"] = {each.value: counts.get(each, 0) for each in State}
     output.say(Counts.of(counts).summary)
+    say_who_waits(output, waiting)
 
 
 async def _jobs_in(journal: Journal, output: Output, location: JournalLocation, *states: State) -> AsyncIterator[Job]:
@@ -89,8 +91,10 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
                 output.display.doing(str(counts))
                 await anyio.sleep(_INTERVAL)
         counts = Counts.of(await journal.counts(location.only_batch))
+        waiting = await journal.machines.waiting(location.only_batch)
     output.value["counts"] = attrs.asdict(counts)
     output.say(counts.summary)
+    say_who_waits(output, waiting)
     if counts.open:
         raise WaitTimeoutError(f"{count_of(counts.open, 'job')} did not come to an end in time", charged="maybe")
     if (error := batch_error(counts, location.with_out(options.out), command)) is not None:
@@ -166,6 +170,7 @@ def _whole(job: Job, attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         **job_value(job),
         "batch": job.batch,
+        "machine": job.machine or None,
         "operation": request.operation,
         "model": request.model,
         "title": clean(request.title) if request.title else None,

@@ -7,9 +7,20 @@ from kie_async._package import lazy_exports
 if TYPE_CHECKING:
     from kie_async.journal._caps import Payer
     from kie_async.journal._diagnosis import Finding
-    from kie_async.journal._job import Attempt, InboundCallback, Job, JobError, JobResults, LastAttempt, Source, State
+    from kie_async.journal._job import (
+        Attempt,
+        InboundCallback,
+        Job,
+        JobError,
+        JobResults,
+        LastAttempt,
+        Source,
+        State,
+        is_local,
+    )
     from kie_async.journal._journal import Journal
     from kie_async.journal._leases import Leases
+    from kie_async.journal._machines import machine_lease
     from kie_async.journal._open import (
         DEFAULT_NAME,
         OWN_BATCH,
@@ -52,7 +63,9 @@ __all__ = [
     "State",
     "batch_name",
     "default_journal",
+    "is_local",
     "is_shared",
+    "machine_lease",
     "open_journal",
     "open_recorder",
 ]
@@ -63,11 +76,23 @@ __getattr__ = lazy_exports(
     {
         "Finding": "_diagnosis",
         "Journal": "_journal",
-        "Leases": "_leases",
         "Payer": "_caps",
         "VERSION": "_schema",
+        "Leases": "_leases",
+        "machine_lease": "_machines",
         **dict.fromkeys(
-            ("Attempt", "InboundCallback", "Job", "JobError", "JobResults", "LastAttempt", "Source", "State"), "_job"
+            (
+                "Attempt",
+                "InboundCallback",
+                "Job",
+                "JobError",
+                "JobResults",
+                "LastAttempt",
+                "Source",
+                "State",
+                "is_local",
+            ),
+            "_job",
         ),
         **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS"), "_transitions"),
         **dict.fromkeys(("JournalLimiter", "SharedPermit"), "_quota"),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import attrs
 
+from kie_async._protocol.request_rules import is_url
 from kie_async._protocol.wire import pack
 from kie_async.errors import Charged, KieError, TaskFailedError
 from kie_async.events import Context, clean
 from kie_async.journal._sql import unpack_document
-from kie_async.models import Request, Track
+from kie_async.models import Request, Track, UploadExtendRequest
 
 Moments: TypeAlias = Mapping[str, float]
 
@@ -120,7 +121,7 @@ class Job:
         key: its name: chosen by the caller, or made from its content.
         request: what is asked, as planned; its source may be a path.
         batch: which batch it belongs to; empty for a task of a plain session.
-        machine: the only one that can read its source; empty if any can.
+        machine: the only one that can read its source, a file; empty if any can.
         account: whose credits it costs; empty if that is not on record.
         attempt: how often it was intended, from 0.
         earlier_credits: what the attempts before the last one cost, or may have.
@@ -140,6 +141,16 @@ class Job:
     error: JobError | None = None
     earlier_credits: float = 0.0
     moments: Moments = attrs.field(factory=lambda: {State.PLANNED.value: time.time()})
+
+    @property
+    def waits_for(self) -> str:
+        """The machine that must upload its source before it can be submitted by any; empty if it waits for none."""
+        return self.machine if self.state is State.PLANNED and self.upload_url is None else ""
+
+    @property
+    def upload_url(self) -> str | None:
+        """Where its source was uploaded, perhaps too long ago."""
+        return None if self.source is None else self.source.upload_url
 
     @property
     def token(self) -> str | None:
@@ -204,6 +215,11 @@ class Attempt:
     task_id: str | None = None
     process_id: str = ""
     intended_at: float = 0.0
+
+
+def is_local(request: Request) -> TypeGuard[UploadExtendRequest]:
+    """Tell whether a request extends a file, which perhaps not every machine can read."""
+    return isinstance(request, UploadExtendRequest) and not is_url(request.source)
 
 
 # ---------------------------------------------------------------- a job as text

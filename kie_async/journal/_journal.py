@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from itertools import islice
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 from uuid import uuid4
 
 import attrs
@@ -24,10 +24,12 @@ from kie_async.events import Context
 from kie_async.journal import _sql
 from kie_async.journal._caps import NOBODY, Caps, Payer, reserve
 from kie_async.journal._diagnosis import Finding
-from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State, pack_job, unpack_job
+from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State
 from kie_async.journal._leases import is_dead, new_process_id
-from kie_async.journal._sql import Driver, Rows, Step, damaged, unpack_document
-from kie_async.journal._transitions import OPEN, cost, intended, is_awaited, transition
+from kie_async.journal._machines import Machines
+from kie_async.journal._rows import attempt_row, intact, job_row, read_callback, read_job
+from kie_async.journal._sql import Driver, Rows, Step, unpack_document
+from kie_async.journal._transitions import OPEN, intended, is_awaited, transition
 
 Change: TypeAlias = Callable[[Job, float], Job]
 Follow: TypeAlias = Callable[[Job], Step | None]
@@ -52,15 +54,20 @@ class Journal(AsyncContextManagerMixin):
     Attributes:
         driver: for what else is kept in the same database.
         caps: on what batches and accounts may spend.
+        machines: for which of them jobs wait.
         process_id: the id of this process.
+        spans_machines: whether processes of many machines may use it.
 
     Raises (every method):
         StorageError: the store cannot be reached, is full, damaged, or in use by another.
     """
 
+    spans_machines: ClassVar[bool] = False
+
     def __init__(self, driver: Driver, process_id: str | None) -> None:
         self.driver = driver
         self.caps = Caps(driver)
+        self.machines = Machines(driver)
         self.process_id = process_id or new_process_id()
         self._leases: set[str] = set()
         self._writes: set[asyncio.Future[None]] = set()  # under way
@@ -122,39 +129,49 @@ class Journal(AsyncContextManagerMixin):
             if odd := [job.key for job in portion if job.state is not State.PLANNED]:
                 raise ValueError(f"only planned jobs can be added: {odd[0]!r} is not")
             written = uuid4().hex
-            rows = {job.key: {**_job_row(job), "written": written} for job in reversed(portion)}
+            rows = {job.key: {**job_row(job), "written": written} for job in reversed(portion)}
             new += sum(map(len, await self.driver.run(*((_sql.ADD, row) for row in reversed(rows.values())))))
         return new
 
     async def get(self, key: str) -> Job | None:
         """Read one job."""
         rows = await self._read(_sql.GET, key=key)
-        return _job(rows[0][:-2]) if rows else None
+        return read_job(rows[0][:-2]) if rows else None
 
     async def find(self, *, token: str | None = None, task_id: str | None = None) -> Job | None:
         """Find the job that one of its attempts, present or past, belongs to."""
         rows = await self._read(_sql.FIND, token=token, task_id=task_id)
-        return _job(rows[0]) if rows else None
+        return read_job(rows[0]) if rows else None
 
     async def page(
-        self, *states: State, batch: str | None = None, after: int = 0, limit: int = 500
+        self,
+        *states: State,
+        batch: str | None = None,
+        waiting_for: Collection[str] = (),
+        after: int = 0,
+        limit: int = 500,
     ) -> list[tuple[int, Job]]:
         """Read jobs in these states, in the order they were added.
 
         Args:
             states: which; all, if none is named.
             batch: only of this batch.
+            waiting_for: only those that wait for one of these machines; "" stands for those that wait for none.
             after: go on after this position; a position comes with each job.
             limit: at most so many.
         """
         wanted = {f"state{number}": str(state) for number, state in enumerate({*states} or State)}
-        rows = await self._read(_sql.page([*wanted], batch), **wanted, batch=batch, after=after, limit=limit)
-        return [(position, _job(tuple(row))) for position, *row in rows]
+        machines = {f"machine{number}": machine for number, machine in enumerate(waiting_for)}
+        statement, values = _sql.page(wanted, machines, batch), {**wanted, **machines}
+        rows = await self._read(statement, **values, batch=batch, after=after, limit=limit)
+        return [(position, read_job(tuple(row))) for position, *row in rows]
 
-    async def jobs(self, *states: State, batch: str | None = None) -> AsyncGenerator[Job]:
-        """Give the jobs in these states, page by page; all, if none is named, and of all batches by default."""
+    async def jobs(
+        self, *states: State, batch: str | None = None, waiting_for: Collection[str] = ()
+    ) -> AsyncGenerator[Job]:
+        """Give the jobs that ``page`` reads, page by page."""
         after = 0
-        while page := await self.page(*states, batch=batch, after=after):
+        while page := await self.page(*states, batch=batch, waiting_for=waiting_for, after=after):
             for _, job in page:
                 yield job
             after, _ = page[-1]
@@ -175,7 +192,7 @@ class Journal(AsyncContextManagerMixin):
 
     async def attempts(self, key: str) -> list[Attempt]:
         """All attempts of a job, in order."""
-        rows = map(_intact, await self._read(_sql.ATTEMPTS, key=key))
+        rows = map(intact, await self._read(_sql.ATTEMPTS, key=key))
         names = ("token", "key", "number", "task_id", "process_id", "intended_at")
         return [Attempt(**dict(zip(names, row, strict=True))) for row in rows]
 
@@ -204,7 +221,7 @@ class Journal(AsyncContextManagerMixin):
             job = await self._write(
                 key,
                 intend,
-                lambda job: (_sql.INSERT_ATTEMPT, _attempt_row(job)),
+                lambda job: (_sql.INSERT_ATTEMPT, attempt_row(job)),
                 payer,
             )
             try:
@@ -233,26 +250,32 @@ class Journal(AsyncContextManagerMixin):
             return await self._write(
                 key,
                 lambda job, now: transition(job, to, facts, token=token, at=now),
-                lambda job: (_sql.NAME_TASK, _attempt_row(job)) if facts.get("task_id") else None,
+                lambda job: (_sql.NAME_TASK, attempt_row(job)) if facts.get("task_id") else None,
             )
 
-    async def upload(self, key: str, source: Source) -> None:
-        """Note where a job's source was uploaded.
+    async def upload(self, key: str, source: Source, *, machine: str | None = None) -> Job:
+        """Note where a job's source was uploaded, or that it must be uploaded; return the job.
+
+        Args:
+            key: of the job.
+            source: with its address, or without.
+            machine: the only one that can read it, "" if any can; None: the same as before.
 
         Raises:
             ConflictError: there is no such job.
         """
+        facts = {"source": source} if machine is None else {"source": source, "machine": machine}
         more = None
         if source.uploaded_at is not None:
             row = _sql.with_checksum(_sql.UPLOAD, source.sha256, float(source.uploaded_at), pack(source))
             more = _sql.SAVE_UPLOAD, row
         with self._writing():
-            await self._write(key, lambda job, _now: attrs.evolve(job, source=source), lambda _job: more)
+            return await self._write(key, lambda job, _now: attrs.evolve(job, **facts), lambda _job: more)
 
     async def uploaded(self, sha256: str, since: float) -> Source | None:
         """Find content that was uploaded already, since that moment (unix seconds)."""
         rows = await self._read(_sql.UPLOADED, sha256=sha256, since=since)
-        return unpack_document(_intact(rows[0])[-1], Source) if rows else None
+        return unpack_document(intact(rows[0])[-1], Source) if rows else None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -276,7 +299,7 @@ class Journal(AsyncContextManagerMixin):
             if not rows:
                 raise ConflictError(f"the journal has no job {key!r}")
             *row, seen, now = rows[0]
-            job = _job(tuple(row))
+            job = read_job(tuple(row))
             if seen == written:  # the connection was lost after the write
                 return job
             if seen == refused:  # nobody else has written it: it was a cap
@@ -284,7 +307,7 @@ class Journal(AsyncContextManagerMixin):
             job = change(job, now)
             ids = {"key": key, "written": written}
             first, write, limits = reserve(job.batch, payer) if payer else ([], _sql.WRITE, {})
-            steps = [*first, (write, {**limits, **_job_row(job), "written": written, "seen": seen})]
+            steps = [*first, (write, {**limits, **job_row(job), "written": written, "seen": seen})]
             if more := follow(job):
                 steps.append((more[0], {**more[1], **ids}))
             try:
@@ -323,7 +346,7 @@ class Journal(AsyncContextManagerMixin):
 
     async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
         """The callbacks kept for a token or a task."""
-        return [_callback(row) for row in await self._read(_sql.CALLBACKS, token=token, task_id=task_id)]
+        return [read_callback(row) for row in await self._read(_sql.CALLBACKS, token=token, task_id=task_id)]
 
     def watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
         """Give the callbacks that come in since the journal was opened, by any process, until cancelled.
@@ -340,7 +363,7 @@ class Journal(AsyncContextManagerMixin):
                     while rows := await self._read(_sql.NEW_CALLBACKS, after=after):
                         for position, *row in rows:
                             after = position
-                            yield _callback(tuple(row))
+                            yield read_callback(tuple(row))
                 except StorageError as error:
                     logger.warning("callbacks cannot be read now, trying again: %s", error)
 
@@ -369,32 +392,3 @@ class Journal(AsyncContextManagerMixin):
     async def _read(self, statement: str, **values: object) -> Rows:
         [rows] = await self.driver.run((statement, values))
         return rows
-
-
-# ---------------------------------------------------------------- rows
-
-
-def _job_row(job: Job) -> Mapping[str, object]:
-    changed_at = job.moments.get(job.state.value, 0.0)
-    values = (job.key, job.batch, str(job.state), float(cost(job)), float(changed_at), pack_job(job))
-    return {**_sql.with_checksum(_sql.JOB, *values), "machine": job.machine, "account": job.account}
-
-
-def _attempt_row(job: Job) -> Mapping[str, object]:
-    values = (job.token, job.key, job.attempt, job.task_id, job.process_id, job.moments[State.INTENT.value])
-    return _sql.with_checksum(_sql.ATTEMPT, *values)
-
-
-def _job(row: tuple[Any, ...]) -> Job:
-    return unpack_job(_intact(row)[-1])
-
-
-def _callback(row: tuple[Any, ...]) -> InboundCallback:
-    token, task_id, stage, at = _intact(row)
-    return InboundCallback(token=token, task_id=task_id, stage=stage, at=at)
-
-
-def _intact(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not _sql.is_intact(row):
-        raise damaged("a row is not what was written")
-    return row[:-1]

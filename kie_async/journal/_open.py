@@ -55,6 +55,8 @@ class PostgresJournal(Journal):
         SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
     """
 
+    spans_machines = True
+
     def __init__(self, dsn: str | Secret, *, process_id: str | None = None, patience: float = 10.0) -> None:
         try:
             from kie_async.journal._postgres import Postgres  # an extra: the library works without it

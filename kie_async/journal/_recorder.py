@@ -22,7 +22,7 @@ from kie_async._protocol.admission import check_task_id, task_problem
 from kie_async.errors import KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
-from kie_async.journal._job import InboundCallback, Job, State
+from kie_async.journal._job import InboundCallback, Job, State, is_local
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases, process_lease
 from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
@@ -139,7 +139,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
             return self.follow(job)
         await self.journal.caps.check("", self._payer)  # before anything is on record or uploaded
         key = key or secrets.token_hex(16)
-        await self.journal.add([Job(key=key, request=request)])
+        machine = self._client.settings.machine if self.journal.spans_machines and is_local(request) else ""
+        await self.journal.add([Job(key=key, request=request, machine=machine)])
         return await self._dispatch(key, request, None, check)
 
     async def submit_job(

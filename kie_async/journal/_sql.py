@@ -6,7 +6,8 @@ the id of the last write of a job.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from itertools import product
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 from zlib import crc32
@@ -22,6 +23,7 @@ Step: TypeAlias = tuple[str, Mapping[str, object]]
 Rows: TypeAlias = list[tuple[Any, ...]]
 
 # The columns that the checksum of a row covers, in its order. Not those that came later: the document has them too.
+# "machine" is the one that a job waits for (``Job.waits_for``); empty for all that any process can go on with.
 JOB = ("key", "batch", "state", "cost", "changed_at", "document")
 ATTEMPT = ("token", "key", "number", "task_id", "process_id", "intended_at")
 CALLBACK = ("token", "task_id", "stage", "received_at")
@@ -154,8 +156,8 @@ WHERE position IN ({positions}) ORDER BY position LIMIT :limit
 """
 _POSITIONS = """
 SELECT position FROM (
-    SELECT position FROM kie_job WHERE state = :{state} AND position > :after {of_batch} ORDER BY position LIMIT :limit
-) AS {state}
+    SELECT position FROM kie_job WHERE {condition} AND position > :after {of_batch} ORDER BY position LIMIT :limit
+) AS part{number}
 """
 _COUNTS = "SELECT state, count(*) FROM kie_job WHERE true {of_batch} GROUP BY state"
 SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = :batch"
@@ -166,23 +168,28 @@ WHERE key = :key AND written = :seen
 """
 
 
-def page(states: list[str], batch: str | None) -> str:
-    """Read a page state by state, so that the index leads to a few open jobs past a million finished ones.
+def page(states: Iterable[str], machines: Iterable[str], batch: str | None) -> str:
+    """Read a page state by state, so that an index leads to a few open jobs past a million others.
 
     Args:
         states: names of the parameters that hold the states.
+        machines: names of those that hold the machines that jobs wait for; none for all jobs.
         batch: None for all batches.
     """
-    of_batch = _of_batch(batch)
-    return _PAGE.format(positions=" UNION ALL ".join(_POSITIONS.format(state=s, of_batch=of_batch) for s in states))
+    each = [f"state = :{state}" for state in states]
+    if machines := list(machines):
+        each = [f"{state} AND machine = :{machine}" for state, machine in product(each, machines)]
+    parts = (_POSITIONS.format(condition=one, of_batch=of_batch(batch), number=n) for n, one in enumerate(each))
+    return _PAGE.format(positions=" UNION ALL ".join(parts))
 
 
 def counts(batch: str | None) -> str:
     """Count the jobs in each state."""
-    return _COUNTS.format(of_batch=_of_batch(batch))
+    return _COUNTS.format(of_batch=of_batch(batch))
 
 
-def _of_batch(batch: str | None) -> str:
+def of_batch(batch: str | None) -> str:
+    """A condition that limits a statement to one batch; None for all batches."""
     return "" if batch is None else "AND batch = :batch"
 
 

@@ -1,0 +1,64 @@
+"""The machines that share a journal: for which of them jobs wait, and which are at work.
+
+A job whose source is a file of one machine waits for it until that machine has uploaded the file (``Job.waits_for``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+
+from kie_async.journal._job import Job
+from kie_async.journal._rows import read_job
+from kie_async.journal._sql import Driver, of_batch
+
+_WAITING = "SELECT machine, count(*) FROM kie_job WHERE machine > '' {of_batch} GROUP BY machine"
+_NEXT_UPLOADS = """
+SELECT position, key, batch, state, cost, changed_at, document, checksum FROM kie_job
+WHERE machine = :machine AND state = 'planned' AND position > :after AND position < coalesce((
+    SELECT position FROM kie_job WHERE machine = '' AND state = 'planned' ORDER BY position LIMIT 1 OFFSET :ahead
+), 9223372036854775807)
+ORDER BY position LIMIT 10
+"""
+_PRESENT = "SELECT substr(name, 9) FROM kie_lease WHERE substr(name, 1, 8) = 'machine:' AND expires_at > :now"
+
+
+class Machines:
+    """The machines that share one journal.
+
+    Args:
+        driver: of the journal, open.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def waiting(self, batch: str | None = None) -> Mapping[str, int]:
+        """How many jobs wait for each machine, by its name; None for all batches."""
+        [rows] = await self._driver.run((_WAITING.format(of_batch=of_batch(batch)), {"batch": batch}))
+        return {str(machine): int(number) for machine, number in rows}
+
+    async def next_uploads(self, machine: str, *, ahead: int) -> AsyncGenerator[Job]:
+        """Give the jobs that wait for a machine and are needed soon, in their order.
+
+        Args:
+            machine: its name.
+            ahead: how many jobs, at most, can be submitted before one that is needed soon.
+        """
+        after = 0
+        while True:
+            [rows] = await self._driver.run((_NEXT_UPLOADS, {"machine": machine, "after": after, "ahead": ahead}))
+            for position, *row in rows:
+                after = position
+                yield read_job(tuple(row))
+            if not rows:
+                return
+
+    async def present(self) -> list[str]:
+        """The machines of which a process uploads files: it holds the lease that ``machine_lease`` names."""
+        [rows] = await self._driver.run((_PRESENT, {}))
+        return [str(machine) for (machine,) in rows]
+
+
+def machine_lease(machine: str) -> str:
+    """The name of the lease that says that a process of a machine uploads its files."""
+    return f"machine:{machine}"
