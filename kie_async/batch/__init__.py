@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from kie_async._package import lazy_exports
 from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._budget import CreditBudget
+from kie_async.batch._expiry import Expiry, tracks_expiry, upload_expiry
+from kie_async.batch._fetch import FetchOutcome, fetch_jobs
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
 from kie_async.batch._reconcile import (
     adopt,
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CreditBudget",
+    "Expiry",
+    "FetchOutcome",
     "Manifest",
     "ManifestSummary",
     "Results",
@@ -31,6 +35,7 @@ __all__ = [
     "adopt",
     "create_worker_tables",
     "enqueue",
+    "fetch_jobs",
     "find_by_name",
     "find_retryable",
     "find_unknown",
@@ -43,6 +48,8 @@ __all__ = [
     "run_shared_batch",
     "song_of",
     "strip_secrets",
+    "tracks_expiry",
+    "upload_expiry",
     "work",
     "worker_migrations",
 ]

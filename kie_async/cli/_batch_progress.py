@@ -6,8 +6,9 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import attrs
 from rich.table import Table
 
 from kie_async import events
-from kie_async.batch import song_of
+from kie_async.batch import song_of, tracks_expiry, upload_expiry
 from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean
@@ -266,6 +267,7 @@ def job_value(job: Job) -> dict[str, Any]:
         "task_id": job.task_id,
         "files": list(job.files),
         "credits": job.credits,
+        **_expiries(job),
         "error": attrs.asdict(job.error) | {"message": clean(job.error.message)} if job.error else None,
     }
 
@@ -279,6 +281,30 @@ def job_line(job: Job) -> str:
         song if song != job.key else "",
         job.task_id or "",
         f"waits for {clean(job.waits_for)}" if job.waits_for else "",
+        *_deletions(job, time.time()),
         clean(job.error.message) if job.error else "",
     )
     return "  ".join(part for part in parts if part)
+
+
+def _expiries(job: Job) -> dict[str, Any]:
+    """When the service deletes what it keeps for a job, as JSON."""
+    tracks, upload = tracks_expiry(job), upload_expiry(job)
+    return {
+        "tracks_expire_at": tracks and _moment(tracks.at).isoformat(timespec="seconds"),
+        "tracks_expire_about": tracks and tracks.is_estimate,
+        "upload_expires_at": upload and _moment(upload.at).isoformat(timespec="seconds"),
+    }
+
+
+def _deletions(job: Job, now: float) -> Iterator[str]:
+    """When the service deletes what it keeps for a job, in words."""
+    for what, expiry in (("tracks", tracks_expiry(job)), ("upload", upload_expiry(job))):
+        if expiry is not None:
+            about = "about " if expiry.is_estimate else ""
+            verb = "kept until" if expiry.at > now else "deleted"
+            yield f"{what} {verb} {about}{_moment(expiry.at):%Y-%m-%d %H:%M} UTC"
+
+
+def _moment(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)

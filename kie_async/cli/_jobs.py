@@ -29,6 +29,7 @@ from kie_async.cli._batch import batch_error
 from kie_async.cli._batch_progress import Counts, count_of, job_line, job_value, say_who_waits
 from kie_async.cli._connect import JournalLocation, find_journal, make_settings
 from kie_async.cli._exit_codes import UsageError
+from kie_async.cli._fetch import fetch
 from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, ResolveOptions, Timeout, Yes
 from kie_async.cli._output import Output, confirm
 from kie_async.errors import WaitTimeoutError
@@ -42,6 +43,8 @@ _INTERVAL = 1.0  # seconds between two reads of the journal
 _MADE = (State.SUCCEEDED, State.DELIVERED)
 _FAILED = (State.FAILED, State.REJECTED, State.UNKNOWN)
 
+app.command(fetch)
+
 KeyArg = Annotated[str, Parameter(help="The key of a job.")]
 
 
@@ -52,7 +55,7 @@ async def list_jobs(
     state: Annotated[tuple[State, ...], Parameter(help="Only jobs in this state; may be repeated.")] = (),
     options: JobsOptions = JOBS,
 ) -> None:
-    """List jobs: key, state, task and error of each, and how many are in each state or wait for another machine.
+    """List jobs: key, state, task and error of each, until when its tracks are kept, and how many wait for a machine.
 
     Example: kie-async jobs list --state failed --state unknown --out new
     """
@@ -132,7 +135,7 @@ async def show(
     output: OutputArg,
     options: JobsOptions = JOBS,
 ) -> None:
-    """Show all that is known of a job: its attempts, timestamps, error and files.
+    """Show all that is known of a job: its attempts, timestamps, error and files, and when tracks to fetch are deleted.
 
     Example: kie-async jobs show song-17 --out new
     """

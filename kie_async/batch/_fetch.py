@@ -1,0 +1,122 @@
+"""Fetch what was paid and never fetched; the service is asked only where the addresses on record have expired."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+
+from kie_async._client import Fetcher, map_unordered
+from kie_async._client.concurrency import InternalErrors, unwrap_single_exception
+from kie_async.batch._delivery import Delivery
+from kie_async.batch._results import Results
+from kie_async.errors import DownloadError, KieError
+from kie_async.events import guarded
+from kie_async.files import check_writable, download_track
+from kie_async.journal import Job, Journal, Leases
+from kie_async.models import Track
+from kie_async.session import KieSession
+from kie_async.settings import Settings
+
+_AT_ONCE = 8  # jobs
+
+
+@attrs.frozen
+class FetchOutcome:
+    """What became of a job that was to be fetched: it is delivered, or ``error`` says why it is not."""
+
+    job: Job
+    error: KieError | None = None
+
+
+async def fetch_jobs(  # noqa: PLR0913  # keyword-only, each by name
+    journal: Journal,
+    jobs: Iterable[Job] | AsyncIterable[Job],
+    *,
+    directory: str | PathLike[str],
+    settings: Settings,
+    open_session: Callable[[str | None], KieSession],
+    observer: Callable[[FetchOutcome], None],
+    emulated: bool = False,
+) -> None:
+    """Download the tracks of jobs that have succeeded, and record that they are delivered; nothing is spent.
+
+    Args:
+        journal: open.
+        jobs: as they succeeded.
+        directory: where the files go, with their sidecars and ``results.jsonl``, as those of a batch.
+        settings: of the downloads; its key is not used.
+        open_session: makes a session for the route of a task, when the service must be asked for new addresses.
+        observer: called with each job.
+        emulated: the tasks are those of an emulator.
+
+    Raises:
+        StorageError: nothing can be written to the directory.
+
+    Cancelling keeps what has come; the next call resumes it.
+    """
+    await check_writable(Path(directory))
+    leases = Leases(journal, guarded(settings.observer))
+    delivery = Delivery(journal, leases, Results(directory, emulated=emulated))
+    with unwrap_single_exception():
+        async with anyio.create_task_group() as group:
+            group.start_soon(leases.keep_renewing)
+            async with Fetcher(settings) as fetcher, AsyncExitStack() as stack:
+                downloads = _Downloads(fetcher, open_session, stack)
+                fetch = partial(_fetch, delivery, downloads)
+                outcomes = map_unordered(jobs, fetch, group, concurrency=_AT_ONCE)
+                async with aclosing(outcomes):
+                    async for outcome in outcomes:
+                        observer(outcome)
+            group.cancel_scope.cancel()
+
+
+async def _fetch(delivery: Delivery, downloads: _Downloads, job: Job) -> FetchOutcome:
+    try:
+        with InternalErrors(f"job {job.key!r}"):
+            return FetchOutcome(await delivery.deliver(job, partial(downloads.download, job)))
+    except KieError as error:
+        return FetchOutcome(job, error)
+
+
+class _Downloads:
+    """Downloads tracks from the addresses on record, or else from new ones.
+
+    Args:
+        fetcher: downloads.
+        open_session: as for ``fetch_jobs``.
+        stack: closes the sessions.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, open_session: Callable[[str | None], KieSession], stack: AsyncExitStack
+    ) -> None:
+        self._fetcher = fetcher
+        self._open_session = open_session
+        self._stack = stack
+        self._sessions: dict[str | None, KieSession] = {}
+        self._opening = anyio.Lock()
+
+    async def download(self, job: Job, track: Track, directory: Path, **options: Any) -> Path:  # noqa: ANN401  # of a download
+        """Download a track of a job; ask the service for new addresses where those on record lead nowhere."""
+        try:
+            return await download_track(self._fetcher, track, directory, **options)
+        except DownloadError as error:
+            if error.retryable:
+                raise
+        session = await self._session(job.last_attempt.route)
+        record = await session.record_info(job.task_id or "")
+        fresh = {each.id: each for each in record.tracks if each.audio_url} if record else {}
+        return await session.download(fresh.get(track.id, track), directory, **options)
+
+    async def _session(self, route: str | None) -> KieSession:
+        async with self._opening:
+            if route not in self._sessions:
+                self._sessions[route] = await self._stack.enter_async_context(self._open_session(route))
+            return self._sessions[route]
