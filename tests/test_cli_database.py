@@ -23,7 +23,7 @@ from procrastinate.schema import SchemaManager
 
 from kie_async.batch import create_worker_tables, worker_migrations
 from kie_async.journal import VERSION, State, open_journal
-from kie_async.journal._diagnosis import DatabaseFacts, findings
+from kie_async.journal._diagnosis import SchemaFacts, ServerFacts, findings
 
 pytestmark = pytest.mark.anyio
 
@@ -159,12 +159,11 @@ def test_a_pooler_that_sends_no_notifications_is_named(terminal: Terminal, serve
 
 
 def test_nothing_is_said_of_a_database_that_is_as_it_must_be() -> None:
-    facts = DatabaseFacts(
-        role="kie", database="kie", schema="public", search_path="public", is_read_only=False, is_synced=True,
-        may_create=False, home="public", may_use=True, is_found=True, skew=0.1, missing=(), version=VERSION,
-        is_silent=False,
+    schema = SchemaFacts(
+        role="kie", database="kie", schema="public", search_path="public", may_create=False, home="public",
+        may_use=True, is_found=True,
     )  # fmt: skip
-    assert [*findings(facts)] == []
+    assert [*findings(schema, ServerFacts(is_read_only=False, is_synced=True, clock=0.1, version=VERSION))] == []
 
 
 def test_a_database_that_cannot_be_reached(terminal: Terminal) -> None:

@@ -8,20 +8,22 @@ import attrs
 
 from kie_async.journal._schema import VERSION, version_error
 
-_MAX_SKEW = 5.0  # seconds between two clocks
+_MAX_SKEW = 5.0  # seconds between the clocks of two machines
 
-# About the database, and who is connected. Names are quoted as statements need them.
-FACTS = """
+# Who is connected, and to which schema. Names are quoted as statements need them.
+SCHEMA = """
 SELECT quote_ident(current_user) AS role, quote_ident(current_database()) AS database,
     quote_ident(current_schema()) AS schema, current_setting('search_path') AS search_path,
-    pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool AS is_read_only,
-    current_setting('fsync') = 'on' AS is_synced, extract(epoch FROM clock_timestamp())::float8 - %(now)s AS skew,
     has_schema_privilege(current_schema(), 'CREATE') AS may_create, quote_ident(home) AS home,
     has_schema_privilege(home, 'USAGE') AS may_use, to_regclass('kie_schema') IS NOT NULL AS is_found
 FROM (SELECT 1) AS one LEFT JOIN (
     SELECT nspname AS home FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE relname = 'kie_schema' ORDER BY pg_table_is_visible(pg_class.oid) DESC LIMIT 1
 ) AS made ON true
+"""
+SERVER = """
+SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool AS is_read_only,
+    current_setting('fsync') = 'on' AS is_synced, extract(epoch FROM clock_timestamp())::float8 AS clock
 """
 # The rights on tables and sequences that are missing, each as the beginning of a GRANT.
 MISSING = """
@@ -53,72 +55,79 @@ class Finding:
 
 
 @attrs.frozen(kw_only=True)
-class DatabaseFacts:
-    """What a PostgreSQL says of itself and of the role that is connected.
+class SchemaFacts:
+    """Where the tables are, or would be made, for the role that is connected.
 
     Attributes:
         schema: the first of the search path that exists and may be used.
-        home: the schema of the journal's tables; None if there are none.
         may_create: whether the role may make tables in ``schema``.
+        home: the schema of the journal's tables; None if there are none.
         may_use: whether the role may look into ``home``.
         is_found: whether the tables are in the search path.
-        skew: seconds by which its clock is ahead of this machine's.
-        missing: the beginnings of the GRANTs that are missing.
-        version: of the tables, if they can be read.
-        is_silent: whether notifications do not come through.
     """
 
     role: str
     database: str
     schema: str | None
     search_path: str
-    is_read_only: bool
-    is_synced: bool
     may_create: bool | None
     home: str | None
     may_use: bool | None
     is_found: bool
-    skew: float
-    missing: tuple[str, ...]
-    version: int | None
-    is_silent: bool
 
 
-def findings(facts: DatabaseFacts) -> Iterator[Finding]:
+@attrs.frozen(kw_only=True)
+class ServerFacts:
+    """What a PostgreSQL is like for a journal.
+
+    Attributes:
+        clock: unix seconds, less those of this machine.
+        missing: the beginnings of the GRANTs that are missing.
+        version: of the tables, if they can be read.
+        is_silent: whether notifications do not come through.
+    """
+
+    is_read_only: bool
+    is_synced: bool
+    clock: float
+    missing: tuple[str, ...] = ()
+    version: int | None = None
+    is_silent: bool = False
+
+
+def findings(schema: SchemaFacts, server: ServerFacts) -> Iterator[Finding]:
     """What hinders first; then what is worth knowing."""
-    if facts.is_read_only:
+    if server.is_read_only:
         yield Finding("it is read-only: a standby, or default_transaction_read_only is on; give the primary's address")
-    yield from _about_schema(facts)
-    for grant in facts.missing:
-        yield Finding(f"the role {facts.role} lacks rights", f"{grant} TO {facts.role}")
-    if facts.version is not None and facts.version != VERSION:
-        yield Finding(version_error("it", facts.version, "postgresql://...").message)
-    if not facts.is_synced:
+    if not schema.is_found:
+        yield _why_not_found(schema)
+    for grant in server.missing:
+        yield Finding(f"the role {schema.role} lacks rights", f"{grant} TO {schema.role}")
+    if server.version is not None and server.version != VERSION:
+        yield Finding(version_error("it", server.version, "postgresql://...").message)
+    if not server.is_synced:
         yield Finding("fsync is off: a crash loses what was paid", "ALTER SYSTEM SET fsync = on", hinders=False)
-    if facts.is_silent:
+    if server.is_silent:
         what = "a pooler lets no notifications through: callbacks of other processes are read twice a second"
         yield Finding(what, hinders=False)
-    if abs(facts.skew) > _MAX_SKEW:
-        yield Finding(f"its clock and this machine's are {abs(facts.skew):.0f} s apart", hinders=False)
+    if abs(server.clock) > _MAX_SKEW:
+        yield Finding(f"its clock and this machine's are {abs(server.clock):.0f} s apart", hinders=False)
 
 
-def _about_schema(facts: DatabaseFacts) -> Iterator[Finding]:
+def _why_not_found(facts: SchemaFacts) -> Finding:
     """Why the tables are not found, or cannot be made."""
-    if facts.is_found:
-        return
     setting = f"ALTER ROLE {facts.role} IN DATABASE {facts.database} SET search_path = {facts.home or 'kie'}"
     if facts.home is not None and not facts.may_use:
-        yield Finding(
+        return Finding(
             f"the role {facts.role} may not use the schema {facts.home}, where the tables are",
             f"GRANT USAGE ON SCHEMA {facts.home} TO {facts.role}",
         )
-    elif facts.home is not None:
-        yield Finding(f"the tables are in the schema {facts.home}; search_path is {facts.search_path}", setting)
-    elif facts.schema is None:
+    if facts.home is not None:
+        return Finding(f"the tables are in the schema {facts.home}; search_path is {facts.search_path}", setting)
+    if facts.schema is None:
         create = f"CREATE SCHEMA kie AUTHORIZATION {facts.role}; {setting}"
-        yield Finding(f"search_path is {facts.search_path}, and no schema of it exists", create)
-    elif not facts.may_create:
+        return Finding(f"search_path is {facts.search_path}, and no schema of it exists", create)
+    if not facts.may_create:
         grant = f"GRANT CREATE ON SCHEMA {facts.schema} TO {facts.role}"
-        yield Finding(f"there are no tables, and the role {facts.role} may make none in {facts.schema}", grant)
-    else:
-        yield Finding("there are no tables", "kie-async database create --journal postgresql://...")
+        return Finding(f"there are no tables, and the role {facts.role} may make none in {facts.schema}", grant)
+    return Finding("there are no tables", "kie-async database create --journal postgresql://...")

@@ -28,7 +28,7 @@ from kie_async._protocol.retry import backoff
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import clean
 from kie_async.journal import _sql
-from kie_async.journal._diagnosis import FACTS, MISSING, DatabaseFacts, Finding, findings
+from kie_async.journal._diagnosis import MISSING, SCHEMA, SERVER, Finding, SchemaFacts, ServerFacts, findings
 from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, version_error
 from kie_async.journal._sql import Rows, Step
 from kie_async.settings import Secret
@@ -231,14 +231,16 @@ class Postgres(anyio.AsyncContextManagerMixin):
         try:
             async with self._connection() as connection:
                 cursor = connection.cursor(row_factory=dict_row)
-                [row] = await (await cursor.execute(FACTS, {"now": time.time()})).fetchall()
+                [row] = await (await cursor.execute(SCHEMA)).fetchall()
+                schema = SchemaFacts(**row)
+                [row] = await (await cursor.execute(SERVER)).fetchall()
+                row["clock"] -= time.time()
                 missing = tuple(grant for (grant,) in await (await connection.execute(MISSING)).fetchall())
-                is_readable = row["is_found"] and not missing
-                version = await _value(connection, _VERSION) if is_readable else None
+                version = await _value(connection, _VERSION) if schema.is_found and not missing else None
                 is_silent = not row["is_read_only"] and await self._listen(connection)  # a standby would refuse it
         except psycopg.Error as error:
             raise self._storage_error(error) from None
-        return [*findings(DatabaseFacts(**row, missing=missing, version=version, is_silent=is_silent))]
+        return [*findings(schema, ServerFacts(**row, missing=missing, version=version, is_silent=is_silent))]
 
     @asynccontextmanager
     async def _schema(self) -> AsyncGenerator[tuple[Connection, int]]:
