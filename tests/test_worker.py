@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,8 +14,10 @@ from typing import Any, LiteralString
 
 import anyio
 import attrs
+import psycopg
 import pytest
 from postgres import Server, execute
+from procrastinate import schema
 from psycopg.types.json import Jsonb
 
 import kie_async as kie
@@ -254,6 +258,61 @@ async def test_a_worker_returns_with_its_database(
         await anyio.to_thread.run_sync(server.start)
     assert "the engine: " in one.notes()
     await shop.check(6)
+
+
+async def test_a_queue_that_cannot_be_read_is_filled_when_it_is_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_worker, "POLL_INTERVAL", 1e6)  # the engine reads the queue at its start, and when it is told
+    beat = "SELECT last_heartbeat FROM procrastinate_workers"
+    async with shop.desk() as one, anyio.create_task_group() as group:
+        group.start_soon(one.work)
+        await becomes(lambda: shop.listeners() == 1)
+        first = execute(shop.dsn, beat)
+        await becomes(lambda: execute(shop.dsn, beat) != first)
+        await anyio.to_thread.run_sync(execute, shop.dsn, "ALTER TABLE procrastinate_jobs RENAME TO away")
+        await becomes(lambda: one.notes().count("the engine: UndefinedTable") > 1)
+        await anyio.to_thread.run_sync(execute, shop.dsn, "ALTER TABLE away RENAME TO procrastinate_jobs")
+        await shop.plan(2)
+        await shop.reaches(State.DELIVERED, 2)
+        group.cancel_scope.cancel()
+    await shop.check(2)
+
+
+async def test_the_tables_that_another_worker_makes_at_the_same_moment_are_used(shop: Shop) -> None:
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    def make_and_wait() -> None:
+        with psycopg.connect(shop.dsn) as other:
+            other.execute(schema.SchemaManager.get_schema())
+            is_made.set()
+            while not execute(shop.dsn, waits)[0][0]:  # for what is made here, and is nobody's yet
+                time.sleep(0.02)
+
+    is_made = threading.Event()
+    await shop.plan(1)
+    async with shop.desk() as one, anyio.create_task_group() as group:
+        group.start_soon(anyio.to_thread.run_sync, make_and_wait)
+        await becomes(is_made.is_set)
+        await one.work(until_done=True)
+    await shop.check(1)
+
+
+async def test_a_key_that_a_living_worker_has_is_not_queued_again(shop: Shop) -> None:
+    await shop.install()
+    await shop.plan(3)
+    for key in ("job0", "job1"):
+        shop.put(key, lock=key)
+    living = "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() + interval '1 hour') RETURNING id"
+    [worker_id] = execute(shop.dsn, living)[0]
+    doing = "UPDATE procrastinate_jobs SET status = 'doing', worker_id = %s WHERE lock = 'job0'"
+    execute(shop.dsn, doing, (worker_id,))
+    async with shop.desk() as one, anyio.create_task_group() as group:
+        group.start_soon(one.work)
+        await shop.reaches(State.DELIVERED, 2)
+        group.cancel_scope.cancel()
+    assert await shop.states() == {State.DELIVERED: 2, State.PLANNED: 1}
+    assert [key for key, _, _ in shop.queued()] == ["job0", "job1", "job2"]
 
 
 async def test_a_key_handed_out_twice_is_paid_once(shop: Shop) -> None:
