@@ -361,6 +361,13 @@ class JournalContract:
         assert len([job async for job in journal.machines.next_uploads("a", ahead=3)]) == 13
         assert [job.key async for job in journal.machines.next_uploads("c", ahead=2)] == []
 
+    async def test_batches_that_cannot_go_on_hold_up_no_upload(self, journal: Journal) -> None:
+        full = [planned(f"full{number}", batch="full") for number in range(2)]
+        await journal.add([full[0], attrs.evolve(full[1], machine="a"), attrs.evolve(planned("mine"), machine="a")])
+        found = [job.key async for job in journal.machines.next_uploads("a", ahead=0, without=["full", "other"])]
+        assert found == ["mine"]
+        assert [job async for job in journal.machines.next_uploads("a", ahead=0)] == []
+
     async def test_counts(self, journal: Journal) -> None:
         assert dict(await journal.counts()) == dict.fromkeys(State, 0)
         await journal.add([planned("a", batch="x"), planned("b", batch="x"), planned("c")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import wave
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -263,6 +264,27 @@ async def test_a_key_that_the_upload_host_refuses_stops_the_worker(studio: Studi
         with pytest.raises(AuthError):
             await own.work()
     assert [(job.state, job.waits_for) for job in await studio.jobs()] == [(State.PLANNED, "a")]
+
+
+async def test_what_is_put_off_holds_up_no_upload(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker, "UPLOADS_AHEAD", 0)
+    studio.record(1)
+    [job] = await studio.plan("a")
+    studio.out.mkdir()
+    lost = {"key": job.key, "state": "delivered", "task_id": "0" * 32, "attempt": 1, "emulated": True}
+    (studio.out / "results.jsonl").write_text(f"{json.dumps(lost)}\n")
+    async with studio.machine("a") as own:
+        await own.work()
+        assert own.seen[-1].error is not None
+        assert own.seen[-1].error.type == "LostRecordError"
+        studio.hide()
+        studio.record(2)
+        await studio.plan("a")
+        await own.work()
+    assert [(job.state, job.waits_for) for job in await studio.jobs()] == [
+        (State.PLANNED, ""),
+        (State.DELIVERED, ""),
+    ]
 
 
 async def test_a_batch_of_the_library_on_another_machine(studio: Studio) -> None:

@@ -251,7 +251,7 @@ class Runner:
         async with lock:
             uploaded = await self._find_upload(source) or await self._send(source)
             source = attrs.evolve(source, upload_url=uploaded.upload_url, uploaded_at=uploaded.uploaded_at)
-            return await self._journal.upload(job.key, source)
+            return await self._journal.upload(job.key, source, machine=job.machine)
 
     async def _find_upload(self, source: Source) -> Source | None:
         return await self._journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)

@@ -245,7 +245,11 @@ class Worker:
                     await anyio.sleep(FEED_INTERVAL)
 
     async def _upload_next(self) -> None:
-        jobs = self._recorder.journal.machines.next_uploads(self._machine, ahead=UPLOADS_AHEAD)
+        journal = self._recorder.journal
+        if self._machine not in await journal.machines.waiting():
+            return
+        ahead = UPLOADS_AHEAD + sum((await self._held()).values())  # what is tried later holds nobody up
+        jobs = journal.machines.next_uploads(self._machine, ahead=ahead, without=await journal.caps.full())
         keys = (job.key async for job in jobs)
         uploads = map_unordered(keys, self._runner.upload, self._recorder.group, concurrency=UPLOADS_AT_ONCE)
         async with aclosing(uploads):

@@ -304,6 +304,8 @@ def batch_error(counts: Counts, where: str, command: str, *, lost: int = 0) -> K
 async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
     """Work on the jobs of a shared journal among other workers, on any number of machines.
 
+    Songs that only this machine has are uploaded here, and then made by any worker.
+
     Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
     """
     location = find_journal(options.run.journal, out)

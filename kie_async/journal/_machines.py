@@ -5,7 +5,7 @@ A job whose source is a file of one machine waits for it until that machine has 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 
 from kie_async.journal._job import Job
 from kie_async.journal._rows import read_job
@@ -14,8 +14,9 @@ from kie_async.journal._sql import Driver, of_batch
 _WAITING = "SELECT machine, count(*) FROM kie_job WHERE machine > '' {of_batch} GROUP BY machine"
 _NEXT_UPLOADS = """
 SELECT position, key, batch, state, cost, changed_at, document, checksum FROM kie_job
-WHERE machine = :machine AND state = 'planned' AND position > :after AND position < coalesce((
-    SELECT position FROM kie_job WHERE machine = '' AND state = 'planned' ORDER BY position LIMIT 1 OFFSET :ahead
+WHERE machine = :machine AND state = 'planned' {condition} AND position > :after AND position < coalesce((
+    SELECT position FROM kie_job WHERE machine = '' AND state = 'planned' {condition}
+    ORDER BY position LIMIT 1 OFFSET :ahead
 ), 9223372036854775807)
 ORDER BY position LIMIT 10
 """
@@ -37,16 +38,19 @@ class Machines:
         [rows] = await self._driver.run((_WAITING.format(of_batch=of_batch(batch)), {"batch": batch}))
         return {str(machine): int(number) for machine, number in rows}
 
-    async def next_uploads(self, machine: str, *, ahead: int) -> AsyncGenerator[Job]:
+    async def next_uploads(self, machine: str, *, ahead: int, without: Collection[str] = ()) -> AsyncGenerator[Job]:
         """Give the jobs that wait for a machine and are needed soon, in their order.
 
         Args:
             machine: its name.
             ahead: how many jobs, at most, can be submitted before one that is needed soon.
+            without: batches of which no job can be submitted now.
         """
-        after = 0
+        names = {f"batch{number}": batch for number, batch in enumerate(without)}
+        condition = "".join(f" AND batch <> :{name}" for name in names)
+        statement, after = _NEXT_UPLOADS.format(condition=condition), 0
         while True:
-            [rows] = await self._driver.run((_NEXT_UPLOADS, {"machine": machine, "after": after, "ahead": ahead}))
+            [rows] = await self._driver.run((statement, {**names, "machine": machine, "after": after, "ahead": ahead}))
             for position, *row in rows:
                 after = position
                 yield read_job(tuple(row))
