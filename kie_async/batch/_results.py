@@ -85,8 +85,7 @@ class Results:
             StorageError: the disk refused.
         """
         number = job.tracks.index(track) + 1
-        stem = await on_disk(self._reserve_stem, job, number)
-        name = await on_disk(self._find_file, stem)
+        stem, name = await on_disk(self._reserve_stem, job, number)
         if name is None:
             name = (await download(track, self.directory, name=stem, keep_existing=True)).name
         await on_disk(self._complete_sidecar, job, number, stem, name)
@@ -125,13 +124,13 @@ class Results:
             stem = next(stems)
         return stem, is_ours
 
-    def _reserve_stem(self, job: Job, number: int) -> str:
-        """Reserve a name for a track, by its sidecar, unless it has one."""
+    def _reserve_stem(self, job: Job, number: int) -> tuple[str, str | None]:
+        """Reserve a name for a track, by its sidecar, unless it has one; return it, and the whole file that has it."""
         self.directory.mkdir(parents=True, exist_ok=True)
         stem, is_reserved = self._find_stem(job, number)
         if not is_reserved:
             _write_whole(self._sidecar(stem), format_sidecar(job, number, emulated=self.emulated))
-        return stem
+        return stem, self._find_file(stem)
 
     def _remove_parts(self, job: Job) -> None:
         for number in range(1, len(job.tracks) + 1):
