@@ -1,9 +1,11 @@
 """Wall time and CPU of uploading songs and downloading their tracks, against a bare loop over the same files.
 
-The host runs in another process on loopback. Ours measures each song before it is sent, proves each track whole, audio
-and as long as its record says, and writes it durably. The bare loop hashes the same bytes, writes them, calls fsync
-and renames, and checks nothing. Both take turns in fresh processes, with as many files at once; the medians of the
-wall time and of the CPU of the process (user and system) are compared.
+The host runs in another process on loopback, as fast as that is or, with ``--mbit``, at the rate of a line. A session
+measures each song before it is sent, proves each track whole, audio and as long as its record says, and writes it
+durably. A batch hashes each song and each track besides, and writes a sidecar for each track, twice, and a line for
+each song, all durably; its tasks are left out. The bare loop hashes the same bytes, writes them, calls fsync and
+renames, and checks nothing. All take turns in fresh processes, with as many files at once; the medians of the wall time
+and of the CPU of the process (user and system) are compared.
 """
 
 from __future__ import annotations
@@ -27,28 +29,62 @@ import aiohttp
 import kie_async as kie
 from benchmarks._report import table, versions
 from benchmarks._server_process import server_process
-from kie_async.files import measure
+from kie_async import files
+from kie_async.batch import Results
+from kie_async.journal import Job, JobResults, LastAttempt, State
 
 TRACKS = 2  # of each song
 Upload = Callable[[Path], Awaitable[None]]
-Download = Callable[[str, Path], Awaitable[None]]
+Download = Callable[[int, Path], Awaitable[None]]  # of all tracks of a song, by its number
 SECONDS_PER_BYTE = 8 / 192_000  # of the songs made here
 
 
 @asynccontextmanager
-async def ours(base_url: str, song: Path) -> AsyncGenerator[tuple[Upload, Download]]:
+async def session(base_url: str, song: Path) -> AsyncGenerator[tuple[Upload, Download]]:
     """A session as users make it."""
-    seconds = measure(song)
-    async with kie.KieSession(kie.Settings(api_key="k" * 32, base_url=base_url)) as session:
+    seconds = files.measure(song)
+    async with kie.KieSession(kie.Settings(api_key="k" * 32, base_url=base_url)) as ours:
 
         async def upload(path: Path) -> None:
-            assert (await session.upload(path)).duration == seconds
+            assert (await ours.upload(path)).duration == seconds
 
-        async def download(name: str, directory: Path) -> None:
-            track = kie.Track(name, f"{base_url}/tracks/{name}", title="Song", duration=seconds)
-            await session.download(track, directory)
+        async def download(number: int, directory: Path) -> None:
+            for track in tracks_of(number, base_url, seconds):
+                await ours.download(track, directory)
 
         yield upload, download
+
+
+@asynccontextmanager
+async def batch(base_url: str, song: Path) -> AsyncGenerator[tuple[Upload, Download]]:
+    """What a batch does with its files."""
+    seconds = files.measure(song)
+    async with kie.KieSession(kie.Settings(api_key="k" * 32, base_url=base_url)) as ours:
+
+        async def upload(path: Path) -> None:
+            assert (await files.on_disk(lambda: files.hash_source(path, measured=True)))[1] == seconds
+            await ours.upload(path, measure=False)
+
+        async def download(number: int, directory: Path) -> None:
+            job = Job(
+                key=f"song-{number}",
+                request=kie.ExtendRequest("a1", model="V5"),
+                state=State.SUCCEEDED,
+                last_attempt=LastAttempt(task_id=f"task-{number}"),
+                results=JobResults(tracks=tracks_of(number, base_url, seconds)),
+            )
+            results = Results(directory)
+            for track in job.tracks:
+                await results.save(ours.download, job, track)
+            await results.record_end(job)
+
+        yield upload, download
+
+
+def tracks_of(number: int, base_url: str, seconds: float) -> tuple[kie.Track, ...]:
+    """The tracks of a song, as long as it is."""
+    names = [f"{number}-{track}" for track in range(TRACKS)]
+    return tuple(kie.Track(name, f"{base_url}/tracks/{name}", title="Song", duration=seconds) for name in names)
 
 
 @asynccontextmanager
@@ -64,7 +100,11 @@ async def bare(base_url: str, _song: Path) -> AsyncGenerator[tuple[Upload, Downl
             async with client.post(f"{base_url}/api/file-stream-upload", data=form) as response:
                 assert (await response.json())["data"]["fileSize"] == len(data)
 
-        async def download(name: str, directory: Path) -> None:
+        async def download(number: int, directory: Path) -> None:
+            for track in range(TRACKS):
+                await fetch(f"{number}-{track}", directory)
+
+        async def fetch(name: str, directory: Path) -> None:
             draft = directory / f"{name}.part"
             digest = hashlib.sha256()
             with draft.open("wb") as file:
@@ -80,7 +120,7 @@ async def bare(base_url: str, _song: Path) -> AsyncGenerator[tuple[Upload, Downl
 
 
 Client = Callable[[str, Path], AbstractAsyncContextManager[tuple[Upload, Download]]]
-CLIENTS: Mapping[str, Client] = {"ours": ours, "bare loop": bare}
+CLIENTS: Mapping[str, Client] = {"session": session, "batch": batch, "bare loop": bare}
 
 
 async def run(client: str, base_url: str, song: Path, songs: int, at_once: int) -> tuple[float, float]:
@@ -92,8 +132,7 @@ async def run(client: str, base_url: str, song: Path, songs: int, at_once: int) 
             async def worker() -> None:
                 for number in numbers:
                     await upload(song)
-                    for track in range(TRACKS):
-                        await download(f"{number}-{track}", Path(place))
+                    await download(number, Path(place))
 
             wall, cpu = time.perf_counter(), time.process_time()
             await asyncio.gather(*(worker() for _ in range(at_once)))
@@ -140,13 +179,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, default=4_000_000, help="bytes of a song, and of a track")
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mbit", type=int, default=0, help="the rate of the line to the host; 0: that of loopback")
     parser.add_argument("--directory", type=Path, help="on the disk to be measured; by default that of temporary files")
     options = parser.parse_args(arguments)
     print(versions("aiohttp", "av"))
     found: dict[str, list[tuple[float, float]]] = {client: [] for client in CLIENTS}
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         song = make_song(Path(directory), options.size)
-        with server_process("_file_server", str(song)) as base_url:
+        with server_process("_file_server", str(song), str(options.mbit)) as base_url:
             for _ in range(options.rounds):
                 for client, figures in found.items():
                     figures.append(in_a_process(client, base_url, song, options.songs, options.at_once))

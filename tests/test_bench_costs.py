@@ -42,10 +42,10 @@ def test_audio(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_files(capsys: pytest.CaptureFixture[str]) -> None:
-    assert files.main(["--songs", "2", "--size", "40000", "--at-once", "2", "--rounds", "1"]) == 0
+    assert files.main(["--songs", "2", "--size", "40000", "--at-once", "2", "--rounds", "1", "--mbit", "1000"]) == 0
     found = rows(capsys.readouterr().out)
-    assert [row[0] for row in found[2:]] == ["ours", "bare loop"]
-    assert [cell.strip() for cell in found[3][3::2]] == ["1.00", "1.00"]
+    assert [row[0] for row in found[2:]] == ["session", "batch", "bare loop"]
+    assert [cell.strip() for cell in found[4][3::2]] == ["1.00", "1.00"]
 
 
 def test_import(capsys: pytest.CaptureFixture[str]) -> None:
