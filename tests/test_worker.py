@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -14,10 +12,8 @@ from typing import Any, LiteralString
 
 import anyio
 import attrs
-import psycopg
 import pytest
 from postgres import Server, execute
-from procrastinate import schema
 from psycopg.types.json import Jsonb
 
 import kie_async as kie
@@ -277,25 +273,6 @@ async def test_a_queue_that_cannot_be_read_is_filled_when_it_is_back(
         await shop.reaches(State.DELIVERED, 2)
         group.cancel_scope.cancel()
     await shop.check(2)
-
-
-async def test_the_tables_that_another_worker_makes_at_the_same_moment_are_used(shop: Shop) -> None:
-    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-
-    def make_and_wait() -> None:
-        with psycopg.connect(shop.dsn) as other:
-            other.execute(schema.SchemaManager.get_schema())
-            is_made.set()
-            while not execute(shop.dsn, waits)[0][0]:  # for what is made here, and is nobody's yet
-                time.sleep(0.02)
-
-    is_made = threading.Event()
-    await shop.plan(1)
-    async with shop.desk() as one, anyio.create_task_group() as group:
-        group.start_soon(anyio.to_thread.run_sync, make_and_wait)
-        await becomes(is_made.is_set)
-        await one.work(until_done=True)
-    await shop.check(1)
 
 
 async def test_a_key_that_a_living_worker_has_is_not_queued_again(shop: Shop) -> None:
