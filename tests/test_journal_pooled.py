@@ -24,7 +24,7 @@ import kie_async as kie
 from kie_async.batch import _worker, run_shared_batch
 from kie_async.emulator import Rules
 from kie_async.errors import StorageError
-from kie_async.journal import Job, Journal, JournalLimiter, PostgresJournal, State
+from kie_async.journal import Job, Journal, JournalLimiter, PostgresJournal, State, _postgres
 from kie_async.testing import serve_in_thread
 
 pytestmark = pytest.mark.anyio
@@ -133,8 +133,14 @@ async def test_a_worker_finishes_its_jobs(pooled_url: str, tmp_path: Path, monke
 
 @pytest.mark.parametrize("swallows", [True, False])
 async def test_what_a_pooler_does_not_tell_is_read(
-    server: Server, frail_url: str, caplog: pytest.LogCaptureFixture, *, swallows: bool
+    server: Server,
+    frail_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    swallows: bool,
 ) -> None:
+    monkeypatch.setattr(_postgres, "PROBE_TIMEOUT", 0.1 if swallows else 60.0)
     caplog.set_level(logging.INFO, "kie_async")
     relay = Relay(server.socket_path, swallows=swallows)
     async with relay.open() as port, PostgresJournal(through(port, frail_url)) as journal:

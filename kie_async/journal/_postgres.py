@@ -39,8 +39,8 @@ _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, ReadOnlySqlTransactio
 _LOCK = 0x6B69655F  # any number that nobody else uses
 _MAX_CONNECTIONS = 2  # besides the one that listens; an engine has three of its own
 _IDLE = 5.0  # seconds after which a watcher reads without a notification
-_PROBE_TIMEOUT = 1.0  # seconds within which a notification of our own comes, if they come at all
-_POLL_INTERVAL = 0.5  # seconds between two reads where they do not
+PROBE_TIMEOUT = 1.0  # seconds within which a notification of our own comes, if they come at all
+POLL_INTERVAL = 0.5  # seconds between two reads where they do not
 # On disk, also where an administrator prefers speed. With the statements: a pooler takes no options of a connection.
 _DURABLE = "SET LOCAL synchronous_commit TO on"
 # What to do about an error that has no code of its own.
@@ -181,7 +181,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
                 await anyio.sleep(backoff(failures, random.random, base=0.1, limit=2.0))
         while True:
             yield
-            await anyio.sleep(_POLL_INTERVAL)
+            await anyio.sleep(POLL_INTERVAL)
 
     async def _listen(self, connection: Connection) -> bool:
         """Listen, and tell whether a pooler lets no notifications through, though LISTEN succeeds.
@@ -193,7 +193,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
             return False
         async with self._connection() as another:
             await another.execute("NOTIFY kie_journal")
-        return not [each async for each in connection.notifies(timeout=_PROBE_TIMEOUT, stop_after=1)]
+        return not [each async for each in connection.notifies(timeout=PROBE_TIMEOUT, stop_after=1)]
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection]:
