@@ -96,6 +96,11 @@ def test_the_jobs_route_sends_snake_case() -> None:
     }
 
 
+def test_a_call_does_not_show_the_token_of_its_callback() -> None:
+    call = ROUTES["classic"].submit(ExtendRequest("a", model="V5"), f"{CALLBACK}/a-token")
+    assert "a-token" not in repr(call)
+
+
 def test_reads_as_captured() -> None:
     asked = sample_json("exchange_record_info_unknown_task.captured.json")["request"]
     task_id = asked["url"].partition("=")[2]

@@ -9,7 +9,9 @@ The addresses are those of kie.ai's pages "Extend Music", "Upload And Extend Aud
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import attrs
@@ -17,7 +19,7 @@ import attrs
 from kie_async._protocol import wire
 from kie_async._protocol.json_values import camel_case
 from kie_async.errors import BadResponseError
-from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile
+from kie_async.models import Credits, ExtendRequest, Request, TaskRecord, UploadedFile, UploadExtendRequest
 from kie_async.settings import RouteName
 
 T = TypeVar("T")
@@ -40,8 +42,7 @@ class FilePart(NamedTuple):
     on_bytes: Callable[[int], None] | None = None
 
 
-@attrs.frozen
-class ApiCall(Generic[T]):
+class ApiCall(NamedTuple, Generic[T]):
     """One thing the service can do: how to ask, and what it answers.
 
     Attributes:
@@ -57,13 +58,16 @@ class ApiCall(Generic[T]):
     method: Literal["GET", "POST"]
     path: str
     read: Callable[[Any], T]
-    query: Mapping[str, str] = attrs.field(factory=dict)
-    body: Mapping[str, Any] | None = attrs.field(default=None, repr=False)  # it holds the callback's token
+    query: Mapping[str, str] = MappingProxyType({})
+    body: Mapping[str, Any] | None = None
     file: FilePart | None = None
     spends: bool = False
     not_found_codes: frozenset[int] = frozenset()
     terminal_codes: frozenset[int] = frozenset()
     host: Literal["api", "upload"] = "api"
+
+    def __repr__(self) -> str:
+        return f"<ApiCall {self.name}>"  # the body holds the callback's token
 
 
 class Route(NamedTuple):
@@ -82,6 +86,10 @@ class Route(NamedTuple):
 
 
 _NOT_SENT = frozenset({"default_param_flag", "source_duration"})
+_SENT = {
+    kind.operation: tuple(field.name for field in attrs.fields(kind) if field.name not in _NOT_SENT)
+    for kind in (ExtendRequest, UploadExtendRequest)
+}
 _AS_SENT: Mapping[str, Callable[[Any], Any]] = {
     "source": str,
     "variety": lambda number: int(number) if number == int(number) else number,  # a whole one without a point
@@ -93,8 +101,8 @@ def parameters(request: Request) -> dict[str, Any]:
     """The fields of a request in snake_case, without those not given; what is left out is left to the service."""
     return {
         "upload_url" if name == "source" else name: _AS_SENT[name](value) if name in _AS_SENT else value
-        for name, value in request.fields().items()
-        if value is not None and name not in _NOT_SENT
+        for name in _SENT[request.operation]
+        if (value := getattr(request, name)) is not None
     }
 
 
@@ -115,29 +123,27 @@ def _submit_jobs(request: Request, callback_url: str) -> ApiCall[str]:
     return ApiCall(request.operation, "POST", "/api/v1/jobs/createTask", wire.read_task_id, body=body, spends=True)
 
 
+# An unknown task is 200 with null data on the classic route, 422 "recordInfo is null" on the other.
+_NOT_FOUND = frozenset({404, 422})
 _ENDS = frozenset({413, 451, 501, 531})  # ends of tasks; they say nothing of a question
 
 
-def _record_info(path: str) -> Callable[[str], ApiCall[TaskRecord | None]]:
-    def call(task_id: str) -> ApiCall[TaskRecord | None]:
-        def read(data: object) -> TaskRecord | None:
-            record = wire.read_record(data)
-            if record is not None and record.task_id not in {task_id, ""}:  # an answer that a proxy mixed up
-                raise BadResponseError("record-info speaks of another task", retryable=True)
-            return record
+def _record_info(path: str, task_id: str) -> ApiCall[TaskRecord | None]:
+    read = partial(_read_own_record, task_id)
+    query = {"taskId": task_id}
+    return ApiCall("record_info", "GET", path, read, query, not_found_codes=_NOT_FOUND, terminal_codes=_ENDS)
 
-        # An unknown task is 200 with null data on the classic route, 422 "recordInfo is null" on the other.
-        query = {"taskId": task_id}
-        return ApiCall(
-            "record_info", "GET", path, read, query, not_found_codes=frozenset({404, 422}), terminal_codes=_ENDS
-        )
 
-    return call
+def _read_own_record(task_id: str, data: object) -> TaskRecord | None:
+    record = wire.read_record(data)
+    if record is not None and record.task_id not in {task_id, ""}:  # an answer that a proxy mixed up
+        raise BadResponseError("record-info speaks of another task", retryable=True)
+    return record
 
 
 ROUTES: Mapping[RouteName, Route] = {
-    "classic": Route("classic", None, _submit_classic, _record_info("/api/v1/generate/record-info")),
-    "jobs": Route("jobs", 10.0, _submit_jobs, _record_info("/api/v1/jobs/recordInfo")),
+    "classic": Route("classic", None, _submit_classic, partial(_record_info, "/api/v1/generate/record-info")),
+    "jobs": Route("jobs", 10.0, _submit_jobs, partial(_record_info, "/api/v1/jobs/recordInfo")),
 }
 
 credits_left: ApiCall[Credits] = ApiCall("credits", "GET", "/api/v1/chat/credit", wire.read_credits)

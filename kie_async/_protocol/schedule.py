@@ -64,17 +64,14 @@ class DurationHistogram:
         self.weights = weights
         self.unit = unit
 
-    def learn(self, earliest: float, latest: float) -> None:
-        """Count one duration, known to lie between two polls; it is smeared a little, for no two are the same."""
+    def learn(self, shares: list[tuple[int, float]]) -> None:
+        """Count one duration, spread over steps as ``_shares`` gives it."""
         self.unit /= _MEMORY
         if self.unit > _LARGEST:
             self.weights = [weight / self.unit for weight in self.weights]
             self.unit = 1.0
-        start, end = earliest / _SMEAR, latest * _SMEAR
-        first, last = bisect_right(_EDGES, start) - 1, bisect_right(_EDGES, end)
-        for step in range(max(first, 0), min(last, len(self.weights))):
-            overlap = min(end, _EDGES[step + 1]) - max(start, _EDGES[step])
-            self.weights[step] += self.unit * overlap / (end - start)
+        for step, share in shares:
+            self.weights[step] += self.unit * share
 
     def copy(self) -> DurationHistogram:
         """One that learns apart from this."""
@@ -104,6 +101,15 @@ class DurationHistogram:
             alive -= weight
             step += 1
         return math.inf
+
+
+def _shares(earliest: float, latest: float) -> list[tuple[int, float]]:
+    """Spread a duration, known to lie between two polls, over the steps; it is smeared, for no two are the same."""
+    start, end = earliest / _SMEAR, latest * _SMEAR
+    first, last = max(bisect_right(_EDGES, start) - 1, 0), min(bisect_right(_EDGES, end), len(_EDGES) - 1)
+    return [
+        (step, (min(end, _EDGES[step + 1]) - max(start, _EDGES[step])) / (end - start)) for step in range(first, last)
+    ]
 
 
 _UNKNOWN = DurationHistogram(_USUAL)
@@ -144,11 +150,14 @@ class PollSchedule:
             stages: the age at which each stage was first seen.
         """
         latest = max(latest, MIN_INTERVAL)
-        self._histogram(key, None).learn(earliest, latest)
-        self._ends.setdefault(key, DurationHistogram(_USUAL.copy())).learn(earliest, latest)
+        shares = _shares(earliest, latest)
+        self._histogram(key, None).learn(shares)
+        if key not in self._ends:
+            self._ends[key] = DurationHistogram(_USUAL.copy())
+        self._ends[key].learn(shares)
         for stage, age in stages.items():
             if age < latest:
-                self._histogram(key, stage).learn(max(earliest - age, 0.0), latest - age)
+                self._histogram(key, stage).learn(_shares(max(earliest - age, 0.0), latest - age))
 
     def delay_with_callbacks(self, key: Key, age: float, random: Random) -> float:
         """Seconds until the next poll of a task whose end a callback is likely to report: when most have ended.
@@ -179,7 +188,9 @@ class PollSchedule:
         return min(max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL), max(MAX_INTERVAL, self._max_first_delay - age))
 
     def _histogram(self, key: Key, stage: Stage | None) -> DurationHistogram:
-        return self._histograms.setdefault((key, stage), self._prior.copy())
+        if (key, stage) not in self._histograms:
+            self._histograms[key, stage] = self._prior.copy()
+        return self._histograms[key, stage]
 
 
 def retry_delay(failures: int, random: Random) -> float:
