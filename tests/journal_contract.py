@@ -20,7 +20,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kie_async.errors import BudgetError, ConflictError, StorageError
+from kie_async.errors import BudgetError, ConflictError, SettingsError, StorageError
 from kie_async.journal import (
     OPEN,
     PAID,
@@ -455,6 +455,10 @@ class JournalContract:
         await bring(journal, "a", State.DELIVERED, batch="x")
         with pytest.raises(BudgetError, match="is 0, and 12 are spent"):
             await journal.caps.check("x")
+        await journal.caps.check_left("x")  # no job of it is left to make
+        for cap in (-1, float("nan"), float("inf")):
+            with pytest.raises(SettingsError, match="max_credits"):
+                await journal.caps.set("x", cap)
         await journal.caps.check("another", Payer(account="another", max_credits=24))
 
     async def test_spent_is_corrected_by_what_is_known(self, journal: Journal) -> None:

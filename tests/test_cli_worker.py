@@ -233,6 +233,60 @@ def test_a_request_that_the_route_refuses_is_not_enqueued(
     assert terminal(*words, "--route", "jobs").code == 0
 
 
+# ---------------------------------------------------------------- a cap that all workers keep
+
+
+def tracks(path: Path, number: int) -> str:
+    """A manifest of tracks of the service, whose extensions are short."""
+    fields = "V5,1,folk,Longer,true"
+    rows = [f"{path.stem}-{each},a{each},{fields}" for each in range(number)]
+    path.write_text("\n".join(("id,audio_id,model,continue_at,style,title,instrumental", *rows)))
+    return str(path)
+
+
+def test_workers_keep_the_cap_of_a_batch_together(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, tmp_path: Path, out: Path
+) -> None:
+    place = ("--out", str(out), "--journal", database_url)
+    enqueue = ("batch", tracks(tmp_path / "jobs.csv", 6), "--yes", "--enqueue", *place, "--max-credits")
+    assert terminal(*enqueue, "36").code == 0
+    with ExitStack() as stack:
+        env = environment(service)
+        workers = [stack.enter_context(started("worker", *place, "--until-done", env=env)) for _ in range(2)]
+        answers = [ended(worker) for worker in workers]
+    assert [answer.code for answer in answers] == [4, 4]
+    assert all("is 36, and 36 are spent or reserved: nothing was sent; raise the cap" in each.err for each in answers)
+    assert len(service.ledger) == 3
+    waiting = terminal("jobs", "wait", *place)
+    assert waiting.code == 4
+    assert "with another --max-credits" in waiting.err
+    assert terminal(*enqueue, "60").code == 0
+    answer = terminal("worker", *place, "--until-done", "--callbacks")
+    assert answer.code == 4
+    assert len(service.ledger) == 5
+    refused = [line for line in answer.err.splitlines() if line.startswith("jobs-") and "planned" in line]
+    assert len(refused) <= 1  # one job says it for all
+
+
+def test_a_batch_over_its_cap_stops_no_other(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, tmp_path: Path, out: Path
+) -> None:
+    journal = ("--journal", database_url, "--yes")
+    capped = ("batch", tracks(tmp_path / "capped.csv", 4), "--out", str(out / "capped"), *journal, "--callbacks")
+    answer = terminal(*capped, "--max-credits", "12")
+    assert answer.code == 4
+    assert "or raise --max-credits; then go on with the same command" in answer.err
+    assert (
+        sum("are spent or reserved" in line for line in answer.err.splitlines()) == 2
+    )  # of the first job, and the end
+    free = ("batch", tracks(tmp_path / "free.csv", 2), "--out", str(out / "free"), *journal, "--callbacks")
+    assert terminal(*free).code == 0
+    assert len(service.ledger) == 3
+    assert terminal(*capped).code == 4  # it stays on record
+    assert terminal(*capped, "--max-credits", "48").code == 0
+    assert len(service.ledger) == 6
+
+
 # ---------------------------------------------------------------- what goes wrong
 
 

@@ -29,8 +29,7 @@ class SpendingCap:
     remedy = ACCOUNT_REMEDY
 
     def __init__(self, max_credits: float | None = None, *, spent: float = 0.0) -> None:
-        if max_credits is not None and not 0 <= max_credits < math.inf:
-            raise SettingsError(f"max_credits is {max_credits!r}: give a number of credits from 0 up")
+        check_cap(max_credits)
         self._cap = max_credits
         self._known = spent
         self._price = CREDITS_PER_TASK
@@ -96,6 +95,12 @@ class SpendingCap:
             cost = self._price
         self._price = max(self._price, cost)
         self._known += cost
+
+
+def check_cap(max_credits: float | None) -> None:
+    """Raise SettingsError if that is neither a number of credits nor None."""
+    if max_credits is not None and not 0 <= max_credits < math.inf:
+        raise SettingsError(f"max_credits is {max_credits!r}: give a number of credits from 0 up")
 
 
 def budget_error(cap: float, spent: float, remedy: str, *, batch: str = "", retryable: bool = False) -> BudgetError:

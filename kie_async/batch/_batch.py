@@ -223,6 +223,7 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
     observer: JobObserver,
     batch: str,
     shared_files: bool = False,
+    max_credits: float | None = None,
 ) -> None:
     """Put a batch into a shared journal, and work on it among others until every job of it is at its end.
 
@@ -237,14 +238,18 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
         observer: called with each job that this process moves.
         batch: the name of the batch in the journal.
         shared_files: the paths of the sources mean the same on all machines; otherwise this machine alone uploads them.
+        max_credits: never spend more on this batch, whichever worker does it; kept on record until another is given.
 
     Raises:
+        BudgetError: jobs were left, for the cap has no room for them.
         ManifestError: requests that the settings of this session refuse; nothing was spent on this batch.
         KieError: what stopped this worker: the key, the credits, the disk. Others may go on.
     """
     async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
         machine = "" if shared_files else session.settings.machine
+        if max_credits is not None:  # before there is a job that a worker could take
+            await journal.caps.set(batch, max_credits)
         await enqueue(journal, jobs, batch, session.check_request, machine=machine)
         results, emit = Results(directory, emulated=session.settings.on_loopback), guarded(observer)
         async for job in reconcile(recorder, results, batch):

@@ -77,6 +77,8 @@ _LASTING_CODES = frozenset({505})  # a feature that is switched off
 
 def rule_for(error: KieError) -> ErrorRule:
     """Return the rule for an error: that of its class, or of the nearest class above it."""
+    if isinstance(error, BudgetError) and error.batch:  # other batches go on
+        return RULES[KieError]
     if isinstance(error, UnavailableError) and error.code in _LASTING_CODES:
         return _STOP
     return next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)

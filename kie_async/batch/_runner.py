@@ -70,13 +70,13 @@ class Runner:
         self.stopped: KieError | None = None
         self._session = session
         self._recorder = recorder
-        self._journal = recorder.journal
         self._results = results
         self._delivery = Delivery(recorder.journal, recorder.leases, results)
         self._budget = budget
         self._observer = guarded(observer)
         self._policy = ErrorPolicy()
         self._failures = FailureStreak(session.settings.max_consecutive_failures)
+        self._full: set[str] = set()  # batches whose caps were found to leave no room
         self._recorded = RecordedTasks(results.directory, emulated=results.emulated)
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -140,14 +140,19 @@ class Runner:
         """Return a job as it stands after an error of a step, and the seconds until this run tries it again, if so."""
         job = await self._get(before.key)
         if isinstance(error, (AudioError, InvalidRequestError)) and before.state is job.state is State.PLANNED:
-            return await self._journal.move(job.key, State.REJECTED, error=JobError.of(error)), None  # by our own check
+            rejected = await self._recorder.journal.move(job.key, State.REJECTED, error=JobError.of(error))
+            return rejected, None  # by our own check
         return job, self._apply_policy(error)
 
     def _put_off(self, job: Job, error: KieError) -> Job:
         """Return a job that cannot go on in this run, with the reason."""
         if not isinstance(error, _NotSentError):
             job = attrs.evolve(job, error=JobError.of(error))
-        if isinstance(error, ConflictError) and not isinstance(error, LostRecordError):  # another process has it
+        is_known = isinstance(error, BudgetError) and error.batch in self._full  # one job says it for all
+        if isinstance(error, BudgetError):
+            self._full.add(error.batch)
+        has_another = isinstance(error, ConflictError) and not isinstance(error, LostRecordError)  # process
+        if is_known or has_another:
             self._budget.settle_job(job)
         else:
             self._report(job)
@@ -174,23 +179,22 @@ class Runner:
         return decision.delay if decision.action is Action.RETRY_LATER else None
 
     async def _get(self, key: str) -> Job:
-        return await find_job(self._journal, key)
+        return await find_job(self._recorder.journal, key)
 
     # ------------------------------------------------------------ the steps
 
     async def _submit(self, job: Job) -> Job:
         """Upload, submit, and wait for the end."""
         self._check_running()
-        if (task := await self._recorded.find_lost(self._journal, job)) is not None:
+        if (task := await self._recorded.find_lost(self._recorder.journal, job)) is not None:
             raise task.lost_error()
+        await self._recorder.check_caps(job.batch)
         request = job.request
         if job.machine and is_local(request):
             request = attrs.evolve(request, source=await self._address(job))
         self._budget.reserve(job.key)
         prepare = partial(self._prepare, job)
-        submitted = await self._recorder.submit_job(
-            job.key, request, batch=job.batch, prepare=prepare, check=self._check_running
-        )
+        submitted = await self._recorder.submit_job(job.key, request, prepare=prepare, check=self._check_running)
         self._policy.succeed()
         self._observer(await self._get(job.key))
         return await self._wait_for_end(job.key, submitted)
@@ -233,7 +237,7 @@ class Runner:
         if url is not None:
             return url
         if job.source is not None and not job.waits_for:  # its upload is too old
-            await self._journal.upload(job.key, attrs.evolve(job.source, upload_url=None, uploaded_at=None))
+            await self._recorder.journal.upload(job.key, attrs.evolve(job.source, upload_url=None, uploaded_at=None))
         raise FileError(f"its source is a file of the machine {job.machine!r}, where a worker has to upload it")
 
     async def _prepare(self, job: Job, request: Request) -> Request:
@@ -251,10 +255,10 @@ class Runner:
         async with lock:
             uploaded = await self._find_upload(source) or await self._send(source)
             source = attrs.evolve(source, upload_url=uploaded.upload_url, uploaded_at=uploaded.uploaded_at)
-            return await self._journal.upload(job.key, source, machine=job.machine)
+            return await self._recorder.journal.upload(job.key, source, machine=job.machine)
 
     async def _find_upload(self, source: Source) -> Source | None:
-        return await self._journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)
+        return await self._recorder.journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)
 
     async def _send(self, source: Source) -> Source:
         now = await to_thread.run_sync(_read_source, Path(source.path))

@@ -107,6 +107,7 @@ class Worker:
             batch: only the jobs of this batch count for that.
 
         Raises:
+            BudgetError: jobs were left, for the caps of their batches have no room for them.
             KieError: what stopped this worker: the key, the credits, the disk.
             StorageError: the database is away at the start, or its tables are not the engine's.
 
@@ -122,6 +123,7 @@ class Worker:
             group.cancel_scope.cancel()
         if self._runner.stopped:
             raise self._runner.stopped
+        await self._recorder.journal.caps.check_left(batch)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], interval: float) -> None:
         while True:
@@ -274,10 +276,11 @@ class Worker:
                         await self._queue.batch_defer_jobs_async(jobs)
 
     async def _find_keys(self) -> list[str]:
-        held = await self._held()
+        held, journal = await self._held(), self._recorder.journal
         keys: list[str] = []
+        full = await journal.caps.full()
         for states in _ORDER:
-            async with aclosing(self._recorder.journal.jobs(*states, waiting_for=("",))) as jobs:
+            async with aclosing(journal.jobs(*states, waiting_for=("",), full=full)) as jobs:
                 async for job in jobs:
                     if len(held) + len(keys) >= WINDOW:
                         return keys
@@ -296,11 +299,11 @@ class Worker:
         return later
 
     async def _check_done(self, batch: str | None) -> None:
-        """End this worker if no job is open but those that are tried again later or wait for an absent machine."""
-        held = None
-        machines = {"", self._machine, *await self._recorder.journal.machines.present()}
+        """End this worker if no job is open but those that are tried later, over a cap, or of an absent machine."""
+        held, journal = None, self._recorder.journal
+        machines, full = {"", self._machine, *await journal.machines.present()}, await journal.caps.full()
         # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
-        open_jobs = self._recorder.journal.jobs(*chain(*_ORDER), batch=batch, waiting_for=machines)
+        open_jobs = journal.jobs(*chain(*_ORDER), batch=batch, waiting_for=machines, full=full)
         async with aclosing(open_jobs) as jobs:
             async for job in jobs:
                 held = await self._held() if held is None else held

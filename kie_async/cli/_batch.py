@@ -135,8 +135,6 @@ def _check(options: BatchOptions, location: JournalLocation) -> None:
     run = options.run
     if location.is_shared and run.emulate:
         raise UsageError("--emulate is for one process; for several, run 'kie-async emulate' and set what it prints")
-    if location.is_shared and run.max_credits is not None:
-        raise UsageError("--max-credits cannot bind the other workers of a shared journal: leave it out")
     if run.enqueue and not location.is_shared:
         raise UsageError("--enqueue needs --journal postgresql://...; with a file, 'kie-async batch' does all")
     if run.shared_files and not location.is_shared:
@@ -174,12 +172,14 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
 
 async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
     """Put the jobs on record, and say what comes next."""
-    location, total, shared_files = order.location, order.summary.total, order.options.run.shared_files
+    location, total, run = order.location, order.summary.total, order.options.run
     output.hints = dict.fromkeys((8, 130), f"go on with the same command:\n  {location.as_typed(output.words)}")
     session = KieSession(Settings(api_key=_NO_KEY, route=order.options.common.route))  # checks requests, sends nothing
     async with location.journal() as journal:
         before = await journal.counts(order.name)
-        machine = "" if shared_files else session.settings.machine
+        machine = "" if run.shared_files else session.settings.machine
+        if run.max_credits is not None:  # before there is a job that a worker could take
+            await journal.caps.set(order.name, run.max_credits)
         await enqueue(journal, order.jobs, order.name, session.check_request, machine=machine)
         new = sum((await journal.counts(order.name)).values()) - sum(before.values())
     output.value |= {"jobs": total, "new": new}
@@ -215,7 +215,7 @@ async def _run(output: Output, order: BatchOrder, out: Path) -> None:
 async def _work(
     order: BatchOrder, out: Path, session: KieSession, journal: Journal, observer: Callable[[Job], None]
 ) -> None:
-    jobs, name = order.jobs, order.name
+    jobs, name, cap = order.jobs, order.name, order.options.run.max_credits
     if order.location.is_shared:
         dsn = order.location.address
         await run_shared_batch(
@@ -227,9 +227,9 @@ async def _work(
             observer=observer,
             batch=name,
             shared_files=order.options.run.shared_files,
+            max_credits=cap,
         )
         return
-    cap = order.options.run.max_credits
     outcomes = run_batch(session, jobs, journal=journal, directory=out, observer=observer, batch=name, max_credits=cap)
     async for _ in outcomes:
         pass

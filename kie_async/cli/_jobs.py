@@ -87,10 +87,12 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
     """
     location = find_journal(options.journal, options.out)
     command = location.as_typed(output.words)
-    output.hints = dict.fromkeys((6, 8, 130), f"the jobs go on if a worker makes them; wait again:\n  {command}")
+    output.hints = dict.fromkeys((4, 6, 8, 130), f"the jobs go on if a worker makes them; wait again:\n  {command}")
     async with location.opened() as journal:
         with anyio.move_on_after(max_wait):
-            while (counts := Counts.of(await journal.counts(location.only_batch))).open:
+            while (counts := Counts.of(states := await journal.counts(location.only_batch))).open:
+                if counts.open == states[State.PLANNED]:
+                    await journal.caps.check_left(location.only_batch)
                 output.display.doing(str(counts))
                 await anyio.sleep(_INTERVAL)
         counts = Counts.of(await journal.counts(location.only_batch))

@@ -13,7 +13,7 @@ from itertools import chain
 import attrs
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async._protocol.spending import ACCOUNT_REMEDY, budget_error
+from kie_async._protocol.spending import ACCOUNT_REMEDY, budget_error, check_cap
 from kie_async.journal import _sql
 from kie_async.journal._sql import Driver, Rows, Step
 
@@ -45,7 +45,7 @@ _OF_ACCOUNT = "SELECT :max_credits, ({spent} {of_account}), ({certain} {of_accou
 _FULL = """
 SELECT substr(name, 7) FROM kie_cap WHERE substr(name, 1, 6) = 'batch:' AND max_credits < :price + (
     SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = substr(name, 7)
-)
+) AND EXISTS (SELECT 1 FROM kie_job WHERE batch = substr(name, 7) AND state = 'planned')
 """
 
 
@@ -78,11 +78,16 @@ class Caps:
         self._driver = driver
 
     async def set(self, batch: str, max_credits: float) -> None:
-        """Cap what a batch may cost, whoever works on it; a cap it has is replaced."""
+        """Cap what a batch may cost, whoever works on it; a cap it has is replaced.
+
+        Raises:
+            SettingsError: that is no number of credits.
+        """
+        check_cap(max_credits)
         await self._driver.run((_SET, {"batch_cap": f"{_BATCH}{batch}", "max_credits": max_credits}))
 
     async def full(self) -> list[str]:
-        """The batches whose caps leave no room now."""
+        """The batches with planned jobs for which their caps leave no room now."""
         [rows] = await self._driver.run((_FULL, {"price": CREDITS_PER_TASK}))
         return [str(name) for (name,) in rows]
 
@@ -97,6 +102,19 @@ class Caps:
             _check(await self._driver.run((_OF_BATCH, values)), _BATCH_REMEDY, batch)
         if payer.max_credits is not None:
             _check(await self._driver.run((_OF_ACCOUNT, values)), ACCOUNT_REMEDY)
+
+    async def check_left(self, batch: str | None) -> None:
+        """See whether a cap keeps planned jobs from being made.
+
+        Args:
+            batch: that is meant; None for all.
+
+        Raises:
+            BudgetError: it does.
+        """
+        for name in await self.full():
+            if batch in {None, name}:
+                await self.check(name)
 
 
 def _check(results: list[Rows], remedy: str, batch: str = "") -> None:

@@ -137,20 +137,25 @@ class Recorder(anyio.AsyncContextManagerMixin):
         job = await self.journal.get(key) if key else None
         if job is not None and job.state in PAID and job.task_id:
             return self.follow(job)
-        await self.journal.caps.check("", self._payer)  # before anything is on record or uploaded
+        await self.check_caps("")  # before anything is on record
         key = key or secrets.token_hex(16)
         machine = self._client.settings.machine if self.journal.spans_machines and is_local(request) else ""
         await self.journal.add([Job(key=key, request=request, machine=machine)])
         return await self._dispatch(key, request, None, check)
 
-    async def submit_job(
-        self, key: str, request: Request, *, batch: str, prepare: Prepare | None = None, check: Check
-    ) -> Task:
+    async def check_caps(self, batch: str) -> None:
+        """See whether there is room for one more submission, before its source is uploaded.
+
+        Raises:
+            BudgetError: the cap of its batch, or ``Settings.max_credits``, leaves none.
+        """
+        await self.journal.caps.check(batch, self._payer)
+
+    async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
         """Submit a planned job; its transitions and its outcome are recorded.
 
         Args:
             key: of the job.
-            batch: of the job.
             request: of the job; ``prepare`` makes of it what is sent.
             prepare: makes it ready once a place in flight is free; by default, uploads its source.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
@@ -160,7 +165,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
             ConflictError: it is not planned.
             KieError: as ``KieSession.submit``.
         """
-        await self.journal.caps.check(batch, self._payer)  # before anything is uploaded
         return await self._dispatch(key, await self._admit(request), prepare, check)
 
     async def _admit(self, request: Request) -> Request:

@@ -6,7 +6,7 @@ the id of the last write of a job.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from itertools import product
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
@@ -168,17 +168,21 @@ WHERE key = :key AND written = :seen
 """
 
 
-def page(states: Iterable[str], machines: Iterable[str], batch: str | None) -> str:
+def page(states: Iterable[str], machines: Iterable[str], batch: str | None, full: Collection[str] = ()) -> str:
     """Read a page state by state, so that an index leads to a few open jobs past a million others.
 
     Args:
         states: names of the parameters that hold the states.
         machines: names of those that hold the machines that jobs wait for; none for all jobs.
         batch: None for all batches.
+        full: names of those that hold batches whose planned jobs are left out.
     """
     each = [f"state = :{state}" for state in states]
     if machines := list(machines):
         each = [f"{state} AND machine = :{machine}" for state, machine in product(each, machines)]
+    if full:
+        names = ", ".join(f":{name}" for name in full)
+        each = [f"{one} AND (state <> 'planned' OR batch NOT IN ({names}))" for one in each]
     parts = (_POSITIONS.format(condition=one, of_batch=of_batch(batch), number=n) for n, one in enumerate(each))
     return _PAGE.format(positions=" UNION ALL ".join(parts))
 
