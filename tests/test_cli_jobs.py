@@ -268,6 +268,23 @@ def test_waiting_ends_as_the_jobs_did(terminal: Terminal, tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+def test_waiting_ends_when_a_cap_leaves_no_room_and_nothing_is_under_way(terminal: Terminal, tmp_path: Path) -> None:
+    words = ("jobs", "wait", "--out", str(tmp_path), "--timeout", "5")
+
+    async def fill(journal: SQLiteJournal) -> None:
+        await journal.caps.set("x", 12)
+        await journal.add(attrs.evolve(job(key), batch="x") for key in ("paid", "left"))
+        await journal.intend("paid", TOKEN)
+        await journal.move("paid", State.SUBMITTED, task_id=TASK)
+
+    with_journal(tmp_path / FILE, fill)
+    assert terminal(*words, virtual=True).code == 6  # what is under way may be refunded
+    with_journal(tmp_path / FILE, lambda journal: journal.move("paid", State.FAILED, error=REASON))
+    answer = terminal(*words, virtual=True)
+    assert answer.code == 4
+    assert "max_credits of the batch 'x' is 12, and 12 are spent or reserved" in answer.err
+
+
 def test_ctrl_c_while_jobs_are_awaited(out: Path) -> None:
     words = ("jobs", "wait", "--out", str(out))
     with started(*words, env=environment()) as process:
