@@ -61,6 +61,11 @@ def planned(key: str, *, batch: str = "") -> Job:
     return Job(key=key, batch=batch, request=REQUEST)
 
 
+def held(key: str, machine: str, *, batch: str = "") -> Job:
+    """A planned job whose source is a file of a machine, or, for "", of none."""
+    return attrs.evolve(planned(key, batch=batch), source=Source(path="song", machine=machine))
+
+
 def inbound(token: str, task_id: str = "task", stage: str = "text", at: float = 1.5) -> InboundCallback:
     return InboundCallback(token=token, task_id=task_id, stage=stage, at=at)
 
@@ -337,9 +342,10 @@ class JournalContract:
         assert await keys(journal, State.INTENT, batch="even") == await keys(journal, batch="none") == []
 
     async def test_what_waits_for_a_machine_until_its_source_is_uploaded(self, journal: Journal) -> None:
-        uploaded = attrs.evolve(SOURCE, upload_url="https://x.example/a.mp3", uploaded_at=1.0)
-        await journal.add([attrs.evolve(planned(f"a{n}", batch="x"), machine="a", source=SOURCE) for n in range(12)])
-        await journal.add([attrs.evolve(planned("b"), machine="b"), planned("free", batch="x")])
+        here = attrs.evolve(SOURCE, machine="a")
+        uploaded = attrs.evolve(here, upload_url="https://x.example/a.mp3", uploaded_at=1.0)
+        await journal.add([attrs.evolve(planned(f"a{n}", batch="x"), source=here) for n in range(12)])
+        await journal.add([held("b", "b"), planned("free", batch="x")])
         assert await journal.machines.waiting() == {"a": 12, "b": 1}
         assert await journal.machines.waiting("x") == {"a": 12}
         assert (await journal.upload("a1", uploaded)).waits_for == ""
@@ -348,22 +354,21 @@ class JournalContract:
         found = await journal.page(State.PLANNED, waiting_for=["", "b"])
         assert [job.key for _, job in found] == ["a1", "b", "free"]
         assert [job.key async for job in journal.jobs(batch="x", waiting_for=[""])] == ["a1", "a2", "free"]
-        await journal.upload("a1", SOURCE)
+        await journal.upload("a1", here)
         await journal.move("a2", State.PLANNED)
-        await journal.upload("a3", SOURCE, machine="")
+        await journal.upload("a3", SOURCE)
         assert await journal.machines.waiting() == {"a": 11, "b": 1}
 
     async def test_what_is_to_be_uploaded_next(self, journal: Journal) -> None:
-        jobs = [attrs.evolve(planned(f"job{n}"), machine="" if n in {2, 5, 13} else "a") for n in range(16)]
-        await journal.add([*jobs, attrs.evolve(planned("b"), machine="b")])
+        jobs = [held(f"job{n}", "" if n in {2, 5, 13} else "a") for n in range(16)]
+        await journal.add([*jobs, held("b", "b")])
         numbers = [int(job.key[3:]) async for job in journal.machines.next_uploads("a", ahead=2)]
         assert numbers == [0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 12]
         assert len([job async for job in journal.machines.next_uploads("a", ahead=3)]) == 13
         assert [job.key async for job in journal.machines.next_uploads("c", ahead=2)] == []
 
     async def test_batches_that_cannot_go_on_hold_up_no_upload(self, journal: Journal) -> None:
-        full = [planned(f"full{number}", batch="full") for number in range(2)]
-        await journal.add([full[0], attrs.evolve(full[1], machine="a"), attrs.evolve(planned("mine"), machine="a")])
+        await journal.add([held("full0", "", batch="full"), held("full1", "a", batch="full"), held("mine", "a")])
         found = [job.key async for job in journal.machines.next_uploads("a", ahead=0, without=["full", "other"])]
         assert found == ["mine"]
         assert [job async for job in journal.machines.next_uploads("a", ahead=0)] == []

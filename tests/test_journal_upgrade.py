@@ -14,12 +14,12 @@ import anyio
 import attrs
 import pytest
 from conftest import SAMPLES, sample_json
-from journal_contract import SOURCE, bring, planned
+from journal_contract import SOURCE, bring, held
 from postgres import execute
 from sqlite_hooks import hook
 
 from kie_async.errors import StorageError
-from kie_async.journal import Job, Journal, State, open_journal
+from kie_async.journal import Journal, State, open_journal
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +117,7 @@ async def test_all_reads_as_before_when_it_is_upgraded(store: Store) -> None:
 async def test_what_is_new_is_kept_in_an_upgraded_journal(store: Store) -> None:
     await store.journal().upgrade()
     async with store.journal() as journal:
-        job = Job(key="mine", request=planned("").request, machine="studio", account="ours")
+        job = attrs.evolve(held("mine", "studio"), account="ours")
         await journal.add([job])
         assert await journal.get("mine") == job
         moved = await journal.intend("mine", "mine")

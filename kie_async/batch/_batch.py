@@ -20,7 +20,7 @@ from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import InvalidRequestError, RowProblem, SettingsError
 from kie_async.events import guarded
 from kie_async.files import check_writable
-from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal, is_local
+from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal, held_by
 from kie_async.models import Request
 from kie_async.session import KieSession
 from kie_async.settings import Settings
@@ -137,7 +137,7 @@ async def enqueue(
             if await journal.get(job.key) is None:  # a job that was submitted is not checked again
                 faults.extend(RowProblem(0, p.field, p.problem, p.remedy, f"job {job.key}") for p in error.problems)
                 return
-        job = attrs.evolve(job, batch=batch, machine=machine if is_local(job.request) else "")
+        job = attrs.evolve(job, batch=batch, source=held_by(machine, job.request, job.source))
         if has_moved:
             await _wait_for_another(journal, job)
         waiting.append(job)
@@ -162,7 +162,7 @@ async def _wait_for_another(journal: Journal, job: Job) -> None:
     if known is None or known.source is None or job.source is None or known.waits_for in {"", job.machine}:
         return
     if known.source.sha256 == job.source.sha256:
-        await journal.upload(job.key, job.source, machine=job.machine)
+        await journal.upload(job.key, job.source)
 
 
 async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerator[str, None]:

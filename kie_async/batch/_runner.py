@@ -249,13 +249,13 @@ class Runner:
     async def _upload(self, job: Job) -> Job:
         """Note where the source of a job is uploaded; upload it, unless its content was uploaded lately."""
         source = job.source
-        if source is None:
-            source = await to_thread.run_sync(_read_source, song_file(job.request) or Path())
+        if source is None or not source.sha256:
+            source = await to_thread.run_sync(_read_source, song_file(job.request) or Path(), job.machine)
         lock = self._uploading.setdefault(source.sha256, asyncio.Lock())
         async with lock:
             uploaded = await self._find_upload(source) or await self._send(source)
             source = attrs.evolve(source, upload_url=uploaded.upload_url, uploaded_at=uploaded.uploaded_at)
-            return await self._recorder.journal.upload(job.key, source, machine=job.machine)
+            return await self._recorder.journal.upload(job.key, source)
 
     async def _find_upload(self, source: Source) -> Source | None:
         return await self._recorder.journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)
@@ -268,11 +268,11 @@ class Runner:
         return attrs.evolve(source, upload_url=uploaded.download_url, uploaded_at=time.time())
 
 
-def _read_source(path: Path) -> Source:
-    """Return the size and content of a file; blocks."""
+def _read_source(path: Path, machine: str = "") -> Source:
+    """Return the size and content of a file, which only this machine can read; blocks."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return Source(path=str(path), size=file.tell(), sha256=digest)
+            return Source(path=str(path), size=file.tell(), sha256=digest, machine=machine)
     except OSError as error:
         raise AudioError(f"{path.name} cannot be read: {error.strerror}") from None

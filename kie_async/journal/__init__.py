@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         LastAttempt,
         Source,
         State,
+        held_by,
         is_local,
     )
     from kie_async.journal._journal import Journal
@@ -63,6 +64,7 @@ __all__ = [
     "State",
     "batch_name",
     "default_journal",
+    "held_by",
     "is_local",
     "is_shared",
     "machine_lease",
@@ -90,6 +92,7 @@ __getattr__ = lazy_exports(
                 "LastAttempt",
                 "Source",
                 "State",
+                "held_by",
                 "is_local",
             ),
             "_job",

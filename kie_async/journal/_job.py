@@ -38,16 +38,18 @@ class Source:
     """The local file a job extends, and where it was uploaded.
 
     Attributes:
-        size: bytes.
-        sha256: of the content, hex.
+        size: bytes; 0 until it is read.
+        sha256: of the content, hex; empty until it is read.
+        machine: the only one that can read it; empty if any can.
         duration: seconds of audio in it.
         upload_url: where the service can fetch it; None until it is uploaded.
         uploaded_at: unix seconds; the service keeps uploads for 24 hours, so it is uploaded again when older than 20.
     """
 
     path: str
-    size: int
-    sha256: str
+    size: int = 0
+    sha256: str = ""
+    machine: str = ""
     duration: float | None = None
     upload_url: str | None = None
     uploaded_at: float | None = None
@@ -121,7 +123,6 @@ class Job:
         key: its name: chosen by the caller, or made from its content.
         request: what is asked, as planned; its source may be a path.
         batch: which batch it belongs to; empty for a task of a plain session.
-        machine: the only one that can read its source, a file; empty if any can.
         account: whose credits it costs; empty if that is not on record.
         attempt: how often it was intended, from 0.
         earlier_credits: what the attempts before the last one cost, or may have.
@@ -131,7 +132,6 @@ class Job:
     key: str
     request: Request
     batch: str = ""
-    machine: str = ""
     account: str = ""
     state: State = State.PLANNED
     source: Source | None = None
@@ -141,6 +141,11 @@ class Job:
     error: JobError | None = None
     earlier_credits: float = 0.0
     moments: Moments = attrs.field(factory=lambda: {State.PLANNED.value: time.time()})
+
+    @property
+    def machine(self) -> str:
+        """The only machine that can read its source; empty if any can."""
+        return "" if self.source is None else self.source.machine
 
     @property
     def waits_for(self) -> str:
@@ -220,6 +225,13 @@ class Attempt:
 def is_local(request: Request) -> TypeGuard[UploadExtendRequest]:
     """Tell whether a request extends a file, which perhaps not every machine can read."""
     return isinstance(request, UploadExtendRequest) and not is_url(request.source)
+
+
+def held_by(machine: str, request: Request, source: Source | None = None) -> Source | None:
+    """The source of a request, as one that this machine alone can read if it is a file; "" if any can."""
+    if not machine or not is_local(request):
+        return source
+    return attrs.evolve(source or Source(path=str(request.source)), machine=machine)
 
 
 # ---------------------------------------------------------------- a job as text

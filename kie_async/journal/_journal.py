@@ -256,24 +256,18 @@ class Journal(AsyncContextManagerMixin):
                 lambda job: (_sql.NAME_TASK, attempt_row(job)) if facts.get("task_id") else None,
             )
 
-    async def upload(self, key: str, source: Source, *, machine: str | None = None) -> Job:
+    async def upload(self, key: str, source: Source) -> Job:
         """Note where a job's source was uploaded, or that it must be uploaded; return the job.
-
-        Args:
-            key: of the job.
-            source: with its address, or without.
-            machine: the only one that can read it, "" if any can; None: the same as before.
 
         Raises:
             ConflictError: there is no such job.
         """
-        facts = {"source": source} if machine is None else {"source": source, "machine": machine}
         more = None
         if source.uploaded_at is not None:
             row = _sql.with_checksum(_sql.UPLOAD, source.sha256, float(source.uploaded_at), pack(source))
             more = _sql.SAVE_UPLOAD, row
         with self._writing():
-            return await self._write(key, lambda job, _now: attrs.evolve(job, **facts), lambda _job: more)
+            return await self._write(key, lambda job, _now: attrs.evolve(job, source=source), lambda _job: more)
 
     async def uploaded(self, sha256: str, since: float) -> Source | None:
         """Find content that was uploaded already, since that moment (unix seconds)."""

@@ -22,7 +22,7 @@ from kie_async._protocol.admission import check_task_id, task_problem
 from kie_async.errors import KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
-from kie_async.journal._job import InboundCallback, Job, State, is_local
+from kie_async.journal._job import InboundCallback, Job, State, held_by
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases, process_lease
 from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
@@ -139,8 +139,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
             return self.follow(job)
         await self.check_caps("")  # before anything is on record
         key = key or secrets.token_hex(16)
-        machine = self._client.settings.machine if self.journal.spans_machines and is_local(request) else ""
-        await self.journal.add([Job(key=key, request=request, machine=machine)])
+        machine = self._client.settings.machine if self.journal.spans_machines else ""
+        await self.journal.add([Job(key=key, request=request, source=held_by(machine, request))])
         return await self._dispatch(key, request, None, check)
 
     async def check_caps(self, batch: str) -> None:
