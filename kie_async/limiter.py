@@ -107,8 +107,9 @@ class SlidingLimiter:
             SessionError: the limiter belongs to another event loop, in this thread or another.
         """
         loop = self._loop()
-        self._collect(loop.time())
-        if self._free and not self._waiters and self._closed_until <= loop.time():
+        now = loop.time()
+        self._collect(now)
+        if self._free and not self._waiters and self._closed_until <= now:
             self._free -= 1
             return self._grant()
         waiter = loop.create_future()

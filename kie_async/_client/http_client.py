@@ -200,9 +200,8 @@ class _Connector(aiohttp.TCPConnector):
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:  # noqa: ASYNC109  # aiohttp's own signature
         connection = await super().connect(req, traces, timeout)
         sending = _SENDING.get()
-        if (
-            sending.permit is not None and not sending.permit.is_valid
-        ):  # connecting took long, or the process was stopped
+        # Connecting took long, or the process was stopped.
+        if sending.permit is not None and not sending.permit.is_valid:
             connection.close()
             raise _PermitRanOutError
         sending.is_connected = True
@@ -230,9 +229,8 @@ class _Sending:
             (permit.release if self.is_connected else permit.give_back)()
 
 
-_SENDING: ContextVar[_Sending] = ContextVar(
-    "_SENDING"
-)  # of the request that this task makes: how its connection finds it
+# Of the request that this task makes: how its connection finds it.
+_SENDING: ContextVar[_Sending] = ContextVar("_SENDING")
 
 
 def _parsed(call: ApiCall[T], answer: Response) -> T:

@@ -91,8 +91,9 @@ class SubmissionGate:
         Raises:
             AuthError: it was refused a moment ago, and more than once.
         """
-        is_closed = asyncio.get_running_loop().time() < self._closed_until
-        if self._refusal is not None and is_closed and self._refusals >= _CERTAIN:
+        if self._refusal is None or self._refusals < _CERTAIN:
+            return
+        if asyncio.get_running_loop().time() < self._closed_until:
             raise copy.copy(self._refusal)
 
     async def acquire(self, *, again: bool) -> Permit:

@@ -310,6 +310,8 @@ class Tracker:
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
         if reason != progress.pending_reason:
             progress.pending_reason, progress.pending_since = reason, now
+        if not reason:
+            return verdict
         if reason == "not visible" and progress.is_visible:  # it was before: a replica that lags behind has answered
             return Running(progress.stage)
         timeouts = {
