@@ -25,7 +25,7 @@ import kie_async as kie
 from benchmarks._database import fresh, own_server
 from benchmarks._report import table, versions
 from kie_async.journal import Job, JobResults, Journal, LastAttempt, State, _sql, open_journal
-from kie_async.journal._job import pack_job
+from kie_async.journal._rows import job_row
 from kie_async.models import Track
 
 FIELDS: dict[str, Any] = {"model": "V5", "style": "piano, slow", "prompt": "A harbour at night.", "continue_at": 60.0}
@@ -92,8 +92,7 @@ def finished(store: str, count: int) -> None:
                 results=JobResults(tracks=TRACKS, files=("a.mp3", "b.mp3")),
                 moments=dict.fromkeys(("planned", "intent", "submitted", "succeeded", "delivered"), now),
             )
-            row = _sql.with_checksum(_sql.JOB, job.key, NAME, str(done.state), 12.0, now, pack_job(done))
-            connection.execute(_sql.ADD, {**row, "written": ""})
+            connection.execute(_sql.ADD, {**job_row(done), "written": ""})
             connection.execute(
                 "INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum) "
                 "VALUES (:token, :key, :number, :task_id, :process_id, :intended_at, :checksum)",
