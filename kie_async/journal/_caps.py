@@ -22,11 +22,14 @@ _BATCH_REMEDY = "raise the cap of the batch: run the command that began it again
 
 _SUMS = {
     "of_batch": "FROM kie_job AS paid WHERE paid.batch = :batch",
-    "of_account": "FROM kie_job AS paid WHERE paid.account IN ('', :account) "
-    "AND (:since <= 0 OR paid.key IN (SELECT key FROM kie_attempt WHERE intended_at >= :since))",
     "spent": "SELECT coalesce(sum(paid.cost), 0)",
     "certain": "SELECT coalesce(sum(CASE WHEN paid.state IN ('intent', 'submitted') THEN 0 ELSE paid.cost END), 0)",
 }
+_ALL_OF_ACCOUNT = "FROM kie_job AS paid WHERE paid.account IN ('', :account)"
+_RECENT_OF_ACCOUNT = """
+FROM kie_job AS paid WHERE paid.key IN (SELECT key FROM kie_attempt WHERE intended_at >= :since)
+    AND paid.account || '' IN ('', :account)
+"""  # an expression, or SQLite would look for the account first
 _SET = """
 INSERT INTO kie_cap (name, max_credits) VALUES (:batch_cap, :max_credits)
 ON CONFLICT (name) DO UPDATE SET max_credits = excluded.max_credits
@@ -37,11 +40,10 @@ _WITHIN = """
     AND NOT EXISTS (SELECT 1 FROM kie_cap WHERE name = :batch_cap AND max_credits < :price + ({spent} {of_batch}))
     AND (:max_credits IS NULL OR :max_credits >= :price + ({spent} {of_account}))
 """
-_WRITE_WITHIN = _sql.WRITE + _WITHIN.format(**_SUMS)
 _OF_BATCH = """
 SELECT max_credits, ({spent} {of_batch}), ({certain} {of_batch}) FROM kie_cap WHERE name = :batch_cap
 """.format(**_SUMS)
-_OF_ACCOUNT = "SELECT :max_credits, ({spent} {of_account}), ({certain} {of_account})".format(**_SUMS)
+_OF_ACCOUNT = "SELECT :max_credits, ({spent} {of_account}), ({certain} {of_account})"
 _FULL = """
 SELECT substr(name, 7) FROM kie_cap WHERE substr(name, 1, 6) = 'batch:' AND max_credits < :price + (
     SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = substr(name, 7)
@@ -101,7 +103,7 @@ class Caps:
         if batch:
             _check(await self._driver.run((_OF_BATCH, values)), _BATCH_REMEDY, batch)
         if payer.max_credits is not None:
-            _check(await self._driver.run((_OF_ACCOUNT, values)), ACCOUNT_REMEDY)
+            _check(await self._driver.run((_of(payer, _OF_ACCOUNT), values)), ACCOUNT_REMEDY)
 
     async def check_left(self, batch: str | None) -> None:
         """See whether a cap keeps planned jobs from being made.
@@ -132,7 +134,12 @@ def reserve(batch: str, payer: Payer) -> tuple[list[Step], str, Mapping[str, obj
         first.append((_LOCK_BATCH, values))
     if payer.max_credits is not None:
         first.append((_LOCK_ACCOUNT, values))
-    return first, _WRITE_WITHIN if first else _sql.WRITE, values
+    return first, _sql.WRITE + _of(payer, _WITHIN) if first else _sql.WRITE, values
+
+
+def _of(payer: Payer, statement: str) -> str:
+    """Put the sums into a statement; the jobs since a moment are found by their attempts."""
+    return statement.format(**_SUMS, of_account=_RECENT_OF_ACCOUNT if payer.since else _ALL_OF_ACCOUNT)
 
 
 def _values(batch: str, payer: Payer) -> Mapping[str, object]:
