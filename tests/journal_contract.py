@@ -369,7 +369,7 @@ class JournalContract:
 
     async def test_batches_that_cannot_go_on_hold_up_no_upload(self, journal: Journal) -> None:
         await journal.add([held("full0", "", batch="full"), held("full1", "a", batch="full"), held("mine", "a")])
-        found = [job.key async for job in journal.machines.next_uploads("a", ahead=0, without=["full", "other"])]
+        found = [job.key async for job in journal.machines.next_uploads("a", ahead=0, full=["full", "other"])]
         assert found == ["mine"]
         assert [job async for job in journal.machines.next_uploads("a", ahead=0)] == []
 

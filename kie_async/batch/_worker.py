@@ -251,7 +251,7 @@ class Worker:
         if self._machine not in await journal.machines.waiting():
             return
         ahead = UPLOADS_AHEAD + sum((await self._held()).values())  # what is tried later holds nobody up
-        jobs = journal.machines.next_uploads(self._machine, ahead=ahead, without=await journal.caps.full())
+        jobs = journal.machines.next_uploads(self._machine, ahead=ahead, full=await journal.caps.full())
         keys = (job.key async for job in jobs)
         uploads = map_unordered(keys, self._runner.upload, self._recorder.group, concurrency=UPLOADS_AT_ONCE)
         async with aclosing(uploads):

@@ -38,15 +38,15 @@ class Machines:
         [rows] = await self._driver.run((_WAITING.format(of_batch=of_batch(batch)), {"batch": batch}))
         return {str(machine): int(number) for machine, number in rows}
 
-    async def next_uploads(self, machine: str, *, ahead: int, without: Collection[str] = ()) -> AsyncGenerator[Job]:
+    async def next_uploads(self, machine: str, *, ahead: int, full: Collection[str] = ()) -> AsyncGenerator[Job]:
         """Give the jobs that wait for a machine and are needed soon, in their order.
 
         Args:
             machine: its name.
             ahead: how many jobs, at most, can be submitted before one that is needed soon.
-            without: batches of which no job can be submitted now.
+            full: batches whose caps leave no room: none of their jobs is needed.
         """
-        names = {f"batch{number}": batch for number, batch in enumerate(without)}
+        names = {f"batch{number}": batch for number, batch in enumerate(full)}
         condition = "".join(f" AND batch <> :{name}" for name in names)
         statement, after = _NEXT_UPLOADS.format(condition=condition), 0
         while True:
