@@ -155,6 +155,7 @@ class KieSession(Opened[Dispatcher]):
                 submitted again: its task is followed.
 
         Raises:
+            BudgetError: ``Settings.max_credits`` leaves no room for it; nothing was sent.
             ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned.
             InvalidRequestError: it breaks a rule, or the service says so.
             AudioError, FileError: the source cannot be used; nothing was spent.
