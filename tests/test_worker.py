@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 import kie_async as kie
 from kie_async import events
-from kie_async.batch import _engine, _worker, enqueue, run_shared_batch, work
+from kie_async.batch import WorkerControl, _engine, _worker, enqueue, run_shared_batch, work
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import AuthError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
@@ -71,7 +71,7 @@ class Desk:
     emitted: list[events.Event]
     seen: list[Job] = attrs.field(factory=list)
 
-    async def work(self, *, until_done: bool = False) -> None:
+    async def work(self, *, until_done: bool = False, control: WorkerControl | None = None) -> None:
         def observe(job: Job) -> None:
             self.seen.append(job)
             self.observer(job)
@@ -84,6 +84,7 @@ class Desk:
             observer=observe,
             at_once=self.at_once,
             until_done=until_done,
+            control=control,
         )
 
     def delivered(self) -> int:
@@ -103,11 +104,11 @@ class Shop:
 
     @asynccontextmanager
     async def desk(
-        self, *, at_once: int = 5, observer: Callable[[Job], None] = lambda _job: None
+        self, *, at_once: int = 5, quota: int = 1000, observer: Callable[[Job], None] = lambda _job: None
     ) -> AsyncGenerator[Desk]:
         emitted: list[events.Event] = []
         settings = kie.Settings(
-            api_key=self.emulator.key, base_url=self.emulator.base_url, observer=emitted.append, quota=1000
+            api_key=self.emulator.key, base_url=self.emulator.base_url, observer=emitted.append, quota=quota
         )
         journal = open_journal(self.dsn)
         async with kie.KieSession(settings, journal=journal) as session, session.open_journal(journal) as recorder:
@@ -578,3 +579,64 @@ async def test_tables_that_are_no_engines_are_left_alone(shop: Shop) -> None:
         execute(shop.dsn, "CREATE TABLE procrastinate_workers (id int)")
         with pytest.raises(StorageError, match="DuplicateTable"):
             await one.work()
+
+
+async def test_a_worker_says_why_it_takes_no_jobs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker, "HEARTBEAT", 1e6)
+    control = WorkerControl()
+    assert await control.why_not_ready() == "it has not begun"
+    async with shop.desk() as one, anyio.create_task_group() as group:
+        group.start_soon(lambda: one.work(control=control))
+        await becomes(lambda: shop.listeners() == 1)
+        with anyio.fail_after(20):
+            while await control.why_not_ready():
+                await anyio.sleep(0.02)
+        await anyio.to_thread.run_sync(execute, shop.dsn, "ALTER TABLE procrastinate_workers RENAME TO away")
+        assert (await control.why_not_ready()).startswith("the database does not answer: UndefinedTable")
+        await anyio.to_thread.run_sync(execute, shop.dsn, "ALTER TABLE away RENAME TO procrastinate_workers")
+        execute(shop.dsn, "DELETE FROM procrastinate_workers")
+        assert await control.why_not_ready() == "the engine is not registered; it is started again by itself"
+        group.cancel_scope.cancel()
+
+
+# ---------------------------------------------------------------- ending in good order
+
+
+async def test_a_drained_worker_finishes_what_it_has_submitted(shop: Shop) -> None:
+    await shop.plan(6)
+    control = WorkerControl()
+    async with shop.desk(at_once=5, quota=2) as one, anyio.create_task_group() as group:
+        group.start_soon(lambda: one.work(control=control))
+        await becomes(lambda: len(shop.emulator.ledger) == 2)  # three more wait for the quota, and one in the queue
+        assert await control.why_not_ready() == ""
+        control.drain()
+        assert await control.why_not_ready() == "it is stopping"
+    assert await shop.states() == {State.DELIVERED: 2, State.PLANNED: 4}
+    assert Counter(status for _, status, _ in shop.queued()) == {"succeeded": 2, "todo": 4}
+    assert shop.workers() == 0
+    async with shop.desk() as other:
+        await other.work(until_done=True)
+    await shop.check(6)
+
+
+async def test_a_worker_that_is_drained_can_still_be_cancelled(shop: Shop) -> None:
+    await shop.plan(1)
+    shop.emulator.add_faults(Fault("stuck"))
+    control = WorkerControl()
+    beat = "SELECT last_heartbeat FROM procrastinate_workers"
+    async with shop.desk() as one:
+        working = asyncio.create_task(one.work(control=control))
+        await shop.reaches(State.SUBMITTED, 1)
+        control.drain()
+        beats: set[tuple[Any, ...]] = set()
+
+        def are_seen() -> bool:
+            beats.update(execute(shop.dsn, beat))
+            return len(beats) > 3
+
+        await becomes(are_seen)  # it keeps its heartbeat while it waits for its last job
+        working.cancel()
+        await becomes(working.done)
+    assert await shop.states() == {State.SUBMITTED: 1}
+    assert [status for _, status, _ in shop.queued()] == ["todo"]
+    assert shop.workers() == 0

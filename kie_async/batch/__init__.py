@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from kie_async._package import lazy_exports
 from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._budget import CreditBudget
+from kie_async.batch._control import WorkerControl
 from kie_async.batch._expiry import Expiry, tracks_expiry, upload_expiry
 from kie_async.batch._fetch import FetchOutcome, fetch_jobs
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
@@ -22,16 +23,18 @@ from kie_async.batch._results import Results, song_of, strip_secrets
 from kie_async.batch._runner import Runner
 
 if TYPE_CHECKING:
-    from kie_async.batch._engine import create_worker_tables, worker_migrations
+    from kie_async.batch._engine import LivingWorker, create_worker_tables, list_workers, worker_migrations
 
 __all__ = [
     "CreditBudget",
     "Expiry",
     "FetchOutcome",
+    "LivingWorker",
     "Manifest",
     "ManifestSummary",
     "Results",
     "Runner",
+    "WorkerControl",
     "adopt",
     "create_worker_tables",
     "enqueue",
@@ -40,6 +43,7 @@ __all__ = [
     "find_retryable",
     "find_unknown",
     "give_up",
+    "list_workers",
     "read_manifest",
     "resolve_as",
     "retry",
@@ -55,4 +59,5 @@ __all__ = [
 ]
 
 # An extra: a batch in a file works without it.
-__getattr__ = lazy_exports(__name__, dict.fromkeys(("create_worker_tables", "worker_migrations"), "_engine"))
+_ENGINE = ("LivingWorker", "create_worker_tables", "list_workers", "worker_migrations")
+__getattr__ = lazy_exports(__name__, dict.fromkeys(_ENGINE, "_engine"))

@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from kie_async._client import map_unordered
 from kie_async.batch._budget import CreditBudget
+from kie_async.batch._control import WorkerControl
 from kie_async.batch._manifest import manifest_error
 from kie_async.batch._reconcile import reconcile
 from kie_async.batch._results import Results
@@ -188,6 +189,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
     observer: JobObserver,
     at_once: int = AT_ONCE,
     until_done: bool = False,
+    control: WorkerControl | None = None,
 ) -> None:
     """Work on the jobs of a shared journal, among others, until cancelled; upload the files that this machine holds.
 
@@ -200,17 +202,20 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
         at_once: jobs under way here at once.
         until_done: return when every job of the journal is at its end, or waits for a machine of which no process is
             at work.
+        control: lets the caller end this worker in good order, and ask how it is.
 
     Raises:
         KieError: what stopped this worker: the key, the credits, the disk.
 
-    Cancelling leaves every job where the journal says; other workers, or the next run, go on from there.
+    Cancelling gives every job back at once, and leaves it where the journal says: other workers, or the next run, go on
+    from there. A submission that was sent is answered and recorded first.
     """
     async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
         results = Results(directory, emulated=session.settings.on_loopback)
         runner = Runner(session, recorder, results, CreditBudget(), observer)
-        await _worker(runner, recorder, dsn, at_once, session.settings).work(until_done=until_done)
+        worker = _worker(runner, recorder, session.settings, dsn=dsn, at_once=at_once, control=control)
+        await worker.work(until_done=until_done)
 
 
 async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
@@ -255,13 +260,21 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
         async for job in reconcile(recorder, results, batch):
             emit(job)
         runner = Runner(session, recorder, results, CreditBudget(), observer)
-        worker = _worker(runner, recorder, dsn, AT_ONCE, session.settings)
+        worker = _worker(runner, recorder, session.settings, dsn=dsn, at_once=AT_ONCE)
         await worker.work(until_done=True, batch=batch)
 
 
-def _worker(runner: Runner, recorder: Recorder, dsn: str, at_once: int, settings: Settings) -> Worker:
+def _worker(  # noqa: PLR0913  # keyword-only, each by name
+    runner: Runner,
+    recorder: Recorder,
+    settings: Settings,
+    *,
+    dsn: str,
+    at_once: int,
+    control: WorkerControl | None = None,
+) -> Worker:
     try:
         from kie_async.batch._worker import Worker  # an extra
     except ImportError:
         raise SettingsError('procrastinate is not installed: pip install "kie_async[cluster]"') from None
-    return Worker(runner, recorder, dsn=dsn, at_once=at_once, settings=settings)
+    return Worker(runner, recorder, dsn=dsn, at_once=at_once, settings=settings, control=control or WorkerControl())

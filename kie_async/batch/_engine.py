@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import attrs
 from procrastinate import PsycopgConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.schema import SchemaManager
@@ -80,6 +81,62 @@ def _migrations() -> list[Path]:
 def _script(script: str, migration: Path) -> str:
     """A script that notes as well which migration the tables have had by then; sent at once, it is one transaction."""
     return f"{script};\nCOMMENT ON TABLE procrastinate_jobs IS '{migration.stem}'".replace("%", "%%")
+
+
+# Its parts: the number of the engine, unix seconds, the name of a machine.
+_LEASE = "worker:{worker_id}:{started_at:.0f}:{machine}"
+_WORKERS = """
+SELECT lease.name, lease.process_id, extract(epoch FROM now() - worker.last_heartbeat)::float AS heard,
+    (SELECT count(*) FROM procrastinate_jobs AS job WHERE job.worker_id = worker.id AND job.status = 'doing') AS jobs
+FROM kie_lease AS lease JOIN procrastinate_workers AS worker ON worker.id::text = split_part(lease.name, ':', 2)
+WHERE lease.name LIKE 'worker:%%' AND lease.expires_at > extract(epoch FROM now()) ORDER BY worker.id
+"""
+
+
+@attrs.frozen
+class LivingWorker:
+    """A worker of a shared journal that is alive.
+
+    Attributes:
+        machine: its name.
+        pid: of its process there.
+        jobs: how many it has under way.
+        started_at: unix seconds, by the clock of its machine.
+        heartbeat_age: seconds since its last heartbeat.
+        engine_id: its number in procrastinate's own tables.
+    """
+
+    machine: str
+    pid: int
+    jobs: int
+    started_at: float
+    heartbeat_age: float
+    engine_id: int
+
+
+def worker_lease(worker_id: int, started_at: float, machine: str) -> str:
+    """The name of the lease by which a worker is known; ``list_workers`` reads it."""
+    return _LEASE.format(worker_id=worker_id, started_at=started_at, machine=machine)
+
+
+async def list_workers(dsn: str) -> list[LivingWorker]:
+    """List the workers of a shared journal that are alive.
+
+    One that was killed is still among them until it has given no sign of life for 30 s; others have its jobs then.
+
+    Raises:
+        StorageError: the database cannot be used.
+    """
+    async with _connected(dsn) as connector:
+        if await last_migration(connector) is None:
+            return []
+        return [_living_worker(**row) for row in await connector.execute_query_all_async(_WORKERS)]
+
+
+def _living_worker(name: str, process_id: str, heard: float, jobs: int) -> LivingWorker:
+    _, engine_id, started_at, machine = name.split(":", 3)
+    pid = process_id.split(":")[1]
+    return LivingWorker(machine, int(pid), jobs, float(started_at), heard, int(engine_id))
 
 
 @asynccontextmanager

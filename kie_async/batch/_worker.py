@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import chain
+from itertools import chain, filterfalse
 
 import anyio
 from procrastinate import App, BaseRetryStrategy, JobContext, RetryDecision, builtin_tasks
@@ -27,7 +27,8 @@ from procrastinate.jobs import Job as QueuedJob
 from procrastinate.worker import Worker as EngineWorker
 
 from kie_async._client import map_unordered
-from kie_async.batch._engine import ensure_tables, make_connector
+from kie_async.batch._control import WorkerControl
+from kie_async.batch._engine import CONNECT_TIMEOUT, ensure_tables, make_connector, worker_lease
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
 from kie_async.events import Notice, clean
@@ -48,6 +49,7 @@ RETRY_DELAY = 60  # seconds before a paid job that cannot be finished now is tri
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 1.0, 10.0  # seconds before an engine that ended by itself is started again
 _STOP_TIMEOUT = 0.1  # seconds for jobs to end by themselves when the engine stops; then they are cancelled
 _NOT_RUNNING = "P0001"  # SQLSTATE of the engine's own functions: the row is not among those that are worked on
+_REGISTERED = "SELECT id FROM procrastinate_workers WHERE id = %(worker_id)s"
 _KEEP_HOURS = 72  # rows of jobs that have ended
 _LEASE = "engine"
 # Paid work first.
@@ -82,15 +84,19 @@ class Worker:
         dsn: of the database that the engine shares with the journal.
         at_once: jobs under way here at once.
         settings: of the session: the name of this machine, and who is told what went wrong.
+        control: lets a program end it in good order, and is told how it is.
     """
 
-    def __init__(self, runner: Runner, recorder: Recorder, *, dsn: str, at_once: int, settings: Settings) -> None:
+    def __init__(  # noqa: PLR0913  # keyword-only, each by name
+        self, runner: Runner, recorder: Recorder, *, dsn: str, at_once: int, settings: Settings, control: WorkerControl
+    ) -> None:
         self._runner = runner
         self._recorder = recorder
         self._at_once = at_once
-        self._machine = settings.machine
-        self._emit = settings.observer
+        self._settings = settings
+        self._control = control
         self._is_over = anyio.Event()
+        self._jobs: dict[asyncio.Task[object], str] = {}  # under way here, with their keys
         self._engine: EngineWorker | None = None
         self._connector = make_connector(dsn)
         self._app = App(connector=self._connector)
@@ -100,7 +106,7 @@ class Worker:
         self._app.periodic(cron="0 * * * *")(cleanup)
 
     async def work(self, *, until_done: bool = False, batch: str | None = None) -> None:
-        """Work until cancelled, or until no job is left.
+        """Work until cancelled or drained, or until no job is left.
 
         Args:
             until_done: return when every job of the journal is at its end, or cannot come to it in this run.
@@ -111,9 +117,11 @@ class Worker:
             KieError: what stopped this worker: the key, the credits, the disk.
             StorageError: the database is away at the start, or its tables are not the engine's.
 
-        Cancelling leaves every job where the journal says; other workers, or the next run, go on from there.
+        Cancelling gives every job back at once, and leaves it where the journal says; other workers, or the next run,
+        go on from there. A submission that was sent is answered and recorded first.
         """
         async with self._connected(), anyio.create_task_group() as group:
+            self._control.why_not_ready = self._why_not_ready
             group.start_soon(self._keep_running)
             group.start_soon(self._repeat, self._feed, FEED_INTERVAL)
             group.start_soon(self._repeat, self._keep_uploading, FEED_INTERVAL)
@@ -134,7 +142,7 @@ class Worker:
             await anyio.sleep(interval)
 
     def _notice(self, what: str, error: BaseException) -> None:
-        self._emit(Notice("", f"{what}: {_describe(error)}"))
+        self._settings.observer(Notice("", f"{what}: {_describe(error)}"))
 
     # ------------------------------------------------------------ the engine
 
@@ -160,7 +168,7 @@ class Worker:
                 await self._queue.cancel_job_by_id_async(row.id)
 
     async def _keep_running(self) -> None:
-        """Run the engine until cancelled, through restarts and absences of the database."""
+        """Run the engine until cancelled or drained, through restarts and absences of the database."""
         loop, delay = asyncio.get_running_loop(), MIN_RESTART_DELAY
         while True:
             started = loop.time()
@@ -170,7 +178,10 @@ class Worker:
                 await self._run_engine()
             except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
                 self._notice("the engine", error)
-            self._emit(Notice("", "the engine ended, and is started again"))
+            if self._control.draining.is_set():
+                self._is_over.set()
+                return
+            self._settings.observer(Notice("", "the engine ended, and is started again"))
             await anyio.sleep(delay)
             lived_long = loop.time() - started > 2 * MAX_RESTART_DELAY
             delay = MIN_RESTART_DELAY if lived_long else min(2 * delay, MAX_RESTART_DELAY)
@@ -194,19 +205,66 @@ class Worker:
         # A task of its own: the engine ends in good order when it is told to, and leaks connections when cancelled.
         running = asyncio.create_task(engine.run())  # type: ignore[no-untyped-call]  # theirs
         try:
-            await asyncio.wait([running])
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._drain_when_asked, engine)
+                group.start_soon(self._repeat, partial(self._stay_on_record, engine), CHECK_INTERVAL)
+                await asyncio.wait([running])
+                group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
+                self._cancel_jobs(*(self._jobs if self._control.draining.is_set() else ()))  # the engine waits for them
                 engine.stop()  # type: ignore[no-untyped-call]  # theirs
                 while not (await asyncio.wait([running], timeout=HEARTBEAT))[0]:
-                    engine.stop()  # type: ignore[no-untyped-call]  # once more: one that only begins forgets the first
-                    with suppress(ConnectorException):  # its own heartbeat ends before its last job
-                        await self._queue.update_heartbeat(engine.worker_id or 0)  # no worker has this number
+                    await self._stop(engine)
         await running
+
+    async def _stay_on_record(self, engine: EngineWorker) -> None:
+        """Hold the lease from which ``list_workers`` knows an engine's process and machine."""
+        if engine.worker_id is None:  # not yet
+            return
+        lease = worker_lease(engine.worker_id, self._control.started_at, self._settings.machine)
+        async with self._recorder.leases.holding(lease, guards_spending=False):
+            await anyio.sleep_forever()
+
+    async def _why_not_ready(self) -> str:
+        if self._control.draining.is_set() or self._is_over.is_set():
+            return "it is stopping"
+        worker_id = None if self._engine is None else self._engine.worker_id
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                rows = await self._connector.execute_query_all_async(_REGISTERED, worker_id=worker_id)
+        except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
+            return f"the database does not answer: {_describe(error)}"
+        return "" if rows else "the engine is not registered; it is started again by itself"
+
+    async def _stop(self, engine: EngineWorker) -> None:
+        """Let an engine take nothing more, and keep its heartbeat while it waits for its jobs."""
+        engine.stop()  # type: ignore[no-untyped-call]  # once more: one that only begins forgets the first
+        with suppress(ConnectorException):  # its own heartbeat ends before its last job
+            await self._queue.update_heartbeat(engine.worker_id or 0)  # no worker has this number
+
+    async def _drain_when_asked(self, engine: EngineWorker) -> None:
+        """When asked to, take nothing more and give back what is not sent; the engine waits for the rest."""
+        await self._control.draining.wait()
+        engine.shutdown_graceful_timeout = None
+        await self._repeat(partial(self._give_back_unsent, engine), HEARTBEAT)
+
+    async def _give_back_unsent(self, engine: EngineWorker) -> None:
+        await self._stop(engine)
+        for task, key in tuple(self._jobs.items()):
+            job = await self._recorder.journal.get(key)
+            if job is None or job.state is State.PLANNED:
+                self._cancel_jobs(task)
+
+    def _cancel_jobs(self, *tasks: asyncio.Task[object]) -> None:
+        """Cancel jobs, each once: the second time would cut off the engine's record of it."""
+        for task in filterfalse(asyncio.Task.cancelling, tasks):
+            task.cancel()
 
     async def _run_job(self, key: str) -> None:
         """Take a job as far as it goes; called by the engine, in a task for each key."""
         if (task := asyncio.current_task()) is not None:  # pragma: no branch  # there is one
+            self._jobs[task] = key
             task.add_done_callback(self._check_recorded)
         try:
             job = await self._runner.run_job(key)
@@ -227,6 +285,7 @@ class Worker:
 
         A row that another worker has finished needs no record: the journal knows how its job stands.
         """
+        del self._jobs[task]
         error = None if task.cancelled() else task.exception()
         if error is None or getattr(error.__cause__, "sqlstate", "") == _NOT_RUNNING:
             return
@@ -238,7 +297,7 @@ class Worker:
 
     async def _keep_uploading(self) -> None:
         """Upload the files of this machine just ahead of need; one worker of it at a time does it for all."""
-        lease = machine_lease(self._machine)
+        lease = machine_lease(self._settings.machine)
         with suppress(ConflictError):
             async with self._recorder.leases.holding(lease, guards_spending=False):
                 while True:
@@ -248,11 +307,11 @@ class Worker:
 
     async def _upload_next(self) -> None:
         journal = self._recorder.journal
-        if self._machine not in await journal.machines.waiting():
+        if self._settings.machine not in await journal.machines.waiting():
             return
         ahead = UPLOADS_AHEAD + sum((await self._held()).values())  # what is tried later holds nobody up
-        jobs = journal.machines.next_uploads(self._machine, ahead=ahead, full=await journal.caps.full())
-        keys = (job.key async for job in jobs)
+        jobs = journal.machines.next_uploads(self._settings.machine, ahead=ahead, full=await journal.caps.full())
+        keys = (job.key async for job in jobs if not self._control.draining.is_set())
         uploads = map_unordered(keys, self._runner.upload, self._recorder.group, concurrency=UPLOADS_AT_ONCE)
         async with aclosing(uploads):
             async for job in uploads:
@@ -301,7 +360,7 @@ class Worker:
     async def _check_done(self, batch: str | None) -> None:
         """End this worker if no job is open but those that are tried later, over a cap, or of an absent machine."""
         held, journal = None, self._recorder.journal
-        machines, full = {"", self._machine, *await journal.machines.present()}, await journal.caps.full()
+        machines, full = {"", self._settings.machine, *await journal.machines.present()}, await journal.caps.full()
         # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
         open_jobs = journal.jobs(*chain(*_ORDER), batch=batch, waiting_for=machines, full=full)
         async with aclosing(open_jobs) as jobs:

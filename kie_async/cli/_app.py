@@ -15,12 +15,13 @@ from rich.console import Console
 
 from kie_async import __version__
 from kie_async.cli import _database, _jobs
-from kie_async.cli._batch import batch, worker
+from kie_async.cli._batch import batch
 from kie_async.cli._exit_codes import UsageError, exit_table
 from kie_async.cli._options import OUTPUT, OutputArg, OutputOptions
 from kie_async.cli._output import Output, repair_streams, shown_log
 from kie_async.cli._servers import emulate, listen
 from kie_async.cli._tasks import credits_left, demo, download, extend, status, upload_extend, wait
+from kie_async.cli._worker import worker, workers
 
 _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
 _EPILOGUE = f"""\
@@ -54,6 +55,7 @@ _COMMANDS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "credits": credits_left,
     "batch": batch,
     "worker": worker,
+    "workers": workers,
     "listen": listen,
     "emulate": emulate,
 }

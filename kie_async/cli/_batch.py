@@ -1,4 +1,4 @@
-"""The commands ``batch`` and ``worker``: from many songs to files on disk. Their docstrings are the help."""
+"""The command ``batch``: from many songs to files on disk. Its docstring is the help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 from cyclopts import Parameter
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch, work
+from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch
 from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
 from kie_async.cli._connect import (
     JournalLocation,
@@ -22,7 +22,7 @@ from kie_async.cli._connect import (
     stopped_by_sigterm,
 )
 from kie_async.cli._exit_codes import TerminatedError, UsageError
-from kie_async.cli._options import BATCH, WORKER, BatchOptions, Directory, OutputArg, WorkerOptions
+from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import Job, Journal, State, is_local
@@ -245,7 +245,7 @@ def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
         3: f"when that is mended, {again}",
         4: f"top up at https://kie.ai, or raise --max-credits; then {again}",
         5: f"put the key into the environment variable KIE_API_KEY; then {again}",
-        7: f"{_AFTER_UNKNOWN.format(where=where)}\nthe others {again}",
+        7: f"{AFTER_UNKNOWN.format(where=where)}\nthe others {again}",
         8: f"when that is mended, {again}",
         130: f"what was submitted goes on at the service, and is kept; {again}",
     }
@@ -256,7 +256,7 @@ def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
 _AFTER_LOSS = """\
 put the journal back that knows them, or take them into this one, which pays nothing:
   kie-async jobs adopt {where}"""
-_AFTER_UNKNOWN = """\
+AFTER_UNKNOWN = """\
 they are not sent again by themselves, for they may be paid; see which:
   kie-async jobs list --state unknown {where}
 then look at https://kie.ai/logs, and decide: kie-async jobs resolve KEY --task-id ID {where}"""
@@ -284,7 +284,7 @@ def batch_error(counts: Counts, where: str, command: str, *, lost: int = 0) -> K
         note = f"{_AFTER_LOSS.format(where=where)}\nthen {note}"
     elif counts.unknown:
         error = SubmitUnknownError(f"what became of {count_of(counts.unknown, 'job')} is not known")
-        note = _AFTER_UNKNOWN.format(where=where)
+        note = AFTER_UNKNOWN.format(where=where)
     elif counts.made:
         error = StorageError(f"the tracks of {count_of(counts.made, 'job')} could not be fetched", charged="yes")
     elif counts.open:
@@ -296,47 +296,3 @@ def batch_error(counts: Counts, where: str, command: str, *, lost: int = 0) -> K
         return None
     error.add_note(note)
     return error
-
-
-# ---------------------------------------------------------------- a worker
-
-
-async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
-    """Work on the jobs of a shared journal among other workers, on any number of machines.
-
-    Songs that only this machine has are uploaded here, and then made by any worker.
-
-    Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
-    """
-    location = find_journal(options.run.journal, out)
-    if not location.is_shared:
-        raise UsageError(
-            "--journal must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
-        )
-    options.receiver.check()
-    again = f"work on with the same command:\n  {location.as_typed(output.words)}"
-    output.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
-    output.hints[7] = f"{_AFTER_UNKNOWN.format(where=location.options)}\n{again}"
-    progress, journal = BatchProgress(output, out, jsonl=options.run.jsonl), location.journal()
-    run = options.run
-    with stopped_by_sigterm(lambda: output.say("stopped by SIGTERM; every job stays as the journal has it")):
-        async with (
-            connect(
-                output,
-                options.receiver,
-                route=options.common.route,
-                observer=progress.emit,
-                max_in_flight=run.at_once,
-                journal=journal,
-            ) as session,
-            progress.shown(journal),
-        ):
-            await work(
-                session,
-                journal=journal,
-                dsn=location.address,
-                directory=out,
-                observer=progress.job_changed,
-                at_once=run.at_once,
-                until_done=run.until_done,
-            )

@@ -252,16 +252,22 @@ def _is_secret(address: str) -> bool:
 
 
 @contextmanager
-def stopped_by_sigterm(then: Callable[[], None]) -> Iterator[None]:
+def stopped_by_sigterm(then: Callable[[], None], *, first: Callable[[], None] | None = None) -> Iterator[None]:
     """Cancel the block when SIGTERM comes, so that it can finish what must not be cut off.
 
     Args:
         then: called when SIGTERM has ended the block.
+        first: called at the first SIGTERM instead; the second cancels.
     """
     loop = asyncio.get_running_loop()
     with CancelScope() as scope:
+        steps = iter(filter(None, (first,)))
+
+        def handle() -> None:
+            next(steps, scope.cancel)()
+
         with suppress(NotImplementedError):  # Windows has no such signal
-            loop.add_signal_handler(signal.SIGTERM, scope.cancel)
+            loop.add_signal_handler(signal.SIGTERM, handle)
         try:
             yield
         finally:

@@ -268,11 +268,13 @@ class WorkerRunOptions:
     Attributes:
         at_once: Jobs under way here at once (100).
         until_done: Leave when every job has come to its end.
+        drain: At SIGTERM, first finish what is submitted; a second one gives it back, as the first does without this.
     """
 
     journal: JournalOption = None
     at_once: Positive = 100
     until_done: bool = False
+    drain: bool = False
     jsonl: Jsonl = False
 
 

@@ -1,0 +1,96 @@
+"""The commands ``worker`` and ``workers``: who works on a shared journal. Their docstrings are the help."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import attrs
+
+from kie_async import batch
+from kie_async.batch import WorkerControl, work
+from kie_async.cli._batch import AFTER_UNKNOWN
+from kie_async.cli._batch_progress import BatchProgress, count_of
+from kie_async.cli._connect import JournalLocation, connect, find_journal, stopped_by_sigterm
+from kie_async.cli._exit_codes import UsageError
+from kie_async.cli._options import JOBS, WORKER, Directory, JobsOptions, OutputArg, WorkerOptions
+from kie_async.cli._output import Output
+
+
+async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
+    """Work on the jobs of a shared journal among other workers, on any number of machines.
+
+    Songs that only this machine has are uploaded here, and then made by any worker. At SIGTERM it takes nothing more,
+    waits for the answers of submissions that were sent, gives the rest back to the others, and ends.
+
+    Example: kie-async worker --journal postgresql://kie@db.example/kie --out new
+    """
+    location = find_journal(options.run.journal, out)
+    if not location.is_shared:
+        raise UsageError(
+            "--journal must be postgresql://..., which many processes share; with a file, 'kie-async batch' does all"
+        )
+    options.receiver.check()
+    again = f"work on with the same command:\n  {location.as_typed(output.words)}"
+    output.hints = dict.fromkeys((3, 4, 5, 8, 130), f"every job stays as the journal has it; {again}")
+    output.hints[7] = f"{AFTER_UNKNOWN.format(where=location.options)}\n{again}"
+    control = WorkerControl()
+
+    def drain() -> None:
+        output.say("SIGTERM: what is submitted comes to its end first; SIGTERM again leaves it to other workers")
+        control.drain()
+
+    def stopped() -> None:
+        output.say("stopped by SIGTERM; every job stays as the journal has it")
+
+    with stopped_by_sigterm(stopped, first=drain if options.run.drain else None):
+        await _work(output, location, out, options, control)
+
+
+async def _work(
+    output: Output, location: JournalLocation, out: Directory, options: WorkerOptions, control: WorkerControl
+) -> None:
+    run, journal = options.run, location.journal()
+    progress = BatchProgress(output, out, jsonl=run.jsonl)
+    async with (
+        connect(
+            output,
+            options.receiver,
+            route=options.common.route,
+            observer=progress.emit,
+            max_in_flight=run.at_once,
+            journal=journal,
+        ) as session,
+        progress.shown(journal),
+    ):
+        await work(
+            session,
+            journal=journal,
+            dsn=location.address,
+            directory=out,
+            observer=progress.job_changed,
+            at_once=run.at_once,
+            until_done=run.until_done,
+            control=control,
+        )
+
+
+async def workers(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
+    """List the workers that are alive: machine, process, jobs under way, since when, and their last heartbeat.
+
+    One that was killed is listed until it has given no sign of life for 30 s; then others have its jobs.
+
+    Example: kie-async workers --journal postgresql://kie@db.example/kie
+    """
+    location = find_journal(options.journal, options.out)
+    if not location.is_shared:
+        raise UsageError("--journal must be postgresql://..., where workers are; a file has none")
+    living = await batch.list_workers(location.address)
+    output.value["workers"] = [{**attrs.asdict(each), "started_at": _moment(each.started_at)} for each in living]
+    for each in living:
+        since, age = _moment(each.started_at), f"heartbeat {each.heartbeat_age:.0f} s ago"
+        output.print(f"{each.machine}  process {each.pid}  {count_of(each.jobs, 'job')}  since {since}  {age}")
+    output.say(f"{count_of(len(living), 'worker')} at work")
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,170 @@
+"""Workers as their operator meets them: how they end, and who lives. In processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import PATIENCE, Terminal, ended, environment, lines, served, started
+from postgres import execute
+
+from kie_async.emulator import Fault
+from kie_async.testing import EmulatorHandle
+
+JOBS = 6
+STEADY = 300.0  # of an emulator: a task takes less than a second
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch, speed=STEADY) as handle:
+        yield handle
+
+
+@pytest.fixture
+def place(terminal: Terminal, service: EmulatorHandle, database_url: str, tmp_path: Path) -> tuple[str, ...]:
+    """The options that lead to some jobs, which are on record."""
+    del service
+    manifest = tmp_path / "jobs.csv"
+    rows = [f"job{number},a1,V5,s,job{number},p,60\n" for number in range(JOBS)]
+    manifest.write_text("".join(["id,audio_id,model,style,title,prompt,continue_at\n", *rows]))
+    options = ("--out", str(tmp_path / "out"), "--journal", database_url)
+    assert terminal("batch", str(manifest), "--enqueue", "--yes", *options).code == 0
+    return options
+
+
+UNREADABLE = Fault("code", on="record_info", code=500)  # no task comes to its end as long as this lasts
+
+
+def becomes(condition: Callable[[], bool], worker: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert worker.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def states(terminal: Terminal, place: tuple[str, ...]) -> dict[str, int]:
+    counts = terminal("jobs", "list", *place, "--json").value["counts"]
+    return {state: count for state, count in counts.items() if count}
+
+
+def queue(database_url: str) -> dict[str, int]:
+    """How many rows of the engine are in each state."""
+    rows = "SELECT status::text, count(*) FROM procrastinate_jobs WHERE args ? 'key' GROUP BY status"
+    return dict(execute(database_url, rows))
+
+
+def finish(terminal: Terminal, place: tuple[str, ...], service: EmulatorHandle) -> None:
+    """Let another worker do what is left, and hold that nothing was lost or paid twice."""
+    assert terminal("worker", *place, "--until-done").code == 0
+    assert states(terminal, place) == {"delivered": JOBS}
+    charges = Counter(charge.body["title"] for charge in service.ledger)
+    assert charges == {f"job{number}": 1 for number in range(JOBS)}
+
+
+def test_sigterm_awaits_the_posts_and_gives_the_rest_back(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, place: tuple[str, ...]
+) -> None:
+    slow = Fault("slow", on="submit", seconds=2.0)
+    service.add_faults(slow, UNREADABLE)
+    with started("worker", *place, "--at-once", "3", env=environment(service)) as worker:
+        becomes(lambda: len(service.arrivals) == 3, worker)
+        assert queue(database_url)["doing"] == 3
+        worker.send_signal(signal.SIGTERM)
+        answer = ended(worker)
+    service.remove_faults(slow, UNREADABLE)
+    assert answer.code == 0
+    assert "stopped by SIGTERM; every job stays as the journal has it" in answer.err
+    assert "unknown" not in answer.err
+    assert "Traceback" not in answer.err
+    assert len(service.ledger) == 3
+    assert states(terminal, place) == {"submitted": 3, "planned": 3}
+    assert queue(database_url) == {"todo": JOBS}  # at once, for any worker
+    assert execute(database_url, "SELECT count(*) FROM procrastinate_workers") == [(0,)]
+    assert execute(database_url, "SELECT count(*) FROM kie_lease") == [(0,)]
+    finish(terminal, place, service)
+
+
+def test_drain_finishes_what_is_submitted(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, place: tuple[str, ...]
+) -> None:
+    service.add_faults(UNREADABLE)
+    with started("worker", *place, "--at-once", "3", "--drain", env=environment(service)) as worker:
+        becomes(lambda: len(service.ledger) == 3, worker)
+        worker.send_signal(signal.SIGTERM)
+        lines(worker, until=b"what is submitted comes to its end first")
+        service.remove_faults(UNREADABLE)
+        answer = ended(worker)
+    assert answer.code == 0
+    assert "3 done" in answer.err
+    assert states(terminal, place) == {"delivered": 3, "planned": 3}
+    assert queue(database_url) == {"succeeded": 3, "todo": 3}
+    finish(terminal, place, service)
+
+
+def test_a_second_sigterm_ends_a_drain(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, place: tuple[str, ...]
+) -> None:
+    service.add_faults(UNREADABLE)
+    with started("worker", *place, "--at-once", "3", "--drain", env=environment(service)) as worker:
+        becomes(lambda: len(service.ledger) == 3, worker)
+        worker.send_signal(signal.SIGTERM)
+        lines(worker, until=b"SIGTERM again")
+        worker.send_signal(signal.SIGTERM)
+        answer = ended(worker)
+    service.remove_faults(UNREADABLE)
+    assert answer.code == 0
+    assert "every job stays as the journal has it" in answer.err
+    assert states(terminal, place) == {"submitted": 3, "planned": 3}
+    assert queue(database_url) == {"todo": JOBS}
+    finish(terminal, place, service)
+
+
+# ---------------------------------------------------------------- who lives
+
+
+def test_living_workers_are_listed(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, place: tuple[str, ...]
+) -> None:
+    asked = ("workers", "--journal", database_url)
+    answer = terminal(*asked)
+    assert (answer.code, answer.out, answer.err) == (0, "", "0 workers at work\n")
+    service.add_faults(Fault("slow", on="submit", seconds=5.0))
+    env = environment(service, KIE_MACHINE="studio:2")
+    found: dict[str, Any] = {}
+
+    def is_listed() -> bool:
+        for each in terminal(*asked, "--json").value["workers"]:
+            found.update(each)
+        return found.get("jobs") == 2
+
+    with started("worker", *place, "--at-once", "2", env=env) as worker:
+        becomes(is_listed, worker)
+        answer = terminal(*asked)
+        assert answer.err == "1 worker at work\n"
+        assert answer.out.startswith(f"studio:2  process {worker.pid}  2 jobs  since {found['started_at']}  heartbeat ")
+        ids = execute(database_url, "SELECT id FROM procrastinate_workers")
+        assert (found["machine"], found["pid"], [(found["engine_id"],)]) == ("studio:2", worker.pid, ids)
+        worker.kill()
+        worker.wait()
+    past = "UPDATE kie_lease SET expires_at = expires_at - 30 WHERE name LIKE 'worker:%'"
+    execute(database_url, past)
+    assert not terminal(*asked).out
+
+
+def test_a_file_has_no_workers(terminal: Terminal, tmp_path: Path) -> None:
+    answer = terminal("workers", "--out", str(tmp_path))
+    assert answer.code == 2
+    assert "--journal must be postgresql://" in answer.err
