@@ -69,7 +69,7 @@ class Caller:
     def follow(self, life: Life) -> Ended:
         """Follow one task to its end."""
         born = self._now
-        entry = TrackedTask("t", Origin(_KEY, is_own=True), born, math.inf)
+        entry = TrackedTask(f"t{born}", Origin(_KEY, is_own=True), born, math.inf)
         ends = [born + age for age in (life.text, life.first, life.end)]
         calls = sorted((at + self.delay(self._chance, number), number) for number, at in enumerate(ends))
         when, polls = born + self._planner.delay(entry, born), 0
@@ -85,14 +85,14 @@ class Caller:
         ended = Ended(polls, self._now - ends[-1], 0.0)
         self._planner.task_succeeded(entry, self._now)
         if any(at < self._now + CALLBACK_FALLBACK for at, _ in calls):
-            self._planner.stray_callback_received(entry.task_id)
+            self._planner.note_late_callback(entry.task_id, self._now)
         self._now += _GAP
         return ended
 
     def _called(self, entry: TrackedTask, number: int, when: float) -> float:
         if self._planner.callback_received(entry, STAGES[number], self._now, is_authentic=True):
             return min(when, earliest_poll(entry, self._now))
-        if self._planner.awaits_callback(entry, self._now):
+        if self._planner.awaits_callback(entry):
             return self._now + self._planner.delay(entry, self._now)
         return when
 

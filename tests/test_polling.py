@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async._client.next_poll import (
     CALLBACK_FALLBACK,
     MAX_LISTENER_INTERVAL,
-    PROBATION,
+    MAX_MISSING,
+    TRUST_WINDOW,
     CallbackTrust,
     PollPlanner,
 )
@@ -28,47 +30,54 @@ def entry(born: float = 0.0, *, submitted: bool = True, listeners: int = 0) -> T
 def planner(*, came: bool = True) -> PollPlanner:
     plan = PollPlanner(PollSchedule(), random.Random(1).random, callbacks=True)
     if came:
-        plan.callback_received(entry(), "text", 0.0, is_authentic=True)
+        plan.callback_received(entry(), "complete", 0.0, is_authentic=True)
     return plan
 
 
-def test_trust_is_won_by_one_callback_and_lost_by_one_that_stays_away() -> None:
+def trust_after(reported: list[bool]) -> CallbackTrust:
     trust = CallbackTrust()
-    trust.ended_before_callback("before any came", 0.0)
-    assert not trust.holds(100.0)
-    trust.callback_came(100.0, is_first_of_end=False)
-    assert trust.holds(100.0)
-    trust.ended_before_callback("a", 100.0)
-    trust.ended_before_callback("b", 105.0)
-    trust.callback_came_late("a")
-    assert trust.holds(105.0 + CALLBACK_FALLBACK - 0.1)
-    assert not trust.holds(105.0 + CALLBACK_FALLBACK)
-    for number in range(PROBATION):
-        assert not trust.holds(200.0)
-        trust.callback_came(200.0 + number, is_first_of_end=False)
-        trust.callback_came(200.0 + number, is_first_of_end=True)
-    assert trust.holds(300.0)
-
-
-@given(st.lists(st.booleans(), min_size=60, max_size=60))
-def test_trust_holds_only_where_the_last_ends_were_told(emitted: list[bool]) -> None:
-    trust, now = CallbackTrust(), 0.0
-    trust.callback_came(now, is_first_of_end=False)
-    for number, is_told in enumerate(emitted):
-        now += 100
-        if is_told:
-            trust.callback_came(now, is_first_of_end=True)
+    for number, is_reported in enumerate(reported):
+        if is_reported:
+            trust.end_reported(f"{number}")
         else:
-            trust.ended_before_callback(f"{number}", now)
-        if all(emitted[max(0, number - PROBATION) : number + 1]):
-            assert trust.holds(now + CALLBACK_FALLBACK)
-        if not is_told:
-            assert not trust.holds(now + CALLBACK_FALLBACK)
+            trust.ended_before_callback(f"{number}", 100.0 * number)
+    return trust
+
+
+@given(st.lists(st.booleans(), max_size=3 * TRUST_WINDOW))
+def test_callbacks_are_judged_by_the_latest_ends(reported: list[bool]) -> None:
+    missing = trust_after(reported).missing
+    assert 0 < missing <= 1
+    latest = reported[-TRUST_WINDOW:]
+    assert missing == pytest.approx(latest.count(False) / len(latest) if latest else 1, abs=0.02)
+    assert trust_after([*reported, False]).missing >= missing
+    assert trust_after([*reported, True]).missing <= missing
+
+
+def test_a_callback_that_comes_just_after_its_end_was_seen_is_none_that_stayed_away() -> None:
+    trust = trust_after([False, False])
+    assert trust.missing == 1
+    trust.reported_late("0", CALLBACK_FALLBACK)
+    assert trust.missing == pytest.approx(0.5, abs=0.01)
+    trust.reported_late("1", 100.1 + CALLBACK_FALLBACK)
+    trust.reported_late("never heard of", 100.0)
+    assert trust.missing == pytest.approx(0.5, abs=0.01)
+
+
+def test_where_many_ends_are_unreported_polls_go_as_without() -> None:
+    plan = planner()
+    for number in range(TRUST_WINDOW):
+        running, silent = entry(), TrackedTask(f"{number}", Origin(KEY, is_own=True), 0.0, 1800)
+        wait = plan.delay(running, 0.0)
+        plan.task_succeeded(silent, 100.0)
+        if number / (number + 1) > MAX_MISSING:
+            assert wait <= 30
+            assert not plan.awaits_callback(running)
 
 
 def test_until_a_callback_comes_polls_go_as_without() -> None:
     assert planner(came=False).delay(entry(), 0.0) <= 30
-    assert planner().delay(entry(), 0.0) > 120
+    assert planner().delay(entry(), 0.0) > 60
     assert planner().delay(entry(submitted=False), 0.0) <= 30
     assert planner().delay(entry(listeners=1), 0.0) <= MAX_LISTENER_INTERVAL
 
@@ -85,7 +94,7 @@ def test_what_comes_to_another_address_is_not_believed() -> None:
 def test_the_word_of_a_task_that_runs_is_no_end() -> None:
     plan, task = planner(came=False), entry()
     assert not plan.callback_received(task, "generating", 5.0, is_authentic=True)
-    assert plan.delay(task, 5.0) > 120
+    assert plan.delay(task, 5.0) <= 30
     assert plan.callback_received(task, "odd", 6.0, is_authentic=True)
     assert plan.delay(task, 6.0) < 1
 

@@ -32,6 +32,42 @@ def test_a_delay_is_within_its_bounds(age: float, stage: Stage | None, since: fl
     assert MIN_INTERVAL <= pacing.delay(KEY, age, stage, since, lambda: chance) <= MAX_INTERVAL
 
 
+DURATIONS = st.lists(st.floats(1, 1000), max_size=20)
+SHARE = st.floats(0.001, 1)
+
+
+def awaiting(durations: list[float], missing: float, polled: float = 0.0, *, poll_cost: float = 0.3) -> float:
+    """The age at which a task is polled whose callback is waited for, after tasks of these durations."""
+    pacing = PollSchedule(poll_cost=poll_cost)
+    for duration in durations:
+        pacing.learn(KEY, duration, duration, {})
+    return polled + pacing.delay_with_callbacks(KEY, polled, polled, missing, lambda: 0.5)
+
+
+@given(DURATIONS, SHARE, SHARE, st.floats(0, 5000))
+def test_the_more_callbacks_come_the_later_a_task_is_polled(
+    durations: list[float], missing: float, other: float, polled: float
+) -> None:
+    few, many = sorted([missing, other])
+    late, soon = awaiting(durations, few, polled), awaiting(durations, many, polled)
+    assert polled + MIN_INTERVAL <= soon <= late * (1 + 1e-9)
+    assert soon <= awaiting(durations, many, polled, poll_cost=1.0) * (1 + 1e-9)
+
+
+@given(st.floats(5, 1000), SHARE)
+def test_a_task_whose_callback_was_lost_is_polled_soon_after_it_has_probably_ended(
+    duration: float, missing: float
+) -> None:
+    assert awaiting([duration] * 200, missing) <= 1.2 * duration + 1
+
+
+def test_where_no_callback_is_lost_a_task_is_polled_when_nearly_all_have_ended() -> None:
+    durations = [float(duration) for duration in range(60, 180, 3)] * 5
+    assert 170 < awaiting(durations, 0.001) < 190
+    assert awaiting(durations, 0.001, 300.0) > 320
+    assert awaiting(durations, 0.2) < 110
+
+
 def test_durations_are_learnt_within_twenty_tasks() -> None:
     before, pacing = len(polls(PollSchedule(), 300, learn=False)), PollSchedule()
     for _ in range(20):

@@ -1,9 +1,9 @@
 """Decide which task is polled next, and when: by its progress, its callbacks and ``_protocol.schedule``. No clock.
 
-Callbacks are relied on as far as they have proven themselves. Until one has come for a task of this session, and after
-one that did not come, tasks are polled as if there were no callbacks. So an address that does not work, or that leads
-to another process, costs no more than having none. While callbacks come, a task is polled when most of its kind have
-ended.
+Callbacks are relied on as far as they have proven themselves: by the share of the latest ends of this session's tasks
+that one reported. Until the first is reported, and while many are not, tasks are polled as if there were no callbacks.
+So an address that does not work, or that often leads to another process, costs no more than having none. While most
+ends are reported, a task is polled when most of its kind have ended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
 
@@ -22,7 +21,10 @@ from kie_async.models import STAGES
 
 MAX_LISTENER_INTERVAL = 8.0  # seconds between two polls while somebody listens to the stages
 CALLBACK_FALLBACK = 10.0  # seconds after the end of a task in which its callback may still come
-PROBATION = 4  # callbacks of an end that must come in a row, after one that did not
+TRUST_WINDOW = 30  # ends by which callbacks are judged
+MAX_MISSING = 0.25  # of them unreported: where more are, polls go as without callbacks
+RECHECK_INTERVAL = 10.0  # seconds after which a poll that is further away is decided anew, for trust may have been lost
+_DOUBT = 0.02  # of an end counts as unreported from the start: some may be, although all of the window were reported
 _MAX_PENDING_INTERVAL = 10.0  # seconds between two polls of a task that is not visible, or has no audio yet
 
 
@@ -49,9 +51,9 @@ class PollQueue:
         self._under_way = 0
         self._earliest_start = 0.0
 
-    def schedule(self, task: TrackedTask, when: float) -> None:
-        """Poll a task at this time and not before."""
-        task.polls.next_at = when
+    def schedule(self, task: TrackedTask, when: float, *, is_recheck: bool = False) -> None:
+        """Poll a task at this time and not before, or decide then when to poll it."""
+        task.polls.next_at, task.polls.is_recheck = when, is_recheck
         item = (when, next(self._serials), task)
         heapq.heappush(self._heap, item)
         if self._heap[0] is item:
@@ -66,12 +68,18 @@ class PollQueue:
         return max(self._heap[0][0], self._earliest_start)
 
     def start_due(self, now: float) -> TrackedTask | None:
-        """Take the next task whose poll may start now; the poll is under way until ``poll_ended``."""
+        """Take the next task whose poll may start now; the poll is under way until ``poll_ended``.
+
+        A task whose poll is only to be decided anew is given too: no poll of it is under way then.
+        """
         when = self.next_start()
         if when is None or when > now:
             return None
         _, _, task = heapq.heappop(self._heap)
-        task.polls.phase, task.polls.next_at = PollPhase.UNDER_WAY, math.inf
+        task.polls.next_at = math.inf
+        if task.polls.is_recheck:
+            return task
+        task.polls.phase = PollPhase.UNDER_WAY
         self._earliest_start = now + self._interval
         self._under_way += 1
         return task
@@ -92,38 +100,36 @@ def _is_stale(when: float, _serial: int, task: TrackedTask) -> bool:
 
 
 class CallbackTrust:
-    """Whether callbacks come, judged by those of the tasks of this session."""
+    """How many ends no callback reports, judged by the latest ends of the tasks of this session."""
 
     def __init__(self) -> None:
-        self._has_come = False
-        self._probation = 0  # how many must still come in a row before they are trusted again
-        self._overdue: OrderedDict[str, float] = OrderedDict()  # tasks that ended before their callback came, and when
+        self._unreported_since: dict[str, float | None] = {}  # of the latest ends, in their order; None: reported
 
-    def holds(self, now: float) -> bool:
-        """Tell whether the next callback can be waited for."""
-        self._count_missing(now)
-        return self._has_come and not self._probation
+    @property
+    def missing(self) -> float:
+        """The share of ends that are not reported; 1 before the first end, and never 0."""
+        ends = self._unreported_since.values()
+        unreported = sum(since is not None for since in ends)
+        return (unreported + _DOUBT) / (len(ends) + _DOUBT)
 
-    def _count_missing(self, now: float) -> None:
-        while self._overdue and next(iter(self._overdue.values())) + CALLBACK_FALLBACK <= now:
-            self._overdue.popitem(last=False)
-            self._probation = PROBATION
-
-    def callback_came(self, now: float, *, is_first_of_end: bool) -> None:
-        """Note that a callback came for a task that is followed."""
-        self._count_missing(now)
-        self._has_come = True
-        if self._probation and is_first_of_end:
-            self._probation -= 1
-
-    def callback_came_late(self, task_id: str) -> None:
-        """Note that a callback came for a task that is not followed (any more)."""
-        self._overdue.pop(task_id, None)
+    def end_reported(self, task_id: str) -> None:
+        """Note that a callback reported an end before a poll saw it."""
+        self._note(task_id, None)
 
     def ended_before_callback(self, task_id: str, now: float) -> None:
-        """Note that a task ended before the callback of its end came."""
-        if self._has_come:
-            self._overdue[task_id] = now
+        """Note that a poll saw an end that no callback had reported."""
+        self._note(task_id, now)
+
+    def reported_late(self, task_id: str, now: float) -> None:
+        """Note that a callback came after a poll had seen the end: in time, unless it was much later."""
+        since = self._unreported_since.get(task_id)
+        if since is not None and now <= since + CALLBACK_FALLBACK:
+            self._unreported_since[task_id] = None
+
+    def _note(self, task_id: str, unreported_since: float | None) -> None:
+        self._unreported_since[task_id] = unreported_since
+        if len(self._unreported_since) > TRUST_WINDOW:
+            del self._unreported_since[next(iter(self._unreported_since))]
 
 
 class PollPlanner:
@@ -158,7 +164,8 @@ class PollPlanner:
         is_first_of_end = is_end and known.authentic_end_at is None
         if is_authentic:
             self._warns_if_none = True
-            self._trust.callback_came(now, is_first_of_end=is_first_of_end)
+            if is_first_of_end:
+                self._trust.end_reported(task.task_id)
         task.callbacks = CallbackClaims(
             stages=max(known.stages, stages),
             polls_since_claim=0 if is_end and known.polls_since_claim is None else known.polls_since_claim,
@@ -167,9 +174,9 @@ class PollPlanner:
         )
         return is_end or task.waiters.listeners > 0
 
-    def stray_callback_received(self, task_id: str) -> None:
-        """Note that a callback came for a task that is not followed (any more)."""
-        self._trust.callback_came_late(task_id)
+    def note_late_callback(self, task_id: str, now: float) -> None:
+        """Note that a callback came, to the address that only the service knows, for a task not followed any more."""
+        self._trust.reported_late(task_id, now)
 
     def task_succeeded(self, task: TrackedTask, now: float) -> str:
         """Learn from a task that ended well; return a warning about its callbacks, or nothing."""
@@ -199,15 +206,16 @@ class PollPlanner:
 
     def _wait_for_end(self, task: TrackedTask, now: float) -> float:
         age, key, stages = now - task.started_at, task.origin.key, task.progress.stages
-        if self.awaits_callback(task, now):
-            return self._schedule.delay_with_callbacks(key, age, self._random)
+        if self.awaits_callback(task):
+            polled_age = 0.0 if task.polls.last_at is None else task.polls.last_at - task.started_at
+            return self._schedule.delay_with_callbacks(key, age, polled_age, self._trust.missing, self._random)
         stage, stage_age = (stages[-1][0], age - stages[-1][1]) if stages else (None, age)
         wait = self._schedule.delay(key, age, stage, stage_age, self._random)
         return min(wait, MAX_LISTENER_INTERVAL) if task.waiters.listeners else wait
 
-    def awaits_callback(self, task: TrackedTask, now: float) -> bool:
+    def awaits_callback(self, task: TrackedTask) -> bool:
         """Tell whether a callback is likely to bring the news. A listener needs one that came for this very task."""
-        if task.callbacks.authentic_end_at is not None or not self._trust.holds(now):
+        if task.callbacks.authentic_end_at is not None or self._trust.missing > MAX_MISSING:
             return False
         return task.callbacks.has_authentic or (task.origin.is_own and not task.waiters.listeners)
 
@@ -215,7 +223,7 @@ class PollPlanner:
         """The time of the next poll of a task to whose stages somebody begins to listen."""
         if task.callbacks.stages > stage_number(task.progress.stage):  # one reported a stage, and nobody listened
             return earliest_poll(task, now)
-        if self.awaits_callback(task, now):
+        if self.awaits_callback(task):
             return math.inf
         last = task.started_at if task.polls.last_at is None else task.polls.last_at
         return max(last + MAX_LISTENER_INTERVAL, earliest_poll(task, now))

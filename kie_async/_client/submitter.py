@@ -68,6 +68,7 @@ Prepare = Callable[[Request], Awaitable[Request]]
 Check = Callable[[], None]
 
 _MAX_GIVEN_UP = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
+_MAX_LEFT = 1000  # tasks whose callbacks are recognized when they are not followed any more
 _ANOTHER_TASK = "its token belongs to another task"
 
 
@@ -110,12 +111,14 @@ class _Tokens:
     Attributes:
         pending: submissions that are sent, or about to be, and have no task yet.
         followed: the ids of the tasks that are followed.
+        left: tokens and tasks that are not followed any more; their last callbacks may be under way.
         given_up: submissions whose answer was lost, and which no callback named in time.
     """
 
     def __init__(self) -> None:
         self.pending: dict[str, _PendingSubmission] = {}
         self.followed: dict[str, str] = {}
+        self.left = RecentSet(_MAX_LEFT)
         self.given_up = RecentSet(_MAX_GIVEN_UP)
 
 
@@ -200,7 +203,8 @@ class Submitter:
         if token in tokens.given_up:
             tokens.given_up.discard(token)
             self._emit(Notice(task_id, "a submission given up as unknown is this task: session.track() follows it"))
-        is_followed = self._tracker.callback_received(task_id, stage, is_authentic=token in tokens.followed)
+        is_authentic = token in tokens.followed or f"{token}/{task_id}" in tokens.left
+        is_followed = self._tracker.callback_received(task_id, stage, is_authentic=is_authentic)
         return "" if is_followed else "a task that is not followed here (yet)"
 
     def knows(self, token: str) -> bool:
@@ -377,7 +381,8 @@ class Submitter:
         return task
 
     def _release(self, token: str, place: Place) -> None:
-        self._tokens.followed.pop(token, None)
+        task_id = self._tokens.followed.pop(token)
+        self._tokens.left.add(f"{token}/{task_id}")
         place.release()
 
     def _callback_url(self, token: str) -> str:

@@ -138,6 +138,7 @@ class Polls:
 
     Attributes:
         next_at: when the next is due; infinite while one is under way.
+        is_recheck: no poll is due then: it is to be decided anew when to poll.
         last_at: when the last one that found it running was answered.
         count: how many were answered.
         failures: how many in a row, up to the last, were not answered.
@@ -145,6 +146,7 @@ class Polls:
     """
 
     next_at: float = math.inf
+    is_recheck: bool = False
     last_at: float | None = None
     count: int = 0
     failures: int = 0

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import anyio
 
 from kie_async._client.concurrency import InternalErrors
-from kie_async._client.next_poll import PollPlanner, PollQueue, earliest_poll
+from kie_async._client.next_poll import RECHECK_INTERVAL, PollPlanner, PollQueue, earliest_poll
 from kie_async._client.task import (
     ELSEWHERE,
     Origin,
@@ -112,8 +112,10 @@ class Tracker:
             self._finish(task, session_closed(task_id))
         else:
             self._followed[task_id] = task
-            first_poll = now + self._planner.delay(task, now) if origin.is_own else now
-            self._queue.schedule(task, first_poll)
+            if origin.is_own:
+                self._plan(task)
+            else:
+                self._queue.schedule(task, now)
         return task
 
     def callback_received(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
@@ -124,16 +126,16 @@ class Tracker:
             stage: as the body claims.
             is_authentic: it bears the token of this task's submission, which only the service knows.
         """
-        task = self._followed.get(task_id) or self._paused.get(task_id)
+        task, now = self._followed.get(task_id) or self._paused.get(task_id), self._now()
         if task is None:
-            self._planner.stray_callback_received(task_id)
+            if is_authentic:
+                self._planner.note_late_callback(task_id, now)
             return False
-        now = self._now()
         brings_news = self._planner.callback_received(task, stage, now, is_authentic=is_authentic)
         if brings_news:
             self._poll_by(task, earliest_poll(task, now))
-        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task, now):
-            self._queue.schedule(task, now + self._planner.delay(task, now))  # later: its callbacks are trusted now
+        elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task):
+            self._plan(task)  # its callbacks are trusted now: its poll may be put off
         return True
 
     async def wait(self, task: TrackedTask) -> TaskResult:
@@ -206,7 +208,8 @@ class Tracker:
             self._followed[task.task_id] = task
             self._emit(Followed(task.task_id, task.origin.context or {}))
             if task.polls.phase is PollPhase.NONE:
-                self._queue.schedule(task, max(task.polls.next_at, earliest_poll(task, self._now())))
+                when = max(task.polls.next_at, earliest_poll(task, self._now()))
+                self._queue.schedule(task, when, is_recheck=task.polls.is_recheck)
 
     # ------------------------------------------------------------ the one coroutine
 
@@ -216,7 +219,10 @@ class Tracker:
             async with asyncio.TaskGroup() as polls:  # anyio's would add a third to the cost of a poll
                 while True:
                     while (task := self._queue.start_due(self._now())) is not None:
-                        polls.create_task(self._poll(task))
+                        if task.polls.is_recheck:
+                            self._plan(task)
+                        else:
+                            polls.create_task(self._poll(task))
                     await self._sleep(self._queue.next_start())
         finally:
             self._is_closed = True
@@ -363,12 +369,20 @@ class Tracker:
         elif phase is PollPhase.REPEAT:
             self._queue.schedule(task, min(earliest_poll(task, now), task.deadline))
         else:
-            self._queue.schedule(task, min(now + self._planner.delay(task, now), task.deadline))
+            self._plan(task)
+
+    def _plan(self, task: TrackedTask) -> None:
+        """Schedule the next poll of a task; if that is far away, decide again before."""
+        now = self._now()
+        when = min(now + self._planner.delay(task, now), task.deadline)
+        recheck = now + RECHECK_INTERVAL
+        is_recheck = when > recheck and self._planner.awaits_callback(task)
+        self._queue.schedule(task, recheck if is_recheck else when, is_recheck=is_recheck)
 
     def _poll_by(self, task: TrackedTask, when: float) -> None:
         """Poll a task no later than ``when``. If one is under way and that is now, poll again after it."""
         if task.polls.phase is PollPhase.NONE:
-            if when < task.polls.next_at:
+            if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):
                 self._queue.schedule(task, when)
         elif when <= self._now():
             task.polls.phase = PollPhase.REPEAT

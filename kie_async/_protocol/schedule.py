@@ -4,7 +4,8 @@ A poll costs a request, and lateness costs the waiting caller. With a hazard ``h
 and a poll worth ``poll_cost`` seconds of lateness, the density of polls that costs least in all is
 ``sqrt(h(t) / (2 * poll_cost))`` (Keller's optimal inspection): none in the dead time at the start, dense where the end
 is likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a
-prior, and anew from each stage seen.
+prior, and anew from each stage seen. Where callbacks report most of the ends, a task is polled when the lateness to be
+expected, should it be one of the others, is worth a poll: that is so when most of its kind have ended.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ _RATIO = 1.1
 _EDGES = tuple(0.25 * _RATIO**power for power in range(99))  # a quarter of a second to 2850 s
 _MEDIAN, _SPREAD = 95.0, 0.5  # observed: 57-74 s in one measurement, 130-137 s in others, usually 1-3 min
 _PRIOR_WEIGHT = 3.0  # counts like three tasks seen
-_NEARLY_ALL = 0.95  # of the tasks have ended when the others are polled although callbacks come,
-_LATER = 0.2  # and polled again when they are older by such a share
 _FLAT_SHARE = 0.15  # of the prior: any length is as likely as any other, by its logarithm
 _SMEAR = 1.08  # a duration stands for those within 8 % of it
 _LARGEST = 1e100
@@ -47,10 +46,6 @@ def _prior(flat_share: float) -> list[float]:
 
 
 _SERVICE, _ANYTHING = _prior(_FLAT_SHARE), _prior(1.0)
-_FASTEST, _SLOWEST = 60.0, 180.0  # usually 1-3 min
-_USUAL = [  # counts like one task, so that it is soon forgotten
-    max(min(end, _SLOWEST) - max(start, _FASTEST), 0.0) / (_SLOWEST - _FASTEST) for start, end in pairwise(_EDGES)
-]
 
 
 class DurationHistogram:
@@ -77,14 +72,6 @@ class DurationHistogram:
         """One that learns apart from this."""
         return DurationHistogram(self.weights.copy(), self.unit)
 
-    def age_of(self, share: float) -> float:
-        """The age by which such a share has ended."""
-        left, step = share * sum(self.weights), 0
-        while self.weights[step] < left:
-            left -= self.weights[step]
-            step += 1
-        return _EDGES[step] + (_EDGES[step + 1] - _EDGES[step]) * left / self.weights[step]
-
     def next_poll(self, age: float, poll_cost: float) -> float:
         """The age at which the polls due since ``age`` add up to one."""
         step = max(bisect_right(_EDGES, age) - 1, 0)
@@ -102,6 +89,29 @@ class DurationHistogram:
             step += 1
         return math.inf
 
+    def next_poll_with_callbacks(self, age: float, missing: float, poll_cost: float) -> float:
+        """The age at which the lateness to be expected since ``age`` is worth a poll, if no callback has come by then.
+
+        The longer a task is silent, the likelier it has ended unreported: with ``F`` the share of those running at
+        ``age`` that has ended since, the odds are ``missing * F`` to ``1 - F``.
+        """
+        step = max(bisect_right(_EDGES, age) - 1, 0)
+        alive, ended = sum(self.weights[step:]), 0.0
+        at, late, doubt = age, 0.0, 0.0
+        for weight, start, end in zip(self.weights[step:], _EDGES[step:], _EDGES[step + 1 :], strict=False):
+            over = (at - start) / (end - start) if at > start else 0.0  # of the first step, a part is past
+            alive -= weight
+            ended += weight * (1 - over)
+            lost = missing * ended
+            rise = (lost / max(alive + lost, self.unit * 1e-9) - doubt) / (end - at)
+            left = poll_cost - late
+            if (doubt + rise * (end - at) / 2) * (end - at) >= left:
+                return at + 2 * left / (doubt + math.sqrt(doubt**2 + 2 * rise * left))
+            late += (doubt + rise * (end - at) / 2) * (end - at)
+            doubt += rise * (end - at)
+            at = end
+        return at + MAX_INTERVAL
+
 
 def _shares(earliest: float, latest: float) -> list[tuple[int, float]]:
     """Spread a duration, known to lie between two polls, over the steps; it is smeared, for no two are the same."""
@@ -110,9 +120,6 @@ def _shares(earliest: float, latest: float) -> list[tuple[int, float]]:
     return [
         (step, (min(end, _EDGES[step + 1]) - max(start, _EDGES[step])) / (end - start)) for step in range(first, last)
     ]
-
-
-_UNKNOWN = DurationHistogram(_USUAL)
 
 
 class Key(NamedTuple):
@@ -138,7 +145,6 @@ class PollSchedule:
         self._prior = DurationHistogram(_ANYTHING if emulated else _SERVICE)
         self._poll_cost = poll_cost or (POLL_COST_EMULATED if emulated else POLL_COST)
         self._histograms: dict[tuple[Key, Stage | None], DurationHistogram] = {}
-        self._ends: dict[Key, DurationHistogram] = {}
 
     def learn(self, key: Key, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
         """Count a task that ended.
@@ -150,25 +156,23 @@ class PollSchedule:
             stages: the age at which each stage was first seen.
         """
         latest = max(latest, MIN_INTERVAL)
-        shares = _shares(earliest, latest)
-        self._histogram(key, None).learn(shares)
-        if key not in self._ends:
-            self._ends[key] = DurationHistogram(_USUAL.copy())
-        self._ends[key].learn(shares)
+        self._histogram(key, None).learn(_shares(earliest, latest))
         for stage, age in stages.items():
             if age < latest:
                 self._histogram(key, stage).learn(_shares(max(earliest - age, 0.0), latest - age))
 
-    def delay_with_callbacks(self, key: Key, age: float, random: Random) -> float:
-        """Seconds until the next poll of a task whose end a callback is likely to report: when most have ended.
+    def delay_with_callbacks(self, key: Key, age: float, polled_age: float, missing: float, random: Random) -> float:
+        """Seconds until the next poll of a task whose end a callback is likely to report.
 
         Args:
-            key: what it is; as long as none of its kind has ended, what is usual at the service counts.
+            key: what it is.
             age: seconds since its submission.
+            polled_age: its age at the last poll, which found it running; 0 if there was none.
+            missing: the share of ends that no callback reports; above 0.
             random: spreads tasks that were submitted together.
         """
-        left = self._ends.get(key, _UNKNOWN).age_of(_NEARLY_ALL) - age
-        wait = left if left > 0 else _LATER * age
+        histogram = self._histograms.get((key, None), self._prior)
+        wait = histogram.next_poll_with_callbacks(polled_age, missing, self._poll_cost) - age
         return max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL)
 
     def delay(self, key: Key, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
