@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
+import anyio
 import pytest
 from command_line import PATIENCE, Terminal, ended, environment, lines, served, started
 from postgres import execute
 
+from kie_async.batch import WorkerControl, serve_health
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
@@ -130,6 +135,77 @@ def test_a_second_sigterm_ends_a_drain(
     assert states(terminal, place) == {"submitted": 3, "planned": 3}
     assert queue(database_url) == {"todo": JOBS}
     finish(terminal, place, service)
+
+
+# ---------------------------------------------------------------- health
+
+
+def ask(url: str, path: str) -> tuple[int, str]:
+    try:
+        with urlopen(f"{url}{path}", timeout=PATIENCE) as answer:  # noqa: S310  # on loopback
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def health_url(worker: subprocess.Popen[bytes]) -> str:
+    return lines(worker, until=b"health: ").split("health: ")[1].split("/livez")[0]
+
+
+def test_a_worker_tells_its_health(terminal: Terminal, service: EmulatorHandle, place: tuple[str, ...]) -> None:
+    slow = Fault("slow", on="submit", seconds=2.0)
+    service.add_faults(slow, UNREADABLE)
+    options = ("--at-once", "1", "--health", "127.0.0.1:0")
+    with started("worker", *place, *options, env=environment(service)) as worker:
+        url = health_url(worker)
+        assert ask(url, "/livez") == (200, "ok\n")
+        becomes(lambda: ask(url, "/readyz") == (200, "ok\n"), worker)
+        assert ask(url, "/elsewhere")[0] == 404
+        becomes(lambda: len(service.arrivals) == 1, worker)
+        becomes(lambda: "kie_async_client_quota_wait_time_seconds_count" in ask(url, "/metrics")[1], worker)
+        worker.send_signal(signal.SIGTERM)
+        becomes(lambda: ask(url, "/readyz") == (503, "it is stopping\n"), worker)  # its POST is under way
+        assert ended(worker).code == 0
+    service.remove_faults(slow, UNREADABLE)
+    finish(terminal, place, service)
+
+
+def test_without_the_extra_there_are_no_metrics(
+    service: EmulatorHandle, place: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "prometheus_client.py").write_text("raise ImportError('it is absent')")
+    env = environment(service, PYTHONPATH=str(tmp_path / "absent"))
+    with started("worker", *place, "--health", ":0", env=env) as worker:
+        code, text = ask(health_url(worker), "/metrics")
+        worker.send_signal(signal.SIGTERM)
+        ended(worker)
+    assert code == 501
+    assert 'pip install "kie_async[metrics]"' in text
+
+
+def test_a_port_that_is_in_use_is_refused_before_anything_is_begun(
+    terminal: Terminal, service: EmulatorHandle, place: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        answer = terminal("worker", *place, "--until-done", "--health", address)
+    assert answer.code == 2
+    assert f"cannot listen for questions about health on 127.0.0.1 port {address[10:]}" in answer.err
+    assert states(terminal, place) == {"planned": JOBS}
+    assert not service.arrivals
+    answer = terminal("worker", *place, "--health", "8081x")
+    assert answer.code == 2
+    assert "--health: '8081x' is no address" in answer.err
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_health_on_ipv6_has_an_address_to_open() -> None:
+    async with serve_health(WorkerControl().why_not_ready, "none here", host="::1") as url:
+        assert url.startswith("http://[::1]:")
+        assert await anyio.to_thread.run_sync(ask, url, "/readyz") == (503, "it has not begun\n")
 
 
 # ---------------------------------------------------------------- who lives

@@ -8,6 +8,7 @@ from kie_async.batch._budget import CreditBudget
 from kie_async.batch._control import WorkerControl
 from kie_async.batch._expiry import Expiry, tracks_expiry, upload_expiry
 from kie_async.batch._fetch import FetchOutcome, fetch_jobs
+from kie_async.batch._health import serve_health
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
 from kie_async.batch._reconcile import (
     adopt,
@@ -50,6 +51,7 @@ __all__ = [
     "retry_unknown",
     "run_batch",
     "run_shared_batch",
+    "serve_health",
     "song_of",
     "strip_secrets",
     "tracks_expiry",

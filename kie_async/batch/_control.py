@@ -18,13 +18,17 @@ class WorkerControl:
     Attributes:
         draining: set when nothing more is to be taken.
         started_at: unix seconds.
-        why_not_ready: returns the reason why the worker takes no jobs now; "" if it does.
+        check: what ``why_not_ready`` asks; the worker sets it.
     """
 
     def __init__(self) -> None:
         self.draining = anyio.Event()
         self.started_at = time.time()
-        self.why_not_ready: Callable[[], Awaitable[str]] = _not_begun
+        self.check: Callable[[], Awaitable[str]] = _not_begun
+
+    async def why_not_ready(self) -> str:
+        """Return the reason why the worker takes no jobs now; "" if it does."""
+        return await self.check()
 
     def drain(self) -> None:
         """Let the worker take and submit nothing more; ``work`` returns when what is submitted has ended."""

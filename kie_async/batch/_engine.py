@@ -86,7 +86,7 @@ def _script(script: str, migration: Path) -> str:
 # Its parts: the number of the engine, unix seconds, the name of a machine.
 _LEASE = "worker:{worker_id}:{started_at:.0f}:{machine}"
 _WORKERS = """
-SELECT lease.name, lease.process_id, extract(epoch FROM now() - worker.last_heartbeat)::float AS heard,
+SELECT lease.name, lease.process_id, extract(epoch FROM now() - worker.last_heartbeat)::float AS heartbeat_age,
     (SELECT count(*) FROM procrastinate_jobs AS job WHERE job.worker_id = worker.id AND job.status = 'doing') AS jobs
 FROM kie_lease AS lease JOIN procrastinate_workers AS worker ON worker.id::text = split_part(lease.name, ':', 2)
 WHERE lease.name LIKE 'worker:%%' AND lease.expires_at > extract(epoch FROM now()) ORDER BY worker.id
@@ -133,10 +133,10 @@ async def list_workers(dsn: str) -> list[LivingWorker]:
         return [_living_worker(**row) for row in await connector.execute_query_all_async(_WORKERS)]
 
 
-def _living_worker(name: str, process_id: str, heard: float, jobs: int) -> LivingWorker:
+def _living_worker(name: str, process_id: str, heartbeat_age: float, jobs: int) -> LivingWorker:
     _, engine_id, started_at, machine = name.split(":", 3)
     pid = process_id.split(":")[1]
-    return LivingWorker(machine, int(pid), jobs, float(started_at), heard, int(engine_id))
+    return LivingWorker(machine, int(pid), jobs, float(started_at), heartbeat_age, int(engine_id))
 
 
 @asynccontextmanager

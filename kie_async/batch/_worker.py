@@ -2,8 +2,7 @@
 
 The engine and the journal share one PostgreSQL. Only keys are queued, and a bounded number of them: a million jobs stay
 in the journal. What is open in the journal and not in the queue is queued again, so no row of the queue is precious. A
-worker that was stopped for a while, and whose keys others have taken, finds that the journal has moved on. This module
-and ``_engine`` are the only users of procrastinate.
+worker that was stopped for a while, and whose keys others have taken, finds that the journal has moved on.
 
 procrastinate keeps its heartbeat, listens, tries again what ``RetryLater`` says, and keeps its rows, so that its own
 shell shows the queue. Added are a loop that starts it again when it ends because the database was away, the heartbeat
@@ -52,8 +51,7 @@ _NOT_RUNNING = "P0001"  # SQLSTATE of the engine's own functions: the row is not
 _REGISTERED = "SELECT id FROM procrastinate_workers WHERE id = %(worker_id)s"
 _KEEP_HOURS = 72  # rows of jobs that have ended
 _LEASE = "engine"
-# Paid work first.
-_ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.INTENT,), (State.PLANNED,))
+_ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.INTENT,), (State.PLANNED,))  # paid work first
 
 # Without a handler, Python writes what these log to stderr; the observer is called with a notice instead.
 for _name in ("procrastinate", "psycopg.pool"):
@@ -121,13 +119,16 @@ class Worker:
         go on from there. A submission that was sent is answered and recorded first.
         """
         async with self._connected(), anyio.create_task_group() as group:
-            self._control.why_not_ready = self._why_not_ready
+            self._control.check = self._why_not_ready
             group.start_soon(self._keep_running)
             group.start_soon(self._repeat, self._feed, FEED_INTERVAL)
             group.start_soon(self._repeat, self._keep_uploading, FEED_INTERVAL)
             if until_done:
                 group.start_soon(self._repeat, partial(self._check_done, batch), CHECK_INTERVAL)
-            await self._is_over.wait()
+            try:
+                await self._is_over.wait()
+            finally:
+                self._is_over.set()
             group.cancel_scope.cancel()
         if self._runner.stopped:
             raise self._runner.stopped
@@ -229,10 +230,11 @@ class Worker:
     async def _why_not_ready(self) -> str:
         if self._control.draining.is_set() or self._is_over.is_set():
             return "it is stopping"
-        worker_id = None if self._engine is None else self._engine.worker_id
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                rows = await self._connector.execute_query_all_async(_REGISTERED, worker_id=worker_id)
+                rows = await self._connector.execute_query_all_async(
+                    _REGISTERED, worker_id=self._engine and self._engine.worker_id
+                )
         except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
             return f"the database does not answer: {_describe(error)}"
         return "" if rows else "the engine is not registered; it is started again by itself"

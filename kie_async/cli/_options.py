@@ -268,12 +268,14 @@ class WorkerRunOptions:
     Attributes:
         at_once: Jobs under way here at once (100).
         until_done: Leave when every job has come to its end.
+        health: Where /livez, /readyz and /metrics are served, over plain HTTP (127.0.0.1:8081).
         drain: At SIGTERM, first finish what is submitted; a second one gives it back, as the first does without this.
     """
 
     journal: JournalOption = None
     at_once: Positive = 100
     until_done: bool = False
+    health: Annotated[str | None, Parameter(metavar="HOST:PORT")] = None
     drain: bool = False
     jsonl: Jsonl = False
 
@@ -345,7 +347,7 @@ BATCH, WORKER, JOBS = BatchOptions(), WorkerOptions(), JobsOptions()
 RESOLVE, EMULATOR = ResolveOptions(), EmulatorOptions()
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, option: str = "--bind") -> tuple[str, int]:
     """Read ``HOST:PORT``, ``:PORT`` or ``PORT``.
 
     Raises:
@@ -353,5 +355,5 @@ def parse_address(text: str) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > MAX_PORT:
-        raise UsageError(f"--bind: {text[:60]!r} is no address; write HOST:PORT, as in 127.0.0.1:8080")
+        raise UsageError(f"{option}: {text[:60]!r} is no address; write HOST:PORT, as in 127.0.0.1:8080")
     return host.strip("[]") or "127.0.0.1", int(port)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import attrs
 
 from kie_async import batch
-from kie_async.batch import WorkerControl, work
+from kie_async.batch import WorkerControl, serve_health, work
 from kie_async.cli._batch import AFTER_UNKNOWN
 from kie_async.cli._batch_progress import BatchProgress, count_of
 from kie_async.cli._connect import JournalLocation, connect, find_journal, stopped_by_sigterm
 from kie_async.cli._exit_codes import UsageError
-from kie_async.cli._options import JOBS, WORKER, Directory, JobsOptions, OutputArg, WorkerOptions
+from kie_async.cli._options import JOBS, WORKER, Directory, JobsOptions, OutputArg, WorkerOptions, parse_address
 from kie_async.cli._output import Output
+from kie_async.events import Observer
+
+if TYPE_CHECKING:
+    from kie_async.otel import PrometheusMetrics
 
 
 async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
@@ -52,11 +59,12 @@ async def _work(
     run, journal = options.run, location.journal()
     progress = BatchProgress(output, out, jsonl=run.jsonl)
     async with (
+        _health(output, run.health, control, progress.emit) as observer,
         connect(
             output,
             options.receiver,
             route=options.common.route,
-            observer=progress.emit,
+            observer=observer,
             max_in_flight=run.at_once,
             journal=journal,
         ) as session,
@@ -72,6 +80,31 @@ async def _work(
             until_done=run.until_done,
             control=control,
         )
+
+
+@asynccontextmanager
+async def _health(
+    output: Output, address: str | None, control: WorkerControl, observer: Observer
+) -> AsyncIterator[Observer]:
+    """Serve what ``--health`` asks for, and give the observer that makes the metrics."""
+    if address is None:
+        yield observer
+        return
+    host, port = parse_address(address, "--health")
+    metrics = _metrics(observer)
+    async with serve_health(control.why_not_ready, metrics, host=host, port=port) as url:
+        output.say(f"health: {url}/livez, /readyz and /metrics")
+        yield observer if isinstance(metrics, str) else metrics.observer
+
+
+def _metrics(observer: Observer) -> PrometheusMetrics | str:
+    """Metrics, or why there are none."""
+    try:
+        from kie_async.otel import PrometheusMetrics  # an extra
+
+        return PrometheusMetrics(observer)
+    except ImportError as error:
+        return str(error)
 
 
 async def workers(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
