@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from kie_async import emulator
+from kie_async.emulator import Fault
+from kie_async.journal import Journal, PostgresJournal, SQLiteJournal, State
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +77,8 @@ async def run(name: str, service: emulator.Emulator, *options: str, **environmen
             try:
                 yield url
             finally:
-                process.terminate()
+                with suppress(ProcessLookupError):  # a test has killed it
+                    process.terminate()
                 await process.wait()
 
 
@@ -131,6 +135,35 @@ async def test_two_replicas_share_the_quota_the_tasks_and_the_callbacks(
     times = sorted(arrival.at for arrival in service.arrivals)
     assert len(times) == count  # none was refused and sent again
     assert all(later - earlier > 10 for earlier, later in zip(times, times[20:], strict=False))
+
+
+async def test_the_tasks_of_a_killed_replica_go_on_in_another(database_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "kie.sqlite"
+    async with anyio.create_task_group() as group:
+        group.start_soon(kill_a_replica, SQLiteJournal(path), str(path))
+        group.start_soon(kill_a_replica, PostgresJournal(database_url), database_url)
+
+
+async def kill_a_replica(store: Journal, address: str) -> None:
+    count = 3
+    async with (
+        emulator.serve(timeline=(0.5, 1.0, 1.5), faults=[Fault("backwards")]) as service,  # until that is taken away
+        store as journal,
+        run("fastapi_app", service, KIE_JOURNAL=address) as killed,
+        run("fastapi_app", service, KIE_JOURNAL=address) as other,
+        aiohttp.ClientSession() as http,
+    ):
+        async with http.get(other) as page:
+            assert page.status == 200  # it was open before the other died
+        for _ in range(count):
+            await submit(http, killed)
+        (process_id,) = await journal.open_processes()
+        os.kill(int(process_id.split(":")[1]), signal.SIGKILL)
+        service.faults.clear()
+        with anyio.fail_after(60):
+            while (await journal.counts())[State.SUCCEEDED] < count:
+                await anyio.sleep(0.1)
+        assert len(service.ledger) == count
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
