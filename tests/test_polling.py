@@ -73,6 +73,7 @@ def test_where_many_ends_are_unreported_polls_go_as_without() -> None:
         if number / (number + 1) > MAX_MISSING:
             assert wait <= 30
             assert not plan.awaits_callback(running)
+            assert plan.delay(running, 200.0) < 1  # it was put off while callbacks were trusted
 
 
 def test_until_a_callback_comes_polls_go_as_without() -> None:

@@ -206,11 +206,12 @@ class PollPlanner:
 
     def _wait_for_end(self, task: TrackedTask, now: float) -> float:
         age, key, stages = now - task.started_at, task.origin.key, task.progress.stages
+        polled_age = 0.0 if task.polls.last_at is None else task.polls.last_at - task.started_at
         if self.awaits_callback(task):
-            polled_age = 0.0 if task.polls.last_at is None else task.polls.last_at - task.started_at
             return self._schedule.delay_with_callbacks(key, age, polled_age, self._trust.missing, self._random)
-        stage, stage_age = (stages[-1][0], age - stages[-1][1]) if stages else (None, age)
-        wait = self._schedule.delay(key, age, stage, stage_age, self._random)
+        stage, stage_age = (stages[-1][0], polled_age - stages[-1][1]) if stages else (None, polled_age)
+        wait = self._schedule.delay(key, polled_age, stage, stage_age, self._random) - (age - polled_age)
+        wait = max(wait, MIN_INTERVAL)  # it is overdue if callbacks were trusted until now
         return min(wait, MAX_LISTENER_INTERVAL) if task.waiters.listeners else wait
 
     def awaits_callback(self, task: TrackedTask) -> bool:
