@@ -66,6 +66,7 @@ def test_where_no_callback_is_lost_a_task_is_polled_when_nearly_all_have_ended()
     assert 170 < awaiting(durations, 0.001) < 190
     assert awaiting(durations, 0.001, 300.0) > 320
     assert awaiting(durations, 0.2) < 110
+    assert awaiting(durations, 0.001, 3000.0) == 3000.0 + MAX_INTERVAL  # longer than all that is known
 
 
 def test_durations_are_learnt_within_twenty_tasks() -> None:
