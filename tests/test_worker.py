@@ -14,6 +14,7 @@ import anyio
 import attrs
 import pytest
 from postgres import Server, execute
+from procrastinate import App, PsycopgConnector
 from psycopg.types.json import Jsonb
 
 import kie_async as kie
@@ -291,6 +292,34 @@ async def test_a_key_that_a_living_worker_has_is_not_queued_again(shop: Shop) ->
         group.cancel_scope.cancel()
     assert await shop.states() == {State.DELIVERED: 2, State.PLANNED: 1}
     assert [key for key, _, _ in shop.queued()] == ["job0", "job1", "job2"]
+
+
+async def test_the_engines_own_tools_show_the_queue_as_the_journal_has_it(shop: Shop) -> None:
+    unreadable = Fault("code", on="record_info", code=500)
+    shop.emulator.add_faults(unreadable)
+    await shop.plan(5)
+    app = App(connector=PsycopgConnector(conninfo=shop.dsn))
+
+    async def shown() -> dict[str, int]:
+        [queue] = await app.job_manager.list_queues_async(task="kie_async.run_job")
+        jobs = Counter(job.status for job in await app.job_manager.list_jobs_async(task="kie_async.run_job"))
+        counts = {state: count for state, count in queue.items() if count and state not in {"name", "jobs_count"}}
+        assert counts == jobs
+        assert queue["name"] == "kie_async"
+        return counts
+
+    async with shop.desk(at_once=2) as one, app.open_async(), anyio.create_task_group() as group:
+        group.start_soon(one.work)
+        await shop.reaches(State.SUBMITTED, 2)
+        assert await shop.states() == {State.SUBMITTED: 2, State.PLANNED: 3}
+        assert await shown() == {"doing": 2, "todo": 3}
+        shop.emulator.remove_faults(unreadable)
+        await shop.reaches(State.DELIVERED, 5)
+        with anyio.fail_after(20):
+            while await shown() != {"succeeded": 5}:
+                await anyio.sleep(0.02)
+        group.cancel_scope.cancel()
+    await shop.check(5)
 
 
 async def test_a_key_handed_out_twice_is_paid_once(shop: Shop) -> None:

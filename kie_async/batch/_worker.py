@@ -4,9 +4,9 @@ The engine and the journal share one PostgreSQL. Only keys are queued, and a bou
 in the journal. What is open in the journal and not in the queue is queued again, so no row of the queue is precious. A
 worker that was stopped for a while, and whose keys others have taken, finds that the journal has moved on.
 
-procrastinate keeps its heartbeat, listens, tries again what ``RetryLater`` says, and keeps its rows, so that its own
-shell shows the queue. Added are a loop that starts it again when it ends because the database was away, the heartbeat
-while it waits for its last jobs, and a loop that gives back the keys of dead workers, which no job can hold up.
+procrastinate keeps its heartbeat, listens, tries again what ``RetryLater`` says, and its own shell shows the queue.
+Added are a loop that starts it again when it ends because the database was away, the heartbeat while it waits for its
+last jobs, and a loop that gives back the keys of dead workers, which no job can hold up.
 """
 
 from __future__ import annotations
@@ -289,11 +289,10 @@ class Worker:
         """
         del self._jobs[task]
         error = None if task.cancelled() else task.exception()
-        if error is None or getattr(error.__cause__, "sqlstate", "") == _NOT_RUNNING:
-            return
-        self._notice("the engine", error)
-        if self._engine is not None:  # pragma: no branch  # it called this
-            self._engine.stop()  # type: ignore[no-untyped-call]  # theirs
+        if error is not None and getattr(error.__cause__, "sqlstate", "") != _NOT_RUNNING:
+            self._notice("the engine", error)
+            if self._engine is not None:  # pragma: no branch  # it called this
+                self._engine.stop()  # type: ignore[no-untyped-call]  # theirs
 
     # ------------------------------------------------------------ files of this machine
 
@@ -389,10 +388,9 @@ async def _remove_old_rows(context: JobContext, timestamp: int) -> None:
 
 def _must_wait(job: Job) -> bool:
     """Whether a job cannot go on now though it is paid; not if another process has it."""
-    if job.error is None:
-        return False
-    return job.error.type == LostRecordError.__name__ or (
-        job.state in _ORDER[0] and job.error.type != ConflictError.__name__
+    return job.error is not None and (
+        job.error.type == LostRecordError.__name__
+        or (job.state in _ORDER[0] and job.error.type != ConflictError.__name__)
     )
 
 
