@@ -1,6 +1,7 @@
 """Three workers on one shared database, one killed, one stopped beyond its lease, while the emulator counts.
 
 Every job must be delivered once and charged once, no submission may break the quota, and the quota must be used.
+Before that, 1, 2 and 4 workers without a quota: jobs per second, connections of a worker, transactions of a job.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import attrs
 
 import kie_async as kie
 from benchmarks._database import fresh, own_server
+from benchmarks._worker_rates import show_rates
 from kie_async.batch import enqueue
 from kie_async.emulator import ReceivedRequest
 from kie_async.journal import Job, State, open_journal
@@ -162,7 +164,8 @@ def _turns(arrivals: list[ReceivedRequest]) -> list[int]:
     return [turns[turn] for turn in range(max(turns) + 1)]
 
 
-async def _jobs(store: str) -> list[Job]:
+async def read_jobs(store: str) -> list[Job]:
+    """Read all jobs of the journal."""
     async with open_journal(store) as journal:
         return [job for _, job in await journal.page(limit=1_000_000)]
 
@@ -174,14 +177,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pause", type=float, default=PAUSE)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", default="", help="a PostgreSQL URL, emptied first; by default a server of its own")
+    parser.add_argument("--rate-jobs", type=int, default=200, help="of each run without a quota; 0: leave them out")
     options = parser.parse_args(arguments)
+    if options.rate_jobs:
+        show_rates(options.rate_jobs, options.store, plan, read_jobs)
     with site(options.store) as place:
         asyncio.run(plan(place.store, options.jobs))
         started = time.monotonic()
         run(place, options.jobs, options.pause, random.Random(options.seed))  # noqa: S311  # a seeded plan
         print(f"{options.jobs} jobs, {WORKERS} workers, one killed, one stopped: {time.monotonic() - started:.0f} s")
         print("submissions in each 10 s:", *_turns(place.emulator.arrivals))
-        found = promises(place, asyncio.run(_jobs(place.store)), options.jobs)
+        found = promises(place, asyncio.run(read_jobs(place.store)), options.jobs)
     for promise in found:
         print(promise.row())
     return int(not all(promise.kept for promise in found))
