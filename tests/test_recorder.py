@@ -487,7 +487,7 @@ async def test_a_late_answer_after_its_callback_changes_nothing(tmp_path: Path) 
 
 async def test_with_callbacks_the_journal_comes_first(tmp_path: Path) -> None:
     async with serving(callbacks=True, credits=1e6, journal=store(tmp_path)) as service:
-        for polls in (20, 1, 1):  # until the first callback comes, as without
+        for polls in (20, 4, 4):  # until the first end is reported, as without
             task = await service.session.submit(REQUEST)
             assert len((await task).tracks) == 2
             assert service.emulator.polls(task.id) <= polls

@@ -553,7 +553,7 @@ async def test_a_session_reads_what_the_emulator_answers_in_each_shape(shape: st
 async def test_callbacks_of_the_shape_of_a_record_cost_no_more_looks() -> None:
     faults = [Fault("shape", "callback")]
     async with serving(callbacks=True, settings={"route": "jobs"}, faults=faults) as service:
-        for polls in (20, 1):  # until the first callback comes, as without
+        for polls in (20, 4):  # until the first end is reported, as without
             task = await service.session.submit(REQUEST)
             assert len((await task).tracks) == 2
             assert service.emulator.polls(task.id) <= polls
