@@ -36,7 +36,7 @@ class Leases:
     def __init__(self, journal: Journal, emit: Observer) -> None:
         self._journal = journal
         self._emit = emit
-        self._renewed: dict[str, float] = {}  # by name, when each was last renewed
+        self._renewed: dict[str, float | None] = {}  # by name, when each was last renewed; None: it is being taken
         self._guarding: set[str] = set()  # names of those without which nothing is submitted
 
     @asynccontextmanager
@@ -52,9 +52,10 @@ class Leases:
         """
         if name in self._renewed:
             raise ConflictError(f"{name} is being worked on by this process already")
-        self._renewed[name] = time.time()
+        self._renewed[name] = None
         try:
             await self._journal.lease(name, LEASE)
+            self._renewed[name] = time.time()
         except BaseException as error:
             del self._renewed[name]
             if not isinstance(error, ConflictError):  # it may have been written all the same
@@ -91,7 +92,7 @@ class Leases:
             ConflictError: one did.
         """
         for name in tuple(self._guarding):
-            if time.time() - self._renewed[name] > LEASE:
+            if time.time() - (self._renewed[name] or 0.0) > LEASE:
                 await self.renew(name)
 
     async def ensure_dead(self, process_id: str) -> None:
@@ -104,7 +105,7 @@ class Leases:
         """Renew all leases that are held, until cancelled."""
         while True:
             await anyio.sleep(HEARTBEAT)
-            for name in tuple(self._renewed):
+            for name in [name for name, at in self._renewed.items() if at is not None]:
                 try:
                     with InternalErrors("a lease"):
                         await self.renew(name)
