@@ -1,6 +1,7 @@
 """1, 2 and 4 workers without a quota, on an emulator and a PostgreSQL of this machine.
 
-A worker has 100 jobs under way at most, and polls them: with one worker that is the limit, and not the database.
+A worker has 100 jobs under way at most, so with one worker that limits the rate, and not the database. The rates vary
+from run to run by a factor of two and more, for all of it shares the cores; connections and transactions do not.
 """
 
 from __future__ import annotations

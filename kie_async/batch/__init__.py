@@ -1,10 +1,10 @@
 """Durable batches: a list of jobs, each taken to its end and paid once, through crashes and restarts.
 
 Where one database ends, for workers that share it: a job takes some 27 transactions, nearly all of one statement, and a
-worker 6 connections (``python -m benchmarks workers``). Four workers made 15 jobs a second, on two cores that they had
-in common with the database and the emulator. The quota of an account lets 2 jobs a second begin, so that one database
-of this kind bears the quotas of 7 accounts; the 100 connections that PostgreSQL takes by default, 16 workers. Before
-that, give each account a database of its own: accounts share nothing but the machines.
+worker 6 connections (``python -m benchmarks workers``). In that benchmark four workers made 15 jobs a second, on two
+cores that they had in common with the database and the emulator; the quota of an account lets 2 a second begin. The 100
+connections that PostgreSQL takes by default are 16 workers. Before either is reached, give each account a database of
+its own: accounts share nothing but the machines.
 """
 
 from typing import TYPE_CHECKING
