@@ -73,7 +73,12 @@ ELSEWHERE = {  # in test_wire, test_emulator_bodies and test_signing
 
 
 def test_every_sample_has_its_end() -> None:
-    assert {path.name for path in SAMPLES.iterdir()} == {*END, *STAGES, *SUBMITTED, *ELSEWHERE}
+    assert {path.name for path in SAMPLES.iterdir() if not path.name.startswith("journal_")} == {
+        *END,
+        *STAGES,
+        *SUBMITTED,
+        *ELSEWHERE,
+    }
 
 
 def malformed(body: Any) -> bytes:
