@@ -164,7 +164,7 @@ def test_a_worker_stops_too(terminal: Terminal, service: EmulatorHandle, tmp_pat
 
     async def fill() -> None:
         async with kie.open_journal(database_url) as journal:
-            await journal.add(Job(key=request.title or "", request=request) for request in requests(12))
+            await journal.add(Job(key=r.title or "", request=r, batch="songs") for r in requests(12))
 
     asyncio.run(fill())
     answer = terminal("worker", *place, "--at-once", "1", "--callbacks", "--json")
