@@ -384,6 +384,18 @@ async def test_a_callback_of_an_intent_whose_process_is_dead_names_its_task(tmp_
         assert (await kept.job("k")).task_id == task_id
 
 
+async def test_a_callback_of_an_earlier_attempt_names_no_task(tmp_path: Path) -> None:
+    async with recording(tmp_path) as kept, alive(tmp_path, "elsewhere:1:aa") as other:
+        await other.add([Job(key="k", request=REQUEST)])
+        await other.intend("k", "t" * 43)
+        await other.move("k", State.PLANNED, token="t" * 43)  # it was refused, and is sent again
+        await other.intend("k", "u" * 43)
+        await kept.journal.save_callback(InboundCallback(token="t" * 43, task_id="it", stage="text", at=time.time()))
+        await anyio.sleep(20)
+        job = await kept.job("k")
+        assert (job.state, job.token, job.task_id) == (State.INTENT, "u" * 43, None)
+
+
 async def test_a_batch_settles_the_intent_of_a_process_that_dies_while_it_runs(tmp_path: Path) -> None:
     async with store(tmp_path, "elsewhere:1:aa") as other, serving(credits=1e6) as service:
         await other.add([Job(key="k", request=REQUEST, batch="b")])
