@@ -396,6 +396,17 @@ async def test_a_callback_of_an_earlier_attempt_names_no_task(tmp_path: Path) ->
         assert (job.state, job.token, job.task_id) == (State.INTENT, "u" * 43, None)
 
 
+async def test_a_callback_of_a_task_that_a_living_process_follows_is_left_to_it(tmp_path: Path) -> None:
+    async with recording(tmp_path) as kept, alive(tmp_path, "elsewhere:1:aa") as other:
+        task_id = (await kept.service.session.submit(REQUEST)).id
+        await other.add([Job(key="k", request=REQUEST)])
+        await other.intend("k", "t" * 43)
+        await other.move("k", State.SUBMITTED, token="t" * 43, task_id=task_id)
+        await kept.journal.save_callback(InboundCallback(token="t" * 43, task_id=task_id, stage="text", at=time.time()))
+        await anyio.sleep(300)
+        assert (await kept.job("k")).state is State.SUBMITTED
+
+
 async def test_a_batch_settles_the_intent_of_a_process_that_dies_while_it_runs(tmp_path: Path) -> None:
     async with store(tmp_path, "elsewhere:1:aa") as other, serving(credits=1e6) as service:
         await other.add([Job(key="k", request=REQUEST, batch="b")])

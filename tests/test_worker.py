@@ -177,18 +177,6 @@ def shop(emulator: EmulatorHandle, database_url: str, tmp_path: Path) -> Shop:
     return Shop(emulator, database_url, tmp_path / "out")
 
 
-async def test_the_tasks_of_plain_sessions_are_left_alone(shop: Shop) -> None:
-    """They are awaited by their callers: a worker neither submits what is still planned nor downloads what is done."""
-    async with shop.desk() as desk:
-        await (await desk.session.extend("a1", model="V5"))
-        await desk.recorder.journal.add([Job(key="waiting for the quota", request=kie.ExtendRequest("a1", model="V5"))])
-        await shop.plan(1)
-        await desk.work(until_done=True)
-        assert desk.delivered() == 1
-    assert await shop.states() == {State.DELIVERED: 1, State.SUCCEEDED: 1, State.PLANNED: 1}
-    assert len(shop.emulator.ledger) == 2  # of the session's own task, and of the batch's job
-
-
 async def test_two_workers_share_the_jobs(shop: Shop) -> None:
     await shop.plan(12)
     async with shop.desk() as one, shop.desk() as other, anyio.create_task_group() as group:

@@ -25,7 +25,7 @@ from kie_async.cli._exit_codes import TerminatedError, UsageError
 from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
-from kie_async.journal import OWN_BATCH, Job, Journal, State, is_local
+from kie_async.journal import Job, Journal, State, is_local
 from kie_async.session import KieSession
 from kie_async.settings import Settings
 
@@ -54,7 +54,7 @@ class BatchOrder:
     @property
     def name(self) -> str:
         """The batch's name in the journal."""
-        return self.location.batch or OWN_BATCH
+        return self.location.batch or ""
 
     def connect(self, output: Output, **options: Unpack[SessionOptions]) -> AbstractAsyncContextManager[KieSession]:
         """Open a session for it."""

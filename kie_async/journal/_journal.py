@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Self, TypeAlias
 from uuid import uuid4
@@ -149,7 +148,7 @@ class Journal(AsyncContextManagerMixin):
         *states: State,
         batch: str | None = None,
         waiting_for: Collection[str] = (),
-        full: Collection[str] | None = None,
+        full: Collection[str] = (),
         after: int = 0,
         limit: int = 500,
     ) -> list[tuple[int, Job]]:
@@ -159,28 +158,23 @@ class Journal(AsyncContextManagerMixin):
             states: which; all, if none is named.
             batch: only of this batch.
             waiting_for: only those that wait for one of these machines; "" stands for those that wait for none.
-            full: only those that a worker may run: no tasks of plain sessions, which are of no batch, and no planned
-                jobs of these batches (``Caps.full``).
+            full: leave out the planned jobs of these batches (``Caps.full``).
             after: go on after this position; a position comes with each job.
             limit: at most so many.
         """
         wanted = {f"state{number}": str(state) for number, state in enumerate({*states} or State)}
         machines = {f"machine{number}": machine for number, machine in enumerate(waiting_for)}
-        batches = {f"full{number}": name for number, name in enumerate(full or ())}
-        statement = _sql.page(wanted, machines, batch, None if full is None else batches)
-        rows = await self._read(statement, **wanted, **machines, **batches, batch=batch, after=after, limit=limit)
+        batches = {f"full{number}": name for number, name in enumerate(full)}
+        statement, values = _sql.page(wanted, machines, batch, batches), {**wanted, **machines, **batches}
+        rows = await self._read(statement, **values, batch=batch, after=after, limit=limit)
         return [(position, read_job(tuple(row))) for position, *row in rows]
 
     async def jobs(
-        self,
-        *states: State,
-        batch: str | None = None,
-        waiting_for: Collection[str] = (),
-        full: Collection[str] | None = None,
+        self, *states: State, batch: str | None = None, waiting_for: Collection[str] = (), full: Collection[str] = ()
     ) -> AsyncGenerator[Job]:
         """Give the jobs that ``page`` reads, page by page."""
-        after, read = 0, partial(self.page, *states, batch=batch, waiting_for=waiting_for, full=full)
-        while page := await read(after=after):
+        after = 0
+        while page := await self.page(*states, batch=batch, waiting_for=waiting_for, full=full, after=after):
             for _, job in page:
                 yield job
             after, _ = page[-1]

@@ -14,9 +14,8 @@ from kie_async.journal._sql import Driver, of_batch
 _WAITING = "SELECT machine, count(*) FROM kie_job WHERE machine > '' {of_batch} GROUP BY machine"
 _NEXT_UPLOADS = """
 SELECT position, key, batch, state, cost, changed_at, document, checksum FROM kie_job
-WHERE machine = :machine AND state = 'planned' AND batch > '' {condition}
-AND position > :after AND position < coalesce((
-    SELECT position FROM kie_job WHERE machine = '' AND state = 'planned' AND batch > '' {condition}
+WHERE machine = :machine AND state = 'planned' {condition} AND position > :after AND position < coalesce((
+    SELECT position FROM kie_job WHERE machine = '' AND state = 'planned' {condition}
     ORDER BY position LIMIT 1 OFFSET :ahead
 ), 9223372036854775807)
 ORDER BY position LIMIT 10
@@ -40,7 +39,7 @@ class Machines:
         return {str(machine): int(number) for machine, number in rows}
 
     async def next_uploads(self, machine: str, *, ahead: int, full: Collection[str] = ()) -> AsyncGenerator[Job]:
-        """Give the jobs of batches that wait for a machine and are needed soon, in their order.
+        """Give the jobs that wait for a machine and are needed soon, in their order.
 
         Args:
             machine: its name.

@@ -168,19 +168,16 @@ WHERE key = :key AND written = :seen
 """
 
 
-def page(states: Iterable[str], machines: Iterable[str], batch: str | None, full: Collection[str] | None) -> str:
+def page(states: Iterable[str], machines: Iterable[str], batch: str | None, full: Collection[str] = ()) -> str:
     """Read a page state by state, so that an index leads to a few open jobs past a million others.
 
     Args:
         states: names of the parameters that hold the states.
         machines: names of those that hold the machines that jobs wait for; none for all jobs.
         batch: None for all batches.
-        full: names of those that hold batches whose planned jobs are left out, with all that is of no batch; None for
-            all jobs.
+        full: names of those that hold batches whose planned jobs are left out.
     """
     each = [f"state = :{state}" for state in states]
-    if full is not None:
-        each = [f"{one} AND batch > ''" for one in each]
     if machines := list(machines):
         each = [f"{state} AND machine = :{machine}" for state, machine in product(each, machines)]
     if full:
