@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import attrs
@@ -124,12 +127,19 @@ def test_new_addresses_are_asked_for(
 def test_without_a_key_nobody_can_be_asked(
     terminal: Terminal, service: EmulatorHandle, journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """So the track whose address has expired is not fetched; the other one is."""
+    key = os.environ["KIE_API_KEY"]
     monkeypatch.delenv("KIE_API_KEY")
-    service.add_faults(Fault("expired"))
-    answer = terminal(*words(journal, tmp_path / "out", "one"))
+    service.add_faults(Fault("expired", nth=1))
+    out = tmp_path / "out"
+    answer = terminal(*words(journal, out, "one"))
     assert answer.code == 5
-    assert "KIE_API_KEY" in answer.err
+    assert "expired; no new address could be asked for: api_key is empty: set KIE_API_KEY" in answer.err
     assert "fetch the rest with the same command" in answer.err
+    assert [path.name for path in out.glob("*.mp3")] == ["one-2.mp3"]
+    monkeypatch.setenv("KIE_API_KEY", key)
+    assert terminal(*words(journal, out, "one")).code == 0
+    assert len(list(out.glob("*.mp3"))) == 2
 
 
 def test_what_is_gone_is_said_to_be(terminal: Terminal, service: EmulatorHandle, journal: Path, tmp_path: Path) -> None:
@@ -155,6 +165,16 @@ def test_one_track_that_is_gone_does_not_hold_up_the_other(
     answer = terminal(*words(journal, tmp_path / "out", "one"))
     assert answer.code == 0
     assert len(list((tmp_path / "out").glob("*.mp3"))) == 2
+
+
+def test_a_full_disk_is_not_tried_again_with_the_next_track(
+    terminal: Terminal, journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=0))
+    answer = terminal(*words(journal, tmp_path / "out", "one"))
+    assert answer.code == 8
+    assert "0 fetched, 1 failed" in answer.err
+    assert [path.name for path in (tmp_path / "out").glob("*.kie.json")] == ["one-1.kie.json"]
 
 
 @pytest.mark.parametrize(

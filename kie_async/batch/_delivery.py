@@ -15,7 +15,7 @@ import attrs
 from kie_async._client.lifetime import until_done
 from kie_async.batch._reconcile import find_job
 from kie_async.batch._results import Download, Results
-from kie_async.errors import ConflictError, DownloadError, KieError, StorageError
+from kie_async.errors import ConflictError, KieError, StorageError
 from kie_async.journal import Job, Journal, Leases, State
 
 _LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is tried again
@@ -43,8 +43,8 @@ class Delivery:
             download: downloads a track, as ``KieSession.download`` does.
 
         Raises:
-            DownloadError: a track could not be fetched whole; the others are there, and the next call fetches the rest.
             StorageError: the disk refused, or the journal is away.
+            KieError: a track could not be fetched whole; the others are there, and the next call fetches the rest.
 
         Cancelling keeps what has come.
         """
@@ -92,11 +92,13 @@ class Delivery:
     async def _save(self, job: Job, download: Download) -> tuple[str, ...]:
         """Save all tracks; if one cannot be fetched, save the others first, for they may be gone by the next try."""
         files: list[str] = []
-        errors: list[DownloadError] = []
+        errors: list[KieError] = []
         for track in job.tracks:
             try:
                 files.append(await self._results.save(download, job, track))
-            except DownloadError as error:
+            except StorageError:
+                raise
+            except KieError as error:
                 errors.append(error)
         if errors:
             raise errors[0]

@@ -110,8 +110,13 @@ class _Downloads:
         except DownloadError as error:
             if error.retryable:
                 raise
-        session = await self._session(job.last_attempt.route)
-        record = await session.record_info(job.task_id or "")
+            reason = error.message
+        try:
+            session = await self._session(job.last_attempt.route)
+            record = await session.record_info(job.task_id or "")
+        except KieError as error:
+            error.message = f"{reason}; no new address could be asked for: {error.message}"
+            raise
         fresh = {each.id: each for each in record.tracks if each.audio_url} if record else {}
         return await session.download(fresh.get(track.id, track), directory, **options)
 
