@@ -22,6 +22,7 @@ from kie_async.journal import (
     InboundCallback,
     Job,
     Journal,
+    Leases,
     PostgresJournal,
     SQLiteJournal,
     State,
@@ -737,6 +738,24 @@ async def test_a_lease_is_held_once(tmp_path: Path) -> None:
                 await other.lease("batch:b", 30)
         await recorder.leases.renew("batch:b")  # it was about to be renewed when it was given back
         await other.lease("batch:b", 30)
+
+
+async def test_a_lease_that_is_given_back_while_another_is_renewed_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("batch:a", "batch:b")
+    async with store(tmp_path) as opened, store(tmp_path, "another:1:x") as other, AsyncExitStack() as guards:
+        journal = Away(opened)
+        leases = Leases(as_journal(journal), lambda _event: None)
+        for name in names:
+            await guards.enter_async_context(leases.holding(name))
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 31)
+        journal.beside["lease"] = guards.aclose
+        await leases.check()
+        assert not journal.beside
+        for name in names:
+            await other.lease(name, 30)
 
 
 async def test_a_lease_whose_taker_is_cancelled_is_given_back(tmp_path: Path) -> None:

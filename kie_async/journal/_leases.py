@@ -92,7 +92,8 @@ class Leases:
             ConflictError: one did.
         """
         for name in tuple(self._guarding):
-            if time.time() - (self._renewed[name] or 0.0) > LEASE:
+            renewed_at = self._renewed.get(name)
+            if renewed_at is not None and time.time() - renewed_at > LEASE:  # else it was given back meanwhile
                 await self.renew(name)
 
     async def ensure_dead(self, process_id: str) -> None:
