@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import attrs
+import psycopg
 import pytest
 from conftest import SAMPLES, sample_json
 from journal_contract import SOURCE, bring, held
@@ -163,3 +164,23 @@ async def test_two_that_upgrade_it_at_once(store: Store) -> None:
         for _ in range(4):
             group.start_soon(upgrade)
     assert [version == OLDEST for version in sorted(versions)] == [True, False, False, False]
+
+
+async def test_an_upgrade_beside_a_job_that_is_being_added_is_no_deadlock(database_url: str) -> None:
+    execute(database_url, (SAMPLES / "journal_2.postgresql.sql").read_text("utf-8"))
+    waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'kie_job'::regclass AND NOT granted"
+    versions: list[int] = []
+
+    async def upgrade() -> None:
+        versions.append(await open_journal(database_url).upgrade())
+
+    async with await psycopg.AsyncConnection.connect(database_url) as adding, anyio.create_task_group() as group:
+        await adding.execute("LOCK TABLE kie_job IN ROW EXCLUSIVE MODE")  # as INSERT does, before it needs a position
+        group.start_soon(upgrade)
+        with anyio.fail_after(60):
+            while await (await adding.execute(waiting)).fetchone() != (1,):
+                await anyio.sleep(0.02)
+        await adding.execute("SELECT kie_next_position()")
+        assert not versions
+        await adding.commit()
+    assert versions == [OLDEST]

@@ -70,6 +70,13 @@ CREATE FUNCTION kie_next_position() RETURNS bigint LANGUAGE sql AS $$
 $$;
 """
 _UPGRADE = "UPDATE kie_schema SET version = {version};"
+# A job that is added locks its table before it gets a position; in the other order the two would wait for each other.
+_LOCK_JOBS = """
+DO $$ BEGIN
+    IF (SELECT version FROM kie_schema) < {version} THEN LOCK TABLE kie_job; END IF;
+EXCEPTION WHEN undefined_table THEN NULL;
+END $$
+"""
 _VERSION: LiteralString = "SELECT version FROM kie_schema"
 _POSITION = "bigint PRIMARY KEY DEFAULT kie_next_position()"
 
@@ -215,7 +222,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
 
     async def upgrade(self) -> int:
         """Bring the tables of an older version to the newest; see ``Driver``."""
-        async with self._schema() as (connection, version):
+        async with self._schema(_LOCK_JOBS.format(version=VERSION)) as (connection, version):
             if not version:
                 raise StorageError(f"{self._name} has no tables: kie-async database create", retryable=False)
             if version not in MIGRATIONS:
@@ -243,11 +250,14 @@ class Postgres(anyio.AsyncContextManagerMixin):
         return [*findings(schema, ServerFacts(**row, missing=missing, version=version, is_silent=is_silent))]
 
     @asynccontextmanager
-    async def _schema(self) -> AsyncGenerator[tuple[Connection, int]]:
-        """A transaction in which nobody else makes or changes the tables, and their version; 0: there are none."""
+    async def _schema(self, first: str = "") -> AsyncGenerator[tuple[Connection, int]]:
+        """A transaction in which nobody else makes or changes the tables, and their version; 0: there are none.
+
+        It begins with the statement given.
+        """
         try:
             async with self._connection() as connection, connection.transaction():
-                await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
+                await connection.execute(f"{first}; SELECT pg_advisory_xact_lock({_LOCK})".encode())
                 is_made = await _value(connection, "SELECT to_regclass('kie_schema') IS NOT NULL")
                 yield connection, await _value(connection, _VERSION) if is_made else 0
         except psycopg.Error as error:
