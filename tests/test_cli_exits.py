@@ -239,7 +239,7 @@ def test_2_a_port_in_use_for_the_emulator() -> None:
         with started("emulate", "--port", port, "--json", env=environment()) as process:
             answer = ended(process)
     assert answer.code == 2
-    assert f"cannot listen on {port}" in answer.value["error"]["message"]
+    assert f"cannot listen for requests to the emulator on 127.0.0.1 port {port}" in answer.value["error"]["message"]
     assert "Traceback" not in answer.err
 
 

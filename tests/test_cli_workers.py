@@ -208,6 +208,14 @@ async def test_health_on_ipv6_has_an_address_to_open() -> None:
         assert await anyio.to_thread.run_sync(ask, url, "/readyz") == (503, "it has not begun\n")
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_error_of_the_block_is_no_error_of_listening() -> None:
+    with pytest.raises(OSError, match="of the block"):
+        async with serve_health(WorkerControl().why_not_ready, "none here"):
+            raise OSError("of the block")
+
+
 # ---------------------------------------------------------------- who lives
 
 

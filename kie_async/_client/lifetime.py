@@ -10,7 +10,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -23,8 +23,6 @@ from kie_async.errors import SessionError
 T = TypeVar("T")
 
 _tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly; one that is forgotten works to its end
-
-_TURNS_TO_ACCEPT = 5  # from a connection's arrival to the call of its protocol
 
 
 class Phase(Enum):
@@ -253,42 +251,3 @@ async def until_done(future: asyncio.Future[Any]) -> None:
                 cancelled = error
     if cancelled is not None:
         raise cancelled
-
-
-async def listen(factory: Callable[[], asyncio.Protocol], host: str, port: int) -> asyncio.Server:
-    """Listen, or leave nothing open.
-
-    ``create_server`` alone waits for one turn of the loop with its sockets open: cancelled there, it loses them, and
-    they go on to take connections.
-
-    Args:
-        factory: makes the protocol of each connection.
-        host: an address or name of this machine.
-        port: 0 takes a free one.
-
-    Raises:
-        OSError: the host is not of this machine, or the port is in use.
-        OverflowError: the port is no port.
-    """
-    listener = await asyncio.get_running_loop().create_server(factory, host, port, start_serving=False)
-    try:
-        await listener.start_serving()
-    except BaseException:  # cancellation included
-        listener.close()
-        raise
-    return listener
-
-
-async def stop_listening(listener: asyncio.Server) -> None:
-    """Take no more connections, and wait until the accepted ones have reached their server, which then closes them.
-
-    Accepting takes some turns of the loop. A connection whose listener is closed meanwhile would be nobody's, and stay
-    open.
-    """
-    loop = asyncio.get_running_loop()
-    for each in listener.sockets:
-        with suppress(NotImplementedError):  # Windows has no readers
-            loop.remove_reader(each)
-    for _ in range(_TURNS_TO_ACCEPT):
-        await asyncio.sleep(0)
-    listener.close()

@@ -7,9 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from aiohttp import web
-from anyio import CancelScope
 
-from kie_async.errors import SettingsError
+from kie_async._client.http_server import listening, url_of
 
 _SHUTDOWN_TIMEOUT = 1.0  # seconds for answers under way when it ends
 
@@ -61,14 +60,5 @@ async def serve_health(
     app = web.Application()
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", show_metrics)])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT)
-    try:
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except (OSError, OverflowError) as error:
-            raise SettingsError(f"cannot listen for questions about health on {host} port {port}: {error}") from error
-        bound_host, bound_port = runner.addresses[0][:2]
-        yield f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
-    finally:
-        with CancelScope(shield=True):
-            await runner.cleanup()
+    async with listening(runner, "questions about health", host, port) as address:
+        yield url_of(*address)

@@ -14,11 +14,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 from aiohttp import HttpVersion11, web
-from anyio import CancelScope
 
-from kie_async._client.lifetime import listen, stop_listening
+from kie_async._client.http_server import listening, url_of
 from kie_async.callbacks._receiver import TIMEOUT, Receiving, segments
-from kie_async.errors import SettingsError
 
 MAX_CONNECTIONS = 512  # half of the open files that a process is commonly allowed
 _SHUTDOWN_TIMEOUT = 1.0  # seconds for callbacks under way when a server ends
@@ -96,32 +94,13 @@ async def serve(
         SettingsError: the port is in use, or the host not of this machine.
     """
     prefix = _prefix(session, path)
-    server = web.Server(partial(_answer_at, prefix, session))
+    server = _CallbackServer(partial(_answer_at, prefix, session))
     runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_TIMEOUT)
-    listener = await _listen(server, host, port)
-    try:
-        await runner.setup()
-        yield _serving(listener, prefix)
-    finally:
-        with CancelScope(shield=True):  # a cancelled block must not leave connections behind
-            await stop_listening(listener)
-            await runner.cleanup()  # takes _SHUTDOWN_TIMEOUT at most
-
-
-async def _listen(server: web.Server, host: str, port: int) -> asyncio.Server:
-    try:
-        return await listen(partial(_accept, server), host, port)
-    except (OSError, OverflowError) as error:
-        raise SettingsError(f"cannot listen for callbacks on {host} port {port}: {error}") from error
-
-
-def _serving(listener: asyncio.Server, prefix: str) -> Serving:
-    host, port = listener.sockets[0].getsockname()[:2]
-    address = ip_address(host.partition("%")[0])
-    is_v4 = isinstance(address, IPv4Address)
-    if address.is_unspecified:
-        address = ip_address("127.0.0.1" if is_v4 else "::1")
-    return Serving(host, port, f"http://{address}:{port}{prefix}" if is_v4 else f"http://[{address}]:{port}{prefix}")
+    async with listening(runner, "callbacks", host, port) as (bound_host, bound_port):
+        address = ip_address(bound_host.partition("%")[0])
+        if address.is_unspecified:
+            address = ip_address("127.0.0.1" if isinstance(address, IPv4Address) else "::1")
+        yield Serving(bound_host, bound_port, url_of(str(address), bound_port) + prefix)
 
 
 class _RequestHandler(web.RequestHandler):
@@ -141,12 +120,13 @@ class _RequestHandler(web.RequestHandler):
         return answer
 
 
-def _accept(server: web.Server) -> _RequestHandler:
-    """Make the protocol of a new connection; beyond the limit the oldest are closed, because they are the slow ones."""
-    connections = server.connections
-    for oldest in connections[: max(0, len(connections) - MAX_CONNECTIONS + 1)]:
-        oldest.force_close()
-    return _RequestHandler(server, loop=asyncio.get_running_loop(), **_OPTIONS)
+class _CallbackServer(web.Server):
+    def __call__(self) -> _RequestHandler:
+        """Make the protocol of a new connection; beyond the limit the oldest, which are the slow ones, are closed."""
+        connections = self.connections
+        for oldest in connections[: max(0, len(connections) - MAX_CONNECTIONS + 1)]:
+            oldest.force_close()
+        return _RequestHandler(self, loop=asyncio.get_running_loop(), **_OPTIONS)
 
 
 async def _answer_at(prefix: str, session: Receiving, request: web.BaseRequest) -> web.Response:

@@ -109,8 +109,6 @@ async def emulate(*, output: OutputArg, options: EmulatorOptions = EMULATOR) -> 
             await anyio.sleep_forever()
     except ValueError as error:  # the only one that the options leave possible
         raise UsageError(f"--key: {error}") from None
-    except OSError as error:
-        raise UsageError(f"--port: the emulator cannot listen on {options.port}: {error.strerror or error}") from None
 
 
 def _announce(output: Output, environment: dict[str, str], webhook_key: str | None) -> None:

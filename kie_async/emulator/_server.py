@@ -6,14 +6,14 @@ import re
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
 
 import aiohttp
 import anyio
 from aiohttp import web
 
 from kie_async._client.concurrency import unwrap_single_exception
-from kie_async._client.lifetime import Lifetime, listen, running_loop, stop_listening
+from kie_async._client.http_server import listening, url_of
+from kie_async._client.lifetime import Lifetime, running_loop
 from kie_async.emulator._callbacks import CallbackSender, SentCallback
 from kie_async.emulator._faults import Fault
 from kie_async.emulator._files import FileStore, SourceChecker
@@ -148,6 +148,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         malformed_jobs: whether recordInfo of the jobs route is malformed JSON, as a real answer was.
 
     Raises:
+        SettingsError: the port is in use, or the host not of this machine.
         ValueError: the host is not on loopback, or a key cannot stand in a header.
     """
     if not is_loopback(host):
@@ -208,18 +209,7 @@ async def _background(service: EmulatedService) -> AsyncIterator[None]:
 async def _listening(service: EmulatedService, host: str, port: int) -> AsyncIterator[None]:
     app = web.Application(client_max_size=service.state.rules.max_bytes, middlewares=[under_own_name])
     app.add_routes(service.routes())
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
-    try:
-        await runner.setup()
-        listener = await listen(cast("web.Server", runner.server), host, port)  # not None once set up
-        try:
-            address = listener.sockets[0].getsockname()
-            name = f"[{address[0]}]" if ":" in address[0] else address[0]
-            service.state.base_url = f"http://{name}:{address[1]}"
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await stop_listening(listener)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await runner.cleanup()
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    async with listening(runner, "requests to the emulator", host, port) as address:
+        service.state.base_url = url_of(*address)
+        yield
