@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from benchmarks._poll_simulation import Ended, Life
-from kie_async._client.next_poll import CALLBACK_FALLBACK, PollPlanner, earliest_poll
+from kie_async._client.poll_schedule import CALLBACK_FALLBACK, PollPlanner, earliest_poll
 from kie_async._client.task import Origin, TrackedTask
-from kie_async._protocol.schedule import Key, PollSchedule
+from kie_async._protocol.durations import DurationModel, TaskKind
 from kie_async.models import STAGES
 
-_KEY = Key("extend", "V5")
+_KEY = TaskKind("extend", "V5")
 _GAP = 15.0  # seconds between two tasks
 _WITHIN = 1.5  # seconds in which a callback comes
 
@@ -64,7 +64,7 @@ class Caller:
 
     def __attrs_post_init__(self) -> None:
         self._chance = random.Random(self.seed)  # noqa: S311  # a seeded simulation
-        self._planner = PollPlanner(PollSchedule(), self._chance.random, callbacks=self.asked)
+        self._planner = PollPlanner(DurationModel(), self._chance.random, callbacks=self.asked)
 
     def follow(self, life: Life) -> Ended:
         """Follow one task to its end."""

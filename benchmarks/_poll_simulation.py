@@ -13,7 +13,7 @@ from typing import Protocol
 
 import attrs
 
-from kie_async._protocol.schedule import MAX_FIRST_DELAY, Key, PollSchedule
+from kie_async._protocol.durations import MAX_FIRST_DELAY, DurationModel, TaskKind
 from kie_async.models import STAGES, Stage
 
 _NOBODY = 1e-6  # of all tasks: what these few do counts for nothing
@@ -153,7 +153,7 @@ class Ours:
         blind: it is not told of stages.
     """
 
-    _key = Key("extend", "V5")
+    _key = TaskKind("extend", "V5")
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Ours:
         max_first_delay: float = MAX_FIRST_DELAY,
         blind: bool = False,
     ) -> None:
-        self._pacing = PollSchedule(poll_cost=poll_cost, max_first_delay=max_first_delay)
+        self._pacing = DurationModel(poll_cost=poll_cost, max_first_delay=max_first_delay)
         self._chance = random.Random(seed)  # noqa: S311  # a seeded simulation
         self._blind = blind
 

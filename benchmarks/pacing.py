@@ -44,7 +44,7 @@ from benchmarks._poll_simulation import (
     telling_nothing,
 )
 from benchmarks._report import table, versions
-from kie_async._protocol.schedule import MAX_FIRST_DELAY, MAX_INTERVAL, MIN_INTERVAL, POLL_COST
+from kie_async._protocol.durations import MAX_FIRST_DELAY, MAX_INTERVAL, MIN_INTERVAL, POLL_COST
 
 T = TypeVar("T")
 

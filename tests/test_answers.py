@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kie_async import errors
 from kie_async._protocol.endpoints import ROUTES, credits_left
-from kie_async._protocol.responses import (
+from kie_async._protocol.response_codes import (
     BODY_CODES,
     HTTP_STATUSES,
     MOMENTARY,

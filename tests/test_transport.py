@@ -18,8 +18,8 @@ from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
 from kie_async._client import Transport
+from kie_async._protocol.backoff import MAX_DELAY, MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget
 from kie_async._protocol.endpoints import ROUTES, ApiCall, credits_left, download_url
-from kie_async._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget
 from kie_async.errors import KieError
 from kie_async.events import Event, Retrying
 from kie_async.models import ExtendRequest

@@ -12,7 +12,7 @@ from fault_server import HTML, LOOK, RECORD, SUBMIT, TASK, Reply, fault_server, 
 from verdicts import failing, lost
 
 from kie_async import errors
-from kie_async._protocol.retry import READ_ATTEMPTS
+from kie_async._protocol.backoff import READ_ATTEMPTS
 from kie_async.errors import KieError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]

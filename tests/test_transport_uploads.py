@@ -19,8 +19,8 @@ from leaks import frames
 from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
+from kie_async._protocol.backoff import READ_ATTEMPTS
 from kie_async._protocol.endpoints import FilePart, upload
-from kie_async._protocol.retry import READ_ATTEMPTS
 from kie_async.models import UploadedFile
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]

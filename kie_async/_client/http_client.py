@@ -29,10 +29,10 @@ from yarl import URL
 
 from kie_async import _package
 from kie_async._client.concurrency import InternalErrors
+from kie_async._protocol.backoff import MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget, backoff
 from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_values import dump
-from kie_async._protocol.responses import Response, parse_response
-from kie_async._protocol.retry import MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget, backoff
+from kie_async._protocol.response_codes import Response, parse_response
 from kie_async.errors import (
     BadResponseError,
     ConnectError,
@@ -113,7 +113,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             retry: False leaves all trying again to the caller.
 
         Raises:
-            KieError: as ``_protocol.responses.parse_response`` says; ``ConnectError`` if nothing was sent.
+            KieError: as ``_protocol.response_codes.parse_response`` says; ``ConnectError`` if nothing was sent.
 
         Cancelling a call that spends leaves open whether it was sent: shield it.
         """

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import attrs
 
-from kie_async._protocol.retry import backoff
+from kie_async._protocol.backoff import backoff
 from kie_async._protocol.spending import Ending
 from kie_async.errors import AuthError, KieError
 from kie_async.events import Observer, Queued

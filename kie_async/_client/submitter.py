@@ -1,8 +1,10 @@
 """Submitting: a place among the tasks in flight, a permit of the quota, then the paid POST, once.
 
 The POST is shielded: the caller may go away, the answer is still awaited and its task followed. It is sent again only
-when the service refused it for its moment (429, 430, 455) or when nothing was sent at all. When its answer is lost,
-a callback that bears its token names the task; without one it stays unknown.
+when the service refused it for its moment (429, 430, 455) or when nothing was sent at all. When its answer is lost
+(``SubmitUnknownError`` of ``http_client``, for what never came, or of ``_protocol.response_codes``, for what says
+nothing), a callback that bears its token names the task; without one it stays unknown. What a journal makes of that is
+in ``journal._transitions``, and after a crash in ``journal._takeover``.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from kie_async._client.submission_gate import InFlightLimit, Place, SubmissionGa
 from kie_async._client.task import Origin, TrackedTask
 from kie_async._client.tracker import Tracker
 from kie_async._protocol.admission import RecentSet
+from kie_async._protocol.backoff import backoff
 from kie_async._protocol.endpoints import ROUTES
-from kie_async._protocol.responses import MOMENTARY
-from kie_async._protocol.retry import backoff
+from kie_async._protocol.response_codes import MOMENTARY
 from kie_async._protocol.spending import SpendingCap
 from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, StorageError, SubmitUnknownError
 from kie_async.events import (

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
+from kie_async._protocol.durations import TaskKind
 from kie_async._protocol.json_values import as_duration
-from kie_async._protocol.schedule import Key
 from kie_async._protocol.spending import credits_of
 from kie_async._protocol.statuses import Failed, NotFound, PendingReason, Succeeded
 from kie_async._protocol.wire import read_continue_at
@@ -94,21 +94,21 @@ class Task:
         return self._tracker.events(self._tracked)
 
 
-_UNKNOWN = Key("unknown", "unknown")
+_UNKNOWN = TaskKind("unknown", "unknown")
 
 
 class Origin(NamedTuple):
     """What is known of a task before its first poll.
 
     Attributes:
-        key: what its duration depends on.
+        kind: what its duration depends on.
         is_own: this session submitted it, so its age is known, it was paid, and its callbacks come here.
         continue_at: where its source is cut, in seconds.
         source_duration: the length of its source in seconds.
         context: that of its submission (``events.Submitting``).
     """
 
-    key: Key = _UNKNOWN
+    kind: TaskKind = _UNKNOWN
     is_own: bool = False
     continue_at: float | None = None
     source_duration: float | None = None
@@ -117,8 +117,8 @@ class Origin(NamedTuple):
     @classmethod
     def of(cls, request: Request, context: Context | None, *, is_own: bool) -> Origin:
         """The origin of a task that a request has become; ``is_own`` if this session has submitted it."""
-        key = Key(request.operation, request.model) if is_own else _UNKNOWN
-        return cls(key, is_own, as_duration(request.continue_at), request.source_duration, context or None)
+        kind = TaskKind(request.operation, request.model) if is_own else _UNKNOWN
+        return cls(kind, is_own, as_duration(request.continue_at), request.source_duration, context or None)
 
 
 ELSEWHERE = Origin()  # of a task that is known by its id alone
@@ -316,7 +316,7 @@ def finished_event(
     error = None if isinstance(outcome, TaskResult) else outcome
     return Finished(
         task.task_id,
-        task.origin.key.operation,
+        task.origin.kind.operation,
         seconds,
         task.polls.count,
         error=type(error).__name__ if error else "",

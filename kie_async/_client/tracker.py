@@ -1,7 +1,7 @@
 """One coroutine starts the polls of all tasks, each when it is due; a bounded number run at once.
 
 A callback only moves a task's next poll to now; the poll settles the task. A poll that fails concerns its own task
-alone. What a record means is decided in ``_protocol.statuses``, when to poll in ``_client.next_poll``.
+alone. What a record means is decided in ``_protocol.statuses``, when to poll in ``_client.poll_schedule``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import anyio
 
 from kie_async._client.concurrency import InternalErrors
-from kie_async._client.next_poll import RECHECK_INTERVAL, PollPlanner, PollQueue, earliest_poll
+from kie_async._client.poll_schedule import RECHECK_INTERVAL, PollPlanner, PollQueue, earliest_poll
 from kie_async._client.task import (
     ELSEWHERE,
     Origin,
@@ -30,7 +30,7 @@ from kie_async._client.task import (
     session_closed,
     timed_out,
 )
-from kie_async._protocol.schedule import Key, PollSchedule
+from kie_async._protocol.durations import DurationModel, TaskKind
 from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, stage_number
 from kie_async.errors import AuthError, KieError, SessionError
 from kie_async.events import Followed, Notice, Observer, Paused, Polled, PollFailed, StageReached, clean
@@ -38,12 +38,12 @@ from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
 
 OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of a task and its outcome
-Fetch = Callable[[str], Awaitable[TaskRecord | None]]
+ReadRecord = Callable[[str], Awaitable[TaskRecord | None]]
 
 _shared_origin = lru_cache(1000)(Origin)  # equal origins are one object, to save memory
-_MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds; after CALLBACK_EXCEPTION, audio was seen to be missing for over 10 min
+_MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds after CALLBACK_EXCEPTION; audio has been seen to come 10 min later
 _REFUSALS_OF_A_WRONG_KEY = 5  # in a row, of a key that has never worked
-_MAX_UNKNOWN_WORDS = 100  # that are reported; a hostile answer could hold any number
+_MAX_UNKNOWN_WORDS = 100  # that are reported; a hostile server could send a new one each time
 _MAX_AGE = 86_400.0  # seconds; an age by created_at above this is not believed: the clocks differ
 _CLOSE_BATCH = 200  # tasks that are ended before others get a turn
 
@@ -53,31 +53,31 @@ class Tracker:
 
     Args:
         settings: timeouts, and how many polls at once.
-        fetch: reads record-info once, without trying again.
+        read_record: reads record-info once, without trying again.
         emit: is called with polls, stages and ends.
         polls_per_second: the route's limit on all polls together.
 
     Attributes:
-        on_finished: called with each task that has ended; set by the journal's recorder. While it is set, tasks are
-            polled even if nobody waits for them; without it they are paused then.
+        on_finished: called with the id and the outcome of each task that ends; set by the journal's recorder. While
+            it is set, a task for which nobody waits is still polled; otherwise it is paused.
     """
 
     def __init__(
-        self, settings: Settings, fetch: Fetch, emit: Observer, *, polls_per_second: float | None = None
+        self, settings: Settings, read_record: ReadRecord, emit: Observer, *, polls_per_second: float | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
-        self._fetch = fetch
+        self._read_record = read_record
         self._emit = emit
         self.on_finished: OnFinished | None = None
-        schedule = PollSchedule(emulated=settings.on_loopback)
-        self._planner = PollPlanner(schedule, random.random, callbacks=bool(settings.callback_url))
+        durations = DurationModel(emulated=settings.on_loopback)
+        self._planner = PollPlanner(durations, random.random, callbacks=bool(settings.callback_url))
         self._queue = PollQueue(settings.max_concurrent_polls, polls_per_second)
         self._followed: dict[str, TrackedTask] = {}
-        # Tasks for which nobody waits: only those that somebody holds, and may await again.
+        # Tasks for which nobody waits, held weakly: one that no user holds cannot be awaited again.
         self._paused: WeakValueDictionary[str, TrackedTask] = WeakValueDictionary()
         self._unknown_words: set[str] = set()
-        self._key_works = False  # the service has accepted the key, so that a later refusal may be a slip
+        self._api_key_works = False  # the service has accepted the key, so that a later refusal may be a slip
         self._is_closed = False
 
     # ------------------------------------------------------------ what others ask for
@@ -90,8 +90,8 @@ class Tracker:
         Args:
             task_id: as the service gave it.
             origin: what is known of it; not used if it is followed already.
-            on_release: gives a place in flight back; called once, when the task is paused or has ended. It is called
-                at once if the task is followed already, for then it has a place.
+            on_release: gives a place in flight back; called once, when the task is paused or has ended; at once if the
+                task is known already, for it needs no second place.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
@@ -105,7 +105,7 @@ class Tracker:
     def _start_following(self, task_id: str, origin: Origin, on_release: Callable[[], None] | None) -> TrackedTask:
         now = self._now()
         task = TrackedTask(task_id, origin, now, now + self._settings.task_timeout, on_release)
-        self._key_works = self._key_works or origin.is_own  # its submission was accepted with this key
+        self._api_key_works = self._api_key_works or origin.is_own  # its submission was accepted with this key
         if not origin.is_own:
             self._emit(Followed(task_id, origin.context or {}))
         if self._is_closed:
@@ -113,7 +113,7 @@ class Tracker:
         else:
             self._followed[task_id] = task
             if origin.is_own:
-                self._plan(task)
+                self._schedule(task)
             else:
                 self._queue.schedule(task, now)
         return task
@@ -133,9 +133,9 @@ class Tracker:
             return False
         brings_news = self._planner.callback_received(task, stage, now, is_authentic=is_authentic)
         if brings_news:
-            self._poll_by(task, earliest_poll(task, now))
+            self._poll_no_later_than(task, earliest_poll(task, now))
         elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task):
-            self._plan(task)  # its callbacks are trusted now: its poll may be put off
+            self._schedule(task)  # this callback shows that they arrive: the next poll can be later
         return True
 
     async def wait(self, task: TrackedTask) -> TaskResult:
@@ -159,14 +159,14 @@ class Tracker:
         try:
             raise error
         finally:
-            del task, error  # the error's traceback holds this frame, which must not hold them in turn
+            del task, error  # or they and this frame would hold each other: error, traceback, frame, error
 
     async def events(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Give each stage once, in order; a success passes through all of them. Ends with the task."""
         self._add_waiter(task)
         task.waiters.listeners += 1
         if task.outcome is None:
-            self._poll_by(task, self._planner.poll_time_for_listener(task, self._now()))
+            self._poll_no_later_than(task, self._planner.poll_time_for_listener(task, self._now()))
         try:
             for number, stage in enumerate(STAGES, start=1):
                 while task.outcome is None and stage_number(task.progress.stage) < number:
@@ -202,7 +202,7 @@ class Tracker:
         task.release()  # nobody follows it: its place is free, though it goes on at the service
 
     def _resume(self, task: TrackedTask) -> None:
-        """Go on polling a task that was paused, at its scheduled time, or at once if that is past."""
+        """Go on polling a task that was paused, at its scheduled time, but not before a poll is allowed again."""
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
@@ -218,9 +218,9 @@ class Tracker:
         try:
             async with asyncio.TaskGroup() as polls:  # anyio's would add a third to the cost of a poll
                 while True:
-                    while (task := self._queue.start_due(self._now())) is not None:
+                    while (task := self._queue.take_due(self._now())) is not None:
                         if task.polls.is_recheck:
-                            self._plan(task)
+                            self._schedule(task)
                         else:
                             polls.create_task(self._poll(task))
                     await self._sleep(self._queue.next_start())
@@ -231,7 +231,7 @@ class Tracker:
     async def _sleep(self, until: float | None) -> None:
         """Sleep until a poll may start, or until the queue has changed."""
         changed = self._queue.changed
-        changed.clear()  # nothing else ran since ``until`` was asked for, so no change is lost
+        changed.clear()  # no other coroutine ran since the caller's ``next_start()``, so no change is lost
         timer = None if until is None else self._loop.call_at(until, changed.set)
         try:
             await changed.wait()
@@ -254,8 +254,8 @@ class Tracker:
         error = None
         try:
             with InternalErrors("record-info"):
-                record = await self._fetch(task.task_id)
-                self._key_works = True
+                record = await self._read_record(task.task_id)
+                self._api_key_works = True
                 self._poll_answered(task, record)
         except KieError as failure:
             error = failure
@@ -263,7 +263,7 @@ class Tracker:
         finally:
             self._queue.poll_ended()
         if task.outcome is None:
-            self._schedule_next(task, error)
+            self._after_poll(task, error)
 
     # ------------------------------------------------------------ what a poll brings
 
@@ -294,8 +294,8 @@ class Tracker:
         """Copy what a record says to its task."""
         progress, origin, status = task.progress, task.origin, record.status
         if not progress.is_visible and not origin.is_own:  # submitted elsewhere, or earlier
-            key = Key(record.operation_type or "unknown", record.type or "unknown")
-            origin = origin._replace(key=key)
+            kind = TaskKind(record.operation_type or "unknown", record.type or "unknown")
+            origin = origin._replace(kind=kind)
             task.origin = origin if origin.context else _shared_origin(*origin)
             if record.created_at is not None:
                 age = (datetime.now(UTC) - record.created_at).total_seconds()
@@ -310,7 +310,7 @@ class Tracker:
             self._emit(Notice(task.task_id, f"the status {clean(status)!r} is not known: taken as running"))
 
     def _judge_with_timeouts(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
-        """What a record means. A pending state that has lasted longer than its timeout is taken as an end."""
+        """Judge a record, and note since when it is pending: beyond its timeout a pending state is taken as an end."""
         verdict = judge(record)
         progress = task.progress
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
@@ -318,7 +318,7 @@ class Tracker:
             progress.pending_reason, progress.pending_since = reason, now
         if not reason:
             return verdict
-        if reason == "not visible" and progress.is_visible:  # it was before: a replica that lags behind has answered
+        if reason == "not visible" and progress.is_visible:  # the task was visible before: a replica lags behind
             return Running(progress.stage)
         timeouts = {
             "not visible": self._settings.not_found_timeout,
@@ -342,12 +342,15 @@ class Tracker:
         task.polls.failures += 1
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
-        if isinstance(error, AuthError) and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY and not self._key_works:
-            error.task_id, error.charged = task.task_id, "yes"  # the task is, whatever this key is
+        if isinstance(error, AuthError) and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY and not self._api_key_works:
+            error.task_id, error.charged = (
+                task.task_id,
+                "yes",
+            )  # the task was paid for, whether or not this key may read it
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
-        """End a task: emit that, wake the waiters, have it recorded, and give its place in flight back."""
+        """End a task: emit its event, wake the waiters, have it recorded, and give its place in flight back."""
         task.outcome = outcome
         (self._paused if task.is_paused else self._followed).pop(task.task_id, None)
         self._emit(finished_event(task, outcome, record, self._now()))
@@ -360,7 +363,7 @@ class Tracker:
 
     # ------------------------------------------------------------ when to poll next
 
-    def _schedule_next(self, task: TrackedTask, error: KieError | None) -> None:
+    def _after_poll(self, task: TrackedTask, error: KieError | None) -> None:
         """Schedule the poll after one that has ended, or give the task up if its time is over."""
         now, phase = self._now(), task.polls.phase
         task.polls.phase = PollPhase.NONE
@@ -369,9 +372,9 @@ class Tracker:
         elif phase is PollPhase.REPEAT:
             self._queue.schedule(task, min(earliest_poll(task, now), task.deadline))
         else:
-            self._plan(task)
+            self._schedule(task)
 
-    def _plan(self, task: TrackedTask) -> None:
+    def _schedule(self, task: TrackedTask) -> None:
         """Schedule the next poll of a task; if that is far away, decide again before."""
         now = self._now()
         when = min(now + self._planner.delay(task, now), task.deadline)
@@ -379,9 +382,13 @@ class Tracker:
         is_recheck = when > recheck and self._planner.awaits_callback(task)
         self._queue.schedule(task, recheck if is_recheck else when, is_recheck=is_recheck)
 
-    def _poll_by(self, task: TrackedTask, when: float) -> None:
-        """Poll a task no later than ``when``. If one is under way and that is now, poll again after it."""
+    def _poll_no_later_than(self, task: TrackedTask, when: float) -> None:
+        """Poll a task no later than ``when``.
+
+        If a poll is under way and ``when`` has come, poll once more after it; the schedule after it sees to the rest.
+        """
         if task.polls.phase is PollPhase.NONE:
+            # A recheck is no poll: any real poll takes its place.
             if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):
                 self._queue.schedule(task, when)
         elif when <= self._now():

@@ -1,4 +1,4 @@
-"""Fetch results: a file is whole under its name, or it is not there.
+"""Fetch results, going on where an earlier try ended: a file is whole under its name, or it is not there.
 
 The bytes go to ``NAME.part``. A connection that breaks off, stands still or crawls is taken up where it ended
 (Range, If-Range), a bounded number of times; what is left then stays for the next call. Only a file that is proven to
@@ -22,7 +22,7 @@ import anyio
 import attrs
 
 from kie_async._client.downloads import DownloadResponse, Fetcher
-from kie_async._protocol.retry import backoff
+from kie_async._protocol.backoff import backoff
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
 from kie_async.events import Retrying
 from kie_async.files._audio_kinds import HEAD, AudioKind, begins_like_audio

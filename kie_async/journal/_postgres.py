@@ -24,7 +24,7 @@ from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, ReadOnlySql
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from kie_async._protocol.retry import backoff
+from kie_async._protocol.backoff import backoff
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import clean
 from kie_async.journal import _sql

@@ -23,7 +23,7 @@ import attrs
 
 from kie_async._client.concurrency import unwrap_single_exception
 from kie_async._client.lifetime import Lifetime
-from kie_async._protocol.retry import backoff
+from kie_async._protocol.backoff import backoff
 from kie_async._protocol.wire import pack
 from kie_async.errors import KieError, SessionError, StorageError
 from kie_async.journal import _sql

@@ -31,12 +31,12 @@ from kie_async.journal._transitions import PAID
 from kie_async.models import ExtendRequest, Request
 from kie_async.settings import Settings
 
-_MAX_CALLBACK_AGE = 86_400.0  # seconds that callbacks are kept after the end of their job
+_CALLBACK_RETENTION = 86_400.0  # seconds that callbacks are kept after the end of their job
 _PRUNE_INTERVAL = 3600.0  # seconds between two deletions of old callbacks
 
 
-class TaskMaker(Protocol):
-    """What a recorder needs of a session to make a task of a request."""
+class Dispatching(Protocol):
+    """What a recorder needs of a session's dispatcher: it makes tasks of requests."""
 
     async def admit(self, request: Request) -> Request:
         """Check and measure a request before anything waits or is spent."""
@@ -58,7 +58,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     Args:
         journal: open already.
-        client: of the session; the background tasks live in its group.
+        client: of the session; what runs in the background runs in its task group.
         dispatcher: of the session: makes tasks of requests.
 
     Attributes:
@@ -67,11 +67,11 @@ class Recorder(anyio.AsyncContextManagerMixin):
         takeover: goes on with what dead processes leave.
     """
 
-    def __init__(self, journal: Journal, client: Client, dispatcher: TaskMaker) -> None:
+    def __init__(self, journal: Journal, client: Client, dispatcher: Dispatching) -> None:
         self.journal = journal
         self._client = client
         self._dispatcher = dispatcher
-        self._payer = _payer(client.settings)
+        self._payer = _payer_of(client.settings)
         self.leases = Leases(journal, client.emit)
         self._outcomes = OutcomeWriter(journal, client.emit)
         knows = client.submitter.knows
@@ -82,7 +82,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         async with self.leases.holding(process_lease(self.journal.process_id)):
             scope, stopped = anyio.CancelScope(), anyio.Event()
-            # In the session's group, so that another task may close the recorder than the one that opened it.
+            # In the session's group: who closes it need not be the coroutine that opened it.
             self.group.start_soon(self._background, scope, stopped)
             self._client.tracker.on_finished = self._outcomes.add
             try:
@@ -90,13 +90,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
             finally:
                 self._is_closing = True
                 with anyio.CancelScope(shield=True):
-                    # The answers under way are paid for: they get into the journal, their leases still renewed.
+                    # POSTs under way are paid for: first get their answers, while the background still renews leases.
                     await self._client.submitter.drain()
                     scope.cancel()
                     await stopped.wait()
                     await self._outcomes.close()  # the ends seen so far
-                    await self.takeover.plan_again()
-                self._client.tracker.on_finished = None
+                    self._client.tracker.on_finished = None
+                    await self.takeover.take_back_unsent()
 
     async def _background(self, scope: anyio.CancelScope, stopped: anyio.Event) -> None:
         try:
@@ -106,7 +106,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                     group.start_soon(self._watch_callbacks)
                     group.start_soon(self.takeover.run)
                     group.start_soon(self._outcomes.run)
-                    group.start_soon(self._prune)
+                    group.start_soon(self._prune_callbacks)
         finally:
             stopped.set()
 
@@ -141,7 +141,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         key = key or secrets.token_hex(16)
         machine = self._client.settings.machine if self.journal.spans_machines else ""
         await self.journal.add([Job(key=key, request=request, source=held_by(machine, request))])
-        return await self._dispatch(key, request, None, check)
+        return await self._submit_planned(key, request, None, check)
 
     async def check_caps(self, batch: str) -> None:
         """See whether there is room for one more submission, before its source is uploaded.
@@ -156,8 +156,9 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         Args:
             key: of the job.
-            request: of the job; ``prepare`` makes of it what is sent.
-            prepare: makes it ready once a place in flight is free; by default, uploads its source.
+            request: of the job.
+            prepare: called once a place in flight is free; returns the request to send. By default its source is
+                uploaded.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
@@ -165,7 +166,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             ConflictError: it is not planned.
             KieError: as ``KieSession.submit``.
         """
-        return await self._dispatch(key, await self._admit(request), prepare, check)
+        return await self._submit_planned(key, await self._admit(request), prepare, check)
 
     async def _admit(self, request: Request) -> Request:
         if isinstance(request, ExtendRequest):
@@ -174,7 +175,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 raise task_problem(tuple(track.id for track in job.tracks))
         return await self._dispatcher.admit(request)
 
-    async def _dispatch(self, key: str, request: Request, prepare: Prepare | None, check: Check) -> Task:
+    async def _submit_planned(self, key: str, request: Request, prepare: Prepare | None, check: Check) -> Task:
         """Submit the request of a planned job, which was admitted, and record what becomes of it."""
         log = JobSubmissionLog(
             key=key,
@@ -182,7 +183,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             payer=self._payer,
             journal=self.journal,
             leases=self.leases,
-            not_sent=self.takeover.not_sent,
+            not_sent=self.takeover.not_sent,  # shared: the takeover takes back what could not be here
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -191,12 +192,18 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job; its outcome is recorded."""
-        # Perhaps another session's: its age is read from its record.
+        # Another session may have submitted it, so its age is read from its record.
         origin = Origin.of(job.request, job.last_attempt.context, is_own=False)
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
+    async def resume(self) -> AsyncGenerator[Task, None]:
+        """Settle what has no answer, and follow the submitted jobs that belong to no batch."""
+        await self.takeover.settle_all("")
+        async for job in self.journal.jobs(State.SUBMITTED, batch=""):
+            yield self.follow(job)
+
     async def wait_recorded(self, task_id: str) -> None:
-        """Wait until the outcome of a task is in the journal; return at once if this process has seen no end of it.
+        """Wait until the outcome of a task is in the journal; return at once if this process has not seen it end.
 
         Raises:
             StorageError: it could not be written now; the recorder goes on trying while the journal is open.
@@ -209,7 +216,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback, durably, before it is answered; some process that watches the journal acts on it.
 
         Returns:
-            False if no attempt has this token, or its task is another or has ended: nothing is saved.
+            False, and nothing is saved, if no attempt has this token, that attempt has another task, or its job has
+            ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
@@ -218,11 +226,11 @@ class Recorder(anyio.AsyncContextManagerMixin):
         submitter = self._client.submitter
         async for callback in self.journal.watch_callbacks():
             if not submitter.knows(callback.token):
-                await self._act_on(callback)
+                await self._act_on_unknown_token(callback)
             elif why_ignored := submitter.callback_received(callback.token, callback.task_id, callback.stage):
                 self._notice(callback.task_id, why_ignored)
 
-    async def _act_on(self, callback: InboundCallback) -> None:
+    async def _act_on_unknown_token(self, callback: InboundCallback) -> None:
         """Act on a callback whose token is not known here: its submission may be another process's."""
         task_id = callback.task_id
         try:
@@ -235,12 +243,12 @@ class Recorder(anyio.AsyncContextManagerMixin):
         if was_followed or job is None or job.state is not State.SUBMITTED:
             return
         if job.process_id == self.journal.process_id:
-            self.follow(job)  # it was given up here when its task_timeout was over, but it goes on
+            self.follow(job)  # ours, but its task_timeout was over: it goes on, so follow it again
 
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
-        """The job whose task a callback speaks of. One without an answer becomes submitted: this is its task."""
+        """Find the job of a callback; if that has no answer yet, the callback is one: it is submitted, and followed."""
         job = await self.journal.find(token=callback.token)
-        if job is None or job.token != callback.token:  # it is at another attempt by now
+        if job is None or job.token != callback.token:  # the token is of an earlier attempt
             return None
         if job.state in WITHOUT_ANSWER:
             job = await self.takeover.try_to_settle(job)
@@ -248,24 +256,18 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 self.follow(job)
         return job if job.task_id == callback.task_id else None
 
-    async def _prune(self) -> None:
+    async def _prune_callbacks(self) -> None:
         """Delete the callbacks of jobs that have been at their end for a day."""
         while True:
             try:
                 with InternalErrors("old callbacks"):
-                    await self.journal.prune(time.time() - _MAX_CALLBACK_AGE)
+                    await self.journal.prune(time.time() - _CALLBACK_RETENTION)
             except KieError as error:
                 self._notice("", f"old callbacks could not be deleted now: {clean(error.message)}")
             await anyio.sleep(_PRUNE_INTERVAL)
 
-    async def resume(self) -> AsyncGenerator[Task, None]:
-        """Settle what has no answer, and follow the submitted jobs that belong to no batch."""
-        await self.takeover.settle_all("")
-        async for job in self.journal.jobs(State.SUBMITTED, batch=""):
-            yield self.follow(job)
 
-
-def _payer(settings: Settings) -> Payer:
+def _payer_of(settings: Settings) -> Payer:
     since = settings.max_credits_since
     return Payer(
         account=settings.account, max_credits=settings.max_credits, since=0.0 if since is None else since.timestamp()
@@ -273,7 +275,7 @@ def _payer(settings: Settings) -> Payer:
 
 
 @asynccontextmanager
-async def open_recorder(journal: Journal, client: Client, dispatcher: TaskMaker) -> AsyncGenerator[Recorder]:
+async def open_recorder(journal: Journal, client: Client, dispatcher: Dispatching) -> AsyncGenerator[Recorder]:
     """Open a journal, and record in it what a session does for as long as the block lasts."""
     async with journal, Recorder(journal, client, dispatcher) as recorder:
         yield recorder

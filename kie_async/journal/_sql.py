@@ -1,4 +1,6 @@
-"""The statements on the tables of a journal (``_schema``), in SQL that SQLite and PostgreSQL both speak.
+"""The statements on jobs, callbacks, leases and the quota of a journal, in SQL that SQLite and PostgreSQL both speak.
+
+The tables are in ``_schema``; the statements on caps and machines in ``_caps`` and ``_machines``.
 
 A statement may run again after a lost connection: it must find out by itself whether it has happened. ``written`` is
 the id of the last write of a job.

@@ -131,7 +131,7 @@ class Takeover:
             return await self._journal.move(job.key, State.SUBMITTED, token=job.token, task_id=callbacks[0].task_id)
         return job
 
-    async def plan_again(self) -> None:
+    async def take_back_unsent(self) -> None:
         """Take the intents back that were never sent."""
         for token, key in self.not_sent.items():
             with suppress(KieError):  # taken back already; or the journal is away, and the intent stays

@@ -1,4 +1,6 @@
-"""What an answer means: a value, or which error. Pure: a status, a body code and words in, a verdict out.
+"""What the status and the code of an answer mean: a value, an error, or (of a submission) that nobody knows. Pure.
+
+Its bytes become values in ``wire``; what an answer that never came means is said in ``_client.http_client``.
 
 The service refuses with HTTP 200 and a code in the body nearly always; real HTTP errors and a CDN's HTML pages occur
 too. Both count: only 2xx *and* code 200 is a success, and a code that is not known never is.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._client.next_poll import (
+from kie_async._client.poll_schedule import (
     CALLBACK_FALLBACK,
     MAX_LISTENER_INTERVAL,
     MAX_MISSING,
@@ -18,9 +18,9 @@ from kie_async._client.next_poll import (
     PollPlanner,
 )
 from kie_async._client.task import Origin, TrackedTask, Waiters
-from kie_async._protocol.schedule import Key, PollSchedule
+from kie_async._protocol.durations import DurationModel, TaskKind
 
-KEY = Key("extend", "V5")
+KEY = TaskKind("extend", "V5")
 
 
 def entry(born: float = 0.0, *, submitted: bool = True, listeners: int = 0) -> TrackedTask:
@@ -28,7 +28,7 @@ def entry(born: float = 0.0, *, submitted: bool = True, listeners: int = 0) -> T
 
 
 def planner(*, came: bool = True) -> PollPlanner:
-    plan = PollPlanner(PollSchedule(), random.Random(1).random, callbacks=True)
+    plan = PollPlanner(DurationModel(), random.Random(1).random, callbacks=True)
     if came:
         plan.callback_received(entry(), "complete", 0.0, is_authentic=True)
     return plan

@@ -8,14 +8,15 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_async._protocol.retry import MAX_DELAY, RetryBudget, backoff
-from kie_async._protocol.schedule import MAX_INTERVAL, MIN_INTERVAL, Key, PollSchedule, retry_delay
+from kie_async._client.poll_schedule import retry_delay
+from kie_async._protocol.backoff import MAX_DELAY, RetryBudget, backoff
+from kie_async._protocol.durations import MAX_INTERVAL, MIN_INTERVAL, DurationModel, TaskKind
 from kie_async.models import Stage
 
-KEY = Key("extend", "V5")
+KEY = TaskKind("extend", "V5")
 
 
-def polls(pacing: PollSchedule, duration: float, *, learn: bool = True) -> list[float]:
+def polls(pacing: DurationModel, duration: float, *, learn: bool = True) -> list[float]:
     """The ages at which a task of this duration is looked at, up to its end."""
     ages = [0.0]
     while ages[-1] < duration:
@@ -27,7 +28,7 @@ def polls(pacing: PollSchedule, duration: float, *, learn: bool = True) -> list[
 
 @given(st.floats(0, 1e5), st.sampled_from([None, "text", "first"]), st.floats(0, 1e4), st.floats(0, 0.999))
 def test_a_delay_is_within_its_bounds(age: float, stage: Stage | None, since: float, chance: float) -> None:
-    pacing = PollSchedule()
+    pacing = DurationModel()
     pacing.learn(KEY, 50, 60, {"text": 20.0, "first": 40.0, "complete": 60.0})
     assert MIN_INTERVAL <= pacing.delay(KEY, age, stage, since, lambda: chance) <= MAX_INTERVAL
 
@@ -38,7 +39,7 @@ SHARE = st.floats(0.001, 1)
 
 def awaiting(durations: list[float], missing: float, polled: float = 0.0, *, poll_cost: float = 0.3) -> float:
     """The age at which a task is polled whose callback is waited for, after tasks of these durations."""
-    pacing = PollSchedule(poll_cost=poll_cost)
+    pacing = DurationModel(poll_cost=poll_cost)
     for duration in durations:
         pacing.learn(KEY, duration, duration, {})
     return polled + pacing.delay_with_callbacks(KEY, polled, polled, missing, lambda: 0.5)
@@ -70,7 +71,7 @@ def test_where_no_callback_is_lost_a_task_is_polled_when_nearly_all_have_ended()
 
 
 def test_durations_are_learnt_within_twenty_tasks() -> None:
-    before, pacing = len(polls(PollSchedule(), 300, learn=False)), PollSchedule()
+    before, pacing = len(polls(DurationModel(), 300, learn=False)), DurationModel()
     for _ in range(20):
         polls(pacing, 300 * random.uniform(0.98, 1.02))
     after = polls(pacing, 300, learn=False)
@@ -79,14 +80,14 @@ def test_durations_are_learnt_within_twenty_tasks() -> None:
 
 
 def test_a_shift_is_learnt() -> None:
-    pacing = PollSchedule()
+    pacing = DurationModel()
     for duration in [60.0] * 50 + [240.0] * 40:
         found = polls(pacing, duration)
     assert found[-1] - 240 < 8
 
 
 def test_the_dead_time_is_skipped_and_the_end_is_dense() -> None:
-    pacing = PollSchedule()
+    pacing = DurationModel()
     for _ in range(40):
         polls(pacing, 120 * random.uniform(0.97, 1.03))
     ages = polls(pacing, 120, learn=False)
@@ -95,7 +96,7 @@ def test_the_dead_time_is_skipped_and_the_end_is_dense() -> None:
 
 
 def test_a_stage_sharpens_the_guess() -> None:
-    pacing = PollSchedule()
+    pacing = DurationModel()
     for _ in range(30):
         pacing.learn(KEY, 99, 101, {"text": 10.0, "first": 95.0})
     late = pacing.delay(KEY, 95, "first", 0.0, random.random)
@@ -105,10 +106,10 @@ def test_a_stage_sharpens_the_guess() -> None:
 
 
 def test_what_was_learnt_long_ago_is_forgotten() -> None:
-    pacing = PollSchedule()
+    pacing = DurationModel()
     for duration in [20.0] * 12_000 + [200.0] * 200:  # more than a float could hold the weights of
         pacing.learn(KEY, duration - 1, duration + 1, {})
-    fresh = PollSchedule()
+    fresh = DurationModel()
     for _ in range(200):
         fresh.learn(KEY, 199, 201, {})
     for age in (0.0, 50.0, 190.0, 200.0):
@@ -117,7 +118,7 @@ def test_what_was_learnt_long_ago_is_forgotten() -> None:
 
 
 def test_a_task_beyond_all_that_is_known_is_looked_at_rarely() -> None:
-    pacing = PollSchedule()
+    pacing = DurationModel()
     pacing.learn(KEY, 4000, 5000, {})
     pacing.learn(KEY, 0.0, 0.1, {"text": 3.0})
     assert pacing.delay(KEY, 9000, None, 0.0, random.random) == MAX_INTERVAL

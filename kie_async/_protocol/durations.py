@@ -6,6 +6,7 @@ and a poll worth ``poll_cost`` seconds of lateness, the density of polls that co
 is likely, sparse in the tail. The hazard is learnt per operation and model from the tasks that ended, on top of a
 prior, and anew from each stage seen. Where callbacks report most of the ends, a task is polled when the lateness to be
 expected, should it be one of the others, is worth a poll: that is so when most of its kind have ended.
+Which of these delays a task gets is decided in ``_client.poll_schedule``.
 """
 
 from __future__ import annotations
@@ -122,14 +123,14 @@ def _shares(earliest: float, latest: float) -> list[tuple[int, float]]:
     ]
 
 
-class Key(NamedTuple):
+class TaskKind(NamedTuple):
     """What durations depend on."""
 
     operation: str
     model: str
 
 
-class PollSchedule:
+class DurationModel:
     """What has been learnt of durations, and the delays that follow from it.
 
     Args:
@@ -144,59 +145,56 @@ class PollSchedule:
         self._max_first_delay = max_first_delay
         self._prior = DurationHistogram(_ANYTHING if emulated else _SERVICE)
         self._poll_cost = poll_cost or (POLL_COST_EMULATED if emulated else POLL_COST)
-        self._histograms: dict[tuple[Key, Stage | None], DurationHistogram] = {}
+        self._histograms: dict[tuple[TaskKind, Stage | None], DurationHistogram] = {}
 
-    def learn(self, key: Key, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
+    def learn(self, kind: TaskKind, earliest: float, latest: float, stages: Mapping[Stage, float]) -> None:
         """Count a task that ended.
 
         Args:
-            key: what it was.
+            kind: what it was.
             earliest: its age at the last poll that found it running.
             latest: its age at the poll that found it ended.
             stages: the age at which each stage was first seen.
         """
         latest = max(latest, MIN_INTERVAL)
-        self._histogram(key, None).learn(_shares(earliest, latest))
+        self._histogram(kind, None).learn(_shares(earliest, latest))
         for stage, age in stages.items():
             if age < latest:
-                self._histogram(key, stage).learn(_shares(max(earliest - age, 0.0), latest - age))
+                self._histogram(kind, stage).learn(_shares(max(earliest - age, 0.0), latest - age))
 
-    def delay_with_callbacks(self, key: Key, age: float, polled_age: float, missing: float, random: Random) -> float:
+    def delay_with_callbacks(
+        self, kind: TaskKind, age: float, polled_age: float, missing: float, random: Random
+    ) -> float:
         """Seconds until the next poll of a task whose end a callback is likely to report.
 
         Args:
-            key: what it is.
+            kind: what it is.
             age: seconds since its submission.
             polled_age: its age at the last poll, which found it running; 0 if there was none.
             missing: the share of ends that no callback reports; above 0.
             random: spreads tasks that were submitted together.
         """
-        histogram = self._histograms.get((key, None), self._prior)
+        histogram = self._histograms.get((kind, None), self._prior)
         wait = histogram.next_poll_with_callbacks(polled_age, missing, self._poll_cost) - age
         return max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL)
 
-    def delay(self, key: Key, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
+    def delay(self, kind: TaskKind, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
         """Seconds until the next poll of a task that runs.
 
         Args:
-            key: what it is.
+            kind: what it is.
             age: seconds since its submission.
             stage: the last stage seen, if any.
             stage_age: seconds since that was seen.
             random: spreads tasks that were submitted together.
         """
-        histogram, since = (self._histograms.get((key, stage)), stage_age) if stage else (None, age)
+        histogram, since = (self._histograms.get((kind, stage)), stage_age) if stage else (None, age)
         if histogram is None:  # no stage, or nothing is known from this one on: go by the age
-            histogram, since = self._histograms.get((key, None), self._prior), age
+            histogram, since = self._histograms.get((kind, None), self._prior), age
         wait = histogram.next_poll(since, self._poll_cost) - since
         return min(max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL), max(MAX_INTERVAL, self._max_first_delay - age))
 
-    def _histogram(self, key: Key, stage: Stage | None) -> DurationHistogram:
-        if (key, stage) not in self._histograms:
-            self._histograms[key, stage] = self._prior.copy()
-        return self._histograms[key, stage]
-
-
-def retry_delay(failures: int, random: Random) -> float:
-    """Seconds until the next poll after so many in a row that failed."""
-    return MIN_INTERVAL + (0.5 + 0.5 * random()) * min(MAX_INTERVAL, 2.0 ** min(failures, 10) - 1)
+    def _histogram(self, kind: TaskKind, stage: Stage | None) -> DurationHistogram:
+        if (kind, stage) not in self._histograms:
+            self._histograms[kind, stage] = self._prior.copy()
+        return self._histograms[kind, stage]

@@ -1,4 +1,6 @@
-"""When to try again, and how often: pure, randomness passed in.
+"""How long to wait before trying again, and how many retries of reads are allowed: pure, randomness passed in.
+
+Whether a submission may be sent again is decided in ``_client.submitter``.
 
 Delays of retries grow by two and are drawn from the whole range (full jitter), so that many clients that fail together
 do not come back together. All retries of reads share one budget, as in the AWS SDKs: a retry costs tokens, a success
@@ -7,7 +9,7 @@ gives some back, and with none left the first error stands.
 
 from __future__ import annotations
 
-from kie_async._protocol.schedule import Random
+from kie_async._protocol.durations import Random
 
 READ_ATTEMPTS = 4  # the first and three retries
 MAX_DELAY = 20.0  # seconds

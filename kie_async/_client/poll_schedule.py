@@ -1,4 +1,4 @@
-"""Decide which task is polled next, and when: by its progress, its callbacks and ``_protocol.schedule``. No clock.
+"""Decide which task is polled next, and when: by its progress, its callbacks and ``_protocol.durations``. No clock.
 
 Callbacks are relied on as far as they have proven themselves: by the share of the latest ends of this session's tasks
 that one reported. Until the first is reported, and while many are not, tasks are polled as if there were no callbacks.
@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Callable
 from itertools import count
 
 from kie_async._client.task import CallbackClaims, PollPhase, TrackedTask
-from kie_async._protocol.schedule import MIN_INTERVAL, PollSchedule, retry_delay
+from kie_async._protocol.durations import MAX_INTERVAL, MIN_INTERVAL, DurationModel, Random
 from kie_async._protocol.statuses import WORDS, Word, stage_number
 from kie_async.models import STAGES
 
@@ -67,7 +66,7 @@ class PollQueue:
             return None
         return max(self._heap[0][0], self._earliest_start)
 
-    def start_due(self, now: float) -> TrackedTask | None:
+    def take_due(self, now: float) -> TrackedTask | None:
         """Take the next task whose poll may start now; the poll is under way until ``poll_ended``.
 
         A task whose poll is only to be decided anew is given too: no poll of it is under way then.
@@ -136,13 +135,13 @@ class PollPlanner:
     """Says when each task is polled next, and learns from those that end.
 
     Args:
-        schedule: what is known of durations.
+        durations: what has been learnt of them.
         random: spreads tasks that were submitted together.
         callbacks: whether callbacks were asked for.
     """
 
-    def __init__(self, schedule: PollSchedule, random: Callable[[], float], *, callbacks: bool) -> None:
-        self._schedule = schedule
+    def __init__(self, durations: DurationModel, random: Random, *, callbacks: bool) -> None:
+        self._durations = durations
         self._random = random
         self._trust = CallbackTrust()
         self._warns_if_none = callbacks  # when a task ends and no callback came
@@ -183,7 +182,7 @@ class PollPlanner:
         started, polled, claims = task.started_at, task.polls.last_at, task.callbacks
         if task.origin.is_own or polled is not None:  # its start was seen, or a poll before its end
             earliest = max(polled or started, claims.authentic_end_at or started)
-            self._schedule.learn(task.origin.key, earliest - started, now - started, dict(task.progress.stages))
+            self._durations.learn(task.origin.kind, earliest - started, now - started, dict(task.progress.stages))
         if task.origin.is_own and claims.authentic_end_at is None:
             self._trust.ended_before_callback(task.task_id, now)
         if claims.has_authentic or not self._warns_if_none:
@@ -205,12 +204,12 @@ class PollPlanner:
         return wait
 
     def _wait_for_end(self, task: TrackedTask, now: float) -> float:
-        age, key, stages = now - task.started_at, task.origin.key, task.progress.stages
+        age, kind, stages = now - task.started_at, task.origin.kind, task.progress.stages
         polled_age = 0.0 if task.polls.last_at is None else task.polls.last_at - task.started_at
         if self.awaits_callback(task):
-            return self._schedule.delay_with_callbacks(key, age, polled_age, self._trust.missing, self._random)
+            return self._durations.delay_with_callbacks(kind, age, polled_age, self._trust.missing, self._random)
         stage, stage_age = (stages[-1][0], polled_age - stages[-1][1]) if stages else (None, polled_age)
-        wait = self._schedule.delay(key, polled_age, stage, stage_age, self._random) - (age - polled_age)
+        wait = self._durations.delay(kind, polled_age, stage, stage_age, self._random) - (age - polled_age)
         wait = max(wait, MIN_INTERVAL)  # it is overdue if callbacks were trusted until now
         return min(wait, MAX_LISTENER_INTERVAL) if task.waiters.listeners else wait
 
@@ -235,6 +234,11 @@ def _claimed_stages(stage: str) -> int:
     if stage in STAGES:
         return STAGES.index(stage) + 1
     return 0 if WORDS.get(stage.upper()) is Word.RUNNING else len(STAGES)
+
+
+def retry_delay(failures: int, random: Random) -> float:
+    """Seconds until the next poll after so many in a row that failed."""
+    return MIN_INTERVAL + (0.5 + 0.5 * random()) * min(MAX_INTERVAL, 2.0 ** min(failures, 10) - 1)
 
 
 def earliest_poll(task: TrackedTask, now: float) -> float:
