@@ -237,3 +237,4 @@ async def test_what_was_delivered_to_another_directory_leaves_nothing_here(
         answer = await wait(process)
     await check_delivered(service, attrs.evolve(run, out=elsewhere), answer)
     assert list(run.out.iterdir()) == []
+    assert not answer.out

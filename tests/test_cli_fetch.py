@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import attrs
 import pytest
-from command_line import Terminal, ended, environment, lines, served, started
+from command_line import Answer, Terminal, ended, environment, lines, served, started
 from service import free_port
 
 import kie_async as kie
@@ -206,6 +206,25 @@ def test_it_may_be_stopped(service: EmulatorHandle, journal: Path, tmp_path: Pat
     assert answer.code == 130
     assert "Traceback" not in answer.err
     assert with_journal(journal, lambda opened: state_of(opened, "one")) is State.SUCCEEDED
+
+
+def test_what_another_process_delivers_elsewhere_meanwhile_is_not_said_to_be_here(
+    service: EmulatorHandle, journal: Path, tmp_path: Path
+) -> None:
+    async def deliver_elsewhere(opened: SQLiteJournal) -> tuple[str, Answer]:
+        await opened.lease("deliver:one", 60.0)
+        with started(*words(journal, tmp_path / "out", "one", "--json"), env=environment(service)) as process:
+            said = await asyncio.to_thread(lines, process, until=b"1 job to fetch")  # it has chosen by now
+            await opened.move("one", State.DELIVERED, files=("theirs.mp3",))
+            await opened.release("deliver:one")
+            return said, await asyncio.to_thread(ended, process)
+
+    said, answer = with_journal(journal, deliver_elsewhere)
+    assert "delivered before" not in said
+    assert answer.code == 0
+    assert f"one  delivered by another process: its files are not in {tmp_path / 'out'}" in answer.err
+    assert "0 fetched, 0 failed, 0 expired" in answer.err
+    assert [(job["key"], job["outcome"]) for job in answer.value["jobs"]] == [("one", "elsewhere")]
 
 
 @pytest.mark.anyio

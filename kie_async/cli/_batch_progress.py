@@ -157,8 +157,7 @@ class BatchProgress:
         if self._jsonl:
             self._output.print(json.dumps(job_value(job)))
         elif job.state is State.DELIVERED:
-            for name in job.files:
-                self._output.print(str(self._out / name))
+            print_files(self._output, self._out, job)
         if job.state in _BAD or job.error is not None:
             self._output.say(job_line(job))
             self.lost += job.error is not None and job.error.type == LostRecordError.__name__
@@ -254,6 +253,17 @@ def count_of(number: int, noun: str) -> str:
 
 
 # ---------------------------------------------------------------- one job
+
+
+def print_files(output: Output, out: Path, job: Job) -> bool:
+    """Write the paths of a delivered job's files; if another process put them elsewhere, say so and return False."""
+    paths = [out / name for name in job.files]
+    if not all(path.exists() for path in paths):
+        output.say(f"{job.key}  delivered by another process: its files are not in {out}")
+        return False
+    for path in paths:
+        output.print(str(path))
+    return True
 
 
 def job_value(job: Job) -> dict[str, Any]:

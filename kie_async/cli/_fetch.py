@@ -10,7 +10,7 @@ import attrs
 from cyclopts import Parameter
 
 from kie_async.batch import FetchOutcome, fetch_jobs, find_by_name
-from kie_async.cli._batch_progress import count_of, job_line, job_value
+from kie_async.cli._batch_progress import count_of, job_line, job_value, print_files
 from kie_async.cli._connect import find_journal, make_settings, stopped_by_sigterm
 from kie_async.cli._exit_codes import KeyUnusableError, TerminatedError, UsageError
 from kie_async.cli._options import JOBS, JobsOptions, OutputArg
@@ -107,11 +107,12 @@ class FetchReport:
             self._errors.append(error)
             job = attrs.evolve(job, error=JobError.of(error))
             self._output.say(job_line(job))
-        else:
+            word = "expired" if isinstance(error, ResultExpiredError) else "failed"
+        elif print_files(self._output, self._out, job):
             self._fetched += 1
-            for name in job.files:
-                self._output.print(str(self._out / name))
-        word = "fetched" if error is None else "expired" if isinstance(error, ResultExpiredError) else "failed"
+            word = "fetched"
+        else:
+            word = "elsewhere"
         self._output.value["jobs"].append({**job_value(job), "outcome": word})
         self._output.display.doing(f"{count_of(self._fetched, 'job')} fetched")
 
