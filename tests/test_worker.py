@@ -13,6 +13,8 @@ from typing import Any, LiteralString
 import anyio
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from postgres import Server, execute
 from procrastinate import App, PsycopgConnector
 from psycopg.types.json import Jsonb
@@ -20,6 +22,7 @@ from psycopg.types.json import Jsonb
 import kie_async as kie
 from kie_async import events
 from kie_async.batch import WorkerControl, _engine, _worker, enqueue, run_shared_batch, work
+from kie_async.batch._engine import WorkerLease
 from kie_async.emulator import Fault, Rules
 from kie_async.errors import AuthError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
@@ -51,6 +54,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_worker, "MIN_RESTART_DELAY", 0.1)
     monkeypatch.setattr(_worker, "FEED_INTERVAL", 0.1)
     monkeypatch.setattr(_worker, "CHECK_INTERVAL", 0.1)
+
+
+NUMBERS = st.integers(min_value=0)
+
+
+@given(st.builds(WorkerLease, engine_id=NUMBERS, pid=NUMBERS, started_at=NUMBERS, machine=st.text()))
+def test_the_name_of_a_worker_s_lease_says_all_of_it(lease: WorkerLease) -> None:
+    assert WorkerLease.parse(lease.name) == lease
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import anyio
 import attrs
@@ -83,10 +84,8 @@ def _script(script: str, migration: Path) -> str:
     return f"{script};\nCOMMENT ON TABLE procrastinate_jobs IS '{migration.stem}'".replace("%", "%%")
 
 
-# Its parts: the number of the engine, unix seconds, the name of a machine.
-_LEASE = "worker:{worker_id}:{started_at:.0f}:{machine}"
 _WORKERS = """
-SELECT lease.name, lease.process_id, extract(epoch FROM now() - worker.last_heartbeat)::float AS heartbeat_age,
+SELECT lease.name, extract(epoch FROM now() - worker.last_heartbeat)::float AS heartbeat_age,
     (SELECT count(*) FROM procrastinate_jobs AS job WHERE job.worker_id = worker.id AND job.status = 'doing') AS jobs
 FROM kie_lease AS lease JOIN procrastinate_workers AS worker ON worker.id::text = split_part(lease.name, ':', 2)
 WHERE lease.name LIKE 'worker:%%' AND lease.expires_at > extract(epoch FROM now()) ORDER BY worker.id
@@ -101,7 +100,7 @@ class LivingWorker:
         machine: its name.
         pid: of its process there.
         jobs: how many it has under way.
-        started_at: unix seconds, by the clock of its machine.
+        started_at: whole unix seconds, by the clock of its machine.
         heartbeat_age: seconds since its last heartbeat.
         engine_id: its number in procrastinate's own tables.
     """
@@ -109,14 +108,30 @@ class LivingWorker:
     machine: str
     pid: int
     jobs: int
-    started_at: float
+    started_at: int
     heartbeat_age: float
     engine_id: int
 
 
-def worker_lease(worker_id: int, started_at: float, machine: str) -> str:
-    """The name of the lease by which a worker is known; ``list_workers`` reads it."""
-    return _LEASE.format(worker_id=worker_id, started_at=started_at, machine=machine)
+@attrs.frozen
+class WorkerLease:
+    """What is said of a worker by the name of the lease that it holds; the fields are those of ``LivingWorker``."""
+
+    engine_id: int
+    pid: int
+    started_at: int
+    machine: str
+
+    @property
+    def name(self) -> str:
+        """The name; ``list_workers`` finds the engine's number in it by its place."""
+        return f"worker:{self.engine_id}:{self.pid}:{self.started_at}:{self.machine}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Read a name."""
+        _, engine_id, pid, started_at, machine = name.split(":", 4)
+        return cls(int(engine_id), int(pid), int(started_at), machine)
 
 
 async def list_workers(dsn: str) -> list[LivingWorker]:
@@ -130,13 +145,8 @@ async def list_workers(dsn: str) -> list[LivingWorker]:
     async with _connected(dsn) as connector:
         if await last_migration(connector) is None:
             return []
-        return [_living_worker(**row) for row in await connector.execute_query_all_async(_WORKERS)]
-
-
-def _living_worker(name: str, process_id: str, heartbeat_age: float, jobs: int) -> LivingWorker:
-    _, engine_id, started_at, machine = name.split(":", 3)
-    pid = process_id.split(":")[1]
-    return LivingWorker(machine, int(pid), jobs, float(started_at), heartbeat_age, int(engine_id))
+        rows = await connector.execute_query_all_async(_WORKERS)
+        return [LivingWorker(**attrs.asdict(WorkerLease.parse(row.pop("name"))), **row) for row in rows]
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from procrastinate.worker import Worker as EngineWorker
 
 from kie_async._client import map_unordered
 from kie_async.batch._control import WorkerControl
-from kie_async.batch._engine import CONNECT_TIMEOUT, ensure_tables, make_connector, worker_lease
+from kie_async.batch._engine import CONNECT_TIMEOUT, WorkerLease, ensure_tables, make_connector
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
 from kie_async.events import Notice, clean
@@ -223,8 +224,8 @@ class Worker:
         """Hold the lease from which ``list_workers`` knows an engine's process and machine."""
         if engine.worker_id is None:  # not yet
             return
-        lease = worker_lease(engine.worker_id, self._control.started_at, self._settings.machine)
-        async with self._recorder.leases.holding(lease, guards_spending=False):
+        lease = WorkerLease(engine.worker_id, os.getpid(), int(self._control.started_at), self._settings.machine)
+        async with self._recorder.leases.holding(lease.name, guards_spending=False):
             await anyio.sleep_forever()
 
     async def _why_not_ready(self) -> str:
