@@ -49,6 +49,20 @@ def make_connector(dsn: str) -> PsycopgConnector:
     )
 
 
+@asynccontextmanager
+async def connected(connector: PsycopgConnector) -> AsyncGenerator[PsycopgConnector]:
+    """Hold a connector open; an error of its database comes out of the block as StorageError."""
+    try:
+        await connector.open_async()
+        yield connector
+    except ConnectorException as error:
+        cause = error.__cause__ or error
+        raise StorageError(f"the engine's tables cannot be used: {clean(str(cause).partition(chr(10))[0])}") from None
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connector.close_async()
+
+
 async def ensure_tables(connector: PsycopgConnector) -> None:
     """Make the engine's tables if they are not there.
 
@@ -142,25 +156,11 @@ async def list_workers(dsn: str) -> list[LivingWorker]:
     Raises:
         StorageError: the database cannot be used.
     """
-    async with _connected(dsn) as connector:
+    async with connected(make_connector(dsn)) as connector:
         if await last_migration(connector) is None:
             return []
         rows = await connector.execute_query_all_async(_WORKERS)
         return [LivingWorker(**attrs.asdict(WorkerLease.parse(row.pop("name"))), **row) for row in rows]
-
-
-@asynccontextmanager
-async def _connected(dsn: str) -> AsyncGenerator[PsycopgConnector]:
-    connector = make_connector(dsn)
-    try:
-        await connector.open_async()
-        yield connector
-    except ConnectorException as error:
-        cause = error.__cause__ or error
-        raise StorageError(f"the engine's tables cannot be used: {clean(str(cause).partition(chr(10))[0])}") from None
-    finally:
-        with anyio.CancelScope(shield=True):
-            await connector.close_async()
 
 
 async def create_worker_tables(dsn: str) -> None:
@@ -169,7 +169,7 @@ async def create_worker_tables(dsn: str) -> None:
     Raises:
         StorageError: they are those of an older engine, or cannot be made.
     """
-    async with _connected(dsn) as connector:
+    async with connected(make_connector(dsn)) as connector:
         await ensure_tables(connector)
 
 
@@ -183,7 +183,7 @@ async def worker_migrations(dsn: str, *, run: bool = False) -> list[str] | None:
     Raises:
         StorageError: the database cannot be used.
     """
-    async with _connected(dsn) as connector:
+    async with connected(make_connector(dsn)) as connector:
         applied = await last_migration(connector)
         if applied is None:
             return None

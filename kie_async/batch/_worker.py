@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, filterfalse
@@ -28,7 +28,7 @@ from procrastinate.worker import Worker as EngineWorker
 
 from kie_async._client import map_unordered
 from kie_async.batch._control import WorkerControl
-from kie_async.batch._engine import CONNECT_TIMEOUT, WorkerLease, ensure_tables, make_connector
+from kie_async.batch._engine import CONNECT_TIMEOUT, WorkerLease, connected, ensure_tables, make_connector
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
 from kie_async.events import Notice, clean
@@ -119,18 +119,21 @@ class Worker:
         Cancelling gives every job back at once, and leaves it where the journal says; other workers, or the next run,
         go on from there. A submission that was sent is answered and recorded first.
         """
-        async with self._connected(), anyio.create_task_group() as group:
-            self._control.check = self._why_not_ready
-            group.start_soon(self._keep_running)
-            group.start_soon(self._repeat, self._feed, FEED_INTERVAL)
-            group.start_soon(self._repeat, self._keep_uploading, FEED_INTERVAL)
-            if until_done:
-                group.start_soon(self._repeat, partial(self._check_done, batch), CHECK_INTERVAL)
-            try:
-                await self._is_over.wait()
-            finally:
-                self._is_over.set()
-            group.cancel_scope.cancel()
+        async with connected(self._connector):
+            with anyio.CancelScope(shield=True):  # a connection that is cancelled half-way is never given back
+                await self._prepare()
+            async with anyio.create_task_group() as group:
+                self._control.check = self._why_not_ready
+                group.start_soon(self._keep_running)
+                group.start_soon(self._repeat, self._feed, FEED_INTERVAL)
+                group.start_soon(self._repeat, self._keep_uploading, FEED_INTERVAL)
+                if until_done:
+                    group.start_soon(self._repeat, partial(self._check_done, batch), CHECK_INTERVAL)
+                try:
+                    await self._is_over.wait()
+                finally:
+                    self._is_over.set()
+                group.cancel_scope.cancel()
         if self._runner.stopped:
             raise self._runner.stopped
         await self._recorder.journal.caps.check_left(batch)
@@ -148,25 +151,11 @@ class Worker:
 
     # ------------------------------------------------------------ the engine
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncGenerator[None]:
-        """Connect, and make the engine's tables if they are not there."""
-        try:
-            with anyio.CancelScope(shield=True):  # a connection that is cancelled half-way is never given back
-                try:
-                    await self._app.open_async()
-                    await self._prepare()
-                except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
-                    raise StorageError(f"the engine cannot start: {_describe(error)}") from None
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._app.close_async()
-
     async def _prepare(self) -> None:
+        """Make the engine's tables if they are not there; cancel what an earlier run put off, to queue it anew."""
         await ensure_tables(self._connector)
         for row in await self._queue.list_jobs_async(task=TASK, status="todo"):
-            if row.id is not None and row.scheduled_at is not None:  # an earlier run was to try it later
+            if row.id is not None and row.scheduled_at is not None:
                 await self._queue.cancel_job_by_id_async(row.id)
 
     async def _keep_running(self) -> None:
