@@ -29,6 +29,7 @@ from benchmarks._database import fresh, own_server
 from benchmarks._worker_rates import show_rates
 from kie_async.batch import enqueue
 from kie_async.emulator import ReceivedRequest
+from kie_async.emulator._state import most_in_window
 from kie_async.journal import Job, State, open_journal
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
@@ -138,7 +139,8 @@ def promises(place: Site, jobs: list[Job], count: int) -> list[Promise]:
         len(job.files) == 2 and all((place.directory / name).stat().st_size for name in job.files) for job in jobs
     )
     arrivals = place.emulator.arrivals
-    most, refused = most_in_window(arrivals), sum(not arrival.admitted for arrival in arrivals)
+    most = most_in_window((arrival.at for arrival in arrivals), WINDOW)
+    refused = sum(not arrival.admitted for arrival in arrivals)
     taken = arrivals[-1].at - arrivals[0].at
     used = (count / QUOTA - 1) * WINDOW / taken
     return [
@@ -151,12 +153,6 @@ def promises(place: Site, jobs: list[Job], count: int) -> list[Promise]:
         Promise("submissions refused for the quota", refused, refused == 0),
         Promise("of the quota used", f"{used:.1%} ({taken:.1f} s)", used >= 0.95),
     ]
-
-
-def most_in_window(arrivals: list[ReceivedRequest]) -> int:
-    """The largest number of submissions in any window of the quota."""
-    moments = [arrival.at for arrival in arrivals]
-    return max(sum(start <= moment < start + WINDOW for moment in moments) for start in moments)
 
 
 def _turns(arrivals: list[ReceivedRequest]) -> list[int]:
