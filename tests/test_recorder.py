@@ -16,7 +16,7 @@ from service import REQUEST, Service, as_journal, serving
 
 import kie_async as kie
 from kie_async.emulator import Fault
-from kie_async.errors import ConflictError, KieError, StorageError, SubmitUnknownError
+from kie_async.errors import ConflictError, InsufficientCreditsError, KieError, StorageError, SubmitUnknownError
 from kie_async.events import Notice
 from kie_async.journal import (
     InboundCallback,
@@ -556,6 +556,28 @@ async def test_a_key_that_came_to_nothing_is_not_sent_again(tmp_path: Path) -> N
         with pytest.raises(ConflictError):
             await kept.session.submit(REQUEST, key="k")
         assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_a_key_is_not_used_for_another_request(tmp_path: Path) -> None:
+    async with recording(tmp_path, faults=[Fault("code", code=402, times=1)]) as kept:
+        with pytest.raises(InsufficientCreditsError):
+            await kept.session.submit(REQUEST, key="k")
+        with pytest.raises(ConflictError, match="another request"):  # planned, and not sent
+            await kept.session.submit(attrs.evolve(REQUEST, model="V4"), key="k")
+        await kept.session.submit(REQUEST, key="k")
+        with pytest.raises(ConflictError, match="another request"):  # paid for
+            await kept.session.submit(attrs.evolve(REQUEST, model="V4"), key="k")
+        assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_of_two_requests_under_one_key_one_is_sent(tmp_path: Path) -> None:
+    async with recording(tmp_path) as kept, store(tmp_path, "another") as another:
+        job = Job(key="k", request=attrs.evolve(REQUEST, model="V4"))
+        kept.journal.beside["add"] = lambda: another.add([job])
+        with pytest.raises(ConflictError, match="another request"):
+            await kept.session.submit(REQUEST, key="k")
+        assert (await kept.job("k")).request == job.request
+        assert len(kept.service.emulator.ledger) == 0
 
 
 @pytest.mark.parametrize(

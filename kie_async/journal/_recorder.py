@@ -12,14 +12,16 @@ from contextlib import asynccontextmanager
 from typing import Protocol, Self
 
 import anyio
+import attrs
 from anyio.abc import TaskGroup
 
 from kie_async._client import Client, Task
 from kie_async._client.concurrency import InternalErrors
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import Origin, TrackedTask
+from kie_async._protocol import wire
 from kie_async._protocol.admission import check_task_id, task_problem
-from kie_async.errors import KieError
+from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
 from kie_async.journal._job import InboundCallback, Job, State, held_by
@@ -130,18 +132,25 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it.
-            ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned.
+            ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned; or it has another
+                request.
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
         job = await self.journal.get(key) if key else None
-        if job is not None and job.state in PAID and job.task_id:
+        if job is None or job.state not in PAID:
+            await self.check_caps("")  # before anything is on record
+        if job is None:
+            machine = self._client.settings.machine if self.journal.spans_machines else ""
+            job = Job(key=key or secrets.token_hex(16), request=request, source=held_by(machine, request))
+            if not await self.journal.add([job]):  # another submission with this key came between
+                job = await self.journal.get(job.key) or job
+        if _asked(job.request) != _asked(request):
+            message = f"the job {job.key!r} is on record with another request: give this one a key of its own"
+            raise ConflictError(message, job.task_id)
+        if job.state in PAID and job.task_id:
             return self.follow(job)
-        await self.check_caps("")  # before anything is on record
-        key = key or secrets.token_hex(16)
-        machine = self._client.settings.machine if self.journal.spans_machines else ""
-        await self.journal.add([Job(key=key, request=request, source=held_by(machine, request))])
-        return await self._submit_planned(key, request, None, check)
+        return await self._submit_planned(job.key, request, None, check)
 
     async def check_caps(self, batch: str) -> None:
         """See whether there is room for one more submission, before its source is uploaded.
@@ -265,6 +274,11 @@ class Recorder(anyio.AsyncContextManagerMixin):
             except KieError as error:
                 self._notice("", f"old callbacks could not be deleted now: {clean(error.message)}")
             await anyio.sleep(_PRUNE_INTERVAL)
+
+
+def _asked(request: Request) -> str:
+    """What a request asks for, without what was measured of its source: that depends on what is installed."""
+    return wire.pack(attrs.evolve(request, source_duration=None))
 
 
 def _payer_of(settings: Settings) -> Payer:
