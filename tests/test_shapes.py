@@ -73,12 +73,8 @@ ELSEWHERE = {  # in test_wire, test_emulator_bodies and test_signing
 
 
 def test_every_sample_has_its_end() -> None:
-    assert {path.name for path in SAMPLES.iterdir() if not path.name.startswith("journal_")} == {
-        *END,
-        *STAGES,
-        *SUBMITTED,
-        *ELSEWHERE,
-    }
+    samples = {path.name for path in SAMPLES.iterdir() if not path.name.startswith("journal_")}
+    assert samples == {*END, *STAGES, *SUBMITTED, *ELSEWHERE}, "name each sample in one of the tables above"
 
 
 def malformed(body: Any) -> bytes:

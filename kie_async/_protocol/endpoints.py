@@ -50,7 +50,8 @@ class ApiCall(NamedTuple, Generic[T]):
         read: the body's ``data`` to the answer.
         spends: whether it costs credits, so that it must never be sent twice.
         not_found_codes: body codes (or HTTP statuses) that only say "no such thing": ``read(None)`` is returned.
-        terminal_codes: body codes that are no refusal, but say how the task that is asked for has ended.
+        terminal_codes: body codes that are no refusal, but say how the task that is asked for has ended; ``read`` is
+            then given ``state``, ``failCode`` and ``failMsg``.
         host: the API, or the host that takes files.
     """
 
