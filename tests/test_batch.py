@@ -223,6 +223,31 @@ async def test_a_cap_is_never_passed(service: Service, batch: Batch) -> None:
     assert len(service.emulator.ledger) == 5
 
 
+@pytest.mark.parametrize("is_on_record", [False, True])
+async def test_a_cap_ends_the_batch_wherever_it_is(batch: Batch, *, is_on_record: bool) -> None:
+    batch.jobs.extend(jobs_of(9)[5:])
+    async with batch.journal as journal:
+        await journal.caps.set("songs", 40 if is_on_record else 400)
+    observed, ends = list[Job](), list[Job]()
+    async with serving(credits=1e6, goes_on=(1.0, 2.0), settings={"max_in_flight": 1}) as service:
+        outcomes = kie.run_batch(
+            service.session,
+            batch.jobs,
+            journal=batch.journal,
+            directory=batch.folder / "out",
+            observer=observed.append,
+            batch="songs",
+            max_credits=None if is_on_record else 40,
+        )
+        with pytest.raises(BudgetError, match="is 40, and 36 are spent"):
+            async for job in outcomes:
+                ends.append(job)
+        assert len(service.emulator.ledger) == 3
+    assert sorted((await batch.states()).values()) == [State.DELIVERED] * 3 + [State.PLANNED] * 6
+    assert [job.key for job in observed if job.error] == ["job3"]  # one says it for all
+    assert len(ends) < len(batch.jobs)  # and the others are not tried
+
+
 async def test_too_fast_and_maintenance_slow_the_batch(batch: Batch) -> None:
     faults = [Fault("code", code=455, times=2), Fault("code", code=433, nth=4, times=1)]
     settings = {"submit_retry_timeout": 0, "quota": 1000}

@@ -75,6 +75,8 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     Raises:
         ConflictError: another process runs this batch.
         ManifestError: requests that the settings of this session refuse; nothing was spent.
+        BudgetError: jobs stay planned, for a cap has no room for them: ``max_credits``, or one on record or of the
+            session.
         KieError: what stopped the batch: the key, the credits, the disk. Running it again goes on from there.
 
     Leaving the loop early submits nothing more; submitted tasks go on at the service, and the next run follows them.
@@ -101,8 +103,8 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         async with aclosing(outcomes):
             async for job in outcomes:
                 yield job
-    if runner.stopped is not None:
-        raise runner.stopped
+    if (error := runner.why_stopped(name)) is not None:
+        raise error
 
 
 async def enqueue(
@@ -170,7 +172,7 @@ async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerato
     """Yield the keys of a batch's jobs that are not at their end."""
     for states in _ORDER:
         async for job in recorder.journal.jobs(*states, batch=batch):
-            if job.state is State.PLANNED and runner.stopped is not None:
+            if job.state is State.PLANNED and runner.why_stopped(batch) is not None:
                 return
             yield job.key
     async for job in recorder.takeover.intents_left(batch):

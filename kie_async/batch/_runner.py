@@ -76,7 +76,7 @@ class Runner:
         self._observer = guarded(observer)
         self._policy = ErrorPolicy()
         self._failures = FailureStreak(session.settings.max_consecutive_failures)
-        self._full: set[str] = set()  # batches whose caps were found to leave no room
+        self._full: dict[str, BudgetError] = {}  # by batch, whose cap on record was found to leave no room
         self._recorded = RecordedTasks(results.directory, emulated=results.emulated)
         self._uploading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -109,6 +109,10 @@ class Runner:
             StorageError: the journal is away.
         """
         return await self._run_steps(key, {State.PLANNED: self._upload}, lambda job: not job.waits_for)
+
+    def why_stopped(self, batch: str) -> KieError | None:
+        """Return what keeps this run from submitting more jobs of a batch; None if nothing does."""
+        return self.stopped or self._full.get(batch)
 
     async def _run_steps(self, key: str, steps: Mapping[State, Step], is_done: Callable[[Job], bool]) -> Job:
         try:
@@ -150,7 +154,7 @@ class Runner:
             job = attrs.evolve(job, error=JobError.of(error))
         is_known = isinstance(error, BudgetError) and error.batch in self._full  # one job says it for all
         if isinstance(error, BudgetError):
-            self._full.add(error.batch)
+            self._full.setdefault(error.batch, error)
         has_another = isinstance(error, ConflictError) and not isinstance(error, LostRecordError)  # process
         if is_known or has_another:
             self._budget.settle_job(job)
