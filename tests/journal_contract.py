@@ -22,10 +22,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kie_async.errors import BudgetError, ConflictError, SettingsError, StorageError
 from kie_async.journal import (
+    ANY_BATCH,
     OPEN,
     PAID,
     TRANSITIONS,
     Attempt,
+    BatchFilter,
     InboundCallback,
     Job,
     JobError,
@@ -61,7 +63,7 @@ def planned(key: str, *, batch: str = "") -> Job:
     return Job(key=key, batch=batch, request=REQUEST)
 
 
-def held(key: str, machine: str, *, batch: str = "") -> Job:
+def held(key: str, machine: str, *, batch: str = "songs") -> Job:
     """A planned job whose source is a file of a machine, or, for "", of none."""
     return attrs.evolve(planned(key, batch=batch), source=Source(path="song", machine=machine))
 
@@ -340,6 +342,47 @@ class JournalContract:
         assert await keys(journal, State.INTENT, batch="odd") == ["intent"]
         assert [job.key async for job in journal.jobs(State.INTENT, batch="odd")] == ["intent"]
         assert await keys(journal, State.INTENT, batch="even") == await keys(journal, batch="none") == []
+
+    async def test_the_tasks_of_plain_sessions_are_of_no_batch(self, journal: Journal) -> None:
+        await journal.add([held("session", "a", batch=""), planned("song", batch="x"), held("held", "a", batch="y")])
+        assert (await job_of(journal, "session")).waits_for == ""
+        assert [job.key async for job in journal.jobs(batch=ANY_BATCH)] == ["song", "held"]
+        assert [job.key async for job in journal.jobs(State.PLANNED, batch=ANY_BATCH, waiting_for=[""])] == ["song"]
+        assert (await journal.counts(ANY_BATCH))[State.PLANNED] == 2
+        assert await journal.machines.waiting() == await journal.machines.waiting(ANY_BATCH) == {"a": 1}
+        assert [job.key async for job in journal.machines.next_uploads("a", ahead=1)] == ["held"]
+        await bring(journal, "done", State.SUCCEEDED)
+        assert (await journal.counts())[State.SUCCEEDED] == 1
+        assert (await journal.counts(ANY_BATCH))[State.SUCCEEDED] == 0
+
+    @pytest.mark.parametrize("state", State)
+    async def test_a_task_of_a_plain_session_is_enqueued(self, journal: Journal, state: State) -> None:
+        await bring(journal, "known", state)
+        before, attempts = await job_of(journal, "known"), await journal.attempts("known")
+        assert await journal.add([planned("known")]) == 0
+        assert await journal.add([planned("new", batch="x"), planned("known", batch="x")]) == 1
+        assert await job_of(journal, "known") == attrs.evolve(before, batch="x")
+        assert await journal.attempts("known") == attempts
+        assert await journal.add([planned("known", batch="another")]) == 0
+        assert await keys(journal, batch="x") == ["known", "new"]
+
+    async def test_what_is_enqueued_is_read_where_it_was_enqueued(self, journal: Journal) -> None:
+        await journal.add([held("planned", "a", batch=""), held("sent", "a", batch="")])
+        await step(journal, "sent", State.INTENT)
+        await journal.add([held("planned", "b"), held("sent", "b")])
+        assert await journal.machines.waiting() == {"b": 1}
+        await journal.move("sent", State.PLANNED)
+        assert await journal.machines.waiting() == {"a": 1, "b": 1}
+
+    async def test_what_is_enqueued_while_it_is_submitted(self, journal: Journal, other: Journal) -> None:
+        names = [f"{number}" for number in range(20)]
+        await journal.add(map(planned, names))
+        intents = [journal.intend(name, f"token-{name}") for name in names]
+        await all_of(*intents, other.add(planned(name, batch="x") for name in names))
+        jobs = [job async for job in journal.jobs()]
+        assert {(job.batch, job.state, job.attempt, job.token) for job in jobs} == {
+            ("x", State.INTENT, 1, f"token-{name}") for name in names
+        }
 
     async def test_what_waits_for_a_machine_until_its_source_is_uploaded(self, journal: Journal) -> None:
         here = attrs.evolve(SOURCE, machine="a")
@@ -720,7 +763,8 @@ class JournalMachine(RuleBasedStateMachine):
     def add(self, key: str, batch: str) -> None:
         new = self.run(self.journal.add([planned(key, batch=batch)]))
         assert new == (key not in self.known)
-        self.known.setdefault(key, Known(batch))
+        known = self.known.setdefault(key, Known(batch))
+        known.batch = known.batch or batch
 
     def _taken(self, place: int, name: str) -> bool:
         return any(attempt[place] == name for job in self.known.values() for attempt in job.attempts)
@@ -793,9 +837,10 @@ class JournalMachine(RuleBasedStateMachine):
         callback = self.run(self.journal.callbacks_for(token=token))
         assert {(each.token, each.task_id) for each in callback} == {each for each in self.inbox if each[0] == token}
 
-    @rule(batch=st.sampled_from([None, "", "other"]))
-    def count(self, batch: str | None) -> None:
-        states = [known.state for known in self.known.values() if batch in {None, known.batch}]
+    @rule(batch=st.sampled_from([None, ANY_BATCH, "", "other"]))
+    def count(self, batch: BatchFilter) -> None:
+        batches = {"", "other"} if batch is None else {"other"} if batch is ANY_BATCH else {batch}
+        states = [known.state for known in self.known.values() if known.batch in batches]
         assert dict(self.run(self.journal.counts(batch))) == {state: states.count(state) for state in State}
 
     def teardown(self) -> None:

@@ -97,6 +97,23 @@ async def test_the_same_again_pays_nothing(service: Service, batch: Batch) -> No
     assert len(service.emulator.ledger) == 6
 
 
+async def test_a_task_of_a_plain_session_is_delivered_and_not_paid_again(service: Service, batch: Batch) -> None:
+    async with kie.KieSession(service.session.settings, journal=batch.journal) as session:
+        task = await session.submit(batch.jobs[0].request, key="job0")
+        await task
+    found = await batch.run(service)
+    assert {job.state for job in found.values()} == {State.DELIVERED}
+    assert found["job0"].task_id == task.id
+    assert len(service.emulator.ledger) == 5
+
+
+async def test_a_batch_needs_a_name(batch: Batch) -> None:
+    async with batch.journal as journal:
+        with pytest.raises(kie.SettingsError, match="batch is empty: give the batch a name"):
+            await enqueue(journal, batch.jobs, "")
+    assert not await batch.states()
+
+
 async def test_a_batch_broken_off_goes_on(service: Service, batch: Batch) -> None:
     outcomes = kie.run_batch(service.session, batch.jobs, journal=batch.journal, directory=batch.folder / "out")
     async for _ in outcomes:
@@ -332,14 +349,14 @@ async def test_a_job_that_another_process_has_is_left_to_it(tmp_path: Path, serv
         runner = Runner(service.session, recorder, Results(tmp_path / "out"), CreditBudget(), lambda _job: None)
         with pytest.raises(ConflictError, match="no job"):
             await runner.run_job("job0")
-        await recorder.journal.add(batch.jobs)
+        await enqueue(recorder.journal, batch.jobs, "b")
         first, second = await asyncio.gather(runner.run_job("job0"), runner.run_job("job0"))
         assert {first.state, second.state} >= {State.DELIVERED}
         assert len(service.emulator.ledger) == 1
         again = await runner.run_job("job0")
         assert again.state is State.DELIVERED
         runner.stopped = kie.AuthError("stopped")
-        await recorder.journal.add([Job(key="late", request=batch.jobs[0].request)])
+        await recorder.journal.add([Job(key="late", batch="b", request=batch.jobs[0].request)])
         assert (await runner.run_job("late")).state is State.PLANNED
 
 

@@ -228,9 +228,9 @@ def test_no_such_job(terminal: Terminal, out: Path) -> None:
 # ---------------------------------------------------------------- wait, results
 
 
-async def _end(journal: SQLiteJournal, key: str, *states: State, **facts: Any) -> None:
+async def _end(journal: SQLiteJournal, key: str, *states: State, batch: str = "songs", **facts: Any) -> None:
     """Take a new job through some states; the facts are those of the last."""
-    await journal.add([job(key)])
+    await journal.add([attrs.evolve(job(key), batch=batch)])
     await journal.intend(key, f"{TOKEN}-{key}")
     for each in states[:-1]:
         await journal.move(key, each, **({"task_id": f"{key}-task"} if each is State.SUBMITTED else {}))
@@ -316,6 +316,39 @@ def test_results_are_tracks_and_reasons(terminal: Terminal, tmp_path: Path) -> N
     value = terminal("jobs", "results", "--out", str(tmp_path), "--json").value
     assert {each["key"]: len(each["tracks"]) for each in value["jobs"]} == {"done": 0, "made": 2, "bad": 0}
     assert value["jobs"][1]["tracks"][0]["audio_url"] == "https://a.example/a.mp3"
+
+
+# ---------------------------------------------------------------- tasks of programs, which are of no batch
+
+
+def test_they_are_not_waited_for(terminal: Terminal, tmp_path: Path) -> None:
+    async def fill(journal: SQLiteJournal) -> None:
+        await _end(journal, "done", *MADE)
+        await _end(journal, "awaited by a program", State.SUBMITTED, batch="", task_id=TASK)
+        await journal.add([job("waiting for the quota")])
+
+    with_journal(tmp_path / FILE, fill)
+    answer = terminal("jobs", "wait", "--out", str(tmp_path))
+    assert (answer.code, answer.err) == (0, "1 done, 0 failed of 1 job\n")
+    assert "1 waiting, 1 submitted, 1 done, 0 failed of 3 jobs" in terminal("jobs", "list", "--out", str(tmp_path)).err
+
+
+def test_who_goes_on_with_them(terminal: Terminal, tmp_path: Path) -> None:
+    async def fill(journal: SQLiteJournal) -> None:
+        for key, batch in {"mine": "", "also mine": "", "of a batch": "songs"}.items():
+            await _end(journal, key, State.UNKNOWN, batch=batch, error=UNKNOWN)
+        await _end(journal, "refused", State.REJECTED, batch="", error=REASON)
+
+    with_journal(tmp_path / FILE, fill)
+    place = ("--yes", "--out", str(tmp_path))
+    submit = "{} was submitted by a program: let that submit it again with this key; no worker does"
+    follow = "{} was submitted by a program: its session.resume() follows it"
+    batch = "the next run of the batch, or a worker, goes on"
+    assert terminal("jobs", "retry", "refused", *place).err.splitlines() == [submit.format("refused")]
+    assert terminal("jobs", "resolve", "mine", "--retry", *place).err.splitlines() == [submit.format("mine")]
+    answer = terminal("jobs", "resolve", "also mine", "--task-id", TASK, *place)
+    assert answer.err.splitlines() == [follow.format("also mine")]
+    assert terminal("jobs", "resolve", "of a batch", "--retry", *place).err.splitlines() == [batch]
 
 
 # ---------------------------------------------------------------- retry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 from command_line import Answer, Terminal, ended, environment, lines, served, started
 
+import kie_async as kie
 from kie_async.emulator import Fault
+from kie_async.journal import Job
 from kie_async.settings import machine_name
 from kie_async.testing import EmulatorHandle
 
@@ -200,6 +203,45 @@ def test_enqueuing_needs_no_key_and_is_done_once(
     assert terminal(*words, "--yes", "--json").value == {"jobs": 1, "new": 0}
     assert terminal("jobs", "list").out == "one  planned\n"
     assert terminal("jobs", "wait", "--timeout", "0").code == 6
+
+
+def test_workers_leave_the_tasks_of_programs_until_they_are_enqueued(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, tmp_path: Path, out: Path
+) -> None:
+    async def submit() -> None:
+        async with kie.KieSession(journal=database_url) as session:
+            await (await session.extend("a1", model="V5"))
+            assert session.journal is not None
+            await session.journal.add([Job(key="jobs-1", request=kie.ExtendRequest("a2", model="V5"))])
+
+    asyncio.run(submit())
+    place = ("--journal", database_url)
+    enqueue = ("batch", tracks(tmp_path / "jobs.csv", 1), "--enqueue", *place)
+    assert terminal(*enqueue, "--yes").code == 0
+    answer = terminal("jobs", "wait", *place, "--timeout", "0")
+    assert "1 waiting, 0 done, 0 failed of 1 job" in answer.err
+    answer = terminal("worker", *place, "--out", str(out), "--until-done")
+    assert (answer.code, answer.err.splitlines()[-1]) == (0, "1 done, 0 failed of 1 job")
+    assert terminal("jobs", "wait", *place).err == "1 done, 0 failed of 1 job\n"
+    assert len(service.ledger) == 2
+
+    enqueue = ("batch", tracks(tmp_path / "jobs.csv", 2), "--enqueue", *place)
+    assert "1 new job will cost about 12 credits" in terminal(*enqueue).err
+    assert terminal(*enqueue, "--yes").err.splitlines()[0] == "on record: 2 jobs, of which 0 are new"
+    assert terminal("worker", *place, "--out", str(out), "--until-done").code == 0
+    assert terminal("jobs", "wait", *place).err == "2 done, 0 failed of 2 jobs\n"
+    assert len(service.ledger) == 3
+
+
+def test_what_is_enqueued_without_a_directory_is_a_batch_with_a_cap(
+    terminal: Terminal, database_url: str, tmp_path: Path
+) -> None:
+    place = ("--journal", database_url)
+    enqueue = ("batch", tracks(tmp_path / "jobs.csv", 1), "--enqueue", "--yes", *place, "--max-credits", "0")
+    assert terminal(*enqueue).code == 0
+    answer = terminal("jobs", "wait", *place)
+    assert answer.code == 4
+    assert "max_credits of the batch 'batch' is 0, and 0 are spent or reserved" in answer.err
 
 
 @pytest.mark.parametrize(

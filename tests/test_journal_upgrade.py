@@ -15,12 +15,12 @@ import attrs
 import psycopg
 import pytest
 from conftest import SAMPLES, sample_json
-from journal_contract import SOURCE, bring, held
+from journal_contract import SOURCE, bring, held, planned
 from postgres import execute
 from sqlite_hooks import hook
 
 from kie_async.errors import StorageError
-from kie_async.journal import Journal, State, open_journal
+from kie_async.journal import ANY_BATCH, Journal, State, open_journal
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +123,17 @@ async def test_what_is_new_is_kept_in_an_upgraded_journal(store: Store) -> None:
         assert await journal.get("mine") == job
         moved = await journal.intend("mine", "mine")
         assert (moved.machine, moved.account) == ("studio", "ours")
+
+
+async def test_a_task_of_a_plain_session_is_one_in_an_upgraded_journal(store: Store) -> None:
+    await store.journal().upgrade()
+    async with store.journal() as journal:
+        attempts = await journal.attempts("submitted")
+        assert "submitted" not in [job.key async for job in journal.jobs(State.SUBMITTED, batch=ANY_BATCH)]
+        assert await journal.add([planned("submitted", batch="songs")]) == 0
+        assert [job.key async for job in journal.jobs(State.SUBMITTED, batch=ANY_BATCH)] == ["submitted"]
+        assert await journal.attempts("submitted") == attempts
+        await journal.move("submitted", State.SUCCEEDED, token="token-submitted")
 
 
 @pytest.mark.parametrize("version", [1, 99])

@@ -20,6 +20,7 @@ from procrastinate import App, PsycopgConnector
 from psycopg.types.json import Jsonb
 
 import kie_async as kie
+from benchmarks.quota import most_in_window
 from kie_async import events
 from kie_async.batch import WorkerControl, _engine, _worker, enqueue, run_shared_batch, work
 from kie_async.batch._engine import WorkerLease
@@ -116,11 +117,20 @@ class Shop:
 
     @asynccontextmanager
     async def desk(
-        self, *, at_once: int = 5, quota: int = 1000, observer: Callable[[Job], None] = lambda _job: None
+        self,
+        *,
+        at_once: int = 5,
+        quota: int = 1000,
+        window: float = 10.0,
+        observer: Callable[[Job], None] = lambda _job: None,
     ) -> AsyncGenerator[Desk]:
         emitted: list[events.Event] = []
         settings = kie.Settings(
-            api_key=self.emulator.key, base_url=self.emulator.base_url, observer=emitted.append, quota=quota
+            api_key=self.emulator.key,
+            base_url=self.emulator.base_url,
+            observer=emitted.append,
+            quota=quota,
+            quota_window=window,
         )
         journal = open_journal(self.dsn)
         async with kie.KieSession(settings, journal=journal) as session, session.open_journal(journal) as recorder:
@@ -198,6 +208,36 @@ async def test_two_workers_share_the_jobs(shop: Shop) -> None:
     assert one.delivered() + other.delivered() >= 12
     await shop.check(12)
     assert {status for _, status, _ in shop.queued()} <= {"succeeded", "todo"}
+
+
+async def test_a_plain_session_beside_a_worker(shop: Shop) -> None:
+    """They share the quota, and each submits its own: what the session waits for is not taken, nor fetched."""
+    await shop.plan(2)
+    async with shop.desk(quota=2, window=0.5) as program, shop.desk(quota=2, window=0.5) as desk:
+        await (await program.session.extend("a1", model="V5"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: desk.work(until_done=True))
+            tasks = await asyncio.gather(*(program.session.extend("a1", model="V5") for _ in range(5)))
+        await asyncio.gather(*(task.result() for task in tasks))
+        assert {job.batch for job in desk.seen} == {BATCH}
+    assert await shop.states() == {State.DELIVERED: 2, State.SUCCEEDED: 6}
+    assert len(shop.emulator.ledger) == 8
+    assert most_in_window([arrival.at for arrival in shop.emulator.arrivals], 0.5) <= 2
+    assert len((shop.folder / "results.jsonl").read_text().splitlines()) == 2
+
+
+async def test_a_queued_task_of_a_plain_session_is_left_to_it(shop: Shop) -> None:
+    """An older version has queued it."""
+    await shop.install()
+    async with shop.desk() as desk, anyio.create_task_group() as group:
+        await desk.recorder.journal.add([Job(key="waiting", request=kie.ExtendRequest("a1", model="V5"))])
+        shop.put("waiting", "waiting")
+        group.start_soon(desk.work)
+        await becomes(lambda: [status for _, status, _ in shop.queued()] == ["succeeded"])
+        group.cancel_scope.cancel()
+    assert not desk.seen
+    assert await shop.states() == {State.PLANNED: 1}
+    assert not shop.emulator.arrivals
 
 
 async def test_many_workers_make_the_engines_tables_at_once(shop: Shop) -> None:

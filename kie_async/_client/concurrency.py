@@ -97,7 +97,7 @@ async def map_unordered(
         try:
             with scope, unwrap_single_exception():
                 async with anyio.create_task_group() as running:
-                    async for item in _each(source):
+                    async for item in each_of(source):
                         await room.acquire()
                         running.start_soon(run, item)
             end = None
@@ -118,7 +118,7 @@ async def map_unordered(
         scope.cancel()
 
 
-async def _each(source: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
+async def each_of(source: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
     """Give the items of any iterable."""
     if isinstance(source, AsyncIterable):
         async for item in source:
@@ -130,7 +130,7 @@ async def _each(source: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
 
 async def until(source: Iterable[A] | AsyncIterable[A], is_over: Callable[[], bool]) -> AsyncIterator[A]:
     """Give the items of a source, and no more of them once it is over."""
-    async for item in _each(source):
+    async for item in each_of(source):
         yield item
         if is_over():
             return

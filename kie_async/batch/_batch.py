@@ -12,6 +12,7 @@ import attrs
 from anyio import to_thread
 
 from kie_async._client import map_unordered
+from kie_async._client.concurrency import each_of
 from kie_async.batch._budget import CreditBudget
 from kie_async.batch._control import WorkerControl
 from kie_async.batch._manifest import manifest_error
@@ -114,49 +115,47 @@ async def enqueue(
     check: Callable[[Request], None] = _accept,
     *,
     machine: str = "",
-) -> None:
-    """Add jobs to a journal, as a batch; those it knows do not change, but for the machine that they wait for.
+) -> int:
+    """Add jobs to a journal, as a batch, and return how many it did not know.
+
+    Those it knows do not change, but for the machine that they wait for; and those that a plain session has submitted
+    go into the batch.
 
     Args:
         journal: open.
         jobs: taken one by one.
-        batch: its name.
+        batch: its name, which workers need: jobs of no batch are the tasks of plain sessions.
         check: raises ``InvalidRequestError`` for a request that would not be paid for.
         machine: the only one that can read the files which the jobs extend; "" if all can. No matter where the journal
             is used by one machine alone.
 
     Raises:
         ManifestError: some would not, and the journal does not know them.
+        SettingsError: the name is empty.
     """
-    machine = machine if journal.spans_machines else ""
+    if not batch:
+        raise SettingsError("batch is empty: give the batch a name, for workers leave jobs of no batch alone")
+    machine, new = machine if journal.spans_machines else "", 0
     has_moved = any(other != machine for other in await journal.machines.waiting())
     waiting: list[Job] = []
     faults: list[RowProblem] = []
-
-    async def put(job: Job) -> None:
+    async for each in each_of(jobs):
         try:
-            check(job.request)
+            check(each.request)
         except InvalidRequestError as error:
-            if await journal.get(job.key) is None:  # a job that was submitted is not checked again
-                faults.extend(RowProblem(0, p.field, p.problem, p.remedy, f"job {job.key}") for p in error.problems)
-                return
-        job = attrs.evolve(job, batch=batch, source=held_by(machine, job.request, job.source))
+            if await journal.get(each.key) is None:  # a job that was submitted is not checked again
+                faults.extend(RowProblem(0, p.field, p.problem, p.remedy, f"job {each.key}") for p in error.problems)
+                continue
+        job = attrs.evolve(each, batch=batch, source=held_by(machine, each.request, each.source))
         if has_moved:
             await _wait_for_another(journal, job)
         waiting.append(job)
         if len(waiting) == _ADDED_AT_ONCE:
-            await journal.add(waiting)
+            new += await journal.add(waiting)
             waiting.clear()
-
-    if isinstance(jobs, AsyncIterable):
-        async for job in jobs:
-            await put(job)
-    else:
-        for job in jobs:
-            await put(job)
     if faults:
         raise manifest_error(faults, len(faults), "the batch")
-    await journal.add(waiting)
+    return new + await journal.add(waiting)
 
 
 async def _wait_for_another(journal: Journal, job: Job) -> None:
@@ -195,6 +194,8 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
 ) -> None:
     """Work on the jobs of a shared journal, among others, until cancelled; upload the files that this machine holds.
 
+    The tasks of plain sessions on the same journal, which are of no batch, are left to those.
+
     Args:
         session: submits, follows and downloads; with the limiter that all workers share.
         journal: opened for the run, unless it is the session's own.
@@ -202,7 +203,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
         directory: where the files of the jobs go that this worker takes.
         observer: called with each job when it has moved.
         at_once: jobs under way here at once.
-        until_done: return when every job of the journal is at its end, or waits for a machine of which no process is
+        until_done: return when every job of a batch is at its end, or waits for a machine of which no process is
             at work.
         control: lets the caller end this worker in good order, and ask how it is.
 

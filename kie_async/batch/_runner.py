@@ -125,6 +125,8 @@ class Runner:
 
     async def _run(self, key: str, steps: Mapping[State, Step], is_done: Callable[[Job], bool]) -> Job:
         job = await self._get(key)
+        if not job.batch:  # a plain session's, which an older version has queued
+            return job
         while not is_done(job):
             if job.state is State.PLANNED and self.stopped is not None:
                 return job

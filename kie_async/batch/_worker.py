@@ -32,7 +32,7 @@ from kie_async.batch._engine import CONNECT_TIMEOUT, WorkerLease, connected, ens
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
 from kie_async.events import Notice, clean
-from kie_async.journal import Job, Recorder, State, machine_lease
+from kie_async.journal import ANY_BATCH, Job, Recorder, State, machine_lease
 from kie_async.settings import Settings
 
 QUEUE = "kie_async"
@@ -108,7 +108,7 @@ class Worker:
         """Work until cancelled or drained, or until no job is left.
 
         Args:
-            until_done: return when every job of the journal is at its end, or cannot come to it in this run.
+            until_done: return when every job of a batch is at its end, or cannot come to it in this run.
             batch: only the jobs of this batch count for that.
 
         Raises:
@@ -330,7 +330,7 @@ class Worker:
         keys: list[str] = []
         full = await journal.caps.full()
         for states in _ORDER:
-            async with aclosing(journal.jobs(*states, waiting_for=("",), full=full)) as jobs:
+            async with aclosing(journal.jobs(*states, batch=ANY_BATCH, waiting_for=("",), full=full)) as jobs:
                 async for job in jobs:
                     if len(held) + len(keys) >= WINDOW:
                         return keys
@@ -353,7 +353,7 @@ class Worker:
         held, journal = None, self._recorder.journal
         machines, full = {"", self._settings.machine, *await journal.machines.present()}, await journal.caps.full()
         # All open states in one read: read one after another, a job that moves meanwhile would be in none of them.
-        open_jobs = journal.jobs(*chain(*_ORDER), batch=batch, waiting_for=machines, full=full)
+        open_jobs = journal.jobs(*chain(*_ORDER), batch=batch or ANY_BATCH, waiting_for=machines, full=full)
         async with aclosing(open_jobs) as jobs:
             async for job in jobs:
                 held = await self._held() if held is None else held

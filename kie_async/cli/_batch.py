@@ -25,7 +25,7 @@ from kie_async.cli._exit_codes import TerminatedError, UsageError
 from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
-from kie_async.journal import Job, Journal, State, is_local
+from kie_async.journal import OWN_BATCH, Job, Journal, State, is_local
 from kie_async.session import KieSession
 from kie_async.settings import Settings
 
@@ -54,7 +54,7 @@ class BatchOrder:
     @property
     def name(self) -> str:
         """The batch's name in the journal."""
-        return self.location.batch or ""
+        return self.location.batch or OWN_BATCH
 
     def connect(self, output: Output, **options: Unpack[SessionOptions]) -> AbstractAsyncContextManager[KieSession]:
         """Open a session for it."""
@@ -71,8 +71,13 @@ class BatchOrder:
         if not self.location.exists:
             return self.summary.total, self.summary.total
         async with self.location.journal() as journal:
-            new = sum([await journal.get(job.key) is None async for job in self.jobs])
-            return new, new + (await journal.counts(self.name))[State.PLANNED]
+            new, paid = 0, (await journal.counts(self.name))[State.PLANNED]
+            async for job in self.jobs:
+                known = await journal.get(job.key)
+                new += known is None
+                # One that a plain session has planned goes into the batch.
+                paid += known is None or (known.state is State.PLANNED and not known.batch)
+            return new, paid
 
 
 async def batch(
@@ -176,12 +181,10 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
     output.hints = dict.fromkeys((8, 130), f"go on with the same command:\n  {location.as_typed(output.words)}")
     session = KieSession(Settings(api_key=_NO_KEY, route=order.options.common.route))  # checks requests, sends nothing
     async with location.journal() as journal:
-        before = await journal.counts(order.name)
         machine = "" if run.shared_files else session.settings.machine
         if run.max_credits is not None:  # before there is a job that a worker could take
             await journal.caps.set(order.name, run.max_credits)
-        await enqueue(journal, order.jobs, order.name, session.check_request, machine=machine)
-        new = sum((await journal.counts(order.name)).values()) - sum(before.values())
+        new = await enqueue(journal, order.jobs, order.name, session.check_request, machine=machine)
     output.value |= {"jobs": total, "new": new}
     output.say(f"on record: {count_of(total, 'job')}, of which {new} {'is' if new == 1 else 'are'} new")
     if machine and any([is_local(job.request) async for job in order.jobs]):

@@ -21,7 +21,7 @@ from kie_async.batch import song_of, tracks_expiry, upload_expiry
 from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean
-from kie_async.journal import Job, Journal, State
+from kie_async.journal import ANY_BATCH, BatchFilter, Job, Journal, State
 from kie_async.settings import Settings
 
 MAX_TROUBLES = 100  # kept for the summary
@@ -167,8 +167,8 @@ class BatchProgress:
     # ------------------------------------------------------------ what is shown
 
     @asynccontextmanager
-    async def shown(self, journal: Journal, batch: str | None = None) -> AsyncIterator[None]:
-        """Show the progress of a batch, or of a whole journal, while the block lasts, and sum up at its end."""
+    async def shown(self, journal: Journal, batch: BatchFilter = ANY_BATCH) -> AsyncIterator[None]:
+        """Show the progress of a batch, or of all in a journal, while the block lasts, and sum up at its end."""
         watcher = asyncio.create_task(self._watch(journal, batch))
         try:
             yield
@@ -182,7 +182,7 @@ class BatchProgress:
                 await asyncio.gather(watcher, return_exceptions=True)
                 await self._sum_up(journal, batch)
 
-    async def _watch(self, journal: Journal, batch: str | None) -> None:
+    async def _watch(self, journal: Journal, batch: BatchFilter) -> None:
         while True:
             began = time.monotonic()
             with suppress(StorageError):  # the batch reports it
@@ -191,16 +191,16 @@ class BatchProgress:
                 self._show(time.monotonic())
             await anyio.sleep(max(_INTERVAL, (time.monotonic() - began) * _READ_SHARE))
 
-    async def _read(self, journal: Journal, batch: str | None) -> None:
+    async def _read(self, journal: Journal, batch: BatchFilter) -> None:
         self.counts = Counts.of(await journal.counts(batch))
         self._estimate.begin(self.counts, time.monotonic())
 
-    async def _sum_up(self, journal: Journal, batch: str | None) -> None:
+    async def _sum_up(self, journal: Journal, batch: BatchFilter) -> None:
         waiting: Mapping[str, int] = {}
         with suppress(StorageError):  # the batch reports it
             await self._read(journal, batch)
             waiting = await journal.machines.waiting(batch)
-            if batch is not None:
+            if isinstance(batch, str):
                 self._output.value["credits"] = await journal.spent(batch)
         self._output.value |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
         self._output.say(self.counts.summary)

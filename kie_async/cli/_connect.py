@@ -26,7 +26,7 @@ from kie_async.cli._options import CallbackOptions, parse_address
 from kie_async.cli._output import Output
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
-from kie_async.journal import DEFAULT_NAME, OWN_BATCH, Journal, is_shared, open_journal
+from kie_async.journal import ANY_BATCH, DEFAULT_NAME, OWN_BATCH, BatchFilter, Journal, is_shared, open_journal
 from kie_async.session import KieSession
 from kie_async.settings import Settings, is_loopback, journal_location
 
@@ -171,6 +171,11 @@ class JournalLocation:
     def only_batch(self) -> str | None:
         """The batch that a list is limited to; None for a file beside the results, which holds one batch."""
         return None if self.batch == OWN_BATCH else self.batch
+
+    @property
+    def awaited(self) -> BatchFilter:
+        """The batch whose jobs are waited for, or all; tasks of plain sessions are their programs' own."""
+        return self.only_batch or ANY_BATCH
 
     @property
     def is_shared(self) -> bool:

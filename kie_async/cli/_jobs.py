@@ -81,7 +81,7 @@ async def _jobs_in(journal: Journal, output: Output, location: JournalLocation, 
 
 @app.command(name="wait")
 async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options: JobsOptions = JOBS) -> None:
-    """Wait until every job has come to its end, wherever workers make them.
+    """Wait until every job of the batch, or of all, has come to its end, wherever workers make them.
 
     Example: kie-async jobs wait --journal postgresql://kie@db.example/kie --out new
     """
@@ -90,12 +90,12 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
     output.hints = dict.fromkeys((4, 6, 8, 130), f"the jobs go on if a worker makes them; wait again:\n  {command}")
     async with location.opened() as journal:
         with anyio.move_on_after(max_wait):
-            while (counts := Counts.of(states := await journal.counts(location.only_batch))).open:
+            while (counts := Counts.of(states := await journal.counts(location.awaited))).open:
                 if counts.open == states[State.PLANNED]:
                     await journal.caps.check_left(location.only_batch)
                 output.display.doing(str(counts))
                 await anyio.sleep(_INTERVAL)
-        counts = Counts.of(await journal.counts(location.only_batch))
+        counts = Counts.of(await journal.counts(location.awaited))
         waiting = await journal.machines.waiting(location.only_batch)
     output.value["counts"] = attrs.asdict(counts)
     output.say(counts.summary)
@@ -218,9 +218,11 @@ async def retry_jobs(
         confirm(output, f"{count_of(len(keys), 'job')} will be made once more and paid again, {cost}")
     output.value["jobs"] = []
     async with location.opened() as journal:
+        jobs: list[Job] = []
         for key in keys:
-            _show_job(output, await retry(journal, key))
-    output.say("the next run of the batch, or a worker, makes them")
+            jobs.append(await retry(journal, key))
+            _show_job(output, jobs[-1])
+    _say_who_goes_on(output, jobs)
 
 
 @app.command
@@ -248,7 +250,17 @@ async def resolve(
             job = await (retry_unknown if choice.retry else give_up)(journal, key)
         _show_job(output, job)
     if not choice.give_up:
-        output.say("the next run of the batch, or a worker, goes on with it")
+        _say_who_goes_on(output, [job])
+
+
+def _say_who_goes_on(output: Output, jobs: Sequence[Job]) -> None:
+    """Say who goes on with jobs that were decided about; no worker does with those that are of no batch."""
+    if any(job.batch for job in jobs):
+        output.say("the next run of the batch, or a worker, goes on")
+    for job in jobs:
+        if not job.batch:
+            submit, follow = "let that submit it again with this key; no worker does", "its session.resume() follows it"
+            output.say(f"{job.key} was submitted by a program: {submit if job.state is State.PLANNED else follow}")
 
 
 @app.command(name="adopt")

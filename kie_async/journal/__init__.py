@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from kie_async.journal._quota import JournalLimiter, SharedPermit
     from kie_async.journal._recorder import Recorder, open_recorder
     from kie_async.journal._schema import VERSION
+    from kie_async.journal._sql import ANY_BATCH, BatchFilter
     from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS
 
 __all__ = [
+    "ANY_BATCH",
     "DEFAULT_NAME",
     "FINAL",
     "OPEN",
@@ -46,6 +48,7 @@ __all__ = [
     "TRANSITIONS",
     "VERSION",
     "Attempt",
+    "BatchFilter",
     "Finding",
     "InboundCallback",
     "Job",
@@ -80,6 +83,7 @@ __getattr__ = lazy_exports(
         "Journal": "_journal",
         "Payer": "_caps",
         "VERSION": "_schema",
+        **dict.fromkeys(("ANY_BATCH", "BatchFilter"), "_sql"),
         "Leases": "_leases",
         "machine_lease": "_machines",
         **dict.fromkeys(

@@ -122,7 +122,7 @@ class Job:
     Attributes:
         key: its name: chosen by the caller, or made from its content.
         request: what is asked, as planned; its source may be a path.
-        batch: which batch it belongs to; empty for a task of a plain session.
+        batch: which batch it belongs to; empty for a task of a plain session, which no worker takes.
         account: whose credits it costs; empty if that is not on record.
         attempt: how often it was intended, from 0.
         earlier_credits: what the attempts before the last one cost, or may have.
@@ -149,8 +149,11 @@ class Job:
 
     @property
     def waits_for(self) -> str:
-        """The machine that must upload its source before it can be submitted by any; empty if it waits for none."""
-        return self.machine if self.state is State.PLANNED and self.upload_url is None else ""
+        """The machine that must upload its source before it can be submitted by any; empty if it waits for none.
+
+        A task of a plain session waits for none: whoever submits it uploads its source.
+        """
+        return self.machine if self.batch and self.state is State.PLANNED and self.upload_url is None else ""
 
     @property
     def upload_url(self) -> str | None:

@@ -28,8 +28,8 @@ from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State
 from kie_async.journal._leases import is_dead, new_process_id
 from kie_async.journal._machines import Machines
 from kie_async.journal._rows import attempt_row, intact, job_row, read_callback, read_job
-from kie_async.journal._sql import Driver, Rows, Step, unpack_document
-from kie_async.journal._transitions import OPEN, intended, is_awaited, transition
+from kie_async.journal._sql import BatchFilter, Driver, Rows, Step, unpack_document
+from kie_async.journal._transitions import OPEN, enqueued, intended, is_awaited, transition
 
 Change: TypeAlias = Callable[[Job, float], Job]
 Follow: TypeAlias = Callable[[Job], Step | None]
@@ -117,7 +117,7 @@ class Journal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ jobs
 
     async def add(self, jobs: Iterable[Job]) -> int:
-        """Add planned jobs and return how many are new; one whose key is known stays as it is.
+        """Add planned jobs and return how many are new; a known one stays, but gets the batch if it is of none.
 
         Many are added in portions, each durable: if it is cancelled or fails, add them again.
 
@@ -130,8 +130,17 @@ class Journal(AsyncContextManagerMixin):
                 raise ValueError(f"only planned jobs can be added: {odd[0]!r} is not")
             written = uuid4().hex
             rows = {job.key: {**job_row(job), "written": written} for job in reversed(portion)}
-            new += sum(map(len, await self.driver.run(*((_sql.ADD, row) for row in reversed(rows.values())))))
+            added = sum(map(len, await self.driver.run(*((_sql.ADD, row) for row in reversed(rows.values())))))
+            if added < len(rows) and (of_batches := {job.key: job for job in portion if job.batch}):
+                await self._enqueue_known(of_batches)
+            new += added
         return new
+
+    async def _enqueue_known(self, jobs: Mapping[str, Job]) -> None:
+        """Put those that are tasks of plain sessions into their batches."""
+        names = {f"key{number}": key for number, key in enumerate(jobs)}
+        for (key,) in await self._read(_sql.without_batch(names), **names):
+            await self._write(key, lambda known, _now: enqueued(jobs[known.key], known), lambda _job: None)
 
     async def get(self, key: str) -> Job | None:
         """Read one job."""
@@ -146,7 +155,7 @@ class Journal(AsyncContextManagerMixin):
     async def page(
         self,
         *states: State,
-        batch: str | None = None,
+        batch: BatchFilter = None,
         waiting_for: Collection[str] = (),
         full: Collection[str] = (),
         after: int = 0,
@@ -156,7 +165,7 @@ class Journal(AsyncContextManagerMixin):
 
         Args:
             states: which; all, if none is named.
-            batch: only of this batch.
+            batch: only of this batch; ``ANY_BATCH`` leaves out the tasks of plain sessions.
             waiting_for: only those that wait for one of these machines; "" stands for those that wait for none.
             full: leave out the planned jobs of these batches (``Caps.full``).
             after: go on after this position; a position comes with each job.
@@ -170,7 +179,7 @@ class Journal(AsyncContextManagerMixin):
         return [(position, read_job(tuple(row))) for position, *row in rows]
 
     async def jobs(
-        self, *states: State, batch: str | None = None, waiting_for: Collection[str] = (), full: Collection[str] = ()
+        self, *states: State, batch: BatchFilter = None, waiting_for: Collection[str] = (), full: Collection[str] = ()
     ) -> AsyncGenerator[Job]:
         """Give the jobs that ``page`` reads, page by page."""
         after = 0
@@ -179,8 +188,8 @@ class Journal(AsyncContextManagerMixin):
                 yield job
             after, _ = page[-1]
 
-    async def counts(self, batch: str | None = None) -> Mapping[State, int]:
-        """How many jobs stand in each state; 0 where there are none."""
+    async def counts(self, batch: BatchFilter = None) -> Mapping[State, int]:
+        """How many jobs stand in each state, all or those that ``page`` reads; 0 where there are none."""
         rows = await self._read(_sql.counts(batch), batch=batch)
         return {**dict.fromkeys(State, 0), **{State(state): number for state, number in rows}}
 
@@ -221,12 +230,7 @@ class Journal(AsyncContextManagerMixin):
 
         with self._writing():
             await self.driver.check()
-            job = await self._write(
-                key,
-                intend,
-                lambda job: (_sql.INSERT_ATTEMPT, attempt_row(job)),
-                payer,
-            )
+            job = await self._write(key, intend, lambda job: (_sql.INSERT_ATTEMPT, attempt_row(job)), payer)
             try:
                 await self.driver.check()
             except StorageError:  # nobody may find it: nothing is sent

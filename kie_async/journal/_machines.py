@@ -1,6 +1,7 @@
 """The machines that share a journal: for which of them jobs wait, and which are at work.
 
 A job whose source is a file of one machine waits for it until that machine has uploaded the file (``Job.waits_for``).
+Tasks of plain sessions, which are of no batch, wait for none.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 
 from kie_async.journal._job import Job
 from kie_async.journal._rows import read_job
-from kie_async.journal._sql import Driver, of_batch
+from kie_async.journal._sql import BatchFilter, Driver, of_batch
 
-_WAITING = "SELECT machine, count(*) FROM kie_job WHERE machine > '' {of_batch} GROUP BY machine"
+_WAITING = "SELECT machine, count(*) FROM kie_job WHERE machine > '' AND batch > '' {of_batch} GROUP BY machine"
 _NEXT_UPLOADS = """
 SELECT position, key, batch, state, cost, changed_at, document, checksum FROM kie_job
-WHERE machine = :machine AND state = 'planned' {condition} AND position > :after AND position < coalesce((
-    SELECT position FROM kie_job WHERE machine = '' AND state = 'planned' {condition}
+WHERE machine = :machine AND state = 'planned' AND batch > '' {condition}
+AND position > :after AND position < coalesce((
+    SELECT position FROM kie_job WHERE machine = '' AND state = 'planned' AND batch > '' {condition}
     ORDER BY position LIMIT 1 OFFSET :ahead
 ), 9223372036854775807)
 ORDER BY position LIMIT 10
@@ -33,7 +35,7 @@ class Machines:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    async def waiting(self, batch: str | None = None) -> Mapping[str, int]:
+    async def waiting(self, batch: BatchFilter = None) -> Mapping[str, int]:
         """How many jobs wait for each machine, by its name; None for all batches."""
         [rows] = await self._driver.run((_WAITING.format(of_batch=of_batch(batch)), {"batch": batch}))
         return {str(machine): int(number) for machine, number in rows}

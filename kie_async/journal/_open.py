@@ -11,7 +11,9 @@ from kie_async.journal._sqlite import SQLite
 from kie_async.settings import Secret, journal_location
 
 DEFAULT_NAME = "kie-async.sqlite"  # of the file in the directory of a batch, for the command and the library
-OWN_BATCH = "batch"  # the name of the batch in that file, so that the directory may be moved
+# The name of a batch that its directory does not name: the one in that file, so that the directory may be moved, and
+# what is enqueued without a directory, for a batch without a name would be taken for tasks of plain sessions.
+OWN_BATCH = "batch"
 
 
 class SQLiteJournal(Journal):

@@ -42,7 +42,7 @@ CREATE TABLE kie_quota (account text PRIMARY KEY, document text NOT NULL, writte
     3: """
 ALTER TABLE kie_job ADD COLUMN machine text NOT NULL DEFAULT '';
 ALTER TABLE kie_job ADD COLUMN account text NOT NULL DEFAULT '';
-CREATE INDEX kie_job_machine ON kie_job (machine, state, position);
+CREATE INDEX kie_job_machine ON kie_job (machine, state, position) WHERE batch > '';
 CREATE INDEX kie_job_account ON kie_job (account, state, cost);
 CREATE INDEX kie_attempt_time ON kie_attempt (intended_at, key);
 CREATE TABLE kie_cap (name text PRIMARY KEY, max_credits double precision);

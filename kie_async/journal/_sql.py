@@ -9,9 +9,10 @@ the id of the last write of a job.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from enum import Enum
 from itertools import product
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias, TypeVar
 from zlib import crc32
 
 from kie_async._protocol.wire import unpack
@@ -162,21 +163,32 @@ SELECT position FROM (
 ) AS part{number}
 """
 _COUNTS = "SELECT state, count(*) FROM kie_job WHERE true {of_batch} GROUP BY state"
+_WITHOUT_BATCH = "SELECT key FROM kie_job WHERE batch = '' AND key IN ({keys})"
 SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = :batch"
 WRITE = """
-UPDATE kie_job SET state = :state, machine = :machine, account = :account, cost = :cost, changed_at = :changed_at,
-    document = :document, checksum = :checksum, written = :written
+UPDATE kie_job SET batch = :batch, state = :state, machine = :machine, account = :account, cost = :cost,
+    changed_at = :changed_at, document = :document, checksum = :checksum, written = :written
 WHERE key = :key AND written = :seen
 """
 
 
-def page(states: Iterable[str], machines: Iterable[str], batch: str | None, full: Collection[str] = ()) -> str:
+class AnyBatch(Enum):
+    """Stands for all batches, and so leaves out the tasks of plain sessions, which are of none."""
+
+    ANY_BATCH = "any batch"
+
+
+ANY_BATCH: Final = AnyBatch.ANY_BATCH
+BatchFilter: TypeAlias = str | AnyBatch | None
+
+
+def page(states: Iterable[str], machines: Iterable[str], batch: BatchFilter, full: Collection[str] = ()) -> str:
     """Read a page state by state, so that an index leads to a few open jobs past a million others.
 
     Args:
         states: names of the parameters that hold the states.
         machines: names of those that hold the machines that jobs wait for; none for all jobs.
-        batch: None for all batches.
+        batch: None for all jobs.
         full: names of those that hold batches whose planned jobs are left out.
     """
     each = [f"state = :{state}" for state in states]
@@ -189,14 +201,25 @@ def page(states: Iterable[str], machines: Iterable[str], batch: str | None, full
     return _PAGE.format(positions=" UNION ALL ".join(parts))
 
 
-def counts(batch: str | None) -> str:
+def counts(batch: BatchFilter) -> str:
     """Count the jobs in each state."""
     return _COUNTS.format(of_batch=of_batch(batch))
 
 
-def of_batch(batch: str | None) -> str:
-    """A condition that limits a statement to one batch; None for all batches."""
+def of_batch(batch: BatchFilter) -> str:
+    """A condition that limits a statement to one batch, or to all; None for none."""
+    if batch is ANY_BATCH:
+        return "AND batch > ''"
     return "" if batch is None else "AND batch = :batch"
+
+
+def without_batch(keys: Iterable[str]) -> str:
+    """Find which of some jobs are of no batch.
+
+    Args:
+        keys: names of the parameters that hold their keys.
+    """
+    return _WITHOUT_BATCH.format(keys=", ".join(f":{key}" for key in keys))
 
 
 # ---------------------------------------------------------------- with the write of a job, in its transaction

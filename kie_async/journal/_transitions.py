@@ -77,6 +77,17 @@ def intended(job: Job, token: str, process_id: str, at: float, context: Context 
     )
 
 
+def enqueued(job: Job, known: Job) -> Job:
+    """A known task of a plain session as a job of the batch that it is enqueued into now; all that was learnt stays.
+
+    Args:
+        job: as it is enqueued; a known one that is still planned has its source, wherever its session was.
+        known: the same as it stands in the journal.
+    """
+    source = job.source if known.state is State.PLANNED else known.source
+    return attrs.evolve(known, batch=known.batch or job.batch, source=source)
+
+
 def transition(job: Job, to: State, facts: Mapping[str, Any], *, token: str | None, at: float) -> Job:
     """Return the job in another state, with the facts learnt.
 
