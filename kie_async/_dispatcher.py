@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 class Dispatcher:
     """Checks requests, makes them ready, and submits them.
 
-    Args:
-        client: of the session.
-        admission: what the session refuses.
-
     Attributes:
         recorder: of the journal in use, if there is one.
     """
@@ -62,13 +58,7 @@ class Dispatcher:
         log: SubmissionLog | None = None,
         check: Check = lambda: None,
     ) -> TrackedTask:
-        """Submit a request that was admitted.
-
-        Args:
-            request: what is asked.
-            prepare: makes it ready once there is a place for it; by default, uploads its source.
-            log: records it.
-            check: called right before it would be sent; what it raises forbids that, and is raised here.
+        """Submit a request that was admitted; by default, ``prepare`` uploads its source.
 
         Raises:
             KieError: as ``KieSession.submit``.

@@ -94,11 +94,7 @@ class KieSession(Opened[Dispatcher]):
     ) -> Self:
         """Open a session that ``aclose`` closes, for places that cannot hold a block: notebook cells, hooks, fixtures.
 
-        Args:
-            settings: this and the others are the arguments of the class.
-            api_key: its key.
-            limiter: its limiter.
-            journal: its journal.
+        It takes the arguments of the class.
 
         Raises:
             SettingsError: a setting cannot be used.

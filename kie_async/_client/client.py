@@ -40,13 +40,7 @@ class Client(NamedTuple):
 
 @asynccontextmanager
 async def open_client(settings: Settings, limiter: Limiter | None, emit: Observer) -> AsyncGenerator[Client]:
-    """Open all of it. A single error of what runs inside comes out as itself.
-
-    Args:
-        settings: of the session.
-        limiter: who may submit now; by default the one that the sessions of this key share in this loop.
-        emit: the guarded observer.
-    """
+    """Open all of it. A single error of what runs inside comes out as itself."""
     route = ROUTES[settings.route]
 
     async def fetch(task_id: str) -> TaskRecord | None:

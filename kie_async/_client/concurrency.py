@@ -37,9 +37,6 @@ class InternalErrors:
 
     So whoever runs many things, and goes on after a ``KieError`` of one of them, goes on after anything. A class costs
     a third of a ``contextmanager``, and each submission passes through four.
-
-    Args:
-        what: is being done.
     """
 
     __slots__ = ("_what",)
@@ -77,13 +74,8 @@ async def map_unordered(
     are taken one by one as there is room for them. What the source or the work raises is raised here, and ends
     it; the end of the group is a ``SessionError``.
 
-    Args:
-        source: any iterable.
-        work: what is done with an item.
-        group: where the work lives, so that it may be cancelled from any task.
-        concurrency: how many at once.
-
-    Closing it takes no more items and cancels what is under way.
+    The work lives in ``group``, so that it may be cancelled from any task. Closing it takes no more items and cancels
+    what is under way.
     """
     room = asyncio.Semaphore(concurrency)
     done: asyncio.Queue[tuple[B] | Exception | None] = asyncio.Queue()

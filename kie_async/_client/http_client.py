@@ -63,12 +63,7 @@ _SHORTEST_KEY = 16  # a shorter one is no real key, and may be a word of the ans
 
 
 class Transport(anyio.AsyncContextManagerMixin):
-    """Sends calls and reads answers. Entered once, by the session that owns it.
-
-    Args:
-        settings: where to, with which key, and with which timeouts.
-        emit: called with retries.
-    """
+    """Sends calls and reads answers. Entered once, by the session that owns it."""
 
     def __init__(self, settings: Settings, emit: Observer) -> None:
         self.settings = settings

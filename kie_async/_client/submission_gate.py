@@ -46,12 +46,7 @@ class Place:
 
 
 class InFlightLimit:
-    """The places for tasks in flight.
-
-    Args:
-        limit: how many.
-        emit: is called when somebody has to wait.
-    """
+    """The places for tasks in flight."""
 
     def __init__(self, limit: int, emit: Observer) -> None:
         self._places = asyncio.Semaphore(limit)
@@ -71,11 +66,7 @@ class InFlightLimit:
 
 
 class SubmissionGate:
-    """Gives permits for as long as the key is not refused.
-
-    Args:
-        limiter: where they come from.
-    """
+    """Gives the limiter's permits for as long as the key is not refused."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter

@@ -66,8 +66,8 @@ class SubmissionLog(Protocol):
         ...
 
 
-Prepare = Callable[[Request], Awaitable[Request]]
-Check = Callable[[], None]
+Prepare = Callable[[Request], Awaitable[Request]]  # makes a request ready once there is a place: uploads its source
+Check = Callable[[], None]  # called right before the POST; what it raises forbids that, and is raised
 
 _MAX_GIVEN_UP = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
 _MAX_LEFT = 1000  # tasks whose callbacks are recognized when they are not followed any more
@@ -125,14 +125,7 @@ class _Tokens:
 
 
 class Submitter:
-    """Turns requests into followed tasks.
-
-    Args:
-        transport: sends the POSTs; its settings and its observer are used.
-        limiter: who may submit now.
-        tracker: follows the tasks.
-        group: of the session; when it ends, nothing more is sent.
-    """
+    """Turns requests into followed tasks; when the group of the session ends, nothing more is sent."""
 
     def __init__(self, transport: Transport, limiter: Limiter, tracker: Tracker, group: TaskGroup) -> None:
         self._settings = transport.settings
@@ -152,12 +145,6 @@ class Submitter:
         self, request: Request, prepare: Prepare, log: SubmissionLog | None = None, check: Check = lambda: None
     ) -> TrackedTask:
         """Submit a request and follow its task.
-
-        Args:
-            request: what is asked.
-            prepare: makes it ready once there is a place for it: uploads its source.
-            log: records it.
-            check: called right before the POST; what it raises forbids that, and is raised here.
 
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it.

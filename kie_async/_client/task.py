@@ -270,10 +270,7 @@ def outcome_of(
     *,
     may_be_paid: bool,
 ) -> TaskResult | KieError:
-    """The outcome of a task that record-info has settled.
-
-    ``may_be_paid`` unless nothing says that the service ever gave its id.
-    """
+    """The outcome of a settled task; ``may_be_paid`` unless nothing says that the service ever gave its id."""
     if isinstance(verdict, Succeeded):
         return _result(task, verdict, record or TaskRecord(task.task_id))
     if isinstance(verdict, Failed):

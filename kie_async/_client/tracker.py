@@ -38,7 +38,7 @@ from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
 
 OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of a task and its outcome
-ReadRecord = Callable[[str], Awaitable[TaskRecord | None]]
+ReadRecord = Callable[[str], Awaitable[TaskRecord | None]]  # reads record-info once, without trying again
 
 _shared_origin = lru_cache(1000)(Origin)  # equal origins are one object, to save memory
 _MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds after CALLBACK_EXCEPTION; audio has been seen to come 10 min later
@@ -50,12 +50,6 @@ _CLOSE_BATCH = 200  # tasks that are ended before others get a turn
 
 class Tracker:
     """Follows tasks until they end.
-
-    Args:
-        settings: timeouts, and how many polls at once.
-        read_record: reads record-info once, without trying again.
-        emit: is called with polls, stages and ends.
-        polls_per_second: the route's limit on all polls together.
 
     Attributes:
         on_finished: called with the id and the outcome of each task that ends; set by the journal's recorder. While
@@ -87,11 +81,7 @@ class Tracker:
     ) -> TrackedTask:
         """Follow a task from now on.
 
-        Args:
-            task_id: as the service gave it.
-            origin: what is known of it; not used if it is followed already.
-            on_release: gives a place in flight back; called once, when the task is paused or has ended; at once if the
-                task is known already, for it needs no second place.
+        If it is known already, ``origin`` is not used, and ``on_release`` is called at once: it needs no second place.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
@@ -121,10 +111,7 @@ class Tracker:
     def callback_received(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
         """Poll the task of a callback soon, if that can bring news; return False if the task is not followed here.
 
-        Args:
-            task_id: as the body claims.
-            stage: as the body claims.
-            is_authentic: it bears the token of this task's submission, which only the service knows.
+        It is authentic if it bears the token of this task's submission; the rest is as its body claims.
         """
         task, now = self._followed.get(task_id) or self._paused.get(task_id), self._now()
         if task is None:
@@ -179,7 +166,6 @@ class Tracker:
             self._remove_waiter(task)
 
     def _add_waiter(self, task: TrackedTask) -> None:
-        """Count somebody who begins to wait for a task."""
         if asyncio.get_running_loop() is not self._loop:
             raise SessionError("the task belongs to another event loop: await it there")
         if self._is_closed and task.outcome is None:  # it was paused when the session closed
@@ -188,7 +174,6 @@ class Tracker:
         task.waiters.count += 1
 
     def _remove_waiter(self, task: TrackedTask) -> None:
-        """Count somebody who does not wait any more; when it was the last one, pause the task."""
         task.waiters.count -= 1
         task.waiters.forget_cancelled()
         if task.waiters.count == 0 and task.outcome is None and self.on_finished is None:
@@ -291,7 +276,6 @@ class Tracker:
         self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid), record)
 
     def _update(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
-        """Copy what a record says to its task."""
         progress, origin, status = task.progress, task.origin, record.status
         if not progress.is_visible and not origin.is_own:  # submitted elsewhere, or earlier
             kind = TaskKind(record.operation_type or "unknown", record.type or "unknown")
@@ -343,10 +327,8 @@ class Tracker:
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
         if isinstance(error, AuthError) and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY and not self._api_key_works:
-            error.task_id, error.charged = (
-                task.task_id,
-                "yes",
-            )  # the task was paid for, whether or not this key may read it
+            error.task_id = task.task_id
+            error.charged = "yes"  # the task was paid for, whether or not this key may read it
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:

@@ -38,11 +38,7 @@ from kie_async.settings import Settings
 
 
 class RecentSet:
-    """Remembers the latest texts that were added.
-
-    Args:
-        limit: how many; the oldest is forgotten first.
-    """
+    """Remembers the latest texts that were added, up to a limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -66,9 +62,7 @@ class FailureStreak:
     """Counts the tasks that failed since the last success, and forbids submissions when there are too many.
 
     Tasks that are under way when the limit is reached go on; if one of them succeeds, submissions are allowed again.
-
-    Args:
-        limit: how many in a row; 0 or None for no limit.
+    A limit of 0 or None is none.
 
     Attributes:
         refused: the error of the first submission that was forbidden.
@@ -114,12 +108,7 @@ _MAX_NOTICES = 1_000
 
 
 class Admission:
-    """Checks requests for a session, and emits each notice once.
-
-    Args:
-        settings: those of the session.
-        emit: called with a notice of what is pointless or uncertain.
-    """
+    """Checks requests for a session, and emits each notice of what is pointless or uncertain once."""
 
     def __init__(self, settings: Settings, emit: Observer) -> None:
         self._settings = settings
@@ -130,9 +119,7 @@ class Admission:
     def check(self, request: Request, *, ready: bool = False) -> None:
         """Refuse a request that this session must not pay for, and emit notices about it.
 
-        Args:
-            request: which broke no rule when it was built.
-            ready: whether it goes out now: what is not known of its source will not be known any more.
+        It is ``ready`` if it goes out now: what is not known of its source will not be known any more.
 
         Raises:
             InvalidRequestError: with every problem; nothing was spent.
