@@ -13,9 +13,9 @@ A long interval polls seldom and is late, so below the table stands what a loop 
 interval is twice our mean lag, and its polls follow from the lengths of the tasks.
 
 Ours takes the server for the real service, and polls as often as there: an emulator it would poll more often. It
-expects tasks to last for minutes, and learns otherwise only from those that end. Its quota is opened wide, since the
-others have none. The server reports neither stages nor failures. No client may connect to another machine: an attempt
-is an error.
+expects tasks to last for minutes, and learns otherwise only from those that end; nor does it rely on callbacks before
+the first has reported an end. Its quota is opened wide, since the others have none. The server reports neither stages
+nor failures. No client may connect to another machine: an attempt is an error.
 """
 
 from __future__ import annotations
