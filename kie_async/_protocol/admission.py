@@ -7,20 +7,12 @@ that it knows, or how its last tasks have ended.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from kie_async._protocol.address_rules import unreachable
-from kie_async._protocol.request_rules import (
-    MODELS,
-    MODELS_WITH_PERSONA_MODEL,
-    OLDER,
-    is_blank,
-    is_url,
-    may_be_new,
-)
-from kie_async._protocol.wire import TASK_ID
+from kie_async._protocol.request_rules import MODELS, MODELS_WITH_PERSONA_MODEL, OLDER, is_blank, is_url, may_be_new
+from kie_async._protocol.wire import BARE_ID, TASK_ID
 from kie_async.errors import (
     InvalidRequestError,
     KieError,
@@ -102,7 +94,6 @@ class FailureStreak:
 
 # ---------------------------------------------------------------- what it refuses
 
-_TASK_ID = re.compile(r"[0-9a-f]{32}")  # as the ids of tasks are; those of tracks have hyphens
 _MAX_TASKS = 10_000  # ids of tasks that are remembered
 _MAX_NOTICES = 1_000
 
@@ -201,7 +192,7 @@ def _find_notices(request: Request, settings: Settings) -> Iterator[Problem]:
         yield Problem(
             "model", f"{request.model} is none that is known", f"its limits are taken from {list(MODELS)[-1]}"
         )
-    if isinstance(request, ExtendRequest) and _TASK_ID.fullmatch(request.audio_id):
+    if isinstance(request, ExtendRequest) and BARE_ID.fullmatch(request.audio_id):
         yield Problem("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
     for name, _, allowed in _find_older_limits(request):
         yield Problem(name, "has more than an older page allows", f"{allowed}; the current page decides")

@@ -33,14 +33,7 @@ from kie_async._protocol.json_values import (
 from kie_async._protocol.statuses import NO_ERROR, STAGE_WORDS, WORDS, Word
 from kie_async._protocol.tracks import read_tracks, unpacked
 from kie_async.errors import BadResponseError
-from kie_async.models import (
-    CallbackEvent,
-    Credits,
-    ExtendRequest,
-    TaskRecord,
-    UploadedFile,
-    UploadExtendRequest,
-)
+from kie_async.models import CallbackEvent, Credits, ExtendRequest, TaskRecord, UploadedFile, UploadExtendRequest
 
 if TYPE_CHECKING:
     import cattrs
@@ -48,6 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # no dot: "id.timestamp" is what a callback's signature covers
+BARE_ID = re.compile(r"[0-9a-f]{32}")  # as the ids of tasks are; those of tracks have hyphens
 
 
 class Envelope(NamedTuple):
@@ -70,7 +64,6 @@ def _get(data: object, *names: str) -> Json:
 
 _ID = ("taskId", "task_id")
 _OF_A_TASK = frozenset({*_ID, "status", "state", "successFlag", "success_flag"})
-_BARE_ID = re.compile(r"[0-9a-f]{32}")  # as the ids of tasks are
 
 
 def _first(data: object, *names: str) -> str | None:
@@ -107,7 +100,7 @@ def read_task_id(data: object) -> str:
         BadResponseError: there is none, or none that could be one.
     """
     if isinstance(data, str):
-        data = {"taskId": data} if _BARE_ID.fullmatch(data) else data
+        data = {"taskId": data} if BARE_ID.fullmatch(data) else data
     data = _bare(data)
     ids = (_get(data, name) for name in _ID)
     task_id = next((each.strip() for each in ids if isinstance(each, str) and each), "")
