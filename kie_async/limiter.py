@@ -140,10 +140,14 @@ class SlidingLimiter:
         now = self._loop().time()
         if home is not self._home:
             return  # it was counted as returned when that loop was left behind
-        if was_sent:
-            self._return_later(now)
-        else:
+        if not was_sent:
             self._return_now()
+            return
+        self._returns.append(now + self._window)
+        if self._waiters:
+            self._serve()
+        elif self._timer is None:
+            self._set_timer()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         """The running loop, which must be the limiter's; one that was closed is left for it."""
@@ -164,13 +168,6 @@ class SlidingLimiter:
         self._returns = deque([now + self._window] * (self._limit - self._free))
         self._closed_until = now + self._window if self._closed_until else 0.0
         self._timer = None
-
-    def _return_later(self, now: float) -> None:
-        self._returns.append(now + self._window)
-        if self._waiters:
-            self._serve()
-        elif self._timer is None:
-            self._set_timer()
 
     def _return_now(self) -> None:
         self._free += 1

@@ -267,9 +267,8 @@ class Submitter:
             with InternalErrors(request.operation):
                 return await self._post(submission, permit)
         except asyncio.CancelledError:
-            self._emit(
-                SubmissionUnknown(request.operation, "the event loop ended before its answer came", None, context)
-            )
+            reason = "the event loop ended before its answer came"
+            self._emit(SubmissionUnknown(request.operation, reason, None, context))
             raise
         except KieError as error:
             if isinstance(error, AuthError):
@@ -299,9 +298,10 @@ class Submitter:
 
     async def _send(self, submission: _PendingSubmission, permit: Permit) -> str:
         """Send the POST, between the record of its intent and the record of its answer."""
-        request, token, log = submission.request, submission.token, submission.log
+        token, log, callback_url = submission.token, submission.log, self._settings.callback_url
+        address = f"{callback_url}/{token}" if callback_url else PLACEHOLDER_CALLBACK_URL
         try:
-            call = ROUTES[self._settings.route].submit(request, self._callback_url(token))
+            call = ROUTES[self._settings.route].submit(submission.request, address)
             if log is not None:
                 await log.before_send(token, submission.context)
         except BaseException:
@@ -373,11 +373,6 @@ class Submitter:
         task_id = self._tokens.followed.pop(token)
         self._tokens.left.add(f"{token}/{task_id}")
         place.release()
-
-    def _callback_url(self, token: str) -> str:
-        if not self._settings.callback_url:
-            return PLACEHOLDER_CALLBACK_URL
-        return f"{self._settings.callback_url}/{token}"
 
 
 def _give_back_if_failed(post: asyncio.Future[TrackedTask], place: Place) -> None:

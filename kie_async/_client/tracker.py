@@ -85,11 +85,10 @@ class Tracker:
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
-            task = self._start_following(task_id, origin, on_release)
-        else:
-            if on_release is not None:
-                on_release()
-            self._resume(task)
+            return self._start_following(task_id, origin, on_release)
+        if on_release is not None:
+            on_release()
+        self._resume(task)
         return task
 
     def _start_following(self, task_id: str, origin: Origin, on_release: Callable[[], None] | None) -> TrackedTask:
@@ -130,9 +129,6 @@ class Tracker:
 
         Raises:
             KieError: why it has no result; each waiter gets an error of its own.
-
-        Cancelling stops nothing for others; when the last waiter goes, the task is not polled any more, unless
-        ``on_finished`` is set.
         """
         self._add_waiter(task)
         try:
