@@ -218,18 +218,20 @@ def engine_of(url: str) -> list[tuple[Any, ...]]:
 def test_the_tables_of_an_older_engine_are_upgraded(terminal: Terminal, url: str, database_url: str) -> None:
     for database in (url, database_url):
         asyncio.run(used(database))
-    for script in sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql")):
-        if script.stem < "03.04":
-            execute(url, script.read_text("utf-8"))
-            execute(url, f"COMMENT ON TABLE procrastinate_jobs IS '{script.stem}'")
+    scripts = sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+    old = [script for script in scripts if script.stem < "03.04"]
+    missing = [script.stem for script in scripts[len(old) :]]
+    for script in old:
+        execute(url, script.read_text("utf-8"))
+    execute(url, f"COMMENT ON TABLE procrastinate_jobs IS '{old[-1].stem}'")
     refused = terminal("database", "create", "--journal", url)
     assert refused.code == 8
     assert "kie-async database upgrade" in refused.err
     lacking = [each["what"] for each in checked(terminal, url)]
-    assert [what.partition("migration ")[2][:11] for what in lacking] == ["03.04.00_01", "03.04.00_50"]
+    assert lacking == [f"the workers' tables lack the migration {name}" for name in missing] != []
     upgraded = terminal("database", "upgrade", "--journal", url)
     assert upgraded.code == 0
-    assert "03.04.00_01_pre_add_retry_failed_job_procedure was run" in upgraded.err
+    assert all(f"{name} was run" in upgraded.err for name in missing)
     assert not checked(terminal, url)
     assert "was run" not in terminal("database", "upgrade", "--journal", url).err
     assert terminal("database", "create", "--journal", database_url).code == 0
