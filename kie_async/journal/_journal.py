@@ -190,8 +190,10 @@ class Journal(AsyncContextManagerMixin):
 
     async def counts(self, batch: BatchFilter = None) -> Mapping[State, int]:
         """How many jobs stand in each state, all or those that ``page`` reads; 0 where there are none."""
-        rows = await self._read(_sql.counts(batch), batch=batch)
-        return {**dict.fromkeys(State, 0), **{State(state): number for state, number in rows}}
+        numbers = dict.fromkeys(State, 0)
+        for state, number in await self._read(_sql.counts(batch), batch=batch):
+            numbers[State(state)] += number
+        return numbers
 
     async def spent(self, batch: str) -> float:
         """Credits of a batch, all attempts of its jobs together; 12 each where the cost is not known (yet)."""
