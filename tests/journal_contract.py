@@ -367,12 +367,14 @@ class JournalContract:
         assert await keys(journal, batch="x") == ["known", "new"]
 
     async def test_what_is_enqueued_is_read_where_it_was_enqueued(self, journal: Journal) -> None:
-        await journal.add([held("planned", "a", batch=""), held("sent", "a", batch="")])
+        await journal.add(held(key, "a", batch="") for key in ("planned", "sent", "changed"))
         await step(journal, "sent", State.INTENT)
-        await journal.add([held("planned", "b"), held("sent", "b")])
-        assert await journal.machines.waiting() == {"b": 1}
-        await journal.move("sent", State.PLANNED)
+        changed = attrs.evolve(held("changed", "b"), request=UPLOAD)
+        await journal.add([held("planned", "b"), held("sent", "b"), changed])
         assert await journal.machines.waiting() == {"a": 1, "b": 1}
+        assert (await job_of(journal, "changed")).request == REQUEST
+        await journal.move("sent", State.PLANNED)
+        assert await journal.machines.waiting() == {"a": 2, "b": 1}
 
     async def test_what_is_enqueued_while_it_is_submitted(self, journal: Journal, other: Journal) -> None:
         names = [f"{number}" for number in range(20)]

@@ -12,19 +12,17 @@ from contextlib import asynccontextmanager
 from typing import Protocol, Self
 
 import anyio
-import attrs
 from anyio.abc import TaskGroup
 
 from kie_async._client import Client, Task
 from kie_async._client.concurrency import InternalErrors
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import Origin, TrackedTask
-from kie_async._protocol import wire
 from kie_async._protocol.admission import check_task_id, task_problem
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
-from kie_async.journal._job import InboundCallback, Job, State, held_by
+from kie_async.journal._job import InboundCallback, Job, State, asked, held_by
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases, process_lease
 from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
@@ -145,7 +143,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             job = Job(key=key or secrets.token_hex(16), request=request, source=held_by(machine, request))
             if not await self.journal.add([job]):  # another submission with this key came between
                 job = await self.journal.get(job.key) or job
-        if _asked(job.request) != _asked(request):
+        if asked(job.request) != asked(request):
             message = f"the job {job.key!r} is on record with another request: give this one a key of its own"
             raise ConflictError(message, job.task_id)
         if job.state in PAID and job.task_id:
@@ -274,11 +272,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
             except KieError as error:
                 self._notice("", f"old callbacks could not be deleted now: {clean(error.message)}")
             await anyio.sleep(_PRUNE_INTERVAL)
-
-
-def _asked(request: Request) -> str:
-    """What a request asks for, without what was measured of its source: that depends on what is installed."""
-    return wire.pack(attrs.evolve(request, source_duration=None))
 
 
 def _payer_of(settings: Settings) -> Payer:

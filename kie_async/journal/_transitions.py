@@ -32,7 +32,7 @@ from kie_async.errors import (
     KieError,
 )
 from kie_async.events import Context
-from kie_async.journal._job import InboundCallback, Job, JobResults, LastAttempt, State
+from kie_async.journal._job import InboundCallback, Job, JobResults, LastAttempt, State, asked
 
 T = TypeVar("T", LastAttempt, JobResults)
 
@@ -81,10 +81,11 @@ def enqueued(job: Job, known: Job) -> Job:
     """A known task of a plain session as a job of the batch that it is enqueued into now; all that was learnt stays.
 
     Args:
-        job: as it is enqueued; a known one that is still planned has its source, wherever its session was.
-        known: the same as it stands in the journal.
+        job: as it is enqueued: its file is used, wherever that of the session was, if nothing else is asked for.
+        known: as it stands in the journal.
     """
-    source = job.source if known.state is State.PLANNED else known.source
+    has_its_file = known.state is State.PLANNED and asked(known.request) == asked(job.request)
+    source = job.source if has_its_file else known.source
     return attrs.evolve(known, batch=known.batch or job.batch, source=source)
 
 
