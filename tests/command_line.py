@@ -127,3 +127,19 @@ def served(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Emulator
         monkeypatch.setenv("KIE_BASE_URL", service.base_url)
         monkeypatch.setenv("KIE_API_KEY", service.key)
         yield service
+
+
+# ---------------------------------------------------------------- fixtures of every test
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    """This process's terminal."""
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    """An emulator that is fast, where commands find it."""
+    with served(monkeypatch) as handle:
+        yield handle

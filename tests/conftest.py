@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from virtual_time import VirtualTimeLoop
 
-pytest_plugins = ["postgres"]
+pytest_plugins = ["command_line", "postgres", "workers"]
 
 # A shell that runs the tests in the background has them, and the commands they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

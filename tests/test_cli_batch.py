@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -28,17 +28,6 @@ from kie_async.testing import EmulatorHandle
 
 MUSIC = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer")
 STEADY = 60.0  # of an emulator: a task takes one or two seconds
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 @pytest.fixture

@@ -34,11 +34,6 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def url(postgres_url: str) -> str:
     """A database to which a role of its own may connect, and no more."""
     return new_database(postgres_url)

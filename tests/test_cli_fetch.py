@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import attrs
 import pytest
-from command_line import Answer, Terminal, ended, environment, lines, served, started
+from command_line import Answer, Terminal, ended, environment, lines, started
 from service import free_port
 
 import kie_async as kie
@@ -28,17 +28,6 @@ T = TypeVar("T")
 KEYS = ("one", "two")
 REQUEST = kie.ExtendRequest("a1", model="V5", continue_at=1.0, style="folk", title="Longer", instrumental=True)
 NO_NEW_ADDRESS = Fault("code", on="download_url", code=422)
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 def with_journal(path: Path, work: Callable[[SQLiteJournal], Awaitable[T]]) -> T:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import pytest
-from command_line import Terminal, ended, environment, lines, served, started
+from command_line import Terminal, ended, environment, lines, started
 
 import kie_async as kie
 from kie_async.emulator import Fault
@@ -31,11 +31,6 @@ UNKNOWN = JobError(type="SubmitUnknownError", message="no answer came", charged=
 @pytest.fixture(autouse=True)
 def _no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KIE_JOURNAL", raising=False)
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
 
 
 def with_journal(path: Path, work: Callable[[SQLiteJournal], Awaitable[T]]) -> T:
@@ -444,12 +439,6 @@ def test_decisions_that_are_none(terminal: Terminal, out: Path, words: tuple[str
 
 
 # ---------------------------------------------------------------- with a batch
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 def test_decisions_take_effect_with_the_next_run(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Terminal, served, short_song
+from command_line import Terminal, short_song
 
 from kie_async.testing import EmulatorHandle
 
 TASK = "5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f"
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 @pytest.fixture

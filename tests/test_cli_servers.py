@@ -16,24 +16,13 @@ from threading import Thread
 from urllib.request import Request, urlopen
 
 import pytest
-from command_line import Terminal, ended, environment, lines, served, started
+from command_line import Terminal, ended, environment, lines, started
 
 from kie_async.cli._connect import listen_address
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
 TOKEN = "t" * 43
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 @pytest.fixture

@@ -9,17 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import PATIENCE, ended, environment, lines, served, started
+from command_line import PATIENCE, ended, environment, lines, started
 
 from kie_async.cli import run
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,6 @@ from command_line import Answer, Terminal, served, short_song
 from kie_async import emulator, files
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 @pytest.fixture(scope="module")

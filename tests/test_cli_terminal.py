@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
@@ -36,17 +35,6 @@ COMMANDS = (
     "emulate",
     "completion",
 )
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 # ---------------------------------------------------------------- help, version, the program

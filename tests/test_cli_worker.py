@@ -31,11 +31,6 @@ def _no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
     with served(monkeypatch, speed=STEADY) as handle:
         yield handle

@@ -28,11 +28,6 @@ STEADY = 300.0  # of an emulator: a task takes less than a second
 
 
 @pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
     with served(monkeypatch, speed=STEADY) as handle:
         yield handle

@@ -130,11 +130,6 @@ async def test_a_batch_stops_and_the_next_run_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
     with served(monkeypatch) as handle:
         handle.add_faults(Fault("failed"))

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import wave
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from workers import calls_of
 
 import kie_async as kie
 from kie_async.batch import _worker, enqueue, run_batch, work
-from kie_async.emulator import Fault, Rules
+from kie_async.emulator import Fault
 from kie_async.errors import AuthError
 from kie_async.events import Event
 from kie_async.journal import Job, Journal, State, open_journal
-from kie_async.testing import EmulatorHandle, serve_in_thread
+from kie_async.testing import EmulatorHandle
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_workers")]
 
 BATCH = "songs"
 MUSIC: dict[str, Any] = {"continue_at": "50%", "style": "folk", "title": "Longer", "instrumental": True}
@@ -36,19 +36,6 @@ ONE_TOO_MANY: dict[str, Any] = {"on": "upload", "code": 401}  # an upload that m
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # an engine and a database of their own take real time
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_worker, "POLL_INTERVAL", 0.1)
-    monkeypatch.setattr(_worker, "FEED_INTERVAL", 0.1)
-    monkeypatch.setattr(_worker, "CHECK_INTERVAL", 0.1)
-
-
-@pytest.fixture
-def emulator() -> Iterator[EmulatorHandle]:
-    with serve_in_thread(speed=400.0, credits=1e6, goes_on=(0.2, 0.4), rules=Rules(quota=1000)) as handle:
-        yield handle
 
 
 @attrs.frozen

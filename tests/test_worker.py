@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString
@@ -25,12 +25,12 @@ from benchmarks.quota import most_in_window
 from kie_async import events
 from kie_async.batch import WorkerControl, _engine, _worker, enqueue, run_shared_batch, work
 from kie_async.batch._engine import WorkerLease
-from kie_async.emulator import Fault, Rules
+from kie_async.emulator import Fault
 from kie_async.errors import AuthError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
-from kie_async.testing import EmulatorHandle, serve_in_thread
+from kie_async.testing import EmulatorHandle
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_workers")]
 
 FIELDS: dict[str, Any] = {"model": "V5", "style": "s", "prompt": "p", "continue_at": 1.0}
 BATCH = "b"
@@ -49,27 +49,12 @@ def anyio_backend() -> str:
     return "asyncio"  # an engine and a database of their own take real time
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_worker, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(_worker, "POLL_INTERVAL", 0.1)
-    monkeypatch.setattr(_worker, "MIN_RESTART_DELAY", 0.1)
-    monkeypatch.setattr(_worker, "FEED_INTERVAL", 0.1)
-    monkeypatch.setattr(_worker, "CHECK_INTERVAL", 0.1)
-
-
 NUMBERS = st.integers(min_value=0)
 
 
 @given(st.builds(WorkerLease, engine_id=NUMBERS, pid=NUMBERS, started_at=NUMBERS, machine=st.text()))
 def test_the_name_of_a_worker_s_lease_says_all_of_it(lease: WorkerLease) -> None:
     assert WorkerLease.parse(lease.name) == lease
-
-
-@pytest.fixture
-def emulator() -> Iterator[EmulatorHandle]:
-    with serve_in_thread(speed=400.0, credits=1e6, goes_on=(0.2, 0.4), rules=Rules(quota=1000)) as handle:
-        yield handle
 
 
 @attrs.define
