@@ -34,8 +34,6 @@
         │   └── ResultExpiredError  the service no longer keeps it
         └── StorageError        the local disk refused                           make room, fetch again
 
-Each error carries ``task_id`` (where known), ``code`` (the service's or HTTP's), ``retryable`` (may the same
-call be made again as it is?) and ``charged`` (have credits been spent on it: ``no``, ``maybe``, ``yes``?).
 All of them can be pickled and copied, and none ever holds the API key.
 """
 

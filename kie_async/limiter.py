@@ -136,7 +136,6 @@ class SlidingLimiter:
         return _LocalPermit(partial(self._take_back, self._home))
 
     def _take_back(self, home: object, *, was_sent: bool) -> None:
-        """Take a permit back that was granted in a loop."""
         now = self._loop().time()
         if home is not self._home:
             return  # it was counted as returned when that loop was left behind

@@ -327,7 +327,7 @@ def finished_event(
 def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float) -> float | None:
     """Seconds from the end of a task until it was seen, ``seconds`` after its submission; None if nobody knows.
 
-    The jobs route tells the end (FACTS: ``completeTime``). It is counted from ``createTime``, so the service's clock
+    The jobs route tells the end (``completeTime``). It is counted from ``createTime``, so the service's clock
     is compared with itself. For other tasks, the callback of the end is the first that is known of it.
     """
     if not task.origin.is_own and task.polls.last_at is None:

@@ -210,7 +210,6 @@ class Tracker:
             await self._close()
 
     async def _sleep(self, until: float | None) -> None:
-        """Sleep until a poll may start, or until the queue has changed."""
         changed = self._queue.changed
         changed.clear()  # no other coroutine ran since the caller's ``next_start()``, so no change is lost
         timer = None if until is None else self._loop.call_at(until, changed.set)
@@ -249,7 +248,6 @@ class Tracker:
     # ------------------------------------------------------------ what a poll brings
 
     def _poll_answered(self, task: TrackedTask, record: TaskRecord | None) -> None:
-        """Note what record-info says of a task, and end the task if that settles it."""
         now = self._now()
         task.polls.count += 1
         task.polls.failures = task.polls.refusals = 0
@@ -318,7 +316,6 @@ class Tracker:
             task.waiters.notify()
 
     def _poll_failed(self, task: TrackedTask, error: KieError) -> None:
-        """Count a poll that brought no answer, and end the task if it shows that the key is wrong."""
         task.polls.failures += 1
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
@@ -342,7 +339,6 @@ class Tracker:
     # ------------------------------------------------------------ when to poll next
 
     def _after_poll(self, task: TrackedTask, error: KieError | None) -> None:
-        """Schedule the poll after one that has ended, or give the task up if its time is over."""
         now, phase = self._now(), task.polls.phase
         task.polls.phase = PollPhase.NONE
         if now >= task.deadline:

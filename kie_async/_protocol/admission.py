@@ -231,5 +231,4 @@ def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
 
 
 def _given(request: Request, *names: str) -> list[str]:
-    """Those of these fields that the request has, and that are given."""
     return [name for name in names if getattr(request, name, None) is not None]

@@ -133,6 +133,8 @@ class TaskKind(NamedTuple):
 class DurationModel:
     """What has been learnt of durations, and the delays that follow from it.
 
+    A task's age is in seconds since its submission. ``random`` spreads tasks that were submitted together.
+
     Args:
         emulated: the service is an emulator: its tasks may last any time, and a poll is cheap.
         poll_cost: seconds of lateness that one poll is worth.
@@ -154,7 +156,7 @@ class DurationModel:
             kind: what it was.
             earliest: its age at the last poll that found it running.
             latest: its age at the poll that found it ended.
-            stages: the age at which each stage was first seen.
+            stages: its age when each stage was first seen.
         """
         latest = max(latest, MIN_INTERVAL)
         self._histogram(kind, None).learn(_shares(earliest, latest))
@@ -167,27 +169,14 @@ class DurationModel:
     ) -> float:
         """Seconds until the next poll of a task whose end a callback is likely to report.
 
-        Args:
-            kind: what it is.
-            age: seconds since its submission.
-            polled_age: its age at the last poll, which found it running; 0 if there was none.
-            missing: the share of ends that no callback reports; above 0.
-            random: spreads tasks that were submitted together.
+        ``missing`` is the share of ends that no callback reports, above 0; ``polled_age`` is 0 before the first poll.
         """
         histogram = self._histograms.get((kind, None), self._prior)
         wait = histogram.next_poll_with_callbacks(polled_age, missing, self._poll_cost) - age
         return max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL)
 
     def delay(self, kind: TaskKind, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
-        """Seconds until the next poll of a task that runs.
-
-        Args:
-            kind: what it is.
-            age: seconds since its submission.
-            stage: the last stage seen, if any.
-            stage_age: seconds since that was seen.
-            random: spreads tasks that were submitted together.
-        """
+        """Seconds until the next poll of a task that runs, and was last seen in a stage ``stage_age`` seconds ago."""
         histogram, since = (self._histograms.get((kind, stage)), stage_age) if stage else (None, age)
         if histogram is None:  # no stage, or nothing is known from this one on: go by the age
             histogram, since = self._histograms.get((kind, None), self._prior), age

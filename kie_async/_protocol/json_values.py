@@ -3,6 +3,7 @@
 Text is read strictly first, and mended if that cannot be. Inside ``data.param`` and ``data.paramJson`` of a real answer
 of the jobs route the innermost quotes had one backslash too few, so that a finished, paid task could not be read. It is
 put back, there and in the tracks; if that does not help, the two are cut out, for they are echoes of the request.
+Bytes that cannot be read even so are a ``BadResponseError``.
 
 A plain value is read whatever it came as: what cannot be read is none, and nothing is raised.
 """
@@ -47,11 +48,7 @@ def dump(value: object) -> bytes:
 
 
 def load(body: bytes) -> Json:
-    """Read JSON strictly.
-
-    Raises:
-        BadResponseError: the bytes are no JSON, or none that can be read safely.
-    """
+    """Read JSON strictly."""
     if orjson is not None:
         try:
             return orjson.loads(body)
@@ -96,11 +93,7 @@ _loads_leniently, _loads_marked_leniently = reader(strict=False), reader(_marked
 
 
 def load_marked(body: bytes) -> Json:
-    """Read JSON, mended if need be; an object in which a key is written twice is a ``DoubledObject``.
-
-    Raises:
-        BadResponseError: the bytes are no JSON.
-    """
+    """Read JSON, mended if need be; an object in which a key is written twice is a ``DoubledObject``."""
     try:
         return _loads_marked(decode(body))
     except (ValueError, RecursionError):
@@ -116,11 +109,7 @@ def beginning(body: bytes) -> str:
 
 
 def load_tolerantly(body: bytes) -> Json:
-    """Read JSON strictly, and mended if that cannot be.
-
-    Raises:
-        BadResponseError: nothing mends it.
-    """
+    """Read JSON strictly, and mended if that cannot be."""
     try:
         return load(body)
     except BadResponseError:
@@ -280,11 +269,7 @@ def _members_of(cls: type[object], **own: Callable[[object], object]) -> dict[st
 
 
 def _reader(members: Mapping[str, tuple[str, Callable[..., object]]]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Make the function that reads fields.
-
-    This is the greater part of what reading an answer costs, so it is one plain loop; the benchmark "decode" measures
-    it.
-    """
+    """Make the function that reads fields: a plain loop, for it is the greater part of what an answer costs."""
     find = members.get
 
     def read(data: Mapping[str, Any]) -> dict[str, Any]:

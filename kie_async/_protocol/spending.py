@@ -82,12 +82,7 @@ class SpendingCap:
             self._known -= CREDITS_PER_TASK
 
     def settle(self, key: Hashable, cost: float | None) -> None:
-        """Replace what was reserved by what it cost; ignore what is not reserved.
-
-        Args:
-            key: as it was reserved.
-            cost: credits; None if that is not known.
-        """
+        """Replace what was reserved by what it cost, or None if that is not known; ignore what is not reserved."""
         if key not in self._reserved:
             return
         self._reserved.discard(key)

@@ -1,7 +1,7 @@
 """Bytes to values and back: the only place that knows cattrs and JSON.
 
 Read tolerantly: keys in camelCase or snake_case, nulls, absent keys, numbers as text, dates as epoch milliseconds
-or text; unknown keys fall away. Any bytes whatever end in a value or in one of our own errors.
+or text; unknown keys fall away. What is read here ends, whatever it is, in a value or in ``BadResponseError``.
 """
 
 from __future__ import annotations
@@ -75,11 +75,7 @@ def _first(data: object, *names: str) -> str | None:
 
 
 def read_envelope(body: bytes) -> Envelope:
-    """Read an answer's wrapping; its body code may be a number or text, or missing.
-
-    Raises:
-        BadResponseError: no JSON object.
-    """
+    """Read an answer's wrapping; its body code may be a number or text, or missing."""
     value = _single(load_tolerantly(body))
     if not isinstance(value, dict):
         raise BadResponseError(f"the answer is no JSON object; it begins {beginning(body)}")
@@ -94,11 +90,7 @@ def _message(value: Mapping[str, Any]) -> str:
 
 
 def read_task_id(data: object) -> str:
-    """Read the id of a new task.
-
-    Raises:
-        BadResponseError: there is none, or none that could be one.
-    """
+    """Read the id of a new task."""
     if isinstance(data, str):
         data = {"taskId": data} if BARE_ID.fullmatch(data) else data
     data = _bare(data)
@@ -125,11 +117,7 @@ def with_reason(envelope: Envelope) -> Json:
 
 
 def read_record(data: object) -> TaskRecord | None:
-    """Read record-info of either route; None if the service does not know the task (yet).
-
-    Raises:
-        BadResponseError: something else than a record.
-    """
+    """Read record-info of either route; None if the service does not know the task (yet)."""
     if data is None or data in ({}, [], ""):
         return None
     data = _bare(data)
@@ -212,11 +200,7 @@ def _status(data: Mapping[str, Any], reason: str | None = None) -> str:
 
 
 def read_credits(data: object) -> Credits:
-    """Read the credits left.
-
-    Raises:
-        BadResponseError: no number.
-    """
+    """Read the credits left."""
     amount = as_number(data)
     if amount is None:
         amount = as_number(_get(data, "credit", "credits"))
@@ -226,11 +210,7 @@ def read_credits(data: object) -> Credits:
 
 
 def read_link(data: object) -> str:
-    """Read the direct link to a generated file.
-
-    Raises:
-        BadResponseError: no address.
-    """
+    """Read the direct link to a generated file."""
     link = as_text(data) or _first(data, "url", "downloadUrl", "download_url")
     if link is None:
         raise BadResponseError("the answer holds no link")
@@ -238,11 +218,7 @@ def read_link(data: object) -> str:
 
 
 def read_upload(data: object) -> UploadedFile:
-    """Read what the upload host says of a file.
-
-    Raises:
-        BadResponseError: the host did not take it, or gave no address.
-    """
+    """Read what the upload host says of a file."""
     if not isinstance(data, dict) or data.get("success") is False:
         raise BadResponseError("the upload host did not take the file")
     url = _first(data, "downloadUrl", "download_url", "fileUrl", "file_url", "url")
