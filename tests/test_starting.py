@@ -15,6 +15,7 @@ import pytest
 from callback_skins import Inbox
 
 from kie_async import callbacks, emulator
+from kie_async.batch import WorkerControl, serve_health
 
 pytestmark = pytest.mark.anyio
 
@@ -23,6 +24,7 @@ Start = Callable[[], AbstractAsyncContextManager[Any]]
 STARTS: dict[str, Start] = {
     "callbacks.serve": lambda: callbacks.serve(Inbox()),
     "emulator.serve": emulator.serve,
+    "batch.serve_health": lambda: serve_health(WorkerControl().why_not_ready, "none here"),
 }
 
 
