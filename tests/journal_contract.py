@@ -93,6 +93,25 @@ async def job_of(journal: Journal, key: str) -> Job:
     return job
 
 
+async def counted(journal: Journal, payer: Payer) -> float:
+    """What counts for the cap of an account."""
+    return await _counted(journal, "", attrs.evolve(payer, max_credits=0))
+
+
+async def counted_for(journal: Journal, batch: str) -> float:
+    """What counts for the cap of a batch, which has none to speak of then."""
+    await journal.caps.set(batch, 0)
+    spent = await _counted(journal, batch, Payer())
+    await journal.caps.set(batch, 1e9)
+    return spent
+
+
+async def _counted(journal: Journal, batch: str, payer: Payer) -> float:
+    with pytest.raises(BudgetError, match="are spent or reserved") as caught:
+        await journal.caps.check(batch, payer)
+    return float(caught.value.message.partition(", and ")[2].partition(" ")[0])
+
+
 async def keys(journal: Journal, *states: State, batch: str | None = None) -> list[str]:
     return [job.key for _, job in await journal.page(*states, batch=batch)]
 
@@ -365,6 +384,7 @@ class JournalContract:
         assert await journal.attempts("known") == attempts
         assert await journal.add([planned("known", batch="another")]) == 0
         assert await keys(journal, batch="x") == ["known", "new"]
+        assert await counted_for(journal, "x") == await counted(journal, Payer()) == await journal.spent("x")
 
     async def test_what_is_enqueued_is_read_where_it_was_enqueued(self, journal: Journal) -> None:
         await journal.add(held(key, "a", batch="") for key in ("planned", "sent", "changed"))
@@ -499,6 +519,51 @@ class JournalContract:
             await journal.intend("c", "c", payer=payer)
         with pytest.raises(BudgetError, match="24 are spent"):
             await journal.intend("c", "c", payer=attrs.evolve(payer, max_credits=24, since=0.0))
+
+    async def test_tasks_that_are_dearer_than_expected_make_the_open_ones_so(self, journal: Journal) -> None:
+        ours = Payer(account="ours")
+        await journal.caps.set("x", 84)
+        await journal.add(planned(key, batch="x") for key in "abcde")
+        for key in "ab":
+            await journal.intend(key, key, payer=ours)
+            await journal.move(key, State.SUBMITTED, task_id=key)
+        await journal.move("a", State.SUCCEEDED, credits=20.0)
+        await journal.caps.check("x", attrs.evolve(ours, max_credits=60))
+        for payer in (ours, attrs.evolve(ours, since=(await job_of(journal, "b")).moments["intent"] - 1)):
+            assert await counted(journal, payer) == 40
+            with pytest.raises(BudgetError):
+                await journal.intend("c", "c", payer=attrs.evolve(payer, max_credits=59))
+        assert (await journal.intend("c", "c", payer=attrs.evolve(ours, max_credits=60))).state is State.INTENT
+        await journal.move("c", State.UNKNOWN)
+        assert not await journal.caps.full()
+        await journal.intend("d", "d", payer=ours)
+        assert await journal.caps.full() == ["x"]
+        with pytest.raises(BudgetError, match="is 84, and 80 are spent or reserved"):
+            await journal.intend("e", "e", payer=ours)
+        assert await counted_for(journal, "x") == 80
+        assert await journal.spent("x") == 20 + 3 * 12  # what is known
+
+    async def test_what_counts_follows_every_change(self, journal: Journal) -> None:
+        account = Payer(account="ours")
+        for key, state in product("ab", State):
+            name = f"{key}{state}"
+            await journal.add([planned(name, batch=key)])
+            for to in ROUTES[state]:
+                await (journal.intend(name, name, payer=account) if to is State.INTENT else step(journal, name, to))
+                assert await counted_for(journal, key) == await journal.spent(key)
+        await journal.move("afailed", State.PLANNED)
+        await journal.intend("afailed", "again", payer=Payer(account="another"))  # who pays again pays for all of it
+        assert await counted_for(journal, "a") == await journal.spent("a")
+        assert await counted(journal, Payer(account="another")) == 24
+        both = await journal.spent("a") + await journal.spent("b")
+        begun = (await job_of(journal, "aintent")).moments["intent"]
+        for since in (0.0, begun - 1, begun - 1200):
+            assert await counted(journal, attrs.evolve(account, since=since)) == both - 24
+
+    async def test_a_negative_number_of_credits_makes_no_room(self, journal: Journal) -> None:
+        await bring(journal, "a", State.SUBMITTED, batch="x")
+        await journal.move("a", State.SUCCEEDED, credits=-5.0)
+        assert await counted_for(journal, "x") == await journal.spent("x") == 12
 
     async def test_what_nobody_pays_for_passes_every_cap(self, journal: Journal) -> None:
         await journal.caps.set("x", 0)
@@ -751,6 +816,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     async def _open(self) -> None:
         self.journal = await self.stack.enter_async_context(self.make())
+        await self.journal.caps.set("other", 0)  # nobody pays here
 
     @initialize()
     def open(self) -> None:
@@ -828,6 +894,9 @@ class JournalMachine(RuleBasedStateMachine):
             assert job.state not in PAID or job.task_id is not None
             attempts = self.run(self.journal.attempts(job.key))
             assert [[each.token, each.task_id] for each in attempts] == known.attempts
+        spent = [self.run(self.journal.spent(batch)) for batch in ("other", "")]
+        assert self.run(_counted(self.journal, "other", Payer())) == spent[0]
+        assert self.run(counted(self.journal, Payer())) == sum(spent)
 
     @rule(token=_TOKENS, task_id=_TASKS)
     def look(self, token: str, task_id: str) -> None:

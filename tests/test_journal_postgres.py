@@ -16,15 +16,16 @@ from typing import Any
 from zlib import crc32
 
 import anyio
+import attrs
 import psycopg
 import pytest
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, planned
+from journal_contract import JournalContract, JournalMachine, collect, counted, counted_for, expecting, inbound, planned
 from postgres import Server, execute, new_database
 from psycopg_pool import AsyncConnectionPool
 
 from kie_async.errors import ConflictError, SettingsError, StorageError
-from kie_async.journal import InboundCallback, Journal, PostgresJournal, State
+from kie_async.journal import InboundCallback, Journal, Payer, PostgresJournal, State
 
 pytestmark = pytest.mark.anyio
 
@@ -207,11 +208,12 @@ def after_each_statement(
 
 async def test_what_was_done_is_not_done_twice(journal: PostgresJournal, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = lose_connections(monkeypatch)
-    assert await journal.add([planned("a"), planned("b")]) == 2
+    assert await journal.add([planned("a", batch="x"), planned("b")]) == 2
     assert await journal.add([planned("a"), planned("c")]) == 1
     assert (await journal.intend("a", "token")).attempt == 1
     assert (await journal.move("a", State.SUBMITTED, token="token", task_id="task")).state is State.SUBMITTED
     assert len(await journal.attempts("a")) == 1
+    assert await counted_for(journal, "x") == await journal.spent("x") == 12
     assert await journal.save_callback(inbound("token"))
     assert await journal.callbacks_for(token="token") == [inbound("token")]
     await journal.lease("x", 60)
@@ -241,6 +243,52 @@ async def test_a_job_written_by_another_meanwhile_is_read_again(
 
     after_each_statement(monkeypatch, meet)
     assert (await journal.intend("a", "token")).state is State.INTENT
+    assert await counted(journal, Payer()) == 12
+
+
+async def test_a_reservation_reads_a_few_rows_however_many_jobs_there_are(database_url: str) -> None:
+    payer = Payer(account="ours", max_credits=1e9)
+    async with PostgresJournal(database_url) as journal:
+        await journal.caps.set("x", 1e9)
+        await journal.add(planned(f"{number}", batch="x") for number in range(4))
+        await journal.intend("0", "0", payer=payer)
+    many = """
+        INSERT INTO kie_job (key, batch, state, account, cost, changed_at, document, checksum, written)
+        SELECT state || number, 'x', state, account, cost, 0, '', 0, '' FROM generate_series(1, 5000) AS number,
+        (VALUES ('planned', '', 0), ('delivered', 'ours', 12)) AS kinds (state, account, cost)
+    """
+    execute(database_url, many)
+    execute(
+        database_url, "INSERT INTO kie_attempt SELECT key, key, 1, key, '', 1, 0 FROM kie_job WHERE state = 'delivered'"
+    )
+    execute(database_url, "VACUUM ANALYZE")
+
+    async def read(*calls: Callable[[Journal], Awaitable[object]]) -> int:
+        """How many rows of jobs and attempts are read from tables and indexes, to open a journal and for the calls."""
+        async with PostgresJournal(database_url) as journal:
+            for call in calls:
+                await call(journal)
+        with anyio.fail_after(20):
+            while execute(database_url, f"SELECT pid {OTHERS} AND backend_type = 'client backend'"):
+                await asyncio.sleep(0.01)  # a server process that ends reports what it has read
+        counts = """
+            SELECT (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname IN ('kie_job', 'kie_attempt')),
+                (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname IN ('kie_job', 'kie_attempt'))
+        """
+        [(from_tables, from_indexes)] = execute(database_url, counts)
+        return int(from_tables + from_indexes)
+
+    before = await read()
+    since = attrs.evolve(payer, since=time.time() - 1000)
+    after = await read(
+        lambda journal: journal.caps.check("x", payer),
+        lambda journal: journal.caps.check("x", since),
+        lambda journal: journal.caps.full(),
+        lambda journal: journal.intend("1", "1", payer=payer),
+        lambda journal: journal.intend("2", "2", payer=since),
+        lambda journal: journal.move("1", State.SUBMITTED, task_id="task"),
+    )
+    assert after - before < 100
 
 
 # ---------------------------------------------------------------- a server that goes away

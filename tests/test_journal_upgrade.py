@@ -15,12 +15,12 @@ import attrs
 import psycopg
 import pytest
 from conftest import SAMPLES, sample_json
-from journal_contract import SOURCE, bring, held, planned
+from journal_contract import SOURCE, bring, counted, counted_for, held, planned
 from postgres import execute
 from sqlite_hooks import hook
 
 from kie_async.errors import StorageError
-from kie_async.journal import ANY_BATCH, Journal, State, open_journal
+from kie_async.journal import ANY_BATCH, Journal, Payer, State, open_journal
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +107,11 @@ async def test_all_reads_as_before_when_it_is_upgraded(store: Store) -> None:
     assert await store.journal().upgrade() == OLDEST
     async with store.journal() as journal:
         assert await content(journal) == sample_json("journal_2.json")[store.name]
+        assert await counted_for(journal, "songs") == await journal.spent("songs") > 0
+        [first, *_] = await journal.attempts("intent")
+        for since in (0.0, first.intended_at - 1200, first.intended_at - 1):
+            payer = Payer(account="any", since=since)  # whose they were is not on record: they count for all
+            assert await counted(journal, payer) == await journal.spent("songs") + await journal.spent("")
         await bring(journal, "new", State.DELIVERED)
         await journal.intend("planned", "a token")
         await journal.move("unknown", State.SUBMITTED, token="token-unknown", task_id="task-unknown")

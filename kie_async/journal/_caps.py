@@ -2,11 +2,13 @@
 
 The cap of a batch is kept with it, that of an account is given by who submits. A submission is reserved by the write of
 its intent, which happens only if there is room. Two at the same time lock the same row first, so the second one sees
-what the first has reserved.
+what the first has reserved. If tasks have cost more than expected, each that is still open counts as much: so the cap
+holds however they end.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 
@@ -14,40 +16,56 @@ import attrs
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.spending import ACCOUNT_REMEDY, budget_error, check_cap
-from kie_async.journal import _sql
+from kie_async.journal._job import Job
 from kie_async.journal._sql import Driver, Rows, Step
+from kie_async.journal._totals import ACCOUNT, BATCH, PERIOD, write_steps
 
-_BATCH = "batch:"
 _BATCH_REMEDY = "raise the cap of the batch: run the command that began it again, with another --max-credits"
+_PRICE = CREDITS_PER_TASK - 1e-6  # what one more task needs; totals of fractions differ a little from their sum
 
-_SUMS = {
-    "of_batch": "FROM kie_job AS paid WHERE paid.batch = :batch",
-    "spent": "SELECT coalesce(sum(paid.cost), 0)",
-    "certain": "SELECT coalesce(sum(CASE WHEN paid.state IN ('intent', 'submitted') THEN 0 ELSE paid.cost END), 0)",
+# What counts for a cap: credits that are spent or reserved, how much more than expected the dearest task has cost, and
+# the jobs that may yet cost that. First for the batch of a row of kie_cap, then for an account since a moment.
+_OF_BATCH = {
+    "spent": "(SELECT coalesce(sum(credits), 0) FROM kie_total WHERE kie_total.name = kie_cap.name)",
+    "extra": "(SELECT coalesce(max(extra), 0) FROM kie_total WHERE kie_total.name = kie_cap.name)",
+    "jobs": """
+        FROM kie_job AS job WHERE batch = substr(kie_cap.name, 7) AND state IN ('intent', 'submitted', 'unknown')
+    """,
 }
-_ALL_OF_ACCOUNT = "FROM kie_job AS paid WHERE paid.account IN ('', :account)"
-_RECENT_OF_ACCOUNT = """
-FROM kie_job AS paid WHERE paid.key IN (SELECT key FROM kie_attempt WHERE intended_at >= :since)
-    AND paid.account || '' IN ('', :account)
-"""  # an expression, or SQLite would look for the account first
+_OF_ACCOUNT = {
+    "spent": """((
+        SELECT coalesce(sum(credits), 0) FROM kie_total WHERE name IN ('account:', :account_cap) AND period >= :period
+    ) + (
+        SELECT coalesce(sum(cost), 0) FROM kie_attempt JOIN kie_job AS job ON job.key = kie_attempt.key
+        WHERE intended_at >= :since AND intended_at < :period_start AND account IN ('', :account)
+            AND number = (SELECT max(number) FROM kie_attempt AS other WHERE other.key = job.key)
+    ))""",
+    "extra": """(
+        SELECT coalesce(max(extra), 0) FROM kie_total WHERE name IN ('account:', :account_cap) AND period >= :period - 1
+    )""",
+    "jobs": """
+        FROM kie_job AS job WHERE account IN ('', :account) AND state IN ('intent', 'submitted', 'unknown')
+            AND EXISTS (SELECT 1 FROM kie_attempt AS other WHERE other.key = job.key AND intended_at >= :since)
+    """,
+}
+_NEEDS = "({spent} + :price + {extra} * (1 + (SELECT count(*) {jobs})))"
+_COUNTS = "{spent}, {extra}, (SELECT count(*) {jobs}), (SELECT count(*) {jobs} AND state <> 'unknown')"
+
 _SET = """
 INSERT INTO kie_cap (name, max_credits) VALUES (:batch_cap, :max_credits)
 ON CONFLICT (name) DO UPDATE SET max_credits = excluded.max_credits
 """
 _LOCK_BATCH = "UPDATE kie_cap SET name = name WHERE name = :batch_cap"
 _LOCK_ACCOUNT = "INSERT INTO kie_cap (name) VALUES (:account_cap) ON CONFLICT (name) DO UPDATE SET name = excluded.name"
-_WITHIN = """
-    AND NOT EXISTS (SELECT 1 FROM kie_cap WHERE name = :batch_cap AND max_credits < :price + ({spent} {of_batch}))
-    AND (:max_credits IS NULL OR :max_credits >= :price + ({spent} {of_account}))
+_WITHIN_BATCH = """
+    AND NOT EXISTS (SELECT 1 FROM kie_cap WHERE name = :batch_cap AND max_credits < {needs})
 """
-_OF_BATCH = """
-SELECT max_credits, ({spent} {of_batch}), ({certain} {of_batch}) FROM kie_cap WHERE name = :batch_cap
-""".format(**_SUMS)
-_OF_ACCOUNT = "SELECT :max_credits, ({spent} {of_account}), ({certain} {of_account})"
+_WITHIN_ACCOUNT = " AND :max_credits >= {needs}"
+_CHECK_BATCH = "SELECT max_credits, {counts} FROM kie_cap WHERE name = :batch_cap"
+_CHECK_ACCOUNT = "SELECT :max_credits, {counts}"
 _FULL = """
-SELECT substr(name, 7) FROM kie_cap WHERE substr(name, 1, 6) = 'batch:' AND max_credits < :price + (
-    SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = substr(name, 7)
-) AND EXISTS (SELECT 1 FROM kie_job WHERE batch = substr(name, 7) AND state = 'planned')
+SELECT substr(name, 7) FROM kie_cap WHERE substr(name, 1, 6) = 'batch:' AND max_credits < {needs}
+    AND EXISTS (SELECT 1 FROM kie_job WHERE batch = substr(name, 7) AND state = 'planned')
 """
 
 
@@ -86,11 +104,11 @@ class Caps:
             SettingsError: that is no number of credits.
         """
         check_cap(max_credits)
-        await self._driver.run((_SET, {"batch_cap": f"{_BATCH}{batch}", "max_credits": max_credits}))
+        await self._driver.run((_SET, {"batch_cap": f"{BATCH}{batch}", "max_credits": max_credits}))
 
     async def full(self) -> list[str]:
         """The batches with planned jobs for which their caps leave no room now."""
-        [rows] = await self._driver.run((_FULL, {"price": CREDITS_PER_TASK}))
+        [rows] = await self._driver.run((_with(_OF_BATCH, _FULL), {"price": _PRICE}))
         return [str(name) for (name,) in rows]
 
     async def check(self, batch: str, payer: Payer = NOBODY) -> None:
@@ -101,9 +119,9 @@ class Caps:
         """
         values = _values(batch, payer)
         if batch:
-            _check(await self._driver.run((_OF_BATCH, values)), _BATCH_REMEDY, batch)
+            _check(await self._driver.run((_with(_OF_BATCH, _CHECK_BATCH), values)), _BATCH_REMEDY, batch)
         if payer.max_credits is not None:
-            _check(await self._driver.run((_of(payer, _OF_ACCOUNT), values)), ACCOUNT_REMEDY)
+            _check(await self._driver.run((_with(_OF_ACCOUNT, _CHECK_ACCOUNT), values)), ACCOUNT_REMEDY)
 
     async def check_left(self, batch: str | None) -> None:
         """See whether a cap keeps planned jobs from being made.
@@ -120,35 +138,40 @@ class Caps:
 
 
 def _check(results: list[Rows], remedy: str, batch: str = "") -> None:
-    """Hold credits to a cap, if there is a row with it, all that is spent or reserved, and what is so for certain."""
-    for cap, spent, certain in chain(*results):
-        if spent + CREDITS_PER_TASK > cap:
-            is_full = certain + CREDITS_PER_TASK > cap
-            raise budget_error(cap, spent, remedy, batch=batch, retryable=not is_full)
+    """Hold what counts to a cap, if there is one; of the open jobs, those under way may turn out to be free."""
+    for cap, spent, extra, open_jobs, under_way in chain(*results):
+        reserved, needed = spent + extra * open_jobs, _PRICE + extra
+        if reserved + needed > cap:
+            is_full = spent - CREDITS_PER_TASK * under_way + needed > cap
+            raise budget_error(cap, reserved, remedy, batch=batch, retryable=not is_full)
 
 
-def reserve(batch: str, payer: Payer) -> tuple[list[Step], str, Mapping[str, object]]:
-    """What reserves a submission: statements that come first, the one that writes the intent, and their parameters."""
-    values, first = _values(batch, payer), []
-    if batch:
-        first.append((_LOCK_BATCH, values))
+def reserving_steps(before: Job, after: Job, *, seen: str, written: str, payer: Payer) -> list[Step]:
+    """The statements that write the intent of a job if the caps leave room for it; see ``write_steps``."""
+    values, locks, condition = _values(after.batch, payer), list[Step](), ""
+    if after.batch:
+        locks.append((_LOCK_BATCH, values))
+        condition += _with(_OF_BATCH, _WITHIN_BATCH)
     if payer.max_credits is not None:
-        first.append((_LOCK_ACCOUNT, values))
-    return first, _sql.WRITE + _of(payer, _WITHIN) if first else _sql.WRITE, values
+        locks.append((_LOCK_ACCOUNT, values))
+        condition += _with(_OF_ACCOUNT, _WITHIN_ACCOUNT)
+    return [*locks, *write_steps(before, after, seen=seen, written=written, condition=(condition, values))]
 
 
-def _of(payer: Payer, statement: str) -> str:
-    """Put the sums into a statement; the jobs since a moment are found by their attempts."""
-    return statement.format(**_SUMS, of_account=_RECENT_OF_ACCOUNT if payer.since else _ALL_OF_ACCOUNT)
+def _with(what: Mapping[str, str], statement: str) -> str:
+    """Put what counts into a statement."""
+    return statement.format(needs=_NEEDS.format(**what), counts=_COUNTS.format(**what))
 
 
 def _values(batch: str, payer: Payer) -> Mapping[str, object]:
+    period = math.ceil(payer.since / PERIOD)  # the first that counts as a whole
     return {
-        "batch": batch,
-        "batch_cap": f"{_BATCH}{batch}",
+        "batch_cap": f"{BATCH}{batch}",
         "account": payer.account,
-        "account_cap": f"account:{payer.account}",
+        "account_cap": f"{ACCOUNT}{payer.account}",
         "max_credits": payer.max_credits,
         "since": payer.since,
-        "price": CREDITS_PER_TASK,
+        "period": period,
+        "period_start": period * PERIOD,
+        "price": _PRICE,
     }

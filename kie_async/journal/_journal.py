@@ -22,13 +22,14 @@ from kie_async._protocol.wire import pack
 from kie_async.errors import ConflictError, StorageError
 from kie_async.events import Context
 from kie_async.journal import _sql
-from kie_async.journal._caps import NOBODY, Caps, Payer, reserve
+from kie_async.journal._caps import NOBODY, Caps, Payer, reserving_steps
 from kie_async.journal._diagnosis import Finding
 from kie_async.journal._job import Attempt, InboundCallback, Job, Source, State
 from kie_async.journal._leases import is_dead, new_process_id
 from kie_async.journal._machines import Machines
 from kie_async.journal._rows import attempt_row, intact, job_row, read_callback, read_job
 from kie_async.journal._sql import BatchFilter, Driver, Rows, Step, unpack_document
+from kie_async.journal._totals import write_steps
 from kie_async.journal._transitions import OPEN, enqueued, intended, is_awaited, transition
 
 Change: TypeAlias = Callable[[Job, float], Job]
@@ -307,19 +308,19 @@ class Journal(AsyncContextManagerMixin):
                 return job
             if seen == refused:  # nobody else has written it: it was a cap
                 await self.caps.check(job.batch, payer or NOBODY)
-            job = change(job, now)
-            ids = {"key": key, "written": written}
-            first, write, limits = reserve(job.batch, payer) if payer else ([], _sql.WRITE, {})
-            steps = [*first, (write, {**limits, **job_row(job), "written": written, "seen": seen})]
-            if more := follow(job):
-                steps.append((more[0], {**more[1], **ids}))
+            after, ids = change(job, now), {"key": key, "written": written}
+            if payer is None:
+                steps = write_steps(job, after, seen=seen, written=written)
+            else:
+                steps = reserving_steps(job, after, seen=seen, written=written, payer=payer)
+            follow_up = [(more[0], {**more[1], **ids})] if (more := follow(after)) else []
             try:
-                changed = (await self.driver.run(*steps))[len(first)]
+                changed = (await self.driver.run(*steps, *follow_up))[len(steps) - 1]
             except ConflictError:
-                message = f"job {key!r} cannot be given task {job.task_id}: it, or the token, is another attempt's"
-                raise ConflictError(message, job.task_id) from None
+                message = f"job {key!r} cannot be given task {after.task_id}: it, or the token, is another attempt's"
+                raise ConflictError(message, after.task_id) from None
             if changed:
-                return job
+                return after
             refused = seen
 
     # ------------------------------------------------------------ callbacks

@@ -43,9 +43,25 @@ CREATE TABLE kie_quota (account text PRIMARY KEY, document text NOT NULL, writte
 ALTER TABLE kie_job ADD COLUMN machine text NOT NULL DEFAULT '';
 ALTER TABLE kie_job ADD COLUMN account text NOT NULL DEFAULT '';
 CREATE INDEX kie_job_machine ON kie_job (machine, state, position) WHERE batch > '';
-CREATE INDEX kie_job_account ON kie_job (account, state, cost);
+CREATE INDEX kie_job_account ON kie_job (account) WHERE state IN ('intent', 'submitted', 'unknown');
 CREATE INDEX kie_attempt_time ON kie_attempt (intended_at, key);
 CREATE TABLE kie_cap (name text PRIMARY KEY, max_credits double precision);
+CREATE TABLE kie_total (
+    name text NOT NULL, period bigint NOT NULL, credits double precision NOT NULL, extra double precision NOT NULL,
+    PRIMARY KEY (name, period)
+);
+INSERT INTO kie_total (name, period, credits, extra)
+WITH paid AS (
+    SELECT batch, cost, CASE WHEN number = 1 AND cost > 12 THEN cost - 12 ELSE 0 END AS extra,
+        intended_at, CAST(intended_at AS bigint) AS second
+    FROM kie_job JOIN kie_attempt AS latest USING (key)
+    WHERE number = (SELECT max(number) FROM kie_attempt AS other WHERE other.key = latest.key)
+), counted AS (
+    SELECT 'batch:' || batch AS name, 0 AS period, cost, extra FROM paid WHERE batch > ''
+    UNION ALL
+    SELECT 'account:', (second - CASE WHEN second > intended_at THEN 1 ELSE 0 END) / 600, cost, extra FROM paid
+)
+SELECT name, period, sum(cost), max(extra) FROM counted GROUP BY name, period;
 """,
 }
 VERSION = max(MIGRATIONS)

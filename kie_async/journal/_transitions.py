@@ -139,7 +139,9 @@ def cost(job: Job) -> float:
     is_free = job.state is State.PLANNED or (job.state is State.REJECTED and job.error is None)
     if is_free or (given_back and job.state in {State.REJECTED, State.FAILED}):
         return job.earlier_credits
-    return job.earlier_credits + (CREDITS_PER_TASK if job.credits is None else job.credits)
+    if job.credits is None or job.credits < 0:
+        return job.earlier_credits + CREDITS_PER_TASK
+    return job.earlier_credits + job.credits
 
 
 def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> bool:

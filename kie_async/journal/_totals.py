@@ -1,0 +1,72 @@
+"""What batches and accounts have spent: totals that the write of a job changes in the same transaction.
+
+To sum up a million jobs takes 0.1 s, at each submission. A batch has one total. An account has one for each period in
+which jobs were submitted, for its cap may count since a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
+from kie_async.journal import _sql
+from kie_async.journal._job import Job, State
+from kie_async.journal._rows import job_row
+from kie_async.journal._sql import Step
+from kie_async.journal._transitions import cost
+
+Total: TypeAlias = tuple[str, int]  # its name and the number of its period
+
+BATCH, ACCOUNT = "batch:", "account:"  # the names of totals, and of caps, begin with these
+PERIOD = 600.0  # seconds: the service allows 1,200 submissions in them
+
+# The job gets the id of this transaction first: then nobody else writes it until the end, and a transaction that runs
+# again after a lost connection finds another id, and adds nothing.
+_CLAIM = "UPDATE kie_job SET written = :claim WHERE key = :key AND written = :seen"
+_ADD = """
+INSERT INTO kie_total (name, period, credits, extra)
+SELECT :name, :period, :credits, :extra FROM kie_job WHERE key = :key AND written = :claim
+ON CONFLICT (name, period) DO UPDATE SET credits = kie_total.credits + excluded.credits,
+    extra = CASE WHEN kie_total.extra < excluded.extra THEN excluded.extra ELSE kie_total.extra END
+"""
+
+
+def write_steps(before: Job, after: Job, *, seen: str, written: str, condition: Step = ("", {})) -> list[Step]:
+    """The statements that write a job and change the totals; the one that writes the job comes last.
+
+    Args:
+        before: the job as it was read.
+        after: the job to write.
+        seen: the id of the write that was read.
+        written: the id of this write.
+        condition: what else must hold for it, as SQL that begins with AND, and its parameters.
+    """
+    (words, values), changes = condition, _changes(before, after)
+    row = {**job_row(after), "written": written}
+    if not changes and not words:
+        return [(_sql.WRITE, {**row, "seen": seen})]
+    claim = {"key": after.key, "claim": f"{written} claim"}
+    extra = max(0.0, cost(after) - after.earlier_credits - CREDITS_PER_TASK)
+    return [
+        (_CLAIM + words, {**values, **claim, "seen": seen}),
+        *(
+            (_ADD, {**claim, "name": name, "period": period, "credits": change, "extra": extra})
+            for (name, period), change in changes.items()
+        ),
+        (_sql.WRITE, {**row, "seen": claim["claim"]}),
+    ]
+
+
+def _changes(before: Job, after: Job) -> Mapping[Total, float]:
+    """What a write adds to which totals; in one order for all, so that no two transactions wait for each other."""
+    changes: dict[Total, float] = dict.fromkeys(_totals(before), -cost(before))
+    for total in _totals(after):
+        changes[total] = changes.get(total, 0.0) + cost(after)
+    return {total: changes[total] for total in sorted(changes) if changes[total]}
+
+
+def _totals(job: Job) -> list[Total]:
+    submitted_at = job.moments.get(State.INTENT.value, 0.0)  # the last attempt
+    totals = [(f"{ACCOUNT}{job.account}", int(submitted_at // PERIOD))]
+    return [*totals, (f"{BATCH}{job.batch}", 0)] if job.batch else totals
