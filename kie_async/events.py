@@ -1,6 +1,7 @@
 """The events that a session emits. An observer is any callable that takes an ``Event``; it must not block.
 
-Nothing here holds the API key, a callback token or a signed address.
+Nothing here holds the API key, a callback token or a signed address. ``error`` is the name of an error's class, and
+``reason`` its message; ``code`` is the service's, or None if it gave none; ``context`` is that of ``Submitting``.
 
 ``log_event``, the default observer, writes each to ``logging``. Its record has these attributes besides (``extra``),
 for formatters that write JSON: ``kie_event``, the name of the event, and each field of the event under its own name
@@ -48,7 +49,6 @@ class Submitted:
     Attributes:
         recovered: its answer was lost, and a callback named the task.
         waited: seconds from the call to the acceptance.
-        context: that of ``Submitting``.
     """
 
     task_id: str
@@ -64,11 +64,7 @@ class SubmissionFailed:
     """A submission did not become a task: it was refused, or nothing was sent. It may be sent again (``Retrying``).
 
     Attributes:
-        error: the name of the error's class.
-        reason: its message.
-        code: the service's code; None if it gave none.
         charged: "no"; or "yes" if it is paid all the same, and ``task_id`` may then say which task it is.
-        context: that of ``Submitting``.
     """
 
     operation: str
@@ -82,12 +78,7 @@ class SubmissionFailed:
 
 @attrs.frozen
 class SubmissionUnknown:
-    """A submission was sent, and no answer says what became of it: it may have been charged.
-
-    Attributes:
-        code: the service's code; None if it gave none.
-        context: that of ``Submitting``.
-    """
+    """A submission was sent, and no answer says what became of it: it may have been charged."""
 
     operation: str
     reason: str
@@ -100,7 +91,7 @@ class Followed:
     """A task is followed from now on that was submitted elsewhere or earlier, or that was paused.
 
     Attributes:
-        context: that of its ``Submitting``, if it is known from this session or from the journal; else empty.
+        context: empty, unless it is known from this session or from the journal.
     """
 
     task_id: str
@@ -125,7 +116,7 @@ class Polled:
 
 @attrs.frozen
 class PollFailed:
-    """record-info could not be read; it will be tried again. ``error`` is the name of the error's class."""
+    """record-info could not be read; it will be tried again."""
 
     task_id: str
     reason: str
@@ -181,10 +172,8 @@ class Finished:
     Attributes:
         seconds: from its submission.
         polls: how often record-info was read for it.
-        error: the name of the error's class; empty for a success. ``SessionError``: the session was closed, and
-            ``WaitTimeoutError``: ``Settings.task_timeout`` is over; the task goes on.
-        reason: the error's message.
-        code: the service's code of a failure.
+        error: empty for a success. ``SessionError``: the session was closed, and ``WaitTimeoutError``:
+            ``Settings.task_timeout`` is over; the task goes on.
         lag: seconds from its end until this was known: by the service's own clock where it tells the end (the jobs
             route), else from the callback of the end; None if neither tells it, or it was not followed until its end.
         credits: what it cost: as the service says (the jobs route), else as usual; None if it has not ended.

@@ -33,10 +33,6 @@ class PollQueue:
     A task that is scheduled anew, is paused or has ended leaves a stale place in the heap. It is dropped when its turn
     comes. Of tasks due at once, the first that was scheduled goes first.
 
-    Args:
-        max_concurrent: polls under way at once.
-        per_second: how many may start in a second; None for no limit.
-
     Attributes:
         changed: set when another poll may start than the one that is waited for.
     """
@@ -132,31 +128,20 @@ class CallbackTrust:
 
 
 class PollPlanner:
-    """Says when each task is polled next, and learns from those that end.
-
-    Args:
-        durations: what has been learnt of them.
-        random: spreads tasks that were submitted together.
-        callbacks: whether callbacks were asked for.
-    """
+    """Says when each task is polled next, and learns from those that end."""
 
     def __init__(self, durations: DurationModel, random: Random, *, callbacks: bool) -> None:
         self._durations = durations
         self._random = random
         self._trust = CallbackTrust()
-        self._warns_if_none = callbacks  # when a task ends and no callback came
+        self._warns_if_none = callbacks  # were asked for: warn when a task ends and none came
 
     # ------------------------------------------------------------ what happens
 
     def callback_received(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
         """Note what a callback says of a task; return whether a poll can bring news that somebody waits for.
 
-        Args:
-            task: the task.
-            stage: as the body claims: its end, unless it is the word of a task that runs.
-            now: the time.
-            is_authentic: it came to the address that only the service knows; any other is no more than a reason to
-                poll.
+        ``is_authentic`` if it came to the address that only the service knows; any other is only a reason to poll.
         """
         known, stages = task.callbacks, _claimed_stages(stage)
         is_end = stages == len(STAGES)
@@ -230,7 +215,7 @@ class PollPlanner:
 
 
 def _claimed_stages(stage: str) -> int:
-    """How many stages are behind a task, by the word of a callback."""
+    """How many stages are behind a task, by a callback: all, unless its word is that of a task that runs."""
     if stage in STAGES:
         return STAGES.index(stage) + 1
     return 0 if WORDS.get(stage.upper()) is Word.RUNNING else len(STAGES)
