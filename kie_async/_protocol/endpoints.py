@@ -80,7 +80,6 @@ class Route(NamedTuple):
         record_info: the call that reads a task.
     """
 
-    name: RouteName
     polls_per_second: float | None
     submit: Callable[[Request, str], ApiCall[str]]
     record_info: Callable[[str], ApiCall[TaskRecord | None]]
@@ -143,8 +142,8 @@ def _read_own_record(task_id: str, data: object) -> TaskRecord | None:
 
 
 ROUTES: Mapping[RouteName, Route] = {
-    "classic": Route("classic", None, _submit_classic, partial(_record_info, "/api/v1/generate/record-info")),
-    "jobs": Route("jobs", 10.0, _submit_jobs, partial(_record_info, "/api/v1/jobs/recordInfo")),
+    "classic": Route(None, _submit_classic, partial(_record_info, "/api/v1/generate/record-info")),
+    "jobs": Route(10.0, _submit_jobs, partial(_record_info, "/api/v1/jobs/recordInfo")),
 }
 
 credits_left: ApiCall[Credits] = ApiCall("credits", "GET", "/api/v1/chat/credit", wire.read_credits)
