@@ -15,7 +15,7 @@ from itertools import count
 
 from kie_async._client.task import CallbackClaims, PollPhase, TrackedTask
 from kie_async._protocol.durations import MAX_INTERVAL, MIN_INTERVAL, DurationModel, Random
-from kie_async._protocol.statuses import WORDS, Word, stage_number
+from kie_async._protocol.statuses import WORDS, Word
 from kie_async.models import STAGES
 
 MAX_LISTENER_INTERVAL = 8.0  # seconds between two polls while somebody listens to the stages
@@ -206,7 +206,7 @@ class PollPlanner:
 
     def poll_time_for_listener(self, task: TrackedTask, now: float) -> float:
         """The time of the next poll of a task to whose stages somebody begins to listen."""
-        if task.callbacks.stages > stage_number(task.progress.stage):  # one reported a stage, and nobody listened
+        if task.callbacks.stages > len(task.progress.stages):  # one reported a stage, and nobody listened
             return earliest_poll(task, now)
         if self.awaits_callback(task):
             return math.inf

@@ -173,11 +173,6 @@ class Progress:
     pending_reason: PendingReason = ""
     pending_since: float = 0.0
 
-    @property
-    def stage(self) -> Stage | None:
-        """The last stage reached."""
-        return self.stages[-1][0] if self.stages else None
-
 
 class CallbackClaims(NamedTuple):
     """What callbacks have said of a task. Nobody has checked it, so it only decides when to poll.

@@ -152,9 +152,9 @@ class Tracker:
             self._poll_no_later_than(task, self._planner.poll_time_for_listener(task, self._now()))
         try:
             for number, stage in enumerate(STAGES, start=1):
-                while task.outcome is None and stage_number(task.progress.stage) < number:
+                while task.outcome is None and len(task.progress.stages) < number:
                     await task.waiters.next_change()
-                if stage_number(task.progress.stage) < number:
+                if len(task.progress.stages) < number:
                     return  # it has failed
                 yield TaskEvent(task.task_id, stage, task.progress.tracks)
         finally:
@@ -297,7 +297,7 @@ class Tracker:
         if not reason:
             return verdict
         if reason == "not visible" and progress.is_visible:  # the task was visible before: a replica lags behind
-            return Running(progress.stage)
+            return Running()
         timeouts = {
             "not visible": self._settings.not_found_timeout,
             "no audio": self._settings.missing_audio_timeout,
@@ -308,7 +308,7 @@ class Tracker:
 
     def _advance(self, task: TrackedTask, stage: Stage | None, now: float) -> None:
         """Note the stages that are new; a report that goes backwards changes nothing."""
-        new = STAGES[stage_number(task.progress.stage) : stage_number(stage)]
+        new = STAGES[len(task.progress.stages) : stage_number(stage)]
         for each in new:
             task.progress.stages = (*task.progress.stages, (each, now - task.started_at))
             self._emit(StageReached(task.task_id, each))
