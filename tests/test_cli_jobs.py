@@ -323,7 +323,7 @@ def test_they_are_not_waited_for(terminal: Terminal, tmp_path: Path) -> None:
         await journal.add([job("waiting for the quota")])
 
     with_journal(tmp_path / FILE, fill)
-    answer = terminal("jobs", "wait", "--out", str(tmp_path))
+    answer = terminal("jobs", "wait", "--timeout", "0", "--out", str(tmp_path))
     assert (answer.code, answer.err) == (0, "1 done, 0 failed of 1 job\n")
     assert "1 waiting, 1 submitted, 1 done, 0 failed of 3 jobs" in terminal("jobs", "list", "--out", str(tmp_path)).err
 

@@ -217,14 +217,14 @@ def test_workers_leave_the_tasks_of_programs_until_they_are_enqueued(
     assert "1 waiting, 0 done, 0 failed of 1 job" in answer.err
     answer = terminal("worker", *place, "--out", str(out), "--until-done")
     assert (answer.code, answer.err.splitlines()[-1]) == (0, "1 done, 0 failed of 1 job")
-    assert terminal("jobs", "wait", *place).err == "1 done, 0 failed of 1 job\n"
+    assert terminal("jobs", "wait", *place, "--timeout", "0").err == "1 done, 0 failed of 1 job\n"
     assert len(service.ledger) == 2
 
     enqueue = ("batch", tracks(tmp_path / "jobs.csv", 2), "--enqueue", *place)
     assert "1 new job will cost about 12 credits" in terminal(*enqueue).err
     assert terminal(*enqueue, "--yes").err.splitlines()[0] == "on record: 2 jobs, of which 0 are new"
     assert terminal("worker", *place, "--out", str(out), "--until-done").code == 0
-    assert terminal("jobs", "wait", *place).err == "2 done, 0 failed of 2 jobs\n"
+    assert terminal("jobs", "wait", *place, "--timeout", "0").err == "2 done, 0 failed of 2 jobs\n"
     assert len(service.ledger) == 3
 
 

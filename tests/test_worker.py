@@ -201,11 +201,13 @@ async def test_a_plain_session_beside_a_worker(shop: Shop) -> None:
     await shop.plan(2)
     async with shop.desk(quota=2, window=0.5) as program, shop.desk(quota=2, window=0.5) as desk:
         await (await program.session.extend("a1", model="V5"))
-        async with anyio.create_task_group() as group:
-            group.start_soon(lambda: desk.work(until_done=True))
-            tasks = await asyncio.gather(*(program.session.extend("a1", model="V5") for _ in range(5)))
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: desk.work(until_done=True))
+                tasks = await asyncio.gather(*(program.session.extend("a1", model="V5") for _ in range(5)))
         await asyncio.gather(*(task.result() for task in tasks))
         assert {job.batch for job in desk.seen} == {BATCH}
+    assert {key for key, _, _ in shop.queued()} == {"job0", "job1"}
     assert await shop.states() == {State.DELIVERED: 2, State.SUCCEEDED: 6}
     assert len(shop.emulator.ledger) == 8
     assert most_in_window([arrival.at for arrival in shop.emulator.arrivals], 0.5) <= 2
