@@ -386,6 +386,16 @@ class JournalContract:
         assert await keys(journal, batch="x") == ["known", "new"]
         assert await counted_for(journal, "x") == await counted(journal, Payer()) == await journal.spent("x")
 
+    async def test_what_it_has_cost_counts_for_the_cap_of_its_batch(self, journal: Journal) -> None:
+        await bring(journal, "known", State.SUBMITTED)
+        await journal.add([planned("known", batch="x"), planned("next", batch="x")])
+        await journal.caps.set("x", 23)
+        assert await journal.caps.full() == ["x"]
+        with pytest.raises(BudgetError, match="'x' is 23, and 12 are spent or reserved"):
+            await journal.intend("next", "token", payer=Payer())
+        await journal.caps.set("x", 24)
+        await journal.intend("next", "token", payer=Payer())
+
     async def test_what_is_enqueued_is_read_where_it_was_enqueued(self, journal: Journal) -> None:
         await journal.add(held(key, "a", batch="") for key in ("planned", "sent", "changed"))
         await step(journal, "sent", State.INTENT)
