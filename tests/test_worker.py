@@ -23,10 +23,10 @@ from workers import calls_of
 import kie_async as kie
 from benchmarks.quota import most_in_window
 from kie_async import events
-from kie_async.batch import WorkerControl, _engine, _worker, enqueue, run_shared_batch, work
+from kie_async.batch import WorkerControl, _engine, _worker, enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._engine import WorkerLease
 from kie_async.emulator import Fault
-from kie_async.errors import AuthError, SettingsError, StorageError
+from kie_async.errors import AuthError, BudgetError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
 from kie_async.testing import EmulatorHandle
 
@@ -670,6 +670,27 @@ async def test_a_worker_says_why_it_takes_no_jobs(shop: Shop, monkeypatch: pytes
     assert await control.why_not_ready() == "it is stopping"
 
 
+# ---------------------------------------------------------------- a batch of a program
+
+
+async def test_the_cap_of_a_batch_that_a_program_runs_binds_workers(shop: Shop) -> None:
+    await shop.install()
+    async with shop.desk() as one, shop.desk() as other:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.work)
+            await becomes(lambda: shop.workers() == 1)
+            with pytest.raises(BudgetError, match="is 24, and 24 are spent"):
+                async for _ in run_batch(
+                    other.session, jobs_of(6), directory=shop.folder / "other", batch=BATCH, max_credits=24
+                ):
+                    pass
+            group.cancel_scope.cancel()
+        with pytest.raises(BudgetError):
+            await one.work(until_done=True)
+    assert len(shop.emulator.ledger) == 2
+    assert await shop.states() == {State.DELIVERED: 2, State.PLANNED: 4}
+
+
 # ---------------------------------------------------------------- ending in good order
 
 
@@ -688,6 +709,21 @@ async def test_a_drained_worker_finishes_what_it_has_submitted(shop: Shop) -> No
     async with shop.desk() as other:
         await other.work(until_done=True)
     await shop.check(6)
+
+
+async def test_a_drained_worker_does_not_mind_a_batch_over_its_cap(shop: Shop) -> None:
+    async with open_journal(shop.dsn) as journal:
+        await enqueue(journal, jobs_of(2), BATCH)
+        await journal.caps.set(BATCH, 12)
+    control = WorkerControl()
+    async with shop.desk() as one:
+        with pytest.raises(BudgetError):
+            await one.work(until_done=True)
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: one.work(control=control))
+            await becomes(lambda: shop.workers() == 1)
+            control.drain()
+    assert await shop.states() == {State.DELIVERED: 1, State.PLANNED: 1}
 
 
 async def test_a_worker_that_is_drained_can_still_be_cancelled(shop: Shop) -> None:

@@ -67,7 +67,8 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
             command: ``KIE_JOURNAL``, or ``kie-async.sqlite`` in the directory.
         observer: called with each job when its state has changed; what it raises is logged.
         batch: the name of the batch in the journal; by default that which the command gives it.
-        max_credits: never spend more on this batch, reserved before each submission.
+        max_credits: never spend more on this batch, reserved before each submission. A journal that many machines
+            share keeps it on record until another is given, so that workers keep it too.
         shared_files: with a journal that many machines share: the paths of the sources mean the same on all of them.
 
     Yields:
@@ -92,6 +93,8 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
         await stack.enter_async_context(recorder.leases.holding(f"batch:{name}"))
         await check_writable(Path(directory))
         machine = "" if shared_files else session.settings.machine
+        if max_credits is not None and journal.spans_machines:  # before there is a job that a worker could take
+            await journal.caps.set(name, max_credits)
         await enqueue(journal, jobs, name, session.check_request, machine=machine)
         budget = CreditBudget(max_credits, spent=await journal.spent(name))
         results = Results(directory, emulated=session.settings.on_loopback)

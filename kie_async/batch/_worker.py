@@ -112,7 +112,7 @@ class Worker:
             batch: only the jobs of this batch count for that.
 
         Raises:
-            BudgetError: jobs were left, for the caps of their batches have no room for them.
+            BudgetError: jobs were left, for the caps of their batches have no room for them; not if it was drained.
             KieError: what stopped this worker: the key, the credits, the disk.
             StorageError: the database is away at the start, or its tables are not the engine's.
 
@@ -136,7 +136,8 @@ class Worker:
                 group.cancel_scope.cancel()
         if self._runner.stopped:
             raise self._runner.stopped
-        await self._recorder.journal.caps.check_left(batch)
+        if not self._control.draining.is_set():  # it may leave jobs then
+            await self._recorder.journal.caps.check_left(batch)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], interval: float) -> None:
         while True:
