@@ -160,10 +160,6 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_seconds(value: object) -> bool:
-    return _is_number(value) and 0 <= value < _YEAR
-
-
 _YEAR = 366 * 86400
 _MAY_BE_ZERO = (
     "quota_margin",
@@ -180,7 +176,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, int) and value >= 0),
         "give a whole number, or 0 for no limit",
     ),
-    "float": (_is_seconds, "give a number of seconds from 0 up"),
+    "float": (lambda value: _is_number(value) and 0 <= value < _YEAR, "give a number of seconds from 0 up"),
     "float | None": (
         lambda value: value is None or (_is_number(value) and 0 <= value < math.inf),
         "give a number of credits from 0 up, or None for no cap",

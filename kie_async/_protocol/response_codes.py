@@ -153,19 +153,12 @@ def _unread(call: ApiCall[T], response: Response, reason: str) -> KieError:
     """What a body that cannot be read means: the HTTP status alone speaks."""
     if response.status < _REDIRECTS and not call.spends:
         return BadResponseError(f"{call.name}: {reason}", code=response.status)
-    if _is_page(response):
+    is_html = response.body.lstrip().startswith(b"<")
+    # A CDN or a proxy forbids it before the service has seen it, which answers in JSON. With 403 it may be plain text.
+    if response.status == _FORBIDDEN or (response.status == _UNAUTHORIZED and is_html):
         message = f"{call.name}: a page with HTTP status {response.status}, not the service's word on the key: {reason}"
         return (UnavailableError if call.spends else ServerError)(message, code=response.status, retryable=True)
     return _refused(call, response, wire.Envelope(msg=reason))
-
-
-def _is_page(response: Response) -> bool:
-    """Whether a CDN or a proxy forbids it, before the service has seen it, which answers in JSON.
-
-    "error code: 1010" with 403 is a CDN's, and plain text.
-    """
-    is_html = response.body.lstrip().startswith(b"<")
-    return response.status == _FORBIDDEN or (response.status == _UNAUTHORIZED and is_html)
 
 
 def _refused(call: ApiCall[T], response: Response, envelope: wire.Envelope) -> KieError:
