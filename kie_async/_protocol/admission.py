@@ -77,11 +77,7 @@ class FailureStreak:
         self._count = 0
 
     def check(self) -> None:
-        """See, before a submission, whether it may be sent.
-
-        Raises:
-            TooManyFailuresError: it may not.
-        """
+        """Raise TooManyFailuresError if nothing more may be submitted."""
         if self.refused is None and self._last is not None and self._limit and self._count >= self._limit:
             last = clean(str(self._last))
             self.refused = TooManyFailuresError(
@@ -142,11 +138,7 @@ def task_problem(tracks: tuple[str, ...]) -> InvalidRequestError:
 
 
 def check_task_id(task_id: object) -> str:
-    """Return what can be the id of a task.
-
-    Raises:
-        InvalidRequestError: it cannot be one.
-    """
+    """Return what can be the id of a task; raise InvalidRequestError if it cannot be one."""
     if not isinstance(task_id, str) or TASK_ID.fullmatch(task_id) is None:
         raise invalid_request(Problem("task_id", "is no id of a task", "give Task.id as it was given to you"))
     return task_id

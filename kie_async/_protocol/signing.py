@@ -38,11 +38,7 @@ class Check(Enum):
 
 
 def sign(key: Secret, task_id: str, timestamp: str) -> bytes:
-    """Return the signature, as it stands in the header.
-
-    Raises:
-        SettingsError: the key is empty.
-    """
+    """Return the signature, as it stands in the header; an empty key is a ``SettingsError``."""
     if not key:
         raise SettingsError("the webhook key is empty: anybody could sign with it")
     signing = _keyed(key).copy()

@@ -20,10 +20,6 @@ class SpendingCap:
 
     A task that is under way or unknown counts as charged until it is proven not to be. If tasks cost more than
     expected, each that is still open counts as much. So the cap holds however they end.
-
-    Args:
-        max_credits: the cap; None for none.
-        spent: charged and reserved before.
     """
 
     remedy = ACCOUNT_REMEDY
@@ -58,11 +54,7 @@ class SpendingCap:
         self._reserved.add(key)
 
     def begin(self) -> Callable[[Ending], None] | None:
-        """Reserve a submission, and return what corrects that when it has ended; None if there is no cap.
-
-        Raises:
-            BudgetError: the cap is reached.
-        """
+        """Reserve a submission, and return what corrects that when it has ended; None if there is no cap."""
         if self._cap is None:
             return None
         submission = object()
