@@ -1,4 +1,4 @@
-"""Signatures of callbacks: base64 of HMAC-SHA256 over ``<task_id>.<timestamp>``.
+"""Signatures of callbacks: base64 of HMAC-SHA256 over ``<task_id>.<timestamp>``. ``callbacks`` refuses by it.
 
 The recipe is that of kie.ai's page "Webhook Security"; a vector stands in ``tests/samples``. The body is not
 signed, nor the stage: a valid signature proves only that the service sent *something* about this task at this

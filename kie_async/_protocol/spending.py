@@ -1,4 +1,7 @@
-"""A cap on credits: reserved before each submission, corrected by what was charged. Pure."""
+"""A cap on what one session spends: reserved before each submission, corrected by what was charged. Pure.
+
+The cap that processes share is in ``journal._caps``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes to values and back: the only place that knows cattrs and JSON.
+"""The bytes of answers to values, and values back: the only place that knows cattrs. ``json_values`` reads the text.
 
 Read tolerantly: keys in camelCase or snake_case, nulls, absent keys, numbers as text, dates as epoch milliseconds
 or text; unknown keys fall away. What is read here ends, whatever it is, in a value or in ``BadResponseError``.

@@ -1,4 +1,7 @@
-"""What a batch may spend: a cap, reserved before each submission. Pure."""
+"""What a batch may spend in one process: a cap, reserved before each submission. Pure.
+
+The cap that processes share is in ``journal._caps``.
+"""
 
 from __future__ import annotations
 

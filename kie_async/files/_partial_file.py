@@ -1,10 +1,10 @@
-"""A download on disk: ``NAME.part`` while it comes, ``NAME.mp3`` once it is whole. Everything here blocks.
+"""A download on disk, for ``_download``, which decides when and from where it goes on. Everything here blocks.
 
+It is ``NAME.part`` while it comes, and ``NAME.mp3`` once it is whole.
 What proves that a later response continues the same file stands in ``NAME.part.json``; without that proof a download
 begins anew. A part is locked while it is written, so that two processes never mix their bytes in one: the second
 takes ``NAME.part-2``. The final name appears by a hard link, which is atomic and overwrites nothing, and only
-after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none. When and from
-where a download goes on is decided in ``_download``.
+after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The statements on jobs, callbacks, leases and the quota of a journal, in SQL that SQLite and PostgreSQL both speak.
 
-The tables are in ``_schema``; the statements on caps and machines in ``_caps`` and ``_machines``.
+The tables are in ``_schema``; the statements on caps, totals and machines in ``_caps``, ``_totals`` and
+``_machines``.
 
 A statement may run again after a lost connection: it must find out by itself whether it has happened. ``written`` is
 the id of the last write of a job.
