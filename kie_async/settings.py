@@ -238,7 +238,8 @@ class Settings:
             batch and a worker submit nothing more; 0 or None for no limit.
         max_credits: never spend more than this; by default ``KIE_MAX_CREDITS``, or else no cap. It is what this session
             spends; with a journal, what is on record there for this account. A submission is reserved before it is
-            sent (12 credits, as observed), counts while its outcome is unknown, and is given back if it was refused.
+            sent (12 credits, as observed, or as many as the dearest task has cost), counts while its outcome is
+            unknown, and is given back if it was refused.
         max_credits_since: with a journal, count only jobs submitted since then (aware, or ISO 8601; UTC if it says
             nothing else); by default ``KIE_MAX_CREDITS_SINCE``, or else all of them.
         max_in_flight: tasks running at once; further submissions wait. The service allows 100 or more.

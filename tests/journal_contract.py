@@ -550,6 +550,10 @@ class JournalContract:
         assert await journal.caps.full() == ["x"]
         with pytest.raises(BudgetError, match="is 84, and 80 are spent or reserved"):
             await journal.intend("e", "e", payer=ours)
+        await journal.caps.check_left("another")
+        for batch in ("x", None):
+            with pytest.raises(BudgetError):
+                await journal.caps.check_left(batch)
         assert await counted_for(journal, "x") == 80
         assert await journal.spent("x") == 20 + 3 * 12  # what is known
 

@@ -10,19 +10,21 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from child_process import child, read_line, say
 from hypothesis import settings
-from journal_contract import JournalContract, JournalMachine, collect, expecting, inbound, planned
+from journal_contract import JournalContract, JournalMachine, collect, counted, expecting, inbound, planned
 from sqlite_hooks import ask, hook
 
 from kie_async.errors import ConflictError, StorageError
-from kie_async.journal import Journal, SQLiteJournal, State
+from kie_async.journal import Journal, Payer, SQLiteJournal, State
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +84,48 @@ async def test_the_first_of_a_million_is_found_by_an_index(path: Path, monkeypat
             steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}")]
             for step in steps:
                 assert not step.startswith("SCAN kie_") or "USING COVERING INDEX" in step, (query, steps)
+
+
+async def test_what_counts_for_a_cap_is_found_by_indexes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statements: list[str] = []
+    hook(monkeypatch, lambda connection, _statement: connection.set_trace_callback(statements.append))
+    async with SQLiteJournal(path) as journal:
+        await journal.caps.set("x", 12)
+        await journal.add([planned("a", batch="x")])
+        statements.clear()
+        await journal.caps.check("x", Payer(account="ours", max_credits=12, since=1e9))
+        await journal.caps.full()
+        await journal.intend("a", "a", payer=Payer(account="ours", max_credits=12))
+    with closing(sqlite3.connect(path)) as connection:
+        queries = [each for each in statements if "kie_total" in each]
+        assert len(queries) == 6  # a check of each cap, the full batches; a claim and two totals
+        for query in queries:
+            steps = {row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}")}
+            assert {step for step in steps if "SCAN" in step} <= {"SCAN kie_cap", "SCAN CONSTANT ROW"}
+
+
+async def test_what_was_spent_since_a_moment_is_known_for_any(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [1.8e9 + 437 * number for number in range(10)]
+    now = moments[0]
+    monkeypatch.setattr(time, "time", lambda: now)
+    ours = Payer(account="ours")
+    async with SQLiteJournal(path) as journal:
+        await journal.add(planned(f"{number}") for number in range(10))
+        for number, moment in enumerate(moments):
+            now = moment
+            await journal.intend(f"{number}", f"{number}", payer=ours)
+        now = moments[-1] + 5000
+        await journal.move("3", State.SUBMITTED, task_id="3")
+        await journal.move("3", State.FAILED)
+        await journal.move("3", State.PLANNED)
+        for since in itertools.chain.from_iterable((moment, moment + 1) for moment in moments):
+            known = sum(12 for moment in moments if moment >= since)
+            assert await counted(journal, attrs.evolve(ours, since=since)) == known
+        await journal.intend("3", "again", payer=ours)
+        moments.remove(moments[3])
+        for since in (0.0, 1.8e9, moments[2] + 1, moments[5], moments[-1] + 1, now):
+            known = 24 + sum(12 for moment in moments if moment >= since)
+            assert await counted(journal, attrs.evolve(ours, since=since)) == known
 
 
 # ---------------------------------------------------------------- opening and closing

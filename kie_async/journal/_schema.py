@@ -12,7 +12,8 @@ from kie_async.errors import StorageError
 from kie_async.journal._leases import is_dead
 from kie_async.journal._sql import Rows
 
-# A job's "document" is the job, and the truth; the columns beside it are for finding and counting.
+# A job's "document" is the job, and the truth; the columns beside it are for finding and counting, and the rows of
+# kie_total are sums of them (``_totals``).
 # Positions are given in the order of commits, so that whoever reads on from a position misses nothing.
 # No statement holds a semicolon.
 MIGRATIONS: Mapping[int, str] = {
