@@ -21,7 +21,9 @@ from kie_async.journal._sql import Driver, Rows, Step
 from kie_async.journal._totals import ACCOUNT, BATCH, PERIOD, write_steps
 
 _BATCH_REMEDY = "raise the cap of the batch: run the command that began it again, with another --max-credits"
-_PRICE = CREDITS_PER_TASK - 1e-6  # what one more task needs; totals of fractions differ a little from their sum
+_CREDITS_NEEDED = (
+    CREDITS_PER_TASK - 1e-6
+)  # what one more task needs; totals of fractions differ a little from their sum
 
 # What counts for a cap: credits that are spent or reserved, how much more than expected the dearest task has cost, and
 # the jobs that may yet cost that. First for the batch of a row of kie_cap, then for an account since a moment.
@@ -48,7 +50,7 @@ _OF_ACCOUNT = {
             AND EXISTS (SELECT 1 FROM kie_attempt AS other WHERE other.key = job.key AND intended_at >= :since)
     """,
 }
-_NEEDS = "({spent} + :price + {extra} * (1 + (SELECT count(*) {jobs})))"
+_NEEDS = "({spent} + :credits_needed + {extra} * (1 + (SELECT count(*) {jobs})))"
 _COUNTS = "{spent}, {extra}, (SELECT count(*) {jobs}), (SELECT count(*) {jobs} AND state <> 'unknown')"
 
 _SET = """
@@ -108,7 +110,7 @@ class Caps:
 
     async def full(self) -> list[str]:
         """The batches with planned jobs for which their caps leave no room now."""
-        [rows] = await self._driver.run((_with(_OF_BATCH, _FULL), {"price": _PRICE}))
+        [rows] = await self._driver.run((_with(_OF_BATCH, _FULL), {"credits_needed": _CREDITS_NEEDED}))
         return [str(name) for (name,) in rows]
 
     async def check(self, batch: str, payer: Payer = NOBODY) -> None:
@@ -140,7 +142,7 @@ class Caps:
 def _check(results: list[Rows], remedy: str, batch: str = "") -> None:
     """Hold what counts to a cap, if there is one; of the open jobs, those under way may turn out to be free."""
     for cap, spent, extra, open_jobs, under_way in chain(*results):
-        reserved, needed = spent + extra * open_jobs, _PRICE + extra
+        reserved, needed = spent + extra * open_jobs, _CREDITS_NEEDED + extra
         if reserved + needed > cap:
             is_full = spent - CREDITS_PER_TASK * under_way + needed > cap
             raise budget_error(cap, reserved, remedy, batch=batch, retryable=not is_full)
@@ -173,5 +175,5 @@ def _values(batch: str, payer: Payer) -> Mapping[str, object]:
         "since": payer.since,
         "period": period,
         "period_start": period * PERIOD,
-        "price": _PRICE,
+        "credits_needed": _CREDITS_NEEDED,
     }
