@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
-    from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AUDIO_KINDS
+    from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AUDIO_KINDS, kind_of
     from kie_async.files._disk import Progress, check_writable, on_disk
     from kie_async.files._download import Refresh, download_track
     from kie_async.files._measure import hash_source, measure, open_audio
@@ -24,6 +24,7 @@ __all__ = [
     "check_writable",
     "download_track",
     "hash_source",
+    "kind_of",
     "lock",
     "measure",
     "measure_request",
@@ -43,7 +44,7 @@ __getattr__ = lazy_exports(
     {
         **dict.fromkeys(("Progress", "check_writable", "on_disk"), "_disk"),
         **dict.fromkeys(("Refresh", "download_track"), "_download"),
-        **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS"), "_audio_kinds"),
+        **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS", "kind_of"), "_audio_kinds"),
         **dict.fromkeys(("hash_source", "measure", "open_audio"), "_measure"),
         **dict.fromkeys(("measure_request", "measure_request_url"), "_measure_source"),
         **dict.fromkeys(("safe_name", "track_name"), "_names"),

@@ -1,0 +1,15 @@
+"""What is heard in files of audio (the extra ``audio``: PyAV and numpy)."""
+
+from typing import TYPE_CHECKING
+
+from kie_async._package import lazy_exports
+
+if TYPE_CHECKING:
+    from kie_async.audio._decode import AudioReader, open_reader, read_mono, read_samples
+
+__all__ = ["AudioReader", "open_reader", "read_mono", "read_samples"]
+
+# PyAV and numpy are slow to load.
+__getattr__ = lazy_exports(
+    __name__, {**dict.fromkeys(("AudioReader", "open_reader", "read_mono", "read_samples"), "_decode")}
+)

@@ -1,0 +1,171 @@
+"""Read audio: a file of any kind becomes samples, piece by piece, so that a long file costs little memory.
+
+Samples are float32, full scale is 1, one row for each channel. They count from the first one that the decoder gives,
+without the padding that an encoder says it has added. Packets that cannot be decoded are left out; the time stamps of
+a file are not believed. All of it blocks: call it in a thread.
+
+This module needs the extra ``kie_async[audio]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, groupby
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import attrs
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from kie_async.errors import AudioError, StorageError
+from kie_async.events import clean
+from kie_async.files import AUDIO_KIND_NAMES, kind_of, open_audio
+
+Samples: TypeAlias = NDArray[np.float32]  # channels x samples
+Mono: TypeAlias = NDArray[np.float32]  # samples of one channel
+
+_REMEDY = "convert it anew, or fetch it again"
+
+
+@attrs.frozen
+class AudioReader:
+    """An open file of audio.
+
+    Attributes:
+        name: of the file, for errors.
+        rate: its samples a second.
+        channels: how many it has.
+    """
+
+    name: str
+    rate: int
+    channels: int
+    _layout: str
+    _frames: Iterator[AudioFrame]
+
+    def blocks(self, start: float = 0.0, end: float | None = None) -> Iterator[Samples]:
+        """Yield the samples from ``start`` to ``end`` (seconds; None: all), in order, in pieces of any length.
+
+        They can be read once. A file that is shorter ends earlier.
+
+        Raises:
+            AudioError: it has channels that cannot be read.
+        """
+        first, last = round(start * self.rate), None if end is None else round(end * self.rate)
+        at = 0
+        for block in self._converted(self._layout, self.rate):
+            piece = block[:, max(0, first - at) : None if last is None else max(0, last - at)]
+            at += block.shape[1]
+            if piece.shape[1]:
+                yield piece
+            if last is not None and at >= last:
+                return
+
+    def mono(self, rate: int, end: float | None = None) -> Mono:
+        """Read all up to ``end`` (seconds; None: all) as the mean of its channels, at another rate.
+
+        It can be read once, and takes 4 bytes a sample.
+
+        Raises:
+            AudioError: it has channels that cannot be read.
+        """
+        last = None if end is None else round(end * rate)
+        blocks, got = [], 0
+        for block in self._converted("mono", rate):
+            blocks.append(block[0])
+            got += block.shape[1]
+            if last is not None and got >= last:
+                break
+        return np.concatenate(blocks)[:last] if blocks else np.zeros(0, dtype=np.float32)
+
+    def _converted(self, layout: str, rate: int) -> Iterator[Samples]:
+        """Bring frames to one format, also where channels or rate change in the middle of a file."""
+        try:
+            for _, frames in groupby(self._frames, key=_kind):
+                resampler = AudioResampler(format="flt", layout=layout, rate=rate)
+                for frame in chain(map(_untimed, frames), (None,)):  # None flushes the resampler
+                    for part in resampler.resample(frame):  # packed: planes crash PyAV from eight channels on
+                        packed = part.to_ndarray().astype(np.float32, copy=False)
+                        yield packed.reshape(-1, part.layout.nb_channels).T
+        except av.FFmpegError:
+            raise AudioError(f"{self.name} has channels that cannot be read: {_REMEDY}") from None
+
+
+@contextmanager
+def open_reader(path: str | PathLike[str]) -> Iterator[AudioReader]:
+    """Open a file of audio for reading.
+
+    Raises:
+        AudioError: it is no audio, or none of it can be decoded.
+        StorageError: it cannot be opened.
+    """
+    path = Path(path)
+    name = clean(str(path))
+    with ExitStack() as stack:
+        try:
+            reader = _open(stack, path, name)
+        except av.FFmpegError:
+            raise AudioError(f"{name} is damaged, and cannot be decoded: {_REMEDY}") from None
+        except OSError as error:
+            raise StorageError(f"{name} cannot be read: {error.strerror or error}") from error
+        yield reader
+
+
+def _open(stack: ExitStack, path: Path, name: str) -> AudioReader:
+    file = stack.enter_context(path.open("rb"))
+    kind = kind_of(file)
+    if kind is None:
+        raise AudioError(f"{name} is no audio of a known kind: give one of {AUDIO_KIND_NAMES}")
+    file.seek(0)
+    # The demuxer is named, so that no playlist or script is taken for audio and followed elsewhere.
+    frames = _frames(stack.enter_context(open_audio(file, kind.demuxer)))
+    first = next(frames, None)
+    if first is None:
+        raise AudioError(f"{name} holds no audio that can be decoded: {_REMEDY}")
+    return AudioReader(name, first.sample_rate, first.layout.nb_channels, first.layout.name, chain((first,), frames))
+
+
+def read_samples(path: str | PathLike[str], start: float = 0.0, end: float | None = None) -> tuple[Samples, int]:
+    """Read the samples of a file from ``start`` to ``end`` (seconds), and their rate; fewer if the file is shorter.
+
+    Raises:
+        AudioError, StorageError: as ``open_reader``.
+    """
+    with open_reader(path) as reader:
+        empty = np.zeros((reader.channels, 0), dtype=np.float32)
+        return np.concatenate([empty, *reader.blocks(start, end)], axis=1), reader.rate
+
+
+def read_mono(path: str | PathLike[str], rate: int, end: float | None = None) -> Mono:
+    """Read a file up to ``end`` (seconds) as one channel, at a rate that may be low.
+
+    Raises:
+        AudioError, StorageError: as ``open_reader``.
+    """
+    with open_reader(path) as reader:
+        return reader.mono(rate, end)
+
+
+def _frames(container: InputContainer) -> Iterator[AudioFrame]:
+    """Decode what can be decoded; the demuxer ends the file at damage that it cannot pass."""
+    for stream in container.streams.audio[:1]:
+        with suppress(av.FFmpegError):
+            for packet in container.demux(stream):
+                with suppress(av.FFmpegError):
+                    yield from (frame for frame in packet.decode() if frame.samples)
+
+
+def _kind(frame: AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _untimed(frame: AudioFrame) -> AudioFrame:
+    frame.pts = None  # else the resampler fills gaps that the time stamps claim
+    return frame
