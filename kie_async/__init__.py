@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
-    from kie_async import callbacks
+    from kie_async import audio, callbacks
     from kie_async._client.task import Task
     from kie_async._package import __version__
     from kie_async._protocol.request_rules import MODELS
@@ -119,6 +119,7 @@ __all__ = [
     "UploadedFile",
     "WaitTimeoutError",
     "__version__",
+    "audio",
     "callbacks",
     "open_journal",
     "read_manifest",
@@ -129,6 +130,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "audio": "audio",
         "callbacks": "callbacks",
         **{name: "errors" for name in __all__ if name.endswith("Error")},
         "Problem": "errors",

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AUDIO_KINDS, kind_of
     from kie_async.files._disk import Progress, check_writable, on_disk
     from kie_async.files._download import Refresh, download_track
-    from kie_async.files._measure import hash_source, measure, open_audio
+    from kie_async.files._measure import hash_source, in_turn, measure, open_audio
     from kie_async.files._measure_source import measure_request, measure_request_url
     from kie_async.files._names import safe_name, track_name
     from kie_async.files._partial_file import lock, remove_parts
@@ -24,6 +24,7 @@ __all__ = [
     "check_writable",
     "download_track",
     "hash_source",
+    "in_turn",
     "kind_of",
     "lock",
     "measure",
@@ -45,7 +46,7 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(("Progress", "check_writable", "on_disk"), "_disk"),
         **dict.fromkeys(("Refresh", "download_track"), "_download"),
         **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS", "kind_of"), "_audio_kinds"),
-        **dict.fromkeys(("hash_source", "measure", "open_audio"), "_measure"),
+        **dict.fromkeys(("hash_source", "in_turn", "measure", "open_audio"), "_measure"),
         **dict.fromkeys(("measure_request", "measure_request_url"), "_measure_source"),
         **dict.fromkeys(("safe_name", "track_name"), "_names"),
         **dict.fromkeys(("lock", "remove_parts"), "_partial_file"),

@@ -1,0 +1,86 @@
+"""What a result holds: its source and what follows, or what follows alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from os import PathLike
+from typing import Literal, TypeAlias
+
+import attrs
+
+from kie_async.errors import AudioError
+from kie_async.files import in_turn
+
+Holds: TypeAlias = Literal["whole", "continuation", "unclear"]
+
+
+@attrs.frozen
+class Verdict:
+    """What a result holds, found by its sound.
+
+    Nobody documents it: for this service the whole is likelier, for its neighbours the continuation. The length of a
+    result proves only that it holds the continuation alone, if it is not longer than the part of the source that was
+    kept.
+
+    Attributes:
+        kind: the ``whole`` (the source up to the cut, and what follows), only the ``continuation``, or ``unclear``.
+        confidence: from 0 to 1: how sure ``kind`` is. It is low where the source repeats itself, so that it could be
+            heard in a continuation, too; 0 if the kind is unclear.
+        offset: of a whole: by how many seconds the cut lies later in the result than in the source; negative: earlier.
+        drift: of a whole: how much slower it is than the source, in parts per million; negative: faster.
+        seam: where in the result the new part begins, in seconds; None if that is unclear.
+    """
+
+    kind: Holds
+    confidence: float = 0.0
+    offset: float | None = None
+    drift: float | None = None
+    seam: float | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "unclear":
+            return "unclear: listen before joining"
+        words = "the whole song" if self.kind == "whole" else "the continuation alone"
+        where = f", new from {self.seam:.2f} s on" if self.kind == "whole" else ""
+        return f"{words}{where} ({self.confidence:.0%} sure)"
+
+
+def can_compare() -> bool:
+    """Tell whether the libraries that read and compare audio are installed (extra ``audio``)."""
+    return all(importlib.util.find_spec(name) is not None for name in ("av", "numpy"))
+
+
+async def compare(source: str | PathLike[str], result: str | PathLike[str], *, continue_at: float) -> Verdict:
+    """Find out by the sound whether a result holds its source, or only what follows it.
+
+    The work is done in a thread, one comparison at a time: some 0.7 s of CPU for files of 4 minutes.
+
+    Args:
+        source: a file of audio that was extended.
+        result: a file that the service made of it.
+        continue_at: where the source was cut, in seconds above 0.
+
+    Raises:
+        AudioError: one of them is no audio that can be decoded, the cut is no position in the source, or the extra
+            ``audio`` is not installed.
+        StorageError: one of them cannot be read.
+
+    Cancelling waits for the thread.
+    """
+    if not (math.isfinite(continue_at) and continue_at > 0):
+        raise AudioError(f"continue_at: is {continue_at!r}; give the seconds after which the source was cut")
+    if not can_compare():
+        raise AudioError('audio cannot be compared: pip install "kie_async[audio]"')
+    return await in_turn(_compare, source, result, continue_at)
+
+
+def _compare(source: str | PathLike[str], result: str | PathLike[str], continue_at: float) -> Verdict:
+    from kie_async.audio._align import AFTER, RATE, align  # an extra, and slow to import
+    from kie_async.audio._decode import read_mono
+
+    kept = read_mono(source, RATE, continue_at + AFTER)
+    if len(kept) < round(continue_at * RATE) - RATE:
+        remedy = "give the position at which it was cut"
+        raise AudioError(f"continue_at: is {continue_at:g} s, but the source lasts {len(kept) / RATE:.1f} s; {remedy}")
+    return align(kept, read_mono(result, RATE, continue_at + AFTER), continue_at)

@@ -1,0 +1,92 @@
+"""A result is heard to hold its source, or only what follows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import audio_files
+import numpy as np
+import pytest
+
+import kie_async as kie
+from benchmarks._audio_cases import RATE, Case, make_case, write_mp3, write_wav
+from kie_async.audio import compare
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def verdict_on(case: Case, folder: Path) -> kie.audio.Verdict:
+    source, result = case.write(folder)
+    return await compare(source, result, continue_at=case.continue_at)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_seeded_cases_are_told_apart(seed: int, tmp_path: Path) -> None:
+    case = make_case(seed, longest=20.0)
+    verdict = await verdict_on(case, tmp_path)
+    assert verdict.kind == case.truth or verdict.confidence <= 0.9, case
+    if verdict.kind == "whole" == case.truth and verdict.confidence > 0.9:
+        assert verdict.offset == pytest.approx(case.offset, abs=0.005), case
+        assert verdict.seam == pytest.approx(case.continue_at + case.offset, abs=0.005)
+        assert verdict.drift == pytest.approx(case.drift * 1e6, abs=200)
+
+
+async def test_a_looping_piece_is_told_with_little_confidence(tmp_path: Path) -> None:
+    loop = make_case(1).source[: 2 * RATE]
+    write_wav(tmp_path / "song.wav", np.tile(loop, 20))
+    write_mp3(tmp_path / "new.mp3", np.tile(loop, 18), rate=44_100, bit_rate=96_000)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=24.0)
+    assert verdict.kind == "whole"
+    assert verdict.confidence == pytest.approx(0.5, abs=0.1)
+    assert verdict.offset == pytest.approx(0.0, abs=0.001)
+    assert "the whole song, new from 24.00 s on (5" in str(verdict)
+
+
+async def test_a_result_that_is_too_short_holds_the_continuation_alone(tmp_path: Path) -> None:
+    song = make_case(1).source
+    write_wav(tmp_path / "song.wav", song)
+    write_wav(tmp_path / "new.wav", song[: 5 * RATE])
+    verdict = await compare(tmp_path / "song.wav", str(tmp_path / "new.wav"), continue_at=15.0)
+    assert verdict == kie.audio.Verdict("continuation", 1.0, seam=0.0)
+    assert str(verdict) == "the continuation alone (100% sure)"
+
+
+@pytest.mark.parametrize(
+    ("source", "result", "continue_at"),
+    [
+        (np.zeros(20 * RATE, dtype=np.float32), make_case(1).source, 10.0),  # nothing to be heard
+        (make_case(1).source, make_case(1).source, 0.5),  # too little
+        (make_case(1).source, make_case(1).source, 0.01),
+        (make_case(1).source, make_case(1).source[:RATE], 4.0),  # the result is shorter than what is sought
+    ],
+)
+async def test_what_cannot_be_told_is_unclear(
+    source: np.ndarray[tuple[int], np.dtype[np.float32]],
+    result: np.ndarray[tuple[int], np.dtype[np.float32]],
+    continue_at: float,
+    tmp_path: Path,
+) -> None:
+    write_wav(tmp_path / "song.wav", source)
+    write_wav(tmp_path / "new.wav", result)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.wav", continue_at=continue_at)
+    assert verdict == kie.audio.Verdict("unclear")
+    assert str(verdict) == "unclear: listen before joining"
+
+
+@pytest.mark.parametrize("continue_at", [0.0, -1.0, float("nan"), float("inf"), 25.0])
+async def test_a_cut_outside_of_the_source_is_refused(continue_at: float, tmp_path: Path) -> None:
+    (tmp_path / "song.mp3").write_bytes(audio_files.mp3())
+    with pytest.raises(kie.AudioError, match="continue_at: is"):
+        await compare(tmp_path / "song.mp3", tmp_path / "song.mp3", continue_at=continue_at)
+
+
+async def test_damaged_audio_is_an_audio_error(tmp_path: Path) -> None:
+    (tmp_path / "song.mp3").write_bytes(audio_files.mp3())
+    (tmp_path / "new.mp3").write_bytes(audio_files.HTML)
+    with pytest.raises(kie.AudioError, match=r"new\.mp3 is no audio"):
+        await compare(tmp_path / "song.mp3", tmp_path / "new.mp3", continue_at=10.0)
