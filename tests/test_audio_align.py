@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from random import Random
 
 import audio_files
 import numpy as np
 import pytest
 
 import kie_async as kie
-from benchmarks._audio_cases import RATE, Case, make_case, write_mp3, write_wav
+from benchmarks._audio_cases import RATE, Case, made_up_song, make_case, write_mp3, write_wav
 from kie_async.audio import compare
 
 pytestmark = pytest.mark.anyio
+
+SONG, OTHER = (made_up_song(Random(seed), 30.0) for seed in (3, 103))
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ async def verdict_on(case: Case, folder: Path) -> kie.audio.Verdict:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_seeded_cases_are_told_apart(seed: int, tmp_path: Path) -> None:
-    case = make_case(seed, longest=20.0)
+    case = make_case(seed, longest=12.0)
     verdict = await verdict_on(case, tmp_path)
     assert verdict.kind == case.truth or verdict.confidence <= 0.9, case
     if verdict.kind == "whole" == case.truth and verdict.confidence > 0.9:
@@ -37,7 +41,7 @@ async def test_seeded_cases_are_told_apart(seed: int, tmp_path: Path) -> None:
 
 
 async def test_a_looping_piece_is_told_with_little_confidence(tmp_path: Path) -> None:
-    loop = make_case(1).source[: 2 * RATE]
+    loop = SONG[: 2 * RATE]
     write_wav(tmp_path / "song.wav", np.tile(loop, 20))
     write_mp3(tmp_path / "new.mp3", np.tile(loop, 18), rate=44_100, bit_rate=96_000)
     verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=24.0)
@@ -48,7 +52,7 @@ async def test_a_looping_piece_is_told_with_little_confidence(tmp_path: Path) ->
 
 
 async def test_a_result_that_is_too_short_holds_the_continuation_alone(tmp_path: Path) -> None:
-    song = make_case(1).source
+    song = SONG
     write_wav(tmp_path / "song.wav", song)
     write_wav(tmp_path / "new.wav", song[: 5 * RATE])
     verdict = await compare(tmp_path / "song.wav", str(tmp_path / "new.wav"), continue_at=15.0)
@@ -59,10 +63,11 @@ async def test_a_result_that_is_too_short_holds_the_continuation_alone(tmp_path:
 @pytest.mark.parametrize(
     ("source", "result", "continue_at"),
     [
-        (np.zeros(20 * RATE, dtype=np.float32), make_case(1).source, 10.0),  # nothing to be heard
-        (make_case(1).source, make_case(1).source, 0.5),  # too little
-        (make_case(1).source, make_case(1).source, 0.01),
-        (make_case(1).source, make_case(1).source[:RATE], 4.0),  # the result is shorter than what is sought
+        (np.zeros(20 * RATE, dtype=np.float32), SONG, 10.0),  # nothing to be heard
+        (SONG, SONG, 0.5),  # too little
+        (SONG, SONG, 0.01),
+        (SONG, SONG[:RATE], 4.0),  # the result is shorter than what is sought
+        (SONG, np.concatenate([SONG[: round(14.5 * RATE)], OTHER]), 20.0),  # half of it is there
     ],
 )
 async def test_what_cannot_be_told_is_unclear(
@@ -89,4 +94,10 @@ async def test_damaged_audio_is_an_audio_error(tmp_path: Path) -> None:
     (tmp_path / "song.mp3").write_bytes(audio_files.mp3())
     (tmp_path / "new.mp3").write_bytes(audio_files.HTML)
     with pytest.raises(kie.AudioError, match=r"new\.mp3 is no audio"):
+        await compare(tmp_path / "song.mp3", tmp_path / "new.mp3", continue_at=10.0)
+
+
+async def test_without_the_extra_nothing_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(kie.AudioError, match=r'pip install "kie_async\[audio\]"'):
         await compare(tmp_path / "song.mp3", tmp_path / "new.mp3", continue_at=10.0)

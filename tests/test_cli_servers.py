@@ -98,7 +98,9 @@ def test_emulate_gives_its_json_at_once(terminal: Terminal, monkeypatch: pytest.
 
 def test_emulate_in_this_process(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     with interrupted_when_said(monkeypatch):
-        answer = terminal("emulate", "--port", "0", "--seed", "3", "--speed", "5", "--json")
+        answer = terminal(
+            "emulate", "--port", "0", "--seed", "3", "--speed", "5", "--answers", "continuation", "--json"
+        )
     assert answer.code == 130
     assert answer.value["base_url"].startswith("http://127.0.0.1:")
 

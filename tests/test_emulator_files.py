@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,7 +15,8 @@ from audio_files import RATE, decoded
 from emulator_client import Client, emulated, receiving
 from virtual_time import VirtualTimeLoop
 
-from kie_async.emulator import Emulator, Fault, Rules, demo_song
+from kie_async.audio import compare
+from kie_async.emulator import Answers, Emulator, Fault, Rules, demo_song
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +37,21 @@ async def upload_extended(client: Client, song: bytes, clock: VirtualTimeLoop, *
     clock.advance(3)
     tracks = (await client.record(answer["data"]["taskId"]))["data"]["response"]["sunoData"]
     return [track["audioUrl"] for track in tracks]
+
+
+@pytest.mark.parametrize(("answers", "seconds"), [("whole", 14.0), ("continuation", 2.0)])
+async def test_a_track_is_the_whole_song_or_the_continuation_alone(
+    answers: Answers, seconds: float, song: bytes, clock: VirtualTimeLoop, tmp_path: Path
+) -> None:
+    async with emulated(answers=answers, **SHORT) as client:
+        addresses = await upload_extended(client, song, clock, continueAt=12)
+        made = (await client.read(addresses[0]))[1]
+    assert len(decoded(made)) / RATE == pytest.approx(seconds, abs=0.1)
+    (tmp_path / "song.wav").write_bytes(song)
+    (tmp_path / "new.mp3").write_bytes(made)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=12.0)
+    assert (verdict.kind, verdict.confidence > 0.9) == (answers, True)
+    assert verdict.seam == pytest.approx(12.0 if answers == "whole" else 0.0, abs=0.002)
 
 
 # ---------------------------------------------------------------- uploads

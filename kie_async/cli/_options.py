@@ -327,6 +327,7 @@ class EmulatorOptions:
         credits: What the account holds (1000).
         key: The only invented key that is taken (emulated-account-1); may be repeated.
         webhook_key: Sign the callbacks with this invented key.
+        answers: What the tracks hold: the whole song, or only its continuation.
     """
 
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_PORT))] = 0
@@ -335,6 +336,7 @@ class EmulatorOptions:
     credits: float = 1000.0
     key: tuple[str, ...] = ()
     webhook_key: str | None = None
+    answers: Literal["whole", "continuation"] = "whole"
     fault: Annotated[
         tuple[str, ...], Parameter(help=f"What shall go wrong; may be repeated. One of {', '.join(KINDS)}.")
     ] = ()

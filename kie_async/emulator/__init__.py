@@ -7,12 +7,13 @@ from kie_async.emulator._files import AudioMissingError, demo_song
 from kie_async.emulator._refusals import TRIGGERS
 from kie_async.emulator._server import Emulator, serve
 from kie_async.emulator._state import Faults, Rules
-from kie_async.emulator._tasks import Charge, EmulatedTask, ReceivedRequest
+from kie_async.emulator._tasks import Answers, Charge, EmulatedTask, ReceivedRequest
 
 __all__ = [
     "KINDS",
     "SHAPES",
     "TRIGGERS",
+    "Answers",
     "AudioMissingError",
     "Charge",
     "EmulatedTask",

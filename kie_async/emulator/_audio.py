@@ -311,7 +311,9 @@ def encode(sound: Sound) -> bytes:
     return target.getvalue()
 
 
-def continued(source: bytes | str, *, start: float, seconds: float, take: int, seed: str) -> bytes:
+def continued(  # noqa: PLR0913  # keyword-only, each by name
+    source: bytes | str, *, start: float, seconds: float, take: int, seed: str, alone: bool = False
+) -> bytes:
     """Make an mp3 that begins as the source and goes on after ``start``.
 
     Args:
@@ -320,6 +322,7 @@ def continued(source: bytes | str, *, start: float, seconds: float, take: int, s
         seconds: the length of the whole.
         take: 0 or 1: the two differ.
         seed: of what is random in it.
+        alone: make only what goes on, as long as that.
 
     Raises:
         ValueError: the source is no audio.
@@ -330,8 +333,8 @@ def continued(source: bytes | str, *, start: float, seconds: float, take: int, s
     head, after = known[:cut], known[cut:]
     if len(head) < cut:  # the source is shorter than it claimed: fill up with silence
         head = np.concatenate([head, np.zeros(cut - len(head), dtype=np.float32)])
-    tail = continuation(head, after, seconds - start, take=take, seed=seed)
-    return encode(np.concatenate([head, tail])[: samples(seconds)])
+    tail = continuation(head, after, seconds if alone else seconds - start, take=take, seed=seed)
+    return encode(tail if alone else np.concatenate([head, tail])[: samples(seconds)])
 
 
 def demo_song() -> bytes:

@@ -284,7 +284,8 @@ class FileStore:
             source = await self._source(task)
             async with self._one:  # two at once would take twice as long each
                 if name not in self._tracks:
-                    make = partial(_codec().continued, source, start=task.start, seconds=seconds, take=index, seed=name)
+                    facts = {"start": task.start, "seconds": seconds, "take": index, "seed": name}
+                    make = partial(_codec().continued, source, **facts, alone=self._state.speed.answers != "whole")
                     self._tracks[name] = await to_thread.run_sync(make)
                     if len(self._tracks) > MAX_TRACKS:
                         self._tracks.popitem(last=False)

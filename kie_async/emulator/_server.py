@@ -19,7 +19,7 @@ from kie_async.emulator._faults import Fault
 from kie_async.emulator._files import FileStore, SourceChecker
 from kie_async.emulator._http import KEY, EmulatedService, under_own_name
 from kie_async.emulator._state import EmulatorState, Faults, Rules, most_in_window
-from kie_async.emulator._tasks import Charge, EmulatedTask, ReceivedRequest, Speed
+from kie_async.emulator._tasks import Answers, Charge, EmulatedTask, ReceivedRequest, Speed
 from kie_async.settings import is_loopback
 
 
@@ -120,6 +120,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     speed: float = 1.0,
     timeline: tuple[float, float, float] | None = None,
     goes_on: tuple[float, float] | None = None,
+    answers: Answers = "whole",
     webhook_key: str | None = None,
     faults: Iterable[Fault] = (),
     rules: Rules | None = None,
@@ -141,6 +142,8 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         speed: tasks live that many times faster; the quota does not.
         timeline: when a task reaches text, first, complete, in seconds before ``speed``; None: as the real service.
         goes_on: by how many seconds the two tracks go on after ``continue_at``; None: some 20 and some 35.
+        answers: "whole": the tracks begin as the source; "continuation": they hold only what goes on. Nobody documents
+            what the service does.
         webhook_key: signs the callbacks.
         faults: what goes wrong; see ``Fault``.
         rules: how strict it is; see ``Rules``.
@@ -158,7 +161,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     state = EmulatorState(
         seed=seed,
         credits_left=credits,
-        speed=Speed(speed, timeline, goes_on),
+        speed=Speed(speed, timeline, goes_on, answers),
         rules=rules or Rules(),
         faults=faults,
     )

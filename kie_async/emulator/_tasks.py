@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
@@ -23,6 +23,7 @@ from kie_async.settings import RouteName, is_loopback
 NEVER = math.inf
 PENDING_FOR = 180.0  # observed: "it stays PENDING for minutes"
 REFUNDED = 531  # at the service: the one code that says that the credits are given back
+Answers: TypeAlias = Literal["whole", "continuation"]
 TEXTS = ("prompt", "style", "title", "negative_tags", "lyrics")
 
 
@@ -158,12 +159,14 @@ class Speed:
     Attributes:
         factor: all times are divided by it.
         timeline: text, first, complete in seconds before that; None: random, as the real service is.
-        goes_on: by how many seconds each of the two tracks is longer than ``continue_at``; None: random.
+        goes_on: by how many seconds each of the two tracks goes on after ``continue_at``; None: random.
+        answers: whether a track is the whole song, or the continuation alone.
     """
 
     factor: float = 1.0
     timeline: tuple[float, float, float] | None = None
     goes_on: tuple[float, float] | None = None
+    answers: Answers = "whole"
 
     def plan(self, chance: random.Random, start: float) -> Timeline:
         """Plan a task without faults; ``start`` is where the source is continued, in seconds."""
@@ -171,12 +174,13 @@ class Speed:
             chance.uniform(8, 12), chance.uniform(35, 55), chance.uniform(60, 140),
         )  # fmt: skip
         longer = self.goes_on or (chance.uniform(15, 25), chance.uniform(30, 40))
+        kept = start if self.answers == "whole" else 0.0
         return Timeline(
             text=text / self.factor,
             first=first / self.factor,
             complete=complete / self.factor,
             failing=min(complete, text + chance.uniform(1, 20)) / self.factor,
-            durations=(round(start + longer[0], 2), round(start + longer[1], 2)),
+            durations=(round(kept + longer[0], 2), round(kept + longer[1], 2)),
             pending_for=PENDING_FOR / self.factor,
         )
 
