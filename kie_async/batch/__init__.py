@@ -29,6 +29,7 @@ from kie_async.batch._reconcile import (
 )
 from kie_async.batch._results import Results, song_of, strip_secrets
 from kie_async.batch._runner import Runner
+from kie_async.batch._verdicts import count_verdicts, write_verdict
 
 if TYPE_CHECKING:
     from kie_async.batch._engine import LivingWorker, create_worker_tables, list_workers, worker_migrations
@@ -44,6 +45,7 @@ __all__ = [
     "Runner",
     "WorkerControl",
     "adopt",
+    "count_verdicts",
     "create_worker_tables",
     "enqueue",
     "fetch_jobs",
@@ -65,6 +67,7 @@ __all__ = [
     "upload_expiry",
     "work",
     "worker_migrations",
+    "write_verdict",
 ]
 
 # An extra: a batch in a file works without it.

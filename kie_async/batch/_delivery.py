@@ -15,7 +15,9 @@ import attrs
 from kie_async._client.lifetime import until_done
 from kie_async.batch._reconcile import find_job
 from kie_async.batch._results import Download, Results
+from kie_async.batch._verdicts import Verdicts
 from kie_async.errors import ConflictError, KieError, StorageError
+from kie_async.events import Observer
 from kie_async.journal import Job, Journal, Leases, State
 
 _LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is tried again
@@ -28,12 +30,14 @@ class Delivery:
         journal: open already.
         leases: of this process; somebody renews them.
         results: where the files go.
+        emit: called with a notice where it cannot be told what the tracks of a job hold.
     """
 
-    def __init__(self, journal: Journal, leases: Leases, results: Results) -> None:
+    def __init__(self, journal: Journal, leases: Leases, results: Results, emit: Observer) -> None:
         self._journal = journal
         self._leases = leases
         self._results = results
+        self._verdicts = Verdicts(results, emit)
 
     async def deliver(self, job: Job, download: Download) -> Job:
         """Download the tracks, or wait for another process that does, until it ends or its lease runs out.
@@ -53,9 +57,12 @@ class Delivery:
             while job.state is State.SUCCEEDED:
                 try:
                     async with self._leases.holding(lease):
-                        return await self._download(job.key, lease, download)
+                        delivered = await self._download(job.key, lease, download)
                 except ConflictError:
                     await anyio.sleep(_LEASE_INTERVAL)
+                else:
+                    await self._verdicts.add(delivered)
+                    return delivered
                 job = await find_job(self._journal, job.key)
         except asyncio.CancelledError:
             await until_done(asyncio.ensure_future(self._remove_parts(job.key)))  # the engine may cancel it once more

@@ -62,8 +62,9 @@ async def fetch_jobs(  # noqa: PLR0913  # keyword-only, each by name
     Cancelling keeps what has come; the next call resumes it.
     """
     await check_writable(Path(directory))
-    leases = Leases(journal, guarded(settings.observer))
-    delivery = Delivery(journal, leases, Results(directory, emulated=emulated))
+    emit = guarded(settings.observer)
+    leases = Leases(journal, emit)
+    delivery = Delivery(journal, leases, Results(directory, emulated=emulated), emit)
     with unwrap_single_exception():
         async with anyio.create_task_group() as group:
             group.start_soon(leases.keep_renewing)

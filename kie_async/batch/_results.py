@@ -129,7 +129,7 @@ class Results:
         self.directory.mkdir(parents=True, exist_ok=True)
         stem, is_reserved = self._find_stem(job, number)
         if not is_reserved:
-            _write_whole(self._sidecar(stem), format_sidecar(job, number, emulated=self.emulated))
+            write_whole(self._sidecar(stem), format_sidecar(job, number, emulated=self.emulated))
         return stem, self._find_file(stem)
 
     def _remove_parts(self, job: Job) -> None:
@@ -158,7 +158,7 @@ class Results:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         facts = {"name": name, "size": path.stat().st_size, "sha256": digest}
-        _write_whole(self._sidecar(stem), format_sidecar(job, number, file=facts, emulated=self.emulated))
+        write_whole(self._sidecar(stem), format_sidecar(job, number, file=facts, emulated=self.emulated))
 
 
 def read_sidecar(path: Path) -> Mapping[str, Any] | None:
@@ -178,7 +178,7 @@ def _is_of(sidecar: Mapping[str, Any] | None, job: Job, number: int) -> bool:
     return isinstance(track, dict) and track.get("number") == number
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file durably; whatever happens, it is as before or complete."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
@@ -333,7 +333,7 @@ def format_sidecar(job: Job, number: int, *, file: Mapping[str, Any] | None = No
         "file": file,
         **({"emulated": True} if emulated else {}),
     }
-    return _encode(json.dumps(facts, ensure_ascii=False, indent=2))
+    return encode_json(json.dumps(facts, ensure_ascii=False, indent=2))
 
 
 def format_line(job: Job, *, emulated: bool = False) -> bytes:
@@ -357,10 +357,10 @@ def format_line(job: Job, *, emulated: bool = False) -> bytes:
         "moments": _timestamps(job),
         **({"emulated": True} if emulated else {}),
     }
-    return _encode(json.dumps(facts, ensure_ascii=False, separators=(",", ":")))
+    return encode_json(json.dumps(facts, ensure_ascii=False, separators=(",", ":")))
 
 
-def _encode(text: str) -> bytes:
+def encode_json(text: str) -> bytes:
     """Encode JSON as UTF-8, with a line end; escape what would end a line, or is half a character."""
     text = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return text.encode(errors="backslashreplace") + b"\n"

@@ -71,7 +71,7 @@ class Runner:
         self._session = session
         self._recorder = recorder
         self._results = results
-        self._delivery = Delivery(recorder.journal, recorder.leases, results)
+        self._delivery = Delivery(recorder.journal, recorder.leases, results, guarded(session.settings.observer))
         self._budget = budget
         self._observer = guarded(observer)
         self._policy = ErrorPolicy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ import attrs
 from rich.table import Table
 
 from kie_async import events
-from kie_async.batch import song_of, tracks_expiry, upload_expiry
+from kie_async.batch import count_verdicts, song_of, tracks_expiry, upload_expiry
 from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError
 from kie_async.events import clean
@@ -138,6 +138,7 @@ class BatchProgress:
         self._out = out
         self._jsonl = jsonl
         self._estimate = Estimate()
+        self._verdicts: Counter[str] = Counter()
 
     # ------------------------------------------------------------ what happens
 
@@ -158,6 +159,8 @@ class BatchProgress:
             self._output.print(json.dumps(job_value(job)))
         elif job.state is State.DELIVERED:
             print_files(self._output, self._out, job)
+        if job.state is State.DELIVERED:
+            self._verdicts += count_verdicts(self._out / name for name in job.files)
         if job.state in _BAD or job.error is not None:
             self._output.say(job_line(job))
             self.lost += job.error is not None and job.error.type == LostRecordError.__name__
@@ -204,6 +207,9 @@ class BatchProgress:
                 self._output.value["credits"] = await journal.spent(batch)
         self._output.value |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
         self._output.say(self.counts.summary)
+        if self._verdicts:
+            self._output.value["verdicts"] = dict(self._verdicts)
+            self._output.say(verdicts_line(self._verdicts))
         say_who_waits(self._output, waiting)
 
     def _show(self, now: float) -> None:
@@ -228,6 +234,13 @@ def progress_table(counts: Counts, quota: str, seconds: float) -> Table:
         table.add_column(name)
     table.add_row(*cells.values())
     return table
+
+
+def verdicts_line(verdicts: Mapping[str, int]) -> str:
+    """What tracks hold, in a line."""
+    words = {"whole": "hold the whole song", "continuation": "the continuation alone", "unclear": "cannot be told"}
+    found = [f"{verdicts[kind]} {what}" for kind, what in words.items() if kind in verdicts]
+    return f"by their sound, of {count_of(sum(verdicts.values()), 'track')}: {', '.join(found)}"
 
 
 def say_who_waits(output: Output, waiting: Mapping[str, int]) -> None:
