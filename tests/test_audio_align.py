@@ -80,7 +80,7 @@ async def test_what_cannot_be_told_is_unclear(
     write_wav(tmp_path / "new.wav", result)
     verdict = await compare(tmp_path / "song.wav", tmp_path / "new.wav", continue_at=continue_at)
     assert verdict == kie.audio.Verdict("unclear")
-    assert str(verdict) == "unclear: listen before joining"
+    assert str(verdict) == "what cannot be told: listen before joining"
 
 
 @pytest.mark.parametrize("continue_at", [0.0, -1.0, float("nan"), float("inf"), 25.0])

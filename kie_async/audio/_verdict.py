@@ -40,7 +40,7 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.kind == "unclear":
-            return "unclear: listen before joining"
+            return "what cannot be told: listen before joining"
         words = "the whole song" if self.kind == "whole" else "the continuation alone"
         where = f", new from {self.seam:.2f} s on" if self.kind == "whole" else ""
         return f"{words}{where} ({self.confidence:.0%} sure)"

@@ -27,7 +27,7 @@ from kie_async.batch._reconcile import (
     retry,
     retry_unknown,
 )
-from kie_async.batch._results import Results, song_of, strip_secrets
+from kie_async.batch._results import Results, song_file, song_of, strip_secrets
 from kie_async.batch._runner import Runner
 from kie_async.batch._verdicts import count_verdicts, write_verdict
 
@@ -61,6 +61,7 @@ __all__ = [
     "run_batch",
     "run_shared_batch",
     "serve_health",
+    "song_file",
     "song_of",
     "strip_secrets",
     "tracks_expiry",

@@ -33,6 +33,7 @@ from kie_async.cli._options import (
     Timeout,
 )
 from kie_async.cli._output import Output
+from kie_async.cli._verdicts import say_verdicts
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import CallbackReceived, Polled, clean
 from kie_async.models import ExtendRequest, Request, TaskResult, Track, UploadExtendRequest
@@ -187,6 +188,8 @@ async def _submit(output: Output, request: Request, options: SubmitOptions) -> N
             return
         result = await follow(output, session, task, max_wait=run.timeout)
         await _hand_over(output, session, result, run.out, song_of(request))
+        if run.out is not None:
+            await say_verdicts(output, request, result, run.out)
 
 
 # ---------------------------------------------------------------- wait
