@@ -1,7 +1,11 @@
-"""What a track of the emulator costs: the CPU that it takes to make an mp3 that goes on with a song.
+"""What audio costs: the CPU of a track of the emulator, and of a verdict on a result; and how right verdicts are.
 
 The song is unknown to the emulator (it makes one up), or an mp3 that was uploaded, as long as the position where it is
 cut. The third row is the encoder alone: it writes as much silence, and most of the time is spent there.
+
+A verdict is on two mp3 of two channels and 44.1 kHz, of which the longer holds the shorter. The study makes seeded
+pairs (delayed, amplified, coded, resampled, slowed down; looping, silent in places, cut early) of songs that are made
+up, or found in a folder, and compares what ``kie.audio.compare`` says with the truth.
 """
 
 from __future__ import annotations
@@ -11,16 +15,21 @@ import asyncio
 import io
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import av
 import numpy as np
 
 import kie_async as kie
+from benchmarks._audio_cases import RATE as CASE_RATE
+from benchmarks._audio_cases import Case, Mono, Song, made_up_song, make_case, write_mp3
 from benchmarks._report import table, versions
 from kie_async import emulator
+from kie_async.audio import Verdict, compare, read_mono
 
 GOES_ON = 30.0  # seconds after the cut
 RATE = 22_050
@@ -45,6 +54,58 @@ async def cpu(making: Awaitable[bytes]) -> tuple[float, bytes]:
     start = time.process_time()
     made = await making
     return time.process_time() - start, made
+
+
+def write_pair(seconds: float, folder: Path) -> tuple[Path, Path, float]:
+    """Write a song, and one that begins as it and goes on otherwise; return them and the cut."""
+    cut = seconds - GOES_ON
+    chance = Random(1)  # noqa: S311  # chance, not secrecy
+    song, other = made_up_song(chance, seconds), made_up_song(chance, GOES_ON)
+    paths = folder / "source.mp3", folder / "result.mp3"
+    sounds = song, np.concatenate([song[: round(cut * CASE_RATE)], other])
+    for path, sound in zip(paths, sounds, strict=True):
+        write_mp3(path, sound, rate=44_100, bit_rate=192_000, layout="stereo")
+    return *paths, cut
+
+
+def songs_of(folder: Path) -> Song:
+    """Find songs in a folder, of any kind that can be read."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in {".ogg", ".mp3", ".flac", ".wav"})
+
+    def find(chance: Random, seconds: float) -> Mono:
+        while True:
+            song = read_mono(chance.choice(paths), CASE_RATE, seconds + 1)
+            if len(song) >= seconds * CASE_RATE:
+                return song
+
+    return find
+
+
+async def study(count: int, song: Song | None, folder: Path) -> list[tuple[Case, Verdict]]:
+    """Make seeded cases and the verdicts on them."""
+    found = []
+    for seed in range(count):
+        case = make_case(seed, song, longest=30.0 if song is None else 90.0)
+        paths = case.write(folder)
+        found.append((case, await compare(*paths, continue_at=case.continue_at)))
+        for path in paths:
+            path.unlink()
+    return found
+
+
+def print_study(found: Sequence[tuple[Case, Verdict]]) -> None:
+    """Print how many verdicts are right, and each that is wrong."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for case, verdict in found:
+        word = "right" if verdict.kind == case.truth else "unclear" if verdict.kind == "unclear" else "wrong"
+        counts[case.truth, word] += 1
+        if word == "wrong":
+            print(f"wrong: {case}, {verdict}")
+    words = ("right", "unclear", "wrong")
+    rows = [(truth, *(counts[truth, word] for word in words)) for truth in ("whole", "continuation")]
+    table(("the truth", *words), rows)
+    wrong = [verdict.confidence for case, verdict in found if verdict.kind not in {case.truth, "unclear"}]
+    print(f"{len(found)} cases; the surest wrong verdict: {max(wrong, default=0.0):.2f}")
 
 
 async def measure(seconds: float, rounds: int, folder: Path) -> dict[str, list[tuple[float, bytes]]]:
@@ -81,13 +142,26 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks audio", description=__doc__)
     parser.add_argument("--seconds", type=float, default=180.0, help="the length of a track (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="tracks of each; the quickest counts (%(default)s)")
+    parser.add_argument("--pair", type=float, default=240.0, help="seconds of what is compared (%(default)s)")
+    parser.add_argument("--cases", type=int, default=200, help="of the study (%(default)s)")
+    parser.add_argument("--songs", type=Path, help="a folder of songs for the study; by default they are made up")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(measure(options.seconds, options.rounds, Path(folder)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = asyncio.run(measure(options.seconds, options.rounds, folder))
+        source, result, cut = write_pair(options.pair, folder)
+        took = []
+        for _ in range(options.rounds):
+            start = time.process_time()
+            asyncio.run(compare(source, result, continue_at=cut))
+            took.append(time.process_time() - start)
+        cases = asyncio.run(study(options.cases, options.songs and songs_of(options.songs), folder))
     print(versions("av", "numpy") + f", a track of {options.seconds:.0f} s")
     best = {name: min(runs, key=lambda run: run[0]) for name, runs in found.items()}
     table(
         ("a track of", "CPU s", "MB"),
-        [(name, f"{took:.2f}", f"{len(made) / 1e6:.1f}") for name, (took, made) in best.items()],
+        [(name, f"{cost:.2f}", f"{len(made) / 1e6:.1f}") for name, (cost, made) in best.items()],
     )
+    table(("a verdict on", "CPU s"), [(f"two mp3 of {options.pair:.0f} s", f"{min(took):.2f}")])
+    print_study(cases)
     return 0
