@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import audio_files
 import numpy as np
@@ -83,8 +84,8 @@ async def test_what_cannot_be_told_is_unclear(
     assert str(verdict) == "what cannot be told: listen before joining"
 
 
-@pytest.mark.parametrize("continue_at", [0.0, -1.0, float("nan"), float("inf"), 25.0])
-async def test_a_cut_outside_of_the_source_is_refused(continue_at: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("continue_at", [0.0, -1.0, float("nan"), float("inf"), 25.0, "75%"])
+async def test_a_cut_that_is_no_position_in_the_source_is_refused(continue_at: Any, tmp_path: Path) -> None:
     (tmp_path / "song.mp3").write_bytes(audio_files.mp3())
     with pytest.raises(kie.AudioError, match="continue_at: is"):
         await compare(tmp_path / "song.mp3", tmp_path / "song.mp3", continue_at=continue_at)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from os import PathLike
 from typing import Literal, TypeAlias
 
 import attrs
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
 
+from kie_async._protocol.json_values import as_duration
 from kie_async.errors import AudioError
 from kie_async.files import in_turn
+
+_turn: RunVar[CapacityLimiter] = RunVar("kie_async.audio.comparing")  # never makes a download wait
 
 Holds: TypeAlias = Literal["whole", "continuation", "unclear"]
 
@@ -68,11 +72,12 @@ async def compare(source: str | PathLike[str], result: str | PathLike[str], *, c
 
     Cancelling waits for the thread.
     """
-    if not (math.isfinite(continue_at) and continue_at > 0):
+    cut = as_duration(continue_at)
+    if cut is None:
         raise AudioError(f"continue_at: is {continue_at!r}; give the seconds after which the source was cut")
     if not can_compare():
         raise AudioError('audio cannot be compared: pip install "kie_async[audio]"')
-    return await in_turn(_compare, source, result, continue_at)
+    return await in_turn(_compare, source, result, cut, turn=_turn)
 
 
 def _compare(source: str | PathLike[str], result: str | PathLike[str], continue_at: float) -> Verdict:

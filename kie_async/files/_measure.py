@@ -104,8 +104,13 @@ def measure(path: str | PathLike[str]) -> float:
         raise StorageError(f"{clean(path.name)} cannot be read: {error.strerror or error}") from error
 
 
-async def in_turn(function: Callable[..., T], *arguments: object) -> T:
-    """Run a function that measures in a worker thread; one at a time, so that the others do not slow it down.
+async def in_turn(function: Callable[..., T], *arguments: object, turn: RunVar[CapacityLimiter] = _turn) -> T:
+    """Run a function that works on audio in a worker thread; one at a time, so that the others do not slow it down.
+
+    Args:
+        function: to be run.
+        arguments: of it.
+        turn: which functions wait for each other; by default those that measure.
 
     Raises:
         StorageError: the disk refused.
@@ -113,11 +118,11 @@ async def in_turn(function: Callable[..., T], *arguments: object) -> T:
     Cancelling waits for a thread that has begun.
     """
     try:
-        turn = _turn.get()
+        limiter = turn.get()
     except LookupError:
-        turn = CapacityLimiter(1)
-        _turn.set(turn)
-    async with turn:
+        limiter = CapacityLimiter(1)
+        turn.set(limiter)
+    async with limiter:
         return await on_disk(function, *arguments)
 
 
