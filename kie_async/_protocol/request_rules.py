@@ -34,6 +34,7 @@ class ModelLimits(NamedTuple):
         style: characters.
         title: characters.
         upload_seconds: how long an uploaded source may last.
+        result_seconds: how long a result can become.
         page: the page that says so.
     """
 
@@ -41,6 +42,7 @@ class ModelLimits(NamedTuple):
     style: int
     title: int
     upload_seconds: float = 8 * 60.0
+    result_seconds: float = 8 * 60.0
     page: str = _CURRENT
 
 
@@ -48,8 +50,8 @@ CREDITS_PER_TASK = 12.0  # as observed
 NEWEST = ModelLimits(5000, 1000, 100)
 MODELS: Mapping[str, ModelLimits] = MappingProxyType(
     {
-        "V3_5": ModelLimits(3000, 200, 80),
-        "V4": ModelLimits(3000, 200, 80),
+        "V3_5": ModelLimits(3000, 200, 80, result_seconds=4 * 60.0),
+        "V4": ModelLimits(3000, 200, 80, result_seconds=4 * 60.0),
         "V4_5": ModelLimits(5000, 1000, 100),
         "V4_5PLUS": ModelLimits(5000, 1000, 100),
         "V4_5ALL": ModelLimits(5000, 1000, 80, upload_seconds=60.0),
