@@ -203,15 +203,7 @@ def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
         for name in _given(request, "lyrics", "prompt", "vocal_gender"):
             yield Problem(name, "has no effect with instrumental", "leave it out, or drop instrumental")
     if not request.own_parameters:
-        is_upload = isinstance(request, UploadExtendRequest)
-        without = ("lyrics", "style", "title") if is_upload else ("continue_at", "prompt", "style", "title")
-        for name in _given(request, *without):
-            if sends_flag:
-                remedy = "leave it out, or drop default_param_flag=False"
-                yield Problem(name, "has no effect with default_param_flag=False", remedy)
-            else:
-                remedy = "leave out what is not to count"
-                yield Problem("default_param_flag", f"is not known to the jobs route, where {name} counts", remedy)
+        yield from _find_not_inherited(request, sends_flag=sends_flag)
     if request.persona_model and request.persona_id is None:
         yield Problem("persona_model", "has no effect without persona_id", "give persona_id too, or leave it out")
     elif request.persona_model and request.model not in MODELS_WITH_PERSONA_MODEL:
@@ -220,6 +212,21 @@ def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
     for name in ("negative_tags", "prompt", "style", "title"):
         if is_blank(getattr(request, name)):
             yield Problem(name, "is empty", "leave it out")
+
+
+def _find_not_inherited(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
+    """What has no effect, or none that is documented, because the parameters are those of the source."""
+    is_upload = isinstance(request, UploadExtendRequest)
+    if not is_upload and sends_flag and request.continue_at is not None:
+        remedy = "the service may go on from the end instead: give style and title, and prompt or instrumental"
+        yield Problem("continue_at", "is documented for requests with own parameters alone", remedy)
+    for name in _given(request, *(("lyrics", "style", "title") if is_upload else ("prompt", "style", "title"))):
+        if sends_flag:
+            remedy = "leave it out, or drop default_param_flag=False"
+            yield Problem(name, "has no effect with default_param_flag=False", remedy)
+        else:
+            remedy = "leave out what is not to count"
+            yield Problem("default_param_flag", f"is not known to the jobs route, where {name} counts", remedy)
 
 
 def _given(request: Request, *names: str) -> list[str]:
