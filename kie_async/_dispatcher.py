@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from os import PathLike
 from typing import TYPE_CHECKING
+
+import attrs
 
 from kie_async import files
 from kie_async import journal as journals
@@ -18,7 +21,7 @@ from kie_async._protocol.admission import Admission, task_problem
 from kie_async.events import Observer
 from kie_async.limiter import Limiter
 from kie_async.models import ExtendRequest, Request
-from kie_async.settings import Settings
+from kie_async.settings import Secret, Settings
 
 if TYPE_CHECKING:
     from kie_async.journal import Journal, JournalLimiter, Recorder
@@ -112,3 +115,19 @@ def shared_quota(journal: Journal, settings: Settings) -> JournalLimiter:
         window=settings.quota_window,
         margin=settings.quota_margin,
     )
+
+
+def settings_with(settings: Settings | None, api_key: str | Secret | None) -> Settings:
+    """The settings of a session that is given these."""
+    if api_key is None:
+        return Settings() if settings is None else settings
+    return Settings(api_key=api_key) if settings is None else attrs.evolve(settings, api_key=api_key)
+
+
+def choose_journal(settings: Settings, given: Journal | str | PathLike[str] | None) -> Journal | None:
+    """The journal of a session that is given this one; "" stands for none."""
+    if given is None:
+        given = settings.journal.reveal() if settings.journal else ""
+    if not isinstance(given, (str, PathLike)):
+        return given
+    return journals.open_journal(given) if given else None

@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
-import attrs
-
 from kie_async import files
 from kie_async import journal as journals
 from kie_async._client import Task, map_unordered
 from kie_async._client.concurrency import InternalErrors, until
 from kie_async._client.lifetime import Lifetime, Opened
-from kie_async._dispatcher import Dispatcher, open_dispatcher
+from kie_async._dispatcher import Dispatcher, choose_journal, open_dispatcher, settings_with
 from kie_async._protocol.admission import Admission, FailureStreak, check_task_id
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async.callbacks import Receiver
@@ -40,6 +38,7 @@ from kie_async.models import (
 from kie_async.settings import Secret, Settings
 
 if TYPE_CHECKING:
+    from kie_async.chain import Chain, ChainOptions, ChainSource
     from kie_async.journal import Journal, Recorder
 
 
@@ -73,8 +72,8 @@ class KieSession(Opened[Dispatcher]):
         limiter: Limiter | None = None,
         journal: Journal | str | os.PathLike[str] | None = None,
     ) -> None:
-        self.settings = _settings(settings, api_key)
-        self.journal = _journal(self.settings, journal)  # of the session itself, if it has one
+        self.settings = settings_with(settings, api_key)
+        self.journal = choose_journal(self.settings, journal)  # of the session itself, if it has one
         emit = guarded(self.settings.observer)
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, emit)
         self._admission = Admission(self.settings, emit)
@@ -138,6 +137,23 @@ class KieSession(Opened[Dispatcher]):
             KieError: as ``submit``.
         """
         return await self.submit(UploadExtendRequest(source, **fields))
+
+    async def extend_until(self, source: ChainSource, seconds: float = 240.0, **options: Unpack[ChainOptions]) -> Chain:
+        """Extend audio again and again, each time the take that was chosen, until it lasts so many seconds.
+
+        Args:
+            source: a path, a URL, a ``Track``, or the id of one.
+            seconds: the length to reach; at most what the model can make.
+            options: see ``kie_async.chain.ChainOptions``.
+
+        Raises:
+            KieError: as ``submit``; of a step it says which, and what there is. With a journal the same call goes on.
+        """
+        from kie_async import chain  # few need it
+
+        dispatcher = self._open()
+        plan = await chain.plan_chain(source, seconds, options, self.check_request)
+        return await chain.run_chain(plan, self, dispatcher.recorder, dispatcher.client.emit)
 
     async def submit(self, request: Request, *, key: str | None = None) -> Task:
         """Submit a request; it costs credits (12, as observed) from here on.
@@ -377,17 +393,3 @@ class KieSession(Opened[Dispatcher]):
         if recorder is not None and await recorder.save_callback(token, event.task_id, event.stage):
             return ""  # it is durable before it is answered; the process that follows the task acts on it
         return dispatcher.client.submitter.callback_received(token, event.task_id, event.stage)
-
-
-def _settings(settings: Settings | None, api_key: str | Secret | None) -> Settings:
-    if api_key is None:
-        return Settings() if settings is None else settings
-    return Settings(api_key=api_key) if settings is None else attrs.evolve(settings, api_key=api_key)
-
-
-def _journal(settings: Settings, given: Journal | str | os.PathLike[str] | None) -> Journal | None:
-    if given is None:
-        given = settings.journal.reveal() if settings.journal else ""
-    if not isinstance(given, (str, os.PathLike)):
-        return given
-    return journals.open_journal(given) if given else None

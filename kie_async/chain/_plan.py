@@ -1,0 +1,232 @@
+"""What a chain is going to do: its key, its first request, and how the others are made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import attrs
+
+from kie_async import files
+from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, ChainGoal, SongLength
+from kie_async._protocol.json_values import as_duration
+from kie_async._protocol.spending import check_cap
+from kie_async.errors import Problem, invalid_request
+from kie_async.journal import Job, Journal, is_local
+from kie_async.models import Request, RequestFields, Track, UploadExtendRequest, UploadFields, extend_track
+
+ChainSource: TypeAlias = str | PathLike[str] | Track
+ChooseTake: TypeAlias = Literal["longest", "first"] | Callable[[tuple[Track, ...]], Track | Awaitable[Track]]
+
+_KEY_VERSION = "chain 1"
+_KEY_LENGTH = 24  # hex digits, as of the key of a job that is made from its content
+_TRACK_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TEXTS = ("prompt", "lyrics", "style", "title")
+_UPLOAD_ONLY = sorted(UploadFields.__annotations__.keys() - RequestFields.__annotations__.keys())
+
+
+class ChainOptions(UploadFields, total=False):
+    """The options of ``KieSession.extend_until``: the fields of its requests (see ``UploadExtendRequest``), and these.
+
+    ``continue_at`` is the cut of the source alone. Without own texts each step goes on as its source was made.
+
+    Attributes:
+        choose: which take of a step the next one extends: "longest" (the default), "first", or a function that takes
+            the tracks and returns one of them, or an awaitable of one.
+        key: the name of the chain in the session's journal; by default made from the content of the source, the
+            fields and ``choose``.
+        directory: where all takes are downloaded; their sound then tells what they hold (the extra ``audio``).
+        max_steps: from 1 up; 10 by default.
+        max_credits: what all steps may cost, those of earlier calls too.
+        before_end: where what there is is cut, in seconds before its end; 0.5 by default.
+    """
+
+    choose: ChooseTake
+    key: str | None
+    directory: str | PathLike[str] | None
+    max_steps: int
+    max_credits: float | None
+    before_end: float
+
+
+@attrs.frozen(kw_only=True)
+class ChainPlan:
+    """What a chain is going to do; nothing is spent yet.
+
+    Attributes:
+        key: of the chain.
+        first: the request of its first step.
+        fields: those of the requests of the others.
+        source_file: what the first step extends, if that is a file.
+        choose: which take of a step the next one extends.
+        max_credits: what all steps may cost.
+        directory: where the takes are downloaded; None if they are not.
+        start: how much of the source is kept: up to a cut that was given, or else all; None if that is not known.
+        has_own_key: whether the caller has chosen the key; else it is made from the content of the source.
+    """
+
+    key: str
+    goal: ChainGoal
+    first: Request
+    fields: RequestFields
+    source_file: Path | None = None
+    choose: ChooseTake = "longest"
+    max_credits: float | None = None
+    directory: Path | None = None
+    start: SongLength | None = None
+    has_own_key: bool = False
+
+    @property
+    def song(self) -> str:
+        """What the files are named after."""
+        return self.source_file.stem if self.source_file else self.first.title or "track"
+
+    def step_key(self, number: int) -> str:
+        """The key of a step in the journal."""
+        return f"{self.key}-{number}"
+
+    def next_request(self, track: Track) -> Request:
+        """The request that extends a take."""
+        duration = track.duration or 0.0
+        return extend_track(track, {**self.fields, "continue_at": self.goal.next_cut(duration)})
+
+    def is_step(self, job: Job, request: Request) -> bool:
+        """Whether a job is the step that a request would make, and not another that has its key."""
+        if isinstance(request, UploadExtendRequest):
+            is_same_file = not self.has_own_key or str(job.request.fields().get("source")) == str(request.source)
+            return isinstance(job.request, UploadExtendRequest) and is_same_file
+        return job.request.fields().get("audio_id") == request.audio_id
+
+    async def on_record(self, journal: Journal) -> list[Job]:
+        """The steps that a journal has, in their order."""
+        jobs: list[Job] = []
+        while (job := await journal.get(self.step_key(len(jobs) + 1))) is not None:
+            jobs.append(job)
+        return jobs
+
+
+async def plan_chain(
+    source: ChainSource, seconds: float, options: ChainOptions, check: Callable[[Request], None]
+) -> ChainPlan:
+    """Plan a chain: check and measure all that can be known before anything is spent.
+
+    Args:
+        source: what is extended.
+        seconds: the length to be reached.
+        options: those of ``KieSession.extend_until``.
+        check: raises for a request that would not be paid for.
+
+    Raises:
+        InvalidRequestError, SettingsError: a value breaks a rule.
+        AudioError, FileError: the source cannot be used.
+    """
+    given: dict[str, Any] = dict(options)
+    key, choose, cap = given.pop("key", None), given.pop("choose", "longest"), given.pop("max_credits", None)
+    directory = given.pop("directory", None)
+    goal = ChainGoal(
+        seconds=seconds,
+        max_steps=given.pop("max_steps", MAX_STEPS),
+        before_end=given.pop("before_end", BEFORE_END),
+    )
+    if not (callable(choose) or choose in ("longest", "first")):
+        remedy = 'give "longest", "first", or a function that takes the tracks and returns one'
+        raise invalid_request(Problem("choose", f"is {choose!r}", remedy))
+    check_cap(cap)
+    track = _as_track(source, given.get("source_duration"))
+    if track is None:
+        first: Request = await _first_upload(cast("str | PathLike[str]", source), given, goal)
+    else:
+        first = _first_extend(track, given, goal)
+    if problems := list(goal.problems(first.model)):
+        raise invalid_request(*problems)
+    check(first)
+    plan = ChainPlan(
+        key=key or await _content_key(first, given, choose),
+        goal=goal,
+        first=first,
+        fields=_later_fields(given, first.model),
+        source_file=_file_of(first),
+        choose=choose,
+        max_credits=cap,
+        directory=None if directory is None else Path(directory),
+        start=_start(first, given),
+        has_own_key=bool(key),
+    )
+    check(plan.next_request(Track("the-next", duration=seconds)))  # what it would refuse is known before the first
+    return plan
+
+
+def _as_track(source: ChainSource, duration: object) -> Track | None:
+    """The track that a source is, or of which it is the id; None if it is audio of one's own."""
+    if isinstance(source, str) and _TRACK_ID.fullmatch(source):
+        source = Track(source)
+    if not isinstance(source, Track):
+        return None
+    return attrs.evolve(source, duration=as_duration(duration) or source.duration)
+
+
+def _file_of(request: Request) -> Path | None:
+    return Path(request.source) if is_local(request) else None
+
+
+async def _first_upload(source: str | PathLike[str], given: dict[str, Any], goal: ChainGoal) -> Request:
+    if given.get("continue_at") is not None:
+        return await files.measure_request(UploadExtendRequest(source, **given))
+    request = await files.measure_request(UploadExtendRequest(source, **{**given, "continue_at": "50%"}))
+    length = request.source_duration
+    cut = f"-{goal.before_end:.2f}s" if length is None else goal.next_cut(length)
+    return attrs.evolve(request, continue_at=cut)
+
+
+def _first_extend(track: Track, given: dict[str, Any], goal: ChainGoal) -> Request:
+    if problems := [
+        Problem(name, "is given with a track", "leave it out") for name in _UPLOAD_ONLY if given.get(name) is not None
+    ]:
+        raise invalid_request(*problems)
+    fields = {name: value for name, value in given.items() if name not in _UPLOAD_ONLY}
+    if fields.get("continue_at") is None:
+        cut = goal.next_cut(track.duration) if track.duration else None
+        fields |= {"continue_at": cut, "default_param_flag": _flag(given)}
+    return extend_track(track, cast("RequestFields", {**fields, "source_duration": track.duration}))
+
+
+def _start(first: Request, given: dict[str, Any]) -> SongLength | None:
+    length = first.source_duration if given.get("continue_at") is None else as_duration(first.continue_at)
+    return None if length is None else SongLength(length)
+
+
+def _flag(given: dict[str, Any]) -> bool | None:
+    """``default_param_flag`` of a track whose cut nobody has given: without own texts, it goes on as it was made."""
+    flag = given.get("default_param_flag")
+    has_texts = any(given.get(name) is not None for name in _TEXTS)
+    return False if flag is None and not has_texts else cast("bool | None", flag)
+
+
+def _later_fields(given: dict[str, Any], model: str) -> RequestFields:
+    """The fields of all requests but the first: lyrics, which only an upload takes, are their prompt."""
+    left_out = {*_UPLOAD_ONLY, "continue_at", "source_duration"}
+    fields = {name: value for name, value in given.items() if name not in left_out}
+    prompt = given.get("prompt") if given.get("lyrics") is None else given["lyrics"]
+    return cast("RequestFields", fields | {"model": model, "prompt": prompt, "default_param_flag": _flag(given)})
+
+
+async def _content_key(first: Request, given: dict[str, Any], choose: ChooseTake) -> str:
+    """Make the key of a chain from what it asks for; not from its length, so that it can be made longer later."""
+    if isinstance(first, UploadExtendRequest):
+        path = _file_of(first)
+        subject = str(first.source) if path is None else await files.on_disk(_digest, path)
+    else:
+        subject = first.audio_id
+    fields = {name: value for name, value in given.items() if value is not None and name != "source_duration"}
+    rule = choose if isinstance(choose, str) else "a function"
+    content = [_KEY_VERSION, first.operation, subject, rule, fields | {"model": first.model}]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+
+
+def _digest(path: Path) -> str:
+    return files.hash_source(path, measured=False)[0]
