@@ -6,10 +6,35 @@ It lies beside the rooms because ``journal`` and ``files`` both use it, and neit
 from __future__ import annotations
 
 import os
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+_DRAFT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file durably; whatever happens, it is as before or complete."""
+    with written_draft(path, lambda file: file.write(data)) as draft:
+        draft.replace(path)
+    sync_directory(path.parent)
+
+
+@contextmanager
+def written_draft(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """Write a draft durably beside a file, to be given its name in the block; at the end no draft is left."""
+    draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with os.fdopen(os.open(draft, _DRAFT_FLAGS, 0o666), "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 
-from kie_async._fsync import sync_directory
+from kie_async._fsync import replace_file, sync_directory
 from kie_async._protocol.request_rules import is_url
 from kie_async.errors import StorageError
 from kie_async.events import clean
@@ -52,7 +51,6 @@ _SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 _MAX_SIDECAR = 1 << 20  # bytes
 _MAX_TAIL = 1 << 20  # bytes of the file of lines that are searched; a line has some hundreds
 _LINES_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_SIDECAR_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 class Results:
@@ -129,7 +127,7 @@ class Results:
         self.directory.mkdir(parents=True, exist_ok=True)
         stem, is_reserved = self._find_stem(job, number)
         if not is_reserved:
-            write_whole(self._sidecar(stem), format_sidecar(job, number, emulated=self.emulated))
+            replace_file(self._sidecar(stem), format_sidecar(job, number, emulated=self.emulated))
         return stem, self._find_file(stem)
 
     def _remove_parts(self, job: Job) -> None:
@@ -158,7 +156,7 @@ class Results:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         facts = {"name": name, "size": path.stat().st_size, "sha256": digest}
-        write_whole(self._sidecar(stem), format_sidecar(job, number, file=facts, emulated=self.emulated))
+        replace_file(self._sidecar(stem), format_sidecar(job, number, file=facts, emulated=self.emulated))
 
 
 def read_sidecar(path: Path) -> Mapping[str, Any] | None:
@@ -176,21 +174,6 @@ def _is_of(sidecar: Mapping[str, Any] | None, job: Job, number: int) -> bool:
         return False
     track = sidecar.get("track")
     return isinstance(track, dict) and track.get("number") == number
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file durably; whatever happens, it is as before or complete."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, _SIDECAR_FLAGS, 0o666), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 # ---------------------------------------------------------------- results.jsonl

@@ -14,9 +14,10 @@ from typing import Any
 import attrs
 
 from kie_async._client.concurrency import InternalErrors
+from kie_async._fsync import replace_file
 from kie_async._protocol.json_values import as_duration
 from kie_async.audio import Verdict, can_compare, compare
-from kie_async.batch._results import SIDECAR, Results, encode_json, read_sidecar, song_file, write_whole
+from kie_async.batch._results import SIDECAR, Results, encode_json, read_sidecar, song_file
 from kie_async.errors import KieError
 from kie_async.events import Notice, Observer
 from kie_async.files import hash_source, on_disk
@@ -75,7 +76,7 @@ def write_verdict(path: Path, verdict: Verdict, facts: Mapping[str, Any] | None 
     """
     sidecar = path.with_name(f"{path.stem}{SIDECAR}")
     value = {**(facts or {}), **(read_sidecar(sidecar) or {}), "verdict": attrs.asdict(verdict)}
-    write_whole(sidecar, encode_json(json.dumps(value, ensure_ascii=False, indent=2)))
+    replace_file(sidecar, encode_json(json.dumps(value, ensure_ascii=False, indent=2)))
 
 
 def count_verdicts(paths: Iterable[Path]) -> Counter[str]:
