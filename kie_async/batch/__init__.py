@@ -27,7 +27,7 @@ from kie_async.batch._reconcile import (
     retry,
     retry_unknown,
 )
-from kie_async.batch._results import Results, song_file, song_of, strip_secrets
+from kie_async.batch._results import RESULTS, SIDECAR, Results, read_sidecar, song_file, song_of, strip_secrets
 from kie_async.batch._runner import Runner
 from kie_async.batch._verdicts import count_verdicts, write_verdict
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from kie_async.batch._engine import LivingWorker, create_worker_tables, list_workers, worker_migrations
 
 __all__ = [
+    "RESULTS",
+    "SIDECAR",
     "CreditBudget",
     "Expiry",
     "FetchOutcome",
@@ -55,6 +57,7 @@ __all__ = [
     "give_up",
     "list_workers",
     "read_manifest",
+    "read_sidecar",
     "resolve_as",
     "retry",
     "retry_unknown",

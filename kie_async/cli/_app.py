@@ -19,6 +19,7 @@ from kie_async.cli._batch import batch
 from kie_async.cli._exit_codes import UsageError, exit_table
 from kie_async.cli._options import OUTPUT, OutputArg, OutputOptions
 from kie_async.cli._output import Output, repair_streams, shown_log
+from kie_async.cli._report import report, select
 from kie_async.cli._servers import emulate, listen
 from kie_async.cli._tasks import credits_left, demo, download, extend, status, upload_extend, wait
 from kie_async.cli._worker import worker, workers
@@ -54,6 +55,8 @@ _COMMANDS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "status": status,
     "credits": credits_left,
     "batch": batch,
+    "report": report,
+    "select": select,
     "worker": worker,
     "workers": workers,
     "listen": listen,

@@ -24,6 +24,7 @@ from kie_async.cli._connect import (
 from kie_async.cli._exit_codes import TerminatedError, UsageError
 from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
+from kie_async.cli._report import report_on
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import OWN_BATCH, Job, Journal, State, is_local
 from kie_async.session import KieSession
@@ -94,6 +95,8 @@ async def batch(
 
     Example: kie-async batch songs --at 75% --instrumental --style folk --title Longer --out new
     """
+    if options.run.report and (options.run.dry_run or options.run.enqueue):
+        raise UsageError("--report needs the files: leave out --dry-run and --enqueue")
     if output.as_json and options.run.jsonl:
         raise UsageError("--json and --jsonl are both given: leave one out")
     options.receiver.check()
@@ -112,7 +115,14 @@ async def batch(
         raise UsageError("--out is missing: give the directory where the files go")
     await _ask(output, order)
     with stopped_by_sigterm(_stopped):
-        await _run(output, order, out)
+        error = await _run(output, order, out)
+        if options.run.report:
+            try:
+                output.say(f"compare the takes: {await report_on(output, out)}")
+            except KieError as failure:
+                error = error or failure  # that of the batch matters more
+    if error is not None:
+        raise error
 
 
 async def _ask(output: Output, order: BatchOrder) -> None:
@@ -197,8 +207,8 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
 # ---------------------------------------------------------------- the run
 
 
-async def _run(output: Output, order: BatchOrder, out: Path) -> None:
-    """Run the batch, and raise if it does not deliver all."""
+async def _run(output: Output, order: BatchOrder, out: Path) -> KieError | None:
+    """Run the batch, and return why it did not deliver all."""
     command = order.location.as_typed(output.words)
     output.hints = _hints(command, order.location.options, emulated=order.options.run.emulate)
     progress = BatchProgress(output, out, jsonl=order.options.run.jsonl)
@@ -210,9 +220,7 @@ async def _run(output: Output, order: BatchOrder, out: Path) -> None:
         await _work(order, out, session, journal, progress.job_changed)
     if (others := order.summary.total - progress.counts.total) > 0:
         output.say(f"left to another batch of this journal: {count_of(others, 'job')}")
-    error = batch_error(progress.counts, order.location.with_out(out), command, lost=progress.lost)
-    if error is not None:
-        raise error
+    return batch_error(progress.counts, order.location.with_out(out), command, lost=progress.lost)
 
 
 async def _work(

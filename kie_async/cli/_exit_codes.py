@@ -14,6 +14,7 @@ from kie_async import errors
 from kie_async.emulator import AudioMissingError
 from kie_async.errors import KieError, SettingsError
 from kie_async.models import ExtendRequest, UploadExtendRequest
+from kie_async.report import ReportError
 
 
 @attrs.define(slots=False)
@@ -56,7 +57,7 @@ EXITS: tuple[ExitStatus, ...] = (
     ),
     ExitStatus(
         2, "wrong use",
-        (UsageError, SettingsError, errors.InvalidRequestError, errors.AudioError, AudioMissingError),
+        (UsageError, SettingsError, errors.InvalidRequestError, errors.AudioError, AudioMissingError, ReportError),
     ),
     ExitStatus(3, "the task failed, or the service refused or did not answer", (KieError,)),
     ExitStatus(

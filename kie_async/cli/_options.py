@@ -237,6 +237,7 @@ class BatchRunOptions:
         dry_run: Show what would be done and what it would cost; send nothing.
         max_credits: Never spend more than this on the batch; a shared journal keeps it for all workers.
         enqueue: Put the jobs on record and leave; workers make them ('kie-async worker').
+        report: At the end write report.html beside the files, to compare them ('kie-async report').
         shared_files: Every machine finds the songs at the same paths; otherwise a worker on this one uploads them.
         emulate: Use a built-in emulator: no key, no cost. It ends with the command; 'kie-async emulate' lasts.
     """
@@ -245,6 +246,7 @@ class BatchRunOptions:
     yes: Yes = False
     dry_run: bool = False
     enqueue: bool = False
+    report: bool = False
     shared_files: bool = False
     max_credits: NotNegative | None = None
     emulate: bool = False

@@ -1,0 +1,7 @@
+"""A page to compare what a batch has made, and the copying of what was chosen there (the extra ``audio``)."""
+
+from kie_async.report._folder import ReportError
+from kie_async.report._report import REPORT_NAME, write_report
+from kie_async.report._select import Selection, select_takes
+
+__all__ = ["REPORT_NAME", "ReportError", "Selection", "select_takes", "write_report"]

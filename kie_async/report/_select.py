@@ -1,0 +1,135 @@
+"""Copy what was kept: the takes that a file of verdicts names."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kie_async._fsync import give_name, sync_directory, written_draft
+from kie_async.events import clean
+from kie_async.files import on_disk
+from kie_async.report._folder import ReportError
+
+_OUTCOMES = ("copied", "present", "missing", "taken")
+
+
+@attrs.frozen(kw_only=True)
+class Selection:
+    """What became of the takes that were kept.
+
+    Attributes:
+        directory: in which the takes were sought.
+        copied: the copies that were made.
+        present: the copies that were there before.
+        missing: the files that are not there any more.
+        taken: the names that another file has, which was left as it is.
+    """
+
+    directory: Path
+    copied: tuple[Path, ...] = ()
+    present: tuple[Path, ...] = ()
+    missing: tuple[Path, ...] = ()
+    taken: tuple[Path, ...] = ()
+
+
+async def select_takes(
+    verdicts: str | PathLike[str], out: str | PathLike[str], *, directory: str | PathLike[str] | None = None
+) -> Selection:
+    """Copy the takes that were kept in a report. No file is overwritten, and a copy is whole or absent.
+
+    Args:
+        verdicts: the file that the report has exported.
+        out: where the copies go; made if need be.
+        directory: of the report; by default the one that the file of verdicts names, or else the one in which it lies.
+
+    Raises:
+        ReportError: the file of verdicts cannot be used, keeps nothing, or names a file outside of the directory;
+            nothing was copied.
+        StorageError: the disk refused.
+
+    Cancelling finishes the file that is being copied; the same call again copies the others.
+    """
+    found, kept = await on_disk(_find_kept, Path(verdicts), None if directory is None else Path(directory))
+    groups: dict[str, list[Path]] = {name: [] for name in _OUTCOMES}
+    for path in kept:
+        target = Path(out, path.name)
+        outcome = await on_disk(_copy, path, target)
+        groups[outcome].append(path if outcome == "missing" else target)
+    return Selection(directory=found, **{name: tuple(paths) for name, paths in groups.items()})
+
+
+def _find_kept(verdicts: Path, directory: Path | None) -> tuple[Path, list[Path]]:
+    """The folder of the report, and the files that are to be copied."""
+    value = _read(verdicts)
+    directory = directory or _named_directory(value) or verdicts.parent
+    if not directory.is_dir():
+        raise ReportError(f"{clean(str(directory))} is no folder: give the folder of the report")
+    kept = [_inside(directory, name) for name in _kept(verdicts, value)]
+    if not kept:
+        where = clean(str(verdicts))
+        raise ReportError(f"{where} keeps nothing: mark takes in the report, and download the verdicts again")
+    return directory, list(dict.fromkeys(kept))
+
+
+def _copy(path: Path, target: Path) -> str:
+    """Copy a file under a name that no other has, and say what became of it: one of ``_OUTCOMES``."""
+    if not path.is_file():
+        return "missing"
+    if os.path.lexists(target):
+        is_same = target.is_file() and filecmp.cmp(path, target, shallow=False)
+        return "present" if is_same else "taken"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("rb") as source, written_draft(target, partial(shutil.copyfileobj, source)) as draft:
+        give_name(draft, target)
+    sync_directory(target.parent)
+    return "copied"
+
+
+# ---------------------------------------------------------------- the file of verdicts
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError):
+        raise ReportError(f"{clean(str(path))} is not there: give the file that the report has exported") from None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not isinstance(value.get("takes"), list):
+        raise ReportError(f"{clean(str(path))} holds no verdicts: give the file that the report has exported")
+    return value
+
+
+def _named_directory(value: Mapping[str, Any]) -> Path | None:
+    """The folder in which the page was open, if it is on this machine."""
+    name = value.get("directory")
+    path = Path(name) if isinstance(name, str) and "\0" not in name else Path()
+    return path if path.is_absolute() and path.is_dir() else None
+
+
+def _kept(path: Path, value: Mapping[str, Any]) -> Iterator[str]:
+    for number, take in enumerate(value["takes"], 1):
+        name = take.get("file") if isinstance(take, dict) else None
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ReportError(f"{clean(str(path))}: take {number} names no file: download the verdicts again")
+        if take.get("verdict") == "keep":
+            yield name
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """The file of a directory; ReportError if the name, or a link behind it, leads elsewhere."""
+    path = directory / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+        raise ReportError(
+            f"{name!r} leads out of {clean(str(directory))}: nothing was copied; download the verdicts again"
+        )
+    return path

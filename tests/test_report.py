@@ -1,0 +1,370 @@
+"""``report``: what it makes of a folder, however odd its files are."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import audio_files
+import pytest
+from command_line import Terminal, served, short_song
+from result_folder import data_of, line, sidecar, tone
+
+import kie_async as kie
+from kie_async.emulator import Fault
+from kie_async.report import ReportError, write_report
+from kie_async.report._folder import Take
+from kie_async.report._page import lane_start
+from kie_async.testing import EmulatorHandle
+
+HOSTILE = """</script><img src=x onerror=alert(1)>\u2028'"&{{data}}"""
+ODD_NAME = "100% #1? 'a' \"b\" <c>&d;:é日本.wav"
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch) as handle:
+        yield handle
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+def reported(terminal: Terminal, folder: Path) -> Any:
+    """The rows of a folder's report."""
+    answer = terminal("report", str(folder))
+    assert (answer.code, answer.out) == (0, f"{folder / 'report.html'}\n"), answer.err
+    return data_of(folder / "report.html")["jobs"]
+
+
+def levels(lane: dict[str, Any]) -> bytes:
+    return base64.b64decode(lane["levels"])
+
+
+# ---------------------------------------------------------------- with a batch
+
+
+def batch_words(tmp_path: Path) -> list[str]:
+    songs = tmp_path / "songs"
+    songs.mkdir()
+    short_song(songs / ODD_NAME)
+    return ["batch", str(songs), "--at", "1", "--report", "--out", str(tmp_path / "out")]
+
+
+@pytest.mark.usefixtures("service")
+def test_a_batch_writes_its_report(terminal: Terminal, tmp_path: Path) -> None:
+    answer = terminal(*batch_words(tmp_path), "--yes")
+    assert answer.code == 0
+    assert f"compare the takes: {tmp_path / 'out' / 'report.html'}" in answer.err
+    assert len(answer.out.splitlines()) == 2  # the files alone
+    (job,) = data_of(tmp_path / "out" / "report.html")["jobs"]
+    assert (job["state"], job["source"], job["cut"]) == ("delivered", ODD_NAME, 1.0)
+    source, *takes = job["lanes"]
+    assert source["address"].startswith("../songs/100%25%20%231%3F")
+    assert [take["take"] for take in takes] == [1, 2]
+    for lane in job["lanes"]:
+        assert (tmp_path / "out" / unquote(lane["address"])).is_file()
+        assert lane["seconds"] > 1
+        assert levels(lane)
+
+
+def test_a_batch_that_fails_has_a_report_too(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:
+    service.add_faults(Fault("failed"))
+    answer = terminal(*batch_words(tmp_path), "--yes", "--json")
+    assert answer.code == 3
+    assert answer.value["report"] == str(tmp_path / "out" / "report.html")
+    (job,) = data_of(tmp_path / "out" / "report.html")["jobs"]
+    assert (job["state"], job["lanes"]) == ("failed", [])
+    assert "TaskFailedError" in job["error"]
+
+
+@pytest.mark.parametrize(("faults", "code"), [((), 8), ((Fault("failed"),), 3)])
+def test_the_error_of_the_batch_goes_before_that_of_the_report(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, faults: tuple[Fault, ...], code: int
+) -> None:
+    service.add_faults(*faults)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("mine")
+    assert terminal(*batch_words(tmp_path), "--yes").code == code
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--enqueue"])
+def test_a_batch_without_files_has_no_report(terminal: Terminal, tmp_path: Path, option: str) -> None:
+    answer = terminal(*batch_words(tmp_path), option)
+    assert answer.code == 2
+    assert "--report needs the files" in answer.err
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_nothing_can_become_markup_or_run(terminal: Terminal, folder: Path) -> None:
+    odd = folder.rename(folder.with_name("<b>{{data}} é'\""))
+    tone(odd / ODD_NAME)
+    sidecar(odd, "a", name=ODD_NAME, key=HOSTILE, request={"title": HOSTILE}, track={"title": HOSTILE, "number": 1})
+    line(odd, "b", state="failed", title=HOSTILE, error={"message": HOSTILE, "code": 413, "charged": "yes"})
+    jobs = reported(terminal, odd)
+    assert [job["title"] for job in jobs] == [HOSTILE, HOSTILE]
+    assert jobs[0]["key"] == HOSTILE
+    assert jobs[1]["error"] == f"{HOSTILE} (code 413, charged: yes)"
+    assert unquote(jobs[0]["lanes"][0]["address"]) == ODD_NAME
+    assert re.search("[#?:\"'<> ]", jobs[0]["lanes"][0]["address"]) is None
+
+    page = (odd / "report.html").read_text("utf-8")
+    assert "<img" not in page
+    assert page.count("</script>") == 2
+    assert "<title>&lt;b&gt;{{data}} &#233;&#x27;&quot; " in page
+    (policy,) = re.findall('http-equiv="Content-Security-Policy" content="(.*)"', page)
+    for tag, directive in (("script", "script-src"), ("style", "style-src")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(sha256(content.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert re.findall(r"https?://", page) == []
+
+
+@pytest.mark.parametrize(
+    ("take", "cut", "seconds", "expected"),
+    [
+        ({}, None, 5.0, (0.0, "")),
+        ({"reading": "whole"}, None, 5.0, (0.0, "whole")),
+        ({}, 4.0, 5.0, (0.0, "")),
+        ({}, 4.0, 4.0, (4.0, "continuation")),  # too short to be the whole
+        ({}, 4.0, 0.0, (0.0, "")),  # of unknown length
+        ({"reading": "whole", "seam": 4.25}, 4.0, 9.0, (-0.25, "whole")),
+        ({"reading": "continuation"}, 4.0, 9.0, (4.0, "continuation")),
+        ({"reading": "continuation", "seam": 0.5}, 4.0, 9.0, (3.5, "continuation")),
+        ({"reading": "unclear"}, 4.0, 9.0, (0.0, "unclear")),
+    ],
+)
+def test_takes_stand_where_they_are_the_same_as_their_source(
+    take: dict[str, Any], cut: float | None, seconds: float, expected: tuple[float, str]
+) -> None:
+    assert lane_start(Take(number=1, name="a", is_there=True, **take), cut, seconds) == expected
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_what_is_odd_or_missing_is_shown_as_it_is(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
+    tone(tmp_path / "outside.wav")
+    sidecar(folder, "out", key="1", name="../outside.wav")
+    sidecar(folder, "gone", key="2", number=2)
+    tone(folder / "moved.wav")
+    sidecar(folder, "moved", key="3", file=None, request=7, track=[], verdict={"kind": "no", "confidence": "x"})
+    tone(folder / "half.wav")
+    sidecar(
+        folder,
+        "half",
+        key=5,
+        task_id=None,
+        track={"number": True, "duration": float("nan")},
+        request={"continue_at": "50%"},
+    )
+    sidecar(folder, "first", key="6", request={"continue_at": "0:01", "source_duration": 2.0})
+    sidecar(folder, "second", key="6", request={"continue_at": "50%", "source_duration": 3.0})
+    (folder / "folder.wav").mkdir()
+    (folder / "link.wav").symlink_to(tmp_path / "outside.wav")
+    (folder / "._half.wav").write_bytes(b"another system's notes")
+    (folder / "torn.kie.json").write_text("{")
+    (folder / "list.kie.json").write_text("[]")
+    jobs = {job["key"]: job for job in reported(terminal, folder)}
+    assert set(jobs) == {"1", "2", "3", "6", "half.kie.json"}
+    assert (jobs["1"]["lanes"][0]["address"], jobs["1"]["lanes"][0]["name"]) == (None, "out")
+    assert (jobs["2"]["lanes"][0]["address"], jobs["2"]["lanes"][0]["take"]) == (None, 2)
+    assert (jobs["2"]["lanes"][0]["name"], jobs["2"]["lanes"][0]["seconds"]) == ("gone.wav", 2.0)
+    assert (jobs["3"]["lanes"][0]["address"], jobs["3"]["cut"], jobs["3"]["title"]) == ("moved.wav", None, "3")
+    assert (jobs["3"]["lanes"][0]["reading"], jobs["3"]["lanes"][0]["confidence"]) == ("", None)
+    assert [(lane["take"], lane["name"]) for lane in jobs["6"]["lanes"]] == [(1, "first.wav"), (2, "second.wav")]
+    assert jobs["6"]["cut"] == 1.0
+    assert jobs["half.kie.json"]["cut"] is None
+    assert jobs["half.kie.json"]["lanes"][0]["take"] == 1
+
+
+def test_the_last_line_of_a_job_counts(terminal: Terminal, folder: Path) -> None:
+    line(folder, state="failed", error={"type": "TaskFailedError", "message": "m"})
+    results = folder / "results.jsonl"
+    results.write_text(results.read_text() + '{"torn\n[1]\n{"key": 3}\n')
+    line(folder, title="Song", model="V5", files=["a.wav", "../b.wav", 3, "c.wav"])
+    line(folder, "lost", state="failed")
+    tone(folder / "a.wav")
+    tone(folder / "own.wav")
+    jobs = reported(terminal, folder)
+    assert [(job["title"], job["state"], job["error"]) for job in jobs] == [
+        ("lost", "failed", "nothing is known of the reason"),
+        ("Song", "delivered", ""),
+        ("own", "", ""),
+    ]
+    assert [(lane["name"], lane["address"]) for lane in jobs[1]["lanes"]] == [("a.wav", "a.wav"), ("c.wav", None)]
+
+
+def test_the_source_is_played_from_where_it_is(
+    terminal: Terminal, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "songs").mkdir()
+    size = tone(tmp_path / "songs" / "a.wav").stat().st_size
+    tone(folder / "own.wav")
+    (tmp_path / "loop").symlink_to("loop")
+    sources: dict[str, Any] = {
+        "absolute": {"source": {"path": str(tmp_path / "songs" / "a.wav"), "size": size}},
+        "from here": {"source": {"path": "songs/a.wav", "size": size}},
+        "from the folder": {"source": {"path": "own.wav"}},
+        "changed": {"source": {"path": "songs/a.wav", "size": size - 1}},
+        "gone": {"source": {"path": "songs/b.wav"}},
+        "looping": {"source": {"path": str(tmp_path / "loop")}},
+        "no path": {"source": {"path": "a\0b"}},
+        "an address": {"request": {"source": "https://songs.example/a.wav"}},
+        "a take": {"request": {"audio_id": "id-absolute"}},
+        "a track elsewhere": {"request": {"audio_id": "id-elsewhere"}},
+    }
+    for key, more in sources.items():
+        tone(folder / f"{key}.wav", 0.1)
+        sidecar(folder, key, key=key, **{"request": {}, **more})
+    found = {job["key"]: (job["source"], job["lanes"][0]["address"]) for job in reported(terminal, folder)}
+    assert found == {
+        "absolute": ("a.wav", "../songs/a.wav"),
+        "from here": ("a.wav", "../songs/a.wav"),
+        "from the folder": ("own.wav", "own.wav"),
+        "changed": ("a.wav", "changed.wav"),
+        "gone": ("b.wav", "gone.wav"),
+        "looping": ("loop", "looping.wav"),
+        "no path": ("a\0b", "no%20path.wav"),
+        "an address": ("a.wav", "an%20address.wav"),
+        "a take": ("absolute.wav", "absolute.wav"),
+        "a track elsewhere": ("id-elsewhere", "a%20track%20elsewhere.wav"),
+    }
+
+
+def test_the_takes_of_a_single_command_are_of_one_job(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
+    song = tone(tmp_path / "song.wav")
+    more: dict[str, Any] = {"key": None, "request": None, "continue_at": 1.5, "source": {"path": str(song)}}
+    for number in (1, 2):
+        tone(folder / f"take-{number}.wav")
+        sidecar(folder, f"take-{number}", number, verdict={"kind": "whole", "confidence": 0.9, "seam": 1.75}, **more)
+    (job,) = reported(terminal, folder)
+    assert (job["key"], job["title"], job["cut"]) == ("5c79", "song", 1.5)
+    found = [(lane["take"], lane["start"], lane.get("reading"), lane.get("confidence")) for lane in job["lanes"]]
+    assert found == [(0, 0.0, None, None), (1, -0.25, "whole", 0.9), (2, -0.25, "whole", 0.9)]
+
+
+# ---------------------------------------------------------------- waveforms
+
+
+@pytest.mark.parametrize(
+    ("shape", "highest"),
+    [
+        ({"width": 2}, 255),
+        ({"channels": 2, "loudness": 0.5}, 127),
+        ({"width": 1}, 252),
+        ({"channels": 8}, 0),
+    ],
+)
+def test_a_waveform_shows_how_loud_it_is(terminal: Terminal, folder: Path, shape: dict[str, Any], highest: int) -> None:
+    tone(folder / "a.wav", 6.0, **shape)
+    (lane,) = reported(terminal, folder)[0]["lanes"]
+    found = levels(lane)
+    assert max(found, default=0) == pytest.approx(highest, abs=2)
+    assert lane["seconds"] == (6.0 if highest else 0.0)
+    if highest:
+        assert len(found) == 480
+        assert max(found[:239]) == 0
+        assert min(found[241:]) > highest * 0.9
+
+
+def test_what_can_be_decoded_has_a_waveform(terminal: Terminal, folder: Path) -> None:
+    whole = audio_files.mp3(2.0)
+    for name, data in {
+        "mp3.mp3": whole,
+        "flac.flac": audio_files.flac(),
+        "damaged.mp3": whole[:4000] + bytes(3000) + whole[7000:],
+        "page.mp3": audio_files.HTML,
+        "empty.wav": b"",
+        "header.wav": b"RIFF\xff\xff\xff\xffWAVE" + bytes(100),
+        "film.m4a": audio_files.silent_film(),
+    }.items():
+        (folder / name).write_bytes(data)
+    tone(folder / "moment.wav", 0.005)
+    found = {job["key"]: bool(job["lanes"][0]["levels"]) for job in reported(terminal, folder)}
+    assert {name for name, has_levels in found.items() if has_levels} == {"mp3.mp3", "flac.flac", "damaged.mp3"}
+
+
+def test_only_what_has_changed_is_decoded_again(terminal: Terminal, folder: Path) -> None:
+    kept = folder / ".kie-async-peaks.json"
+    for name in ("a.wav", "b.wav"):
+        tone(folder / name)
+    first = reported(terminal, folder)
+    cache = json.loads(kept.read_text())
+    for entry in cache["files"].values():
+        entry[2:] = [1.5, base64.b64encode(b"\x07").decode()]
+    kept.write_text(json.dumps(cache))
+    os.utime(folder / "b.wav", (1, 1))
+    assert [levels(job["lanes"][0]) == b"\x07" for job in reported(terminal, folder)] == [True, False]
+    (folder / "a.wav").unlink()
+    reported(terminal, folder)
+    written = kept.stat().st_mtime_ns
+    assert list(json.loads(kept.read_text())["files"]) == ["b.wav"]
+    reported(terminal, folder)
+    assert kept.stat().st_mtime_ns == written  # there was nothing new
+
+    good = json.loads(kept.read_text())
+    (entry,) = good["files"].values()
+    for bad in ("", "[]", "{}", '{"format": 2, "files": {}}', '{"format": 1, "files": 3}'):
+        kept.write_text(bad)
+        assert reported(terminal, folder)[0]["lanes"] == first[1]["lanes"]
+    for bad_entry in (None, [*entry[:3]], [*entry[:2], "x", "!"], [*entry[:3], "é"]):
+        kept.write_text(json.dumps({"format": 1, "files": {"b.wav": bad_entry}}))
+        assert reported(terminal, folder)[0]["lanes"] == first[1]["lanes"]
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("nowhere", 2, "nowhere is no folder: give the folder that holds the results"),
+        ("out", 2, "holds no results: give the folder to which a batch has downloaded"),
+        ("foreign", 8, "was not written by this command: move it away"),
+        ("refused", 8, "the disk refused results.jsonl"),
+    ],
+)
+def test_what_cannot_be_reported(  # noqa: PLR0913, PLR0917  # fixtures
+    terminal: Terminal, folder: Path, tmp_path: Path, name: str, code: int, said: str
+) -> None:
+    for each in ("foreign", "refused"):
+        (tmp_path / each).mkdir()
+        tone(tmp_path / each / "a.wav")
+    (tmp_path / "foreign" / "report.html").write_text("mine")
+    (tmp_path / "refused" / "results.jsonl").mkdir()
+    answer = terminal("report", str(tmp_path / name), "--json")
+    assert answer.code == code
+    assert said in answer.err
+    assert answer.value["error"]["charged"] == "no"
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.anyio
+async def test_in_a_program(folder: Path) -> None:
+    with pytest.raises(ReportError, match="holds no results"):
+        await write_report(folder)
+    tone(folder / "a.wav")
+    assert await write_report(str(folder)) == folder / "report.html"
+    assert issubclass(ReportError, kie.KieError)

@@ -1,0 +1,200 @@
+"""The page of ``report`` in a browser, opened from the disk: it plays, switches, loops, keeps and exports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_folder import line, sidecar, tone
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from kie_async.report import select_takes, write_report
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
+
+ODD_NAME = "100% #1? 'a' \"b\" é日本.wav"
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+CUT, SECONDS = 6.0, 20.0
+OPTIONS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--autoplay-policy=no-user-gesture-required",
+    "--force-prefers-reduced-motion",  # nothing is to be waited for
+]
+
+
+class ReportPage:
+    """The page in the browser."""
+
+    def __init__(self, browser: webdriver.Chrome, address: str) -> None:
+        self.browser = browser
+        self.address = address
+
+    def open(self) -> None:
+        self.browser.get(self.address)
+
+    def run(self, script: str, *arguments: object) -> Any:  # whatever it returns
+        return self.browser.execute_script(script, *arguments)
+
+    def one(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            webdriver.ActionChains(self.browser).send_keys(key).perform()
+
+    def until(self, script: str) -> None:
+        WebDriverWait(self.browser, 30, poll_frequency=0.05).until(lambda _: self.run(f"return {script}"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job with its source and two takes, one that holds the continuation alone, one that failed; and many more."""
+    path = tmp_path_factory.mktemp("results") / "100% #?"
+    path.mkdir()
+    song = tone(path.parent / ODD_NAME, SECONDS, width=1)
+    source = {"source": {"path": str(song)}}
+    request = {"title": HOSTILE, "continue_at": CUT}
+    for number, name in ((1, ODD_NAME), (2, "b.wav")):
+        tone(path / name, SECONDS, width=1)
+        sidecar(path, f"a-{number}", number, name=name, key="a", request=request, **source)
+    tone(path / "rest.wav", 2.0)
+    sidecar(path, "rest", key="b", request=request | {"title": "Rest"}, verdict={"kind": "continuation", "seam": 0})
+    line(path, "c", state="failed", title="River", error={"message": "a known work", "code": 413})
+    for number in range(100):
+        line(path, f"more-{number}", title=f"Z{number}", files=["rest.wav"])
+    asyncio.run(write_report(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for each in OPTIONS:
+        options.add_argument(each)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))})
+    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, folder: Path) -> Iterator[ReportPage]:
+    """The page without verdicts; nothing may go wrong on it."""
+    page = ReportPage(browser, (folder / "report.html").as_uri())
+    page.open()
+    page.run("localStorage.clear()")
+    page.open()
+    yield page
+    assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]  # theirs
+
+
+SOUNDS = "[...document.querySelectorAll('.job.active audio')]"
+
+
+def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPage) -> None:
+    page.one(".play").click()
+    page.until(f"{SOUNDS}[1].currentTime > 0.2")
+    assert page.run(f"return {SOUNDS}.map(each => each.paused)") == [True, False, True]
+
+    page.run(f"{SOUNDS}[1].currentTime = 8")
+    page.until(f"{SOUNDS}[1].currentTime > 8.1")
+    page.press("2")
+    page.until(f"!{SOUNDS}[2].paused && {SOUNDS}[2].currentTime > 8")
+    page.press("0")
+    page.until(f"!{SOUNDS}[0].paused && {SOUNDS}[0].currentTime > 8.1")
+    assert page.run(f"return {SOUNDS}.map(each => each.paused)") == [False, True, True]
+
+    page.press("1", "l")
+    page.until(f"{SOUNDS}[1].currentTime < {CUT}")
+    assert page.one(".loop").get_attribute("aria-pressed") == "true"
+    page.run(f"{SOUNDS}[1].addEventListener('ended', () => {{ window.wasEnded = true; }})")
+    page.run(f"{SOUNDS}[1].currentTime = {CUT} + 2.9")
+    page.until(f"{SOUNDS}[1].currentTime < {CUT} && {SOUNDS}[1].currentTime > {CUT} - 3.01")
+    assert page.run("return window.wasEnded") is None
+    page.press(" ")
+    page.until(f"{SOUNDS}[1].paused")
+
+    page.press("n", " ")  # that of the continuation, which begins at the cut
+    page.until(f"{SOUNDS}.length === 1 && {SOUNDS}[0].currentTime > 0.1")
+    assert page.run("return document.activeElement.textContent") == "Rest"
+    position = float(page.one(".job.current [type=range]").get_attribute("value") or 0)
+    assert CUT <= position <= CUT + 2
+    assert page.run("return document.querySelectorAll('audio[src]').length") == 1  # no other is loaded
+
+
+def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, tmp_path: Path) -> None:
+    page.browser.set_window_size(1200, 900)
+    page.all("[data-verdict=keep]")[1].click()
+    page.press("d")  # take 1, which is chosen
+    page.press("e", "a", Keys.SPACE, "k", Keys.ESCAPE, "k", "k")  # kept, and undecided
+    page.all(".note")[1].send_keys('"<é>"')
+    assert page.one("#progress").text == "1 of 103 decided"
+    page.open()
+    assert page.one("#progress").text == "1 of 103 decided"
+    assert [each.get_attribute("value") for each in page.all(".note")[:2]] == ["a k", '"<é>"']
+    assert page.all("[data-verdict=keep]")[1].get_attribute("aria-pressed") == "true"
+
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+    page.one("#export").click()
+    exported = tmp_path / "verdicts.json"
+    WebDriverWait(page.browser, 30, poll_frequency=0.05).until(lambda _: exported.exists())
+    value = json.loads(exported.read_text("utf-8"))
+    assert (value["folder"], value["directory"]) == (folder.name, f"{folder}/")
+    assert [
+        (take["job"], take["take"], take["file"], take["verdict"], take["note"]) for take in value["takes"][:2]
+    ] == [
+        ("a", 1, ODD_NAME, None, "a k"),
+        ("a", 2, "b.wav", "keep", '"<é>"'),
+    ]
+    selection = asyncio.run(select_takes(exported, tmp_path / "best"))
+    assert selection.copied == (tmp_path / "best" / "b.wav",)
+
+
+def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -> None:
+    assert page.one("#summary").text == "103 jobs · 103 takes · 1 failed"
+    assert page.one(".job h2").text == HOSTILE
+    assert page.all(".job img") == []
+    assert 3 <= len(page.all(".job:not(.waiting)")) < 30
+    page.one("#search").send_keys("river")
+    assert [each.text for each in page.all(".job:not([hidden])")] == ["River\nfailed\na known work (code 413)"]
+    page.one("#search").send_keys(" nothing")
+    assert page.one("#nothing").is_displayed()
+    page.open()
+    page.run("document.querySelector('.job:last-child').scrollIntoView()")
+    page.until("!document.querySelector('.job:last-child').classList.contains('waiting')")
+
+
+def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert page.run("return document.documentElement.scrollWidth") == 390
+    page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    unnamed = "[...document.querySelectorAll('button, input, select')].filter(each => !each.labels?.length"
+    unnamed += " && !(each.getAttribute('aria-label') ?? each.textContent).trim()).length"
+    assert page.run(f"return {unnamed}") == 0
+    page.press("?")
+    assert page.one("#help").is_displayed()
+    page.one("#keys-on").click()
+    page.press(Keys.ESCAPE, "?")
+    assert not page.one("#help").is_displayed()

@@ -1,0 +1,121 @@
+"""``select``: what was kept in a report is copied, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Terminal
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of three takes."""
+    path = tmp_path / "takes"
+    path.mkdir()
+    for name in ("a.mp3", "b.mp3", "é #%.mp3"):
+        (path / name).write_text(name)
+    (tmp_path / "secret.mp3").write_text("secret")
+    return path
+
+
+def exported(path: Path, kept: list[str], *, directory: object = None) -> Path:
+    takes: list[dict[str, object]] = [{"file": name, "verdict": "keep", "note": ""} for name in kept]
+    takes += [{"file": "b.mp3", "verdict": "drop"}, {"file": "a.mp3", "verdict": None}]
+    path.write_text(json.dumps({"format": 1, "directory": directory, "takes": takes}))
+    return path
+
+
+def test_what_was_kept_is_copied(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
+    verdicts = exported(tmp_path / "verdicts.json", ["a.mp3", "é #%.mp3", "a.mp3"], directory=str(folder))
+    out = tmp_path / "new" / "best"
+    answer = terminal("select", "--from", str(verdicts), "--out", str(out))
+    assert (answer.code, answer.out.splitlines()) == (0, [str(out / "a.mp3"), str(out / "é #%.mp3")])
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"a.mp3": "a.mp3", "é #%.mp3": "é #%.mp3"}
+    again = terminal("select", "--from", str(verdicts), "--out", str(out), "--json")
+    assert again.code == 0
+    assert (again.value["copied"], len(again.value["present"])) == ([], 2)
+
+
+def test_the_folder_may_have_moved(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
+    """It is the one that is given, or that the verdicts name, or in which they lie."""
+    for directory, words, place in (
+        ("/nowhere", (), folder),
+        (7, (), folder),
+        ("a\0b", (), folder),
+        ("takes", (str(folder),), tmp_path),
+    ):
+        verdicts = exported(place / "verdicts.json", ["a.mp3"], directory=directory)
+        answer = terminal("select", *words, "--from", str(verdicts), "--out", str(tmp_path / "best"))
+        assert (answer.code, (tmp_path / "best" / "a.mp3").read_text()) == (0, "a.mp3")
+        (tmp_path / "best" / "a.mp3").unlink()
+
+
+def test_what_is_missing_or_taken_is_named_and_the_rest_copied(
+    terminal: Terminal, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "best"
+    out.mkdir()
+    (out / "a.mp3").write_text("mine")
+    (out / "b.mp3").mkdir()
+    gone = [f"gone-{number}.mp3" for number in range(12)]
+    verdicts = exported(folder / "verdicts.json", ["a.mp3", "b.mp3", *gone, "é #%.mp3"])
+    answer = terminal("select", "--from", str(verdicts), "--out", str(out), "--json")
+    assert answer.code == 8
+    assert f"gone-9.mp3 and 2 more: not in {folder}; give the folder of the report" in answer.err
+    assert "a.mp3, b.mp3: another file has that name" in answer.err
+    assert {name: len(answer.value[name]) for name in ("copied", "present", "missing", "taken")} == {
+        "copied": 1,
+        "present": 0,
+        "missing": 12,
+        "taken": 2,
+    }
+    assert ((out / "a.mp3").read_text(), (out / "é #%.mp3").exists()) == ("mine", True)
+
+
+@pytest.mark.parametrize("name", ["../secret.mp3", "{tmp_path}/secret.mp3", "link.mp3", "up/secret.mp3"])
+def test_no_path_leads_out_of_the_folder(terminal: Terminal, folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / "link.mp3").symlink_to(tmp_path / "secret.mp3")
+    (folder / "up").symlink_to(tmp_path)
+    verdicts = exported(folder / "verdicts.json", ["a.mp3", name.format(tmp_path=tmp_path)])
+    answer = terminal("select", "--from", str(verdicts), "--out", str(tmp_path / "best"))
+    assert answer.code == 2
+    assert "leads out of" in answer.err
+    assert not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "is not there: give the file that the report has exported"),
+        (b"\xff", "holds no verdicts"),
+        (b"[]", "holds no verdicts"),
+        (b"[" * 100_000, "holds no verdicts"),
+        ({"takes": 3}, "holds no verdicts"),
+        ({"takes": [3]}, "take 1 names no file"),
+        ({"takes": [{"file": "a.mp3"}, {"file": "a\0.mp3"}]}, "take 2 names no file"),
+        ({"takes": [{"file": "a.mp3"}]}, "keeps nothing: mark takes in the report"),
+    ],
+)
+def test_no_verdicts(terminal: Terminal, folder: Path, content: Any, said: str) -> None:
+    verdicts = folder / "verdicts.json"
+    if content is not None:
+        verdicts.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    answer = terminal("select", "--from", str(verdicts), "--out", str(folder / "best"))
+    assert answer.code == 2
+    assert said in answer.err
+    assert not (folder / "best").exists()
+
+
+def test_no_folder(terminal: Terminal, folder: Path) -> None:
+    verdicts = exported(folder / "verdicts.json", ["a.mp3"])
+    answer = terminal("select", str(folder / "a.mp3"), "--from", str(verdicts), "--out", str(folder / "best"))
+    assert answer.code == 2
+    assert "is no folder: give the folder of the report" in answer.err
