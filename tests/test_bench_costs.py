@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import audio, batch, files, overhead, quota, scale
+from benchmarks import audio, batch, files, overhead, quota, report, scale
 
 pytestmark = pytest.mark.scale
 
@@ -40,6 +40,14 @@ def test_audio(capsys: pytest.CaptureFixture[str]) -> None:
     found = [row[0] for row in rows(capsys.readouterr().out)]
     assert found[2:7] == ["an unknown song", "an mp3", "the encoder alone", "a verdict on", "two mp3 of 40 s"]
     assert found[-3:-1] == ["whole", "continuation"]
+
+
+def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # there is no browser to wait for
+    assert report.main(["--jobs", "1", "--seconds", "2"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert [row[0] for row in found[2:4]] == ["first", "again"]
+    assert found[4][0].endswith("MB, first row after: no browser")
 
 
 def test_files(capsys: pytest.CaptureFixture[str]) -> None:
