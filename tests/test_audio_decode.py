@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -101,3 +102,13 @@ def test_what_is_no_audio_is_an_audio_error_that_names_the_path(content: bytes, 
 def test_a_file_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read: No such file"):
         read_mono(tmp_path / "song.mp3", 8000)
+
+
+def test_what_is_no_number_is_silence(tmp_path: Path) -> None:
+    floats = np.tile(np.array([0.5, np.nan, np.inf, -np.inf], dtype="<f4"), 2000)
+    data = floats.tobytes()
+    form = struct.pack("<IHHIIHH", 16, 3, 1, 8000, 32000, 4, 32)
+    riff, size = struct.pack("<4sI8s", b"RIFF", 36 + len(data), b"WAVEfmt "), struct.pack("<4sI", b"data", len(data))
+    (tmp_path / "song.wav").write_bytes(riff + form + size + data)
+    samples, _ = read_samples(tmp_path / "song.wav")
+    assert np.array_equal(samples[0], np.tile([0.5, 0.0, 0.0, 0.0], 2000))

@@ -26,7 +26,7 @@ Scores: TypeAlias = NDArray[np.float64]  # from -1 to 1
 Seconds: TypeAlias = NDArray[np.float64]
 
 RATE = 11_025  # samples a second, of what is compared
-AFTER = 15.0  # seconds of the result, and of the source, that are used beyond the cut
+AFTER = 15.0  # seconds of the result that are used beyond the cut
 _HOP = 220  # samples from one frame to the next
 _FRAME = 1024  # samples
 _PER_SECOND = RATE / _HOP  # frames
@@ -42,6 +42,8 @@ _EXACT = 0.75  # seconds in the middle of an anchor that are compared sample by 
 _DRIFT = 0.002  # of the distance from the cut: the most that is sought
 _MAX_OFFSET = 5.0  # seconds; a result that holds the source has it near its own place
 _NEXT = 0.5  # seconds from a place to the next one that is another
+_SILENT = 1e-6  # of the energy of the loudest stretch: below it nothing is found
+_APART = 2.0  # seconds between two places whose offsets tell a drift; closer ones tell the noise
 _ENOUGH = 3  # anchors; fewer are sought by their samples, too, and have to be found with more certainty
 _NEARER = 0.002  # of the score, for each second that an offset lies nearer: of equal ones the nearest counts
 
@@ -82,10 +84,11 @@ def align(source: Mono, result: Mono, continue_at: float) -> Verdict:
     """Find out what a result holds.
 
     Args:
-        source: samples of one channel at ``RATE``, up to the cut or beyond.
+        source: samples of one channel at ``RATE``, up to the cut or beyond, where they show whether it repeats itself.
         result: the same of the result, from its beginning to ``AFTER`` seconds after the cut or beyond.
         continue_at: the cut, in seconds of the source.
     """
+    source, result = (sound - sound.mean(dtype=np.float32) if len(sound) else sound for sound in (source, result))
     head = source[: round(continue_at * RATE)]
     if len(result) < len(head) - (_MAX_OFFSET + _START) * RATE:
         return Verdict("continuation", 1.0, seam=0.0)  # the source has no room in it
@@ -104,7 +107,7 @@ def align(source: Mono, result: Mono, continue_at: float) -> Verdict:
     if repeated > bounds.other:
         confidence = min(confidence, max(0.5, 0.5 + 4 * (score - repeated)))
     offset, drift = _line(anchors, head, result, offset)
-    return Verdict("whole", confidence, offset, drift * 1e6, len(head) / RATE + offset)
+    return Verdict("whole", confidence, offset, drift, len(head) / RATE + offset)
 
 
 def _search(
@@ -218,13 +221,18 @@ def _running(values: NDArray[np.floating], length: int) -> NDArray[np.float64]:
 # ---------------------------------------------------------------- on the samples
 
 
-def _line(anchors: Sequence[_Anchor], head: Mono, result: Mono, offset: float) -> tuple[float, float]:
-    """Draw a line through the exact offsets of the anchors; return its height at the cut, in seconds, and its slope."""
+def _line(anchors: Sequence[_Anchor], head: Mono, result: Mono, offset: float) -> tuple[float, float | None]:
+    """Draw a line through the exact offsets of the anchors.
+
+    Returns:
+        Its height at the cut, in seconds, and its slope in parts per million; None where no two anchors tell it.
+    """
     exact = [_exact(anchor, head, result, offset) for anchor in anchors]
     points = [(place, at) for place, at, same in exact if same > _LONG.other]
-    slopes = [(b - d) / (a - c) for (a, b), (c, d) in combinations(points, 2)]
+    slopes = [(b - d) / (a - c) for (a, b), (c, d) in combinations(points, 2) if abs(a - c) >= _APART]
     drift = float(np.median(slopes)) if slopes else 0.0  # a median, for a few may be found at a wrong place
-    return (float(np.median([at - place * drift for place, at in points])) if points else offset), drift
+    height = float(np.median([at - place * drift for place, at in points])) if points else offset
+    return height, drift * 1e6 if slopes else None
 
 
 def _exact(anchor: _Anchor, head: Mono, result: Mono, offset: float) -> tuple[float, float, float]:
@@ -239,16 +247,20 @@ def _exact(anchor: _Anchor, head: Mono, result: Mono, offset: float) -> tuple[fl
     piece = head[first : first + length]
     reach = round(2 * _HOP + _DRIFT * (len(head) - first))
     start = first + round(offset * RATE) - reach
-    before = max(0, -start)  # what the result lacks
-    around = np.pad(result[max(0, start) : start + length + 2 * reach], (before, 0))
+    around = np.zeros(length + 2 * reach, dtype=np.float32)
+    low = max(0, start)
+    high = max(low, min(len(result), start + len(around)))
+    around[low - start : high - start] = result[low:high]
     found = _sample_scores(piece, around)
-    best = int(found.argmax()) if len(found) else 0
-    return (first - len(head)) / RATE, (start + best - first) / RATE, float(found[best]) if len(found) else 0.0
+    best = int(found.argmax())
+    return (first - len(head)) / RATE, (start + best - first) / RATE, float(found[best])
 
 
-def _sample_scores(piece: Mono, sound: Mono) -> Scores:
+def _sample_scores(piece: NDArray[np.floating], sound: NDArray[np.floating]) -> Scores:
     """Return the normalised correlation of a piece with each place of a sound, from -1 to 1."""
+    piece, sound = piece.astype(np.float64), sound.astype(np.float64)
     size = 1 << (len(sound) + len(piece)).bit_length()
     product = np.conj(np.fft.rfft(piece, size)) * np.fft.rfft(sound, size)
-    energy = _running(np.square(sound, dtype=np.float64), len(piece)) * float(np.square(piece, dtype=np.float64).sum())
-    return np.asarray(np.fft.irfft(product, size)[: len(energy)] / np.sqrt(np.maximum(energy, 1e-9)))
+    energy = _running(np.square(sound), len(piece))
+    energy = np.maximum(energy, _SILENT * energy.max() + np.finfo(float).tiny) * (np.square(piece).sum() + 1e-9)
+    return np.asarray(np.fft.irfft(product, size)[: len(energy)] / np.sqrt(energy))

@@ -1,8 +1,8 @@
 """Read audio: a file of any kind becomes samples, piece by piece, so that a long file costs little memory.
 
 Samples are float32, full scale is 1, one row for each channel. They count from the first one that the decoder gives,
-without the padding that an encoder says it has added. Packets that cannot be decoded are left out; the time stamps of
-a file are not believed. All of it blocks: call it in a thread.
+without the padding that an encoder says it has added; one that is no number is silence. Packets that cannot be decoded
+are left out; the time stamps of a file are not believed. All of it blocks: call it in a thread.
 
 This module needs the extra ``kie_async[audio]``.
 """
@@ -93,6 +93,7 @@ class AudioReader:
                 for frame in chain(map(_untimed, frames), (None,)):  # None flushes the resampler
                     for part in resampler.resample(frame):  # packed: planes crash PyAV from eight channels on
                         packed = part.to_ndarray().astype(np.float32, copy=False)
+                        np.nan_to_num(packed, copy=False, posinf=0.0, neginf=0.0)
                         yield packed.reshape(-1, part.layout.nb_channels).T
         except av.FFmpegError:
             raise AudioError(f"{self.name} has channels that cannot be read: {_REMEDY}") from None

@@ -32,7 +32,8 @@ class Verdict:
         confidence: from 0 to 1: how sure ``kind`` is. It is low where the source repeats itself, so that it could be
             heard in a continuation, too; 0 if the kind is unclear.
         offset: of a whole: by how many seconds the cut lies later in the result than in the source; negative: earlier.
-        drift: of a whole: how much slower it is than the source, in parts per million; negative: faster.
+        drift: of a whole: how much slower it is than the source, in parts per million; negative: faster; None where too
+            little of the source is kept to tell it.
         seam: where in the result the new part begins, in seconds; None if that is unclear.
     """
 
@@ -84,8 +85,8 @@ def _compare(source: str | PathLike[str], result: str | PathLike[str], continue_
     from kie_async.audio._align import AFTER, RATE, align  # an extra, and slow to import
     from kie_async.audio._decode import read_mono
 
-    kept = read_mono(source, RATE, continue_at + AFTER)
-    if len(kept) < round(continue_at * RATE) - RATE:
+    song = read_mono(source, RATE, 2 * continue_at + AFTER)  # what follows the cut shows whether it repeats itself
+    if len(song) < round(continue_at * RATE) - RATE:
         remedy = "give the position at which it was cut"
-        raise AudioError(f"continue_at: is {continue_at:g} s, but the source lasts {len(kept) / RATE:.1f} s; {remedy}")
-    return align(kept, read_mono(result, RATE, continue_at + AFTER), continue_at)
+        raise AudioError(f"continue_at: is {continue_at:g} s, but the source lasts {len(song) / RATE:.1f} s; {remedy}")
+    return align(song, read_mono(result, RATE, continue_at + AFTER), continue_at)
