@@ -147,7 +147,9 @@ class KieSession(Opened[Dispatcher]):
             options: see ``kie_async.chain.ChainOptions``.
 
         Raises:
-            KieError: as ``submit``; of a step it says which, and what there is. With a journal the same call goes on.
+            KieError: as ``submit``; of a step it says which, and what there is.
+
+        Cancelling stops nothing at the service. With a journal the same call goes on, and pays for nothing twice.
         """
         from kie_async import chain  # few need it
 

@@ -30,7 +30,12 @@ def test_a_song_is_at_most_as_long_as_its_model_can_make_it(model: str) -> None:
     [
         ({"seconds": 0.0}, "seconds is 0.0"),
         ({"seconds": float("nan")}, "seconds is nan"),
+        ({"seconds": "4:00"}, "seconds is '4:00'"),
+        ({"seconds": True}, "seconds is True"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 2.5}, "max_steps is 2.5"),
+        ({"max_steps": float("inf")}, "max_steps is inf"),
+        ({"before_end": None}, "before_end is None"),
         ({"before_end": 0.0}, "before_end is 0.0"),
         ({"before_end": float("inf")}, "before_end is inf"),
     ],

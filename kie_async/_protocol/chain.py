@@ -43,13 +43,13 @@ class ChainGoal:
         """Find what is wrong with it, for a model."""
         limits = limits_of(model)
         most = LONGEST if limits is None else limits.result_seconds
-        if not 0 < self.seconds < LONGEST:
+        if not (_is_number(self.seconds) and 0 < self.seconds < LONGEST):
             yield Problem("seconds", f"is {self.seconds!r}", "give a number of seconds above 0")
         elif self.seconds > most:
             yield Problem("seconds", f"is {self.seconds:g} s", f"{model} makes songs of at most {most:g} s")
-        if self.max_steps < 1:
+        if not (_is_number(self.max_steps) and 1 <= self.max_steps < LONGEST and self.max_steps % 1 == 0):
             yield Problem("max_steps", f"is {self.max_steps!r}", "give a number from 1 up")
-        if not _MIN_BEFORE_END <= self.before_end < LONGEST:
+        if not (_is_number(self.before_end) and _MIN_BEFORE_END <= self.before_end < LONGEST):
             yield Problem("before_end", f"is {self.before_end!r}", f"give seconds from {_MIN_BEFORE_END} up")
 
     def next_cut(self, duration: float) -> float:
@@ -72,6 +72,10 @@ class ChainGoal:
         if before is not None and now is not None and now.total <= before.total:
             return "nothing_added"
         return "max_steps" if steps >= self.max_steps else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @attrs.frozen
