@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         UnexpectedRedirectError,
         WaitTimeoutError,
     )
-    from kie_async.journal import Job, Journal, PostgresJournal, SQLiteJournal, open_journal
+    from kie_async.journal import Job, JobList, Journal, PostgresJournal, SQLiteJournal, open_journal
     from kie_async.limiter import Limiter, SlidingLimiter
     from kie_async.models import (
         CallbackEvent,
@@ -82,6 +82,7 @@ __all__ = [
     "InternalError",
     "InvalidRequestError",
     "Job",
+    "JobList",
     "Journal",
     "KeyQuotaError",
     "KieError",
@@ -152,7 +153,7 @@ __getattr__ = lazy_exports(
         "Task": "_client.task",
         "__version__": "_package",
         **dict.fromkeys(("Manifest", "read_manifest", "run_batch"), "batch"),
-        **dict.fromkeys(("Job", "Journal", "PostgresJournal", "SQLiteJournal", "open_journal"), "journal"),
+        **dict.fromkeys(("Job", "JobList", "Journal", "PostgresJournal", "SQLiteJournal", "open_journal"), "journal"),
     },
 )  # fmt: skip
 

@@ -199,6 +199,11 @@ class Track:
         """Return all fields as JSON types; a moment is ISO 8601 text."""
         return attrs.asdict(self, recurse=False, value_serializer=_serialized)
 
+    def _repr_html_(self) -> str:
+        from kie_async._display import track_html  # for notebooks alone
+
+        return track_html(self)
+
 
 def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
     """Build the request that extends a track, with its length and, where that is certain, its model.
@@ -371,6 +376,11 @@ class TaskResult:
             "continue_at": self.continue_at,
             "source_duration": self.source_duration,
         }
+
+    def _repr_html_(self) -> str:
+        from kie_async._display import result_html  # for notebooks alone
+
+        return result_html(self)
 
 
 @attrs.frozen

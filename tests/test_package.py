@@ -121,6 +121,11 @@ def test_importing_the_package_loads_names_only() -> None:
     assert {"asyncio", "ssl", "json", "logging"}.isdisjoint(standard)
 
 
+def test_what_notebooks_show_is_loaded_by_notebooks_alone() -> None:
+    code = "import sys; from kie_async import Job, KieSession, Track; sys.exit('kie_async._display' in sys.modules)"
+    assert run(code).returncode == 0
+
+
 def test_what_is_there_can_be_listed() -> None:
     assert run("import kie_async; print(*dir(kie_async))").stdout.split() == sorted(kie_async.__all__)
 

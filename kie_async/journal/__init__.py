@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         held_by,
         is_local,
     )
+    from kie_async.journal._job_list import JobList
     from kie_async.journal._journal import Journal
     from kie_async.journal._leases import Leases
     from kie_async.journal._machines import machine_lease
@@ -53,6 +54,7 @@ __all__ = [
     "InboundCallback",
     "Job",
     "JobError",
+    "JobList",
     "JobResults",
     "Journal",
     "JournalLimiter",
@@ -80,6 +82,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "Finding": "_diagnosis",
+        "JobList": "_job_list",
         "Journal": "_journal",
         "Payer": "_caps",
         "VERSION": "_schema",

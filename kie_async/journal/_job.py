@@ -195,6 +195,11 @@ class Job:
         """Where its tracks are, relative to the directory of the batch."""
         return self.results.files
 
+    def _repr_html_(self) -> str:
+        from kie_async.journal._job_list import JobList  # for notebooks alone
+
+        return JobList([self])._repr_html_()
+
 
 @attrs.frozen(kw_only=True)
 class InboundCallback:
