@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import kie_async as kie
@@ -125,7 +125,9 @@ untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @untimed
-@given(st.text() | st.just(HOSTILE))
+@example(HOSTILE)
+@example("\ud800 \x00 \u202e")
+@given(st.text())
 def test_a_title_stays_text(title: str) -> None:
     track = kie.Track("a", audio_url="https://x.example/a.mp3", title=title, model_name=title)
     job = kie.Job(key=title, request=kie.ExtendRequest("a1", model="V5"), results=JobResults(tracks=(track,)))
@@ -159,6 +161,7 @@ def test_only_addresses_of_http_and_https_are_played(url: str) -> None:
 
 
 @untimed
+@example('"onplay="alert(1)"><script>&lt;\'', "https://x.example/?")
 @given(st.text(), st.sampled_from(["", "https://", "http://x.example/", "https://x.example/?"]))
 def test_an_address_stays_within_its_attribute(text: str, before: str) -> None:
     page = shown(result_of(kie.Track("a", audio_url=before + text), continue_at=5.0))
