@@ -65,8 +65,12 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def shown(value: Any) -> Page:  # whatever a notebook can show
-    return Page(value._repr_html_())
+def html_of(value: Any) -> str:  # whatever a notebook can show
+    return str(value._repr_html_())  # IPython's protocol
+
+
+def shown(value: Any) -> Page:
+    return Page(html_of(value))
 
 
 def result_of(*tracks: kie.Track, **fields: Any) -> kie.TaskResult:
@@ -116,7 +120,7 @@ def test_a_result_says_what_it_does_not_know() -> None:
 
 
 def test_nothing_secret_is_shown() -> None:
-    assert "SECRET" not in result_of(SHORT, LONG, continue_at=60.0)._repr_html_()
+    assert "SECRET" not in html_of(result_of(SHORT, LONG, continue_at=60.0))
 
 
 # ---------------------------------------------------------------- any text stays text
@@ -141,7 +145,7 @@ def test_a_title_stays_text(title: str) -> None:
         text = clean(title).strip() or "untitled"
         assert {audio["aria-label"] for audio in page.of("audio")} == {text}
         assert any(cell.startswith(text) for cell in page.cells)
-        value._repr_html_().encode()  # as a notebook is saved
+        html_of(value).encode()  # as a notebook is saved
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,7 @@ def test_a_job_shows_its_tracks() -> None:
         ),
     ]
     assert [audio["aria-label"] for audio in page.of("audio")] == ["One", "Two"]
-    assert "SECRET" not in job_of(UPLOAD, last_attempt=attempt)._repr_html_()
+    assert "SECRET" not in html_of(job_of(UPLOAD, last_attempt=attempt))
 
 
 @pytest.mark.parametrize(
