@@ -232,13 +232,14 @@ async def _adopt_task(journal: Journal, directory: Path, task: RecordedTask) -> 
     job = await journal.move(key, State.SUBMITTED, token=token, task_id=task.task_id, **cost)
     if task.state is State.FAILED:
         return await journal.move(key, State.FAILED, token=token, error=task.error)
-    if task.state is State.DELIVERED and await on_disk(_have_all, directory, task.files):
+    if task.state is State.DELIVERED and await on_disk(have_all, directory, task.files):
         await journal.move(key, State.SUCCEEDED, token=token)
         return await journal.move(key, State.DELIVERED, token=token, files=task.files)
     return job
 
 
-def _have_all(directory: Path, names: tuple[str, ...]) -> bool:
+def have_all(directory: Path, names: tuple[str, ...]) -> bool:
+    """Tell whether there are names, and a file of each in the directory; blocks."""
     return bool(names) and all((directory / name).is_file() for name in names)
 
 

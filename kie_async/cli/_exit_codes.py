@@ -110,6 +110,7 @@ _OPTIONS = {
     "task_id": "TASK_ID",
     "continue_at": "--at",
     "source_duration": "--duration",
+    "seconds": "--until",
 }
 _FIELDS = {field.name for kind in (ExtendRequest, UploadExtendRequest) for field in attrs.fields(kind)}
 _ROUTE = re.compile(r'\bSettings\(route="(\w+)"\)')

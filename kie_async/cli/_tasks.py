@@ -17,6 +17,8 @@ from kie_async import emulator, files
 from kie_async._client import Task
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
+from kie_async.chain import ChainSource
+from kie_async.cli._chain import UNTIL, UntilOptions, extend_until
 from kie_async.cli._connect import SessionOptions, connect
 from kie_async.cli._exit_codes import UsageError, option_of
 from kie_async.cli._options import (
@@ -33,6 +35,7 @@ from kie_async.cli._options import (
     Timeout,
 )
 from kie_async.cli._output import Output
+from kie_async.cli._progress import clock
 from kie_async.cli._verdicts import say_verdicts
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import CallbackReceived, Polled, clean
@@ -107,14 +110,17 @@ async def upload_extend(
     /,
     *,
     output: OutputArg,
+    until: UntilOptions = UNTIL,
     options: SubmitOptions = SUBMIT,
 ) -> None:
-    """Extend audio of your own: cut it at a position and let the service continue it.
+    """Extend audio of your own: cut it at a position and let the service continue it; with --until, again and again.
 
     Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
     """
     if not is_url(song):
         await to_thread.run_sync(_check_file, song)
+    if await _extend_until(output, song, options, until):
+        return
     request = UploadExtendRequest(song, **options.music.of_upload())
     await _submit(output, await files.measure_request(request), options)
 
@@ -124,13 +130,26 @@ async def extend(
     /,
     *,
     output: OutputArg,
+    until: UntilOptions = UNTIL,
     options: SubmitOptions = SUBMIT,
 ) -> None:
-    """Extend a track that the service made; with no further options as it was made.
+    """Extend a track that the service made; with no further options as it was made; with --until, again and again.
 
     Example: kie-async extend e231c5c0-7a52 --model V5 --out new
     """
+    if await _extend_until(output, Track(audio_id, duration=options.music.duration), options, until):
+        return
     await _submit(output, ExtendRequest(audio_id, **options.music.of_track()), options)
+
+
+async def _extend_until(output: Output, source: ChainSource, options: SubmitOptions, until: UntilOptions) -> bool:
+    """Extend a song until it is long enough, if that is asked for."""
+    if until.until is None:
+        until.check()
+        return False
+    receiver, session_options = _receiver(options), _settings(options.common.route, options.run.timeout)
+    await extend_until(output, source, options, until, receiver=receiver, session_options=session_options)
+    return True
 
 
 def _check_file(song: str) -> None:
@@ -243,12 +262,6 @@ async def _listening(task: Task) -> AsyncIterator[None]:
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
-
-
-def clock(seconds: float) -> str:
-    """A position in audio, or its length, in minutes and seconds: 2:06, or 0:15.4."""
-    minutes, rest = divmod(round(seconds, 2), 60)
-    return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
 
 
 # ---------------------------------------------------------------- download

@@ -1,0 +1,72 @@
+"""The takes of a chain, kept as the results of a batch are: with sidecars, and lines in ``results.jsonl``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kie_async._protocol.chain import ChainPart
+from kie_async.audio import compare
+from kie_async.batch._delivery import Delivery
+from kie_async.batch._reconcile import RecordedTasks, find_job, have_all
+from kie_async.batch._results import Results
+from kie_async.batch._verdicts import write_verdict
+from kie_async.errors import KieError
+from kie_async.events import Notice, clean, guarded
+from kie_async.files import on_disk
+from kie_async.journal import Job, Recorder, State
+from kie_async.models import Request, Track
+from kie_async.session import KieSession
+
+
+class RecordedTakes:
+    """Downloads the takes of a chain; see ``kie_async.chain.ChainFiles``.
+
+    Args:
+        session: downloads.
+        recorder: of its journal.
+        results: where the files go.
+    """
+
+    def __init__(self, session: KieSession, recorder: Recorder, results: Results) -> None:
+        self._session = session
+        self._journal = recorder.journal
+        self._results = results
+        self._emit = guarded(session.settings.observer)
+        self._delivery = Delivery(recorder.journal, recorder.leases, results, self._emit)
+        self._recorded = RecordedTasks(results.directory, emulated=results.emulated)
+        self._last: tuple[Path, ...] = ()
+
+    async def check(self, key: str, request: Request) -> None:
+        """Refuse a step that the results name, and the journal has lost.
+
+        Raises:
+            LostRecordError: it was paid before.
+        """
+        job = await self._journal.get(key) or Job(key=key, request=request)
+        if (task := await self._recorded.find_lost(self._journal, job)) is not None:
+            raise task.lost_error()
+
+    async def save(self, key: str, tracks: tuple[Track, ...]) -> tuple[Path, ...]:
+        """Download them, unless they are here, and return their files."""
+        job, directory = await find_job(self._journal, key), self._results.directory
+        if job.state is State.SUCCEEDED:
+            job = await self._delivery.deliver(job, self._session.download)
+        names = job.files
+        if not await on_disk(have_all, directory, names):  # they were delivered elsewhere, or removed since
+            names = tuple([await self._results.save(self._session.download, job, track) for track in tracks])
+        self._last = tuple(directory / name for name in names)
+        return self._last
+
+    async def detect(self, source: Path, take: Path, cut: float) -> ChainPart | None:
+        """Tell by its sound what a take holds, and write that into the sidecars of all takes of the step."""
+        part: ChainPart | None = None
+        for path in self._last:
+            try:
+                verdict = await compare(source, path, continue_at=cut)
+                await on_disk(write_verdict, path, verdict)
+            except KieError as error:
+                self._emit(Notice("", f"what {path.name} holds is told by its length alone: {clean(error.message)}"))
+                continue
+            if path == take and verdict.kind != "unclear":
+                part = verdict.kind
+        return part

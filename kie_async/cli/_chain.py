@@ -1,0 +1,207 @@
+"""Extending a song until it is long enough: what ``upload-extend`` and ``extend`` do with ``--until``."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import attrs
+from cyclopts import Group, Parameter
+
+from kie_async import files
+from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, Chain, ChainStep
+from kie_async._protocol.request_rules import CREDITS_PER_TASK, read_cut_point
+from kie_async.batch import RecordedTakes, Results
+from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
+from kie_async.cli._batch_progress import count_of
+from kie_async.cli._connect import JournalLocation, SessionOptions, connect, find_journal, make_settings
+from kie_async.cli._exit_codes import UsageError
+from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, Positive, SubmitOptions, Yes
+from kie_async.cli._output import Output, confirm
+from kie_async.cli._progress import clock
+from kie_async.errors import KieError
+from kie_async.journal import PAID
+from kie_async.models import Track, UploadFields
+from kie_async.session import KieSession
+
+_SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
+_NO_KEY = "none-is-needed"  # to check requests
+_WHY_SHORT = {
+    "max_steps": "it has the steps that --max-steps allows: go on with the same command and more of them",
+    "nothing_added": "its last step added nothing; another would be paid in vain",
+    "length_unknown": "the service does not say how long the last take is: listen to it, and go on with 'extend'",
+}
+
+
+@Parameter(name="*", group=Group("Length", sort_key=2))
+@attrs.frozen(kw_only=True)
+class UntilOptions:
+    """How a song is extended again and again.
+
+    Attributes:
+        until: Extend the song until it lasts so long (4:00 or 240); the same command again goes on where it stopped.
+        choose: Which take of a step the next one extends (longest).
+        before_end: Where each take is cut, in seconds before its end (0.5).
+        max_steps: Extend it so often at most (10).
+        max_credits: Never spend more than this on it.
+    """
+
+    until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
+    choose: Literal["longest", "first"] = "longest"
+    before_end: float = BEFORE_END
+    max_steps: Positive = MAX_STEPS
+    max_credits: NotNegative | None = None
+    journal: JournalOption = None
+    yes: Yes = False
+
+    def seconds(self) -> float:
+        """The length to be reached."""
+        length = read_cut_point(self.until.strip()) if self.until is not None else None
+        if length is None or length.needs_length:
+            raise UsageError(f"--until: {str(self.until)[:60]!r} is no length; write 4:00 or 240")
+        return length.amount
+
+    def check(self) -> None:
+        """Refuse what has no meaning without ``--until``."""
+        for field in attrs.fields(type(self)):
+            if getattr(self, field.name) != field.default:
+                raise UsageError(f"--{field.name.replace('_', '-')} is given without --until")
+
+
+UNTIL = UntilOptions()  # without any option given
+
+
+@attrs.frozen(kw_only=True)
+class ChainOrder:
+    """What the command was asked for.
+
+    Attributes:
+        plan: of the chain.
+        location: where its steps are kept.
+        until: the options of the chain.
+        out: where the files go.
+        emulated: on the built-in emulator.
+    """
+
+    plan: ChainPlan
+    location: JournalLocation
+    until: UntilOptions
+    out: Path
+    emulated: bool
+
+    async def new_steps(self) -> int:
+        """How many steps may still be paid."""
+        paid = 0
+        if self.location.exists:
+            async with self.location.journal() as journal:
+                paid = sum(job.state in PAID for job in await self.plan.on_record(journal))
+        return max(self.plan.goal.max_steps - paid, 0)
+
+
+async def extend_until(  # noqa: PLR0913  # keyword-only but for what every command has
+    output: Output,
+    source: ChainSource,
+    options: SubmitOptions,
+    until: UntilOptions,
+    *,
+    receiver: CallbackOptions,
+    session_options: SessionOptions,
+) -> None:
+    """Extend a song again and again; the same command again goes on where it was stopped."""
+    run = options.run
+    if run.out is None or run.no_wait:
+        raise UsageError("--until needs the takes as files: give --out, and leave --no-wait out")
+    location = find_journal(until.journal, run.out, emulate=run.emulate)
+    await files.check_writable(run.out)
+    fields = options.music.of_track() if isinstance(source, Track) else options.music.of_upload()
+    checks = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
+    checker = KieSession(make_settings({**checks, "route": options.common.route, "observer": _ignore}), journal="")
+    plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
+    order = ChainOrder(plan=plan, location=location, until=until, out=run.out, emulated=run.emulate)
+    await _ask(output, order)
+    output.hints = _hints(output, order, 1)
+    emulated = {"speed": _SPEED} if run.emulate else None
+    opening: SessionOptions = {**session_options, "journal": location.journal()}
+    async with connect(output, receiver, emulated=emulated, **opening) as session:
+        chain = await _run(output, order, session)
+    output.value |= chain.to_dict()
+    if chain.end != "reached":
+        length = "an unknown time" if chain.length is None else clock(chain.length)
+        error = KieError(f"the song lasts {length}, and not {clock(plan.goal.seconds)}", charged="yes")
+        error.add_note(_WHY_SHORT[chain.end])
+        raise error
+
+
+def _ignore(_event: object) -> None:
+    """The session that runs the chain tells it."""
+
+
+def _chain_options(fields: object, until: UntilOptions, emulate: bool) -> ChainOptions:  # noqa: FBT001  # one of three
+    given = {name: value for name, value in cast("UploadFields", fields).items() if value is not None}
+    own = {
+        "choose": until.choose,
+        "max_steps": until.max_steps,
+        "max_credits": until.max_credits,
+        "before_end": until.before_end,
+        "key": secrets.token_hex(12) if emulate else None,  # the emulator of an earlier run is gone, and its tasks too
+    }
+    return cast("ChainOptions", given | own)
+
+
+async def _ask(output: Output, order: ChainOrder) -> None:
+    """Show the plan, and ask before credits are spent."""
+    plan, new = order.plan, await order.new_steps()
+    length = plan.first.source_duration
+    lasts = "" if length is None else f" ({clock(length)})"
+    output.say(f"the song{lasts} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most")
+    cost = new * CREDITS_PER_TASK
+    if plan.max_credits is not None:
+        cost = min(cost, plan.max_credits)
+    output.value["plan"] = {"key": plan.key, "new_steps": new, "credits": cost, "source_duration": length}
+    is_long_enough = plan.start is not None and plan.start.total >= plan.goal.seconds
+    if new and not (order.emulated or order.until.yes or is_long_enough):
+        confirm(output, f"it will cost {cost:.12g} credits at most")
+
+
+async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
+    plan, journal = order.plan, session.journal
+    assert journal is not None  # noqa: S101  # it was opened with the session
+
+    output.value |= {"steps": [], "files": []}
+
+    def made(step: ChainStep) -> None:
+        length = "an unknown length" if step.length is None else clock(step.length)
+        holds = "the whole song" if step.holds == "whole" else "the continuation alone"
+        take = step.tracks.index(step.track) + 1
+        output.say(f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}")
+        output.value["steps"].append(step.to_dict())
+        for path in map(str, step.files):
+            output.value["files"].append(path)
+            output.print(path)
+        output.hints = _hints(output, order, step.number + 1)
+
+    async with session.open_journal(journal) as recorder:
+        results = Results(order.out, emulated=session.settings.on_loopback)
+        takes = RecordedTakes(session, recorder, results)
+        run = ChainRun(plan=plan, session=session, recorder=recorder, takes=takes, detect=takes.detect, observer=made)
+        return await run.run()
+
+
+def _hints(output: Output, order: ChainOrder, number: int) -> dict[int, str]:
+    """What to do after a step failed, by exit code."""
+    if order.emulated:
+        gone = "the emulator and its tasks are gone; to stop and go on, run 'kie-async emulate' in another terminal"
+        return dict.fromkeys((3, 4, 6, 7, 8, 130), gone)
+    key, where = order.plan.step_key(number), order.location.with_out(order.out)
+    again = f"go on with the same command:\n  {order.location.as_typed(output.words)}"
+    retry = f"to have it made after all, and paid again: kie-async jobs retry {key} {where}"
+    decide = f"look at https://kie.ai/logs, and decide: kie-async jobs resolve {key} --task-id ID {where}"
+    return {
+        3: f"if the step failed: {retry}\nthen {again}",
+        4: f"top up at https://kie.ai, or raise --max-credits; then {again}",
+        6: f"the task continues; {again}",
+        7: f"it is not sent again by itself, for it may be paid; {decide}\nthen {again}",
+        8: f"if the step failed or is unknown: kie-async jobs show {key} {where}\nelse {again}",
+        130: f"what was submitted goes on at the service, and is kept; {again}",
+    }

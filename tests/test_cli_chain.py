@@ -1,0 +1,195 @@
+"""``--until``: what is shown, asked and paid, what stays when the process dies, and what the takes hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Answer, Terminal, served, short_song
+
+from kie_async import emulator
+from kie_async.emulator import Fault
+from kie_async.testing import EmulatorHandle
+
+TITLED = ("--style", "folk", "--title", "Longer", "--instrumental")
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch, goes_on=(2.0, 4.0)) as handle:
+        yield handle
+
+
+@pytest.fixture
+def continuing(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch, goes_on=(3.0, 6.0), answers="continuation") as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("songs") / "my song.wav"
+    path.write_bytes(emulator.demo_song())
+    return path
+
+
+@pytest.fixture
+def song(tmp_path: Path) -> Path:
+    return short_song(tmp_path / "song.wav")
+
+
+def made(answer: Answer) -> list[str]:
+    return [Path(line).name for line in answer.out.splitlines()]
+
+
+# ---------------------------------------------------------------- how it goes
+
+
+def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: Path, tmp_path: Path) -> None:
+    words = ("upload-extend", str(demo), "--until", "1:00", "--emulate", "--out", str(tmp_path / "new"))
+    answer = terminal(*words, *TITLED, virtual=True)
+    assert answer.code == 0, answer.err
+    assert "the song (0:25.4) is extended until 1:00, by 10 new steps at most" in answer.err
+    assert "step 1: take 2 of 2 holds the whole song; the song lasts 1:0" in answer.err
+    assert len(made(answer)) == 2
+    assert len(list((tmp_path / "new").glob("*.kie.json"))) == 2
+    again = terminal(*words, *TITLED, virtual=True)  # the emulator is gone, and its tasks too
+    assert "submitted: task" in again.err
+
+
+def test_the_same_command_pays_for_nothing_twice(
+    terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path
+) -> None:
+    words = ("upload-extend", str(song), "--out", str(tmp_path / "new"), "--json", *TITLED)
+    first = terminal(*words, "--until", "8", "--yes")
+    assert first.code == 0, first.err
+    value = first.value
+    assert value["plan"] == {
+        "key": value["key"], "new_steps": 10, "credits": 120, "source_duration": 2.0
+    }  # fmt: skip
+    assert [step["cut"] for step in value["steps"]] == [1.5, 5.0]
+    assert (value["length"], value["end"], value["credits"]) == (9.0, "reached", 24)
+    assert value["files"] == [path for step in value["steps"] for path in step["files"]]
+    assert [charge.body["continueAt"] for charge in service.ledger] == [1.5, 5.0]
+    again = terminal(*words, "--until", "8", "--yes").value
+    assert again["steps"] == value["steps"]
+    assert again["plan"]["new_steps"] == 8
+    longer = terminal(*words, "--until", "11", "--yes", "--max-credits", "40")
+    assert (longer.code, longer.value["plan"]["credits"], longer.value["length"]) == (0, 40, 12.5)
+    assert len(service.ledger) == 3
+    listed = terminal("jobs", "list", "--out", str(tmp_path / "new"), "--json").value
+    assert [job["state"] for job in listed["jobs"]] == ["delivered"] * 3
+    take = tmp_path / "new" / value["steps"][0]["files"][0].rpartition("/")[2]
+    take.unlink()
+    assert terminal(*words, "--until", "8", "--yes").code == 0
+    assert take.exists()
+
+
+def test_a_track_of_the_service_is_extended(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:
+    words = ("extend", "a1", "--model", "V5", "--out", str(tmp_path / "new"), "--duration", "20", *TITLED, "--yes")
+    answer = terminal(*words, "--until", "22", "--choose", "first", "--before-end", "1")
+    assert answer.code == 0, answer.err
+    assert [charge.body["continueAt"] for charge in service.ledger] == [19.0, 20.0]
+    nothing = terminal(*words[:-1], "--until", "0:20")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert len(service.ledger) == 2
+
+
+# ---------------------------------------------------------------- what a take holds
+
+
+def test_continuations_count_from_their_cut(
+    terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path
+) -> None:
+    words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "35", "--yes", *TITLED)
+    answer = terminal(*words)
+    assert answer.code == 0, answer.err
+    assert "step 2: take 2 of 2 holds the continuation alone; the song lasts 0:36.4" in answer.err
+    sidecars = [json.loads(path.read_bytes()) for path in (tmp_path / "new").glob("*-1-*.kie.json")]
+    assert [facts["verdict"]["kind"] for facts in sidecars] == ["continuation"] * 2
+    assert terminal(*words).out == answer.out
+    assert len(continuing.ledger) == 2
+
+
+def test_where_the_sound_tells_nothing_the_length_decides(
+    terminal: Terminal, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(monkeypatch, goes_on=(2.0, 4.0), check_sources=False):
+        words = ("upload-extend", "--out", str(tmp_path / "new"), "--yes", *TITLED)
+        assert terminal(*words, str(song), "--until", "5").code == 0
+        answer = terminal(*words, str(song), "--until", "32", "--duration", "30", "--at", "29")
+        assert answer.code == 0
+        assert "holds is told by its length alone: --at: is 29 s, but the source lasts 2.0 s" in answer.err
+        assert "holds the whole song; the song lasts 0:33" in answer.err
+
+
+# ---------------------------------------------------------------- what is asked, and what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--until", "x"), "--until: 'x' is no length; write 4:00 or 240"),
+        (("--until", "75%"), "--until: '75%' is no length"),
+        (("--until", "9:00"), "--until is 540 s; V5 makes songs of at most 480 s"),
+        (("--until", "9", "--no-wait"), "--until needs the takes as files: give --out, and leave --no-wait out"),
+        (("--until", "9"), "it will cost 120 credits at most: nothing was done; if that is meant, give --yes"),
+        (("--choose", "first"), "--choose is given without --until"),
+        (("--max-steps", "3"), "--max-steps is given without --until"),
+    ],
+)
+def test_wrong_use_spends_nothing(
+    terminal: Terminal, service: EmulatorHandle, song: Path, words: tuple[str, ...], says: str
+) -> None:
+    answer = terminal("upload-extend", str(song), *words, "--out", str(song.with_name("new")))
+    assert (answer.code, len(service.ledger)) == (2, 0)
+    assert says in answer.err
+
+
+def test_a_song_that_stays_too_short_says_why(
+    terminal: Terminal, song: Path, tmp_path: Path, service: EmulatorHandle
+) -> None:
+    answer = terminal("upload-extend", str(song), "--until", "9", "--max-steps", "1", "--out", str(tmp_path), "--yes")
+    assert answer.code == 3
+    assert "error: the song lasts 0:05.5, and not 0:09" in answer.err
+    assert "go on with the same command and more of them" in answer.err
+    assert len(made(answer)) == 2
+    assert len(service.ledger) == 1
+
+
+def test_a_step_that_fails_can_be_had_after_all(
+    terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path
+) -> None:
+    words = ("upload-extend", str(song), "--until", "8", "--out", str(tmp_path / "new"), "--yes")
+    service.add_faults(Fault("failed", nth=2))
+    failed = terminal(*words)
+    assert failed.code == 3
+    assert len(made(failed)) == 2
+    assert "step 2: " in failed.err
+    [retry] = [line for line in failed.err.splitlines() if "kie-async jobs retry" in line]
+    assert f"  kie-async {' '.join(words)}" in failed.err
+    conflict = terminal(*words, "--json")
+    assert (conflict.code, len(conflict.value["steps"]), len(conflict.value["files"])) == (8, 1, 2)
+    assert terminal(*retry.rpartition("kie-async ")[2].split(), "--yes").code == 0
+    assert terminal(*words).code == 0
+    assert len(service.ledger) == 3
+
+
+def test_a_journal_that_is_gone_is_noticed(
+    terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path
+) -> None:
+    words = ("upload-extend", str(song), "--until", "5", "--out", str(tmp_path / "new"), "--yes")
+    assert terminal(*words).code == 0
+    for path in (tmp_path / "new").glob("kie-async.sqlite*"):
+        path.unlink()
+    answer = terminal(*words)
+    assert answer.code == 8
+    assert "kie-async jobs adopt" in answer.err
+    assert len(service.ledger) == 1
