@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TLSError,
         TooManyFailuresError,
         UnavailableError,
+        UnclearError,
         UnexpectedRedirectError,
         WaitTimeoutError,
     )
@@ -118,6 +119,7 @@ __all__ = [
     "TooManyFailuresError",
     "Track",
     "UnavailableError",
+    "UnclearError",
     "UnexpectedRedirectError",
     "UploadExtendRequest",
     "UploadedFile",

@@ -30,6 +30,7 @@
     ├── InternalError           a fault of this library, or of one that it uses  report it
     └── FileError               a file could not be used, sent or fetched
         ├── AudioError          the source is not usable audio
+        ├── UnclearError        the sound does not tell what a result holds      listen, and say it
         ├── DownloadError       a result could not be fetched whole              fetch again
         │   └── ResultExpiredError  the service no longer keeps it
         └── StorageError        the local disk refused                           make room, fetch again
@@ -39,6 +40,7 @@ All of them can be pickled and copied, and none ever holds the API key.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, TypeAlias
 
 import attrs
@@ -285,6 +287,17 @@ class FileError(KieError):
 
 class AudioError(FileError, ValueError):
     """The source is no audio that the service could extend, or its length cannot be measured. Nothing was sent."""
+
+
+@attrs.define(slots=False)
+class UnclearError(FileError):
+    """It cannot be told by its sound whether a result holds the whole song, or only the continuation.
+
+    Attributes:
+        durations: of the joined file in seconds, if it is the ``whole`` and if it is the ``continuation``.
+    """
+
+    durations: Mapping[str, float] = attrs.field(factory=dict[str, float])
 
 
 class DownloadError(FileError, retryable=True):

@@ -1,4 +1,4 @@
-"""What is heard in files of audio (the extra ``audio``: PyAV and numpy): whether a result holds its source."""
+"""What is heard in files of audio (the extra ``audio``: PyAV and numpy): what a result holds, and joining it."""
 
 from typing import TYPE_CHECKING
 
@@ -6,15 +6,31 @@ from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async.audio._decode import AudioReader, open_reader, read_mono, read_samples
+    from kie_async.audio._join import SUFFIXES, Joined, join
+    from kie_async.audio._seam import Seam
     from kie_async.audio._verdict import Verdict, can_compare, compare
 
-__all__ = ["AudioReader", "Verdict", "can_compare", "compare", "open_reader", "read_mono", "read_samples"]
+__all__ = [
+    "SUFFIXES",
+    "AudioReader",
+    "Joined",
+    "Seam",
+    "Verdict",
+    "can_compare",
+    "compare",
+    "join",
+    "open_reader",
+    "read_mono",
+    "read_samples",
+]
 
 # PyAV and numpy are slow to load.
 __getattr__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("AudioReader", "open_reader", "read_mono", "read_samples"), "_decode"),
+        **dict.fromkeys(("SUFFIXES", "Joined", "join"), "_join"),
+        "Seam": "_seam",
         **dict.fromkeys(("Verdict", "can_compare", "compare"), "_verdict"),
     },
 )

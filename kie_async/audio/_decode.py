@@ -31,6 +31,7 @@ from kie_async.files import AUDIO_KIND_NAMES, kind_of, open_audio
 Samples: TypeAlias = NDArray[np.float32]  # channels x samples
 Mono: TypeAlias = NDArray[np.float32]  # samples of one channel
 
+_DEEP = {"s32", "s32p", "flt", "dbl"}  # formats of samples; lossy codecs give "fltp"
 _REMEDY = "convert it anew, or fetch it again"
 
 
@@ -42,25 +43,38 @@ class AudioReader:
         name: of the file, for errors.
         rate: its samples a second.
         channels: how many it has.
+        bits: that a sample needs to be kept as it is: 24, or 16, which is enough for what a lossy codec made.
     """
 
     name: str
     rate: int
     channels: int
+    bits: int
     _layout: str
     _frames: Iterator[AudioFrame]
 
-    def blocks(self, start: float = 0.0, end: float | None = None) -> Iterator[Samples]:
+    def blocks(
+        self, start: float = 0.0, end: float | None = None, *, rate: int | None = None, stereo: bool = False
+    ) -> Iterator[Samples]:
         """Yield the samples from ``start`` to ``end`` (seconds; None: all), in order, in pieces of any length.
 
         They can be read once. A file that is shorter ends earlier.
 
+        Args:
+            start: the first second.
+            end: the second where they end.
+            rate: samples a second; by default its own.
+            stereo: make them two channels: a single one is doubled, more are mixed. By default its own.
+
         Raises:
             AudioError: it has channels that cannot be read.
         """
-        first, last = round(start * self.rate), None if end is None else round(end * self.rate)
+        rate = rate or self.rate
+        first, last = round(start * rate), None if end is None else round(end * rate)
         at = 0
-        for block in self._converted(self._layout, self.rate):
+        is_single = self.channels == 1  # which the resampler would make quieter
+        for converted in self._converted("stereo" if stereo and not is_single else self._layout, rate):
+            block = np.repeat(converted, 2, axis=0) if stereo and is_single else converted
             piece = block[:, max(0, first - at) : None if last is None else max(0, last - at)]
             at += block.shape[1]
             if piece.shape[1]:
@@ -130,7 +144,9 @@ def _open(stack: ExitStack, path: Path, name: str) -> AudioReader:
     first = next(frames, None)
     if first is None:
         raise AudioError(f"{name} holds no audio that can be decoded: {_REMEDY}")
-    return AudioReader(name, first.sample_rate, first.layout.nb_channels, first.layout.name, chain((first,), frames))
+    bits = 24 if first.format.name in _DEEP else 16
+    layout = first.layout
+    return AudioReader(name, first.sample_rate, layout.nb_channels, bits, layout.name, chain((first,), frames))
 
 
 def read_samples(path: str | PathLike[str], start: float = 0.0, end: float | None = None) -> tuple[Samples, int]:

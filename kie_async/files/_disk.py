@@ -24,8 +24,13 @@ Progress: TypeAlias = Callable[[int, int | None], None]  # bytes so far, bytes i
 logger = logging.getLogger("kie_async.files")
 
 
-async def on_disk(function: Callable[..., T], *arguments: object) -> T:
+async def on_disk(function: Callable[..., T], *arguments: object, on_cancel: Callable[[], object] = lambda: None) -> T:
     """Run a function in a thread.
+
+    Args:
+        function: blocks.
+        arguments: of the function.
+        on_cancel: called when the caller is cancelled, so that the function may end early.
 
     Raises:
         StorageError: the disk refused.
@@ -37,6 +42,7 @@ async def on_disk(function: Callable[..., T], *arguments: object) -> T:
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:
+        on_cancel()
         with CancelScope(shield=True):
             while not work.done():
                 with suppress(asyncio.CancelledError):

@@ -1,0 +1,127 @@
+"""One file of a song and its continuation. What is asked for is checked here; ``_joining`` does the work."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import attrs
+
+from kie_async.audio._verdict import Verdict, can_compare, compare
+from kie_async.errors import AudioError, InvalidRequestError, Problem, StorageError, UnclearError, invalid_request
+from kie_async.events import clean
+from kie_async.files import check_writable, measure, on_disk
+
+if TYPE_CHECKING:
+    from kie_async.audio._joining import Joining
+    from kie_async.audio._seam import Seam
+
+Kind: TypeAlias = Literal["whole", "continuation"]
+
+SUFFIXES = (".wav", ".flac", ".mp3")  # of the files that are written
+_MIN_CONFIDENCE = 0.6  # a verdict that is less sure is a guess
+
+
+@attrs.frozen
+class Joined:
+    """A file that was joined.
+
+    Attributes:
+        path: the file.
+        kind: what the result was taken for.
+        confidence: from 0 to 1, that it is so; None where the caller said so.
+        duration: of the file, in seconds.
+        gain: by how many dB the result was made louder, to be as loud as the source.
+        turned_down: by how many dB all of it was made quieter, so that nothing clips.
+        seam: where the continuation begins, and how that sounds.
+    """
+
+    path: Path
+    kind: Kind
+    confidence: float | None
+    duration: float
+    gain: float
+    turned_down: float
+    seam: Seam
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        seam = attrs.asdict(self.seam) | {"flags": list(self.seam.flags)}
+        return attrs.asdict(self) | {"path": str(self.path), "seam": seam}
+
+
+async def join(
+    source: str | PathLike[str],
+    result: str | PathLike[str],
+    *,
+    at: float | str,
+    out: str | PathLike[str],
+    kind: Kind | None = None,
+) -> Joined:
+    """Join a song and what continues it to one file: the song up to the cut, and the new part after it.
+
+    A result that holds the ``whole`` song takes over a little before the cut, where it and the source are the same, so
+    that the service's own transition is kept. A ``continuation`` is faded in at the cut within 20 ms, and is brought
+    to the level of the song, by 6 dB at most. Where anything would clip, all of it is made quieter by one gain: a
+    limiter would change the sound.
+
+    Args:
+        source: the file that was extended.
+        result: a track that was made of it.
+        at: the cut (``continue_at``): seconds, or text such as "2:06", "75%" and "-10s".
+        out: the file to write, a .wav, .flac or .mp3; it has the higher rate of the two, at most two channels, and 24
+            bits where one of them has. An mp3 has 128 kbit/s for each channel.
+        kind: what the result holds; by default that is found by its sound.
+
+    Returns:
+        What was made; ``seam.flags`` says in words what is remarkable at the seam.
+
+    Raises:
+        UnclearError: the sound does not tell what the result holds, and nothing is written. Listen, and give ``kind``.
+        InvalidRequestError: ``at``, ``out`` or ``kind`` cannot be used; see ``problems``.
+        AudioError: a file is no audio that can be read, or the extra ``audio`` is not installed.
+        StorageError: the disk refused.
+
+    The file is whole or absent, and never takes another's name. Cancelling stops the work and leaves nothing.
+    """
+    if kind not in {None, "whole", "continuation"}:
+        raise refused("kind", f"is {kind!r}", "give whole or continuation, or leave it out")
+    source, result, out = Path(source), Path(result), Path(out)
+    if not can_compare():
+        raise AudioError('audio cannot be joined: pip install "kie_async[audio]"')
+    from kie_async.audio._joining import Joining  # an extra, and slow to import
+
+    await check_writable(out.parent)
+    stop = Event()
+    try:
+        begun = await on_disk(Joining.begin, source, result, at, out, stop, on_cancel=stop.set)
+        verdict = Verdict("continuation") if kind == "continuation" else await _verdict(begun, kind)
+        joined = await on_disk(begun.finish, kind or verdict.kind, verdict, on_cancel=stop.set)
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        problem = f"is {clean(str(out))}, which is there already"
+        raise refused("out", problem, "give another name, or remove it") from None
+    return joined if kind is None else attrs.evolve(joined, confidence=None)
+
+
+async def _verdict(begun: Joining, kind: Kind | None) -> Verdict:
+    verdict = await compare(begun.source, begun.result, continue_at=begun.cut)
+    if kind is not None or (verdict.kind != "unclear" and verdict.confidence >= _MIN_CONFIDENCE):
+        return verdict
+    cut, length = begun.cut, await on_disk(measure, begun.result)
+    if length <= cut:
+        return Verdict("continuation", 1.0, seam=0.0)  # the song up to the cut has no room in it
+    raise UnclearError(
+        f"it is unclear what {clean(str(begun.result))} holds, and nothing was joined. As the whole song, its new part "
+        f"begins at {cut:.1f} s, and the joined file lasts {length:.1f} s; as the continuation alone, all is new in "
+        f"it, and the joined file lasts {cut + length:.1f} s",
+        durations={"whole": length, "continuation": cut + length},
+    )
+
+
+def refused(field: str, problem: str, remedy: str) -> InvalidRequestError:
+    """Make the error of an argument that cannot be used."""
+    return invalid_request(Problem(field, problem, remedy))

@@ -1,0 +1,263 @@
+"""The work of joining. It blocks.
+
+The source is read once up to the cut, the result once, and both again when the joined file is written: no more than
+some seconds of either is held, however long it is.
+
+This module needs the extra ``kie_async[audio]``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from threading import Event
+
+import attrs
+import numpy as np
+
+from kie_async._protocol.request_rules import FORMS, read_cut_point
+from kie_async.audio._decode import AudioReader, Samples, open_reader
+from kie_async.audio._encode import Form, write
+from kie_async.audio._join import SUFFIXES, Joined, Kind, refused
+from kie_async.audio._loudness import HOP
+from kie_async.audio._seam import Profile, Seam, measure_seam
+from kie_async.audio._splice import FADE, LEVELS, REACH, Excerpt, Splice, at_cut, where_same
+from kie_async.audio._verdict import Verdict
+from kie_async.errors import AudioError
+from kie_async.events import clean
+from kie_async.files import measure
+
+_BLOCK = 1.0  # seconds that are handled at once
+_UNSURE, _SURE = 4.0, 0.1  # seconds by which the offset of a whole may be wrong, without a verdict and with one
+_AROUND = 1.0  # seconds to each side of the seam that are judged
+_SHORTEST = 0.1  # seconds of a song up to its cut, or of a result
+_ROUNDING = 0.05  # seconds by which a cut may lie beyond the end of its source
+
+
+class _StoppedError(Exception):
+    """The caller went away."""
+
+
+@attrs.frozen
+class Scan:
+    """What was found by reading a file once.
+
+    Attributes:
+        profile: of all that was read.
+        excerpt: what of it is held.
+        length: samples that were read.
+    """
+
+    profile: Profile
+    excerpt: Excerpt
+    length: int
+
+
+@attrs.frozen
+class JoinPlan:
+    """What a joined file is made of. Positions are samples.
+
+    Attributes:
+        splice: where the result takes over.
+        ours: the source.
+        theirs: the result.
+        seam: where the new part begins in the joined file.
+        rate: samples a second.
+        mixed: the samples of the splice.
+    """
+
+    splice: Splice
+    ours: Scan
+    theirs: Scan
+    seam: int
+    rate: int
+    mixed: Samples = attrs.field(init=False)
+
+    @mixed.default
+    def _mix(self) -> Samples:
+        return self.splice.mixed(self.ours.excerpt, self.theirs.excerpt)
+
+    @property
+    def begins(self) -> int:
+        """The first sample of the result that is heard alone."""
+        return self.splice.result_at + self.splice.fade
+
+    @property
+    def length(self) -> int:
+        """Samples of the joined file."""
+        return self.splice.at + self.theirs.length - self.splice.result_at
+
+    def loudest(self) -> float:
+        """The largest sample of the joined file; full scale is 1."""
+        hop = round(HOP * self.rate)
+        before = self.ours.profile.peaks[: -(-self.splice.at // hop)].max(initial=0.0)
+        behind = self.theirs.profile.peaks[self.begins // hop :].max(initial=0.0)
+        return float(max(before, np.abs(self.mixed).max(initial=0.0), behind * self.splice.gain))
+
+    def judged(self) -> Seam:
+        """Judge the seam by what is around it in the joined file, and by the rest of both files."""
+        splice, around, hop = self.splice, round(_AROUND * self.rate), round(HOP * self.rate)
+        first = max(0, min(self.seam - around, splice.at))
+        count = max(0, min(self.seam + around, self.length) - splice.at - splice.fade)
+        before = self.ours.excerpt.part(first, splice.at - first)
+        behind = self.theirs.excerpt.part(self.begins, count) * np.float32(splice.gain)
+        part = np.concatenate([before, self.mixed, behind], axis=1)
+        new = -(-(self.seam - splice.at + splice.result_at) // hop)  # the first frame behind the seam
+        own = self.ours.profile.between(0, splice.at // hop), self.theirs.profile.between(new, None)
+        return measure_seam(part, self.seam - first, self.seam / self.rate, self.rate, own)
+
+
+@attrs.frozen
+class Joining:
+    """A join under way.
+
+    Attributes:
+        source: the song.
+        result: what was made of it.
+        out: the file to write.
+        form: of that file.
+        cut: where the song was cut, in seconds.
+        ours: the song up to there.
+        stop: set when the caller goes away.
+    """
+
+    source: Path
+    result: Path
+    out: Path
+    form: Form
+    cut: float
+    ours: Scan
+    stop: Event
+
+    @classmethod
+    def begin(cls, source: Path, result: Path, at: float | str, out: Path, stop: Event) -> Joining:
+        """Check what is asked for, and read the song.
+
+        Raises:
+            FileExistsError: ``out`` is there already.
+            InvalidRequestError, AudioError, StorageError: something cannot be used.
+        """
+        form, cut = _form(source, result, out), _seconds(at, source)
+        held = (cut - max(LEVELS, REACH), cut + 2 * FADE)
+        ours = _scan(source, form, held, stop, end=held[1])
+        if ours.length < (cut - _ROUNDING) * form.rate:
+            problem = f"is {cut:.2f} s, and {clean(str(source))} ends at {ours.length / form.rate:.2f} s"
+            raise refused("at", problem, "give a position before its end")
+        return cls(source, result, out, form, min(cut, ours.length / form.rate), ours, stop)
+
+    def finish(self, kind: Kind, verdict: Verdict) -> Joined:
+        """Read the result, and write the joined file.
+
+        Raises:
+            FileExistsError: ``out`` is there by now.
+            InvalidRequestError: the result is too short to be what it is said to be.
+        """
+        plan = self._continued() if kind == "continuation" else self._whole(verdict.offset)
+        master = self.form.highest / max(self.form.highest, plan.loudest())
+        write(self.out, self._blocks(plan, master), self.form)
+        return Joined(
+            path=self.out,
+            kind=kind,
+            confidence=verdict.confidence,
+            duration=plan.length / self.form.rate,
+            gain=_decibels(plan.splice.gain),
+            turned_down=_decibels(1 / master),
+            seam=plan.judged(),
+        )
+
+    def _continued(self) -> JoinPlan:
+        rate = self.form.rate
+        theirs = _scan(self.result, self.form, (0.0, LEVELS), self.stop)
+        own_steps = self.ours.profile.changes(LEVELS)
+        splice = at_cut(self.ours.excerpt, theirs.excerpt, round(self.cut * rate), rate, own_steps)
+        return JoinPlan(splice, self.ours, theirs, splice.at, rate)
+
+    def _whole(self, offset: float | None) -> JoinPlan:
+        rate, cut = self.form.rate, round(self.cut * self.form.rate)
+        position, doubt = self.cut + (offset or 0.0), _UNSURE if offset is None else _SURE
+        held = (position - REACH - doubt, position + max(doubt, LEVELS))
+        theirs = _scan(self.result, self.form, held, self.stop)
+        splice = where_same(self.ours.excerpt, theirs.excerpt, cut, round((offset or 0.0) * rate), rate)
+        plan = JoinPlan(splice, self.ours, theirs, cut, rate)
+        if theirs.length <= plan.begins:
+            problem = f"is whole, but {clean(str(self.result))} ends at {theirs.length / rate:.1f} s, before the cut"
+            raise refused("kind", problem, "it can only be the continuation")
+        return plan
+
+    def _blocks(self, plan: JoinPlan, master: float) -> Iterator[Samples]:
+        """All of the joined file."""
+        rate = self.form.rate
+        with open_reader(self.source) as reader:
+            for block in _read(reader, self.form, self.stop, end=plan.splice.at / rate):
+                yield block * np.float32(master)
+        yield plan.mixed * np.float32(master)
+        with open_reader(self.result) as reader:
+            for block in _read(reader, self.form, self.stop, start=plan.begins / rate):
+                yield block * np.float32(plan.splice.gain * master)
+
+
+def _form(source: Path, result: Path, out: Path) -> Form:
+    suffix = out.suffix.lower()
+    if suffix not in SUFFIXES:
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise refused("out", f"is {clean(str(out))}", f"give a file whose name ends in {known}")
+    if os.path.lexists(out):
+        raise FileExistsError(out)
+    with open_reader(source) as ours, open_reader(result) as theirs:
+        channels, bits = max(ours.channels, theirs.channels), max(ours.bits, theirs.bits)
+        return Form.fitting(suffix, max(ours.rate, theirs.rate), channels, bits)
+
+
+def _seconds(at: float | str, source: Path) -> float:
+    """The cut in seconds."""
+    remedy = f"give a position in the song: {FORMS}"
+    point = read_cut_point(at.strip()) if isinstance(at, str) else None
+    if isinstance(at, str) and point is None:
+        raise refused("at", f"is {clean(at)[:40]!r}", remedy)
+    seconds = at if point is None else point.within(measure(source) if point.needs_length else None)
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
+        raise refused("at", f"is {seconds!r}", remedy)
+    return float(seconds)
+
+
+def _scan(path: Path, form: Form, held: tuple[float, float], stop: Event, *, end: float | None = None) -> Scan:
+    """Read a file up to a time, and hold a part of it (seconds)."""
+    first, last = (max(0, round(each * form.rate)) for each in held)
+    profiles, kept, at = list[Profile](), list[Samples](), 0
+    with open_reader(path) as reader:
+        for block in _even(_read(reader, form, stop, end=end), round(_BLOCK * form.rate)):
+            profiles.append(Profile.of(block, form.rate))
+            kept.append(block[:, max(0, first - at) : max(0, last - at)].copy())  # a view would hold all of the block
+            at += block.shape[1]
+    if at < _SHORTEST * form.rate:
+        raise AudioError(f"{clean(str(path))} has only {at / form.rate:.3f} s to join: give at least {_SHORTEST} s")
+    return Scan(Profile.joined(profiles), Excerpt(np.concatenate(kept, axis=1), first), at)
+
+
+def _read(
+    reader: AudioReader, form: Form, stop: Event, *, start: float = 0.0, end: float | None = None
+) -> Iterator[Samples]:
+    for block in reader.blocks(start, end, rate=form.rate, stereo=form.channels > 1):
+        if stop.is_set():
+            raise _StoppedError
+        yield block
+
+
+def _even(blocks: Iterable[Samples], count: int) -> Iterator[Samples]:
+    """Bring samples into blocks of one size; the last one is as it comes."""
+    held, size = list[Samples](), 0
+    for block in blocks:
+        held.append(block)
+        size += block.shape[1]
+        while size >= count:
+            whole = np.concatenate(held, axis=1)
+            yield whole[:, :count]
+            held, size = [whole[:, count:]], size - count
+    if size:
+        yield np.concatenate(held, axis=1)
+
+
+def _decibels(gain: float) -> float:
+    return 20 * math.log10(gain)
