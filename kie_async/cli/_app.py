@@ -17,6 +17,7 @@ from kie_async import __version__
 from kie_async.cli import _database, _jobs
 from kie_async.cli._batch import batch
 from kie_async.cli._exit_codes import UsageError, exit_table
+from kie_async.cli._join import join
 from kie_async.cli._options import OUTPUT, OutputArg, OutputOptions
 from kie_async.cli._output import Output, repair_streams, shown_log
 from kie_async.cli._report import report, select
@@ -54,6 +55,7 @@ _COMMANDS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "download": download,
     "status": status,
     "credits": credits_left,
+    "join": join,
     "batch": batch,
     "report": report,
     "select": select,

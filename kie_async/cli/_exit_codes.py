@@ -52,7 +52,8 @@ class ExitStatus:
 EXITS: tuple[ExitStatus, ...] = (
     ExitStatus(0, "done"),
     ExitStatus(
-        1, "a fault of this program", (BaseException, errors.InternalError),
+        1, "unclear what a result holds (join), or a fault of this program",
+        (BaseException, errors.InternalError, errors.UnclearError),
         "report it with what -v says; before it is run again, look at https://kie.ai/logs: what was sent is paid",
     ),
     ExitStatus(
@@ -111,6 +112,7 @@ _OPTIONS = {
     "continue_at": "--at",
     "source_duration": "--duration",
     "seconds": "--until",
+    "kind": "--as",
 }
 _FIELDS = {field.name for kind in (ExtendRequest, UploadExtendRequest) for field in attrs.fields(kind)}
 _ROUTE = re.compile(r'\bSettings\(route="(\w+)"\)')
@@ -187,6 +189,8 @@ def error_value(error: BaseException, *, task_id: str | None, is_submitted: bool
             {"option": option_of(each.field), "problem": each.problem, "remedy": with_options(each.remedy)}
             for each in error.problems
         ]
+    if isinstance(error, errors.UnclearError):
+        value["durations"] = dict(error.durations)
     return value
 
 

@@ -19,32 +19,32 @@ from kie_async.settings import RouteName
 MAX_PORT = 65_535
 
 _MUSIC = Group("Music", sort_key=1)
-_RUN = Group("Run", sort_key=2)
+RUN = Group("Run", sort_key=2)
 _CALLBACKS = Group("Callbacks", sort_key=3)
 _COMMON = Group("Common", sort_key=4)
 
 OutputArg: TypeAlias = Annotated[Output, Parameter(parse=False)]
 NotNegative: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
 Positive: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1))]
-Directory: TypeAlias = Annotated[Path, Parameter(name="--out", group=_RUN, help="Where the files go.")]
+Directory: TypeAlias = Annotated[Path, Parameter(name="--out", group=RUN, help="Where the files go.")]
 Out: TypeAlias = Annotated[
-    Path | None, Parameter(name="--out", group=_RUN, help="Download the tracks into this directory.")
+    Path | None, Parameter(name="--out", group=RUN, help="Download the tracks into this directory.")
 ]
 Timeout: TypeAlias = Annotated[
     NotNegative | None,
-    Parameter(name="--timeout", group=_RUN, help="Seconds to wait for the result; the task goes on beyond them."),
+    Parameter(name="--timeout", group=RUN, help="Seconds to wait for the result; the task goes on beyond them."),
 ]
 JournalOption: TypeAlias = Annotated[
     str | None,
     Parameter(
         name="--journal",
-        group=_RUN,
+        group=RUN,
         metavar="PATH-or-URL",
         help="Where the jobs are kept: a file, or postgresql://... for many machines; by default $KIE_JOURNAL, or "
         "else a file in --out.",
     ),
 ]
-Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=_RUN, help="Do not ask, but do it.")]
+Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=RUN, help="Do not ask, but do it.")]
 Jsonl: TypeAlias = Annotated[bool, Parameter(help="Write a line of JSON to stdout for each transition of a job.")]
 
 
@@ -203,7 +203,7 @@ class ServiceOptions:
     common: CommonOptions = CommonOptions()
 
 
-@Parameter(name="*", group=_RUN)
+@Parameter(name="*", group=RUN)
 @attrs.frozen(kw_only=True)
 class RunOptions:
     """What happens around a submission.
@@ -228,7 +228,7 @@ class SubmitOptions(ServiceOptions):
     run: RunOptions = RunOptions()
 
 
-@Parameter(name="*", group=_RUN)
+@Parameter(name="*", group=RUN)
 @attrs.frozen(kw_only=True)
 class BatchRunOptions:
     """How a batch runs.
@@ -262,7 +262,7 @@ class BatchOptions(ServiceOptions):
     run: BatchRunOptions = BatchRunOptions()
 
 
-@Parameter(name="*", group=_RUN)
+@Parameter(name="*", group=RUN)
 @attrs.frozen(kw_only=True)
 class WorkerRunOptions:
     """How a worker works.
@@ -295,12 +295,12 @@ class WorkerOptions(ServiceOptions):
 class JobsOptions:
     """Which jobs a command is about."""
 
-    out: Annotated[Path | None, Parameter(group=_RUN, help="The directory of the batch.")] = None
+    out: Annotated[Path | None, Parameter(group=RUN, help="The directory of the batch.")] = None
     journal: Annotated[JournalOption, Parameter(help="Where its jobs are kept, if not in --out.")] = None
     output: OutputOptions = OutputOptions()
 
 
-@Parameter(name="*", group=_RUN)
+@Parameter(name="*", group=RUN)
 @attrs.frozen(kw_only=True)
 class ResolveOptions:
     """What became of a job whose outcome is unknown.
@@ -317,7 +317,7 @@ class ResolveOptions:
     yes: Yes = False
 
 
-@Parameter(name="*", group=_RUN)
+@Parameter(name="*", group=RUN)
 @attrs.frozen(kw_only=True)
 class EmulatorOptions:
     """How the emulator is served.

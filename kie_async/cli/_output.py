@@ -31,6 +31,7 @@ from kie_async.cli._exit_codes import (
     unknown_submissions,
 )
 from kie_async.cli._progress import TRANSIENT, PipeConsole, ProgressDisplay, event_line, printable
+from kie_async.errors import UnclearError
 
 _logger = logging.getLogger("kie_async.cli")
 
@@ -131,7 +132,7 @@ class Output:
 
     def _explain(self, error: BaseException) -> None:
         status = exit_status(error)
-        if status.code == 1:  # for others, the message says all that helps
+        if status.code == 1 and not isinstance(error, UnclearError):  # for others, the message says all that helps
             _logger.debug("a fault of this program", exc_info=error)
         for line in (*error_lines(error), *self._hint(error, status).splitlines()):
             self.say(line)

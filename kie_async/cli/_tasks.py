@@ -21,6 +21,7 @@ from kie_async.chain import ChainSource
 from kie_async.cli._chain import UNTIL, UntilOptions, extend_until
 from kie_async.cli._connect import SessionOptions, connect
 from kie_async.cli._exit_codes import UsageError, option_of
+from kie_async.cli._join import JoinOption, check_join, join_takes
 from kie_async.cli._options import (
     COMMON,
     OUTPUT,
@@ -111,6 +112,7 @@ async def upload_extend(
     *,
     output: OutputArg,
     until: UntilOptions = UNTIL,
+    join: JoinOption = False,
     options: SubmitOptions = SUBMIT,
 ) -> None:
     """Extend audio of your own: cut it at a position and let the service continue it; with --until, again and again.
@@ -121,8 +123,12 @@ async def upload_extend(
         await to_thread.run_sync(_check_file, song)
     if await _extend_until(output, song, options, until):
         return
+    if join:
+        check_join(song, options.run)
     request = UploadExtendRequest(song, **options.music.of_upload())
-    await _submit(output, await files.measure_request(request), options)
+    result = await _submit(output, await files.measure_request(request), options)
+    if join and result is not None:
+        await join_takes(output, Path(song), result.continue_at or 0.0, output.value["files"])
 
 
 async def extend(
@@ -191,7 +197,8 @@ def resume_options(route: str, out: Path | None) -> str:
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-async def _submit(output: Output, request: Request, options: SubmitOptions) -> None:
+async def _submit(output: Output, request: Request, options: SubmitOptions) -> TaskResult | None:
+    """Submit a request and hand over what it makes; return that, or None if it is not waited for."""
     receiver, run, route = _receiver(options), options.run, options.common.route
     output.resume = resume_options(route, run.out)
     if run.out is not None:
@@ -204,11 +211,12 @@ async def _submit(output: Output, request: Request, options: SubmitOptions) -> N
         task = await session.submit(request)
         if run.no_wait:
             output.print(task.id)
-            return
+            return None
         result = await follow(output, session, task, max_wait=run.timeout)
         await _hand_over(output, session, result, run.out, song_of(request))
         if run.out is not None:
             await say_verdicts(output, request, result, run.out)
+        return result
 
 
 # ---------------------------------------------------------------- wait

@@ -1,0 +1,160 @@
+"""The command that joins a song and what continues it, and ``upload-extend --join``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Terminal, served, short_song
+
+from benchmarks._audio_cases import RATE, write_wav
+from kie_async import emulator, files
+from kie_async.testing import EmulatorHandle
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
+    with served(monkeypatch) as handle:
+        yield handle
+
+
+def noise(path: Path, seconds: float, seed: int = 1, level: float = 0.1, *, silent: float = 0.0) -> str:
+    sound = level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))
+    sound[: round(silent * RATE)] = 0.0
+    write_wav(path, sound.astype(np.float32))
+    return str(path)
+
+
+def test_a_continuation_is_joined(terminal: Terminal, tmp_path: Path) -> None:
+    song, new = noise(tmp_path / "song.wav", 8, 1, 0.4), noise(tmp_path / "new.wav", 62, 2, 0.3, silent=0.2)
+    out = tmp_path / "far" / "longer.flac"
+    answer = terminal("join", song, new, "--at", "0:06", "--as", "continuation", "--out", str(out))
+    assert (answer.code, answer.out) == (0, f"{out}\n")
+    assert files.measure(out) == pytest.approx(68.0, abs=0.001)
+    assert "joined as the continuation alone: it lasts 1:08, the new part begins at 0:06" in answer.err
+    assert " dB louder, to be as loud as the song" in answer.err
+    assert " dB quieter, so that nothing clips" in answer.err
+    assert "at the seam: a gap: silence for 1" in answer.err
+
+
+def test_a_join_as_json(terminal: Terminal, tmp_path: Path) -> None:
+    song, new = noise(tmp_path / "song.wav", 8), noise(tmp_path / "new.wav", 12)
+    value = terminal("join", song, new, "--at", "75%", "--out", str(tmp_path / "longer.wav"), "--json").value
+    seam = value.pop("seam")
+    assert value == {
+        "path": str(tmp_path / "longer.wav"),
+        "kind": "whole",
+        "confidence": pytest.approx(1.0, abs=0.2),
+        "duration": pytest.approx(12.0, abs=0.001),
+        "gain": pytest.approx(0.0, abs=0.01),
+        "turned_down": 0.0,
+    }
+    assert seam == {
+        "at": 6.0,
+        "gap": 0.0,
+        "click": pytest.approx(0.6, abs=0.3),
+        "step": pytest.approx(0.0, abs=1.0),
+        "usual_step": pytest.approx(0.5, abs=0.4),
+        "flags": [],
+    }
+
+
+def test_what_is_unclear_is_not_joined(terminal: Terminal, tmp_path: Path) -> None:
+    song, new = str(short_song(tmp_path / "song.wav")), noise(tmp_path / "new.wav", 4)
+    words = ("join", song, new, "--at", "1", "--out", str(tmp_path / "longer.wav"))
+    answer = terminal(*words)
+    assert (answer.code, answer.out) == (1, "")
+    assert "As the whole song, its new part begins at 1.0 s, and the joined file lasts 4.0 s" in answer.err
+    assert answer.err.splitlines()[-1] == "listen to it, and say --as whole or --as continuation"
+    error = terminal(*words, "--json").value["error"]
+    assert error["type"] == "UnclearError"
+    assert error["durations"] == {"whole": pytest.approx(4.0), "continuation": pytest.approx(5.0)}
+    assert not (tmp_path / "longer.wav").exists()
+    assert terminal(*words, "--as", "whole").code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--out", "longer.ogg"), "--out is longer.ogg; give a file whose name ends in .wav, .flac or .mp3"),
+        (("--at", "soon"), "--at is 'soon'; give a position in the song"),
+        (("--at", "9"), "--at is 9.00 s, and "),
+        (("--as", "whole"), "--as is whole, but "),
+    ],
+)
+def test_what_cannot_be_used_is_named_by_its_option(
+    terminal: Terminal, tmp_path: Path, given: tuple[str, str], says: str
+) -> None:
+    song, new = noise(tmp_path / "song.wav", 8), noise(tmp_path / "new.wav", 2)
+    options = {"--at": "6", "--out": str(tmp_path / "longer.wav")} | dict([given])
+    answer = terminal("join", song, new, *(word for option in options.items() for word in option))
+    assert answer.code == 2
+    assert f"error: {says}" in answer.err
+
+
+# ---------------------------------------------------------------- upload-extend --join
+
+
+@pytest.mark.parametrize("answers", ["whole", "continuation"])
+def test_each_track_is_joined_to_its_song(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    song = tmp_path / "song.wav"
+    song.write_bytes(emulator.demo_song())
+    with served(monkeypatch, answers=answers, goes_on=(2.0, 2.0)):
+        answer = terminal("upload-extend", str(song), "--at", "-10s", "--out", str(tmp_path / "new"), "--join")
+    assert answer.code == 0, answer.err
+    takes = [Path(line) for line in answer.out.splitlines()]
+    assert [path.name for path in takes[2:]] == [f"{path.stem}-joined.wav" for path in takes[:2]]
+    for joined in takes[2:]:
+        assert files.measure(joined) == pytest.approx(17.4, abs=0.1)
+    holds = "the whole song" if answers == "whole" else "the continuation alone"
+    assert answer.err.count(f"joined as {holds} (confidence ") == 2
+
+
+@pytest.mark.usefixtures("service")
+def test_what_is_unclear_stays_as_it_is_and_is_named(terminal: Terminal, tmp_path: Path) -> None:
+    song = short_song(tmp_path / "song.aiff")  # a wav by its content
+    words = ("upload-extend", str(song), "--at", "1", "--out", str(tmp_path / "new"), "--join")
+    answer = terminal(*words)
+    assert answer.code == 1
+    assert len(list((tmp_path / "new").glob("*.mp3"))) == 2
+    assert "listen to it, and join it with --as whole or --as continuation:\n  kie-async join " in answer.err
+    assert answer.err.rstrip().endswith("-joined.mp3")
+    value = terminal(*words, "--json").value
+    assert (value["error"]["charged"], value["joined"], len(value["files"])) == ("yes", [], 2)
+
+
+@pytest.mark.usefixtures("service")
+def test_what_cannot_be_joined_is_paid_and_kept(terminal: Terminal, tmp_path: Path) -> None:
+    song = str(short_song(tmp_path / "song.wav"))
+    answer = terminal("upload-extend", song, "--at", "0.05", "--out", str(tmp_path / "new"), "--join", "--json")
+    assert answer.code == 2
+    error = answer.value["error"]
+    assert (error["type"], error["charged"], len(answer.value["files"])) == ("AudioError", "yes", 2)
+    assert "song.wav has only 0.090 s to join: give at least 0.1 s" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("http://127.0.0.1:9/song.mp3", "--out", "new"), "--join needs the song as a file"),
+        (("song.wav",), "--join needs the tracks as files: give --out"),
+        (("song.wav", "--out", "new", "--no-wait"), "--join needs the tracks as files: give --out"),
+    ],
+)
+def test_a_join_that_cannot_be_is_refused_before_anything_is_sent(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    song = str(short_song(tmp_path / "song.wav"))
+    answer = terminal("upload-extend", *(song if word == "song.wav" else word for word in words), "--at", "1", "--join")
+    assert answer.code == 2
+    assert says in answer.err
+    assert not service.arrivals
