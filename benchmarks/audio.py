@@ -1,9 +1,10 @@
-"""What audio costs: the CPU of a track of the emulator, and of a verdict on a result; and how right verdicts are.
+"""What audio costs: the CPU of a track of the emulator, of a verdict, and of joining; and how right verdicts are.
 
 The song is unknown to the emulator (it makes one up), or an mp3 that was uploaded, as long as the position where it is
 cut. The third row is the encoder alone: it writes as much silence, and most of the time is spent there.
 
-A verdict is on two mp3 of two channels and 44.1 kHz, of which the longer holds the shorter. The study makes seeded
+A verdict is on two mp3 of two channels and 44.1 kHz, of which the second holds the first up to the cut; they are joined
+as a whole song, verdict included. What the mp3 takes that a wav does not is LAME's. The study makes seeded
 pairs (delayed, amplified, coded, resampled, slowed down; looping, silent in places, cut early) of songs that are made
 up, or found in a folder, and compares what ``kie.audio.compare`` says with the truth.
 """
@@ -29,7 +30,7 @@ from benchmarks._audio_cases import RATE as CASE_RATE
 from benchmarks._audio_cases import Case, Mono, Song, made_up_song, make_case, write_mp3
 from benchmarks._report import table, versions
 from kie_async import emulator
-from kie_async.audio import Verdict, compare, read_mono
+from kie_async.audio import SUFFIXES, Verdict, compare, join, read_mono
 
 GOES_ON = 30.0  # seconds after the cut
 RATE = 22_050
@@ -155,6 +156,11 @@ def main(arguments: Sequence[str]) -> int:
             start = time.process_time()
             asyncio.run(compare(source, result, continue_at=cut))
             took.append(time.process_time() - start)
+        joins = {}
+        for suffix in SUFFIXES:
+            start = time.process_time()
+            asyncio.run(join(source, result, at=cut, out=folder / f"joined{suffix}"))
+            joins[suffix] = time.process_time() - start
         cases = asyncio.run(study(options.cases, options.songs and songs_of(options.songs), folder))
     print(versions("av", "numpy") + f", a track of {options.seconds:.0f} s")
     best = {name: min(runs, key=lambda run: run[0]) for name, runs in found.items()}
@@ -163,5 +169,6 @@ def main(arguments: Sequence[str]) -> int:
         [(name, f"{cost:.2f}", f"{len(made) / 1e6:.1f}") for name, (cost, made) in best.items()],
     )
     table(("a verdict on", "CPU s"), [(f"two mp3 of {options.pair:.0f} s", f"{min(took):.2f}")])
+    table(("joining them as", "CPU s"), [(suffix, f"{cost:.2f}") for suffix, cost in joins.items()])
     print_study(cases)
     return 0

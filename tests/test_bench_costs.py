@@ -39,6 +39,7 @@ def test_audio(capsys: pytest.CaptureFixture[str]) -> None:
     assert audio.main(["--seconds", "35", "--rounds", "1", "--pair", "40", "--cases", "2"]) == 0
     found = [row[0] for row in rows(capsys.readouterr().out)]
     assert found[2:7] == ["an unknown song", "an mp3", "the encoder alone", "a verdict on", "two mp3 of 40 s"]
+    assert found[7:11] == ["joining them as", ".wav", ".flac", ".mp3"]
     assert found[-3:-1] == ["whole", "continuation"]
 
 
