@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import sys
 import tracemalloc
 import wave
 from concurrent.futures import ThreadPoolExecutor
@@ -370,7 +371,8 @@ async def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeyp
 # ---------------------------------------------------------------- whole or absent
 
 
-async def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or what is imported meanwhile is cut off for good
     source, result = write_wav(tmp_path / "song.wav", SONG), write_wav(tmp_path / "new.wav", NEW)
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
