@@ -1,4 +1,13 @@
-"""An asyncio client for kie.ai's Suno music API: extends tracks without paying twice or losing what was paid."""
+"""An asyncio client for kie.ai's Suno music API: extends tracks without paying twice or losing what was paid.
+
+Begin with ``KieSession`` (``pydoc kie_async.session``): ``extend``, ``upload_extend``, ``extend_until``, ``submit`` and
+``submit_all`` give a ``Task`` (awaited: a ``TaskResult`` with its ``Track`` values); ``download`` and ``upload`` move
+files. What is asked is an ``ExtendRequest`` or ``UploadExtendRequest``; ``Settings`` holds the rest.
+
+Besides: ``run_batch`` and ``read_manifest`` (many songs, through crashes), ``open_journal`` (what is on record),
+``callbacks`` (web apps), ``audio`` (compare and join), ``report`` (a page to choose by ear), ``emulator`` and
+``testing`` (the service in miniature), ``events`` and ``otel`` (what an observer is told). All errors are ``KieError``.
+"""
 
 from typing import TYPE_CHECKING
 
