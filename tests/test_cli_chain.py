@@ -1,4 +1,4 @@
-"""``--until``: what is shown, asked and paid, what stays when the process dies, and what the takes hold."""
+"""``--until``: what is shown, asked and paid, what stays when the process dies, and the one file at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import Answer, Terminal, served, short_song
 
-from kie_async import emulator
+from kie_async import emulator, files
 from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
@@ -53,12 +53,15 @@ def made(answer: Answer) -> list[str]:
 
 
 def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: Path, tmp_path: Path) -> None:
-    words = ("upload-extend", str(demo), "--until", "1:00", "--emulate", "--out", str(tmp_path / "new"))
+    words = ("upload-extend", str(demo), "--until", "1:00", "--emulate", "--out", str(tmp_path / "new"), "--trim")
     answer = terminal(*words, *TITLED, virtual=True)
     assert answer.code == 0, answer.err
     assert "the song (0:25.4) is extended until 1:00, by 10 new steps at most" in answer.err
     assert "step 1: take 2 of 2 holds the whole song; the song lasts 1:0" in answer.err
-    assert len(made(answer)) == 2
+    *takes, trimmed = made(answer)
+    assert len(takes) == 2
+    assert trimmed.endswith("-1-60s.mp3")
+    assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(60, abs=0.1)
     assert len(list((tmp_path / "new").glob("*.kie.json"))) == 2
     again = terminal(*words, *TITLED, virtual=True)  # the emulator is gone, and its tasks too
     assert "submitted: task" in again.err
@@ -76,6 +79,7 @@ def test_the_same_command_pays_for_nothing_twice(
     }  # fmt: skip
     assert [step["cut"] for step in value["steps"]] == [1.5, 5.0]
     assert (value["length"], value["end"], value["credits"]) == (9.0, "reached", 24)
+    assert "joined" not in value
     assert value["files"] == [path for step in value["steps"] for path in step["files"]]
     assert [charge.body["continueAt"] for charge in service.ledger] == [1.5, 5.0]
     again = terminal(*words, "--until", "8", "--yes").value
@@ -97,25 +101,49 @@ def test_a_track_of_the_service_is_extended(terminal: Terminal, service: Emulato
     answer = terminal(*words, "--until", "22", "--choose", "first", "--before-end", "1")
     assert answer.code == 0, answer.err
     assert [charge.body["continueAt"] for charge in service.ledger] == [19.0, 20.0]
-    nothing = terminal(*words[:-1], "--until", "0:20")
+    nothing = terminal(*words[:-1], "--until", "0:20", "--trim")
     assert (nothing.code, nothing.out) == (0, "")
     assert len(service.ledger) == 2
 
 
-# ---------------------------------------------------------------- what a take holds
+# ---------------------------------------------------------------- one file
 
 
-def test_continuations_count_from_their_cut(
+def test_continuations_are_joined_to_their_song(
     terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path
 ) -> None:
     words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "35", "--yes", *TITLED)
-    answer = terminal(*words)
+    answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
     assert "step 2: take 2 of 2 holds the continuation alone; the song lasts 0:36.4" in answer.err
+    *_, joined, trimmed = made(answer)
+    assert (joined[-13:], trimmed[-10:]) == ("-2-joined.wav", "-2-35s.wav")
+    assert files.measure(tmp_path / "new" / joined) == pytest.approx(36.4, abs=0.2)
+    assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(35, abs=0.001)
+    assert sorted(path.name for path in (tmp_path / "new").glob(".*")) == []
     sidecars = [json.loads(path.read_bytes()) for path in (tmp_path / "new").glob("*-1-*.kie.json")]
     assert [facts["verdict"]["kind"] for facts in sidecars] == ["continuation"] * 2
-    assert terminal(*words).out == answer.out
+    assert terminal(*words, "--trim").out == answer.out
     assert len(continuing.ledger) == 2
+
+
+@pytest.mark.usefixtures("continuing")
+def test_without_the_song_there_is_nothing_to_join_to(terminal: Terminal, tmp_path: Path) -> None:
+    words = ("extend", "a1", "--model", "V5", "--duration", "20", "--until", "22", "--out", str(tmp_path), "--yes")
+    answer = terminal(*words, *TITLED)
+    assert answer.code == 0
+    assert "the song is not here: join it with 'kie-async join'" in answer.err
+    assert len(made(answer)) == 2
+
+
+def test_a_whole_song_is_joined_only_if_that_is_asked_for(
+    terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
+) -> None:
+    words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "27", "--yes", *TITLED)
+    assert len(made(terminal(*words))) == 2
+    value = terminal(*words, "--join", "--json").value
+    assert files.measure(Path(value["joined"])) == pytest.approx(value["length"], abs=0.3)
+    assert len(service.ledger) == 1
 
 
 def test_where_the_sound_tells_nothing_the_length_decides(
@@ -141,7 +169,7 @@ def test_where_the_sound_tells_nothing_the_length_decides(
         (("--until", "9:00"), "--until is 540 s; V5 makes songs of at most 480 s"),
         (("--until", "9", "--no-wait"), "--until needs the takes as files: give --out, and leave --no-wait out"),
         (("--until", "9"), "it will cost 120 credits at most: nothing was done; if that is meant, give --yes"),
-        (("--choose", "first"), "--choose is given without --until"),
+        (("--trim",), "--trim is given without --until"),
         (("--max-steps", "3"), "--max-steps is given without --until"),
     ],
 )
@@ -151,6 +179,12 @@ def test_wrong_use_spends_nothing(
     answer = terminal("upload-extend", str(song), *words, "--out", str(song.with_name("new")))
     assert (answer.code, len(service.ledger)) == (2, 0)
     assert says in answer.err
+
+
+def test_join_needs_the_song(terminal: Terminal) -> None:
+    answer = terminal("extend", "a1", "--model", "V5", "--join")
+    assert answer.code == 2
+    assert "--join needs the song as a file" in answer.err
 
 
 def test_a_song_that_stays_too_short_says_why(

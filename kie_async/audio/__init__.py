@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from kie_async.audio._decode import AudioReader, open_reader, read_mono, read_samples
     from kie_async.audio._join import SUFFIXES, Joined, join
     from kie_async.audio._seam import Seam
+    from kie_async.audio._trim import trim
     from kie_async.audio._verdict import Verdict, can_compare, compare
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "open_reader",
     "read_mono",
     "read_samples",
+    "trim",
 ]
 
 # PyAV and numpy are slow to load.
@@ -31,6 +33,7 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(("AudioReader", "open_reader", "read_mono", "read_samples"), "_decode"),
         **dict.fromkeys(("SUFFIXES", "Joined", "join"), "_join"),
         "Seam": "_seam",
+        "trim": "_trim",
         **dict.fromkeys(("Verdict", "can_compare", "compare"), "_verdict"),
     },
 )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, cast
 
 import attrs
 from cyclopts import Group, Parameter
 
-from kie_async import files
-from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, Chain, ChainStep
+from kie_async import audio, files
+from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, Chain, ChainPart, ChainStep
 from kie_async._protocol.request_rules import CREDITS_PER_TASK, read_cut_point
 from kie_async.batch import RecordedTakes, Results
 from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
@@ -27,6 +29,7 @@ from kie_async.session import KieSession
 
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
 _NO_KEY = "none-is-needed"  # to check requests
+_SUFFIXES = (".wav", ".flac", ".mp3")  # of joined files
 _WHY_SHORT = {
     "max_steps": "it has the steps that --max-steps allows: go on with the same command and more of them",
     "nothing_added": "its last step added nothing; another would be paid in vain",
@@ -45,6 +48,7 @@ class UntilOptions:
         before_end: Where each take is cut, in seconds before its end (0.5).
         max_steps: Extend it so often at most (10).
         max_credits: Never spend more than this on it.
+        trim: Make a file that lasts so long, and fades out at its end.
     """
 
     until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
@@ -52,6 +56,7 @@ class UntilOptions:
     before_end: float = BEFORE_END
     max_steps: Positive = MAX_STEPS
     max_credits: NotNegative | None = None
+    trim: bool = False
     journal: JournalOption = None
     yes: Yes = False
 
@@ -82,6 +87,7 @@ class ChainOrder:
         until: the options of the chain.
         out: where the files go.
         emulated: on the built-in emulator.
+        join: whether a joined file is asked for, whatever the takes hold.
     """
 
     plan: ChainPlan
@@ -89,6 +95,7 @@ class ChainOrder:
     until: UntilOptions
     out: Path
     emulated: bool
+    join: bool
 
     async def new_steps(self) -> int:
         """How many steps may still be paid."""
@@ -107,6 +114,7 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     *,
     receiver: CallbackOptions,
     session_options: SessionOptions,
+    join: bool,
 ) -> None:
     """Extend a song again and again; the same command again goes on where it was stopped."""
     run = options.run
@@ -118,7 +126,7 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     checks = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
     checker = KieSession(make_settings({**checks, "route": options.common.route, "observer": _ignore}), journal="")
     plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
-    order = ChainOrder(plan=plan, location=location, until=until, out=run.out, emulated=run.emulate)
+    order = ChainOrder(plan=plan, location=location, until=until, out=run.out, emulated=run.emulate, join=join)
     await _ask(output, order)
     output.hints = _hints(output, order, 1)
     emulated = {"speed": _SPEED} if run.emulate else None
@@ -126,6 +134,7 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     async with connect(output, receiver, emulated=emulated, **opening) as session:
         chain = await _run(output, order, session)
     output.value |= chain.to_dict()
+    await _finish(output, order, chain)
     if chain.end != "reached":
         length = "an unknown time" if chain.length is None else clock(chain.length)
         error = KieError(f"the song lasts {length}, and not {clock(plan.goal.seconds)}", charged="yes")
@@ -205,3 +214,76 @@ def _hints(output: Output, order: ChainOrder, number: int) -> dict[int, str]:
         8: f"if the step failed or is unknown: kie-async jobs show {key} {where}\nelse {again}",
         130: f"what was submitted goes on at the service, and is kept; {again}",
     }
+
+
+# ---------------------------------------------------------------- one file
+
+
+def parts_of(chain: Chain, source: Path | None) -> list[tuple[Path, float]]:
+    """The files that make the song, each with the second of the song at which it begins.
+
+    Args:
+        chain: whose takes were downloaded.
+        source: what its first step extends, if that is a file here.
+    """
+    parts = [] if source is None else [(source, 0.0)]
+    begins_at = 0.0
+    for step in chain.steps:
+        path = cast("Path", step.file)
+        if step.holds == "continuation":
+            begins_at += step.cut or 0.0
+            parts.append((path, begins_at))
+        else:
+            parts[-1:] = [(path, begins_at)]
+    return parts
+
+
+async def _finish(output: Output, order: ChainOrder, chain: Chain) -> None:
+    """Join the parts of the song, if it has several or that is asked for, and trim it, if that is asked for."""
+    plan = order.plan
+    parts = parts_of(chain, plan.source_file)
+    if not parts:
+        return
+    song, begins_at = parts[0]
+    if begins_at:
+        output.say("the takes hold the continuation alone, and the song is not here: join it with 'kie-async join'")
+        return
+    joins: list[tuple[Path, float, ChainPart]] = [(path, at, "continuation") for path, at in parts[1:]]
+    if order.join and plan.source_file is not None and plan.source_file != song:
+        joins.insert(0, (song, chain.steps[0].cut or 0.0, "whole"))
+        song = plan.source_file
+    if joins:
+        song = await _join(output, order, song, joins, f"{plan.song}-{plan.key}-{len(chain.steps)}-joined")
+        output.value["joined"] = str(song)
+    if order.until.trim and chain.end == "reached":
+        name = f"{plan.song}-{plan.key}-{len(chain.steps)}-{plan.goal.seconds:g}s"
+        target = _target(order.out, name, song)
+        if not await files.on_disk(os.path.lexists, target):
+            output.display.doing(f"trimming {song.name}")
+            await audio.trim(song, target, seconds=plan.goal.seconds)
+        output.value["trimmed"] = str(target)
+        output.print(str(target))
+
+
+async def _join(
+    output: Output, order: ChainOrder, song: Path, joins: list[tuple[Path, float, ChainPart]], name: str
+) -> Path:
+    """Join the parts one after the other; only the last file stays."""
+    target = _target(order.out, name, song)
+    if not await files.on_disk(os.path.lexists, target):
+        with TemporaryDirectory(prefix=".kie-async-joining-", dir=order.out) as folder:
+            for number, (path, at, kind) in enumerate(joins, start=1):
+                output.display.doing(f"joining {path.name}")
+                out = target if number == len(joins) else Path(folder) / f"{number}.wav"
+                joined = await audio.join(song, path, at=at, out=out, kind=kind)
+                for flag in joined.seam.flags:
+                    output.say(f"at {clock(joined.seam.at)}: {flag}; listen there")
+                song = joined.path
+    output.print(str(target))
+    return target
+
+
+def _target(out: Path, name: str, song: Path) -> Path:
+    """The file of a song in the directory: of its own kind if that can be written."""
+    suffix = song.suffix.lower()
+    return out / f"{files.safe_name(name)}{suffix if suffix in _SUFFIXES else '.mp3'}"

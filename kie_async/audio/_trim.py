@@ -1,0 +1,65 @@
+"""The beginning of a file of audio, faded out at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kie_async.audio._join import SUFFIXES, refused
+from kie_async.audio._verdict import can_compare
+from kie_async.errors import AudioError
+from kie_async.events import clean
+from kie_async.files import on_disk
+
+if TYPE_CHECKING:
+    from kie_async.audio._decode import AudioReader, Samples
+
+FADE = 2.0  # seconds
+
+
+async def trim(source: str | PathLike[str], out: str | PathLike[str], *, seconds: float, fade: float = FADE) -> Path:
+    """Write the first seconds of a file to another, faded out at its end, and return the path of that.
+
+    Args:
+        source: a file of audio; one that is shorter is faded out too.
+        out: the file to write, a .wav, .flac or .mp3.
+        seconds: how long it is, above 0.
+        fade: the seconds at its end in which it falls silent, at equal power.
+
+    Raises:
+        InvalidRequestError: ``out`` cannot be used; see ``problems``.
+        AudioError: the source is no audio that can be read, or the extra ``audio`` is not installed.
+        StorageError: the disk refused, or ``out`` is there already.
+
+    The file is whole or absent. Cancelling waits for the work, some 2 s for a song of 4 minutes.
+    """
+    source, out = Path(source), Path(out)
+    if out.suffix.lower() not in SUFFIXES:
+        raise refused("out", f"is {clean(str(out))}", f"give a name that ends in {', '.join(SUFFIXES)}")
+    if not can_compare():
+        raise AudioError('audio cannot be trimmed: pip install "kie_async[audio]"')
+    await on_disk(_trim, source, out, seconds, fade)
+    return out
+
+
+def _trim(source: Path, out: Path, seconds: float, fade: float) -> None:
+    from kie_async.audio._decode import open_reader  # an extra, and slow to import
+    from kie_async.audio._encode import Form, write
+    from kie_async.files import measure
+
+    end = min(seconds, measure(source))
+    with open_reader(source) as reader:
+        form = Form.fitting(out.suffix.lower(), reader.rate, reader.channels, reader.bits)
+        write(out, _faded(reader, form.rate, end, min(fade, end)), form)
+
+
+def _faded(reader: AudioReader, rate: int, end: float, fade: float) -> Iterator[Samples]:
+    import numpy as np
+
+    at, last = 0, round(end * rate)
+    for block in reader.blocks(0.0, end, rate=rate, stereo=reader.channels > 2):  # noqa: PLR2004  # more are mixed
+        left = (last - at - np.arange(block.shape[1])) / (fade * rate)
+        at += block.shape[1]
+        yield block * np.sin(np.pi / 2 * np.clip(left, 0.0, 1.0)).astype(np.float32)

@@ -1,0 +1,63 @@
+"""The first seconds of a file, faded out."""
+
+from __future__ import annotations
+
+import importlib.util
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import short_song
+
+import kie_async as kie
+from kie_async import audio
+from kie_async.audio import read_samples, trim
+
+pytestmark = pytest.mark.anyio
+RATE = 8000
+
+
+def tone(path: Path, channels: int, seconds: float = 4.0) -> Path:
+    """Write a tone."""
+    samples = np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 440 / RATE) * 0.1
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(np.repeat((samples * 32767).astype("<i2")[:, None], channels, axis=1).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+async def test_it_lasts_as_long_as_asked_and_falls_silent(tmp_path: Path, channels: int) -> None:
+    source = tone(tmp_path / "tone.wav", channels)
+    assert await trim(source, tmp_path / "out" / "short.flac", seconds=3.0) == tmp_path / "out" / "short.flac"
+    samples, rate = read_samples(tmp_path / "out" / "short.flac")
+    whole, _ = read_samples(source)
+    assert (samples.shape, rate) == ((min(channels, 2), 3 * RATE), RATE)
+    if channels < 3:
+        assert np.abs(samples[:, : RATE - 1] - whole[:, : RATE - 1]).max() < 1e-4
+    half = samples[:, 2 * RATE - 100 : 2 * RATE + 100]
+    assert np.abs(half).max() / np.abs(samples[:, :RATE]).max() == pytest.approx(0.5**0.5, abs=0.02)
+    assert np.abs(samples[:, -20:]).max() < 0.01
+
+
+async def test_a_file_that_is_shorter_is_faded_out_too(tmp_path: Path) -> None:
+    path = await trim(tone(tmp_path / "tone.wav", 1, 1.0), tmp_path / "short.mp3", seconds=9.0)
+    samples, rate = read_samples(path)
+    assert samples.shape[1] / rate == pytest.approx(1.0, abs=0.2)
+    levels = [np.abs(part).max() for part in np.array_split(samples[0, :rate], 4)]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[3] < 0.05
+
+
+async def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = short_song(tmp_path / "song.wav")
+    with pytest.raises(kie.InvalidRequestError, match=r"out: is .*give a name that ends in \.wav, \.flac, \.mp3"):
+        await trim(source, tmp_path / "short.ogg", seconds=1.0)
+    with pytest.raises(kie.StorageError, match="exists"):
+        await trim(source, source, seconds=1.0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(kie.AudioError, match=r"kie_async\[audio\]"):
+        await audio.trim(source, tmp_path / "short.wav", seconds=1.0)
