@@ -111,8 +111,8 @@ async def upload_extend(
     /,
     *,
     output: OutputArg,
-    until: UntilOptions = UNTIL,
     join: JoinOption = False,
+    until: UntilOptions = UNTIL,
     options: SubmitOptions = SUBMIT,
 ) -> None:
     """Extend audio of your own: cut it at a position and let the service continue it; with --until, again and again.
@@ -121,7 +121,7 @@ async def upload_extend(
     """
     if not is_url(song):
         await to_thread.run_sync(_check_file, song)
-    if await _extend_until(output, song, options, until):
+    if await _extend_until(output, song, options, until, join=join):
         return
     if join:
         check_join(song, options.run)
@@ -136,6 +136,7 @@ async def extend(
     /,
     *,
     output: OutputArg,
+    join: JoinOption = False,
     until: UntilOptions = UNTIL,
     options: SubmitOptions = SUBMIT,
 ) -> None:
@@ -143,18 +144,22 @@ async def extend(
 
     Example: kie-async extend e231c5c0-7a52 --model V5 --out new
     """
-    if await _extend_until(output, Track(audio_id, duration=options.music.duration), options, until):
+    if await _extend_until(output, Track(audio_id, duration=options.music.duration), options, until, join=join):
         return
+    if join:
+        raise UsageError("--join needs the song as a file: it is for upload-extend, or goes with --until")
     await _submit(output, ExtendRequest(audio_id, **options.music.of_track()), options)
 
 
-async def _extend_until(output: Output, source: ChainSource, options: SubmitOptions, until: UntilOptions) -> bool:
+async def _extend_until(
+    output: Output, source: ChainSource, options: SubmitOptions, until: UntilOptions, *, join: bool
+) -> bool:
     """Extend a song until it is long enough, if that is asked for."""
     if until.until is None:
         until.check()
         return False
     receiver, session_options = _receiver(options), _settings(options.common.route, options.run.timeout)
-    await extend_until(output, source, options, until, receiver=receiver, session_options=session_options)
+    await extend_until(output, source, options, until, receiver=receiver, session_options=session_options, join=join)
     return True
 
 
