@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from IPython.core.formatters import HTMLFormatter
 
 import kie_async as kie
 from kie_async.events import clean
@@ -65,8 +66,9 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def html_of(value: Any) -> str:  # whatever a notebook can show
-    return str(value._repr_html_())  # IPython's protocol
+def html_of(value: object) -> str:
+    """What a notebook shows of a value."""
+    return str(HTMLFormatter()(value))
 
 
 def shown(value: Any) -> Page:
