@@ -241,7 +241,7 @@ async def test_a_record_that_cannot_be_understood_is_damage(small: Path) -> None
     checksum = crc32("\0".join(map(str, columns)).encode())
     with closing(sqlite3.connect(small, isolation_level=None)) as connection:
         connection.execute(
-            "INSERT INTO kie_job (key, batch, state, cost, changed_at, document, checksum, written) "
+            "INSERT INTO kie_job (key, batch, state, cost, changed_at, document, checksum, write_id) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, '')",
             (*columns, checksum),
         )

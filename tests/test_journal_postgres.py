@@ -239,7 +239,7 @@ async def test_a_job_written_by_another_meanwhile_is_read_again(
     async def meet(_cursor: Any, statement: Any) -> None:
         if not met:
             met.append(statement)
-            execute(database_url, "UPDATE kie_job SET written = 'by another'")
+            execute(database_url, "UPDATE kie_job SET write_id = 'by another'")
 
     after_each_statement(monkeypatch, meet)
     assert (await journal.intend("a", "token")).state is State.INTENT
@@ -253,7 +253,7 @@ async def test_a_reservation_reads_a_few_rows_however_many_jobs_there_are(databa
         await journal.add(planned(f"{number}", batch="x") for number in range(4))
         await journal.intend("0", "0", payer=payer)
     many = """
-        INSERT INTO kie_job (key, batch, state, account, cost, changed_at, document, checksum, written)
+        INSERT INTO kie_job (key, batch, state, account, cost, changed_at, document, checksum, write_id)
         SELECT state || number, 'x', state, account, cost, 0, '', 0, '' FROM generate_series(1, 5000) AS number,
         (VALUES ('planned', '', 0), ('delivered', 'ours', 12)) AS kinds (state, account, cost)
     """

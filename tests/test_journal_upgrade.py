@@ -152,10 +152,43 @@ async def test_what_cannot_be_upgraded_is_not_touched(store: Store, version: int
 async def test_it_is_not_upgraded_while_a_process_works_on_it(store: Store) -> None:
     store.execute("INSERT INTO kie_lease VALUES ('process:other:1:x', 'other:1:x', 4e9)")
     store.execute("INSERT INTO kie_lease VALUES ('process:gone:1:x', 'gone:1:x', 1)")
-    with pytest.raises(StorageError, match="while other:1:x works on it: end that first"):
+    with pytest.raises(StorageError, match="while other:1:x works on it: end that first, also if it is only stopped"):
         await store.journal().upgrade()
     store.execute("DELETE FROM kie_lease WHERE expires_at > 3e9")
     assert await store.journal().upgrade() == OLDEST
+
+
+# What a process of version 2 says before it spends anything, and when it has: it reads a job, claims it by a write, and
+# records the attempt, its task and its upload.
+OLD_STATEMENTS = (
+    "SELECT document, checksum, written FROM kie_job WHERE key = 'planned'",
+    """INSERT INTO kie_job (key, batch, state, cost, changed_at, document, checksum, written)
+    VALUES ('new', '', 'planned', 0, 0, '', 0, 'old')
+    ON CONFLICT (key) DO UPDATE SET written = excluded.written WHERE kie_job.written = excluded.written""",
+    "UPDATE kie_job SET state = 'intent', cost = 12, written = 'old' WHERE key = 'planned' AND written <> ''",
+    """INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum)
+    SELECT 'old', key, 1, NULL, 'old', 0, 0 FROM kie_job WHERE key = 'planned' AND written <> ''""",
+    """UPDATE kie_attempt SET task_id = 'old'
+    WHERE token = 'token-intent' AND EXISTS (SELECT 1 FROM kie_job WHERE key = 'intent' AND written <> '')""",
+    """INSERT INTO kie_upload (sha256, uploaded_at, document, checksum)
+    SELECT 'old', 0, '', 0 FROM kie_job WHERE key = 'planned' AND written <> ''""",
+)
+
+
+async def test_a_process_of_the_older_version_that_goes_on_later_can_write_no_more(store: Store) -> None:
+    """It was only stopped, and its lease ran out meanwhile."""
+    connect: Any = sqlite3.connect if store.name == "sqlite" else psycopg.connect
+    with closing(connect(store.address)) as old:
+        for statement in OLD_STATEMENTS:
+            old.execute(statement)
+        old.rollback()
+        await store.journal().upgrade()
+        for statement in OLD_STATEMENTS:
+            with pytest.raises((sqlite3.OperationalError, psycopg.errors.UndefinedColumn), match="written"):
+                old.execute(statement)
+            old.rollback()
+    async with store.journal() as journal:
+        assert await content(journal) == sample_json("journal_2.json")[store.name]
 
 
 async def test_an_upgrade_that_fails_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

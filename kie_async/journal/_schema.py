@@ -1,7 +1,7 @@
 """The tables of a journal as numbered migrations, in SQL that SQLite and PostgreSQL both speak.
 
-A new database is made by all of them, an older one is upgraded by those that it lacks. A migration adds, and never
-changes what is there: rows keep their checksums. Append a new one; those of a release stay as they are.
+A new database is made by all of them, an older one is upgraded by those that it lacks. A migration adds and renames; it
+never changes what is in a row, for rows keep their checksums. Append a new one; those of a release stay as they are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ CREATE TABLE kie_upload (
 CREATE TABLE kie_lease (name text PRIMARY KEY, process_id text NOT NULL, expires_at double precision NOT NULL);
 CREATE TABLE kie_quota (account text PRIMARY KEY, document text NOT NULL, written text NOT NULL);
 """,
+    # A process of version 2 that was only stopped goes on later and knows no totals: a column that all its statements
+    # use has another name, so that it can neither read jobs nor write them, and submits nothing.
     3: """
+ALTER TABLE kie_job RENAME COLUMN written TO write_id;
 ALTER TABLE kie_job ADD COLUMN machine text NOT NULL DEFAULT '';
 ALTER TABLE kie_job ADD COLUMN account text NOT NULL DEFAULT '';
 CREATE INDEX kie_job_machine ON kie_job (machine, state, position) WHERE batch > '';
@@ -105,5 +108,7 @@ def ensure_unused(name: object, holders: Rows) -> None:
     """
     living = sorted(process_id for (process_id,) in holders if not is_dead(process_id))
     if living:
-        message = f"{name} cannot be upgraded while {', '.join(living)} works on it: end that first, or wait 30 s"
-        raise StorageError(message)
+        raise StorageError(
+            f"{name} cannot be upgraded while {', '.join(living)} works on it: end that first, also if it is only "
+            "stopped, for it would go on later"
+        )

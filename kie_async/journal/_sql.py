@@ -3,8 +3,8 @@
 The tables are in ``_schema``; the statements on caps, totals and machines in ``_caps``, ``_totals`` and
 ``_machines``.
 
-A statement may run again after a lost connection: it must find out by itself whether it has happened. ``written`` is
-the id of the last write of a job.
+A statement may run again after a lost connection: it must find out by itself whether it has happened. ``write_id``
+is the id of the last write of a job.
 """
 
 from __future__ import annotations
@@ -142,12 +142,12 @@ class Driver(Protocol):
 # ---------------------------------------------------------------- jobs
 
 ADD = """
-INSERT INTO kie_job (key, batch, state, machine, account, cost, changed_at, document, checksum, written)
+INSERT INTO kie_job (key, batch, state, machine, account, cost, changed_at, document, checksum, write_id)
 VALUES (:key, :batch, :state, :machine, :account, :cost, :changed_at, :document, :checksum, :written)
-ON CONFLICT (key) DO UPDATE SET written = excluded.written WHERE kie_job.written = excluded.written
+ON CONFLICT (key) DO UPDATE SET write_id = excluded.write_id WHERE kie_job.write_id = excluded.write_id
 """
 GET = """
-SELECT key, batch, state, cost, changed_at, document, checksum, written, :now FROM kie_job WHERE key = :key
+SELECT key, batch, state, cost, changed_at, document, checksum, write_id, :now FROM kie_job WHERE key = :key
 """
 FIND = """
 SELECT key, batch, state, cost, changed_at, document, checksum FROM kie_job WHERE key = (
@@ -168,8 +168,8 @@ _WITHOUT_BATCH = "SELECT key FROM kie_job WHERE batch = '' AND key IN ({keys})"
 SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = :batch"
 WRITE = """
 UPDATE kie_job SET batch = :batch, state = :state, machine = :machine, account = :account, cost = :cost,
-    changed_at = :changed_at, document = :document, checksum = :checksum, written = :written
-WHERE key = :key AND written = :seen
+    changed_at = :changed_at, document = :document, checksum = :checksum, write_id = :written
+WHERE key = :key AND write_id = :seen
 """
 
 
@@ -228,16 +228,16 @@ def without_batch(keys: Iterable[str]) -> str:
 INSERT_ATTEMPT = """
 INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum)
 SELECT :token, :key, :number, NULL, :process_id, :intended_at, :checksum FROM kie_job
-WHERE key = :key AND written = :written
+WHERE key = :key AND write_id = :written
     AND NOT EXISTS (SELECT 1 FROM kie_attempt WHERE token = :token AND key = :key AND number = :number)
 """
 NAME_TASK = """
 UPDATE kie_attempt SET task_id = :task_id, checksum = :checksum
-WHERE token = :token AND EXISTS (SELECT 1 FROM kie_job WHERE key = :key AND written = :written)
+WHERE token = :token AND EXISTS (SELECT 1 FROM kie_job WHERE key = :key AND write_id = :written)
 """
 SAVE_UPLOAD = """
 INSERT INTO kie_upload (sha256, uploaded_at, document, checksum)
-SELECT :sha256, :uploaded_at, :document, :checksum FROM kie_job WHERE key = :key AND written = :written
+SELECT :sha256, :uploaded_at, :document, :checksum FROM kie_job WHERE key = :key AND write_id = :written
 ON CONFLICT (sha256) DO UPDATE
 SET uploaded_at = excluded.uploaded_at, document = excluded.document, checksum = excluded.checksum
 WHERE kie_upload.uploaded_at <= excluded.uploaded_at

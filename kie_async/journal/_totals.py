@@ -23,10 +23,10 @@ PERIOD = 600.0  # seconds: the service allows 1,200 submissions in them
 
 # The job gets the id of this transaction first: then nobody else writes it until the end, and a transaction that runs
 # again after a lost connection finds another id, and adds nothing.
-_CLAIM = "UPDATE kie_job SET written = :claim WHERE key = :key AND written = :seen"
+_CLAIM = "UPDATE kie_job SET write_id = :claim WHERE key = :key AND write_id = :seen"
 _ADD = """
 INSERT INTO kie_total (name, period, credits, extra)
-SELECT :name, :period, :credits, :extra FROM kie_job WHERE key = :key AND written = :claim
+SELECT :name, :period, :credits, :extra FROM kie_job WHERE key = :key AND write_id = :claim
 ON CONFLICT (name, period) DO UPDATE SET credits = kie_total.credits + excluded.credits,
     extra = CASE WHEN kie_total.extra < excluded.extra THEN excluded.extra ELSE kie_total.extra END
 """
