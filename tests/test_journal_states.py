@@ -23,7 +23,7 @@ from kie_async.journal import (
     State,
 )
 from kie_async.journal._job import pack_job, unpack_job
-from kie_async.journal._transitions import FACTS, cost, intended, transition
+from kie_async.journal._transitions import FACTS, cost, enqueued, intended, transition
 
 JOB = Job(key="a", request=REQUEST, moments={"planned": 1.0})
 INTENDED = intended(JOB, "token", "me", 2.0)
@@ -54,6 +54,17 @@ def test_money_is_only_spent_through_an_intent() -> None:
     assert [state for state in State if State.INTENT in TRANSITIONS[state]] == [State.PLANNED]
     assert {state for state in State if State.SUBMITTED in TRANSITIONS[state]} == {State.INTENT, State.UNKNOWN}
     assert {to for state in PAID for to in TRANSITIONS[state]} <= PAID | {State.FAILED}
+
+
+def test_a_known_job_that_asks_for_the_same_gets_the_file_of_who_enqueues_it() -> None:
+    there, here = attrs.evolve(SOURCE, machine="a"), attrs.evolve(SOURCE, machine="b")
+    known = Job(key="a", request=attrs.evolve(UPLOAD, source_duration=61.5), source=there)
+    absolute = attrs.evolve(UPLOAD, source=f"/songs/{UPLOAD.source}")
+    enqueued_here = Job(key="a", request=absolute, batch="x", source=here)
+    job = enqueued(enqueued_here, known)
+    assert (job.request, job.source, job.batch) == (absolute, here, "x")
+    another = enqueued(attrs.evolve(enqueued_here, request=attrs.evolve(absolute, title="U")), known)
+    assert (another.request, another.source, another.batch) == (known.request, there, "x")
 
 
 def test_an_intent() -> None:

@@ -235,11 +235,6 @@ def is_local(request: Request) -> TypeGuard[UploadExtendRequest]:
     return isinstance(request, UploadExtendRequest) and not is_url(request.source)
 
 
-def asked(request: Request) -> str:
-    """What a request asks for, without what was measured of its source: that depends on what is installed."""
-    return pack(attrs.evolve(request, source_duration=None))
-
-
 def held_by(machine: str, request: Request, source: Source | None = None) -> Source | None:
     """The source of a request, as one that this machine alone can read if it is a file; "" if any can."""
     if not machine or not is_local(request):

@@ -22,9 +22,10 @@ from kie_async._protocol.admission import check_task_id, task_problem
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
-from kie_async.journal._job import InboundCallback, Job, State, asked, held_by
+from kie_async.journal._job import InboundCallback, Job, State, held_by
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases, process_lease
+from kie_async.journal._same_request import asks_the_same
 from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
 from kie_async.journal._takeover import WITHOUT_ANSWER, Takeover
 from kie_async.journal._transitions import PAID
@@ -131,7 +132,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it.
             ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned; or it has another
-                request.
+                request (``asks_the_same``).
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
@@ -143,7 +144,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             job = Job(key=key or secrets.token_hex(16), request=request, source=held_by(machine, request))
             if not await self.journal.add([job]):  # another submission with this key came between
                 job = await self.journal.get(job.key) or job
-        if asked(job.request) != asked(request):
+        if not asks_the_same(job.request, request):
             message = f"the job {job.key!r} is on record with another request: give this one a key of its own"
             raise ConflictError(message, job.task_id)
         if job.state in PAID and job.task_id:

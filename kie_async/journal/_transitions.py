@@ -32,7 +32,8 @@ from kie_async.errors import (
     KieError,
 )
 from kie_async.events import Context
-from kie_async.journal._job import InboundCallback, Job, JobResults, LastAttempt, State, asked
+from kie_async.journal._job import InboundCallback, Job, JobResults, LastAttempt, State
+from kie_async.journal._same_request import asks_the_same
 
 T = TypeVar("T", LastAttempt, JobResults)
 
@@ -81,12 +82,14 @@ def enqueued(job: Job, known: Job) -> Job:
     """A known task of a plain session as a job of the batch that it is enqueued into now; all that was learnt stays.
 
     Args:
-        job: as it is enqueued: its file is used, wherever that of the session was, if nothing else is asked for.
+        job: as it is enqueued: if it asks for the same and nothing was sent yet, its file is used, or its newer
+            address, wherever that of the session was.
         known: as it stands in the journal.
     """
-    has_its_file = known.state is State.PLANNED and asked(known.request) == asked(job.request)
-    source = job.source if has_its_file else known.source
-    return attrs.evolve(known, batch=known.batch or job.batch, source=source)
+    batch = known.batch or job.batch
+    if known.state is State.PLANNED and asks_the_same(known.request, job.request):
+        return attrs.evolve(known, batch=batch, request=job.request, source=job.source)
+    return attrs.evolve(known, batch=batch)
 
 
 def transition(job: Job, to: State, facts: Mapping[str, Any], *, token: str | None, at: float) -> Job:
