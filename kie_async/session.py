@@ -171,7 +171,8 @@ class KieSession(Opened[Dispatcher]):
 
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it; nothing was sent.
-            ConflictError: the job of this key is being submitted, or came to nothing, or has another request.
+            ConflictError: the job of this key is being submitted, or came to nothing, or has another request; nothing
+                was sent now, and ``charged`` says whether that job was paid.
             InvalidRequestError: it breaks a rule, or the service says so.
             AudioError, FileError: the source cannot be used; nothing was spent.
             RefusedError: the service refused; ``code`` says why.

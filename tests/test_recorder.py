@@ -12,6 +12,7 @@ from typing import Any, Self
 import anyio
 import attrs
 import pytest
+from audio_files import encoded
 from service import REQUEST, Service, as_journal, serving
 
 import kie_async as kie
@@ -553,9 +554,47 @@ async def test_a_key_that_came_to_nothing_is_not_sent_again(tmp_path: Path) -> N
     async with recording(tmp_path, faults=[Fault("lost")]) as kept:
         with pytest.raises(SubmitUnknownError):
             await kept.session.submit(REQUEST, key="k")
-        with pytest.raises(ConflictError):
+        with pytest.raises(ConflictError, match="is unknown, not planned") as caught:
             await kept.session.submit(REQUEST, key="k")
+        assert caught.value.charged == "maybe"
         assert len(kept.service.emulator.ledger) == 1
+
+
+_OWN_KEY = "give this one a key of its own"
+_RESOLVE = r"may be paid, .*kie-async jobs resolve 'k 1'$"
+_AFTER: dict[str, tuple[list[State], dict[str, Any], str, str]] = {
+    # the way to a state, what is learnt there, what the error says, and charged
+    "planned": ([], {}, _OWN_KEY, "no"),
+    "intent": ([State.INTENT], {}, _RESOLVE, "maybe"),
+    "unknown": ([State.INTENT, State.UNKNOWN], {}, _RESOLVE, "maybe"),
+    "abandoned": ([State.INTENT, State.UNKNOWN, State.ABANDONED], {}, "abandoned and may be paid", "maybe"),
+    "submitted": ([State.INTENT, State.SUBMITTED], {"task_id": "7" * 32}, "is paid: session.track", "yes"),
+    "rejected": ([State.INTENT, State.REJECTED], {}, _OWN_KEY, "no"),
+    "failed": (
+        [State.INTENT, State.UNKNOWN, State.SUBMITTED, State.FAILED],
+        {"task_id": "7" * 32},
+        "failed and may be paid: a key of its own",
+        "maybe",
+    ),
+}
+
+
+@pytest.mark.parametrize("state", _AFTER)
+async def test_a_key_of_another_request_is_refused_by_what_became_of_that(tmp_path: Path, state: str) -> None:
+    way, facts, says, charged = _AFTER[state]
+    async with recording(tmp_path) as kept:
+        await kept.journal.add([Job(key="k 1", request=REQUEST)])
+        for to in way:
+            known = facts if to is State.SUBMITTED else {}
+            await (
+                kept.journal.intend("k 1", "t" * 43) if to is State.INTENT else kept.journal.move("k 1", to, **known)
+            )
+        before = await kept.job("k 1")
+        with pytest.raises(ConflictError, match=f"the key 'k 1' is on record with another request.*{says}") as caught:
+            await kept.session.submit(attrs.evolve(REQUEST, model="V4"), key="k 1")
+        assert (caught.value.charged, caught.value.task_id) == (charged, facts.get("task_id"))
+        assert await kept.job("k 1") == before
+        assert len(kept.service.emulator.ledger) == 0
 
 
 async def test_a_key_is_not_used_for_another_request(tmp_path: Path) -> None:
@@ -564,10 +603,33 @@ async def test_a_key_is_not_used_for_another_request(tmp_path: Path) -> None:
             await kept.session.submit(REQUEST, key="k")
         with pytest.raises(ConflictError, match="another request"):  # planned, and not sent
             await kept.session.submit(attrs.evolve(REQUEST, model="V4"), key="k")
-        await kept.session.submit(REQUEST, key="k")
-        with pytest.raises(ConflictError, match="another request"):  # paid for
+        task = await kept.session.submit(REQUEST, key="k")
+        with pytest.raises(ConflictError, match="another request") as caught:
             await kept.session.submit(attrs.evolve(REQUEST, model="V4"), key="k")
+        assert (caught.value.charged, caught.value.task_id) == ("yes", task.id)
         assert len(kept.service.emulator.ledger) == 1
+
+
+async def test_the_task_of_a_key_is_followed_however_its_source_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "song.wav").write_bytes(encoded("pcm_s16le", "wav"))
+    monkeypatch.chdir(tmp_path)
+    signed = "https://x.example/song.wav?Signature="
+    alike: dict[str, list[tuple[str | Path, float | None]]] = {
+        "file": [(tmp_path / "song.wav", None), ("song.wav", None), (str(tmp_path / "song.wav"), 20.05)],
+        "url": [(f"{signed}a", 20.0), (f"{signed}b", 20.0), (f"{signed}c", 20.05)],
+    }
+    async with recording(tmp_path) as kept:
+        for key, sources in alike.items():
+            requests = [
+                kie.UploadExtendRequest(source, continue_at="75%", default_param_flag=False, source_duration=seconds)
+                for source, seconds in sources
+            ]
+            assert len({(await kept.session.submit(request, key=key)).id for request in requests}) == 1
+            with pytest.raises(ConflictError, match="another request"):
+                await kept.session.submit(attrs.evolve(requests[0], continue_at=16), key=key)
+        assert len(kept.service.emulator.ledger) == 2
 
 
 async def test_of_two_requests_under_one_key_one_is_sent(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from kie_async.journal._leases import Leases, process_lease
 from kie_async.journal._same_request import asks_the_same
 from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
 from kie_async.journal._takeover import WITHOUT_ANSWER, Takeover
-from kie_async.journal._transitions import PAID
+from kie_async.journal._transitions import PAID, charged, has_another_request
 from kie_async.models import ExtendRequest, Request
 from kie_async.settings import Settings
 
@@ -132,7 +132,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it.
             ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned; or it has another
-                request (``asks_the_same``).
+                request (``asks_the_same``). ``charged`` says whether the job was paid; nothing was sent now.
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
@@ -145,10 +145,12 @@ class Recorder(anyio.AsyncContextManagerMixin):
             if not await self.journal.add([job]):  # another submission with this key came between
                 job = await self.journal.get(job.key) or job
         if not asks_the_same(job.request, request):
-            message = f"the job {job.key!r} is on record with another request: give this one a key of its own"
-            raise ConflictError(message, job.task_id)
-        if job.state in PAID and job.task_id:
+            raise has_another_request(job)
+        if job.state in PAID:
             return self.follow(job)
+        if job.state is not State.PLANNED:
+            message = f"job {job.key!r} is {job.state}, not planned (any more)"
+            raise ConflictError(message, job.task_id, charged=charged(job))
         return await self._submit_planned(job.key, request, None, check)
 
     async def check_caps(self, batch: str) -> None:

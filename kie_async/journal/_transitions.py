@@ -16,6 +16,7 @@ A transition that is not listed is a stale or a doubled report: it is refused, a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ import attrs
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.errors import (
     AuthError,
+    Charged,
     ConflictError,
     ConnectError,
     InsufficientCreditsError,
@@ -145,6 +147,32 @@ def cost(job: Job) -> float:
     if job.credits is None or job.credits < 0:
         return job.earlier_credits + CREDITS_PER_TASK
     return job.earlier_credits + job.credits
+
+
+def charged(job: Job) -> Charged:
+    """Whether any attempt of a job was paid."""
+    if job.state in PAID:
+        return "yes"
+    return "maybe" if cost(job) else "no"
+
+
+def has_another_request(job: Job) -> ConflictError:
+    """The error of a request under the key of a job that has another one: what became of that, and what to do."""
+    on_record = f"the key {job.key!r} is on record with another request"
+    remedy = "a key of its own pays for a new one"
+    match charged(job):
+        case "yes":
+            says = f", which became task {job.task_id} and is paid: session.track({job.task_id!r}) follows it; {remedy}"
+        case "maybe" if job.state in {State.INTENT, State.UNKNOWN}:
+            says = (
+                ", which may be paid, for its answer is not known: session.resume() settles what an ended process left;"
+                " if it is unknown then, look at https://kie.ai/logs, and decide: kie-async jobs resolve "
+            ) + shlex.quote(job.key)
+        case "maybe":
+            says = f", which is {job.state} and may be paid: {remedy}"
+        case _:
+            says = ": give this one a key of its own"
+    return ConflictError(on_record + says, job.task_id, charged=charged(job))
 
 
 def is_awaited(callback: InboundCallback, task_id: str | None, state: State) -> bool:
