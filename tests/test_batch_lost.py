@@ -99,6 +99,24 @@ def test_a_journal_that_was_lost_is_not_taken_for_new(
     assert "0 jobs taken in" in terminal(*adopt).err
 
 
+def test_a_worker_names_the_way_to_adopt_what_the_journal_lost(
+    terminal: Terminal, service: EmulatorHandle, database_url: str, tmp_path: Path, out: Path
+) -> None:
+    place = ("--journal", database_url)
+    enqueue = ("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--enqueue", "--yes", "--out", "named", *place)
+    worker = ("worker", "--out", str(out), "--until-done", "--callbacks", *place)
+    assert terminal(*enqueue).code == 0
+    assert terminal(*worker).code == 0
+    execute(database_url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    assert terminal(*enqueue).code == 0
+    assert f"kie-async jobs adopt --out '{out}', with the same --journal" in terminal(*worker).err
+    adopt = ("jobs", "adopt", "--out", str(out), *place)
+    assert "2 jobs taken in" in terminal(*adopt).err
+    assert terminal(*adopt).err == f"0 jobs taken in: no planned job has a task in {out}\n"
+    assert terminal(*worker).code == 0
+    assert len(service.ledger) == 2
+
+
 # ---------------------------------------------------------------- what the results say
 
 

@@ -44,7 +44,7 @@ class RecordedTakes:
         """
         job = await self._journal.get(key) or Job(key=key, request=request)
         if (task := await self._recorded.find_lost(self._journal, job)) is not None:
-            raise task.lost_error()
+            raise task.lost_error(self._results.directory, self._journal)
 
     async def save(self, key: str, tracks: tuple[Track, ...]) -> tuple[Path, ...]:
         """Download them, unless they are here, and return their files."""

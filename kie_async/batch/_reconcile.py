@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import shlex
 import unicodedata
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
@@ -24,7 +25,7 @@ from kie_async._protocol.wire import unpack
 from kie_async.batch._results import RESULTS, SIDECAR, Results, read_sidecar, song_file
 from kie_async.errors import BadResponseError, ConflictError, LostRecordError
 from kie_async.files import on_disk
-from kie_async.journal import Job, JobError, Journal, State
+from kie_async.journal import BatchFilter, Job, JobError, Journal, State
 from kie_async.journal._recorder import Recorder
 
 _MAX_KEYS_SHOWN = 10  # in an error
@@ -69,12 +70,13 @@ class RecordedTask:
     credits: float | None = None
     error: JobError | None = None
 
-    def lost_error(self) -> LostRecordError:
+    def lost_error(self, directory: Path, journal: Journal) -> LostRecordError:
         """Make the error of a job that must not be submitted, because this task is its."""
         task = f"task {self.task_id}" if self.task_id else "a submission whose outcome is unknown"
         return LostRecordError(
             f"{self.file} names {task} for this job, which the journal does not know: it is not submitted, for that "
-            "would be paid again. Take it into the journal, which pays nothing: kie-async jobs adopt --out DIR",
+            f"would be paid again. Take it into the journal ({journal.driver}), which pays nothing: "
+            f"kie-async jobs adopt --out {shlex.quote(str(directory))}, with the same --journal if one was given",
             self.task_id,
             charged="yes" if self.task_id else "maybe",
         )
@@ -198,7 +200,7 @@ class RecordedTasks:
         return None if facts is None else parse_record({**facts, "state": "submitted"}, name, emulated=self._emulated)
 
 
-async def adopt(journal: Journal, directory: Path, *, batch: str | None, emulated: bool) -> AsyncGenerator[Job, None]:
+async def adopt(journal: Journal, directory: Path, *, batch: BatchFilter, emulated: bool) -> AsyncGenerator[Job, None]:
     """Take into a journal the tasks that its results name and it does not know, so that they are not paid again.
 
     A job whose files are there is delivered then, a failed one has failed; any other task is followed by the next run
@@ -207,7 +209,7 @@ async def adopt(journal: Journal, directory: Path, *, batch: str | None, emulate
     Args:
         journal: open; its planned jobs are checked.
         directory: of the batch.
-        batch: only jobs of this batch.
+        batch: only jobs of this batch; a worker's directory has those of many.
         emulated: whether tasks of an emulator are meant.
 
     Yields:

@@ -193,7 +193,7 @@ class Runner:
         """Upload, submit, and wait for the end."""
         self._check_running()
         if (task := await self._recorded.find_lost(self._recorder.journal, job)) is not None:
-            raise task.lost_error()
+            raise task.lost_error(self._results.directory, self._recorder.journal)
         await self._recorder.check_caps(job.batch)
         request = job.request
         if job.machine and is_local(request):

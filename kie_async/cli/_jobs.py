@@ -34,7 +34,7 @@ from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, Resolv
 from kie_async.cli._output import Output, confirm
 from kie_async.errors import WaitTimeoutError
 from kie_async.events import clean
-from kie_async.journal import Attempt, Job, Journal, State
+from kie_async.journal import ANY_BATCH, Attempt, Job, Journal, State
 from kie_async.models import ExtendRequest, Track
 
 app = App(name="jobs", help="See what became of the jobs of a batch, and decide about them.", help_epilogue="")
@@ -273,12 +273,16 @@ async def adopt_tasks(*, output: OutputArg, options: JobsOptions = JOBS) -> None
     if out is None:
         raise UsageError("--out is missing: give the directory of the results")
     emulated = location.is_emulated or make_settings({}).on_loopback
+    batch = ANY_BATCH if location.is_shared else location.only_batch  # a worker puts all batches into one directory
     output.value["jobs"], taken = [], 0
     async with location.opened() as journal:
-        async for job in adopt(journal, out, batch=location.only_batch, emulated=emulated):
+        async for job in adopt(journal, out, batch=batch, emulated=emulated):
             _show_job(output, job)
             taken += 1
-    output.say(f"{count_of(taken, 'job')} taken in; the next run of the batch, or a worker, goes on with them")
+    if taken:
+        output.say(f"{count_of(taken, 'job')} taken in; the next run of the batch, or a worker, goes on with them")
+    else:
+        output.say(f"0 jobs taken in: no planned job has a task in {out}")
 
 
 def _show_job(output: Output, job: Job) -> None:
