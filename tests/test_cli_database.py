@@ -120,6 +120,28 @@ def test_a_schema_of_its_own(terminal: Terminal, url: str, role: str) -> None:
     assert execute(url, "SELECT to_regclass('public.kie_job')") == [(None,)]
 
 
+def test_tables_in_two_schemas_are_refused(terminal: Terminal, url: str, role: str) -> None:
+    both = f'search_path="{role}",public'  # as by default
+    journal = as_role(url, role, both)
+    assert terminal("database", "create", "--journal", url).code == 0
+    execute(url, f'GRANT ALL ON ALL TABLES IN SCHEMA public TO "{role}"')
+    execute(url, f'GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO "{role}"')
+    execute(url, f'CREATE SCHEMA AUTHORIZATION "{role}"')
+    assert not checked(terminal, journal)
+    assert terminal("database", "create", "--journal", as_role(url, role, f'search_path="{role}"')).code == 0
+    for command in ("jobs", "list"), ("database", "create"), ("database", "upgrade"):
+        refused = terminal(*command, "--journal", journal)
+        assert refused.code == 8
+        assert f'the tables are in "{role}" and in public; search_path "{role}",public takes "{role}"' in refused.err
+        assert f"?options=-csearch_path%3D%22{role}%22 or ?options=-csearch_path%3Dpublic" in refused.err
+    assert [each["what"].partition(" are in ")[0] for each in checked(terminal, journal)] == [
+        "the tables",
+        "the tables of the workers",
+    ]
+    for schema in ("public", f"%22{role}%22"):
+        assert not checked(terminal, as_role(url, role, f"search_path={schema}"))
+
+
 def test_what_is_merely_worth_knowing_hinders_nothing(
     terminal: Terminal, frail_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

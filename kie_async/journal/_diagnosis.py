@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
 import attrs
 
 from kie_async.journal._schema import VERSION, version_error
 
 _MAX_SKEW = 5.0  # seconds between the clocks of two machines
+
+# The search path, and the schemas of it that hold a table. Without a name for it, statements take the first of them.
+SEARCHED = """
+SELECT current_setting('search_path'), ARRAY(
+    SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relname = '{table}' AND nspname = ANY (current_schemas(false))
+    ORDER BY array_position(current_schemas(false), nspname)
+)
+"""
+TABLES = {"kie_schema": "the tables", "procrastinate_jobs": "the tables of the workers"}
 
 # Who is connected, and to which schema. Names are quoted as statements need them.
 SCHEMA = """
@@ -84,6 +95,7 @@ class ServerFacts:
         clock: unix seconds, less those of this machine.
         missing: the beginnings of the GRANTs that are missing.
         version: of the tables, if they can be read.
+        ambiguous: what is said of tables that are in several schemas.
         is_silent: whether notifications do not come through.
     """
 
@@ -92,7 +104,23 @@ class ServerFacts:
     clock: float
     missing: tuple[str, ...] = ()
     version: int | None = None
+    ambiguous: Sequence[str] = ()
     is_silent: bool = False
+
+
+def ambiguity(what: str, search_path: str, schemas: Sequence[str]) -> str:
+    """Say that tables are in several schemas of the search path; "" if they are not.
+
+    A schema with the name of the role comes first by default: made later, it hides the tables in ``public``, and all
+    that was paid by them.
+    """
+    if not schemas[1:]:
+        return ""
+    options = " or ".join(f"?options=-csearch_path%3D{quote(schema)}" for schema in schemas)
+    return (
+        f"{what} are in {' and in '.join(schemas)}; search_path {search_path} takes {schemas[0]}: end the address with "
+        f"{options} ('kie-async jobs list' shows what each holds), or drop those that hold nothing"
+    )
 
 
 def findings(schema: SchemaFacts, server: ServerFacts) -> Iterator[Finding]:
@@ -101,6 +129,7 @@ def findings(schema: SchemaFacts, server: ServerFacts) -> Iterator[Finding]:
         yield Finding("it is read-only: a standby, or default_transaction_read_only is on; give the primary's address")
     if not schema.is_found:
         yield _why_not_found(schema)
+    yield from map(Finding, server.ambiguous)
     for grant in server.missing:
         yield Finding(f"the role {schema.role} lacks rights", f"{grant} TO {schema.role}")
     if server.version is not None and server.version != VERSION:

@@ -28,7 +28,18 @@ from kie_async._protocol.backoff import backoff
 from kie_async.errors import ConflictError, SettingsError, StorageError
 from kie_async.events import clean
 from kie_async.journal import _sql
-from kie_async.journal._diagnosis import MISSING, SCHEMA, SERVER, Finding, SchemaFacts, ServerFacts, findings
+from kie_async.journal._diagnosis import (
+    MISSING,
+    SCHEMA,
+    SEARCHED,
+    SERVER,
+    TABLES,
+    Finding,
+    SchemaFacts,
+    ServerFacts,
+    ambiguity,
+    findings,
+)
 from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, version_error
 from kie_async.journal._sql import Rows, Step
 from kie_async.settings import Secret
@@ -242,6 +253,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
                 schema = SchemaFacts(**row)
                 [row] = await (await cursor.execute(SERVER)).fetchall()
                 row["clock"] -= time.time()
+                row["ambiguous"] = [told for table in TABLES if (told := (await _search(connection, table))[1])]
                 missing = tuple(grant for (grant,) in await (await connection.execute(MISSING)).fetchall())
                 version = await _value(connection, _VERSION) if schema.is_found and not missing else None
                 is_silent = not row["is_read_only"] and await self._listen(connection)  # a standby would refuse it
@@ -258,7 +270,9 @@ class Postgres(anyio.AsyncContextManagerMixin):
         try:
             async with self._connection() as connection, connection.transaction():
                 await connection.execute(f"{first}; SELECT pg_advisory_xact_lock({_LOCK})".encode())
-                is_made = await _value(connection, "SELECT to_regclass('kie_schema') IS NOT NULL")
+                is_made, ambiguous = await _search(connection, "kie_schema")
+                if ambiguous:
+                    raise StorageError(f"{self._name} cannot be used: {ambiguous}", retryable=False)
                 yield connection, await _value(connection, _VERSION) if is_made else 0
         except psycopg.Error as error:
             raise self._storage_error(error) from None
@@ -277,6 +291,13 @@ class Postgres(anyio.AsyncContextManagerMixin):
 async def _value(connection: Connection, statement: LiteralString) -> int:
     [[value]] = await (await connection.execute(statement)).fetchall()
     return int(value)
+
+
+async def _search(connection: Connection, table: str) -> tuple[bool, str]:
+    """Tell whether a table is in the search path, and what is wrong if it is there more than once."""
+    cursor = await connection.execute(SEARCHED.format(table=table).encode())
+    [(search_path, schemas)] = await cursor.fetchall()
+    return bool(schemas), ambiguity(TABLES[table], search_path, schemas)
 
 
 async def _migrate(connection: Connection, version: int) -> None:
