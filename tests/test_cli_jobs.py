@@ -137,6 +137,17 @@ def test_no_jobs_to_be_found(terminal: Terminal, tmp_path: Path, words: tuple[st
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("word", ["list", "wait", "results"])
+def test_a_batch_that_is_not_on_record(terminal: Terminal, out: Path, tmp_path: Path, word: str) -> None:
+    missing = tmp_path / "mistyped"
+    answer = terminal("jobs", word, "--journal", str(out / FILE), "--out", str(missing))
+    assert (answer.code, answer.out) == (2, "")
+    assert f"no jobs of the batch {missing}; batches on record: {out}, elsewhere; without --out" in answer.err
+    with_journal(tmp_path / "empty.sqlite", lambda journal: journal.add([]))
+    answer = terminal("jobs", word, "--journal", str(tmp_path / "empty.sqlite"), "--out", str(missing))
+    assert "batches on record: none" in answer.err
+
+
 def test_all_of_a_job(terminal: Terminal, out: Path) -> None:
     answer = terminal("jobs", "show", "done", "--out", str(out))
     assert answer.code == 0

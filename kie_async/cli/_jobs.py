@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import chain, repeat
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ from kie_async.cli._options import JOBS, RESOLVE, JobsOptions, OutputArg, Resolv
 from kie_async.cli._output import Output, confirm
 from kie_async.errors import WaitTimeoutError
 from kie_async.events import clean
-from kie_async.journal import ANY_BATCH, Attempt, Job, Journal, State
+from kie_async.journal import ANY_BATCH, Attempt, Job, Journal, State, batches_of
 from kie_async.models import ExtendRequest, Track
 
 app = App(name="jobs", help="See what became of the jobs of a batch, and decide about them.", help_epilogue="")
@@ -61,7 +62,7 @@ async def list_jobs(
     """
     location = find_journal(options.journal, options.out)
     output.value["jobs"] = []
-    async with location.opened() as journal:
+    async with _opened(location) as journal:
         async for job in _jobs_in(journal, output, location, *state):
             _show_job(output, job)
         counts = await journal.counts(location.only_batch)
@@ -69,6 +70,17 @@ async def list_jobs(
     output.value["counts"] = {each.value: counts.get(each, 0) for each in State}
     output.say(Counts.of(counts).summary)
     say_who_waits(output, waiting)
+
+
+@asynccontextmanager
+async def _opened(location: JournalLocation) -> AsyncIterator[Journal]:
+    """Open the journal; raise UsageError if it has no jobs of the batch that is meant, as for a name mistyped."""
+    batch = location.only_batch
+    async with location.opened() as journal:
+        if batch is not None and not any((await journal.counts(batch)).values()):
+            names = ", ".join(map(clean, await batches_of(journal))) or "none"
+            raise UsageError(f"no jobs of the batch {batch}; batches on record: {names}; without --out all are meant")
+        yield journal
 
 
 async def _jobs_in(journal: Journal, output: Output, location: JournalLocation, *states: State) -> AsyncIterator[Job]:
@@ -88,7 +100,7 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
     location = find_journal(options.journal, options.out)
     command = location.as_typed(output.words)
     output.hints = dict.fromkeys((4, 6, 8, 130), f"the jobs go on if a worker makes them; wait again:\n  {command}")
-    async with location.opened() as journal:
+    async with _opened(location) as journal:
         with anyio.move_on_after(max_wait):
             while (counts := Counts.of(states := await journal.counts(location.awaited))).open:
                 if counts.open == states[State.PLANNED]:
@@ -114,7 +126,7 @@ async def results(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
     """
     location = find_journal(options.journal, options.out)
     output.value["jobs"] = []
-    async with location.opened() as journal:
+    async with _opened(location) as journal:
         async for job in _jobs_in(journal, output, location, *_MADE, *_FAILED):
             if output.as_json:
                 output.value["jobs"].append({**job_value(job), "tracks": [track.to_dict() for track in job.tracks]})

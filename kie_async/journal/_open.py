@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kie_async.errors import SettingsError
 from kie_async.journal._journal import Journal
+from kie_async.journal._sql import BATCHES
 from kie_async.journal._sqlite import SQLite
 from kie_async.settings import Secret, journal_location
 
@@ -91,6 +92,12 @@ def open_journal(where: str | PathLike[str]) -> Journal:
 def default_journal(directory: str | PathLike[str]) -> Journal:
     """Return the journal of a batch for which none is given: ``KIE_JOURNAL``, or else a file in its directory."""
     return open_journal(journal_location() or Path(directory) / DEFAULT_NAME)
+
+
+async def batches_of(journal: Journal) -> list[str]:
+    """Return the names of the batches that have jobs in an open journal."""
+    [rows] = await journal.driver.run((BATCHES, {}))
+    return [str(name) for (name,) in rows]
 
 
 def batch_name(journal: Journal, directory: str | PathLike[str]) -> str:

@@ -165,6 +165,7 @@ SELECT position FROM (
 """
 _COUNTS = "SELECT state, count(*) FROM kie_job WHERE true {of_batch} GROUP BY batch, state"  # one index has it all
 _WITHOUT_BATCH = "SELECT key FROM kie_job WHERE batch = '' AND key IN ({keys})"
+BATCHES = "SELECT DISTINCT batch FROM kie_job WHERE batch <> '' ORDER BY batch"
 SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = :batch"
 WRITE = """
 UPDATE kie_job SET batch = :batch, state = :state, machine = :machine, account = :account, cost = :cost,
