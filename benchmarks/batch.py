@@ -98,6 +98,7 @@ def finished(store: str, count: int) -> None:
                 "VALUES (:token, :key, :number, :task_id, :process_id, :intended_at, :checksum)",
                 _sql.with_checksum(_sql.ATTEMPT, token, job.key, 1, task_id, "p", now),
             )
+    asyncio.run(open_journal(store).upgrade())  # which counts what they have cost
 
 
 # ---------------------------------------------------------------- each in a process of its own

@@ -20,11 +20,11 @@ from zlib import crc32
 import attrs
 import pytest
 from child_process import child, read_line, read_rest
-from journal_contract import REQUEST, SOURCE, UPLOAD, bring, inbound, job_of, planned
+from journal_contract import REQUEST, SOURCE, UPLOAD, bring, counted, inbound, job_of, planned
 from sqlite_hooks import ask, hook
 
 from kie_async.errors import StorageError
-from kie_async.journal import Job, SQLiteJournal, State, _leases
+from kie_async.journal import Job, Payer, SQLiteJournal, State, _leases
 
 pytestmark = pytest.mark.anyio
 
@@ -229,6 +229,28 @@ async def test_a_huge_file_is_checked_when_it_is_read(path: Path) -> None:
         assert await journal.get("0")
         with pytest.raises(StorageError, match="not what was written"):
             await journal.get("1")
+
+
+async def test_totals_that_were_changed_are_refused_and_counted_anew(small: Path) -> None:
+    await tamper(small, "UPDATE kie_total SET credits = 0 WHERE credits > 0")
+    with pytest.raises(StorageError, match=r"1 totals .* database upgrade --journal /.*journal") as caught:
+        async with SQLiteJournal(small):
+            raise AssertionError
+    assert not caught.value.retryable
+    await SQLiteJournal(small).upgrade()
+    async with SQLiteJournal(small) as journal:
+        assert await counted(journal, Payer()) > 0
+
+
+async def test_totals_of_a_huge_file_are_checked_on_demand(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        huge = attrs.evolve(UPLOAD, prompt="x" * 4000)
+        await journal.add(Job(key=f"{number}", request=huge) for number in range(2500))
+    await tamper(path, "INSERT INTO kie_total VALUES ('account:', 1, 5, 0)")
+    async with SQLiteJournal(path) as journal:
+        assert await journal.get("0")
+    with pytest.raises(StorageError, match="1 totals"):
+        await SQLiteJournal(path).diagnose()
 
 
 async def test_tables_that_were_changed_are_damage(small: Path) -> None:

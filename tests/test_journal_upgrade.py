@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import anyio
 import attrs
@@ -20,7 +23,7 @@ from postgres import execute
 from sqlite_hooks import hook
 
 from kie_async.errors import StorageError
-from kie_async.journal import ANY_BATCH, Journal, Payer, State, open_journal
+from kie_async.journal import ANY_BATCH, VERSION, Journal, Payer, State, open_journal
 
 pytestmark = pytest.mark.anyio
 
@@ -120,6 +123,62 @@ async def test_all_reads_as_before_when_it_is_upgraded(store: Store) -> None:
         assert len([job async for job in journal.jobs(State.DELIVERED)]) == 3
 
 
+async def test_a_negative_cost_of_an_older_journal_makes_no_room(store: Store) -> None:
+    job = "INSERT INTO kie_job (key, batch, state, cost, changed_at, document, checksum, written) VALUES ({}, '')"
+    attempt = "INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum) VALUES ({})"
+    rows: dict[str, tuple[object, ...]] = {
+        job: ("odd", "odd", "delivered", -5.0, 1.5, "{}"),
+        attempt: ("odd", "odd", 1, "odd", "process", 1.5),
+    }
+    for statement, row in rows.items():
+        checksum = crc32("\0".join(map(str, row)).encode())
+        store.execute(statement.format(", ".join(map(repr, (*row, checksum)))))
+    await store.journal().upgrade()
+    async with store.journal() as journal:
+        assert await counted_for(journal, "odd") == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ("UPDATE kie_total SET credits = 0 WHERE name = 'batch:songs'", 1),
+        ("UPDATE kie_total SET extra = 0 WHERE name = 'account:ours'", 1),
+        ("DELETE FROM kie_total WHERE name <> 'batch:songs'", 3),
+        ("INSERT INTO kie_total VALUES ('account:nobody', 0, 12, 0)", 1),
+    ],
+)
+async def test_totals_that_were_changed_are_found_and_counted_anew(store: Store, change: str, wrong: int) -> None:
+    await store.journal().upgrade()
+    since = Payer(account="ours", since=time.time() - 1200)
+    async with store.journal() as journal:
+        for key in ("one", "another"):
+            await journal.add([planned(key, batch="songs")])
+            await journal.intend(key, key, payer=Payer(account="ours"))
+            await journal.move(key, State.SUBMITTED, task_id=key)
+        await journal.move("one", State.SUCCEEDED, credits=20)
+        await journal.move("another", State.FAILED)
+        await journal.move("another", State.PLANNED)
+        await journal.add([planned("enqueued later")])
+        await journal.intend("enqueued later", "later", payer=Payer(account="ours"))
+        await journal.move("enqueued later", State.SUBMITTED, task_id="later")
+        await journal.move("enqueued later", State.FAILED, credits=30)
+        await journal.move("enqueued later", State.PLANNED)
+        await journal.add([planned("enqueued later", batch="later")])
+        before = await counted_for(journal, "songs"), await counted(journal, since), await counted(journal, Payer())
+    assert not [each for each in await store.journal().diagnose() if "totals" in each.what]
+    store.execute(change)
+    try:
+        found = "\n".join(each.what for each in await store.journal().diagnose())
+    except StorageError as error:  # of a file
+        found = error.message
+    assert re.search(rf"{wrong} totals of spending are not .* database upgrade --journal", found)
+    await store.journal().upgrade()
+    assert not [each for each in await store.journal().diagnose() if "totals" in each.what]
+    async with store.journal() as journal:
+        after = await counted_for(journal, "songs"), await counted(journal, since), await counted(journal, Payer())
+    assert after == before
+
+
 async def test_what_is_new_is_kept_in_an_upgraded_journal(store: Store) -> None:
     await store.journal().upgrade()
     async with store.journal() as journal:
@@ -215,8 +274,11 @@ async def test_two_that_upgrade_it_at_once(store: Store) -> None:
     assert [version == OLDEST for version in sorted(versions)] == [True, False, False, False]
 
 
-async def test_an_upgrade_beside_a_job_that_is_being_added_is_no_deadlock(database_url: str) -> None:
+@pytest.mark.parametrize("version", [OLDEST, VERSION])
+async def test_an_upgrade_beside_a_job_that_is_being_added_is_no_deadlock(database_url: str, version: int) -> None:
     execute(database_url, (SAMPLES / "journal_2.postgresql.sql").read_text("utf-8"))
+    if version == VERSION:  # then the totals are counted
+        await open_journal(database_url).upgrade()
     waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'kie_job'::regclass AND NOT granted"
     versions: list[int] = []
 
@@ -232,4 +294,4 @@ async def test_an_upgrade_beside_a_job_that_is_being_added_is_no_deadlock(databa
         await adding.execute("SELECT kie_next_position()")
         assert not versions
         await adding.commit()
-    assert versions == [OLDEST]
+    assert versions == [version]

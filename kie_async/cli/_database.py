@@ -33,7 +33,7 @@ async def create(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
 
 @app.command
 async def upgrade(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
-    """Bring the tables of an older version to the newest; end all that works on them first.
+    """Bring the tables to the newest version, and count anew what was spent; end all that works on them first.
 
     Example: kie-async database upgrade --journal postgresql://kie@db.example/kie
     """

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import attrs
 
-from kie_async.journal._schema import VERSION, version_error
+from kie_async.journal._schema import VERSION, totals_error, version_error
 
 _MAX_SKEW = 5.0  # seconds between the clocks of two machines
 
@@ -96,6 +96,7 @@ class ServerFacts:
         missing: the beginnings of the GRANTs that are missing.
         version: of the tables, if they can be read.
         ambiguous: what is said of tables that are in several schemas.
+        wrong: how many totals of spending are wrong.
         is_silent: whether notifications do not come through.
     """
 
@@ -105,6 +106,7 @@ class ServerFacts:
     missing: tuple[str, ...] = ()
     version: int | None = None
     ambiguous: Sequence[str] = ()
+    wrong: int = 0
     is_silent: bool = False
 
 
@@ -134,6 +136,8 @@ def findings(schema: SchemaFacts, server: ServerFacts) -> Iterator[Finding]:
         yield Finding(f"the role {schema.role} lacks rights", f"{grant} TO {schema.role}")
     if server.version is not None and server.version != VERSION:
         yield Finding(version_error("it", server.version, "postgresql://...").message)
+    if server.wrong:
+        yield Finding(totals_error("it", server.wrong, "postgresql://...").message)
     if not server.is_synced:
         yield Finding("fsync is off: a crash loses what was paid", "ALTER SYSTEM SET fsync = on", hinders=False)
     if server.is_silent:

@@ -108,7 +108,8 @@ class Journal(AsyncContextManagerMixin):
     async def upgrade(self) -> int:
         """Bring the tables of an older version to the newest, in one transaction, and return the version they had.
 
-        For a journal that is not open, in this process or another.
+        What batches and accounts have spent is counted anew in any case. For a journal that is not open, in this
+        process or another.
 
         Raises:
             StorageError: a process is at work on it, or it is of a version that cannot be upgraded.

@@ -42,6 +42,7 @@ from kie_async.journal._diagnosis import (
 )
 from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, version_error
 from kie_async.journal._sql import Rows, Step
+from kie_async.journal._totals import REBUILD, WRONG
 from kie_async.settings import Secret
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -84,7 +85,7 @@ _UPGRADE = "UPDATE kie_schema SET version = {version};"
 # A job that is added locks its table before it gets a position; in the other order the two would wait for each other.
 _LOCK_JOBS = """
 DO $$ BEGIN
-    IF (SELECT version FROM kie_schema) < {version} THEN LOCK TABLE kie_job; END IF;
+    LOCK TABLE kie_job;
 EXCEPTION WHEN undefined_table THEN NULL;
 END $$
 """
@@ -233,7 +234,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
 
     async def upgrade(self) -> int:
         """Bring the tables of an older version to the newest; see ``Driver``."""
-        async with self._schema(_LOCK_JOBS.format(version=VERSION)) as (connection, version):
+        async with self._schema(_LOCK_JOBS) as (connection, version):
             if not version:
                 raise StorageError(f"{self._name} has no tables: kie-async database create", retryable=False)
             if version not in MIGRATIONS:
@@ -242,6 +243,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
             ensure_unused(self._name, holders)
             if version != VERSION:
                 await _migrate(connection, version)
+            await _execute(connection, tuple((statement, {}) for statement in REBUILD))
             return version
 
     async def diagnose(self) -> list[Finding]:
@@ -256,10 +258,12 @@ class Postgres(anyio.AsyncContextManagerMixin):
                 row["ambiguous"] = [told for table in TABLES if (told := (await _search(connection, table))[1])]
                 missing = tuple(grant for (grant,) in await (await connection.execute(MISSING)).fetchall())
                 version = await _value(connection, _VERSION) if schema.is_found and not missing else None
+                [wrong] = await _execute(connection, ((WRONG, {}),)) if version == VERSION else [[]]
                 is_silent = not row["is_read_only"] and await self._listen(connection)  # a standby would refuse it
         except psycopg.Error as error:
             raise self._storage_error(error) from None
-        return [*findings(schema, ServerFacts(**row, missing=missing, version=version, is_silent=is_silent))]
+        facts = ServerFacts(**row, missing=missing, version=version, wrong=len(wrong), is_silent=is_silent)
+        return [*findings(schema, facts)]
 
     @asynccontextmanager
     async def _schema(self, first: str = "") -> AsyncGenerator[tuple[Connection, int]]:

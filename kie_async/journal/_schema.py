@@ -54,18 +54,6 @@ CREATE TABLE kie_total (
     name text NOT NULL, period bigint NOT NULL, credits double precision NOT NULL, extra double precision NOT NULL,
     PRIMARY KEY (name, period)
 );
-INSERT INTO kie_total (name, period, credits, extra)
-WITH paid AS (
-    SELECT batch, cost, CASE WHEN number = 1 AND cost > 12 THEN cost - 12 ELSE 0 END AS extra,
-        intended_at, CAST(intended_at AS bigint) AS second
-    FROM kie_job JOIN kie_attempt AS latest USING (key)
-    WHERE number = (SELECT max(number) FROM kie_attempt AS other WHERE other.key = latest.key)
-), counted AS (
-    SELECT 'batch:' || batch AS name, 0 AS period, cost, extra FROM paid WHERE batch > ''
-    UNION ALL
-    SELECT 'account:', (second - CASE WHEN second > intended_at THEN 1 ELSE 0 END) / 600, cost, extra FROM paid
-)
-SELECT name, period, sum(cost), max(extra) FROM counted GROUP BY name, period;
 """,
 }
 VERSION = max(MIGRATIONS)
@@ -79,6 +67,19 @@ def migrations(version: int = 0, to: int = VERSION) -> str:
         to: the version wanted.
     """
     return "".join(script for number, script in MIGRATIONS.items() if version < number <= to)
+
+
+def totals_error(name: object, wrong: int, address: str) -> StorageError:
+    """The error of a database whose totals are not what its jobs have cost: a cap would be passed, or refuse too soon.
+
+    Args:
+        name: of the database, as it may be shown.
+        wrong: how many totals are.
+        address: what to give the command that counts them anew.
+    """
+    remedy = f"end all that works on it, then run: kie-async database upgrade --journal {address}"
+    message = f"in {name}, {wrong} totals of spending are not what the jobs on record have cost: {remedy}"
+    return StorageError(message, retryable=False)
 
 
 def version_error(name: object, version: int, address: str) -> StorageError:

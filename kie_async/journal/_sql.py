@@ -96,7 +96,8 @@ class Driver(Protocol):
     async def upgrade(self) -> int:
         """Bring the tables of an older version to the newest, in one transaction, and return the version they had.
 
-        For a database that is not open; ``_schema`` has the migrations.
+        The totals of spending are counted anew in any case. For a database that is not open; ``_schema`` has the
+        migrations.
 
         Raises:
             StorageError: a process is at work on it, or it is of a version that cannot be upgraded.

@@ -23,7 +23,15 @@ from kie_async.errors import ConflictError, StorageError
 from kie_async.journal._diagnosis import Finding
 from kie_async.journal._leases import boot_id
 from kie_async.journal._sql import Rows, Step
-from kie_async.journal._sqlite_file import FAILURES, JournalPath, explain, open_file, transaction, upgrade_file
+from kie_async.journal._sqlite_file import (
+    FAILURES,
+    JournalPath,
+    check_totals,
+    explain,
+    open_file,
+    transaction,
+    upgrade_file,
+)
 
 T = TypeVar("T")
 
@@ -82,8 +90,9 @@ class SQLite(anyio.AsyncContextManagerMixin):
         return await anyio.to_thread.run_sync(upgrade_file, self.path, self._patience)
 
     async def diagnose(self) -> list[Finding]:
-        """Open the file, which checks it throughout; see ``Driver``."""
+        """Open the file, which checks it, and check the totals of a huge one too; see ``Driver``."""
         async with self:
+            await self._call(lambda: check_totals(self._connection, self.path))
             return []
 
     async def run(self, *steps: Step) -> list[Rows]:

@@ -20,8 +20,9 @@ from typing import TypeAlias
 
 from kie_async._fsync import give_name, sync_directory
 from kie_async.errors import StorageError
-from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, version_error
+from kie_async.journal._schema import MIGRATIONS, VERSION, ensure_unused, migrations, totals_error, version_error
 from kie_async.journal._sql import ALL_ROWS, LIVING, is_intact
+from kie_async.journal._totals import REBUILD, WRONG
 
 _APPLICATION = int.from_bytes(b"kiej")
 _THOROUGH = 8 * 2**20  # bytes up to which a file is checked throughout when opened: some 0.2 s
@@ -86,6 +87,8 @@ def open_file(path: Path, patience: float) -> sqlite3.Connection:
             _set_safe(connection)
             _use_log(connection)
             _check(connection, path)
+            if not _is_huge(path):
+                check_totals(connection, path)
         except BaseException:
             connection.close()
             raise
@@ -109,6 +112,8 @@ def upgrade_file(path: Path, patience: float) -> int:
                 for statement in migrations(version).split(";"):  # a script would commit what is open
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
+            for statement in REBUILD:
+                connection.execute(statement)
     return version
 
 
@@ -202,7 +207,7 @@ def _write_tables(connection: sqlite3.Connection) -> None:
 def _check(connection: sqlite3.Connection, path: Path, version: int = VERSION) -> None:
     """Check the file throughout, unless it is huge: then what is damaged shows itself when it is read."""
     _check_schema(connection, path, version)
-    if path.stat().st_size > _THOROUGH:
+    if _is_huge(path):
         return
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
@@ -210,6 +215,20 @@ def _check(connection: sqlite3.Connection, path: Path, version: int = VERSION) -
     for statement in ALL_ROWS:
         if not all(map(is_intact, connection.execute(statement))):
             raise damaged(path, "a row is not what was written")
+
+
+def check_totals(connection: sqlite3.Connection, path: Path) -> None:
+    """See that the totals are what the jobs have cost.
+
+    Raises:
+        StorageError: they are not.
+    """
+    if wrong := connection.execute(WRONG).fetchall():
+        raise totals_error(f"the journal {path}", len(wrong), shlex.quote(str(path)))
+
+
+def _is_huge(path: Path) -> bool:
+    return path.stat().st_size > _THOROUGH
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path, version: int) -> None:

@@ -31,6 +31,43 @@ ON CONFLICT (name, period) DO UPDATE SET credits = kie_total.credits + excluded.
     extra = CASE WHEN kie_total.extra < excluded.extra THEN excluded.extra ELSE kie_total.extra END
 """
 
+# What the totals must be by the rows of the jobs, as far as these say how much more than expected a task has cost.
+# A negative cost, which a journal of version 2 may hold, counts as unknown, as by ``cost``.
+_SUMS = """
+WITH paid AS (
+    SELECT batch, account, CASE WHEN cost < 0 THEN {task} ELSE cost END AS cost,
+        CASE WHEN number = 1 AND cost > {task} AND state NOT IN ('planned', 'rejected') THEN cost - {task} ELSE 0 END
+            AS extra,
+        intended_at, CAST(intended_at AS bigint) AS second
+    FROM kie_job JOIN kie_attempt AS latest USING (key)
+    WHERE number = (SELECT max(number) FROM kie_attempt AS other WHERE other.key = latest.key)
+), counted AS (
+    SELECT 'account:' || account AS name,
+        (second - CASE WHEN second > intended_at THEN 1 ELSE 0 END) / {period:.0f} AS period, cost, extra FROM paid
+    UNION ALL
+    SELECT 'batch:' || batch, 0, cost, extra FROM paid WHERE batch > ''
+), sums AS (
+    SELECT name, period, sum(cost) AS credits, max(extra) AS extra FROM counted GROUP BY name, period
+)
+"""
+_WRONG = """
+{sums} SELECT name, period FROM (
+    SELECT name, period, credits, extra FROM sums UNION ALL SELECT name, period, -credits, -extra FROM kie_total
+) AS compared GROUP BY name, period
+HAVING NOT abs(sum(credits)) < 0.001 + 0.000001 * max(abs(credits)) OR sum(extra) > 0.001
+"""
+_COUNT = """
+INSERT INTO kie_total (name, period, credits, extra)
+{sums} SELECT name, period, credits, extra FROM sums WHERE true
+ON CONFLICT (name, period) DO UPDATE SET credits = excluded.credits,
+    extra = CASE WHEN kie_total.extra < excluded.extra THEN excluded.extra ELSE kie_total.extra END
+"""
+_NUMBERS = {"task": CREDITS_PER_TASK, "period": PERIOD}
+# A row for each total that is wrong; those of fractions differ a little.
+WRONG = _WRONG.format(sums=_SUMS.format(**_NUMBERS))
+# Count all anew, while nobody writes. How much more than expected a task has cost stays, if it is more.
+REBUILD = ("UPDATE kie_total SET credits = 0", _COUNT.format(sums=_SUMS.format(**_NUMBERS)))
+
 
 def write_steps(before: Job, after: Job, *, seen: str, written: str, condition: Step = ("", {})) -> list[Step]:
     """The statements that write a job and change the totals; the one that writes the job comes last.
