@@ -109,8 +109,11 @@ def test_a_worker_names_the_way_to_adopt_what_the_journal_lost(
     assert terminal(*worker).code == 0
     execute(database_url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     assert terminal(*enqueue).code == 0
-    assert f"kie-async jobs adopt --out '{out}', with the same --journal" in terminal(*worker).err
-    adopt = ("jobs", "adopt", "--out", str(out), *place)
+    refused = terminal(*worker)
+    assert refused.code == 8
+    assert f"kie-async jobs adopt --out '{out}', with the same --journal" in refused.err
+    assert "2 jobs were not submitted" in refused.err
+    adopt = [each.replace("$KIE_JOURNAL", database_url) for each in command(refused, "jobs adopt")]
     assert "2 jobs taken in" in terminal(*adopt).err
     assert terminal(*adopt).err == f"0 jobs taken in: no planned job has a task in {out}\n"
     assert terminal(*worker).code == 0

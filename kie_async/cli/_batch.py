@@ -290,11 +290,9 @@ def batch_error(counts: Counts, where: str, command: str, *, lost: int = 0) -> K
     """
     note = f"go on with the same command:\n  {command}"
     if lost:
-        jobs = "1 job was" if lost == 1 else f"{lost} jobs were"
-        error: KieError = LostRecordError(f"{jobs} not submitted: the results name tasks that the journal has lost")
-        note = f"{_AFTER_LOSS.format(where=where)}\nthen {note}"
-    elif counts.unknown:
-        error = SubmitUnknownError(f"what became of {count_of(counts.unknown, 'job')} is not known")
+        return lost_error(lost, where, note)
+    if counts.unknown:
+        error: KieError = SubmitUnknownError(f"what became of {count_of(counts.unknown, 'job')} is not known")
         note = AFTER_UNKNOWN.format(where=where)
     elif counts.made:
         error = StorageError(f"the tracks of {count_of(counts.made, 'job')} could not be fetched", charged="yes")
@@ -306,4 +304,12 @@ def batch_error(counts: Counts, where: str, command: str, *, lost: int = 0) -> K
     else:
         return None
     error.add_note(note)
+    return error
+
+
+def lost_error(jobs: int, where: str, note: str) -> LostRecordError:
+    """The error of so many jobs whose tasks the results name and the journal does not know, with how to go on."""
+    which = "1 job was" if jobs == 1 else f"{jobs} jobs were"
+    error = LostRecordError(f"{which} not submitted: the results name tasks that the journal has lost")
+    error.add_note(f"{_AFTER_LOSS.format(where=where)}\nthen {note}")
     return error

@@ -11,7 +11,7 @@ import attrs
 
 from kie_async import batch
 from kie_async.batch import WorkerControl, serve_health, work
-from kie_async.cli._batch import AFTER_UNKNOWN
+from kie_async.cli._batch import AFTER_UNKNOWN, lost_error
 from kie_async.cli._batch_progress import BatchProgress, count_of
 from kie_async.cli._connect import JournalLocation, connect, find_journal, stopped_by_sigterm
 from kie_async.cli._exit_codes import UsageError
@@ -56,7 +56,7 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
 async def _work(
     output: Output, location: JournalLocation, out: Directory, options: WorkerOptions, control: WorkerControl
 ) -> None:
-    run, journal = options.run, location.journal()
+    run, journal, again = options.run, location.journal(), location.as_typed(output.words)
     progress = BatchProgress(output, out, jsonl=run.jsonl)
     async with (
         _health(output, run.health, control, progress.emit) as observer,
@@ -80,6 +80,8 @@ async def _work(
             until_done=run.until_done,
             control=control,
         )
+    if run.until_done and progress.lost and not control.draining.is_set():
+        raise lost_error(progress.lost, location.with_out(out), f"work on with the same command:\n  {again}")
 
 
 @asynccontextmanager
