@@ -300,6 +300,7 @@ async def test_a_worker_returns_with_its_database(
 async def test_a_queue_that_cannot_be_read_is_filled_when_it_is_back(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_engine, "MAX_REFUSALS", 10**6)
     monkeypatch.setattr(_worker, "POLL_INTERVAL", 1e6)  # the engine reads the queue at its start, and when it is told
     beat = "SELECT last_heartbeat FROM procrastinate_workers"
     async with shop.desk() as one, anyio.create_task_group() as group:
@@ -560,6 +561,37 @@ async def test_an_engine_that_cannot_record_an_end_starts_anew(shop: Shop) -> No
     await shop.check(1)
 
 
+# As in two schemas of a search path.
+TWICE = """
+CREATE TYPE another AS ENUM ('succeeded');
+CREATE FUNCTION procrastinate_finish_job_v1(bigint, another, bool) RETURNS void LANGUAGE sql AS ''
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        (
+            TWICE,
+            "AmbiguousFunction function procrastinate_finish_job_v1",
+        ),
+        ("DROP FUNCTION procrastinate_fetch_job_v2", "UndefinedFunction function procrastinate_fetch_job_v2"),
+        ("DROP FUNCTION procrastinate_defer_jobs_v1", "UndefinedFunction function procrastinate_defer_jobs_v1"),
+    ],
+    ids=["an end that cannot be recorded", "jobs that cannot be taken", "a queue that cannot be filled"],
+)
+async def test_an_engine_that_can_never_work_ends_the_worker(shop: Shop, statement: LiteralString, says: str) -> None:
+    await shop.install()
+    execute(shop.dsn, statement)
+    await shop.plan(1)
+    async with shop.desk() as one:
+        with anyio.fail_after(60), pytest.raises(StorageError, match="what mends it is said by: kie-async") as caught:
+            await one.work()
+    assert says in caught.value.message
+    assert not caught.value.retryable
+    assert len(shop.emulator.ledger) == ("finish" in says)
+
+
 async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_up(shop: Shop) -> None:
     refuse = await refusing(shop, "INSERT INTO refusal VALUES ('procrastinate_jobs'), ('procrastinate_workers')")
     await shop.plan(1)
@@ -653,6 +685,7 @@ async def test_tables_that_are_no_engines_are_left_alone(shop: Shop) -> None:
 
 async def test_a_worker_says_why_it_takes_no_jobs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_worker, "HEARTBEAT", 1e6)
+    monkeypatch.setattr(_engine, "MAX_REFUSALS", 10**6)
     control = WorkerControl()
     assert await control.why_not_ready() == "it has not begun"
     async with shop.desk() as one, anyio.create_task_group() as group:

@@ -12,7 +12,7 @@ from typing import Self
 
 import anyio
 import attrs
-from procrastinate import PsycopgConnector
+from procrastinate import JobContext, PsycopgConnector, builtin_tasks
 from procrastinate.exceptions import ConnectorException
 from procrastinate.schema import SchemaManager
 
@@ -20,7 +20,11 @@ from kie_async.errors import StorageError
 from kie_async.events import clean
 from kie_async.journal._postgres import commit_at_once, read_address
 
+QUEUE = "kie_async"
 CONNECT_TIMEOUT = 5.0  # seconds to wait for a connection
+MAX_REFUSALS = 5  # of the engine's statements by the database, one after another, before a worker gives up
+_NEEDS_MENDING = ("3F", "42")  # classes of SQLSTATE: schemas, functions, tables or rights are not as they must be
+_KEEP_HOURS = 72  # rows of jobs that have ended
 # Of tables without a comment: the last migration of the oldest engine that could make them (pyproject.toml).
 _UNRECORDED = "03.04.00_50_post_add_retry_failed_job_procedure"
 _STATE = """
@@ -61,6 +65,36 @@ async def connected(connector: PsycopgConnector) -> AsyncGenerator[PsycopgConnec
     finally:
         with anyio.CancelScope(shield=True):
             await connector.close_async()
+
+
+class Refusals:
+    """Counts how often in a row the database refuses what the engine does, for a reason that only a person can mend."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, error: BaseException | None) -> StorageError | None:
+        """Count an error, or begin anew if it is none or of another kind; give what ends the worker if it is time."""
+        state = getattr(error and error.__cause__, "sqlstate", None) or ""
+        self._count = self._count + 1 if state.startswith(_NEEDS_MENDING) else 0
+        if error is None or self._count < MAX_REFUSALS:
+            return None
+        remedy = "what mends it is said by: kie-async database check --journal postgresql://..."
+        return StorageError(f"the engine's tables cannot be used: {describe(error)}; {remedy}", retryable=False)
+
+
+def describe(error: BaseException) -> str:
+    """What an error of the engine's, or the one that it wraps, says in one line."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__} {clean(next(iter(str(cause).splitlines()), ''))}"
+
+
+async def remove_old_rows(context: JobContext, timestamp: int) -> None:
+    """Remove the rows of jobs that ended some days ago; once an hour, by one worker for all."""
+    del timestamp
+    await builtin_tasks.remove_old_jobs(
+        context, max_hours=_KEEP_HOURS, queue=QUEUE, remove_failed=True, remove_cancelled=True, remove_aborted=True
+    )
 
 
 async def ensure_tables(connector: PsycopgConnector) -> None:

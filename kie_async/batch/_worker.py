@@ -21,21 +21,31 @@ from functools import partial
 from itertools import chain, filterfalse
 
 import anyio
-from procrastinate import App, BaseRetryStrategy, JobContext, RetryDecision, builtin_tasks
+from procrastinate import App, BaseRetryStrategy, RetryDecision
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job as QueuedJob
+from procrastinate.manager import JobManager
 from procrastinate.worker import Worker as EngineWorker
 
 from kie_async._client import map_unordered
 from kie_async.batch._control import WorkerControl
-from kie_async.batch._engine import CONNECT_TIMEOUT, WorkerLease, connected, ensure_tables, make_connector
+from kie_async.batch._engine import (
+    CONNECT_TIMEOUT,
+    QUEUE,
+    Refusals,
+    WorkerLease,
+    connected,
+    describe,
+    ensure_tables,
+    make_connector,
+    remove_old_rows,
+)
 from kie_async.batch._runner import Runner
 from kie_async.errors import ConflictError, LostRecordError, StorageError
-from kie_async.events import Notice, clean
+from kie_async.events import Notice
 from kie_async.journal import ANY_BATCH, Job, Recorder, State, machine_lease
 from kie_async.settings import Settings
 
-QUEUE = "kie_async"
 TASK = "kie_async.run_job"
 WINDOW = 2000  # keys that are queued at once
 HEARTBEAT = 5.0  # seconds between two heartbeats
@@ -50,7 +60,6 @@ MIN_RESTART_DELAY, MAX_RESTART_DELAY = 1.0, 10.0  # seconds before an engine tha
 _STOP_TIMEOUT = 0.1  # seconds for jobs to end by themselves when the engine stops; then they are cancelled
 _NOT_RUNNING = "P0001"  # SQLSTATE of the engine's own functions: the row is not among those that are worked on
 _REGISTERED = "SELECT id FROM procrastinate_workers WHERE id = %(worker_id)s"
-_KEEP_HOURS = 72  # rows of jobs that have ended
 _LEASE = "engine"
 _ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.INTENT,), (State.PLANNED,))  # paid work first
 
@@ -99,9 +108,9 @@ class Worker:
         self._engine: EngineWorker | None = None
         self._connector = make_connector(dsn)
         self._app = App(connector=self._connector)
-        self._queue = self._app.job_manager
+        self._refusal: BaseException | None = None  # why the engine that runs could not record an end
         self._task = self._app.task(name=TASK, queue=QUEUE, retry=RetryLater())(self._run_job)
-        cleanup = self._app.task(name="kie_async.remove_old_rows", queue=QUEUE, pass_context=True)(_remove_old_rows)
+        cleanup = self._app.task(name="kie_async.remove_old_rows", queue=QUEUE, pass_context=True)(remove_old_rows)
         self._app.periodic(cron="0 * * * *")(cleanup)
 
     async def work(self, *, until_done: bool = False, batch: str | None = None) -> None:
@@ -114,7 +123,8 @@ class Worker:
         Raises:
             BudgetError: jobs were left, for the caps of their batches have no room for them; not if it was drained.
             KieError: what stopped this worker: the key, the credits, the disk.
-            StorageError: the database is away at the start, or its tables are not the engine's.
+            StorageError: the database is away at the start, or its tables are not the engine's, or it refuses what the
+                engine does again and again.
 
         Cancelling gives every job back at once, and leaves it where the journal says; other workers, or the next run,
         go on from there. A submission that was sent is answered and recorded first.
@@ -139,16 +149,23 @@ class Worker:
         if not self._control.draining.is_set():  # it may leave jobs then
             await self._recorder.journal.caps.check_left(batch)
 
+    @property
+    def _queue(self) -> JobManager:
+        return self._app.job_manager
+
     async def _repeat(self, step: Callable[[], Awaitable[None]], interval: float) -> None:
+        refusals = Refusals()
         while True:
             try:
                 await step()
+                refusals.add(None)
             except Exception as error:  # noqa: BLE001  # the database may be away; it is tried again
                 self._notice("the engine", error)
+                self._end_if_stopped(refusals.add(error))
             await anyio.sleep(interval)
 
     def _notice(self, what: str, error: BaseException) -> None:
-        self._settings.observer(Notice("", f"{what}: {_describe(error)}"))
+        self._settings.observer(Notice("", f"{what}: {describe(error)}"))
 
     # ------------------------------------------------------------ the engine
 
@@ -161,15 +178,17 @@ class Worker:
 
     async def _keep_running(self) -> None:
         """Run the engine until cancelled or drained, through restarts and absences of the database."""
-        loop, delay = asyncio.get_running_loop(), MIN_RESTART_DELAY
+        loop, delay, refusals = asyncio.get_running_loop(), MIN_RESTART_DELAY, Refusals()
         while True:
-            started = loop.time()
+            started, self._refusal = loop.time(), None
             try:
                 with anyio.CancelScope(shield=True):
                     await self._give_up_registration()
                 await self._run_engine()
             except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
                 self._notice("the engine", error)
+                self._refusal = error
+            self._end_if_stopped(refusals.add(self._refusal))
             if self._control.draining.is_set():
                 self._is_over.set()
                 return
@@ -227,7 +246,7 @@ class Worker:
                     _REGISTERED, worker_id=self._engine and self._engine.worker_id
                 )
         except Exception as error:  # noqa: BLE001  # the driver's and the engine's own
-            return f"the database does not answer: {_describe(error)}"
+            return f"the database does not answer: {describe(error)}"
         return "" if rows else "the engine is not registered; it is started again by itself"
 
     async def _stop(self, engine: EngineWorker) -> None:
@@ -269,7 +288,8 @@ class Worker:
         if _must_wait(job):
             raise RetryLaterError
 
-    def _end_if_stopped(self) -> None:
+    def _end_if_stopped(self, error: StorageError | None = None) -> None:
+        self._runner.stopped = self._runner.stopped or error
         if self._runner.stopped:
             self._is_over.set()
 
@@ -282,6 +302,7 @@ class Worker:
         error = None if task.cancelled() else task.exception()
         if error is not None and getattr(error.__cause__, "sqlstate", "") != _NOT_RUNNING:
             self._notice("the engine", error)
+            self._refusal = error
             if self._engine is not None:  # pragma: no branch  # it called this
                 self._engine.stop()  # type: ignore[no-untyped-call]  # theirs
 
@@ -369,22 +390,9 @@ def _is_later(row: QueuedJob) -> bool:
     return row.scheduled_at is not None and row.scheduled_at > soon
 
 
-async def _remove_old_rows(context: JobContext, timestamp: int) -> None:
-    """Remove the rows of jobs that ended some days ago; once an hour, by one worker for all."""
-    del timestamp
-    await builtin_tasks.remove_old_jobs(
-        context, max_hours=_KEEP_HOURS, queue=QUEUE, remove_failed=True, remove_cancelled=True, remove_aborted=True
-    )
-
-
 def _must_wait(job: Job) -> bool:
     """Whether a job cannot go on now though it is paid; not if another process has it."""
     return job.error is not None and (
         job.error.type == LostRecordError.__name__
         or (job.state in _ORDER[0] and job.error.type != ConflictError.__name__)
     )
-
-
-def _describe(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__} {clean(next(iter(str(cause).splitlines()), ''))}"
