@@ -375,7 +375,7 @@ def test_no_credits_end_with_4_and_the_line_that_goes_on(
         words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
         answer = terminal(*words)
         assert answer.code == 4
-        assert "top up at https://kie.ai, or raise --max-credits; then go on" in answer.err
+        assert "top up at https://kie.ai, then go on" in answer.err
         line = answer.err.splitlines()[-1].strip()
         assert line == shlex.join(["kie-async", *words])
         assert "1 waiting, 2 done" in answer.err

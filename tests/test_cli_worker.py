@@ -312,7 +312,7 @@ def test_a_batch_over_its_cap_stops_no_other(
     capped = ("batch", tracks(tmp_path / "capped.csv", 4), "--out", str(out / "capped"), *journal, "--callbacks")
     answer = terminal(*capped, "--max-credits", "12")
     assert answer.code == 4
-    assert "or raise --max-credits; then go on with the same command" in answer.err
+    assert "raise --max-credits, then go on with the same command" in answer.err
     assert (
         sum("are spent or reserved" in line for line in answer.err.splitlines()) == 2
     )  # of the first job, and the end

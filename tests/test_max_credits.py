@@ -177,6 +177,12 @@ def test_a_command_keeps_the_cap_of_the_environment(
         answer = Terminal(capsys)("extend", "a1", "--model", "V5")
         assert answer.code == 4
         assert "raise Settings.max_credits (KIE_MAX_CREDITS)" in answer.err
+        assert answer.err.splitlines()[-1] == "raise KIE_MAX_CREDITS, then run it again"
+        rows = tmp_path / "jobs.csv"
+        rows.write_text("id,audio_id,model\none,a1,V5\n")
+        answer = Terminal(capsys)("batch", str(rows), "--yes", "--out", str(tmp_path / "out"))
+        assert answer.code == 4
+        assert answer.err.splitlines()[-2] == "raise KIE_MAX_CREDITS, then go on with the same command:"
         assert not service.ledger
     song = short_song(tmp_path / "song.wav")
     tried = Terminal(capsys)("upload-extend", str(song), "--at", "1", "--emulate", virtual=True)

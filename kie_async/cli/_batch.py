@@ -21,7 +21,7 @@ from kie_async.cli._connect import (
     make_settings,
     stopped_by_sigterm,
 )
-from kie_async.cli._exit_codes import TerminatedError, UsageError
+from kie_async.cli._exit_codes import TOP_UP, TerminatedError, UsageError
 from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.cli._report import report_on
@@ -254,7 +254,7 @@ def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
     again = f"go on with the same command:\n  {command}"
     return {
         3: f"when that is mended, {again}",
-        4: f"top up at https://kie.ai, or raise --max-credits; then {again}",
+        4: f"{TOP_UP}, then {again}",
         5: f"put the key into the environment variable KIE_API_KEY; then {again}",
         7: f"{AFTER_UNKNOWN.format(where=where)}\nthe others {again}",
         8: f"when that is mended, {again}",

@@ -18,7 +18,7 @@ from kie_async.batch import RecordedTakes, Results
 from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
 from kie_async.cli._batch_progress import count_of
 from kie_async.cli._connect import JournalLocation, SessionOptions, connect, find_journal, make_settings
-from kie_async.cli._exit_codes import UsageError
+from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, Positive, SubmitOptions, Yes
 from kie_async.cli._output import Output, confirm
 from kie_async.cli._progress import clock
@@ -208,7 +208,7 @@ def _hints(output: Output, order: ChainOrder, number: int) -> dict[int, str]:
     decide = f"look at https://kie.ai/logs, and decide: kie-async jobs resolve {key} --task-id ID {where}"
     return {
         3: f"if the step failed: {retry}\nthen {again}",
-        4: f"top up at https://kie.ai, or raise --max-credits; then {again}",
+        4: f"{TOP_UP}, then {again}",
         6: f"the task continues; {again}",
         7: f"it is not sent again by itself, for it may be paid; {decide}\nthen {again}",
         8: f"if the step failed or is unknown: kie-async jobs show {key} {where}\nelse {again}",

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from kie_async import errors
+from kie_async._protocol.spending import ACCOUNT_REMEDY
 from kie_async.emulator import AudioMissingError
 from kie_async.errors import KieError, SettingsError
 from kie_async.models import ExtendRequest, UploadExtendRequest
@@ -30,6 +31,9 @@ class KeyUnusableError(SettingsError):
 @attrs.define(slots=False)
 class TerminatedError(KieError):
     """The process received SIGTERM."""
+
+
+TOP_UP = "top up at https://kie.ai"  # the first words of a hint; where a cap is what is full: to raise it
 
 
 @attrs.frozen
@@ -63,7 +67,7 @@ EXITS: tuple[ExitStatus, ...] = (
     ExitStatus(3, "the task failed, or the service refused or did not answer", (KieError,)),
     ExitStatus(
         4, "no credits", (errors.InsufficientCreditsError, errors.KeyQuotaError, errors.BudgetError),
-        "top up at https://kie.ai, then run it again",
+        f"{TOP_UP}, then run it again",
     ),
     ExitStatus(
         5, "no key, or a wrong one", (errors.AuthError, KeyUnusableError),
@@ -192,6 +196,13 @@ def error_value(error: BaseException, *, task_id: str | None, is_submitted: bool
     if isinstance(error, errors.UnclearError):
         value["durations"] = dict(error.durations)
     return value
+
+
+def with_cap(hint: str, error: BaseException) -> str:
+    """A hint that asks to raise the cap that leaves no room, instead of to top up."""
+    if not isinstance(error, errors.BudgetError):
+        return hint
+    return hint.replace(TOP_UP, f"raise {'KIE_MAX_CREDITS' if ACCOUNT_REMEDY in error.message else '--max-credits'}", 1)
 
 
 def submissions_were(count: int) -> str:

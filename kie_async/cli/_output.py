@@ -29,6 +29,7 @@ from kie_async.cli._exit_codes import (
     error_value,
     exit_status,
     unknown_submissions,
+    with_cap,
 )
 from kie_async.cli._progress import TRANSIENT, PipeConsole, ProgressDisplay, event_line, printable
 from kie_async.errors import UnclearError
@@ -142,9 +143,9 @@ class Output:
         if notes := getattr(error, "__notes__", ()):
             return str(notes[0])
         if status.code in self.hints:
-            return self.hints[status.code]
+            return with_cap(self.hints[status.code], error)
         if "{task}" not in status.hint:
-            return status.hint
+            return with_cap(status.hint, error)
         task_id = self.value.get("task_id")
         return "" if not task_id or self.resume is None else status.hint.format(task=task_id, options=self.resume)
 
