@@ -176,10 +176,13 @@ class WorkerLease:
         return f"worker:{self.engine_id}:{self.pid}:{self.started_at}:{self.machine}"
 
     @classmethod
-    def parse(cls, name: str) -> Self:
-        """Read a name."""
-        _, engine_id, pid, started_at, machine = name.split(":", 4)
-        return cls(int(engine_id), int(pid), int(started_at), machine)
+    def parse(cls, name: str) -> Self | None:
+        """Read a name; None if it is that of another version, or of something else."""
+        try:
+            _, engine_id, pid, started_at, machine = name.split(":", 4)
+            return cls(int(engine_id), int(pid), int(started_at), machine)
+        except ValueError:
+            return None
 
 
 async def list_workers(dsn: str) -> list[LivingWorker]:
@@ -194,7 +197,8 @@ async def list_workers(dsn: str) -> list[LivingWorker]:
         if await last_migration(connector) is None:
             return []
         rows = await connector.execute_query_all_async(_WORKERS)
-        return [LivingWorker(**attrs.asdict(WorkerLease.parse(row.pop("name"))), **row) for row in rows]
+        leases = ((WorkerLease.parse(row.pop("name")), row) for row in rows)
+        return [LivingWorker(**attrs.asdict(lease), **row) for lease, row in leases if lease is not None]
 
 
 async def create_worker_tables(dsn: str) -> None:
