@@ -107,17 +107,37 @@ def test_a_role_that_may_do_nothing_is_given_what_it_needs(terminal: Terminal, u
 
 
 def test_a_schema_of_its_own(terminal: Terminal, url: str, role: str) -> None:
-    journal = as_role(url, role, "search_path=kie")
     database = urlsplit(url).path[1:]
+    execute(url, f'ALTER ROLE "{role}" SET search_path = nowhere')
     setting = f'ALTER ROLE "{role}" IN DATABASE {database} SET search_path = kie'
-    assert mended(terminal, url, journal) == [f'CREATE SCHEMA kie AUTHORIZATION "{role}"; {setting}']
-    assert terminal("database", "create", "--journal", journal).code == 0
-    assert not checked(terminal, as_role(url, role))  # the setting of the role does it as well
-    elsewhere = as_role(url, role, "search_path=public")
-    assert [each["remedy"] for each in checked(terminal, elsewhere)] == [setting]
-    asyncio.run(used(journal))
+    assert mended(terminal, url, as_role(url, role)) == [f'CREATE SCHEMA kie AUTHORIZATION "{role}"; {setting}']
+    assert terminal("database", "create", "--journal", as_role(url, role)).code == 0
+    assert not checked(terminal, as_role(url, role, "search_path=kie"))
+    execute(url, f'ALTER ROLE "{role}" IN DATABASE {database} RESET ALL')
+    assert mended(terminal, url, as_role(url, role)) == [setting]
+    asyncio.run(used(as_role(url, role)))
     assert execute(url, "SELECT count(*) FROM kie.kie_job") == [(1,)]
     assert execute(url, "SELECT to_regclass('public.kie_job')") == [(None,)]
+
+
+def test_a_schema_that_the_address_names(terminal: Terminal, url: str, role: str) -> None:
+    assert terminal("database", "create", "--journal", url).code == 0
+    make_schema = f'CREATE SCHEMA songs AUTHORIZATION "{role}"'
+    journal = as_role(url, role, "search_path=songs")
+    for first in (f"{make_schema}; then ", ""):
+        [found] = checked(terminal, journal)
+        assert found["what"] == (
+            "the address says search_path=songs; the tables are in public: end it with ?options=-csearch_path%3Dpublic "
+            f"to use them; for others, without their jobs: {first}kie-async database create --journal postgresql://..."
+        )
+        if first:
+            execute(url, make_schema)
+    assert terminal("database", "create", "--journal", journal).code == 0
+    assert not checked(terminal, journal)
+    another = as_role(url, role, "search_path=others")
+    execute(url, "DROP SCHEMA public CASCADE; DROP SCHEMA songs CASCADE")
+    assert mended(terminal, url, another) == [f'CREATE SCHEMA others AUTHORIZATION "{role}"']
+    assert terminal("database", "create", "--journal", another).code == 0
 
 
 def test_tables_in_two_schemas_are_refused(terminal: Terminal, url: str, role: str) -> None:
@@ -178,7 +198,7 @@ def test_a_pooler_that_sends_no_notifications_is_named(terminal: Terminal, serve
 def test_nothing_is_said_of_a_database_that_is_as_it_must_be() -> None:
     schema = SchemaFacts(
         role="kie", database="kie", schema="public", search_path="public", may_create=False, home="public",
-        may_use=True, is_found=True,
+        may_use=True, is_in_address=False, is_found=True,
     )  # fmt: skip
     assert [*findings(schema, ServerFacts(is_read_only=False, is_synced=True, clock=0.1, version=VERSION))] == []
 

@@ -25,6 +25,7 @@ TABLES = {"kie_schema": "the tables", "procrastinate_jobs": "the tables of the w
 SCHEMA = """
 SELECT quote_ident(current_user) AS role, quote_ident(current_database()) AS database,
     quote_ident(current_schema()) AS schema, current_setting('search_path') AS search_path,
+    (SELECT source = 'client' FROM pg_settings WHERE name = 'search_path') AS is_in_address,
     has_schema_privilege(current_schema(), 'CREATE') AS may_create, quote_ident(home) AS home,
     has_schema_privilege(home, 'USAGE') AS may_use, to_regclass('kie_schema') IS NOT NULL AS is_found
 FROM (SELECT 1) AS one LEFT JOIN (
@@ -71,6 +72,7 @@ class SchemaFacts:
 
     Attributes:
         schema: the first of the search path that exists and may be used.
+        is_in_address: whether ``search_path`` is that of the address, which no setting of the role's can change.
         may_create: whether the role may make tables in ``schema``.
         home: the schema of the journal's tables; None if there are none.
         may_use: whether the role may look into ``home``.
@@ -81,6 +83,7 @@ class SchemaFacts:
     database: str
     schema: str | None
     search_path: str
+    is_in_address: bool
     may_create: bool | None
     home: str | None
     may_use: bool | None
@@ -118,11 +121,15 @@ def ambiguity(what: str, search_path: str, schemas: Sequence[str]) -> str:
     """
     if not schemas[1:]:
         return ""
-    options = " or ".join(f"?options=-csearch_path%3D{quote(schema)}" for schema in schemas)
+    options = " or ".join(map(_option, schemas))
     return (
         f"{what} are in {' and in '.join(schemas)}; search_path {search_path} takes {schemas[0]}: end the address with "
         f"{options} ('kie-async jobs list' shows what each holds), or drop those that hold nothing"
     )
+
+
+def _option(schema: str) -> str:
+    return f"?options=-csearch_path%3D{quote(schema)}"
 
 
 def findings(schema: SchemaFacts, server: ServerFacts) -> Iterator[Finding]:
@@ -149,18 +156,26 @@ def findings(schema: SchemaFacts, server: ServerFacts) -> Iterator[Finding]:
 
 def _why_not_found(facts: SchemaFacts) -> Finding:
     """Why the tables are not found, or cannot be made."""
+    create = "kie-async database create --journal postgresql://..."
     setting = f"ALTER ROLE {facts.role} IN DATABASE {facts.database} SET search_path = {facts.home or 'kie'}"
     if facts.home is not None and not facts.may_use:
         return Finding(
             f"the role {facts.role} may not use the schema {facts.home}, where the tables are",
             f"GRANT USAGE ON SCHEMA {facts.home} TO {facts.role}",
         )
+    make_schema = f"CREATE SCHEMA {facts.search_path.partition(',')[0]} AUTHORIZATION {facts.role}"
+    if facts.home is not None and facts.is_in_address:
+        first = "" if facts.schema else f"{make_schema}; then "
+        return Finding(
+            f"the address says search_path={facts.search_path}; the tables are in {facts.home}: end it with "
+            f"{_option(facts.home)} to use them; for others, without their jobs: {first}{create}"
+        )
     if facts.home is not None:
         return Finding(f"the tables are in the schema {facts.home}; search_path is {facts.search_path}", setting)
     if facts.schema is None:
-        create = f"CREATE SCHEMA kie AUTHORIZATION {facts.role}; {setting}"
-        return Finding(f"search_path is {facts.search_path}, and no schema of it exists", create)
+        remedy = make_schema if facts.is_in_address else f"CREATE SCHEMA kie AUTHORIZATION {facts.role}; {setting}"
+        return Finding(f"search_path is {facts.search_path}, and no schema of it exists", remedy)
     if not facts.may_create:
         grant = f"GRANT CREATE ON SCHEMA {facts.schema} TO {facts.role}"
         return Finding(f"there are no tables, and the role {facts.role} may make none in {facts.schema}", grant)
-    return Finding("there are no tables", "kie-async database create --journal postgresql://...")
+    return Finding("there are no tables", create)
