@@ -25,9 +25,10 @@ def changed(before: Job, after: Job) -> list[Any]:
     return [(values["name"], values["period"]) for statement, values in steps if "kie_total" in statement]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), permutations([("z", "m", 7), ("b", "a", 9), ("z", "", 10), ("", "zz", 1)], 2)
-)
+JOBS = [("z", "m", 7), ("b", "a", 9), ("z", "", 10), ("", "zz", 1)]
+
+
+@pytest.mark.parametrize(("one", "other"), [*permutations(JOBS, 2)])
 def test_totals_are_changed_in_one_order(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
     """Else two writes that change the same ones could wait for each other."""
     there, back = changed(as_of(*one), as_of(*other)), changed(as_of(*other), as_of(*one))
