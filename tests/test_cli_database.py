@@ -177,7 +177,7 @@ def test_what_is_merely_worth_knowing_hinders_nothing(
     assert "the first worker makes them" in found
     assert "100 s apart" in found
     answer = terminal("database", "check", "--journal", frail_url)
-    assert "ALTER SYSTEM SET fsync = on" in answer.out
+    assert "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()" in answer.out
     assert f"is ready, of version {VERSION}" in answer.err
 
 

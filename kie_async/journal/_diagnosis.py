@@ -146,7 +146,8 @@ def findings(schema: SchemaFacts, server: ServerFacts) -> Iterator[Finding]:
     if server.wrong:
         yield Finding(totals_error("it", server.wrong, "postgresql://...").message)
     if not server.is_synced:
-        yield Finding("fsync is off: a crash loses what was paid", "ALTER SYSTEM SET fsync = on", hinders=False)
+        remedy = "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()"
+        yield Finding("fsync is off: a crash loses what was paid", remedy, hinders=False)
     if server.is_silent:
         what = "a pooler lets no notifications through: callbacks of other processes are read twice a second"
         yield Finding(what, hinders=False)
