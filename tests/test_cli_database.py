@@ -94,6 +94,20 @@ def test_a_missing_right_is_named_with_the_statement_that_gives_it(terminal: Ter
     asyncio.run(used(journal))
 
 
+def test_a_role_that_may_not_connect(terminal: Terminal, url: str, role: str) -> None:
+    database = urlsplit(url).path[1:]
+    execute(url, f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC")
+    journal = as_role(url, role).replace("@", ":SESAME@")
+    remedy = f'GRANT CONNECT ON DATABASE "{database}" TO "{role}"'
+    for command in ("check", "create"):
+        refused = terminal("database", command, "--journal", journal)
+        assert refused.code == 8
+        assert f'the role "{role}" may not connect: {remedy}' in refused.err
+        assert "SESAME" not in refused.out + refused.err
+    execute(url, remedy)
+    assert mended(terminal, url, journal) == [f'GRANT CREATE ON SCHEMA public TO "{role}"']
+
+
 def test_a_role_that_may_do_nothing_is_given_what_it_needs(terminal: Terminal, url: str, role: str) -> None:
     assert terminal("database", "create", "--journal", url).code == 0
     execute(url, "REVOKE ALL ON SCHEMA public FROM PUBLIC")

@@ -19,6 +19,7 @@ from typing import Any, LiteralString, Self, TypeAlias
 
 import anyio
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, ReadOnlySqlTransaction, UniqueViolation
 from psycopg.rows import dict_row
@@ -286,6 +287,12 @@ class Postgres(anyio.AsyncContextManagerMixin):
 
     def _storage_error(self, error: Exception) -> StorageError:
         message = f"{self._name} cannot be used: {_words(error)}"
+        if "permission denied for database" in message:
+            names = conninfo_to_dict(self._address.reveal())
+            database, role = (sql.Identifier(str(names.get(part, "..."))).as_string() for part in ("dbname", "user"))
+            grant = f"GRANT CONNECT ON DATABASE {database} TO {role}"
+            message = f"{self._name} cannot be used: the role {role} may not connect: {grant}"
+            return StorageError(message, retryable=False)
         if isinstance(error, InsufficientPrivilege | InvalidSchemaName):
             message += "; what gives the right is said by: kie-async database check --journal postgresql://..."
         message += "".join(hint for words, hint in _HINTS.items() if words in message)
