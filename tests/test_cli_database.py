@@ -123,6 +123,8 @@ def test_a_role_that_may_do_nothing_is_given_what_it_needs(terminal: Terminal, u
 def test_a_schema_of_its_own(terminal: Terminal, url: str, role: str) -> None:
     database = urlsplit(url).path[1:]
     execute(url, f'ALTER ROLE "{role}" SET search_path = nowhere')
+    refused = terminal("database", "create", "--journal", as_role(url, role))
+    assert "no schema has been selected to create in; what mends it is said by: kie-async database check" in refused.err
     setting = f'ALTER ROLE "{role}" IN DATABASE {database} SET search_path = kie'
     assert mended(terminal, url, as_role(url, role)) == [f'CREATE SCHEMA kie AUTHORIZATION "{role}"; {setting}']
     assert terminal("database", "create", "--journal", as_role(url, role)).code == 0

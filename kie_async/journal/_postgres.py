@@ -294,7 +294,7 @@ class Postgres(anyio.AsyncContextManagerMixin):
             message = f"{self._name} cannot be used: the role {role} may not connect: {grant}"
             return StorageError(message, retryable=False)
         if isinstance(error, InsufficientPrivilege | InvalidSchemaName):
-            message += "; what gives the right is said by: kie-async database check --journal postgresql://..."
+            message += "; what mends it is said by: kie-async database check --journal postgresql://..."
         message += "".join(hint for words, hint in _HINTS.items() if words in message)
         return StorageError(message, retryable=isinstance(error, _AWAY))
 
