@@ -200,6 +200,8 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
     if machine and any([is_local(job.request) async for job in order.jobs]):
         output.say(f"the songs are files of this machine ({machine}): they need a worker here, which uploads them")
         output.say("if every machine finds them at the same paths, give --shared-files")
+    if location.must_be_set:
+        output.say("set KIE_JOURNAL to the address you gave, which may hold a password; then")
     output.say(f"make them: kie-async worker {location.options} --out DIR")
     output.say(f"wait for them: kie-async jobs wait {location.with_out(out)}")
 

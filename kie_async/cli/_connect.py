@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypedDict, Unpack
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 from anyio import CancelScope
@@ -150,6 +150,7 @@ def listen_address(callback_url: str, bind: str | None) -> tuple[str, int]:
 # ---------------------------------------------------------------- the journal
 
 EMULATED_FILE = "kie-async-emulated.sqlite"  # apart, or what was merely tried out would count as done
+_SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 _VARIABLE = '"$KIE_JOURNAL"'  # stands for an address that is not to be shown
 
 
@@ -186,6 +187,11 @@ class JournalLocation:
     def is_emulated(self) -> bool:
         """Whether it holds the jobs of the built-in emulator."""
         return Path(self.address).name == EMULATED_FILE
+
+    @property
+    def must_be_set(self) -> bool:
+        """Whether ``KIE_JOURNAL`` must be set to the address before the options can be used."""
+        return _is_secret(self.address) and self.address != journal_location()
 
     @property
     def exists(self) -> bool:
@@ -226,8 +232,10 @@ def find_journal(location: str | None, out: Path | None, *, emulate: bool = Fals
     """Find the journal: by option, by ``KIE_JOURNAL``, or else as a file in the directory of the results.
 
     Raises:
-        UsageError: none of these is given, or the URL is of an unknown kind.
+        UsageError: none of these is given, the option is empty, or the URL is of an unknown kind.
     """
+    if location is not None and not location.strip():
+        raise UsageError("--journal is empty: give a path or postgresql://..., or leave it out")
     location = location or journal_location()
     if location:
         if "://" in location and not is_shared(location):
@@ -243,14 +251,16 @@ def find_journal(location: str | None, out: Path | None, *, emulate: bool = Fals
 
 
 def _is_secret(address: str) -> bool:
-    """Whether a URL holds more than user, host and database."""
+    """Whether a URL may hold a password, before its host or in its query; in doubt it does."""
     if not is_shared(address):
         return False
     try:
-        parts = urlsplit(address)
-        return bool(parts.password or parts.query)
+        urlsplit(address)
     except ValueError:
         return True
+    rest = address.partition("://")[2]
+    names = {name.lower() for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)}
+    return bool(rest.rpartition("@")[0].partition(":")[2]) or not names.isdisjoint(_SECRETS)
 
 
 # ---------------------------------------------------------------- signals
