@@ -256,6 +256,12 @@ class _Instruments:
         self._polls = counter("polls", "poll", "Reads of record-info.")
         self._callbacks = counter("callbacks", "callback", "Callbacks that came in, by what became of them.")
 
+    def begin(self) -> None:
+        """Have polls and unknown submissions at 0, so that the first one of them is seen as a rise."""
+        self._polls.add(0)
+        for operation in sorted(_OPERATIONS):
+            self._unknown.add(0, {"kie.operation": operation})
+
     def observe(self, event: Event) -> None:
         """Count an event."""
         match event:
@@ -328,7 +334,9 @@ class PrometheusMetrics:
         self._registry = prometheus_client.CollectorRegistry()
         reader = PrometheusMetricReader(registry=self._registry)
         provider = MeterProvider([reader], shutdown_on_exit=False)
-        self.observer = _each(observer, _Instruments(provider).observe)
+        instruments = _Instruments(provider)
+        instruments.begin()
+        self.observer = _each(observer, instruments.observe)
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
         self._generate = prometheus_client.generate_latest
 

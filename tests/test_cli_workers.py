@@ -158,6 +158,7 @@ def test_a_worker_tells_its_health(terminal: Terminal, service: EmulatorHandle, 
     with started("worker", *place, *options, env=environment(service)) as worker:
         url = health_url(worker)
         assert ask(url, "/livez") == (200, "ok\n")
+        assert "kie_async_client_unknown_submissions_total" in ask(url, "/metrics")[1]
         becomes(lambda: ask(url, "/readyz") == (200, "ok\n"), worker)
         assert ask(url, "/elsewhere")[0] == 404
         becomes(lambda: "kie_async_client_quota_wait_time_seconds_count" in ask(url, "/metrics")[1], worker)

@@ -434,6 +434,20 @@ async def test_prometheus_reads_the_metrics_and_spans_may_be_made_besides(teleme
     assert not [name for name in samples if name.startswith(("python_", "process_"))]
 
 
+def test_there_are_metrics_before_anything_happens() -> None:
+    samples = {
+        (sample.name, sample.labels.get("kie_operation")): sample.value
+        for family in text_string_to_metric_families(otel.PrometheusMetrics().text().decode())
+        for sample in family.samples
+        if sample.name.startswith("kie_async_")
+    }
+    assert samples == {
+        ("kie_async_client_polls_total", None): 0,
+        ("kie_async_client_unknown_submissions_total", "extend"): 0,
+        ("kie_async_client_unknown_submissions_total", "upload_extend"): 0,
+    }
+
+
 def test_two_of_them_do_not_meet() -> None:
     first, second = otel.PrometheusMetrics(), otel.PrometheusMetrics()
     first.observer(Finished("t1", "extend", 90.0, 3, credits=12.0))
