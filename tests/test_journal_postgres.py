@@ -24,7 +24,7 @@ from journal_contract import JournalContract, JournalMachine, collect, counted, 
 from postgres import Server, execute, new_database
 from psycopg_pool import AsyncConnectionPool
 
-from kie_async.errors import ConflictError, SettingsError, StorageError
+from kie_async.errors import BudgetError, ConflictError, SettingsError, StorageError
 from kie_async.journal import InboundCallback, Journal, Payer, PostgresJournal, State
 
 pytestmark = pytest.mark.anyio
@@ -244,6 +244,32 @@ async def test_a_job_written_by_another_meanwhile_is_read_again(
     after_each_statement(monkeypatch, meet)
     assert (await journal.intend("a", "token")).state is State.INTENT
     assert await counted(journal, Payer()) == 12
+
+
+async def test_the_first_cap_of_a_batch_holds_for_what_is_reserved_meanwhile(
+    journal: PostgresJournal, database_url: str
+) -> None:
+    await journal.add([planned("a", batch="x"), planned("b", batch="x")])
+    await journal.intend("a", "a", payer=Payer())
+    await journal.caps.check("x")  # it has none
+    execute(database_url, "DELETE FROM kie_cap")
+    waiting = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+    refused: list[BudgetError] = []
+
+    async def reserve() -> None:
+        with pytest.raises(BudgetError) as caught:
+            await journal.intend("b", "b", payer=Payer())
+        refused.append(caught.value)
+
+    async with await psycopg.AsyncConnection.connect(database_url) as setting, anyio.create_task_group() as group:
+        await setting.execute("INSERT INTO kie_cap (name, max_credits) VALUES ('batch:x', 12)")
+        group.start_soon(reserve)
+        with anyio.fail_after(20):
+            while await (await setting.execute(waiting)).fetchone() != (True,):
+                await anyio.sleep(0.02)
+        await setting.commit()
+    assert len(refused) == 1
+    assert await counted_for(journal, "x") == 12
 
 
 async def test_a_reservation_reads_a_few_rows_however_many_jobs_there_are(database_url: str) -> None:

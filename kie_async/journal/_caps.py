@@ -57,13 +57,12 @@ _SET = """
 INSERT INTO kie_cap (name, max_credits) VALUES (:batch_cap, :max_credits)
 ON CONFLICT (name) DO UPDATE SET max_credits = excluded.max_credits
 """
-_LOCK_BATCH = "UPDATE kie_cap SET name = name WHERE name = :batch_cap"
-_LOCK_ACCOUNT = "INSERT INTO kie_cap (name) VALUES (:account_cap) ON CONFLICT (name) DO UPDATE SET name = excluded.name"
+_LOCK = "INSERT INTO kie_cap (name) VALUES (:cap) ON CONFLICT (name) DO UPDATE SET name = excluded.name"
 _WITHIN_BATCH = """
     AND NOT EXISTS (SELECT 1 FROM kie_cap WHERE name = :batch_cap AND max_credits < {needs})
 """
 _WITHIN_ACCOUNT = " AND :max_credits >= {needs}"
-_CHECK_BATCH = "SELECT max_credits, {counts} FROM kie_cap WHERE name = :batch_cap"
+_CHECK_BATCH = "SELECT max_credits, {counts} FROM kie_cap WHERE name = :batch_cap AND max_credits IS NOT NULL"
 _CHECK_ACCOUNT = "SELECT :max_credits, {counts}"
 _FULL = """
 SELECT substr(name, 7) FROM kie_cap WHERE substr(name, 1, 6) = 'batch:' AND max_credits < {needs}
@@ -152,10 +151,10 @@ def reserving_steps(before: Job, after: Job, *, seen: str, written: str, payer: 
     """The statements that write the intent of a job if the caps leave room for it; see ``write_steps``."""
     values, locks, condition = _values(after.batch, payer), list[Step](), ""
     if after.batch:
-        locks.append((_LOCK_BATCH, values))
+        locks.append((_LOCK, {"cap": values["batch_cap"]}))
         condition += _with(_OF_BATCH, _WITHIN_BATCH)
     if payer.max_credits is not None:
-        locks.append((_LOCK_ACCOUNT, values))
+        locks.append((_LOCK, {"cap": values["account_cap"]}))
         condition += _with(_OF_ACCOUNT, _WITHIN_ACCOUNT)
     return [*locks, *write_steps(before, after, seen=seen, written=written, condition=(condition, values))]
 
