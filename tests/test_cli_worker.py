@@ -300,6 +300,10 @@ def test_workers_keep_the_cap_of_a_batch_together(
     assert [answer.code for answer in answers] == [4, 4]
     assert all("is 36, and 36 are spent or reserved: nothing was sent; raise the cap" in each.err for each in answers)
     assert len(service.ledger) == 3
+    with started("worker", *place, env=environment(service)) as idle:
+        assert "ends in" not in lines(idle, until=b"; a cap on credits leaves no room")
+        idle.terminate()
+        ended(idle)
     waiting = terminal("jobs", "wait", *place)
     assert waiting.code == 4
     assert "with another --max-credits" in waiting.err

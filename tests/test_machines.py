@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import attrs
 import pytest
-from command_line import Terminal, ended, environment, started
+from command_line import Terminal, ended, environment, lines, started
 from workers import calls_of
 
 import kie_async as kie
@@ -353,6 +353,7 @@ def test_real_workers_of_two_machines(studio: Studio, terminal: Terminal, monkey
     answer = terminal("batch", str(studio.songs), *OPTIONS, "--enqueue", "--yes")
     assert answer.code == 0
     assert "the songs are files of this machine (a): they need a worker here, which uploads them" in answer.err
+    assert "make them: KIE_MACHINE=a kie-async worker --journal" in answer.err
     waits = "2 jobs wait for a worker on the machine a, which has the songs"
     answer = terminal("jobs", "list")
     assert answer.out.count("waits for a") == 2
@@ -365,6 +366,11 @@ def test_real_workers_of_two_machines(studio: Studio, terminal: Terminal, monkey
     answer = terminal("worker", "--out", str(studio.out), "--until-done")
     assert answer.code == 0
     assert waits in answer.err
+    for words in (("worker", "--out", str(studio.out)), ("jobs", "wait")):
+        with started(*words, env=environment(KIE_MACHINE="b")) as idle:
+            assert "ends in" not in lines(idle, until=b"; 2 wait for a worker on the machine a")
+            idle.terminate()
+            ended(idle)
     assert not studio.emulator.ledger
     studio.emulator.add_faults(Fault("stuck", nth=1))
     with started("worker", "--out", str(studio.out), "--at-once", "1", env=environment(KIE_MACHINE="a")) as own:

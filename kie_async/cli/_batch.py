@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -197,12 +199,14 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
         new = await enqueue(journal, order.jobs, order.name, session.check_request, machine=machine)
     output.value |= {"jobs": total, "new": new}
     output.say(f"on record: {count_of(total, 'job')}, of which {new} {'is' if new == 1 else 'are'} new")
+    variable = ""
     if machine and any([is_local(job.request) async for job in order.jobs]):
         output.say(f"the songs are files of this machine ({machine}): they need a worker here, which uploads them")
         output.say("if every machine finds them at the same paths, give --shared-files")
+        variable = "" if machine == socket.gethostname() else f"KIE_MACHINE={shlex.quote(machine)} "
     if location.must_be_set:
         output.say("set KIE_JOURNAL to the address you gave, which may hold a password; then")
-    output.say(f"make them: kie-async worker {location.options} --out DIR")
+    output.say(f"make them: {variable}kie-async worker {location.options} --out DIR")
     output.say(f"wait for them: kie-async jobs wait {location.with_out(out)}")
 
 

@@ -139,6 +139,7 @@ class BatchProgress:
         self._jsonl = jsonl
         self._estimate = Estimate()
         self._verdicts: Counter[str] = Counter()
+        self._blocked = ""
 
     # ------------------------------------------------------------ what happens
 
@@ -190,6 +191,7 @@ class BatchProgress:
             began = time.monotonic()
             with suppress(StorageError):  # the batch reports it
                 await self._read(journal, batch)
+                self._blocked = await blocked_jobs(journal, batch)
             if self.counts.total:
                 self._show(time.monotonic())
             await anyio.sleep(max(_INTERVAL, (time.monotonic() - began) * _READ_SHARE))
@@ -214,10 +216,9 @@ class BatchProgress:
 
     def _show(self, now: float) -> None:
         quota = f"{self._estimate.quota_used(now)} of {_QUOTA}"
-        seconds = self._estimate.seconds_left(self.counts, now)
-        self._output.display.show(
-            progress_table(self.counts, quota, seconds), progress_line(self.counts, quota, seconds)
-        )
+        seconds = 0.0 if self._blocked else self._estimate.seconds_left(self.counts, now)
+        line = progress_line(self.counts, quota, seconds) + self._blocked
+        self._output.display.show(progress_table(self.counts, quota, seconds), line)
 
 
 def progress_line(counts: Counts, quota: str, seconds: float) -> str:
@@ -241,6 +242,19 @@ def verdicts_line(verdicts: Mapping[str, int]) -> str:
     words = {"whole": "hold the whole song", "continuation": "the continuation alone", "unclear": "cannot be told"}
     found = [f"{verdicts[kind]} {what}" for kind, what in words.items() if kind in verdicts]
     return f"by their sound, of {count_of(sum(verdicts.values()), 'track')}: {', '.join(found)}"
+
+
+async def blocked_jobs(journal: Journal, batch: BatchFilter) -> str:
+    """Say, for the end of a line, how many jobs no worker can take now: for want of a machine, or of room in a cap."""
+    waiting, present = await journal.machines.waiting(batch), await journal.machines.present()
+    parts = [
+        f"; {number} wait{'s' if number == 1 else ''} for a worker on the machine {clean(machine)}"
+        for machine, number in waiting.items()
+        if machine not in present
+    ]
+    full = await journal.caps.full()
+    is_full = batch in full if isinstance(batch, str) else full
+    return "".join([*parts, "; a cap on credits leaves no room" if is_full else ""])
 
 
 def say_who_waits(output: Output, waiting: Mapping[str, int]) -> None:

@@ -27,7 +27,7 @@ from kie_async.batch import (
     strip_secrets,
 )
 from kie_async.cli._batch import batch_error
-from kie_async.cli._batch_progress import Counts, count_of, job_line, job_value, say_who_waits
+from kie_async.cli._batch_progress import Counts, blocked_jobs, count_of, job_line, job_value, say_who_waits
 from kie_async.cli._connect import JournalLocation, find_journal, make_settings
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._fetch import fetch
@@ -105,7 +105,7 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
             while (counts := Counts.of(states := await journal.counts(location.awaited))).open:
                 if counts.open == states[State.PLANNED]:
                     await journal.caps.check_left(location.only_batch)
-                output.display.doing(str(counts))
+                output.display.doing(str(counts) + await blocked_jobs(journal, location.awaited))
                 await anyio.sleep(_INTERVAL)
         counts = Counts.of(await journal.counts(location.awaited))
         waiting = await journal.machines.waiting(location.only_batch)
