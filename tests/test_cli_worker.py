@@ -307,7 +307,8 @@ def test_workers_keep_the_cap_of_a_batch_together(
     waiting = terminal("jobs", "wait", *place)
     assert waiting.code == 4
     assert "with another --max-credits" in waiting.err
-    assert terminal(*enqueue, "60").code == 0
+    assert terminal(*enqueue, "60").err.splitlines()[0] == "the cap is now 60 credits (36 before)"
+    assert "the cap" not in terminal(*enqueue, "60").err
     answer = terminal("worker", *place, "--until-done", "--callbacks")
     assert answer.code == 4
     assert len(service.ledger) == 5

@@ -195,7 +195,9 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
     async with location.journal() as journal:
         machine = "" if run.shared_files else session.settings.machine
         if run.max_credits is not None:  # before there is a job that a worker could take
-            await journal.caps.set(order.name, run.max_credits)
+            before = await journal.caps.set(order.name, run.max_credits)
+            if before not in {None, run.max_credits}:
+                output.say(f"the cap is now {run.max_credits:.12g} credits ({before:.12g} before)")
         new = await enqueue(journal, order.jobs, order.name, session.check_request, machine=machine)
     output.value |= {"jobs": total, "new": new}
     output.say(f"on record: {count_of(total, 'job')}, of which {new} {'is' if new == 1 else 'are'} new")

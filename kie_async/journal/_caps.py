@@ -53,6 +53,7 @@ _OF_ACCOUNT = {
 _NEEDS = "({spent} + :credits_needed + {extra} * (1 + (SELECT count(*) {jobs})))"
 _COUNTS = "{spent}, {extra}, (SELECT count(*) {jobs}), (SELECT count(*) {jobs} AND state <> 'unknown')"
 
+_GET = "SELECT max_credits FROM kie_cap WHERE name = :batch_cap"
 _SET = """
 INSERT INTO kie_cap (name, max_credits) VALUES (:batch_cap, :max_credits)
 ON CONFLICT (name) DO UPDATE SET max_credits = excluded.max_credits
@@ -98,14 +99,16 @@ class Caps:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    async def set(self, batch: str, max_credits: float) -> None:
-        """Cap what a batch may cost, whoever works on it; a cap it has is replaced.
+    async def set(self, batch: str, max_credits: float) -> float | None:
+        """Cap what a batch may cost, whoever works on it; return the cap that is replaced, None if there was none.
 
         Raises:
             SettingsError: that is no number of credits.
         """
         check_cap(max_credits)
-        await self._driver.run((_SET, {"batch_cap": f"{BATCH}{batch}", "max_credits": max_credits}))
+        values = {"batch_cap": f"{BATCH}{batch}", "max_credits": max_credits}
+        before, _ = await self._driver.run((_GET, values), (_SET, values))
+        return next((float(cap) for (cap,) in before), None)
 
     async def full(self) -> list[str]:
         """The batches with planned jobs for which their caps leave no room now."""
