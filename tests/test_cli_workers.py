@@ -245,6 +245,8 @@ def test_living_workers_are_listed(
         assert (found["machine"], found["pid"], [(found["engine_id"],)]) == ("studio:2", worker.pid, ids)
         worker.kill()
         worker.wait()
+    execute(database_url, "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '19 s'")
+    assert terminal(*asked).err.startswith("0 workers at work, 1 silent for ")
     past = "UPDATE kie_lease SET expires_at = expires_at - 30 WHERE name LIKE 'worker:%'"
     execute(database_url, past)
     assert not terminal(*asked).out

@@ -22,6 +22,8 @@ from kie_async.events import Observer
 if TYPE_CHECKING:
     from kie_async.otel import PrometheusMetrics
 
+_SILENT_AFTER = 15.0  # seconds: a heartbeat comes every 5
+
 
 async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = WORKER) -> None:
     """Work on the jobs of a shared journal among other workers, on any number of machines.
@@ -124,7 +126,9 @@ async def workers(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
     for each in living:
         since, age = _moment(each.started_at), f"heartbeat {each.heartbeat_age:.0f} s ago"
         output.print(f"{each.machine}  process {each.pid}  {count_of(each.jobs, 'job')}  since {since}  {age}")
-    output.say(f"{count_of(len(living), 'worker')} at work")
+    silent = [each.heartbeat_age for each in living if each.heartbeat_age > _SILENT_AFTER]
+    ages = f", {len(silent)} silent for {max(silent):.0f} s" if silent else ""
+    output.say(f"{count_of(len(living) - len(silent), 'worker')} at work{ages}")
 
 
 def _moment(at: float) -> str:
