@@ -256,3 +256,10 @@ def test_a_file_has_no_workers(terminal: Terminal, tmp_path: Path) -> None:
     answer = terminal("workers", "--out", str(tmp_path))
     assert answer.code == 2
     assert "--journal must be postgresql://" in answer.err
+
+
+@pytest.mark.parametrize("words", [("jobs", "list"), ("workers",), ("database", "check")])
+def test_help_says_where_the_journal_is_by_default(terminal: Terminal, words: tuple[str, ...]) -> None:
+    text = " ".join(terminal(*words, "--help").out.replace("│", " ").split())
+    assert "by default $KIE_JOURNAL, or else a file in --out" in text
+    assert "The batch's name: the path given to 'batch --out'" in text

@@ -44,6 +44,7 @@ JournalOption: TypeAlias = Annotated[
         "else a file in --out.",
     ),
 ]
+_BATCH_HELP = "The batch's name: the path given to 'batch --out'; to adopt or fetch: where the files are."
 Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=RUN, help="Do not ask, but do it.")]
 Jsonl: TypeAlias = Annotated[bool, Parameter(help="Write a line of JSON to stdout for each transition of a job.")]
 
@@ -295,8 +296,8 @@ class WorkerOptions(ServiceOptions):
 class JobsOptions:
     """Which jobs a command is about."""
 
-    out: Annotated[Path | None, Parameter(group=RUN, help="The directory of the batch.")] = None
-    journal: Annotated[JournalOption, Parameter(help="Where its jobs are kept, if not in --out.")] = None
+    out: Annotated[Path | None, Parameter(group=RUN, help=_BATCH_HELP)] = None
+    journal: JournalOption = None
     output: OutputOptions = OutputOptions()
 
 
