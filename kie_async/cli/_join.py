@@ -77,7 +77,7 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]
         KieError: the first reason why one was not joined, such as that it is unclear what it holds; all are tried.
     """
     output.value["joined"] = []
-    errors: list[KieError] = []
+    errors, commands = list[KieError](), list[str]()
     for take in map(Path, takes):
         suffix = song.suffix.lower()  # of the song's kind, so that a lossless one stays so
         out = take.with_name(f"{take.stem}-joined{suffix if suffix in audio.SUFFIXES else '.mp3'}")
@@ -86,12 +86,27 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]
             joined = await audio.join(song, take, at=at, out=out)
         except KieError as error:
             if isinstance(error, UnclearError):
-                words = ["kie-async", "join", str(song), str(take), "--at", f"{at:g}", "--out", str(out)]
-                error.add_note(f"listen to it, and join it with {_CHOICE}:\n  {shlex.join(words)}")
+                words = [
+                    "kie-async",
+                    "join",
+                    str(song),
+                    str(take),
+                    "--at",
+                    f"{at:g}",
+                    "--as",
+                    "whole",
+                    "--out",
+                    str(out),
+                ]
+                commands.append(f"\n  {shlex.join(words)}")
             errors.append(error)
         else:
             _show(output, joined)
             output.value["joined"].append(joined.to_dict())
+    if commands:
+        errors[0].add_note(
+            f"listen, and join each; if it holds only what follows, --as continuation:{''.join(commands)}"
+        )
     if errors:
         raise errors[0]
 
