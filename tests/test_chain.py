@@ -342,6 +342,14 @@ async def test_the_sound_of_a_take_tells_what_it_holds(tmp_path: Path) -> None:
         assert unheard.end == "nothing_added"
 
 
+async def test_a_task_of_another_job_is_refused(tmp_path: Path) -> None:
+    async with recording(tmp_path) as service:
+        await extend(service, 34.0, key="one")
+    async with recording(tmp_path) as service:  # of the same seed: it gives the same ids
+        with pytest.raises(kie.ConflictError, match="step 1: the service gave the id of a task that the journal has"):
+            await extend(service, 34.0, key="two")
+
+
 async def test_a_take_that_cannot_be_compared_is_told_by_its_length(tmp_path: Path, song: Path) -> None:
     async with serving(goes_on=(3.0, 5.0), check_sources=False) as service:
         given: dict[str, Any] = {"source_duration": 30.0, "continue_at": 29.0, "directory": tmp_path / "new"}

@@ -64,7 +64,16 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(60, abs=0.1)
     assert len(list((tmp_path / "new").glob("*.kie.json"))) == 2
     again = terminal(*words, *TITLED, virtual=True)  # the emulator is gone, and its tasks too
-    assert "submitted: task" in again.err
+    assert again.code == 0, again.err
+    assert len(list((tmp_path / "new").glob("*.kie.json"))) == 4
+    assert not list((tmp_path / "new").glob("*.sqlite*"))
+
+
+def test_a_journal_that_is_given_keeps_what_was_emulated(terminal: Terminal, song: Path, tmp_path: Path) -> None:
+    words = ("upload-extend", str(song), "--until", "4", "--emulate", "--out", str(tmp_path), "--json", *TITLED)
+    values = [terminal(*words, "--journal", str(tmp_path / "a.sqlite"), virtual=True).value for _ in range(2)]
+    assert {value["end"] for value in values} == {"reached"}
+    assert len({step["task_id"] for value in values for step in value["steps"]}) == 2
 
 
 def test_the_same_command_pays_for_nothing_twice(

@@ -25,7 +25,7 @@ from kie_async._protocol.spending import budget_error, credits_of
 from kie_async.chain._plan import ChainPlan
 from kie_async.errors import ConflictError, KieError, Problem, SubmitUnknownError, invalid_request
 from kie_async.events import Notice, Observer, clean
-from kie_async.journal import PAID, Job, Recorder, State
+from kie_async.journal import PAID, Job, Journal, Recorder, State
 from kie_async.models import Request, Track
 
 DetectPart: TypeAlias = Callable[[Path, Path, float], Awaitable[ChainPart | None]]
@@ -208,6 +208,7 @@ class ChainRun:
         result = await task
         if self.recorder is not None:
             await self.recorder.wait_recorded(task.id)
+            await _check_recorded(self.recorder.journal, key, task.id)
         return _MadeStep(task.id, result.tracks, result.continue_at, earlier + (credits_of(result) or 0.0))
 
     async def _on_record(self, recorder: Recorder, key: str) -> Job | None:
@@ -274,6 +275,14 @@ class ChainRun:
         if self.recorder is None:
             return f"{there}; to go on from there, extend that track"
         return f"{there}; the same call goes on from there, and pays for none of it again"
+
+
+async def _check_recorded(journal: Journal, key: str, task_id: str) -> None:
+    """Refuse a task that is another job's, as an emulator gives it that was started anew with the same seed."""
+    job = await journal.get(key)
+    if job is None or job.task_id != task_id:
+        message = "the service gave the id of a task that the journal has already: use another journal and directory"
+        raise ConflictError(f"{message} (task {task_id})", task_id)
 
 
 async def _detect(emit: Observer, source: Path, take: Path, cut: float) -> ChainPart | None:

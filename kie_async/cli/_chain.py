@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, cast
@@ -17,7 +19,14 @@ from kie_async._protocol.request_rules import CREDITS_PER_TASK, read_cut_point
 from kie_async.batch import RecordedTakes, Results
 from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
 from kie_async.cli._batch_progress import count_of
-from kie_async.cli._connect import JournalLocation, SessionOptions, connect, find_journal, make_settings
+from kie_async.cli._connect import (
+    EMULATED_FILE,
+    JournalLocation,
+    SessionOptions,
+    connect,
+    find_journal,
+    make_settings,
+)
 from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, Positive, SubmitOptions, Yes
 from kie_async.cli._output import Output, confirm
@@ -120,19 +129,19 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     run = options.run
     if run.out is None or run.no_wait:
         raise UsageError("--until needs the takes as files: give --out, and leave --no-wait out")
-    location = find_journal(until.journal, run.out, emulate=run.emulate)
     await files.check_writable(run.out)
     fields = options.music.of_track() if isinstance(source, Track) else options.music.of_upload()
     checks = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
     checker = KieSession(make_settings({**checks, "route": options.common.route, "observer": _ignore}), journal="")
     plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
-    order = ChainOrder(plan=plan, location=location, until=until, out=run.out, emulated=run.emulate, join=join)
-    await _ask(output, order)
-    output.hints = _hints(output, order, 1)
-    emulated = {"speed": _SPEED} if run.emulate else None
-    opening: SessionOptions = {**session_options, "journal": location.journal()}
-    async with connect(output, receiver, emulated=emulated, **opening) as session:
-        chain = await _run(output, order, session)
+    with _location(until, run.out, emulate=run.emulate) as location:
+        order = ChainOrder(plan=plan, location=location, until=until, out=run.out, emulated=run.emulate, join=join)
+        await _ask(output, order)
+        output.hints = _hints(output, order, 1)
+        emulated = {"speed": _SPEED} if run.emulate else None
+        opening: SessionOptions = {**session_options, "journal": location.journal()}
+        async with connect(output, receiver, emulated=emulated, **opening) as session:
+            chain = await _run(output, order, session)
     output.value |= chain.to_dict()
     await _finish(output, order, chain)
     if chain.end != "reached":
@@ -140,6 +149,16 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         error = KieError(f"the song lasts {length}, and not {clock(plan.goal.seconds)}", charged="yes")
         error.add_note(_WHY_SHORT[chain.end])
         raise error
+
+
+@contextmanager
+def _location(until: UntilOptions, out: Path, *, emulate: bool) -> Iterator[JournalLocation]:
+    """Where the steps are kept: for the built-in emulator as long as its tasks, unless a journal is given."""
+    if not emulate or until.journal is not None:
+        yield find_journal(until.journal, out)
+        return
+    with TemporaryDirectory(prefix="kie-async-") as folder:
+        yield JournalLocation(str(Path(folder) / EMULATED_FILE), "")
 
 
 def _ignore(_event: object) -> None:

@@ -78,7 +78,9 @@ async def connect(
                 given["callback_url"] = receiver.callback_url
             if emulated is not None:
                 output.resume, journal = None, journal or ""  # what is merely tried out is no job of KIE_JOURNAL
-                service = await stack.enter_async_context(emulator.serve(**emulated, webhook_key=_WEBHOOK_KEY))
+                service = await stack.enter_async_context(
+                    emulator.serve(**emulated, seed=None, webhook_key=_WEBHOOK_KEY)
+                )
                 given |= {"base_url": service.base_url, "api_key": service.key, "webhook_key": _WEBHOOK_KEY}
                 given["max_credits"] = None  # nothing is paid
             slot = _ReceiverSlot(_with_telemetry(make_settings(given)))

@@ -325,7 +325,7 @@ class EmulatorOptions:
 
     Attributes:
         port: 0 takes a free one.
-        seed: Of all that is random.
+        seed: Of all that is random; without it, ids are new each time.
         speed: Tasks live that many times faster (10).
         credits: What the account holds (1000).
         key: The only invented key that is taken (emulated-account-1); may be repeated.
@@ -334,7 +334,7 @@ class EmulatorOptions:
     """
 
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_PORT))] = 0
-    seed: int = 0
+    seed: int | None = None
     speed: Annotated[float, Parameter(validator=Number(gt=0))] = 10.0
     credits: float = 1000.0
     key: tuple[str, ...] = ()

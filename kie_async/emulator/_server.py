@@ -116,7 +116,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     port: int = 0,
     key: str | Iterable[str] | None = None,
     credits: float = 1000.0,  # noqa: A002  # the word of the service
-    seed: int = 0,
+    seed: int | None = 0,
     speed: float = 1.0,
     timeline: tuple[float, float, float] | None = None,
     goes_on: tuple[float, float] | None = None,
@@ -138,7 +138,7 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
         key: the key that is taken, or several of one account; None: ``emulated-account-1``, ``emulated-account-2`` and
             so on. Any other is answered as by the service, with HTTP 200 and code 401.
         credits: what the account holds; a task costs 12.
-        seed: of all that is random.
+        seed: of all that is random; None: as 0, but for the ids of tasks and tracks, which no other emulator gives.
         speed: tasks live that many times faster; the quota does not.
         timeline: when a task reaches text, first, complete, in seconds before ``speed``; None: as the real service.
         goes_on: by how many seconds the two tracks go on after ``continue_at``; None: some 20 and some 35.

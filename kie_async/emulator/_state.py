@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
+import secrets
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -201,19 +202,21 @@ class EmulatorState:
     """The whole state of the service.
 
     Attributes:
+        has_random_ids: whether no two emulators give the same ids.
         base_url: where it is served; empty until it is.
         polls: how often record-info was read for each task.
         last_end: when the last task ends, of those that do.
     """
 
     def __init__(
-        self, *, seed: int = 0, credits_left: float = 1000.0, speed: Speed | None = None, rules: Rules | None = None,
-        faults: Iterable[Fault] = (),
+        self, *, seed: int | None = 0, credits_left: float = 1000.0, speed: Speed | None = None,
+        rules: Rules | None = None, faults: Iterable[Fault] = (),
     ) -> None:  # fmt: skip
-        self.seed = seed
+        self.seed = seed or 0
+        self.has_random_ids = seed is None
         self.speed = speed or Speed()
         self.rules = rules or Rules()
-        self.faults = Faults(faults, seed)
+        self.faults = Faults(faults, self.seed)
         self.account = Account(credits_left, self.rules)
         self.callbacks = CallbackQueue(self.speed.factor)
         self.base_url = ""
@@ -256,7 +259,8 @@ class EmulatorState:
     ) -> EmulatedTask:
         number = len(self.account.ledger) + 1
         chance = seeded(f"{self.seed} {number}")
-        task_id = f"{chance.getrandbits(128):032x}"
+        seeded_id = f"{chance.getrandbits(128):032x}"
+        task_id = secrets.token_hex(16) if self.has_random_ids else seeded_id
         callback_faults = self.faults.pick("callback", task_id)
         seconds, model, is_missing = self._source(submission)
         start = submission.continue_at if submission.continue_at is not None else seconds or 0.0
