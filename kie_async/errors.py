@@ -291,13 +291,15 @@ class AudioError(FileError, ValueError):
 
 @attrs.define(slots=False)
 class UnclearError(FileError):
-    """It cannot be told by its sound whether a result holds the whole song, or only the continuation.
+    """It cannot be told by its sound whether a result holds the whole song, or only the continuation; or from where on.
 
     Attributes:
         durations: of the joined file in seconds, if it is the ``whole`` and if it is the ``continuation``.
+        leaves_at: seconds of the song after which the result differs from it, where that is before the cut given.
     """
 
     durations: Mapping[str, float] = attrs.field(factory=dict[str, float])
+    leaves_at: float | None = None
 
 
 class DownloadError(FileError, retryable=True):

@@ -53,6 +53,28 @@ async def test_a_looping_piece_is_told_with_little_confidence(tmp_path: Path) ->
     assert "the whole song, new from 24.00 s on (5" in str(verdict)
 
 
+@pytest.mark.parametrize("late", [0.7, 3.0])
+async def test_a_result_that_leaves_its_source_before_the_cut_is_new_from_there(late: float, tmp_path: Path) -> None:
+    write_wav(tmp_path / "song.wav", SONG)
+    late_start = np.concatenate([np.zeros(RATE // 2, dtype=np.float32), SONG[: 17 * RATE], OTHER])
+    write_mp3(tmp_path / "new.mp3", late_start, rate=44_100, bit_rate=96_000)
+    right = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=17.0)
+    assert (right.kind, right.confidence > 0.9) == ("whole", True)
+    assert right.seam == pytest.approx(17.5, abs=0.005)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=17.0 + late)
+    assert verdict.kind == "whole"
+    assert verdict.seam == pytest.approx(17.5, abs=0.1)
+    assert verdict.offset == pytest.approx(0.5, abs=0.005)
+    assert verdict.confidence <= 0.6
+
+
+async def test_a_result_that_goes_on_as_its_source_does_is_cut_where_it_is_said(tmp_path: Path) -> None:
+    write_wav(tmp_path / "song.wav", SONG)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "song.wav", continue_at=20.0)
+    assert verdict.kind == "whole"
+    assert verdict.seam == pytest.approx(20.0, abs=0.005)
+
+
 @pytest.mark.parametrize("cut", [4.0, 20.0])
 async def test_a_constant_voltage_is_no_likeness(cut: float, tmp_path: Path) -> None:
     write_wav(tmp_path / "song.wav", SONG * np.float32(0.2) + np.float32(0.5))

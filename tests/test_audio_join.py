@@ -304,6 +304,20 @@ async def test_what_is_unclear_is_not_joined(tmp_path: Path) -> None:
     assert joined.duration == pytest.approx(len(NEW) / RATE, abs=0.001)
 
 
+async def test_a_cut_behind_the_place_where_the_track_leaves_the_song_is_not_believed(tmp_path: Path) -> None:
+    song, out = made_up_song(Random(1), 24.0), tmp_path / "longer.wav"
+    source = write_wav(tmp_path / "song.wav", song)
+    result = write_wav(tmp_path / "new.wav", np.append(song[: 18 * RATE], NEW))
+    words = r"leaves the song at 0:1[78].*, before the cut that was given, 0:20, and nothing was joined"
+    with pytest.raises(kie.UnclearError, match=words) as caught:
+        await join(source, result, at=20, out=out)
+    assert not out.exists()
+    assert caught.value.leaves_at == pytest.approx(18.0, abs=0.1)
+    joined = await join(source, result, at=caught.value.leaves_at or 0.0, out=out)
+    assert joined.kind == "whole"
+    assert joined.duration == pytest.approx(22.0, abs=0.001)
+
+
 async def test_a_loop_that_could_be_either_is_unclear(tmp_path: Path) -> None:
     loop = SONG[: 2 * RATE]
     source = write_wav(tmp_path / "song.wav", np.tile(loop, 10))

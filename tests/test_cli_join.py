@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 from command_line import Terminal, served, short_song
 
-from benchmarks._audio_cases import RATE, write_wav
+from benchmarks._audio_cases import RATE, made_up_song, write_wav
 from kie_async import emulator, files
 from kie_async.testing import EmulatorHandle
 
@@ -79,6 +81,19 @@ def test_what_is_unclear_is_not_joined(terminal: Terminal, tmp_path: Path) -> No
     assert error["durations"] == {"whole": pytest.approx(4.0), "continuation": pytest.approx(5.0)}
     assert not (tmp_path / "longer.wav").exists()
     assert terminal(*words, "--as", "whole").code == 0
+
+
+def test_a_cut_that_is_too_late_is_refused_with_the_right_one(terminal: Terminal, tmp_path: Path) -> None:
+    song, new, out = tmp_path / "song.wav", tmp_path / "new.wav", tmp_path / "longer.wav"
+    sound, other = (made_up_song(Random(seed), 24.0) for seed in (1, 2))
+    write_wav(song, sound)
+    write_wav(new, np.concatenate([sound[: 18 * RATE], other]))
+    answer = terminal("join", str(song), str(new), "--at", "0:20", "--out", str(out))
+    assert (answer.code, answer.out, out.exists()) == (1, "", False)
+    remedy = re.search(r"^give --at (\S+); or else listen to it, and say --as whole", answer.err, re.MULTILINE)
+    assert remedy, answer.err
+    assert float(remedy[1]) == pytest.approx(18.0, abs=0.1)
+    assert terminal("join", str(song), str(new), "--at", remedy[1], "--out", str(out)).code == 0
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ _SILENT = 1e-6  # of the energy of the loudest stretch: below it nothing is foun
 _APART = 2.0  # seconds between two places whose offsets tell a drift; closer ones tell the noise
 _ENOUGH = 3  # anchors; fewer are sought by their samples, too, and have to be found with more certainty
 _NEARER = 0.002  # of the score, for each second that an offset lies nearer: of equal ones the nearest counts
+_EARLY = 0.5  # seconds before the cut: a result that leaves its source sooner was cut there, or nearly there
+_LEFT = 0.6  # how sure a verdict is at most where a result leaves its source before the cut
 
 
 @attrs.frozen
@@ -107,7 +109,36 @@ def align(source: Mono, result: Mono, continue_at: float) -> Verdict:
     if repeated > bounds.other:
         confidence = min(confidence, max(0.5, 0.5 + 4 * (score - repeated)))
     offset, drift = _line(anchors, head, result, offset)
+    if (left := _left(head, result, offset, drift or 0.0)) is not None:
+        return Verdict("whole", min(confidence, _LEFT), offset, drift, left + offset)
     return Verdict("whole", confidence, offset, drift, len(head) / RATE + offset)
+
+
+def _left(head: Mono, result: Mono, offset: float, drift: float) -> float | None:
+    """Return where a result leaves its source, in seconds of that; None if it holds all of it up to the cut.
+
+    What is before that place is the same in both, and what is behind it is not: the sum, over all frames up to a place,
+    of by how much they are the same rather than not is largest there.
+    """
+    ours, theirs = _levels(head), _levels(result)
+    places = np.arange(ours.shape[1])
+    there = places + offset * _PER_SECOND + (places - len(head) / _HOP) * drift * 1e-6
+    places = places[(there >= 0) & (there <= theirs.shape[1] - 1)]
+    ours, theirs = _changes(ours[:, places]), _changes(theirs[:, there[places].round().astype(int)])
+    products = (ours * theirs).sum(axis=0)
+    energy = (np.square(ours) + np.square(theirs)).sum(axis=0) / 2
+    same = products - energy / 2 + _BANDS * (_QUIET / 2) ** 2  # where nothing happens both are the same
+    last = int(np.cumsum(same).argmax())
+    left = float(places[last] * _HOP + _FRAME) / RATE  # the end of the last frame that is the same
+    is_early = left < len(head) / RATE - _EARLY
+    return left if is_early and products[last:].sum() < _UNLIKE * energy[last:].sum() else None
+
+
+def _changes(levels: Levels) -> Levels:
+    """Return levels over their mean in the seconds around them."""
+    half = int(_ANCHOR * _PER_SECOND / 2)
+    padded = np.pad(levels, ((0, 0), (half, half)), mode="symmetric")
+    return np.asarray(levels - _running(padded, 2 * half + 1) / (2 * half + 1), dtype=np.float32)
 
 
 def _search(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 
+from kie_async._display import clock
 from kie_async.audio._verdict import Verdict, can_compare, compare
 from kie_async.errors import AudioError, InvalidRequestError, Problem, StorageError, UnclearError, invalid_request
 from kie_async.events import clean
@@ -22,6 +23,7 @@ Kind: TypeAlias = Literal["whole", "continuation"]
 
 SUFFIXES = (".wav", ".flac", ".mp3")  # of the files that are written
 _MIN_CONFIDENCE = 0.6  # a verdict that is less sure is a guess
+_NEAR = 0.1  # seconds between two places that are the same
 
 
 @attrs.frozen
@@ -80,6 +82,7 @@ async def join(
 
     Raises:
         UnclearError: the sound does not tell what the result holds, and nothing is written. Listen, and give ``kind``.
+            With ``leaves_at``, the result leaves the song more than half a second before the cut: give that as ``at``.
         InvalidRequestError: ``at``, ``out`` or ``kind`` cannot be used; see ``problems``.
         AudioError: a file is no audio that can be read, or the extra ``audio`` is not installed.
         StorageError: the disk refused.
@@ -109,7 +112,16 @@ async def join(
 
 async def _verdict(begun: Joining, kind: Kind | None) -> Verdict:
     verdict = await compare(begun.source, begun.result, continue_at=begun.cut)
-    if kind is not None or (verdict.kind != "unclear" and verdict.confidence >= _MIN_CONFIDENCE):
+    if kind is not None:
+        return verdict
+    left = begun.cut if verdict.seam is None or verdict.offset is None else verdict.seam - verdict.offset
+    if left < begun.cut - _NEAR:
+        raise UnclearError(
+            f"{clean(str(begun.result))} leaves the song at {clock(left)}, before the cut that was given, "
+            f"{clock(begun.cut)}, and nothing was joined",
+            leaves_at=round(left, 2),
+        )
+    if verdict.kind != "unclear" and verdict.confidence >= _MIN_CONFIDENCE:
         return verdict
     cut, length = begun.cut, await on_disk(measure, begun.result)
     if length <= cut:

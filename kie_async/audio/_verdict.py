@@ -34,7 +34,9 @@ class Verdict:
         offset: of a whole: by how many seconds the cut lies later in the result than in the source; negative: earlier.
         drift: of a whole: how much slower it is than the source, in parts per million; negative: faster; None where too
             little of the source is kept to tell it.
-        seam: where in the result the new part begins, in seconds; None if that is unclear.
+        seam: where in the result the new part begins, in seconds; None if that is unclear. Of a whole it is where the
+            result leaves the source, if that is more than half a second before the cut: then ``confidence`` is 0.6 at
+            most, and the cut that was given is probably wrong.
     """
 
     kind: Holds

@@ -194,7 +194,7 @@ def error_value(error: BaseException, *, task_id: str | None, is_submitted: bool
             for each in error.problems
         ]
     if isinstance(error, errors.UnclearError):
-        value["durations"] = dict(error.durations)
+        value |= {"durations": dict(error.durations), "leaves_at": error.leaves_at}
     return value
 
 

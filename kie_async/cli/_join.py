@@ -52,7 +52,8 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
     try:
         joined = await audio.join(source, result, at=at, out=out, kind=kind)
     except UnclearError as error:
-        error.add_note(f"listen to it, and say {_CHOICE}")
+        remedy = f"listen to it, and say {_CHOICE}"
+        error.add_note(remedy if error.leaves_at is None else f"give --at {error.leaves_at}; or else {remedy}")
         raise
     _show(output, joined)
     output.value |= joined.to_dict()
@@ -86,19 +87,9 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]
             joined = await audio.join(song, take, at=at, out=out)
         except KieError as error:
             if isinstance(error, UnclearError):
-                words = [
-                    "kie-async",
-                    "join",
-                    str(song),
-                    str(take),
-                    "--at",
-                    f"{at:g}",
-                    "--as",
-                    "whole",
-                    "--out",
-                    str(out),
-                ]
-                commands.append(f"\n  {shlex.join(words)}")
+                cut = at if error.leaves_at is None else error.leaves_at
+                words = ["kie-async", "join", song, take, "--at", f"{cut:g}", "--as", "whole", "--out", out]
+                commands.append(f"\n  {shlex.join(map(str, words))}")
             errors.append(error)
         else:
             _show(output, joined)
