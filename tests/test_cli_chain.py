@@ -93,9 +93,14 @@ def test_the_same_command_pays_for_nothing_twice(
     assert [charge.body["continueAt"] for charge in service.ledger] == [1.5, 5.0]
     again = terminal(*words, "--until", "8", "--yes").value
     assert again["steps"] == value["steps"]
-    assert again["plan"]["new_steps"] == 8
+    assert (again["plan"]["new_steps"], again["plan"]["credits"]) == (0, 0)
+    finished = terminal(*words, "--until", "8")
+    assert finished.code == 0, finished.err
+    assert finished.value["steps"] == value["steps"]
     longer = terminal(*words, "--until", "11", "--yes", "--max-credits", "40")
-    assert (longer.code, longer.value["plan"]["credits"], longer.value["length"]) == (0, 40, 12.5)
+    assert (longer.code, longer.value["plan"]["credits"], longer.value["length"]) == (0, 12, 12.5)
+    capped = terminal(*words, "--until", "20", "--max-credits", "40")
+    assert (capped.code, capped.value["plan"]["new_steps"]) == (4, 0)
     assert len(service.ledger) == 3
     listed = terminal("jobs", "list", "--out", str(tmp_path / "new"), "--json").value
     assert [job["state"] for job in listed["jobs"]] == ["delivered"] * 3
@@ -112,6 +117,7 @@ def test_a_track_of_the_service_is_extended(terminal: Terminal, service: Emulato
     assert [charge.body["continueAt"] for charge in service.ledger] == [19.0, 20.0]
     nothing = terminal(*words[:-1], "--until", "0:20", "--trim")
     assert (nothing.code, nothing.out) == (0, "")
+    assert "the song lasts 0:20 already: nothing to do" in nothing.err
     assert len(service.ledger) == 2
 
 
@@ -132,7 +138,8 @@ def test_continuations_are_joined_to_their_song(
     assert sorted(path.name for path in (tmp_path / "new").glob(".*")) == []
     sidecars = [json.loads(path.read_bytes()) for path in (tmp_path / "new").glob("*-1-*.kie.json")]
     assert [facts["verdict"]["kind"] for facts in sidecars] == ["continuation"] * 2
-    assert terminal(*words, "--trim").out == answer.out
+    finished = [word for word in words if word != "--yes"]
+    assert terminal(*finished, "--trim").out == answer.out
     assert len(continuing.ledger) == 2
 
 
@@ -205,6 +212,19 @@ def test_a_song_that_stays_too_short_says_why(
     assert "go on with the same command and more of them" in answer.err
     assert len(made(answer)) == 2
     assert len(service.ledger) == 1
+
+
+def test_a_step_that_added_nothing_is_not_followed_by_another(
+    terminal: Terminal, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(monkeypatch, goes_on=(0.2, 0.4)) as service:
+        words = ("upload-extend", str(song), "--until", "9", "--out", str(tmp_path))
+        for more in (("--yes",), ()):  # the second has nothing to ask
+            answer = terminal(*words, *more)
+            assert answer.code == 3
+            assert "its last step added nothing" in answer.err
+        assert "nothing to do" not in answer.err
+        assert len(service.ledger) == 1
 
 
 def test_a_step_that_fails_can_be_had_after_all(

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, cast
@@ -14,9 +15,19 @@ import attrs
 from cyclopts import Group, Parameter
 
 from kie_async import audio, files
-from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, Chain, ChainPart, ChainStep
+from kie_async._protocol.chain import (
+    BEFORE_END,
+    MAX_STEPS,
+    Chain,
+    ChainPart,
+    ChainStep,
+    SongLength,
+    length_after,
+    part_by_length,
+)
+from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import CREDITS_PER_TASK, read_cut_point
-from kie_async.batch import RecordedTakes, Results
+from kie_async.batch import RecordedTakes, Results, count_verdicts
 from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
 from kie_async.cli._batch_progress import count_of
 from kie_async.cli._connect import (
@@ -32,7 +43,7 @@ from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, 
 from kie_async.cli._output import Output, confirm
 from kie_async.cli._progress import clock
 from kie_async.errors import KieError
-from kie_async.journal import PAID
+from kie_async.journal import PAID, Job, State
 from kie_async.models import Track, UploadFields
 from kie_async.session import KieSession
 
@@ -106,13 +117,36 @@ class ChainOrder:
     emulated: bool
     join: bool
 
-    async def new_steps(self) -> int:
-        """How many steps may still be paid."""
-        paid = 0
-        if self.location.exists:
-            async with self.location.journal() as journal:
-                paid = sum(job.state in PAID for job in await self.plan.on_record(journal))
-        return max(self.plan.goal.max_steps - paid, 0)
+    async def on_record(self) -> list[Job]:
+        """The steps that the journal has."""
+        if not self.location.exists:
+            return []
+        async with self.location.journal() as journal:
+            return await self.plan.on_record(journal)
+
+    def is_ended(self, jobs: list[Job]) -> tuple[bool, SongLength | None]:
+        """Tell whether the steps on record need no other after them, and how long the song is; blocks."""
+        goal, song = self.plan.goal, self.plan.start
+        before: SongLength | None = None
+        end = goal.end_after(before, song, 0)
+        for number, (job, following) in enumerate(zip_longest(jobs, jobs[1:]), start=1):
+            if end is not None or job.state not in {State.SUCCEEDED, State.DELIVERED}:
+                break
+            before, song = song, self._length_after(song, job, following)
+            end = goal.end_after(before, song, number)
+        return end is not None, song
+
+    def _length_after(self, song: SongLength | None, job: Job, following: Job | None) -> SongLength | None:
+        """The length of the song after a step on record, as its sidecars or its durations tell."""
+        audio_id = None if following is None else following.request.fields().get("audio_id")
+        tracks = [track for track in job.tracks if track.id == audio_id] or job.tracks
+        longest = max(tracks, key=lambda track: track.duration or 0.0)
+        track = tracks[0] if self.until.choose == "first" else longest
+        cut = as_duration(job.request.continue_at)
+        holds = part_by_length(cut, track.duration)
+        if job.files and count_verdicts(self.out / name for name in job.files)["continuation"] == len(job.files):
+            holds = "continuation"
+        return length_after(song, cut, track.duration, holds)
 
 
 async def extend_until(  # noqa: PLR0913  # keyword-only but for what every command has
@@ -136,7 +170,7 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
     with _location(until, run.out, emulate=run.emulate) as location:
         order = ChainOrder(plan=plan, location=location, until=until, out=run.out, emulated=run.emulate, join=join)
-        await _ask(output, order)
+        order = await _ask(output, order)
         output.hints = _hints(output, order, 1)
         emulated = {"speed": _SPEED} if run.emulate else None
         opening: SessionOptions = {**session_options, "journal": location.journal()}
@@ -177,19 +211,30 @@ def _chain_options(fields: object, until: UntilOptions, emulate: bool) -> ChainO
     return cast("ChainOptions", given | own)
 
 
-async def _ask(output: Output, order: ChainOrder) -> None:
-    """Show the plan, and ask before credits are spent."""
-    plan, new = order.plan, await order.new_steps()
-    length = plan.first.source_duration
-    lasts = "" if length is None else f" ({clock(length)})"
-    output.say(f"the song{lasts} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most")
-    cost = new * CREDITS_PER_TASK
+async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
+    """Show the plan, and ask before credits are spent; return what was agreed."""
+    plan, jobs = order.plan, await order.on_record()
+    is_ended, song = await files.on_disk(order.is_ended, jobs)
+    paid = [job for job in jobs if job.state in PAID]
+    new = 0 if is_ended else max(plan.goal.max_steps - len(paid), 0)
     if plan.max_credits is not None:
-        cost = min(cost, plan.max_credits)
+        spent = sum(CREDITS_PER_TASK if job.credits is None else job.credits for job in paid)
+        new = min(new, int(max(plan.max_credits - spent, 0) // CREDITS_PER_TASK))
+    cost, length = new * CREDITS_PER_TASK, plan.first.source_duration
     output.value["plan"] = {"key": plan.key, "new_steps": new, "credits": cost, "source_duration": length}
-    is_long_enough = plan.start is not None and plan.start.total >= plan.goal.seconds
-    if new and not (order.emulated or order.until.yes or is_long_enough):
-        confirm(output, f"it will cost {cost:.12g} credits at most")
+    if is_ended:
+        if song is not None and song.total >= plan.goal.seconds:
+            output.say(f"the song lasts {clock(song.total)} already: nothing to do")
+        goal = attrs.evolve(plan.goal, max_steps=max(len(jobs), 1))  # whatever their sound is found to hold now
+        return attrs.evolve(order, plan=attrs.evolve(plan, goal=goal))
+    lasts = "" if song is None else f" ({clock(song.total)})"
+    output.say(f"the song{lasts} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most")
+    worst = f"it will cost {cost:.12g} credits at most"
+    if new and not (order.emulated or order.until.yes):
+        confirm(output, worst)
+    elif new:
+        output.say(f"{worst}, which the emulator only counts" if order.emulated else worst)
+    return order
 
 
 async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
