@@ -50,7 +50,7 @@ async def test_a_looping_piece_is_told_with_little_confidence(tmp_path: Path) ->
     assert verdict.kind == "whole"
     assert verdict.confidence == pytest.approx(0.5, abs=0.1)
     assert verdict.offset == pytest.approx(0.0, abs=0.001)
-    assert "the whole song, new from 24.00 s on (5" in str(verdict)
+    assert "the whole song, new from 0:24 on (5" in str(verdict)
 
 
 @pytest.mark.parametrize("late", [0.7, 3.0])
@@ -98,7 +98,7 @@ async def test_a_result_that_is_too_short_holds_the_continuation_alone(tmp_path:
     write_wav(tmp_path / "new.wav", song[: 5 * RATE])
     verdict = await compare(tmp_path / "song.wav", str(tmp_path / "new.wav"), continue_at=15.0)
     assert verdict == kie.audio.Verdict("continuation", 1.0, seam=0.0)
-    assert str(verdict) == "the continuation alone (100% sure)"
+    assert str(verdict) == "it holds nothing of the song: taken as its continuation"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_what_cannot_be_told_is_unclear(
     write_wav(tmp_path / "new.wav", result)
     verdict = await compare(tmp_path / "song.wav", tmp_path / "new.wav", continue_at=continue_at)
     assert verdict == kie.audio.Verdict("unclear")
-    assert str(verdict) == "what cannot be told: listen before joining"
+    assert str(verdict) == "cannot tell whether it is the whole song or the continuation; listen"
 
 
 @pytest.mark.parametrize("continue_at", [0.0, -1.0, float("nan"), float("inf"), 25.0, "75%"])

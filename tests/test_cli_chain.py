@@ -170,7 +170,7 @@ def test_where_the_sound_tells_nothing_the_length_decides(
         assert terminal(*words, str(song), "--until", "5").code == 0
         answer = terminal(*words, str(song), "--until", "32", "--duration", "30", "--at", "29")
         assert answer.code == 0
-        assert "holds is told by its length alone: --at: is 29 s, but the source lasts 2.0 s" in answer.err
+        assert "holds is told by its length alone: --at: is 0:29, but the source lasts 0:02" in answer.err
         assert "holds the whole song; the song lasts 0:33" in answer.err
 
 

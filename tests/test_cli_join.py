@@ -41,10 +41,10 @@ def test_a_continuation_is_joined(terminal: Terminal, tmp_path: Path) -> None:
     answer = terminal("join", song, new, "--at", "0:06", "--as", "continuation", "--out", str(out))
     assert (answer.code, answer.out) == (0, f"{out}\n")
     assert files.measure(out) == pytest.approx(68.0, abs=0.001)
-    assert "joined as the continuation alone: it lasts 1:08, the new part begins at 0:06" in answer.err
+    assert "joined as the continuation alone; it lasts 1:08, the new part begins at 0:06" in answer.err
     assert " dB louder, to be as loud as the song" in answer.err
     assert " dB quieter, so that nothing clips" in answer.err
-    assert "at the seam: a gap: silence for 1" in answer.err
+    assert "at 0:06 it is silent for 1" in answer.err
 
 
 def test_a_join_as_json(terminal: Terminal, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_is_unclear_is_not_joined(terminal: Terminal, tmp_path: Path) -> No
     words = ("join", song, new, "--at", "1", "--out", str(tmp_path / "longer.wav"))
     answer = terminal(*words)
     assert (answer.code, answer.out) == (1, "")
-    assert "As the whole song, its new part begins at 1.0 s, and the joined file lasts 4.0 s" in answer.err
+    assert "As the whole song, its new part begins at 0:01, and the joined file lasts 0:04" in answer.err
     assert answer.err.splitlines()[-1] == "listen to it, and say --as whole or --as continuation"
     error = terminal(*words, "--json").value["error"]
     assert error["type"] == "UnclearError"
@@ -101,7 +101,7 @@ def test_a_cut_that_is_too_late_is_refused_with_the_right_one(terminal: Terminal
     [
         (("--out", "longer.ogg"), "--out is longer.ogg; give a file whose name ends in .wav, .flac or .mp3"),
         (("--at", "soon"), "--at is 'soon'; give a position in the song"),
-        (("--at", "9"), "--at is 9.00 s, and "),
+        (("--at", "9"), "--at is 0:09, and "),
         (("--as", "whole"), "--as is whole, but "),
     ],
 )
@@ -131,8 +131,12 @@ def test_each_track_is_joined_to_its_song(
     assert [path.name for path in takes[2:]] == [f"{path.stem}-joined.wav" for path in takes[:2]]
     for joined in takes[2:]:
         assert files.measure(joined) == pytest.approx(17.4, abs=0.1)
-    holds = "the whole song" if answers == "whole" else "the continuation alone"
-    assert answer.err.count(f"joined as {holds} (confidence ") == 2
+    words = (
+        "joined as the whole song (confidence "
+        if answers == "whole"
+        else "the take holds nothing of the song: taken as "
+    )
+    assert answer.err.count(words) == 2
 
 
 @pytest.mark.usefixtures("service")

@@ -27,7 +27,10 @@ def sidecars(folder: Path) -> list[Any]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.kie.json"))]
 
 
-WORDS = {"whole": "the whole song, new from 6.00 s on (100% sure)", "continuation": "the continuation alone"}
+WORDS = {
+    "whole": "the whole song, new from 0:06 on (100% sure)",
+    "continuation": "it holds nothing of the song: taken as its continuation",
+}
 
 
 @pytest.mark.parametrize("answers", WORDS)
@@ -38,7 +41,7 @@ def test_upload_extend_says_what_each_track_holds(
     with served(monkeypatch, answers=answers, **SHORT):
         answer = terminal("upload-extend", str(song), "--at", "6", *MUSIC, "--out", str(out))
         assert answer.code == 0
-        assert all(f"track {number} holds {words}" in answer.err for number in (1, 2))
+        assert all(f"track {number}: {words}" in answer.err for number in (1, 2))
         found = sidecars(out)
         assert [each["verdict"]["kind"] for each in found] == [answers, answers]
         assert sorted(each["track"]["number"] for each in found) == [1, 2]
@@ -66,7 +69,7 @@ def test_a_comparison_that_fails_is_only_told(
     with served(monkeypatch, check_sources=False):
         answer = terminal("upload-extend", str(song), *lie, *MUSIC, "--out", str(tmp_path / "new"))
     assert answer.code == 0
-    assert "what track 2 holds cannot be told: continue_at: is 40 s, but the source lasts 25.4 s" in answer.err
+    assert "track 2: cannot tell what it holds: continue_at: is 0:40, but the source lasts 0:25.4" in answer.err
     assert len(list((tmp_path / "new").iterdir())) == 2
 
 

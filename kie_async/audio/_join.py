@@ -128,8 +128,8 @@ async def _verdict(begun: Joining, kind: Kind | None) -> Verdict:
         return Verdict("continuation", 1.0, seam=0.0)  # the song up to the cut has no room in it
     raise UnclearError(
         f"it is unclear what {clean(str(begun.result))} holds, and nothing was joined. As the whole song, its new part "
-        f"begins at {cut:.1f} s, and the joined file lasts {length:.1f} s; as the continuation alone, all is new in "
-        f"it, and the joined file lasts {cut + length:.1f} s",
+        f"begins at {clock(cut)}, and the joined file lasts {clock(length)}; as the continuation alone, all is new in "
+        f"it, and the joined file lasts {clock(cut + length)}",
         durations={"whole": length, "continuation": cut + length},
     )
 

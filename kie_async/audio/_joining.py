@@ -17,6 +17,7 @@ from threading import Event
 import attrs
 import numpy as np
 
+from kie_async._display import clock
 from kie_async._protocol.request_rules import FORMS, read_cut_point
 from kie_async.audio._decode import AudioReader, Samples, open_reader
 from kie_async.audio._encode import Form, write
@@ -143,7 +144,7 @@ class Joining:
         held = (cut - max(LEVELS, REACH), cut + 2 * FADE)
         ours = _scan(source, form, held, stop, end=held[1])
         if ours.length < (cut - _ROUNDING) * form.rate:
-            problem = f"is {cut:.2f} s, and {clean(str(source))} ends at {ours.length / form.rate:.2f} s"
+            problem = f"is {clock(cut)}, and {clean(str(source))} ends at {clock(ours.length / form.rate)}"
             raise refused("at", problem, "give a position before its end")
         return cls(source, result, out, form, min(cut, ours.length / form.rate), ours, stop)
 
@@ -182,7 +183,7 @@ class Joining:
         splice = where_same(self.ours.excerpt, theirs.excerpt, cut, round((offset or 0.0) * rate), rate)
         plan = JoinPlan(splice, self.ours, theirs, cut, rate)
         if theirs.length <= plan.begins:
-            problem = f"is whole, but {clean(str(self.result))} ends at {theirs.length / rate:.1f} s, before the cut"
+            problem = f"is whole, but {clean(str(self.result))} ends at {clock(theirs.length / rate)}, before the cut"
             raise refused("kind", problem, "it can only be the continuation")
         return plan
 

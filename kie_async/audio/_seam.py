@@ -46,14 +46,13 @@ class Seam:
         """What is remarkable, in words; it may be meant so."""
         found = []
         if self.gap >= _MIN_GAP:
-            found.append(f"a gap: silence for {self.gap:.0f} ms")
+            found.append(f"it is silent for {self.gap:.0f} ms")
         if self.click > _CLEAR_CLICK:
-            found.append(f"a click: an edge {self.click:.1f} times as sharp as the song's own sharpest ones")
+            found.append(f"it clicks: an edge is {self.click:.1f} times as sharp as the song's own sharpest ones")
         if abs(self.step) > max(_MIN_STEP, self.usual_step):
             louder = "louder" if self.step > 0 else "quieter"
             found.append(
-                f"a step in loudness: {abs(self.step):.1f} LU {louder} behind it, where the song's own steps seldom "
-                f"exceed {self.usual_step:.1f} LU"
+                f"it gets {abs(self.step):.1f} LU {louder} (the song itself seldom more than {self.usual_step:.1f})"
             )
         return tuple(found)
 

@@ -10,6 +10,7 @@ import attrs
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
+from kie_async._display import clock
 from kie_async._protocol.json_values import as_duration
 from kie_async.errors import AudioError
 from kie_async.files import in_turn
@@ -47,10 +48,11 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.kind == "unclear":
-            return "what cannot be told: listen before joining"
-        words = "the whole song" if self.kind == "whole" else "the continuation alone"
-        where = f", new from {self.seam:.2f} s on" if self.kind == "whole" else ""
-        return f"{words}{where} ({self.confidence:.0%} sure)"
+            return "cannot tell whether it is the whole song or the continuation; listen"
+        if self.kind == "continuation":
+            return "it holds nothing of the song: taken as its continuation"
+        where = "" if self.seam is None else f", new from {clock(self.seam)} on"
+        return f"the whole song{where} ({self.confidence:.0%} sure)"
 
 
 def can_compare() -> bool:
@@ -90,5 +92,6 @@ def _compare(source: str | PathLike[str], result: str | PathLike[str], continue_
     song = read_mono(source, RATE, 2 * continue_at + AFTER)  # what follows the cut shows whether it repeats itself
     if len(song) < round(continue_at * RATE) - RATE:
         remedy = "give the position at which it was cut"
-        raise AudioError(f"continue_at: is {continue_at:g} s, but the source lasts {len(song) / RATE:.1f} s; {remedy}")
+        lasts = clock(round(len(song) / RATE, 1))
+        raise AudioError(f"continue_at: is {clock(continue_at)}, but the source lasts {lasts}; {remedy}")
     return align(song, read_mono(result, RATE, continue_at + AFTER), continue_at)

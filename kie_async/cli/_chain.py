@@ -341,7 +341,7 @@ async def _join(
                 out = target if number == len(joins) else Path(folder) / f"{number}.wav"
                 joined = await audio.join(song, path, at=at, out=out, kind=kind)
                 for flag in joined.seam.flags:
-                    output.say(f"at {clock(joined.seam.at)}: {flag}; listen there")
+                    output.say(f"at {clock(joined.seam.at)} {flag}: listen there")
                 song = joined.path
     output.print(str(target))
     return target

@@ -104,10 +104,10 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]
 
 def _show(output: Output, joined: audio.Joined) -> None:
     sure = "" if joined.confidence is None else f" (confidence {joined.confidence:.2f})"
-    holds = "the whole song" if joined.kind == "whole" else "the continuation alone"
-    output.say(
-        f"joined as {holds}{sure}: it lasts {clock(joined.duration)}, the new part begins at {clock(joined.seam.at)}"
-    )
+    holds = f"joined as the whole song{sure}" if joined.kind == "whole" else "joined as the continuation alone"
+    if joined.kind == "continuation" and joined.confidence is not None:
+        holds = "the take holds nothing of the song: taken as its continuation"
+    output.say(f"{holds}; it lasts {clock(joined.duration)}, the new part begins at {clock(joined.seam.at)}")
     if gain := round(joined.gain, 1):
         output.say(
             f"the track was made {abs(gain)} dB {'louder' if gain > 0 else 'quieter'}, to be as loud as the song"
@@ -115,5 +115,5 @@ def _show(output: Output, joined: audio.Joined) -> None:
     if quieter := round(joined.turned_down, 1):
         output.say(f"all of it is {quieter} dB quieter, so that nothing clips")
     for flag in joined.seam.flags:
-        output.say(f"at the seam: {flag}; listen there")
+        output.say(f"at {clock(joined.seam.at)} {flag}: listen there")
     output.print(str(joined.path))

@@ -39,10 +39,10 @@ async def say_verdicts(output: Output, request: Request, result: TaskResult, out
                 await files.on_disk(write_verdict, path, verdict, _facts(result, number, source, path))
         except KieError as error:
             verdicts.append(None)
-            output.say(f"what track {number} holds cannot be told: {error}")
+            output.say(f"track {number}: cannot tell what it holds: {error}")
         else:
             verdicts.append(attrs.asdict(verdict))
-            output.say(f"track {number} holds {verdict}")
+            output.say(f"track {number}: {verdict}")
 
 
 def _find_source(request: Request, out: Path) -> Path | None:
