@@ -53,7 +53,7 @@ _OF_ACCOUNT = {
 _NEEDS = "({spent} + :credits_needed + {extra} * (1 + (SELECT count(*) {jobs})))"
 _COUNTS = "{spent}, {extra}, (SELECT count(*) {jobs}), (SELECT count(*) {jobs} AND state <> 'unknown')"
 
-_GET = "SELECT max_credits FROM kie_cap WHERE name = :batch_cap"
+_GET = "SELECT max_credits FROM kie_cap WHERE name = :batch_cap AND max_credits IS NOT NULL"
 _SET = """
 INSERT INTO kie_cap (name, max_credits) VALUES (:batch_cap, :max_credits)
 ON CONFLICT (name) DO UPDATE SET max_credits = excluded.max_credits
