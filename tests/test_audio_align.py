@@ -63,7 +63,7 @@ async def test_a_result_that_leaves_its_source_before_the_cut_is_new_from_there(
     assert right.seam == pytest.approx(17.5, abs=0.005)
     verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=17.0 + late)
     assert verdict.kind == "whole"
-    assert verdict.seam == pytest.approx(17.5, abs=0.1)
+    assert verdict.seam == pytest.approx(17.5, abs=0.06)
     assert verdict.offset == pytest.approx(0.5, abs=0.005)
     assert verdict.confidence <= 0.6
 

@@ -135,8 +135,8 @@ def _left(head: Mono, result: Mono, offset: float, drift: float) -> float | None
 
 
 def _changes(levels: Levels) -> Levels:
-    """Return levels over their mean in the seconds around them."""
-    half = int(_ANCHOR * _PER_SECOND / 2)
+    """Return levels over their mean in the second around them; in a longer one, what is new would reach far back."""
+    half = int(_PER_SECOND / 2)
     padded = np.pad(levels, ((0, 0), (half, half)), mode="symmetric")
     return np.asarray(levels - _running(padded, 2 * half + 1) / (2 * half + 1), dtype=np.float32)
 
