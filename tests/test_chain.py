@@ -157,7 +157,7 @@ async def test_a_track_without_a_length_ends_it() -> None:
         ({"choose": "best"}, 'choose: is \'best\'; give "longest", "first"'),
         ({"lyrics": "la"}, "lyrics: is given with a track"),
         ({"title": "Longer"}, "style: is missing"),
-        ({"max_credits": 11.0}, "max_credits is 11, and 0 are spent or reserved: nothing was sent"),
+        ({"max_credits": 11.0}, "0 of max_credits 11 are spent, the next step costs 12: not sent; raise max_credits"),
         ({"max_credits": -1.0}, "max_credits is -1.0"),
     ],
 )
@@ -195,7 +195,7 @@ async def test_a_step_that_fails_says_what_there_is(tmp_path: Path) -> None:
         assert len(service.emulator.ledger) == 2
         assert service.session.journal is not None
         await batch.retry(service.session.journal, "song-2")
-        with pytest.raises(kie.BudgetError, match="step 2: max_credits is 35, and 24 are spent"):
+        with pytest.raises(kie.BudgetError, match="step 2: 24 of max_credits 35 are spent"):
             await extend(service, key="song", max_credits=35.0)
         chain = await extend(service, key="song")
         assert [step.length for step in chain.steps] == [34.5, 39.0, 43.5]

@@ -61,6 +61,7 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     *takes, trimmed = made(answer)
     assert len(takes) == 2
     assert trimmed.endswith("-1-60s.mp3")
+    assert f"of 1:00, 1 step, 12 credits; your song: {tmp_path / 'new' / trimmed}" in answer.err
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(60, abs=0.1)
     assert len(list((tmp_path / "new").glob("*.kie.json"))) == 2
     again = terminal(*words, *TITLED, virtual=True)  # the emulator is gone, and its tasks too
@@ -101,6 +102,8 @@ def test_the_same_command_pays_for_nothing_twice(
     assert (longer.code, longer.value["plan"]["credits"], longer.value["length"]) == (0, 12, 12.5)
     capped = terminal(*words, "--until", "20", "--max-credits", "40")
     assert (capped.code, capped.value["plan"]["new_steps"]) == (4, 0)
+    left = "36 of --max-credits 40 are spent, the next step costs 12: not sent; raise --max-credits; so far the song"
+    assert left in capped.value["error"]["message"]
     assert len(service.ledger) == 3
     listed = terminal("jobs", "list", "--out", str(tmp_path / "new"), "--json").value
     assert [job["state"] for job in listed["jobs"]] == ["delivered"] * 3
@@ -183,7 +186,7 @@ def test_where_the_sound_tells_nothing_the_length_decides(
         (("--until", "x"), "--until: 'x' is no length; write 4:00 or 240"),
         (("--until", "75%"), "--until: '75%' is no length"),
         (("--until", "9:00"), "--until is 540 s; V5 makes songs of at most 480 s"),
-        (("--until", "9", "--no-wait"), "--until needs the takes as files: give --out, and leave --no-wait out"),
+        (("--until", "9", "--no-wait"), "--until waits for the takes of each step: leave --no-wait out"),
         (("--until", "9"), "it will cost 120 credits at most: nothing was done; if that is meant, give --yes"),
         (("--trim",), "--trim is given without --until"),
         (("--max-steps", "3"), "--max-steps is given without --until"),
@@ -197,6 +200,12 @@ def test_wrong_use_spends_nothing(
     assert says in answer.err
 
 
+def test_until_needs_a_folder(terminal: Terminal, song: Path) -> None:
+    answer = terminal("upload-extend", str(song), "--until", "9")
+    assert answer.code == 2
+    assert "--until needs a folder for the takes: give --out DIR" in answer.err
+
+
 def test_join_needs_the_song(terminal: Terminal) -> None:
     answer = terminal("extend", "a1", "--model", "V5", "--join")
     assert answer.code == 2
@@ -208,8 +217,9 @@ def test_a_song_that_stays_too_short_says_why(
 ) -> None:
     answer = terminal("upload-extend", str(song), "--until", "9", "--max-steps", "1", "--out", str(tmp_path), "--yes")
     assert answer.code == 3
-    assert "error: the song lasts 0:05.5, and not 0:09" in answer.err
-    assert "go on with the same command and more of them" in answer.err
+    assert "error: --max-steps 1 is reached at 0:05.5 of 0:09" in answer.err
+    assert "the same command with a higher --max-steps goes on" in answer.err
+    assert "jobs retry" not in answer.err
     assert len(made(answer)) == 2
     assert len(service.ledger) == 1
 

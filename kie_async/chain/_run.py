@@ -21,9 +21,9 @@ from kie_async._client import Task
 from kie_async._protocol.chain import Chain, ChainPart, ChainStep, SongLength, length_after, part_by_length
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async._protocol.spending import budget_error, credits_of
+from kie_async._protocol.spending import credits_of
 from kie_async.chain._plan import ChainPlan
-from kie_async.errors import ConflictError, KieError, Problem, SubmitUnknownError, invalid_request
+from kie_async.errors import BudgetError, ConflictError, KieError, Problem, SubmitUnknownError, invalid_request
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal import PAID, Job, Journal, Recorder, State
 from kie_async.models import Request, Track
@@ -224,9 +224,10 @@ class ChainRun:
 
     def _check_cap(self, earlier: float) -> None:
         cap, costs = self.plan.max_credits, [step.credits for step in self._steps]
-        spent = sum(costs) + earlier
-        if cap is not None and spent + max(CREDITS_PER_TASK, *costs, 0.0) > cap:
-            raise budget_error(cap, spent, "raise it, then the same call goes on")
+        spent, price = sum(costs) + earlier, max(CREDITS_PER_TASK, *costs, 0.0)
+        if cap is not None and spent + price > cap:
+            left = f"{spent:.12g} of max_credits {cap:.12g} are spent, the next step costs {price:.12g}: not sent"
+            raise BudgetError(f"{left}; raise max_credits", retryable=False)
 
     # ------------------------------------------------------------ what is made of it
 

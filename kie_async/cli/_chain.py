@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, Positive, SubmitOptions, Yes
 from kie_async.cli._output import Output, confirm
 from kie_async.cli._progress import clock
-from kie_async.errors import KieError
+from kie_async.errors import BudgetError, KieError
 from kie_async.journal import PAID, Job, State
 from kie_async.models import Track, UploadFields
 from kie_async.session import KieSession
@@ -50,8 +51,9 @@ from kie_async.session import KieSession
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
 _NO_KEY = "none-is-needed"  # to check requests
 _SUFFIXES = (".wav", ".flac", ".mp3")  # of joined files
+_MORE_STEPS = "the same command with a higher --max-steps goes on"
+_MORE_STEPS_ANEW = "the emulator and its tasks are gone: with a higher --max-steps the same command begins anew"
 _WHY_SHORT = {
-    "max_steps": "it has the steps that --max-steps allows: go on with the same command and more of them",
     "nothing_added": "its last step added nothing; another would be paid in vain",
     "length_unknown": "the service does not say how long the last take is: listen to it, and go on with 'extend'",
 }
@@ -161,8 +163,10 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
 ) -> None:
     """Extend a song again and again; the same command again goes on where it was stopped."""
     run = options.run
-    if run.out is None or run.no_wait:
-        raise UsageError("--until needs the takes as files: give --out, and leave --no-wait out")
+    if run.out is None:
+        raise UsageError("--until needs a folder for the takes: give --out DIR")
+    if run.no_wait:
+        raise UsageError("--until waits for the takes of each step: leave --no-wait out")
     await files.check_writable(run.out)
     fields = options.music.of_track() if isinstance(source, Track) else options.music.of_upload()
     checks = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
@@ -174,15 +178,37 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         output.hints = _hints(output, order, 1)
         emulated = {"speed": _SPEED} if run.emulate else None
         opening: SessionOptions = {**session_options, "journal": location.journal()}
-        async with connect(output, receiver, emulated=emulated, **opening) as session:
-            chain = await _run(output, order, session)
+        try:
+            async with connect(output, receiver, emulated=emulated, **opening) as session:
+                chain = await _run(output, order, session)
+        except BudgetError as error:
+            error.message = re.sub(r"(of|raise) max_credits\b", r"\1 --max-credits", error.message)
+            raise
     output.value |= chain.to_dict()
-    await _finish(output, order, chain)
+    _say_end(output, order, chain, await _finish(output, order, chain))
+
+
+def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None) -> None:
+    """Say what was made.
+
+    Raises:
+        KieError: the song is not as long as it was to be.
+    """
+    length, wanted = "an unknown time" if chain.length is None else clock(chain.length), clock(chain.seconds)
     if chain.end != "reached":
-        length = "an unknown time" if chain.length is None else clock(chain.length)
-        error = KieError(f"the song lasts {length}, and not {clock(plan.goal.seconds)}", charged="yes")
-        error.add_note(_WHY_SHORT[chain.end])
+        message = f"the song lasts {length}, and not {wanted}"
+        if chain.end == "max_steps":
+            message = f"--max-steps {order.until.max_steps} is reached at {length} of {wanted}"
+            output.hints = {3: _MORE_STEPS_ANEW if order.emulated else _MORE_STEPS}
+        error = KieError(message, charged="yes")
+        if chain.end in _WHY_SHORT:
+            error.add_note(_WHY_SHORT[chain.end])
         raise error
+    if song is not None:
+        output.say(
+            f"done: {length} of {wanted}, {count_of(len(chain.steps), 'step')}, {chain.credits:.12g} credits; "
+            f"your song: {song}"
+        )
 
 
 @contextmanager
@@ -302,16 +328,20 @@ def parts_of(chain: Chain, source: Path | None) -> list[tuple[Path, float]]:
     return parts
 
 
-async def _finish(output: Output, order: ChainOrder, chain: Chain) -> None:
-    """Join the parts of the song, if it has several or that is asked for, and trim it, if that is asked for."""
+async def _finish(output: Output, order: ChainOrder, chain: Chain) -> Path | None:
+    """Join the parts of the song, if it has several or that is asked for, and trim it, if that is asked for.
+
+    Returns:
+        The file of the song; None if no step was made, or the song is not here.
+    """
     plan = order.plan
     parts = parts_of(chain, plan.source_file)
     if not parts:
-        return
+        return None
     song, begins_at = parts[0]
     if begins_at:
         output.say("the takes hold the continuation alone, and the song is not here: join it with 'kie-async join'")
-        return
+        return None
     joins: list[tuple[Path, float, ChainPart]] = [(path, at, "continuation") for path, at in parts[1:]]
     if order.join and plan.source_file is not None and plan.source_file != song:
         joins.insert(0, (song, chain.steps[0].cut or 0.0, "whole"))
@@ -327,6 +357,8 @@ async def _finish(output: Output, order: ChainOrder, chain: Chain) -> None:
             await audio.trim(song, target, seconds=plan.goal.seconds)
         output.value["trimmed"] = str(target)
         output.print(str(target))
+        return target
+    return song if chain.steps else None
 
 
 async def _join(
