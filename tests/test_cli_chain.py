@@ -219,9 +219,13 @@ def test_a_song_that_stays_too_short_says_why(
     assert answer.code == 3
     assert "error: --max-steps 1 is reached at 0:05.5 of 0:09" in answer.err
     assert "the same command with a higher --max-steps goes on" in answer.err
+    more = terminal("upload-extend", str(song), "--until", "9", "--max-steps", "2", "--out", str(tmp_path), "--yes")
+    assert all(name.startswith("song-") for name in made(more))
+    assert "with --style and --title (and --prompt or --instrumental) the cut is certain" in more.err
+    assert "own parameters" not in more.err
     assert "jobs retry" not in answer.err
     assert len(made(answer)) == 2
-    assert len(service.ledger) == 1
+    assert len(service.ledger) == 2
 
 
 def test_a_step_that_added_nothing_is_not_followed_by_another(

@@ -59,12 +59,21 @@ class Results:
     Args:
         directory: made when the first file is written.
         emulated: the tasks are those of an emulator, which is written down.
+        song: what tracks are called whose job has a key made from content and extends no file.
         lock_timeout: seconds to wait while another process writes to ``results.jsonl``.
     """
 
-    def __init__(self, directory: str | PathLike[str], *, emulated: bool = False, lock_timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        emulated: bool = False,
+        song: str | None = None,
+        lock_timeout: float = 30.0,
+    ) -> None:
         self.directory = Path(directory)
         self.emulated = emulated
+        self.song = song
         self._lines = _LineFile(self.directory / RESULTS, lock_timeout)
 
     async def save(self, download: Download, job: Job, track: Track) -> str:
@@ -115,7 +124,7 @@ class Results:
 
     def _find_stem(self, job: Job, number: int) -> tuple[str, bool]:
         """Return the name that a track has, or the first that is free for it, and whether it has it."""
-        first = track_stem(job, number)
+        first = track_stem(job, number, self.song)
         stems = chain((first,), (f"{first}.{number}" for number in count(2)))
         stem = next(stems)
         while not (is_ours := _is_of(read_sidecar(self._sidecar(stem)), job, number)) and self._has_any(stem, SIDECAR):
@@ -270,13 +279,14 @@ def _is_json(line: bytes) -> bool:
 # ---------------------------------------------------------------- names
 
 
-def track_stem(job: Job, number: int) -> str:
+def track_stem(job: Job, number: int, song: str | None = None) -> str:
     """Name a track of a job: safe on every disk, and never the name of another job or track.
 
-    The key of the job is the name; one made from content has the song's name, or else the title, before it.
+    The key of the job is the name; one made from content has the song's name, or else the one given, or the title,
+    before it.
     """
     if _CONTENT_KEY.fullmatch(job.key):
-        label = song_of(job.request) or job.request.title or "track"
+        label = song_of(job.request) or song or job.request.title or "track"
         return f"{safe_name(label, limit=_MAX_LABEL)}-{job.key}-{number}"
     if _SAFE_KEY.fullmatch(job.key):
         return f"{job.key}-{number}"

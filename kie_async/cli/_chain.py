@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,7 @@ from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, 
 from kie_async.cli._output import Output, confirm
 from kie_async.cli._progress import clock
 from kie_async.errors import BudgetError, KieError
+from kie_async.events import Event, Notice
 from kie_async.journal import PAID, Job, State
 from kie_async.models import Track, UploadFields
 from kie_async.session import KieSession
@@ -51,6 +53,10 @@ from kie_async.session import KieSession
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
 _NO_KEY = "none-is-needed"  # to check requests
 _SUFFIXES = (".wav", ".flac", ".mp3")  # of joined files
+_UNCERTAIN_CUT = (
+    "where a take is extended, the service may go on from its end, and not from before it; with --style and --title "
+    "(and --prompt or --instrumental) the cut is certain"
+)
 _MORE_STEPS = "the same command with a higher --max-steps goes on"
 _MORE_STEPS_ANEW = "the emulator and its tasks are gone: with a higher --max-steps the same command begins anew"
 _WHY_SHORT = {
@@ -178,6 +184,8 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         output.hints = _hints(output, order, 1)
         emulated = {"speed": _SPEED} if run.emulate else None
         opening: SessionOptions = {**session_options, "journal": location.journal()}
+        if options.music.at is None:
+            opening["observer"] = partial(_emit, output)
         try:
             async with connect(output, receiver, emulated=emulated, **opening) as session:
                 chain = await _run(output, order, session)
@@ -219,6 +227,13 @@ def _location(until: UntilOptions, out: Path, *, emulate: bool) -> Iterator[Jour
         return
     with TemporaryDirectory(prefix="kie-async-") as folder:
         yield JournalLocation(str(Path(folder) / EMULATED_FILE), "")
+
+
+def _emit(output: Output, event: Event) -> None:
+    """Show an event; a notice on a cut that nobody has typed says which cut is meant."""
+    if isinstance(event, Notice) and event.note.startswith("continue_at: is documented"):
+        event = attrs.evolve(event, note=_UNCERTAIN_CUT)
+    output.emit(event)
 
 
 def _ignore(_event: object) -> None:
@@ -281,7 +296,7 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
         output.hints = _hints(output, order, step.number + 1)
 
     async with session.open_journal(journal) as recorder:
-        results = Results(order.out, emulated=session.settings.on_loopback)
+        results = Results(order.out, emulated=session.settings.on_loopback, song=plan.song)
         takes = RecordedTakes(session, recorder, results)
         run = ChainRun(plan=plan, session=session, recorder=recorder, takes=takes, detect=takes.detect, observer=made)
         return await run.run()
