@@ -17,6 +17,7 @@ import attrs
 from cyclopts import Group, Parameter
 
 from kie_async import audio, files
+from kie_async._display import clock
 from kie_async._protocol.chain import (
     BEFORE_END,
     MAX_STEPS,
@@ -43,7 +44,6 @@ from kie_async.cli._connect import (
 from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, Positive, SubmitOptions, Yes
 from kie_async.cli._output import Output, confirm
-from kie_async.cli._progress import clock
 from kie_async.errors import BudgetError, KieError
 from kie_async.events import Event, Notice
 from kie_async.journal import PAID, Job, State

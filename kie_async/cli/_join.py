@@ -10,11 +10,11 @@ from typing import Annotated, Literal, TypeAlias
 from cyclopts import Parameter
 
 from kie_async import audio
+from kie_async._display import clock
 from kie_async._protocol.request_rules import is_url
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import OUTPUT, RUN, OutputArg, OutputOptions, RunOptions
 from kie_async.cli._output import Output
-from kie_async.cli._progress import clock
 from kie_async.errors import KieError, UnclearError
 
 JoinOption: TypeAlias = Annotated[

@@ -103,12 +103,6 @@ def _share(done: int, total: int | None) -> str:
     return f"{done / total:.0%}" if total else f"{done / 1e6:.1f} MB"
 
 
-def clock(seconds: float) -> str:
-    """A position in audio, or its length, in minutes and seconds: 2:06, or 0:15.4."""
-    minutes, rest = divmod(round(seconds, 2), 60)
-    return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
-
-
 def printable(text: str) -> str:
     """A text without control characters, so that it cannot move the cursor or colour the screen."""
     return "".join(character if character.isprintable() else "�" for character in text)

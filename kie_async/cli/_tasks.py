@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from kie_async import emulator, files
 from kie_async._client import Task
+from kie_async._display import clock
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
 from kie_async.chain import ChainSource
@@ -36,7 +37,6 @@ from kie_async.cli._options import (
     Timeout,
 )
 from kie_async.cli._output import Output
-from kie_async.cli._progress import clock
 from kie_async.cli._verdicts import say_verdicts
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import CallbackReceived, Polled, clean
