@@ -355,4 +355,4 @@ async def test_a_take_that_cannot_be_compared_is_told_by_its_length(tmp_path: Pa
         given: dict[str, Any] = {"source_duration": 30.0, "continue_at": 29.0, "directory": tmp_path / "new"}
         chain = await service.session.extend_until(song, 33.0, **given)
         assert [(step.holds, step.length) for step in chain.steps] == [("whole", 34.0)]
-        assert any("is told by its length alone: continue_at: is 29 s" in each.note for each in service.of(Notice))
+        assert any("is told by its length alone: continue_at: is 0:29" in each.note for each in service.of(Notice))
