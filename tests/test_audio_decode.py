@@ -91,6 +91,7 @@ def test_more_channels_than_can_be_read_are_an_audio_error(tmp_path: Path) -> No
         (audio_files.m4a()[: len(audio_files.m4a()) // 2], "is damaged"),
         (audio_files.silent_film(), "holds no audio"),
     ],
+    ids=["nothing", "a page", "a tag", "half a file", "a film"],  # an older encoder makes other bytes each time
 )
 def test_what_is_no_audio_is_an_audio_error_that_names_the_path(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "song.mp3").write_bytes(content)
