@@ -74,7 +74,7 @@ class _Sink:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._error: OSError | None = None
-        self.seek, self.tell = file.seek, file.tell
+        self.tell = file.tell
 
     def write(self, data: bytes) -> int:
         try:
@@ -83,8 +83,15 @@ class _Sink:
             self._error = error
             return len(data)
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)  # writes first what is buffered
+        except OSError as error:
+            self._error = error
+            return 0
+
     def check(self) -> None:
-        """Raise the error that a write has met."""
+        """Raise the error that the disk has met."""
         if self._error is not None:
             raise self._error
 
