@@ -128,7 +128,7 @@ def _left(head: Mono, result: Mono, offset: float, drift: float) -> float | None
     products = (ours * theirs).sum(axis=0)
     energy = (np.square(ours) + np.square(theirs)).sum(axis=0) / 2
     same = products - energy / 2 + _BANDS * (_QUIET / 2) ** 2  # where nothing happens both are the same
-    last = int(np.cumsum(same).argmax())
+    last = int(np.argmax(np.cumsum(same)))
     left = float(places[last] * _HOP + _FRAME) / RATE  # the end of the last frame that is the same
     is_early = left < len(head) / RATE - _EARLY
     return left if is_early and products[last:].sum() < _UNLIKE * energy[last:].sum() else None
@@ -163,7 +163,7 @@ def _search(
 
 def _best(offsets: Seconds, scores: Scores, weight: Callable[[Seconds], Scores]) -> tuple[float, float]:
     weighted = scores + weight(offsets)
-    best = int(weighted.argmax())
+    best = int(np.argmax(weighted))
     return (float(scores[best]), float(offsets[best])) if np.isfinite(weighted[best]) else (-1.0, 0.0)
 
 
@@ -283,7 +283,7 @@ def _exact(anchor: _Anchor, head: Mono, result: Mono, offset: float) -> tuple[fl
     high = max(low, min(len(result), start + len(around)))
     around[low - start : high - start] = result[low:high]
     found = _sample_scores(piece, around)
-    best = int(found.argmax())
+    best = int(np.argmax(found))
     return (first - len(head)) / RATE, (start + best - first) / RATE, float(found[best])
 
 
@@ -293,5 +293,5 @@ def _sample_scores(piece: NDArray[np.floating], sound: NDArray[np.floating]) -> 
     size = 1 << (len(sound) + len(piece)).bit_length()
     product = np.conj(np.fft.rfft(piece, size)) * np.fft.rfft(sound, size)
     energy = _running(np.square(sound), len(piece))
-    energy = np.maximum(energy, _SILENT * energy.max() + np.finfo(float).tiny) * (np.square(piece).sum() + 1e-9)
+    energy = np.maximum(energy, _SILENT * np.max(energy) + np.finfo(float).tiny) * (np.square(piece).sum() + 1e-9)
     return np.asarray(np.fft.irfft(product, size)[: len(energy)] / np.sqrt(energy))

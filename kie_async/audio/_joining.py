@@ -93,8 +93,8 @@ class JoinPlan:
     def loudest(self) -> float:
         """The largest sample of the joined file; full scale is 1."""
         hop = round(HOP * self.rate)
-        before = self.ours.profile.peaks[: -(-self.splice.at // hop)].max(initial=0.0)
-        behind = self.theirs.profile.peaks[self.begins // hop :].max(initial=0.0)
+        before = np.max(self.ours.profile.peaks[: -(-self.splice.at // hop)], initial=0.0)
+        behind = np.max(self.theirs.profile.peaks[self.begins // hop :], initial=0.0)
         return float(max(before, np.abs(self.mixed).max(initial=0.0), behind * self.splice.gain))
 
     def judged(self) -> Seam:

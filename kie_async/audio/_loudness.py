@@ -48,4 +48,4 @@ def loudness(samples: Samples, rate: int) -> float:
     frames = samples[:, : samples.shape[1] // count * count].reshape(len(samples), -1, count)
     power = powers(frames, rate)
     audible = power[loudness_of(power) > SILENCE]
-    return float(loudness_of(audible.mean())) if audible.size else SILENCE
+    return float(loudness_of(np.asarray(audible.mean()))) if audible.size else SILENCE

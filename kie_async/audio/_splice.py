@@ -81,7 +81,7 @@ def fades(count: int, same: float) -> tuple[Mono, Mono]:
     turn = (np.arange(count, dtype=np.float32) + 0.5) * np.float32(np.pi / 2 / max(1, count))
     fall, rise = np.cos(turn), np.sin(turn)
     power = np.sqrt(1 + 2 * same * fall * rise)
-    return fall / power, rise / power
+    return np.asarray(fall / power, dtype=np.float32), np.asarray(rise / power, dtype=np.float32)
 
 
 def at_cut(source: Excerpt, result: Excerpt, cut: int, rate: int, own_steps: float) -> Splice:
@@ -128,8 +128,8 @@ def where_same(source: Excerpt, result: Excerpt, cut: int, guess: int, rate: int
     error = _running(np.square(ours - theirs * np.float32(gain), dtype=np.float64), fade)
     power = _running(np.square(ours, dtype=np.float64), fade)
     step = round(_STEP * rate)
-    likeness = (error / np.maximum(power, 1e-3 * power.max()))[::step]
-    at = first + int(likeness.argmin()) * step
+    likeness = (error / np.maximum(power, 1e-3 * np.max(power)))[::step]
+    at = first + int(np.argmin(likeness)) * step
     around = round(_LOCAL * rate)
     local = max(first, at - around), min(last, at + around)
     offset, same = _offset(source, result, local, offset, round(_NEAR * rate))
@@ -148,7 +148,7 @@ def _offset(source: Excerpt, result: Excerpt, stretch: tuple[int, int], guess: i
     found = np.fft.irfft(np.conj(np.fft.rfft(piece, size)) * np.fft.rfft(within, size), size)
     powers = _running(np.square(within, dtype=np.float64), len(piece)) * float(piece @ piece)
     likeness = found[: len(powers)] / np.sqrt(np.maximum(powers, 1e-9))
-    best = int(likeness.argmax())
+    best = int(np.argmax(likeness))
     return start + best - first, float(likeness[best])
 
 
