@@ -138,7 +138,7 @@ def _changes(levels: Levels) -> Levels:
     """Return levels over their mean in the second around them; in a longer one, what is new would reach far back."""
     half = int(_PER_SECOND / 2)
     padded = np.pad(levels, ((0, 0), (half, half)), mode="symmetric")
-    return np.asarray(levels - _running(padded, 2 * half + 1) / (2 * half + 1), dtype=np.float32)
+    return np.asarray(levels - running_sums(padded, 2 * half + 1) / (2 * half + 1), dtype=np.float32)
 
 
 def _search(
@@ -230,8 +230,10 @@ def _correlations(anchors: Sequence[_Anchor], within: Levels) -> list[Scores]:
     length = anchors[0].frames
     size = 1 << (within.shape[1] + length).bit_length()
     spectrum = np.fft.rfft(within, size)
-    sums = _running(within, length)
-    energy = _running(np.square(within, dtype=np.float64).sum(axis=0), length) - np.square(sums).sum(axis=0) / length
+    sums = running_sums(within, length)
+    energy = (
+        running_sums(np.square(within, dtype=np.float64).sum(axis=0), length) - np.square(sums).sum(axis=0) / length
+    )
     energy = np.maximum(energy, length * len(within) * (_QUIET / 2) ** 2)  # where nothing happens nothing is found
     found = []
     for anchor in anchors:
@@ -242,7 +244,7 @@ def _correlations(anchors: Sequence[_Anchor], within: Levels) -> list[Scores]:
     return found
 
 
-def _running(values: NDArray[np.floating], length: int) -> NDArray[np.float64]:
+def running_sums(values: NDArray[np.floating], length: int) -> NDArray[np.float64]:
     """The sum of each stretch of so many values along the last axis."""
     sums = np.cumsum(values, axis=-1, dtype=np.float64)
     sums = np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
@@ -292,6 +294,6 @@ def _sample_scores(piece: NDArray[np.floating], sound: NDArray[np.floating]) -> 
     piece, sound = piece.astype(np.float64), sound.astype(np.float64)
     size = 1 << (len(sound) + len(piece)).bit_length()
     product = np.conj(np.fft.rfft(piece, size)) * np.fft.rfft(sound, size)
-    energy = _running(np.square(sound), len(piece))
+    energy = running_sums(np.square(sound), len(piece))
     energy = np.maximum(energy, _SILENT * np.max(energy) + np.finfo(float).tiny) * (np.square(piece).sum() + 1e-9)
     return np.asarray(np.fft.irfft(product, size)[: len(energy)] / np.sqrt(energy))

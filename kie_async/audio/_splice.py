@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
+from kie_async.audio._align import running_sums
 from kie_async.audio._decode import Mono, Samples
 from kie_async.audio._loudness import SILENCE, loudness
 
@@ -125,8 +125,8 @@ def where_same(source: Excerpt, result: Excerpt, cut: int, guess: int, rate: int
         return Splice(at, at + guess, fade, 0.0, gain)
     gain = float(np.sqrt((ours @ ours) / (theirs @ theirs)))
     fade = min(round(FADE * rate), last - first)
-    error = _running(np.square(ours - theirs * np.float32(gain), dtype=np.float64), fade)
-    power = _running(np.square(ours, dtype=np.float64), fade)
+    error = running_sums(np.square(ours - theirs * np.float32(gain), dtype=np.float64), fade)
+    power = running_sums(np.square(ours, dtype=np.float64), fade)
     step = round(_STEP * rate)
     likeness = (error / np.maximum(power, 1e-3 * np.max(power)))[::step]
     at = first + int(np.argmin(likeness)) * step
@@ -146,7 +146,7 @@ def _offset(source: Excerpt, result: Excerpt, stretch: tuple[int, int], guess: i
         return guess, 0.0
     size = 1 << (len(within) + len(piece)).bit_length()
     found = np.fft.irfft(np.conj(np.fft.rfft(piece, size)) * np.fft.rfft(within, size), size)
-    powers = _running(np.square(within, dtype=np.float64), len(piece)) * float(piece @ piece)
+    powers = running_sums(np.square(within, dtype=np.float64), len(piece)) * float(piece @ piece)
     likeness = found[: len(powers)] / np.sqrt(np.maximum(powers, 1e-9))
     best = int(np.argmax(likeness))
     return start + best - first, float(likeness[best])
@@ -156,12 +156,6 @@ def _likeness(ours: Samples, theirs: Samples) -> float:
     """How much two sounds are the same, from 0 to 1."""
     power = float(np.square(ours).sum()) * float(np.square(theirs).sum())
     return max(0.0, float((ours * theirs).sum()) / power**0.5) if power else 0.0
-
-
-def _running(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    """The sum of each stretch of that many values."""
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    return np.asarray(sums[length:] - sums[:-length])
 
 
 def _matched(before: Samples, after: Samples, rate: int, own_steps: float) -> float:
