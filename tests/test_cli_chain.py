@@ -17,11 +17,6 @@ TITLED = ("--style", "folk", "--title", "Longer", "--instrumental")
 
 
 @pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
     with served(monkeypatch, goes_on=(2.0, 4.0)) as handle:
         yield handle

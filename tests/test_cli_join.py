@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -15,17 +14,6 @@ from command_line import Terminal, served, short_song
 from benchmarks._audio_cases import RATE, made_up_song, write_wav
 from kie_async import emulator, files
 from kie_async.testing import EmulatorHandle
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 def noise(path: Path, seconds: float, seed: int = 1, level: float = 0.1, *, silent: float = 0.0) -> str:

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from urllib.parse import unquote
 
 import audio_files
 import pytest
-from command_line import Terminal, served, short_song
+from command_line import Terminal, short_song
 from result_folder import data_of, line, sidecar, tone
 
 import kie_async as kie
@@ -26,17 +25,6 @@ from kie_async.testing import EmulatorHandle
 
 HOSTILE = """</script><img src=x onerror=alert(1)>\u2028'"&{{data}}"""
 ODD_NAME = "100% #1? 'a' \"b\" <c>&d;:é日本.wav"
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
-    with served(monkeypatch) as handle:
-        yield handle
 
 
 @pytest.fixture

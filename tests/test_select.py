@@ -11,11 +11,6 @@ from command_line import Terminal
 
 
 @pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of three takes."""
     path = tmp_path / "takes"
