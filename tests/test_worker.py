@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
@@ -153,6 +154,11 @@ class Shop:
         """Queue a key from outside."""
         row = "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args) VALUES (%s, %s, %s, %s)"
         execute(self.dsn, row, ("kie_async", "kie_async.run_job", lock, Jsonb({"key": key})))
+
+    def put_removal(self) -> None:
+        """Queue a removal of old rows, as the engine does it at each hour."""
+        row = "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES (%s, %s, %s)"
+        execute(self.dsn, row, ("kie_async", "kie_async.remove_old_rows", Jsonb({"timestamp": 0})))
 
     async def install(self) -> None:
         """Make the engine's tables."""
@@ -445,8 +451,7 @@ async def test_rows_of_jobs_that_ended_days_ago_are_removed(shop: Shop) -> None:
     execute(shop.dsn, "UPDATE procrastinate_events SET at = now() - interval '4 days'")
     shop.put("young", lock="young")
     execute(shop.dsn, "UPDATE procrastinate_jobs SET status = 'failed' WHERE lock = 'young'")
-    hourly = "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES (%s, %s, %s)"
-    execute(shop.dsn, hourly, ("kie_async", "kie_async.remove_old_rows", Jsonb({"timestamp": 0})))
+    shop.put_removal()
     async with shop.desk() as one, anyio.create_task_group() as group:
         group.start_soon(one.work)
         await becomes(lambda: [key for key, _, _ in shop.queued()] == ["young"])
@@ -590,6 +595,16 @@ async def test_an_engine_that_can_never_work_ends_the_worker(shop: Shop, stateme
     assert says in caught.value.message
     assert not caught.value.retryable
     assert len(shop.emulator.ledger) == ("finish" in says)
+
+
+async def test_a_removal_of_old_rows_whose_end_cannot_be_recorded_ends_the_worker(shop: Shop) -> None:
+    await shop.install()
+    execute(shop.dsn, TWICE)
+    shop.put_removal()
+    async with shop.desk() as one:
+        with anyio.fail_after(60), pytest.raises(StorageError, match="procrastinate_finish_job_v1"):
+            await one.work()
+    gc.collect()  # an error that nobody has looked at fails the test
 
 
 async def test_the_registration_of_an_engine_that_could_not_unregister_is_given_up(shop: Shop) -> None:

@@ -1,19 +1,22 @@
-"""The engine's tables: made and upgraded by procrastinate's own scripts.
+"""The engine: its tables, made and upgraded by procrastinate's own scripts, and when it tries a job again.
 
 procrastinate does not record which of its migrations a database has had. A comment on its main table does that here.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 import anyio
 import attrs
-from procrastinate import JobContext, PsycopgConnector, builtin_tasks
+from procrastinate import BaseRetryStrategy, JobContext, PsycopgConnector, RetryDecision, builtin_tasks
 from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job as QueuedJob
 from procrastinate.schema import SchemaManager
 
 from kie_async.errors import StorageError
@@ -24,6 +27,7 @@ QUEUE = "kie_async"
 CONNECT_TIMEOUT = 5.0  # seconds to wait for a connection
 MAX_REFUSALS = 5  # of the engine's statements by the database, one after another, before a worker gives up
 _NEEDS_MENDING = ("3F", "42")  # classes of SQLSTATE: schemas, functions, tables or rights are not as they must be
+RETRY_DELAY = 60  # seconds before a paid job that cannot be finished now is tried again
 _KEEP_HOURS = 72  # rows of jobs that have ended
 # Of tables without a comment: the last migration of the oldest engine that could make them (pyproject.toml).
 _UNRECORDED = "03.04.00_50_post_add_retry_failed_job_procedure"
@@ -89,9 +93,29 @@ def describe(error: BaseException) -> str:
     return f"{type(cause).__name__} {clean(next(iter(str(cause).splitlines()), ''))}"
 
 
-async def remove_old_rows(context: JobContext, timestamp: int) -> None:
+class RetryLaterError(Exception):
+    """A job is paid and cannot go on now."""
+
+
+class RetryLater(BaseRetryStrategy):
+    """Tries a paid job again after a while, and at once what was cancelled or found the journal away."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: QueuedJob) -> RetryDecision | None:
+        """Decide by what the job raised; None ends it."""
+        del job
+        if isinstance(exception, RetryLaterError):
+            return RetryDecision(retry_in={"seconds": RETRY_DELAY})
+        return RetryDecision() if isinstance(exception, asyncio.CancelledError | StorageError) else None
+
+
+def is_later(row: QueuedJob) -> bool:
+    """Whether a row was put off; what is tried again at once is not, though the clocks of two machines may differ."""
+    soon = datetime.now(UTC) + timedelta(seconds=RETRY_DELAY / 2)
+    return row.scheduled_at is not None and row.scheduled_at > soon
+
+
+async def remove_old_rows(context: JobContext) -> None:
     """Remove the rows of jobs that ended some days ago; once an hour, by one worker for all."""
-    del timestamp
     await builtin_tasks.remove_old_jobs(
         context, max_hours=_KEEP_HOURS, queue=QUEUE, remove_failed=True, remove_cancelled=True, remove_aborted=True
     )

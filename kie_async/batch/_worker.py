@@ -16,14 +16,12 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, filterfalse
 
 import anyio
-from procrastinate import App, BaseRetryStrategy, RetryDecision
+from procrastinate import App, JobContext
 from procrastinate.exceptions import ConnectorException
-from procrastinate.jobs import Job as QueuedJob
 from procrastinate.manager import JobManager
 from procrastinate.worker import Worker as EngineWorker
 
@@ -33,10 +31,13 @@ from kie_async.batch._engine import (
     CONNECT_TIMEOUT,
     QUEUE,
     Refusals,
+    RetryLater,
+    RetryLaterError,
     WorkerLease,
     connected,
     describe,
     ensure_tables,
+    is_later,
     make_connector,
     remove_old_rows,
 )
@@ -55,7 +56,6 @@ UPLOADS_AHEAD = 200  # jobs that can be submitted, before a file of this machine
 UPLOADS_AT_ONCE = 10
 CHECK_INTERVAL = 1.0  # seconds between two checks whether all is done
 POLL_INTERVAL = 5.0  # seconds between two reads of the queue; the engine is told of new rows
-RETRY_DELAY = 60  # seconds before a paid job that cannot be finished now is tried again
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 1.0, 10.0  # seconds before an engine that ended by itself is started again
 _STOP_TIMEOUT = 0.1  # seconds for jobs to end by themselves when the engine stops; then they are cancelled
 _NOT_RUNNING = "P0001"  # SQLSTATE of the engine's own functions: the row is not among those that are worked on
@@ -66,21 +66,6 @@ _ORDER = ((State.SUBMITTED, State.SUCCEEDED), (State.INTENT,), (State.PLANNED,))
 # Without a handler, Python writes what these log to stderr; the observer is called with a notice instead.
 for _name in ("procrastinate", "psycopg.pool"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
-
-
-class RetryLaterError(Exception):
-    """A job is paid and cannot go on now."""
-
-
-class RetryLater(BaseRetryStrategy):
-    """Tries a paid job again after a while, and at once what was cancelled or found the journal away."""
-
-    def get_retry_decision(self, *, exception: BaseException, job: QueuedJob) -> RetryDecision | None:
-        """Decide by what the job raised; None ends it."""
-        del job
-        if isinstance(exception, RetryLaterError):
-            return RetryDecision(retry_in={"seconds": RETRY_DELAY})
-        return RetryDecision() if isinstance(exception, asyncio.CancelledError | StorageError) else None
 
 
 class Worker:
@@ -104,14 +89,14 @@ class Worker:
         self._settings = settings
         self._control = control
         self._is_over = anyio.Event()
-        self._jobs: dict[asyncio.Task[object], str] = {}  # under way here, with their keys
+        self._jobs: dict[asyncio.Task[object], str] = {}  # under way here, with their keys; "" removes old rows
         self._engine: EngineWorker | None = None
         self._connector = make_connector(dsn)
         self._app = App(connector=self._connector)
         self._refusal: BaseException | None = None  # why the engine that runs could not record an end
         self._task = self._app.task(name=TASK, queue=QUEUE, retry=RetryLater())(self._run_job)
-        cleanup = self._app.task(name="kie_async.remove_old_rows", queue=QUEUE, pass_context=True)(remove_old_rows)
-        self._app.periodic(cron="0 * * * *")(cleanup)
+        hourly = self._app.periodic(cron="0 * * * *")
+        hourly(self._app.task(name="kie_async.remove_old_rows", queue=QUEUE, pass_context=True)(self._remove_old_rows))
 
     async def work(self, *, until_done: bool = False, batch: str | None = None) -> None:
         """Work until cancelled or drained, or until no job is left.
@@ -275,9 +260,7 @@ class Worker:
 
     async def _run_job(self, key: str) -> None:
         """Take a job as far as it goes; called by the engine, in a task for each key."""
-        if (task := asyncio.current_task()) is not None:  # pragma: no branch  # there is one
-            self._jobs[task] = key
-            task.add_done_callback(self._check_recorded)
+        self._register_task(key)
         try:
             job = await self._runner.run_job(key)
         except Exception as error:
@@ -287,6 +270,18 @@ class Worker:
             self._end_if_stopped()
         if _must_wait(job):
             raise RetryLaterError
+
+    async def _remove_old_rows(self, context: JobContext, timestamp: int) -> None:
+        """Remove old rows; called by the engine, by when the hour began."""
+        del timestamp
+        self._register_task("")
+        await remove_old_rows(context)
+
+    def _register_task(self, key: str) -> None:
+        """Have the current task of the engine's cancelled when this worker ends, and its end checked."""
+        if (task := asyncio.current_task()) is not None:  # pragma: no branch  # there is one
+            self._jobs[task] = key
+            task.add_done_callback(self._check_recorded)
 
     def _end_if_stopped(self, error: StorageError | None = None) -> None:
         self._runner.stopped = self._runner.stopped or error
@@ -367,7 +362,7 @@ class Worker:
             for status in ("todo", "doing", "todo"):  # again, for what was queued anew between the two reads
                 for row in await self._queue.list_jobs_async(task=TASK, status=status):
                     key = str(row.task_kwargs["key"])
-                    later[key] = later.get(key, False) or _is_later(row)  # it holds up the other rows of its key
+                    later[key] = later.get(key, False) or is_later(row)  # it holds up the other rows of its key
         return later
 
     async def _check_done(self, batch: str | None) -> None:
@@ -382,12 +377,6 @@ class Worker:
                 if not held.get(job.key):
                     return
         self._is_over.set()
-
-
-def _is_later(row: QueuedJob) -> bool:
-    """Whether a row was put off; what is tried again at once is not, though the clocks of two machines may differ."""
-    soon = datetime.now(UTC) + timedelta(seconds=RETRY_DELAY / 2)
-    return row.scheduled_at is not None and row.scheduled_at > soon
 
 
 def _must_wait(job: Job) -> bool:
