@@ -80,7 +80,7 @@ def test_the_same_command_pays_for_nothing_twice(
     assert first.code == 0, first.err
     value = first.value
     assert value["plan"] == {
-        "key": value["key"], "new_steps": 10, "credits": 120, "source_duration": 2.0
+        "key": value["key"], "new_steps": 10, "credits": 120, "source_duration": 2.0, "unused_steps": 0
     }  # fmt: skip
     assert [step["cut"] for step in value["steps"]] == [1.5, 5.0]
     assert (value["length"], value["end"], value["credits"]) == (9.0, "reached", 24)
@@ -117,6 +117,24 @@ def test_a_track_of_the_service_is_extended(terminal: Terminal, service: Emulato
     assert (nothing.code, nothing.out) == (0, "")
     assert "the song lasts 0:20 already: nothing to do" in nothing.err
     assert len(service.ledger) == 2
+
+
+def test_another_choice_shares_the_first_step_and_says_what_it_cannot_use(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path
+) -> None:
+    words = ("extend", "a1", "--model", "V5", "--out", str(tmp_path), "--duration", "20", *TITLED)
+    assert terminal(*words, "--until", "22", "--choose", "first", "--yes").code == 0
+    assert len(service.ledger) == 2
+    shared = terminal(*words, "--until", "22")
+    assert (shared.code, len(made(shared)), len(service.ledger)) == (0, 2, 2)
+    asked = terminal(*words, "--until", "25", "--json")
+    assert (asked.code, asked.value["plan"]["unused_steps"], asked.value["plan"]["new_steps"]) == (2, 1, 9)
+    says = "1 step of it (12 credits) on record with --choose first cannot be used with --choose longest: "
+    assert f"{says}it is made and paid anew; the first step is shared" in asked.err
+    longer = terminal(*words, "--until", "25", "--yes")
+    assert (longer.code, len(service.ledger)) == (0, 3)
+    assert "on record" not in terminal(*words, "--until", "28", "--choose", "first", "--max-steps", "2", "--yes").err
+    assert len(service.ledger) == 3
 
 
 # ---------------------------------------------------------------- one file
@@ -210,17 +228,24 @@ def test_join_needs_the_song(terminal: Terminal) -> None:
 def test_a_song_that_stays_too_short_says_why(
     terminal: Terminal, song: Path, tmp_path: Path, service: EmulatorHandle
 ) -> None:
-    answer = terminal("upload-extend", str(song), "--until", "9", "--max-steps", "1", "--out", str(tmp_path), "--yes")
+    words = ("--until=12", "--out", str(tmp_path), "--yes")
+    answer = terminal("upload-extend", "--max-steps=1", str(song), *words)
     assert answer.code == 3
-    assert "error: --max-steps 1 is reached at 0:05.5 of 0:09" in answer.err
-    assert "the same command with a higher --max-steps goes on" in answer.err
-    more = terminal("upload-extend", str(song), "--until", "9", "--max-steps", "2", "--out", str(tmp_path), "--yes")
+    assert "error: --max-steps 1 is reached at 0:05.5 of 0:12" in answer.err
+    assert f"your song so far: {tmp_path / made(answer)[1]}" in answer.err
+    says = "to go on, and pay for new steps alone, with more steps:\n  kie-async "
+    typed = answer.err.partition(says)[2].split()
+    assert typed == ["upload-extend", str(song), "--max-steps", "2", *words]
+    second = terminal(*typed)
+    assert second.code == 3
+    more = terminal(*second.err.partition(says)[2].split())
+    assert more.code == 0
     assert all(name.startswith("song-") for name in made(more))
     assert "with --style and --title (and --prompt or --instrumental) the cut is certain" in more.err
     assert "own parameters" not in more.err
     assert "jobs retry" not in answer.err
     assert len(made(answer)) == 2
-    assert len(service.ledger) == 2
+    assert len(service.ledger) == 3
 
 
 def test_a_step_that_added_nothing_is_not_followed_by_another(

@@ -166,7 +166,8 @@ class Chain:
     """What ``KieSession.extend_until`` has made.
 
     Attributes:
-        key: its name; with ``-1``, ``-2`` and so on that of its steps in the journal.
+        key: its name; with ``-2``, ``-3`` and so on that of its steps in the journal. Its first step may be another
+            chain's too.
         seconds: the length that was asked for.
         source_duration: of what was extended, in seconds, if it is known.
         steps: all of them, those of earlier runs too.

@@ -39,7 +39,7 @@ class ChainOptions(UploadFields, total=False):
         choose: which take of a step the next one extends: "longest" (the default), "first", or a function that takes
             the tracks and returns one of them, or an awaitable of one.
         key: the name of the chain in the session's journal; by default made from the content of the source, the
-            fields and ``choose``.
+            fields and ``choose``. Chains that differ in ``choose`` alone share their first step, and pay for it once.
         directory: where all takes are downloaded; their sound then tells what they hold (the extra ``audio``).
         max_steps: from 1 up; 10 by default.
         max_credits: what all steps may cost, those of earlier calls too.
@@ -59,7 +59,7 @@ class ChainPlan:
     """What a chain is going to do; nothing is spent yet.
 
     Attributes:
-        key: of the chain.
+        name: of the chain, whatever is chosen.
         first: the request of its first step.
         fields: those of the requests of the others.
         source_file: what the first step extends, if that is a file.
@@ -70,7 +70,7 @@ class ChainPlan:
         has_own_key: whether the caller has chosen the key; else it is made from the content of the source.
     """
 
-    key: str
+    name: str
     goal: ChainGoal
     first: Request
     fields: RequestFields
@@ -86,9 +86,17 @@ class ChainPlan:
         """What the files are named after."""
         return self.source_file.stem if self.source_file else self.first.title or "track"
 
+    @property
+    def key(self) -> str:
+        """The chain's own; without a key that the caller has chosen, each way to choose has another."""
+        if self.has_own_key or self.choose == "longest":
+            return self.name
+        rule = self.choose if isinstance(self.choose, str) else "a function"
+        return _as_key([self.name, rule])
+
     def step_key(self, number: int) -> str:
-        """The key of a step in the journal."""
-        return f"{self.key}-{number}"
+        """The key of a step in the journal; the first step is the same whatever is chosen of it."""
+        return f"{self.name if number == 1 else self.key}-{number}"
 
     def next_request(self, track: Track) -> Request:
         """The request that extends a take."""
@@ -146,7 +154,7 @@ async def plan_chain(
         raise invalid_request(*problems)
     check(first)
     plan = ChainPlan(
-        key=key or await _content_key(first, given, choose),
+        name=key or await _content_key(first, given),
         goal=goal,
         first=first,
         fields=_later_fields(given, first.model),
@@ -215,7 +223,7 @@ def _later_fields(given: dict[str, Any], model: str) -> RequestFields:
     return cast("RequestFields", fields | {"model": model, "prompt": prompt, "default_param_flag": _flag(given)})
 
 
-async def _content_key(first: Request, given: dict[str, Any], choose: ChooseTake) -> str:
+async def _content_key(first: Request, given: dict[str, Any]) -> str:
     """Make the key of a chain from what it asks for; not from its length, so that it can be made longer later."""
     if isinstance(first, UploadExtendRequest):
         path = _file_of(first)
@@ -223,8 +231,10 @@ async def _content_key(first: Request, given: dict[str, Any], choose: ChooseTake
     else:
         subject = first.audio_id
     fields = {name: value for name, value in given.items() if value is not None and name != "source_duration"}
-    rule = choose if isinstance(choose, str) else "a function"
-    content = [_KEY_VERSION, first.operation, subject, rule, fields | {"model": first.model}]
+    return _as_key([_KEY_VERSION, first.operation, subject, "longest", fields | {"model": first.model}])
+
+
+def _as_key(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
 
 

@@ -16,6 +16,8 @@ from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch
 from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
 from kie_async.cli._connect import (
+    EMULATOR_GONE,
+    EMULATOR_REMEDY,
     JournalLocation,
     SessionOptions,
     connect,
@@ -257,8 +259,7 @@ async def _work(
 def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
     """What to do after the batch was stopped, by its exit code."""
     if emulated:
-        gone = "the emulator and its tasks are gone; to stop and go on, run 'kie-async emulate' in another terminal"
-        return dict.fromkeys((3, 4, 5, 7, 8, 130), gone)
+        return dict.fromkeys((3, 4, 5, 7, 8, 130), f"{EMULATOR_GONE}; {EMULATOR_REMEDY}")
     again = f"go on with the same command:\n  {command}"
     return {
         3: f"when that is mended, {again}",

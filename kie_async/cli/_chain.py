@@ -5,36 +5,27 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal, cast
+from typing import cast
 
 import attrs
-from cyclopts import Group, Parameter
 
 from kie_async import audio, files
 from kie_async._display import clock
-from kie_async._protocol.chain import (
-    BEFORE_END,
-    MAX_STEPS,
-    Chain,
-    ChainPart,
-    ChainStep,
-    SongLength,
-    length_after,
-    part_by_length,
-)
-from kie_async._protocol.json_values import as_duration
-from kie_async._protocol.request_rules import CREDITS_PER_TASK, read_cut_point
-from kie_async.batch import RecordedTakes, Results, count_verdicts
-from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
+from kie_async._protocol.chain import Chain, ChainPart, ChainStep
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
+from kie_async.batch import RecordedTakes, Results
+from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
 from kie_async.cli._batch_progress import count_of
+from kie_async.cli._chain_order import ChainOrder, UntilOptions
 from kie_async.cli._connect import (
     EMULATED_FILE,
+    EMULATOR_GONE,
+    EMULATOR_REMEDY,
     JournalLocation,
     SessionOptions,
     connect,
@@ -42,11 +33,11 @@ from kie_async.cli._connect import (
     make_settings,
 )
 from kie_async.cli._exit_codes import TOP_UP, UsageError
-from kie_async.cli._options import CallbackOptions, JournalOption, NotNegative, Positive, SubmitOptions, Yes
+from kie_async.cli._options import CallbackOptions, SubmitOptions
 from kie_async.cli._output import Output, confirm
 from kie_async.errors import BudgetError, KieError
 from kie_async.events import Event, Notice
-from kie_async.journal import PAID, Job, State
+from kie_async.journal import PAID, Job
 from kie_async.models import Track, UploadFields
 from kie_async.session import KieSession
 
@@ -57,104 +48,10 @@ _UNCERTAIN_CUT = (
     "where a take is extended, the service may go on from its end, and not from before it; with --style and --title "
     "(and --prompt or --instrumental) the cut is certain"
 )
-_MORE_STEPS = "the same command with a higher --max-steps goes on"
-_MORE_STEPS_ANEW = "the emulator and its tasks are gone: with a higher --max-steps the same command begins anew"
 _WHY_SHORT = {
     "nothing_added": "its last step added nothing; another would be paid in vain",
     "length_unknown": "the service does not say how long the last take is: listen to it, and go on with 'extend'",
 }
-
-
-@Parameter(name="*", group=Group("Length", sort_key=2))
-@attrs.frozen(kw_only=True)
-class UntilOptions:
-    """How a song is extended again and again.
-
-    Attributes:
-        until: Extend the song until it lasts so long (4:00 or 240); the same command again goes on where it stopped.
-        choose: Which take of a step the next one extends (longest).
-        before_end: Where each take is cut, in seconds before its end (0.5).
-        max_steps: Extend it so often at most (10).
-        max_credits: Never spend more than this on it.
-        trim: Make a file that lasts so long, and fades out at its end.
-    """
-
-    until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
-    choose: Literal["longest", "first"] = "longest"
-    before_end: float = BEFORE_END
-    max_steps: Positive = MAX_STEPS
-    max_credits: NotNegative | None = None
-    trim: bool = False
-    journal: JournalOption = None
-    yes: Yes = False
-
-    def seconds(self) -> float:
-        """The length to be reached."""
-        length = read_cut_point(self.until.strip()) if self.until is not None else None
-        if length is None or length.needs_length:
-            raise UsageError(f"--until: {str(self.until)[:60]!r} is no length; write 4:00 or 240")
-        return length.amount
-
-    def check(self) -> None:
-        """Refuse what has no meaning without ``--until``."""
-        for field in attrs.fields(type(self)):
-            if getattr(self, field.name) != field.default:
-                raise UsageError(f"--{field.name.replace('_', '-')} is given without --until")
-
-
-UNTIL = UntilOptions()  # without any option given
-
-
-@attrs.frozen(kw_only=True)
-class ChainOrder:
-    """What the command was asked for.
-
-    Attributes:
-        plan: of the chain.
-        location: where its steps are kept.
-        until: the options of the chain.
-        out: where the files go.
-        emulated: on the built-in emulator.
-        join: whether a joined file is asked for, whatever the takes hold.
-    """
-
-    plan: ChainPlan
-    location: JournalLocation
-    until: UntilOptions
-    out: Path
-    emulated: bool
-    join: bool
-
-    async def on_record(self) -> list[Job]:
-        """The steps that the journal has."""
-        if not self.location.exists:
-            return []
-        async with self.location.journal() as journal:
-            return await self.plan.on_record(journal)
-
-    def is_ended(self, jobs: list[Job]) -> tuple[bool, SongLength | None]:
-        """Tell whether the steps on record need no other after them, and how long the song is; blocks."""
-        goal, song = self.plan.goal, self.plan.start
-        before: SongLength | None = None
-        end = goal.end_after(before, song, 0)
-        for number, (job, following) in enumerate(zip_longest(jobs, jobs[1:]), start=1):
-            if end is not None or job.state not in {State.SUCCEEDED, State.DELIVERED}:
-                break
-            before, song = song, self._length_after(song, job, following)
-            end = goal.end_after(before, song, number)
-        return end is not None, song
-
-    def _length_after(self, song: SongLength | None, job: Job, following: Job | None) -> SongLength | None:
-        """The length of the song after a step on record, as its sidecars or its durations tell."""
-        audio_id = None if following is None else following.request.fields().get("audio_id")
-        tracks = [track for track in job.tracks if track.id == audio_id] or job.tracks
-        longest = max(tracks, key=lambda track: track.duration or 0.0)
-        track = tracks[0] if self.until.choose == "first" else longest
-        cut = as_duration(job.request.continue_at)
-        holds = part_by_length(cut, track.duration)
-        if job.files and count_verdicts(self.out / name for name in job.files)["continuation"] == len(job.files):
-            holds = "continuation"
-        return length_after(song, cut, track.duration, holds)
 
 
 async def extend_until(  # noqa: PLR0913  # keyword-only but for what every command has
@@ -203,20 +100,35 @@ def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None)
         KieError: the song is not as long as it was to be.
     """
     length, wanted = "an unknown time" if chain.length is None else clock(chain.length), clock(chain.seconds)
-    if chain.end != "reached":
-        message = f"the song lasts {length}, and not {wanted}"
-        if chain.end == "max_steps":
-            message = f"--max-steps {order.until.max_steps} is reached at {length} of {wanted}"
-            output.hints = {3: _MORE_STEPS_ANEW if order.emulated else _MORE_STEPS}
-        error = KieError(message, charged="yes")
-        if chain.end in _WHY_SHORT:
-            error.add_note(_WHY_SHORT[chain.end])
-        raise error
-    if song is not None:
-        output.say(
-            f"done: {length} of {wanted}, {count_of(len(chain.steps), 'step')}, {chain.credits:.12g} credits; "
-            f"your song: {song}"
-        )
+    steps = count_of(len(chain.steps), "step")
+    if chain.end == "reached":
+        if song is not None:
+            output.say(f"done: {length} of {wanted}, {steps}, {chain.credits:.12g} credits; your song: {song}")
+        return
+    message, remedy = f"the song lasts {length}, and not {wanted}", _WHY_SHORT.get(chain.end, "")
+    if chain.end == "max_steps":
+        message = f"--max-steps {order.until.max_steps} is reached at {length} of {wanted}"
+        again = order.location.as_typed(_with_more_steps(output.words, order.until.max_steps))
+        remedy = f"{EMULATOR_GONE}; to begin anew" if order.emulated else "to go on, and pay for new steps alone"
+        remedy += f", with more steps:\n  {again}"
+    error = KieError(message, charged="yes")
+    error.add_note(remedy if song is None else f"your song so far: {song}\n{remedy}")
+    raise error
+
+
+def _with_more_steps(words: Sequence[str], steps: int) -> list[str]:
+    """The command line with twice the steps that it allows."""
+    more, rest = list[str](), iter(words)
+    for word in rest:
+        name, has_value, _ = word.replace("_", "-").partition("=")
+        if name == "--max-steps":
+            if not has_value:
+                next(rest)
+            continue
+        if name == "--until":
+            more += ["--max-steps", str(2 * steps)]
+        more.append(word)
+    return more
 
 
 @contextmanager
@@ -254,21 +166,27 @@ def _chain_options(fields: object, until: UntilOptions, emulate: bool) -> ChainO
 
 async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
     """Show the plan, and ask before credits are spent; return what was agreed."""
-    plan, jobs = order.plan, await order.on_record()
+    plan, (jobs, unused) = order.plan, await order.on_record()
     is_ended, song = await files.on_disk(order.is_ended, jobs)
     paid = [job for job in jobs if job.state in PAID]
     new = 0 if is_ended else max(plan.goal.max_steps - len(paid), 0)
     if plan.max_credits is not None:
-        spent = sum(CREDITS_PER_TASK if job.credits is None else job.credits for job in paid)
-        new = min(new, int(max(plan.max_credits - spent, 0) // CREDITS_PER_TASK))
+        new = min(new, int(max(plan.max_credits - _paid(jobs), 0) // CREDITS_PER_TASK))
     cost, length = new * CREDITS_PER_TASK, plan.first.source_duration
     output.value["plan"] = {"key": plan.key, "new_steps": new, "credits": cost, "source_duration": length}
+    output.value["plan"] |= {"unused_steps": len(unused)}
     if is_ended:
         if song is not None and song.total >= plan.goal.seconds:
             output.say(f"the song lasts {clock(song.total)} already: nothing to do")
         goal = attrs.evolve(plan.goal, max_steps=max(len(jobs), 1))  # whatever their sound is found to hold now
         return attrs.evolve(order, plan=attrs.evolve(plan, goal=goal))
     lasts = "" if song is None else f" ({clock(song.total)})"
+    if unused and new:
+        output.say(
+            f"{count_of(len(unused), 'step')} of it ({_paid(unused):.12g} credits) on record with --choose "
+            f"{order.other_choice} cannot be used with --choose {order.until.choose}: "
+            f"{'it is' if len(unused) == 1 else 'they are'} made and paid anew; the first step is shared"
+        )
     output.say(f"the song{lasts} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most")
     worst = f"it will cost {cost:.12g} credits at most"
     if new and not (order.emulated or order.until.yes):
@@ -276,6 +194,10 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
     elif new:
         output.say(f"{worst}, which the emulator only counts" if order.emulated else worst)
     return order
+
+
+def _paid(jobs: list[Job]) -> float:
+    return sum(CREDITS_PER_TASK if job.credits is None else job.credits for job in jobs if job.state in PAID)
 
 
 async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
@@ -305,8 +227,7 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
 def _hints(output: Output, order: ChainOrder, number: int) -> dict[int, str]:
     """What to do after a step failed, by exit code."""
     if order.emulated:
-        gone = "the emulator and its tasks are gone; to stop and go on, run 'kie-async emulate' in another terminal"
-        return dict.fromkeys((3, 4, 6, 7, 8, 130), gone)
+        return dict.fromkeys((3, 4, 6, 7, 8, 130), f"{EMULATOR_GONE}; {EMULATOR_REMEDY}")
     key, where = order.plan.step_key(number), order.location.with_out(order.out)
     again = f"go on with the same command:\n  {order.location.as_typed(output.words)}"
     retry = f"to have it made after all, and paid again: kie-async jobs retry {key} {where}"

@@ -151,6 +151,8 @@ def listen_address(callback_url: str, bind: str | None) -> tuple[str, int]:
 
 # ---------------------------------------------------------------- the journal
 
+EMULATOR_GONE = "the emulator and its tasks are gone"
+EMULATOR_REMEDY = "to stop and go on, run 'kie-async emulate' in another terminal"
 EMULATED_FILE = "kie-async-emulated.sqlite"  # apart, or what was merely tried out would count as done
 _SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 _VARIABLE = '"$KIE_JOURNAL"'  # stands for an address that is not to be shown

@@ -19,7 +19,8 @@ from kie_async._display import clock
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
 from kie_async.chain import ChainSource
-from kie_async.cli._chain import UNTIL, UntilOptions, extend_until
+from kie_async.cli._chain import extend_until
+from kie_async.cli._chain_order import UNTIL, UntilOptions
 from kie_async.cli._connect import SessionOptions, connect
 from kie_async.cli._exit_codes import UsageError, option_of
 from kie_async.cli._join import JoinOption, check_join, join_takes

@@ -1,0 +1,119 @@
+"""What ``upload-extend`` and ``extend`` are asked for with ``--until``, and what is on record of it."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Literal
+
+import attrs
+from cyclopts import Group, Parameter
+
+from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, SongLength, length_after, part_by_length
+from kie_async._protocol.json_values import as_duration
+from kie_async._protocol.request_rules import read_cut_point
+from kie_async.batch import count_verdicts
+from kie_async.chain import ChainPlan
+from kie_async.cli._connect import JournalLocation
+from kie_async.cli._exit_codes import UsageError
+from kie_async.cli._options import JournalOption, NotNegative, Positive, Yes
+from kie_async.journal import Job, State
+
+
+@Parameter(name="*", group=Group("Length", sort_key=2))
+@attrs.frozen(kw_only=True)
+class UntilOptions:
+    """How a song is extended again and again.
+
+    Attributes:
+        until: Extend the song until it lasts so long (4:00 or 240); the same command again goes on where it stopped.
+        choose: Which take of a step the next one extends (longest).
+        before_end: Where each take is cut, in seconds before its end (0.5).
+        max_steps: Extend it so often at most (10).
+        max_credits: Never spend more than this on it.
+        trim: Make a file that lasts so long, and fades out at its end.
+    """
+
+    until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
+    choose: Literal["longest", "first"] = "longest"
+    before_end: float = BEFORE_END
+    max_steps: Positive = MAX_STEPS
+    max_credits: NotNegative | None = None
+    trim: bool = False
+    journal: JournalOption = None
+    yes: Yes = False
+
+    def seconds(self) -> float:
+        """The length to be reached."""
+        length = read_cut_point(self.until.strip()) if self.until is not None else None
+        if length is None or length.needs_length:
+            raise UsageError(f"--until: {str(self.until)[:60]!r} is no length; write 4:00 or 240")
+        return length.amount
+
+    def check(self) -> None:
+        """Refuse what has no meaning without ``--until``."""
+        for field in attrs.fields(type(self)):
+            if getattr(self, field.name) != field.default:
+                raise UsageError(f"--{field.name.replace('_', '-')} is given without --until")
+
+
+UNTIL = UntilOptions()  # without any option given
+
+
+@attrs.frozen(kw_only=True)
+class ChainOrder:
+    """What the command was asked for.
+
+    Attributes:
+        plan: of the chain.
+        location: where its steps are kept.
+        until: the options of the chain.
+        out: where the files go.
+        emulated: on the built-in emulator.
+        join: whether a joined file is asked for, whatever the takes hold.
+    """
+
+    plan: ChainPlan
+    location: JournalLocation
+    until: UntilOptions
+    out: Path
+    emulated: bool
+    join: bool
+
+    @property
+    def other_choice(self) -> Literal["longest", "first"]:
+        """What else could have been given as ``--choose``."""
+        return "first" if self.until.choose == "longest" else "longest"
+
+    async def on_record(self) -> tuple[list[Job], list[Job]]:
+        """The steps that the journal has, and those that it has further on with the other choice."""
+        if not self.location.exists:
+            return [], []
+        other = attrs.evolve(self.plan, choose=self.other_choice)
+        async with self.location.journal() as journal:
+            jobs = await self.plan.on_record(journal)
+            return jobs, (await other.on_record(journal))[max(len(jobs), 1) :]
+
+    def is_ended(self, jobs: list[Job]) -> tuple[bool, SongLength | None]:
+        """Tell whether the steps on record need no other after them, and how long the song is; blocks."""
+        goal, song = self.plan.goal, self.plan.start
+        before: SongLength | None = None
+        end = goal.end_after(before, song, 0)
+        for number, (job, following) in enumerate(zip_longest(jobs, jobs[1:]), start=1):
+            if end is not None or job.state not in {State.SUCCEEDED, State.DELIVERED}:
+                break
+            before, song = song, self._length_after(song, job, following)
+            end = goal.end_after(before, song, number)
+        return end is not None, song
+
+    def _length_after(self, song: SongLength | None, job: Job, following: Job | None) -> SongLength | None:
+        """The length of the song after a step on record, as its sidecars or its durations tell."""
+        audio_id = None if following is None else following.request.fields().get("audio_id")
+        tracks = [track for track in job.tracks if track.id == audio_id] or job.tracks
+        longest = max(tracks, key=lambda track: track.duration or 0.0)
+        track = tracks[0] if self.until.choose == "first" else longest
+        cut = as_duration(job.request.continue_at)
+        holds = part_by_length(cut, track.duration)
+        if job.files and count_verdicts(self.out / name for name in job.files)["continuation"] == len(job.files):
+            holds = "continuation"
+        return length_after(song, cut, track.duration, holds)
