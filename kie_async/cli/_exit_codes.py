@@ -64,10 +64,7 @@ EXITS: tuple[ExitStatus, ...] = (
         2, "wrong use",
         (UsageError, SettingsError, errors.InvalidRequestError, errors.AudioError, AudioMissingError, ReportError),
     ),
-    ExitStatus(
-        3, "the task failed, the song is not yet as long as --until, or the service refused or did not answer",
-        (KieError,),
-    ),
+    ExitStatus(3, "the task failed or was refused, no answer, or a song shorter than --until", (KieError,)),
     ExitStatus(
         4, "no credits", (errors.InsufficientCreditsError, errors.KeyQuotaError, errors.BudgetError),
         f"{TOP_UP}, then run it again",
