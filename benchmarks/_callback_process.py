@@ -39,7 +39,7 @@ IDLE = 3600  # seconds that a connection may rest while the other sides have the
 
 REQUEST = kie.ExtendRequest("a1", model="V5", prompt="p", style="s", title="t", continue_at=1.0)
 
-Settle = Callable[[str], Awaitable[None]]
+Complete = Callable[[str], Awaitable[None]]
 
 
 @attrs.frozen
@@ -88,19 +88,19 @@ async def ask(client: aiohttp.ClientSession, service: str, task_id: str) -> None
         raise ValueError("no success")
 
 
-def bare_aiohttp(app: web.Application, settle: Settle) -> None:
+def bare_aiohttp(app: web.Application, complete: Complete) -> None:
     """A handler as one would write it for oneself."""
 
     async def take(request: web.Request) -> web.Response:
         headers = request.headers
         task_id = judge(await request.json(), headers["X-Webhook-Timestamp"], headers["X-Webhook-Signature"])
-        await settle(task_id)
+        await complete(task_id)
         return web.Response()
 
     app.router.add_post("/kie/{token}", take)
 
 
-def bare_asgi(settle: Settle) -> Application:
+def bare_asgi(complete: Complete) -> Application:
     """The same as an ASGI application."""
 
     async def take(scope: Message, receive: Receive, send: Send) -> None:
@@ -111,7 +111,7 @@ def bare_asgi(settle: Settle) -> Application:
             body += message["body"]
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         timestamp, signature = headers[b"x-webhook-timestamp"], headers[b"x-webhook-signature"]
-        await settle(judge(json.loads(body), timestamp.decode(), signature.decode()))
+        await complete(judge(json.loads(body), timestamp.decode(), signature.decode()))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
@@ -121,13 +121,13 @@ def bare_asgi(settle: Settle) -> Application:
 class Inbox:
     """What the skins need of a session, with nothing behind it."""
 
-    def __init__(self, settle: Settle) -> None:
+    def __init__(self, complete: Complete) -> None:
         self.settings = kie.Settings(api_key="benchmark", callback_url="https://me.example/kie")
         self.receiver = Receiver((Secret(KEY),), self._deliver, self.settings.observer)
-        self._settle = settle
+        self._complete = complete
 
     async def _deliver(self, _token: str, event: CallbackEvent) -> str:
-        await self._settle(event.task_id)
+        await self._complete(event.task_id)
         return ""
 
 
@@ -149,16 +149,16 @@ async def standing(plan: Plan) -> AsyncIterator[Side]:
         return
     futures = {task_id: asyncio.get_running_loop().create_future() for task_id in task_ids(plan.events)}
 
-    async def settle(task_id: str) -> None:
+    async def complete(task_id: str) -> None:
         if plan.side == "asking":
             await ask(client, plan.service, task_id)
         futures[task_id].set_result(None)
 
     async with aiohttp.ClientSession() as client:
         if plan.side == "receiver":
-            yield _ours(Inbox(settle), list(futures.values()))
+            yield _ours(Inbox(complete), list(futures.values()))
         else:
-            yield Side(lambda app: bare_aiohttp(app, settle), lambda: bare_asgi(settle), list(futures.values()))
+            yield Side(lambda app: bare_aiohttp(app, complete), lambda: bare_asgi(complete), list(futures.values()))
 
 
 def _ours(session: Receiving, ends: list[Awaitable[object]]) -> Side:

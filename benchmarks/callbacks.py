@@ -1,12 +1,12 @@
-"""Callbacks taken in: events per second into settled futures, beside a bare handler.
+"""Callbacks taken in: events per second into completed futures, beside a bare handler.
 
 One process takes the callbacks in; this one sends them, over kept connections on loopback, and plays the service that
-is asked. Two comparisons, because two things are meant by "settled":
+is asked. Two comparisons, because two things are meant by "completed":
 
 *answered*: both sides parse the JSON, check one HMAC, set a future and answer 200. This is what the skin and the
 receiver cost, and the comparison that the goal is held to.
 
-*confirmed*: a callback's body is not signed, so the session asks record-info before it settles a task. The bare
+*confirmed*: a callback's body is not signed, so the session asks record-info before it ends a task. The bare
 handler is compared as it is when it does the same, with aiohttp's client and json.loads; against one that believes
 the body, which nobody should run, the last rows say what asking costs.
 
@@ -175,7 +175,7 @@ class Taking:
     requests: list[bytes]
 
     async def take(self, start: int) -> Cost:
-        """Let it take one burst in, to the last settled future."""
+        """Let it take one burst in, to the last completed future."""
         began, burst = time.perf_counter(), self.requests[start : start + self.plan.burst]
         rest = iter(burst)
         self.tasks.ended = start + len(burst)

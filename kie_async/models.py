@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import attrs
 
-from kie_async._protocol.request_rules import MODELS_BY_CODE_NAME, find_problems, settle_cut_point
+from kie_async._protocol.request_rules import MODELS_BY_CODE_NAME, compute_cut_point, find_problems
 from kie_async.errors import KieError, Problem, invalid_request
 from kie_async.events import clean
 
@@ -71,7 +71,7 @@ class _Request:
     source_duration: float | None = None
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "continue_at", settle_cut_point(self.continue_at, self.source_duration))
+        object.__setattr__(self, "continue_at", compute_cut_point(self.continue_at, self.source_duration))
         fields = self.fields()
         if problems := list(find_problems(fields, own_parameters=self.own_parameters)):
             raise invalid_request(*problems)
@@ -342,7 +342,7 @@ class TaskResult:
     Attributes:
         task_id: the task.
         tracks: those with audio.
-        record: the record that settled it.
+        record: the record of its end.
         partial: whether some tracks of the task never got their audio.
         continue_at: where the source was cut, seconds, by the request or the service's echo of it.
         source_duration: the length of the source in seconds, where the request had it.

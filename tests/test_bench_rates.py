@@ -55,7 +55,7 @@ def test_the_virtual_clock_never_waits_for_nothing() -> None:
         assert runner.get_loop().time() - started == pytest.approx(3600)
 
 
-def test_callbacks_settle_their_futures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_callbacks_complete_their_futures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(callbacks, "COMPARED", (("aiohttp", "confirmed", "asking", "session"),))
     monkeypatch.setattr(callbacks, "WAYS", ["aiohttp"])
     assert callbacks.main(["--events", "40", "--burst", "20"]) == 0

@@ -440,7 +440,7 @@ async def test_a_fault_can_be_of_one_task(clock: VirtualTimeLoop) -> None:
         assert (await client.record(other))["data"]["status"] == "SUCCESS"
 
 
-async def test_a_thousand_tasks_settle_and_all_of_them_are_cheap(clock: VirtualTimeLoop) -> None:
+async def test_a_thousand_tasks_end_and_all_of_them_are_cheap(clock: VirtualTimeLoop) -> None:
     async with emulated(credits=1e6, rules=Rules(quota=10_000)) as client:
         tasks = [(await client.extend())["data"]["taskId"] for _ in range(1000)]
         assert len(asyncio.all_tasks()) < 12

@@ -351,7 +351,7 @@ async def test_an_intent_of_a_living_process_is_left_alone(tmp_path: Path) -> No
         assert "left as it is" in kept.notes()
 
 
-async def test_an_intent_is_settled_when_the_lease_of_its_process_has_run_out(tmp_path: Path) -> None:
+async def test_an_intent_is_resolved_when_the_lease_of_its_process_has_run_out(tmp_path: Path) -> None:
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
     async with alive(tmp_path, "elsewhere:1:aa") as other, recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
@@ -409,7 +409,7 @@ async def test_a_callback_of_a_task_that_a_living_process_follows_is_left_to_it(
         assert (await kept.job("k")).state is State.SUBMITTED
 
 
-async def test_a_batch_settles_the_intent_of_a_process_that_dies_while_it_runs(tmp_path: Path) -> None:
+async def test_a_batch_resolves_the_intent_of_a_process_that_dies_while_it_runs(tmp_path: Path) -> None:
     async with store(tmp_path, "elsewhere:1:aa") as other, serving(credits=1e6) as service:
         await other.add([Job(key="k", request=REQUEST, batch="b")])
         await other.intend("k", "t" * 43)

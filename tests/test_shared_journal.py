@@ -135,17 +135,17 @@ async def test_one_session_alone_takes_over_what_a_dead_one_left(tmp_path: Path)
     assert sorted(followed) == [False, True]
 
 
-async def test_the_intent_of_a_dead_process_is_settled_when_another_session_opens(tmp_path: Path) -> None:
+async def test_the_intent_of_a_dead_process_is_resolved_when_another_session_opens(tmp_path: Path) -> None:
     path = tmp_path / "kie.sqlite"
     async with SQLiteJournal(path, process_id="elsewhere:1:dead") as dead:
         await dead.add([Job(key="one", request=REQUEST)])
         await dead.intend("one", "t" * 43)
     async with serving() as service, kie.KieSession(service.session.settings, journal=file(tmp_path)) as session:
 
-        async def settled() -> bool:
+        async def is_resolved() -> bool:
             return await states(session) == [State.UNKNOWN]
 
-        await until(settled)
+        await until(is_resolved)
     assert service.emulator.ledger == []  # never sent again by itself
 
 

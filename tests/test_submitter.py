@@ -320,7 +320,7 @@ async def test_without_its_callback_it_stays_unknown_and_a_late_one_is_told() ->
         assert any("session.track()" in note for note in notes)
 
 
-async def test_a_callback_before_the_answer_settles_all_the_same() -> None:
+async def test_a_callback_before_the_answer_counts_all_the_same() -> None:
     async with serving(callbacks=True, faults=[Fault("early", stage="complete")]) as service:
         task = await service.session.submit(REQUEST)
         assert len((await task).tracks) == 2

@@ -45,9 +45,9 @@ async def test_a_task_ends_with_its_tracks(route: str) -> None:
         assert isinstance(result, kie.TaskResult)
         assert len(result.tracks) == 2
         assert all(track.audio_url and track.duration for track in result.tracks)
-        (settled,) = service.of(Finished)
-        assert 0 < settled.seconds - TIMELINE[2] < 12
-        assert settled.polls == service.emulator.polls(result.task_id) == len(service.of(Polled))
+        (finished,) = service.of(Finished)
+        assert 0 < finished.seconds - TIMELINE[2] < 12
+        assert finished.polls == service.emulator.polls(result.task_id) == len(service.of(Polled))
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -138,8 +138,8 @@ async def test_a_stuck_task_times_out_and_may_still_end() -> None:
         assert isinstance(error, kie.WaitTimeoutError)
         assert (error.charged, error.retryable) == ("yes", True)
         assert "session.track(" in error.message
-        (settled,) = service.of(Finished)
-        assert settled.seconds == pytest.approx(300, abs=2)
+        (finished,) = service.of(Finished)
+        assert finished.seconds == pytest.approx(300, abs=2)
 
 
 @pytest.mark.parametrize("fault", [Fault("html", on="record_info", times=4), Fault("drop", on="record_info", times=2),
@@ -272,7 +272,7 @@ async def test_a_forged_callback_changes_nothing(code: int) -> None:
 
 def lags(service: Service) -> list[float]:
     """How late the end of each task was seen."""
-    return [settled.seconds - TIMELINE[2] for settled in service.of(Finished)]
+    return [finished.seconds - TIMELINE[2] for finished in service.of(Finished)]
 
 
 async def test_callbacks_that_never_come_are_noticed_and_cost_seconds() -> None:
@@ -339,7 +339,7 @@ async def test_callbacks_that_stop_coming_cost_seconds() -> None:
         for _ in range(8):
             await end_of(service)
         assert max(lags(service)) < 1
-        assert max(settled.polls for settled in service.of(Finished)[1:]) <= 4
+        assert max(finished.polls for finished in service.of(Finished)[1:]) <= 4
         lost = Fault("lost", on="callback", stage="complete")
         service.emulator.faults.add(lost)
         for _ in range(4):
@@ -415,8 +415,8 @@ async def test_a_complete_callback_may_be_ahead_of_the_record() -> None:
         service.emulator.faults.add(Fault("backwards", times=3))
         result = await task
         assert len(result.tracks) == 2
-        (settled,) = service.of(Finished)
-        assert settled.seconds < TIMELINE[2] + 20
+        (finished,) = service.of(Finished)
+        assert finished.seconds < TIMELINE[2] + 20
 
 
 async def test_callbacks_for_strangers_are_taken() -> None:
@@ -606,9 +606,9 @@ async def test_a_record_without_its_moment_is_taken_as_new() -> None:
         assert task.status == "PENDING"
         with pytest.raises(kie.WaitTimeoutError):  # the service does not know it; it was there before
             await task
-        (settled,) = service.of(Finished)
-        assert settled.operation == "unknown"
-        assert settled.seconds == pytest.approx(service.session.settings.task_timeout, abs=1)
+        (finished,) = service.of(Finished)
+        assert finished.operation == "unknown"
+        assert finished.seconds == pytest.approx(service.session.settings.task_timeout, abs=1)
 
 
 @pytest.mark.scale
@@ -637,7 +637,7 @@ async def test_hundreds_of_tasks_in_flight() -> None:
         assert connections - connections_before < 2 * 36  # both ends are in this process
         assert all([(await task).tracks for task in tasks])
         polls = [service.emulator.polls(task_id) for task_id in ids[::10]]
-        for task_id in ids[::10]:  # a settled task has left the table: it is asked for anew
+        for task_id in ids[::10]:  # a task that has ended has left the table: it is asked for anew
             assert (await service.session.track(task_id)).tracks
         assert [service.emulator.polls(task_id) for task_id in ids[::10]] == [each + 1 for each in polls]
 

@@ -162,7 +162,7 @@ class Progress:
         status: the last word of the service; empty before the first.
         stages: those reached, each with the age of the task at which it was first seen.
         is_visible: record-info has known the task.
-        pending_reason: why the last record does not settle the task, although it is not simply running.
+        pending_reason: what is amiss with the last record, which is neither an end nor that of a running task.
         pending_since: when that reason was first given.
     """
 
@@ -265,7 +265,7 @@ def outcome_of(
     *,
     may_be_paid: bool,
 ) -> TaskResult | KieError:
-    """The outcome of a settled task; ``may_be_paid`` unless nothing says that the service ever gave its id."""
+    """The outcome of a task that has ended; ``may_be_paid`` if something says that the service has given its id."""
     if isinstance(verdict, Succeeded):
         return _result(task, verdict, record or TaskRecord(task.task_id))
     if isinstance(verdict, Failed):

@@ -1,6 +1,6 @@
 """One coroutine starts the polls of all tasks, each when it is due; a bounded number run at once.
 
-A callback only moves a task's next poll to now; the poll settles the task. A poll that fails concerns its own task
+A callback only moves a task's next poll to now; the poll ends the task. A poll that fails concerns its own task
 alone. What a record means is decided in ``_protocol.statuses``, when to poll in ``_client.poll_schedule``.
 """
 

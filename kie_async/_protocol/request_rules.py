@@ -187,7 +187,7 @@ def is_blank(text: object) -> bool:
     return isinstance(text, str) and not text.strip()
 
 
-def settle_cut_point(moment: object, duration: object) -> object:
+def compute_cut_point(moment: object, duration: object) -> object:
     """``continue_at`` in seconds, where it is written as text and can be computed; or else as it was given."""
     found = read_cut_point(moment.strip()) if isinstance(moment, str) else None
     seconds = found.within(_seconds(duration)) if found else None

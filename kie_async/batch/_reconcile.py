@@ -35,8 +35,8 @@ _MAX_CLOCK_DIFFERENCE = 600.0  # seconds
 
 
 async def reconcile(recorder: Recorder, results: Results, batch: str) -> AsyncGenerator[Job, None]:
-    """Settle the submissions of dead processes, and write the lines that a crash prevented; yield their jobs."""
-    await recorder.takeover.settle_all(batch)
+    """Resolve the submissions of dead processes, and write the lines that a crash prevented; yield their jobs."""
+    await recorder.takeover.resolve_all(batch)
     since = await results.last_recorded() - _MAX_CLOCK_DIFFERENCE
     async for job in recorder.journal.jobs(*_ENDED_WITHOUT_TRACKS, batch=batch):
         if job.moments[job.state.value] > since and await results.record_end(job):

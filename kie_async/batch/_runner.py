@@ -93,7 +93,7 @@ class Runner:
         """
         steps = {
             State.PLANNED: self._submit,
-            State.INTENT: self._recorder.takeover.settle,
+            State.INTENT: self._recorder.takeover.resolve,
             State.SUBMITTED: self._follow,
             State.SUCCEEDED: self._deliver,
         }

@@ -212,10 +212,10 @@ class ChainRun:
         return _MadeStep(task.id, result.tracks, result.continue_at, earlier + (credits_of(result) or 0.0))
 
     async def _on_record(self, recorder: Recorder, key: str) -> Job | None:
-        """The job of a step, settled if a crash has left it without an answer."""
+        """The job of a step, resolved if a crash has left it without an answer."""
         job = await recorder.journal.get(key)
         if job is not None and job.state in {State.INTENT, State.UNKNOWN}:
-            job = await recorder.takeover.settle(job)
+            job = await recorder.takeover.resolve(job)
         if job is None or job.state not in _REMEDIES:
             return job
         reason = f" ({clean(job.error.message)})" if job.error else ""

@@ -88,9 +88,9 @@ class Journal(AsyncContextManagerMixin):
             finally:
                 if self._pid == os.getpid():  # after a fork, leases and writes are the parent's
                     with CancelScope(shield=True), suppress(StorageError):
-                        await self._settle()
+                        await self._finish()
 
-    async def _settle(self) -> None:
+    async def _finish(self) -> None:
         """Wait for the writes that are under way, and give the leases back."""
         while self._writes:
             await asyncio.wait(self._writes)

@@ -207,8 +207,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
-        """Settle what has no answer, and follow the submitted jobs that belong to no batch."""
-        await self.takeover.settle_all("")
+        """Resolve the jobs of no batch that have no answer, and follow those that are submitted."""
+        await self.takeover.resolve_all("")
         async for job in self.journal.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
 
@@ -261,7 +261,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         if job is None or job.token != callback.token:  # the token is of an earlier attempt
             return None
         if job.state in WITHOUT_ANSWER:
-            job = await self.takeover.try_to_settle(job)
+            job = await self.takeover.try_to_resolve(job)
             if job.state is State.SUBMITTED:
                 self.follow(job)
         return job if job.task_id == callback.task_id else None

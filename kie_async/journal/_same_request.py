@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
-from kie_async._protocol.request_rules import is_url, settle_cut_point
+from kie_async._protocol.request_rules import compute_cut_point, is_url
 from kie_async.models import Request, UploadExtendRequest
 
 _AUDIO = (".aac", ".flac", ".m4a", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm")
@@ -29,8 +29,8 @@ def _plain_fields(request: Request) -> dict[str, object]:
 
 
 def _same_cut_point(a: Request, b: Request) -> bool:
-    first = settle_cut_point(a.continue_at, b.source_duration)  # one that is text yet waits for a length
-    second = settle_cut_point(b.continue_at, a.source_duration)
+    first = compute_cut_point(a.continue_at, b.source_duration)  # one that is text yet waits for a length
+    second = compute_cut_point(b.continue_at, a.source_duration)
     if not isinstance(first, (int, float)) or not isinstance(second, (int, float)):
         return first == second
     drift = 0.0

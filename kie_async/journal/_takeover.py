@@ -1,7 +1,8 @@
-"""A living process goes on with what a dead one leaves: it settles its intents, and follows its tasks.
+"""A living process goes on with what a dead one leaves: it resolves its intents, and follows its tasks.
 
-An intent without an answer becomes ``SUBMITTED`` if a callback with its token was saved, and ``UNKNOWN`` if not; it
-is never sent again. A process is dead when its lease has run out, or when it is no more on this machine (``_leases``).
+To resolve a job that was sent and has no answer is to give it the state that can be known now. An intent becomes
+``SUBMITTED`` if a callback with its token was saved, and ``UNKNOWN`` if not; it is never sent again. A process is
+dead when its lease has run out, or when it is no more on this machine (``_leases``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WITHOUT_ANSWER = (State.INTENT, State.UNKNOWN)
 
 
 class Takeover:
-    """Settles what has no answer, and takes over from processes that are dead.
+    """Resolves what was sent and has no answer, and takes over from processes that are dead.
 
     Args:
         journal: open already.
@@ -68,7 +69,7 @@ class Takeover:
                 await anyio.sleep(INTERVAL)
 
     async def _take_over(self, process_id: str, excluded: set[str]) -> None:
-        """Settle the intents of a process, if it is dead, and follow its tasks to their ends.
+        """Resolve the intents of a process, if it is dead, and follow its tasks to their ends.
 
         A process some of whose tasks came to no end is added to ``excluded``.
 
@@ -80,8 +81,8 @@ class Takeover:
                 await self._leases.ensure_dead(process_id)
                 async with self._leases.holding(f"takeover:{process_id}", guards_spending=False):
                     jobs = [job async for job in self._journal.jobs(State.INTENT, State.SUBMITTED)]
-                    settled = [await self.try_to_settle(job) for job in jobs if job.process_id == process_id]
-                    tasks = [self._follow(job) for job in settled if job.state is State.SUBMITTED]
+                    resolved = [await self.try_to_resolve(job) for job in jobs if job.process_id == process_id]
+                    tasks = [self._follow(job) for job in resolved if job.state is State.SUBMITTED]
                     if not all([await _has_ended(task) for task in tasks]):
                         excluded.add(process_id)  # its jobs stay submitted, and would be taken over again and again
         except ConflictError:  # it lives, or another process was quicker
@@ -89,24 +90,24 @@ class Takeover:
         except KieError as error:
             self._notice(f"the tasks of a dead process could not be taken over: {clean(error.message)}")
 
-    async def settle_all(self, batch: str) -> None:
-        """Settle each intent of a batch whose process is dead, and each unknown; ``""`` is the jobs of no batch.
+    async def resolve_all(self, batch: str) -> None:
+        """Resolve each intent of a batch whose process is dead, and each unknown; ``""`` is the jobs of no batch.
 
         An intent whose process lives is left to that process.
         """
         async for job in self._journal.jobs(*WITHOUT_ANSWER, batch=batch):
-            await self.try_to_settle(job)
+            await self.try_to_resolve(job)
 
-    async def try_to_settle(self, job: Job) -> Job:
-        """Settle a job if that is possible now; else leave it to whoever has it, and return it unchanged."""
+    async def try_to_resolve(self, job: Job) -> Job:
+        """Resolve a job if that is possible now; else leave it to whoever has it, and return it unchanged."""
         try:
-            return await self.settle(job)
+            return await self.resolve(job)
         except ConflictError as error:
             self._notice(f"left as it is: {error.message}", job.task_id)
             return job
 
-    async def settle(self, job: Job) -> Job:
-        """Settle an intent whose process is dead, or an unknown.
+    async def resolve(self, job: Job) -> Job:
+        """Resolve an intent whose process is dead, or an unknown; any other job is returned unchanged.
 
         An intent of which this process knows that nothing was sent becomes planned again.
 
@@ -140,7 +141,7 @@ class Takeover:
     async def intents_left(self, batch: str) -> AsyncGenerator[Job, None]:
         """Wait for one lease if other processes have intents in a batch, and give those.
 
-        By then each is settled, or its process is known to be dead.
+        By then each is resolved, or its process is known to be dead.
         """
         jobs = [job async for job in self._journal.jobs(State.INTENT, batch=batch)]
         left = [job for job in jobs if job.process_id != self._journal.process_id]

@@ -165,8 +165,8 @@ def has_another_request(job: Job) -> ConflictError:
             says = f", which became task {job.task_id} and is paid: session.track({job.task_id!r}) follows it; {remedy}"
         case "maybe" if job.state in {State.INTENT, State.UNKNOWN}:
             says = (
-                ", which may be paid, for its answer is not known: session.resume() settles what an ended process left;"
-                " if it is unknown then, look at https://kie.ai/logs, and decide: kie-async jobs resolve "
+                ", which may be paid, for its answer is not known: session.resume() resolves what an ended process "
+                "left; if it is unknown then, look at https://kie.ai/logs, and decide: kie-async jobs resolve "
             ) + shlex.quote(job.key)
         case "maybe":
             says = f", which is {job.state} and may be paid: {remedy}"

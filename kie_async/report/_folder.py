@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import attrs
 
-from kie_async._protocol.request_rules import LONGEST, settle_cut_point
+from kie_async._protocol.request_rules import LONGEST, compute_cut_point
 from kie_async.batch import RESULTS, SIDECAR, read_sidecar
 from kie_async.errors import KieError
 from kie_async.events import clean
@@ -155,7 +155,7 @@ def _job(
     source, source_name = _source(directory, first, files)
     title = _text(line, "title") or _text(first, "request", "title") or Path(source_name).stem
     length = _number(first, "source", "duration") or _number(first, "request", "source_duration")
-    cut = settle_cut_point(_dig(first, "request", "continue_at") or first.get("continue_at"), length)
+    cut = compute_cut_point(_dig(first, "request", "continue_at") or first.get("continue_at"), length)
     state = _text(line, "state")
     return ReportedJob(
         key=key,
