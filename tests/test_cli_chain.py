@@ -274,6 +274,10 @@ def test_a_step_that_fails_can_be_had_after_all(
     assert f"  kie-async {' '.join(words)}" in failed.err
     conflict = terminal(*words, "--json")
     assert (conflict.code, len(conflict.value["steps"]), len(conflict.value["files"])) == (8, 1, 2)
+    ends = [json.loads(line) for line in (tmp_path / "new" / "results.jsonl").read_bytes().splitlines()]
+    assert [(end["state"], end["task_id"]) for end in ends] == [
+        (state, charge.task_id) for state, charge in zip(["delivered", "failed"], service.ledger, strict=True)
+    ]
     assert terminal(*retry.rpartition("kie-async ")[2].split(), "--yes").code == 0
     assert terminal(*words).code == 0
     assert len(service.ledger) == 3

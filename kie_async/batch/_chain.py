@@ -7,7 +7,7 @@ from pathlib import Path
 from kie_async._protocol.chain import ChainPart
 from kie_async.audio import compare
 from kie_async.batch._delivery import Delivery
-from kie_async.batch._reconcile import RecordedTasks, find_job, have_all
+from kie_async.batch._reconcile import ENDED_WITHOUT_TRACKS, RecordedTasks, find_job, have_all
 from kie_async.batch._results import Results
 from kie_async.batch._verdicts import write_verdict
 from kie_async.errors import KieError
@@ -29,6 +29,7 @@ class RecordedTakes:
 
     def __init__(self, session: KieSession, recorder: Recorder, results: Results) -> None:
         self._session = session
+        self._recorder = recorder
         self._journal = recorder.journal
         self._results = results
         self._emit = guarded(session.settings.observer)
@@ -56,6 +57,13 @@ class RecordedTakes:
             names = tuple([await self._results.save(self._session.download, job, track) for track in tracks])
         self._last = tuple(directory / name for name in names)
         return self._last
+
+    async def record_failure(self, key: str, task_id: str | None) -> None:
+        """Append a line of a step that failed, was refused, or is unknown, unless it is there."""
+        await self._recorder.wait_recorded(task_id or "")
+        job = await self._journal.get(key)
+        if job is not None and job.state in ENDED_WITHOUT_TRACKS:
+            await self._results.record_end(job)
 
     async def detect(self, source: Path, take: Path, cut: float) -> ChainPart | None:
         """Tell by its sound what a take holds, and write that into the sidecars of all takes of the step."""

@@ -30,7 +30,7 @@ from kie_async.journal._recorder import Recorder
 
 _MAX_KEYS_SHOWN = 10  # in an error
 _RETRYABLE = frozenset({State.FAILED, State.REJECTED})
-_ENDED_WITHOUT_TRACKS = (State.FAILED, State.REJECTED, State.UNKNOWN)  # a delivered job's line is older than its end
+ENDED_WITHOUT_TRACKS = (State.FAILED, State.REJECTED, State.UNKNOWN)  # a delivered job's line is older than its end
 _MAX_CLOCK_DIFFERENCE = 600.0  # seconds
 
 
@@ -38,7 +38,7 @@ async def reconcile(recorder: Recorder, results: Results, batch: str) -> AsyncGe
     """Resolve the submissions of dead processes, and write the lines that a crash prevented; yield their jobs."""
     await recorder.takeover.resolve_all(batch)
     since = await results.last_recorded() - _MAX_CLOCK_DIFFERENCE
-    async for job in recorder.journal.jobs(*_ENDED_WITHOUT_TRACKS, batch=batch):
+    async for job in recorder.journal.jobs(*ENDED_WITHOUT_TRACKS, batch=batch):
         if job.moments[job.state.value] > since and await results.record_end(job):
             yield job
 

@@ -68,6 +68,10 @@ class ChainFiles(Protocol):
         """Download them and return their files, in their order."""
         ...
 
+    async def record_failure(self, key: str, task_id: str | None) -> None:
+        """Write down that a step, or its task, failed, if the journal says so."""
+        ...
+
 
 @attrs.frozen
 class TakesInDirectory:
@@ -79,6 +83,9 @@ class TakesInDirectory:
 
     async def check(self, key: str, request: Request) -> None:
         """Refuse nothing: what is in the directory says nothing about steps."""
+
+    async def record_failure(self, key: str, task_id: str | None) -> None:
+        """Write nothing: the journal says it."""
 
     async def save(self, key: str, tracks: tuple[Track, ...]) -> tuple[Path, ...]:
         """Download them; all are tried, also when one fails."""
@@ -167,7 +174,11 @@ class ChainRun:
     async def _step(self, request: Request) -> ChainStep:
         number = len(self._steps) + 1
         key = self.plan.step_key(number)
-        made = await self._make(key, request)
+        try:
+            made = await self._make(key, request)
+        except KieError as error:
+            await self.takes.record_failure(key, error.task_id)
+            raise
         try:
             paths = await self.takes.save(key, made.tracks)
         except KieError as error:
