@@ -137,9 +137,14 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
     answer = terminal("worker", *place, "--until-done", "--callbacks")
     assert answer.code == 0
     assert len(answer.out.splitlines()) == 2
-    elsewhere = terminal("batch", "--yes", str(songs), "--out", str(out / "b"), "--journal", database_url, *MUSIC)
-    assert elsewhere.code == 0
-    assert "left to another batch of this journal: 2 jobs" in elsewhere.err
+    words = ("batch", "--yes", str(songs), "--out", str(out / "b"), "--journal", database_url, *MUSIC[:-1])
+    journal = f"--journal {shlex.quote(database_url)}"
+    elsewhere, enqueued = terminal(*words), terminal(*words, "--enqueue")
+    assert elsewhere.code == enqueued.code == 0
+    left = f"left to another batch of this journal: 2 jobs; all are listed by: kie-async jobs list {journal}\n"
+    assert left in elsewhere.err
+    assert left in enqueued.err
+    assert enqueued.err.endswith(f"wait for them: kie-async jobs wait {journal}\n")  # those of no batch in particular
     assert terminal("jobs", "list", *place, "--state", "delivered").out.count("delivered") == 2
     assert not terminal("jobs", "list", "--out", str(out / "b"), "--journal", database_url).out
 

@@ -201,8 +201,10 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
             if before not in {None, run.max_credits}:
                 output.say(f"the cap is now {run.max_credits:.12g} credits ({before:.12g} before)")
         new = await enqueue(journal, order.jobs, order.name, session.check_request, machine=machine)
+        own = sum((await journal.counts(order.name)).values())
     output.value |= {"jobs": total, "new": new}
     output.say(f"on record: {count_of(total, 'job')}, of which {new} {'is' if new == 1 else 'are'} new")
+    _say_others(output, order, own)
     variable = ""
     if machine and any([is_local(job.request) async for job in order.jobs]):
         output.say(f"the songs are files of this machine ({machine}): they need a worker here, which uploads them")
@@ -211,7 +213,14 @@ async def _enqueue(output: Output, order: BatchOrder, out: Path | None) -> None:
     if location.must_be_set:
         output.say("set KIE_JOURNAL to the address you gave, which may hold a password; then")
     output.say(f"make them: {variable}kie-async worker {location.options} --out DIR")
-    output.say(f"wait for them: kie-async jobs wait {location.with_out(out)}")
+    output.say(f"wait for them: kie-async jobs wait {location.with_out(out if own else None)}")
+
+
+def _say_others(output: Output, order: BatchOrder, own: int) -> None:
+    """Say how many jobs of the manifest another batch had on record before; they stay there."""
+    if (others := order.summary.total - own) > 0:
+        listed = f"kie-async jobs list {order.location.options}"
+        output.say(f"left to another batch of this journal: {count_of(others, 'job')}; all are listed by: {listed}")
 
 
 # ---------------------------------------------------------------- the run
@@ -228,8 +237,7 @@ async def _run(output: Output, order: BatchOrder, out: Path) -> KieError | None:
         progress.shown(journal, order.name),
     ):
         await _work(order, out, session, journal, progress.job_changed)
-    if (others := order.summary.total - progress.counts.total) > 0:
-        output.say(f"left to another batch of this journal: {count_of(others, 'job')}")
+    _say_others(output, order, progress.counts.total)
     return batch_error(progress.counts, order.location.with_out(out), command, lost=progress.lost)
 
 
