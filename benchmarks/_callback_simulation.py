@@ -90,7 +90,7 @@ class Caller:
         return ended
 
     def _called(self, entry: TrackedTask, number: int, when: float) -> float:
-        if self._planner.callback_received(entry, STAGES[number], self._now, is_authentic=True):
+        if self._planner.note_callback(entry, STAGES[number], self._now, is_authentic=True):
             return min(when, earliest_poll(entry, self._now))
         if self._planner.awaits_callback(entry):
             return self._now + self._planner.delay(entry, self._now)
@@ -102,6 +102,5 @@ class Caller:
             if at <= self._now and stage not in dict(progress.stages):
                 progress.stages = (*progress.stages, (stage, self._now - entry.started_at))
         entry.polls.last_at = self._now
-        if (polls := entry.callbacks.polls_since_claim) is not None:
-            entry.callbacks = entry.callbacks._replace(polls_since_claim=polls + 1)
+        entry.polls.count += 1
         return self._now + self._planner.delay(entry, self._now)

@@ -37,19 +37,19 @@ DURATIONS = st.lists(st.floats(1, 1000), max_size=20)
 SHARE = st.floats(0.001, 1)
 
 
-def awaiting(durations: list[float], missing: float, polled: float = 0.0, *, poll_cost: float = 0.3) -> float:
+def awaiting(durations: list[float], unreported: float, polled: float = 0.0, *, poll_cost: float = 0.3) -> float:
     """The age at which a task is polled whose callback is waited for, after tasks of these durations."""
     pacing = DurationModel(poll_cost=poll_cost)
     for duration in durations:
         pacing.learn(KEY, duration, duration, {})
-    return polled + pacing.delay_with_callbacks(KEY, polled, polled, missing, lambda: 0.5)
+    return polled + pacing.delay_with_callbacks(KEY, polled, polled, unreported, lambda: 0.5)
 
 
 @given(DURATIONS, SHARE, SHARE, st.floats(0, 5000))
 def test_the_more_callbacks_come_the_later_a_task_is_polled(
-    durations: list[float], missing: float, other: float, polled: float
+    durations: list[float], unreported: float, other: float, polled: float
 ) -> None:
-    few, many = sorted([missing, other])
+    few, many = sorted([unreported, other])
     late, soon = awaiting(durations, few, polled), awaiting(durations, many, polled)
     assert polled + MIN_INTERVAL <= soon <= late * (1 + 1e-9)
     assert soon <= awaiting(durations, many, polled, poll_cost=1.0) * (1 + 1e-9)
@@ -57,9 +57,9 @@ def test_the_more_callbacks_come_the_later_a_task_is_polled(
 
 @given(st.floats(5, 1000), SHARE)
 def test_a_task_whose_callback_was_lost_is_polled_soon_after_it_has_probably_ended(
-    duration: float, missing: float
+    duration: float, unreported: float
 ) -> None:
-    assert awaiting([duration] * 200, missing) <= 1.2 * duration + 1
+    assert awaiting([duration] * 200, unreported) <= 1.2 * duration + 1
 
 
 def test_where_no_callback_is_lost_a_task_is_polled_when_nearly_all_have_ended() -> None:

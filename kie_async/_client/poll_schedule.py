@@ -21,14 +21,16 @@ from kie_async.models import STAGES
 MAX_LISTENER_INTERVAL = 8.0  # seconds between two polls while somebody listens to the stages
 CALLBACK_FALLBACK = 10.0  # seconds after the end of a task in which its callback may still come
 TRUST_WINDOW = 30  # ends by which callbacks are judged
-MAX_MISSING = 0.25  # of them unreported: where more are, polls go as without callbacks
-RECHECK_INTERVAL = 10.0  # seconds after which a poll that is further away is decided anew, for trust may have been lost
+MAX_UNREPORTED = 0.25  # of them: where more are, polls go as without callbacks
+RECHECK_INTERVAL = 10.0  # seconds until a recheck, where the next poll is further away
 _DOUBT = 0.02  # of an end counts as unreported from the start: some may be, although all of the window were reported
 _MAX_PENDING_INTERVAL = 10.0  # seconds between two polls of a task that is not visible, or has no audio yet
 
 
 class PollQueue:
     """Which task is polled next: a heap of "poll this task at", and the limits on all polls together.
+
+    In place of a poll that is far away a recheck can be due: it polls nothing, and decides again when to poll.
 
     A task that is scheduled anew, is paused or has ended leaves a stale place in the heap. It is dropped when its turn
     comes. Of tasks due at once, the first that was scheduled goes first.
@@ -47,7 +49,7 @@ class PollQueue:
         self._earliest_start = 0.0
 
     def schedule(self, task: TrackedTask, when: float, *, is_recheck: bool = False) -> None:
-        """Poll a task at this time and not before, or decide then when to poll it."""
+        """Have a task polled, or rechecked, at this time; whatever it was scheduled for before is dropped."""
         task.polls.next_at, task.polls.is_recheck = when, is_recheck
         item = (when, next(self._serials), task)
         heapq.heappush(self._heap, item)
@@ -63,9 +65,9 @@ class PollQueue:
         return max(self._heap[0][0], self._earliest_start)
 
     def take_due(self, now: float) -> TrackedTask | None:
-        """Take the next task whose poll may start now; the poll is under way until ``poll_ended``.
+        """Take the next task whose poll or recheck (``task.polls.is_recheck``) is due; None if there is none now.
 
-        A task whose poll is only to be decided anew is given too: no poll of it is under way then.
+        A poll counts as under way from here on, until ``poll_ended``.
         """
         when = self.next_start()
         if when is None or when > now:
@@ -101,11 +103,11 @@ class CallbackTrust:
         self._unreported_since: dict[str, float | None] = {}  # of the latest ends, in their order; None: reported
 
     @property
-    def missing(self) -> float:
-        """The share of ends that are not reported; 1 before the first end, and never 0."""
+    def unreported(self) -> float:
+        """The share of ends that no callback reports; 1 before the first end, and never 0."""
         ends = self._unreported_since.values()
-        unreported = sum(since is not None for since in ends)
-        return (unreported + _DOUBT) / (len(ends) + _DOUBT)
+        number = sum(since is not None for since in ends)
+        return (number + _DOUBT) / (len(ends) + _DOUBT)
 
     def end_reported(self, task_id: str) -> None:
         """Note that a callback reported an end before a poll saw it."""
@@ -138,7 +140,7 @@ class PollPlanner:
 
     # ------------------------------------------------------------ what happens
 
-    def callback_received(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
+    def note_callback(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
         """Note what a callback says of a task; return whether a poll can bring news that somebody waits for.
 
         ``is_authentic`` if it came to the address that only the service knows; any other is only a reason to poll.
@@ -152,7 +154,7 @@ class PollPlanner:
                 self._trust.end_reported(task.task_id)
         task.callbacks = CallbackClaims(
             stages=max(known.stages, stages),
-            polls_since_claim=0 if is_end and known.polls_since_claim is None else known.polls_since_claim,
+            polls_before_end=task.polls.count if is_end and known.polls_before_end is None else known.polls_before_end,
             has_authentic=known.has_authentic or is_authentic,
             authentic_end_at=now if is_authentic and is_first_of_end else known.authentic_end_at,
         )
@@ -184,29 +186,33 @@ class PollPlanner:
         if task.progress.pending_reason in {"not visible", "no audio"}:
             return min(_MAX_PENDING_INTERVAL, 1 + (now - task.progress.pending_since) / 4)
         wait = self._wait_for_end(task, now)
-        if task.callbacks.polls_since_claim is not None:  # a callback reported its end, the record does not yet
-            wait = min(wait, retry_delay(task.callbacks.polls_since_claim, self._random))
+        polls_before_end = task.callbacks.polls_before_end
+        if polls_before_end is not None:  # a callback reported its end, the record does not yet
+            wait = min(wait, retry_delay(task.polls.count - polls_before_end, self._random))
         return wait
 
     def _wait_for_end(self, task: TrackedTask, now: float) -> float:
         age, kind, stages = now - task.started_at, task.origin.kind, task.progress.stages
         polled_age = 0.0 if task.polls.last_at is None else task.polls.last_at - task.started_at
         if self.awaits_callback(task):
-            return self._durations.delay_with_callbacks(kind, age, polled_age, self._trust.missing, self._random)
+            return self._durations.delay_with_callbacks(kind, age, polled_age, self._trust.unreported, self._random)
         stage, stage_age = (stages[-1][0], polled_age - stages[-1][1]) if stages else (None, polled_age)
         wait = self._durations.delay(kind, polled_age, stage, stage_age, self._random) - (age - polled_age)
         wait = max(wait, MIN_INTERVAL)  # it is overdue if callbacks were trusted until now
         return min(wait, MAX_LISTENER_INTERVAL) if task.waiters.listeners else wait
 
     def awaits_callback(self, task: TrackedTask) -> bool:
-        """Tell whether a callback is likely to bring the news. A listener needs one that came for this very task."""
-        if task.callbacks.authentic_end_at is not None or self._trust.missing > MAX_MISSING:
+        """Tell whether a callback is likely to report the end of a task before a poll does.
+
+        Who listens to the stages relies on callbacks only after one has come for this very task.
+        """
+        if task.callbacks.authentic_end_at is not None or self._trust.unreported > MAX_UNREPORTED:
             return False
         return task.callbacks.has_authentic or (task.origin.is_own and not task.waiters.listeners)
 
     def poll_time_for_listener(self, task: TrackedTask, now: float) -> float:
         """The time of the next poll of a task to whose stages somebody begins to listen."""
-        if task.callbacks.stages > len(task.progress.stages):  # one reported a stage, and nobody listened
+        if task.callbacks.stages > len(task.progress.stages):  # one reported a stage while nobody listened
             return earliest_poll(task, now)
         if self.awaits_callback(task):
             return math.inf

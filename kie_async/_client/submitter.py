@@ -363,7 +363,7 @@ class Submitter:
         self._tokens.followed[token] = task_id
         origin = Origin.of(request, submission.context, is_own=True)
         task = self._tracker.follow(task_id, origin, on_release=partial(self._release, token, submission.place))
-        task.on_outcome = submission.place.settle
+        task.on_finished = submission.place.settle
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
                 self._tracker.callback_received(task_id, stage, is_authentic=True)

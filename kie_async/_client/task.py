@@ -121,7 +121,7 @@ class Origin(NamedTuple):
         return cls(kind, is_own, as_duration(request.continue_at), request.source_duration, context or None)
 
 
-ELSEWHERE = Origin()  # of a task that is known by its id alone
+UNKNOWN_ORIGIN = Origin()  # of a task that is known by its id alone
 
 
 class PollPhase(Enum):
@@ -129,7 +129,7 @@ class PollPhase(Enum):
 
     NONE = auto()
     UNDER_WAY = auto()
-    REPEAT = auto()  # it is, and news came meanwhile: poll again when it has ended
+    REPEAT = auto()  # one is under way, and news came meanwhile: poll again once it has ended
 
 
 @attrs.define(eq=False)
@@ -137,8 +137,8 @@ class Polls:
     """The polls of one task.
 
     Attributes:
-        next_at: when the next is due; infinite while one is under way.
-        is_recheck: no poll is due then: it is to be decided anew when to poll.
+        next_at: when the next poll or recheck is due; infinite while a poll is under way.
+        is_recheck: a recheck is due then: it polls nothing, and decides again when to poll.
         last_at: when the last one that found it running was answered.
         count: how many were answered.
         failures: how many in a row, up to the last, were not answered.
@@ -162,8 +162,8 @@ class Progress:
         status: the last word of the service; empty before the first.
         stages: those reached, each with the age of the task at which it was first seen.
         is_visible: record-info has known the task.
-        pending_reason: what is amiss with the last record, which is neither an end nor that of a running task.
-        pending_since: when that reason was first given.
+        pending_reason: why the task is neither simply running nor at its end (``statuses.Running``).
+        pending_since: since when, for this very reason.
     """
 
     status: str = ""
@@ -179,13 +179,14 @@ class CallbackClaims(NamedTuple):
 
     Attributes:
         stages: how many stages are behind the task.
-        polls_since_claim: polls since a callback said that the task has ended; None if none said so.
+        polls_before_end: how many polls had been answered when a callback first said that the task has ended; None
+            if none said so.
         has_authentic: a callback came to the address of this task's own submission, which only the service knows.
         authentic_end_at: when such a callback said that the task has ended.
     """
 
     stages: int = 0
-    polls_since_claim: int | None = None
+    polls_before_end: int | None = None
     has_authentic: bool = False
     authentic_end_at: float | None = None
 
@@ -207,7 +208,7 @@ class Waiters:
     _futures: tuple[asyncio.Future[None], ...] = ()
 
     def next_change(self) -> asyncio.Future[None]:
-        """What is done when something about the task has changed; one for each waiter, who may cancel it."""
+        """Return a future that the next ``notify`` completes. Each waiter gets one of its own, and may cancel it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._futures = (*self._futures, future)
         return future
@@ -220,7 +221,7 @@ class Waiters:
                 future.set_result(None)
 
     def forget_cancelled(self) -> None:
-        """Let the futures go of those who do not wait any more."""
+        """Drop the futures of those who do not wait any more."""
         self._futures = tuple(future for future in self._futures if not future.done())
 
 
@@ -233,8 +234,8 @@ class TrackedTask:
         deadline: when following it ends without an outcome of the service's.
         is_paused: the last who waited for it went away, and nobody records its end: it is not polled.
         outcome: its result, or why it has none; None while it is followed.
-        on_release: called once, when it is paused or has ended.
-        on_outcome: called with the outcome, when it has ended.
+        on_release: called once, when it is first paused or has ended.
+        on_finished: called with the outcome, when it has ended.
     """
 
     task_id: str
@@ -242,7 +243,7 @@ class TrackedTask:
     started_at: float
     deadline: float
     on_release: Callable[[], None] | None = None
-    on_outcome: Callable[[TaskResult | KieError], None] | None = None
+    on_finished: Callable[[TaskResult | KieError], None] | None = None
     polls: Polls = attrs.field(factory=Polls)
     progress: Progress = attrs.field(factory=Progress)
     callbacks: CallbackClaims = NO_CALLBACKS
@@ -251,7 +252,7 @@ class TrackedTask:
     outcome: TaskResult | KieError | None = None
 
     def release(self) -> None:
-        """Call ``on_release``, unless that was done."""
+        """Call ``on_release``, unless it was called before."""
         on_release, self.on_release = self.on_release, None
         if on_release is not None:
             on_release()
@@ -303,7 +304,7 @@ def _failure(task: TrackedTask, verdict: Failed) -> TaskFailedError:
 def finished_event(
     task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None, now: float
 ) -> Finished:
-    """What the observer is told of an outcome; ``record`` is that of the end, if there is one."""
+    """The event of an outcome; ``record`` is the one that shows the end, if a record does."""
     seconds, spent = now - task.started_at, credits_of(outcome)
     error = None if isinstance(outcome, TaskResult) else outcome
     return Finished(
@@ -320,7 +321,7 @@ def finished_event(
 
 
 def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float) -> float | None:
-    """Seconds from the end of a task until it was seen, ``seconds`` after its submission; None if nobody knows.
+    """Seconds by which the end of a task was seen late; None if nobody knows. It was seen at the age of ``seconds``.
 
     The jobs route tells the end (``completeTime``). It is counted from ``createTime``, so the service's clock
     is compared with itself. For other tasks, the callback of the end is the first that is known of it.
@@ -334,8 +335,8 @@ def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float)
     return None if ended_at is None else task.started_at + seconds - ended_at
 
 
-def timed_out(task_id: str, settings: Settings, last: KieError | None) -> WaitTimeoutError:
-    """The error of a task that takes too long; ``last`` says why its last poll failed, if it did."""
+def timeout_error(task_id: str, settings: Settings, last: KieError | None) -> WaitTimeoutError:
+    """The error of a task that takes too long; ``last`` is that of its last poll, if that failed."""
     message = (
         f"no end after {settings.task_timeout:.0f} s; the task may still end: "
         f"session.track({task_id!r}) follows it again, as session.resume() does what a journal holds"
@@ -344,7 +345,7 @@ def timed_out(task_id: str, settings: Settings, last: KieError | None) -> WaitTi
     return WaitTimeoutError(message, task_id)
 
 
-def session_closed(task_id: str) -> SessionError:
+def closed_error(task_id: str) -> SessionError:
     """The error of a task whose session was closed."""
     message = f"the session was closed; the task goes on: session.track({task_id!r}) follows it in another session"
     return SessionError(message, task_id, charged="yes", retryable=True)

@@ -21,14 +21,14 @@ import anyio
 from kie_async._client.concurrency import InternalErrors
 from kie_async._client.poll_schedule import RECHECK_INTERVAL, PollPlanner, PollQueue, earliest_poll
 from kie_async._client.task import (
-    ELSEWHERE,
+    UNKNOWN_ORIGIN,
     Origin,
     PollPhase,
     TrackedTask,
+    closed_error,
     finished_event,
     outcome_of,
-    session_closed,
-    timed_out,
+    timeout_error,
 )
 from kie_async._protocol.durations import DurationModel, TaskKind
 from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, stage_number
@@ -77,18 +77,19 @@ class Tracker:
     # ------------------------------------------------------------ what others ask for
 
     def follow(
-        self, task_id: str, origin: Origin = ELSEWHERE, *, on_release: Callable[[], None] | None = None
+        self, task_id: str, origin: Origin = UNKNOWN_ORIGIN, *, on_release: Callable[[], None] | None = None
     ) -> TrackedTask:
         """Follow a task from now on.
 
-        If it is known already, ``origin`` is not used, and ``on_release`` is called at once: it needs no second place.
+        A task that is known already keeps what it was first given: ``origin`` is not used, and ``on_release`` is
+        called at once, so that a task in flight never holds two places.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
             return self._start_following(task_id, origin, on_release)
         if on_release is not None:
             on_release()
-        self._resume(task)
+        self._resume_if_paused(task)
         return task
 
     def _start_following(self, task_id: str, origin: Origin, on_release: Callable[[], None] | None) -> TrackedTask:
@@ -98,7 +99,7 @@ class Tracker:
         if not origin.is_own:
             self._emit(Followed(task_id, origin.context or {}))
         if self._is_closed:
-            self._finish(task, session_closed(task_id))
+            self._finish(task, closed_error(task_id))
         else:
             self._followed[task_id] = task
             if origin.is_own:
@@ -117,7 +118,7 @@ class Tracker:
             if is_authentic:
                 self._planner.note_late_callback(task_id, now)
             return False
-        brings_news = self._planner.callback_received(task, stage, now, is_authentic=is_authentic)
+        brings_news = self._planner.note_callback(task, stage, now, is_authentic=is_authentic)
         if brings_news:
             self._poll_no_later_than(task, earliest_poll(task, now))
         elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task):
@@ -142,7 +143,7 @@ class Tracker:
         try:
             raise error
         finally:
-            del task, error  # or they and this frame would hold each other: error, traceback, frame, error
+            del task, error  # or there is a cycle of references: error, its traceback, this frame, error
 
     async def events(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Give each stage once, in order; a success passes through all of them. Ends with the task."""
@@ -165,8 +166,8 @@ class Tracker:
         if asyncio.get_running_loop() is not self._loop:
             raise SessionError("the task belongs to another event loop: await it there")
         if self._is_closed and task.outcome is None:  # it was paused when the session closed
-            self._finish(task, session_closed(task.task_id))
-        self._resume(task)
+            self._finish(task, closed_error(task.task_id))
+        self._resume_if_paused(task)
         task.waiters.count += 1
 
     def _remove_waiter(self, task: TrackedTask) -> None:
@@ -180,15 +181,15 @@ class Tracker:
         self._followed.pop(task.task_id, None)
         self._paused[task.task_id] = task
         self._emit(Paused(task.task_id))
-        task.release()  # nobody follows it: its place is free, though it goes on at the service
+        task.release()  # its place in flight is free, though it goes on at the service
 
-    def _resume(self, task: TrackedTask) -> None:
-        """Go on polling a task that was paused, at its scheduled time, but not before a poll is allowed again."""
+    def _resume_if_paused(self, task: TrackedTask) -> None:
+        """Poll a task again that was paused: when its next poll was due, or as soon as one may start."""
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
             self._emit(Followed(task.task_id, task.origin.context or {}))
-            if task.polls.phase is PollPhase.NONE:
+            if task.polls.phase is PollPhase.NONE:  # else a poll is under way still, and schedules the next
                 when = max(task.polls.next_at, earliest_poll(task, self._now()))
                 self._queue.schedule(task, when, is_recheck=task.polls.is_recheck)
 
@@ -226,7 +227,7 @@ class Tracker:
             while self._followed:
                 for _ in range(min(len(self._followed), _CLOSE_BATCH)):
                     task_id, task = self._followed.popitem()
-                    self._finish(task, session_closed(task_id))
+                    self._finish(task, closed_error(task_id))
                 await asyncio.sleep(0)
 
     async def _poll(self, task: TrackedTask) -> None:
@@ -258,8 +259,6 @@ class Tracker:
         if isinstance(verdict, Running):
             self._advance(task, verdict.stage, now)
             task.polls.last_at = now
-            if (polls := task.callbacks.polls_since_claim) is not None:
-                task.callbacks = task.callbacks._replace(polls_since_claim=polls + 1)
             return
         if isinstance(verdict, Succeeded):
             task.progress.tracks = verdict.tracks
@@ -270,25 +269,22 @@ class Tracker:
         self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid), record)
 
     def _update(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
-        progress, origin, status = task.progress, task.origin, record.status
-        if not progress.is_visible and not origin.is_own:  # submitted elsewhere, or earlier
-            kind = TaskKind(record.operation_type or "unknown", record.type or "unknown")
-            origin = origin._replace(kind=kind)
-            task.origin = origin if origin.context else _shared_origin(*origin)
-            if record.created_at is not None:
-                age = (datetime.now(UTC) - record.created_at).total_seconds()
-                if 0 < age < _MAX_AGE:
-                    task.started_at = now - age
+        progress = task.progress
+        if not progress.is_visible and not task.origin.is_own:
+            _learn_origin(task, record, now)
         progress.is_visible = True
-        progress.status = intern(status)  # few words, many tasks
+        progress.status = intern(record.status)  # few words, many tasks
         progress.tracks = record.tracks or progress.tracks
-        is_new = status not in WORDS and status not in self._unknown_words
-        if is_new and len(self._unknown_words) < _MAX_UNKNOWN_WORDS:
+        if record.status not in WORDS:
+            self._notice_unknown_word(task.task_id, record.status)
+
+    def _notice_unknown_word(self, task_id: str, status: str) -> None:
+        if status not in self._unknown_words and len(self._unknown_words) < _MAX_UNKNOWN_WORDS:
             self._unknown_words.add(status)
-            self._emit(Notice(task.task_id, f"the status {clean(status)!r} is not known: taken as running"))
+            self._emit(Notice(task_id, f"the status {clean(status)!r} is not known: taken as running"))
 
     def _judge_with_timeouts(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
-        """Judge a record, and note since when it is pending: beyond its timeout a pending state is taken as an end."""
+        """Say what a record means for a task. A pending state that lasts beyond its timeout is taken as an end."""
         verdict = judge(record)
         progress = task.progress
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
@@ -296,7 +292,7 @@ class Tracker:
             progress.pending_reason, progress.pending_since = reason, now
         if not reason:
             return verdict
-        if reason == "not visible" and progress.is_visible:  # the task was visible before: a replica lags behind
+        if reason == "not visible" and progress.is_visible:  # it was visible before: a replica of the service lags
             return Running()
         timeouts = {
             "not visible": self._settings.not_found_timeout,
@@ -325,15 +321,15 @@ class Tracker:
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
-        """End a task: emit its event, wake the waiters, have it recorded, and give its place in flight back."""
+        """End a task: emit its event, wake the waiters, have it recorded, settle its cost, and free its place."""
         task.outcome = outcome
         (self._paused if task.is_paused else self._followed).pop(task.task_id, None)
         self._emit(finished_event(task, outcome, record, self._now()))
         task.waiters.notify()
         if self.on_finished is not None:
             self.on_finished(task.task_id, outcome)
-        if task.on_outcome is not None:
-            task.on_outcome(outcome)
+        if task.on_finished is not None:
+            task.on_finished(outcome)
         task.release()
 
     # ------------------------------------------------------------ when to poll next
@@ -342,31 +338,40 @@ class Tracker:
         now, phase = self._now(), task.polls.phase
         task.polls.phase = PollPhase.NONE
         if now >= task.deadline:
-            self._finish(task, timed_out(task.task_id, self._settings, error))
+            self._finish(task, timeout_error(task.task_id, self._settings, error))
         elif phase is PollPhase.REPEAT:
             self._queue.schedule(task, min(earliest_poll(task, now), task.deadline))
         else:
             self._schedule(task)
 
     def _schedule(self, task: TrackedTask) -> None:
-        """Schedule the next poll of a task; if that is far away, decide again before."""
+        """Schedule the next poll of a task; or a recheck before it, if it is put off because callbacks are trusted."""
         now = self._now()
-        when = min(now + self._planner.delay(task, now), task.deadline)
-        recheck = now + RECHECK_INTERVAL
-        is_recheck = when > recheck and self._planner.awaits_callback(task)
-        self._queue.schedule(task, recheck if is_recheck else when, is_recheck=is_recheck)
+        poll_at, recheck_at = min(now + self._planner.delay(task, now), task.deadline), now + RECHECK_INTERVAL
+        is_recheck = poll_at > recheck_at and self._planner.awaits_callback(task)
+        self._queue.schedule(task, recheck_at if is_recheck else poll_at, is_recheck=is_recheck)
 
     def _poll_no_later_than(self, task: TrackedTask, when: float) -> None:
-        """Poll a task no later than ``when``.
+        """Poll a task no later than ``when``; infinite changes nothing.
 
-        If a poll is under way and ``when`` has come, poll once more after it; the schedule after it sees to the rest.
+        While a poll is under way, it is polled once more after that if ``when`` has come, and else as scheduled then.
         """
         if task.polls.phase is PollPhase.NONE:
-            # A recheck is no poll: any real poll takes its place.
-            if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):
+            if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):  # a recheck is no poll
                 self._queue.schedule(task, when)
         elif when <= self._now():
             task.polls.phase = PollPhase.REPEAT
 
     def _now(self) -> float:
         return self._loop.time()
+
+
+def _learn_origin(task: TrackedTask, record: TaskRecord, now: float) -> None:
+    """Read the kind and the age of a task that was submitted elsewhere, or earlier, from its first record."""
+    kind = TaskKind(record.operation_type or "unknown", record.type or "unknown")
+    origin = task.origin._replace(kind=kind)
+    task.origin = origin if origin.context else _shared_origin(*origin)  # a context is a dict: it has no hash
+    if record.created_at is not None:
+        age = (datetime.now(UTC) - record.created_at).total_seconds()
+        if 0 < age < _MAX_AGE:
+            task.started_at = now - age

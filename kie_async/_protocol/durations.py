@@ -90,11 +90,11 @@ class DurationHistogram:
             step += 1
         return math.inf
 
-    def next_poll_with_callbacks(self, age: float, missing: float, poll_cost: float) -> float:
+    def next_poll_with_callbacks(self, age: float, unreported: float, poll_cost: float) -> float:
         """The age at which the lateness to be expected since ``age`` is worth a poll, if no callback has come by then.
 
         The longer a task is silent, the likelier it has ended unreported: with ``F`` the share of those running at
-        ``age`` that has ended since, the odds are ``missing * F`` to ``1 - F``.
+        ``age`` that has ended since, the odds are ``unreported * F`` to ``1 - F``.
         """
         step = max(bisect_right(_EDGES, age) - 1, 0)
         alive, ended = sum(self.weights[step:]), 0.0
@@ -103,7 +103,7 @@ class DurationHistogram:
             over = (at - start) / (end - start) if at > start else 0.0  # of the first step, a part is past
             alive -= weight
             ended += weight * (1 - over)
-            lost = missing * ended
+            lost = unreported * ended
             rise = (lost / max(alive + lost, self.unit * 1e-9) - doubt) / (end - at)
             left = poll_cost - late
             if (doubt + rise * (end - at) / 2) * (end - at) >= left:
@@ -165,14 +165,14 @@ class DurationModel:
                 self._histogram(kind, stage).learn(_shares(max(earliest - age, 0.0), latest - age))
 
     def delay_with_callbacks(
-        self, kind: TaskKind, age: float, polled_age: float, missing: float, random: Random
+        self, kind: TaskKind, age: float, polled_age: float, unreported: float, random: Random
     ) -> float:
         """Seconds until the next poll of a task whose end a callback is likely to report.
 
-        ``missing`` is the share of ends that no callback reports, above 0; ``polled_age`` is 0 before the first poll.
+        ``unreported`` is the share of ends no callback reports, above 0; ``polled_age`` is 0 before the first poll.
         """
         histogram = self._histograms.get((kind, None), self._prior)
-        wait = histogram.next_poll_with_callbacks(polled_age, missing, self._poll_cost) - age
+        wait = histogram.next_poll_with_callbacks(polled_age, unreported, self._poll_cost) - age
         return max(wait * (0.95 + 0.1 * random()), MIN_INTERVAL)
 
     def delay(self, kind: TaskKind, age: float, stage: Stage | None, stage_age: float, random: Random) -> float:
