@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian'
 
 ODD_NAME = "100% #1? 'a' \"b\" é日本.wav"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-CUT, SECONDS = 6.0, 20.0
+CUT, SECONDS, SHORTER = 6.0, 20.0, 12.0
 OPTIONS = [
     "--headless=new",
     "--no-sandbox",
@@ -68,14 +68,14 @@ class ReportPage:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job with its source and two takes, one that holds the continuation alone, one that failed; and many more."""
+    """A job with its source, a take and a shorter one; one with the continuation alone, one that failed; many more."""
     path = tmp_path_factory.mktemp("results") / "100% #?"
     path.mkdir()
     song = tone(path.parent / ODD_NAME, SECONDS, width=1)
     source = {"source": {"path": str(song)}}
     request = {"title": HOSTILE, "continue_at": CUT}
-    for number, name in ((1, ODD_NAME), (2, "b.wav")):
-        tone(path / name, SECONDS, width=1)
+    for number, name, seconds in ((1, ODD_NAME, SECONDS), (2, "b.wav", SHORTER)):
+        tone(path / name, seconds, width=1)
         sidecar(path, f"a-{number}", number, name=name, key="a", request=request, **source)
     tone(path / "rest.wav", 2.0)
     sidecar(path, "rest", key="b", request=request | {"title": "Rest"}, verdict={"kind": "continuation", "seam": 0})
@@ -131,8 +131,18 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
     page.run(f"{SOUNDS}[1].currentTime = {CUT} + 2.9")
     page.until(f"{SOUNDS}[1].currentTime < {CUT} && {SOUNDS}[1].currentTime > {CUT} - 3.01")
     assert page.run("return window.wasEnded") is None
+    page.press("l")
+
+    page.run(f"{SOUNDS}[1].currentTime = 15")
+    page.press("2")  # which has ended there
+    page.until(f"!{SOUNDS}[2].paused && {SOUNDS}[2].currentTime >= {CUT} - 3")
+    page.until("document.getElementById('live').textContent === 'Take 2 has nothing at 0:15: from 0:03'")
+    page.run(f"{SOUNDS}[2].currentTime = {SHORTER} - 0.1")
+    page.until(f"{SOUNDS}[2].ended")
+    page.press("1", "2", " ")  # it is silent meanwhile
+    page.until(f"!{SOUNDS}[2].paused && {SOUNDS}[2].currentTime >= {CUT} - 3")
     page.press(" ")
-    page.until(f"{SOUNDS}[1].paused")
+    page.until(f"{SOUNDS}[2].paused")
 
     page.press("n", " ")  # that of the continuation, which begins at the cut
     page.until(f"{SOUNDS}.length === 1 && {SOUNDS}[0].currentTime > 0.1")
@@ -145,8 +155,9 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
 def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, tmp_path: Path) -> None:
     page.browser.set_window_size(1200, 900)
     page.all("[data-verdict=keep]")[1].click()
-    page.press("d")  # take 1, which is chosen
-    page.press("e", "a", Keys.SPACE, "k", Keys.ESCAPE, "k", "k")  # kept, and undecided
+    page.press("d", "0", "k")  # take 1, which is chosen; then the source, which gets none
+    page.until("document.querySelector('#live.shown').textContent === 'The source gets no verdict: choose a take'")
+    page.press("e", "a", Keys.SPACE, "k", Keys.ESCAPE, "1", "k", "k")  # a note; kept, and undecided
     page.all(".note")[1].send_keys('"<é>"')
     assert page.one("#progress").text == "1 of 103 decided"
     page.open()
@@ -189,6 +200,8 @@ def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
     size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert page.run("return document.documentElement.scrollWidth") == 390
+    page.run("document.querySelectorAll('.job .note')[1].scrollIntoView()")
+    assert page.run("return document.elementFromPoint(40, 80).closest('.play') !== null")  # it stays above its takes
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     unnamed = "[...document.querySelectorAll('button, input, select')].filter(each => !each.labels?.length"
     unnamed += " && !(each.getAttribute('aria-label') ?? each.textContent).trim()).length"

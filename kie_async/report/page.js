@@ -11,6 +11,7 @@
   const main = find("jobs");
   let current = null; // the row that the keys are for
   let active = null; // the row whose audio is loaded
+  let saying = 0; // the timer of what is about to be said
 
   /** Make an element: its attributes, and its children, which are elements or text. */
   function make(name, attributes = {}, ...children) {
@@ -29,10 +30,16 @@
 
   const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
-  function say(text) {
-    find("live").textContent = "";
-    setTimeout(() => { find("live").textContent = text; }, 20); // said again though it is the same
+  /** Have a screen reader say a text; one that nothing else on the page shows is seen, too. */
+  function say(text, { isShown = false } = {}) {
+    const live = find("live");
+    live.textContent = "";
+    live.className = isShown ? "shown" : "sr";
+    clearTimeout(saying);
+    saying = setTimeout(() => { live.textContent = text; }, 20); // said again though it is the same
   }
+
+  const warn = (text) => say(text, { isShown: true });
 
   // ---------------------------------------------------------------- verdicts, kept in the browser by folder
 
@@ -59,7 +66,7 @@
       if (value.verdict || value.note) localStorage.setItem(prefix + name, JSON.stringify(value));
       else localStorage.removeItem(prefix + name);
     } catch {
-      if (isKept) say("This browser keeps nothing for this page: download the verdicts before you close it.");
+      if (isKept) warn("This browser keeps nothing for this page: download the verdicts before you close it.");
       isKept = false;
     }
     showProgress();
@@ -110,7 +117,7 @@
     link.click();
     link.remove();
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
-    say("Verdicts downloaded as verdicts.json");
+    warn("Verdicts downloaded as verdicts.json");
   }
 
   // ---------------------------------------------------------------- rows
@@ -119,6 +126,7 @@
     job,
     lanes: job.lanes.map((lane) => ({ ...lane })),
     lane: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)),
+    take: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)), // chosen last, of the takes
     position: 0,
     isLooped: false,
     isBuilt: false,
@@ -216,8 +224,9 @@
     lane.wave.addEventListener("click", (event) => {
       const box = lane.wave.getBoundingClientRect();
       const [from, to] = span(row);
-      seek(row, from + (to - from) * (event.clientX - box.left) / box.width);
-      choose(row, index);
+      const position = from + (to - from) * (event.clientX - box.left) / box.width;
+      choose(row, index, position);
+      seek(row, position);
       play(row);
     });
     listen(row, lane, index);
@@ -368,7 +377,21 @@
   // ---------------------------------------------------------------- playing
 
   const playing = (row) => row === active && !row.lanes[row.lane].audio.paused;
-  const within = (lane, position) => Math.min(Math.max(position - lane.start, 0), Math.max(lane.seconds, 0));
+  const ending = (lane) => (lane.seconds ? lane.start + lane.seconds : Infinity); // until its length is known
+
+  /** Just before the seam; of a lane that has none, its last seconds, or its beginning if nothing is known. */
+  function beforeSeam(row, lane) {
+    const { cut } = row.job;
+    return cut === null ? lane.start : Math.max(lane.start, Math.min(cut, ending(lane)) - ROUND);
+  }
+
+  /** Go to just before the seam if the lane has nothing at the position, and say so. */
+  function enter(row) {
+    const [lane, { position }] = [row.lanes[row.lane], row];
+    if (position > lane.start - 0.05 && position < ending(lane) - 0.05) return;
+    row.position = beforeSeam(row, lane);
+    warn(`${laneName(lane)} has nothing at ${clock(position)}: from ${clock(row.position)}`);
+  }
 
   /** Load the audio of a row, and let go that of another. */
   function activate(row) {
@@ -398,12 +421,11 @@
   function play(row) {
     activate(row);
     const lane = row.lanes[row.lane];
-    let at = within(lane, row.position);
-    if (lane.seconds && at > lane.seconds - 0.05) at = 0;
-    lane.audio.currentTime = at;
-    row.position = lane.start + at;
+    if (Math.abs(row.position - ending(lane)) < 0.05) row.position = lane.start; // played to its end: once more
+    enter(row);
+    lane.audio.currentTime = Math.max(0, row.position - lane.start);
     lane.audio.play().catch((error) => {
-      if (error.name !== "AbortError") say(`${laneName(lane)} cannot be played`);
+      if (error.name !== "AbortError") warn(`${laneName(lane)} cannot be played`);
     });
     show(row);
   }
@@ -417,16 +439,19 @@
     else play(row);
   }
 
-  /** Hear another lane, at the same position. */
-  function choose(row, index) {
+  /** Hear another lane at a position: by default the same, where it has one. */
+  function choose(row, index, position = null) {
     const lane = row.lanes[index];
-    if (!lane?.address || index === row.lane) return;
+    if (index === row.lane) return;
     const wasPlaying = playing(row);
     if (wasPlaying) follow(row);
     pause(row);
+    row.position = position ?? row.position;
     row.lane = index;
+    if (lane.take) row.take = index;
     showLane(row);
     say(laneName(lane));
+    enter(row);
     if (wasPlaying) play(row);
     else show(row);
   }
@@ -434,13 +459,14 @@
   function seek(row, position) {
     const [from, to] = span(row);
     row.position = Math.min(to, Math.max(from, position));
-    if (row === active) row.lanes[row.lane].audio.currentTime = within(row.lanes[row.lane], row.position);
+    const lane = row.lanes[row.lane];
+    if (row === active) lane.audio.currentTime = Math.max(0, Math.min(row.position, ending(lane)) - lane.start);
     show(row);
   }
 
   function toSeam(row) {
     if (row.job.cut === null) return;
-    seek(row, row.job.cut - ROUND);
+    seek(row, beforeSeam(row, row.lanes[row.lane]));
     play(row);
   }
 
@@ -461,7 +487,7 @@
   function tick(row) {
     if (!playing(row)) return;
     follow(row);
-    if (row.isLooped && row.position >= row.job.cut + ROUND) seek(row, row.job.cut - ROUND);
+    if (row.isLooped && row.position >= row.job.cut + ROUND) seek(row, beforeSeam(row, row.lanes[row.lane]));
     else if (!calm.matches || clock(row.position) !== row.parts.clock.firstChild.textContent) show(row);
   }
 
@@ -485,10 +511,11 @@
     });
     on("timeupdate", () => tick(row)); // also where frames stand still, as in a tab that is not seen
     on("ended", () => {
+      if (lane.seconds) row.position = ending(lane);
       if (row.isLooped) toSeam(row);
       else show(row);
     });
-    on("error", () => say(`${laneName(lane)} cannot be played`));
+    on("error", () => warn(`${laneName(lane)} cannot be played`));
     lane.audio.addEventListener("loadedmetadata", () => {
       if (lane.seconds || !Number.isFinite(lane.audio.duration)) return;
       lane.seconds = lane.audio.duration;
@@ -513,9 +540,10 @@
     else if (wasPlaying) pause(active);
   }
 
-  const onTake = (then) => (row) => {
+  const decideBy = (verdict) => (row) => {
     const lane = row.lanes[row.lane];
-    if (lane.choice) then(lane);
+    if (lane.choice) decide(lane, verdict);
+    else warn("The source gets no verdict: choose a take");
   };
   const KEYS = {
     " ": toggle,
@@ -523,9 +551,9 @@
     ArrowRight: (row) => seek(row, row.position + STEP),
     g: toSeam,
     l: loop,
-    k: onTake((lane) => decide(lane, "keep")),
-    d: onTake((lane) => decide(lane, "drop")),
-    e: onTake((lane) => lane.note.focus()),
+    k: decideBy("keep"),
+    d: decideBy("drop"),
+    e: (row) => row.lanes[row.take].note?.focus(), // the source has none
   };
 
   function onKey(event) {
@@ -545,8 +573,10 @@
     else if (row && isPlayable(row) && (/^[0-9]$/.test(key) || Object.hasOwn(KEYS, key))) {
       build(row);
       setCurrent(row);
+      const index = row.lanes.findIndex((lane) => lane.take === Number(key) && lane.address);
       if (Object.hasOwn(KEYS, key)) KEYS[key](row);
-      else choose(row, row.lanes.findIndex((lane) => lane.take === Number(key)));
+      else if (index < 0) warn(key === "0" ? "The source is not here" : `Take ${key} is not here`);
+      else choose(row, index);
     } else return;
     event.preventDefault();
   }
