@@ -17,7 +17,7 @@ from kie_async import journal as journals
 from kie_async._client import Client, Task, open_client
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import TrackedTask
-from kie_async._protocol.admission import Admission, task_problem
+from kie_async._protocol.admission import Admission, task_id_error
 from kie_async.events import Observer
 from kie_async.limiter import Limiter
 from kie_async.models import ExtendRequest, Request
@@ -46,7 +46,7 @@ class Dispatcher:
             KieError: it is not to be sent.
         """
         if isinstance(request, ExtendRequest) and self._admission.knows(request.audio_id):
-            raise task_problem(())
+            raise task_id_error(())
         self._admission.check(request)
         measured = await files.measure_request(request)
         if measured is not request:

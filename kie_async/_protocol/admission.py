@@ -131,8 +131,8 @@ class Admission:
         return task_id in self._tasks
 
 
-def task_problem(tracks: tuple[str, ...]) -> InvalidRequestError:
-    """The error that an id of a task was given as that of a track; ``tracks`` are its own, if they are known."""
+def task_id_error(tracks: tuple[str, ...]) -> InvalidRequestError:
+    """The error where the id of a task was given for that of a track; ``tracks`` are the task's, if they are known."""
     remedy = f"give that of one of its tracks: {' or '.join(tracks)}" if tracks else "give that of a track (Track.id)"
     return invalid_request(Problem("audio_id", "is the id of a task", remedy))
 

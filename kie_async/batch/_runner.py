@@ -200,7 +200,7 @@ class Runner:
             request = attrs.evolve(request, source=await self._address(job))
         self._budget.reserve(job.key)
         prepare = partial(self._prepare, job)
-        submitted = await self._recorder.submit_job(job.key, request, prepare=prepare, check=self._check_running)
+        submitted = await self._recorder.submit_planned(job.key, request, prepare=prepare, check=self._check_running)
         self._policy.succeed()
         self._observer(await self._get(job.key))
         return await self._wait_for_end(job.key, submitted)

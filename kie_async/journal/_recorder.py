@@ -12,13 +12,12 @@ from contextlib import asynccontextmanager
 from typing import Protocol, Self
 
 import anyio
-from anyio.abc import TaskGroup
 
 from kie_async._client import Client, Task
 from kie_async._client.concurrency import InternalErrors
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import Origin, TrackedTask
-from kie_async._protocol.admission import check_task_id, task_problem
+from kie_async._protocol.admission import check_task_id, task_id_error
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
@@ -28,7 +27,7 @@ from kie_async.journal._leases import Leases, process_lease
 from kie_async.journal._same_request import asks_the_same
 from kie_async.journal._submission_log import JobSubmissionLog, OutcomeWriter
 from kie_async.journal._takeover import WITHOUT_ANSWER, Takeover
-from kie_async.journal._transitions import PAID, charged, has_another_request
+from kie_async.journal._transitions import PAID, another_request_error, charged
 from kie_async.models import ExtendRequest, Request
 from kie_async.settings import Settings
 
@@ -64,12 +63,14 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     Attributes:
         journal: the one given.
+        group: the task group of the session.
         leases: those that this process holds.
         takeover: goes on with what dead processes leave.
     """
 
     def __init__(self, journal: Journal, client: Client, dispatcher: Dispatching) -> None:
         self.journal = journal
+        self.group = client.group
         self._client = client
         self._dispatcher = dispatcher
         self._payer = _payer_of(client.settings)
@@ -83,7 +84,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         async with self.leases.holding(process_lease(self.journal.process_id)):
             scope, stopped = anyio.CancelScope(), anyio.Event()
-            # In the session's group: who closes it need not be the coroutine that opened it.
+            # In the session's group, because another task may leave this block than the one that entered it.
             self.group.start_soon(self._background, scope, stopped)
             self._client.tracker.on_finished = self._outcomes.add
             try:
@@ -110,11 +111,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
                     group.start_soon(self._prune_callbacks)
         finally:
             stopped.set()
-
-    @property
-    def group(self) -> TaskGroup:
-        """The task group of the session."""
-        return self._client.group
 
     def _notice(self, task_id: str | None, note: str) -> None:
         self._client.emit(Notice(task_id or "", note))
@@ -145,13 +141,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
             if not await self.journal.add([job]):  # another submission with this key came between
                 job = await self.journal.get(job.key) or job
         if not asks_the_same(job.request, request):
-            raise has_another_request(job)
+            raise another_request_error(job)
         if job.state in PAID:
             return self.follow(job)
         if job.state is not State.PLANNED:
             message = f"job {job.key!r} is {job.state}, not planned (any more)"
             raise ConflictError(message, job.task_id, charged=charged(job))
-        return await self._submit_planned(job.key, request, None, check)
+        return await self._submit_admitted(job.key, request, None, check)
 
     async def check_caps(self, batch: str) -> None:
         """See whether there is room for one more submission, before its source is uploaded.
@@ -161,8 +157,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """
         await self.journal.caps.check(batch, self._payer)
 
-    async def submit_job(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
-        """Submit a planned job; its transitions and its outcome are recorded.
+    async def submit_planned(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
+        """Submit a job that is planned already; its transitions and its outcome are recorded.
 
         Args:
             key: of the job.
@@ -176,24 +172,24 @@ class Recorder(anyio.AsyncContextManagerMixin):
             ConflictError: it is not planned.
             KieError: as ``KieSession.submit``.
         """
-        return await self._submit_planned(key, await self._admit(request), prepare, check)
+        return await self._submit_admitted(key, await self._admit(request), prepare, check)
 
     async def _admit(self, request: Request) -> Request:
         if isinstance(request, ExtendRequest):
             job = await self.journal.find(task_id=request.audio_id)
             if job is not None:  # the id of a task, given in place of that of a track
-                raise task_problem(tuple(track.id for track in job.tracks))
+                raise task_id_error(tuple(track.id for track in job.tracks))
         return await self._dispatcher.admit(request)
 
-    async def _submit_planned(self, key: str, request: Request, prepare: Prepare | None, check: Check) -> Task:
-        """Submit the request of a planned job, which was admitted, and record what becomes of it."""
+    async def _submit_admitted(self, key: str, request: Request, prepare: Prepare | None, check: Check) -> Task:
+        """Submit the admitted request of a planned job, and record what becomes of it."""
         log = JobSubmissionLog(
             key=key,
             route=self._client.settings.route,
             payer=self._payer,
             journal=self.journal,
             leases=self.leases,
-            not_sent=self.takeover.not_sent,  # shared: the takeover takes back what could not be here
+            not_sent=self.takeover.not_sent,  # an intent that cannot be taken back now is left to the takeover
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -202,7 +198,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job; its outcome is recorded."""
-        # Another session may have submitted it, so its age is read from its record.
+        # Not own, for another session may have submitted it: its age is read from its record.
         origin = Origin.of(job.request, job.last_attempt.context, is_own=False)
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
@@ -249,14 +245,14 @@ class Recorder(anyio.AsyncContextManagerMixin):
         except KieError as error:
             self._notice(task_id, f"its callback could not be recorded now: {clean(error.message)}")
             job = None
-        was_followed = self._client.tracker.callback_received(task_id, callback.stage, is_authentic=job is not None)
-        if was_followed or job is None or job.state is not State.SUBMITTED:
+        is_followed = self._client.tracker.callback_received(task_id, callback.stage, is_authentic=job is not None)
+        if is_followed or job is None:
             return
-        if job.process_id == self.journal.process_id:
-            self.follow(job)  # ours, but its task_timeout was over: it goes on, so follow it again
+        if job.state is State.SUBMITTED and job.process_id == self.journal.process_id:
+            self.follow(job)  # this process gave it up after task_timeout, but it goes on: follow it again
 
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
-        """Find the job of a callback; if that has no answer yet, the callback is one: it is submitted, and followed."""
+        """Find the job of a callback. If it has no answer, the callback replaces that: the named task is followed."""
         job = await self.journal.find(token=callback.token)
         if job is None or job.token != callback.token:  # the token is of an earlier attempt
             return None

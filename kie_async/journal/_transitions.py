@@ -4,7 +4,7 @@ A store reads a job, lets these rules make the next one, and writes it. ::
 
     planned → intent → submitted → succeeded → delivered
                  │          └→ failed ─(a person: retry)→ planned
-                 ├→ planned    nothing was sent, or it was refused for its moment
+                 ├→ planned    nothing was sent, or it was refused only for now
                  ├→ rejected   the service said no ─(a person: retry)→ planned
                  └→ unknown    no answer came
                        ├→ submitted   its callback came, or its process got a late answer
@@ -156,7 +156,7 @@ def charged(job: Job) -> Charged:
     return "maybe" if cost(job) else "no"
 
 
-def has_another_request(job: Job) -> ConflictError:
+def another_request_error(job: Job) -> ConflictError:
     """The error of a request under the key of a job that has another one: what became of that, and what to do."""
     on_record = f"the key {job.key!r} is on record with another request"
     remedy = "a key of its own pays for a new one"
