@@ -141,7 +141,7 @@ class CallbackReceived:
 
 @attrs.frozen
 class Retrying:
-    """A request is sent again after ``delay`` seconds: it was refused for its moment, never sent, or only reads."""
+    """A request is sent again after ``delay`` seconds: it was refused only for now, never sent, or only reads."""
 
     what: str
     reason: str

@@ -45,7 +45,7 @@ class Limiter(Protocol):
         """Wait for a permit, first come first served.
 
         Args:
-            again: this submission was refused for its moment and goes before those that came after it.
+            again: this submission was refused only for now: it goes before those that came after it.
 
         Cancelling takes nothing.
         """

@@ -245,7 +245,7 @@ class Settings:
         max_in_flight: tasks running at once; further submissions wait. The service allows 100 or more.
         quota: submissions in any ``quota_window``. The service allows 20 in 10 s per account.
         quota_margin: added to the window, for the difference of two clocks.
-        submit_retry_timeout: how long a submission that was refused for its moment (429, 430, 455) or could not be
+        submit_retry_timeout: how long a submission that was refused only for now (429, 430, 455) or could not be
             sent is tried again, before its error is raised.
         recovery_timeout: with callbacks on, how long a submission whose answer was lost waits for the callback
             that names its task, before ``SubmitUnknownError`` is raised.

@@ -15,7 +15,7 @@ from kie_async._protocol.endpoints import ROUTES, credits_left
 from kie_async._protocol.response_codes import (
     BODY_CODES,
     HTTP_STATUSES,
-    MOMENTARY,
+    TRANSIENT,
     Response,
     parse_response,
     seconds_to_wait,
@@ -110,7 +110,7 @@ def test_no_odd_answer_is_a_success_or_a_wrong_no(status: int, content: bytes) -
     error = refusal(SUBMIT, Response(status, content))
     if error.charged == "no":
         assert error.code in BODY_CODES or error.code in HTTP_STATUSES
-    assert error.code in {*MOMENTARY, 401, 403, 405} or not error.retryable
+    assert error.code in {*TRANSIENT, 401, 403, 405} or not error.retryable
     assert not (error.retryable and isinstance(error, errors.AuthError))
 
 

@@ -22,24 +22,25 @@ from kie_async.events import Observer, Queued
 from kie_async.limiter import Limiter, Permit
 
 PAUSE = 5.0  # seconds after a refusal of the key
-_CERTAIN = 2  # refusals in a row
+_REFUSALS_TO_CLOSE = 2  # in a row
 _MIN_SLOW_DOWN = 2.0  # seconds that the gate stays closed after "too fast"
 
 
 @attrs.define
 class Place:
-    """What a submission holds.
+    """A place among the tasks in flight, which a submission holds and then its task.
 
     Attributes:
-        release: gives its place among the tasks in flight back.
-        settle: corrects, by its outcome, what is reserved for it under the session's cap.
+        release: gives the place back.
+        settle: replaces what the session's cap has reserved for it by its cost, as its outcome shows; None if there
+            is no cap.
     """
 
     release: Callable[[], None]
     settle: Callable[[Ending], None] | None = None
 
-    def give_back(self, error: KieError | None) -> None:
-        """Release it, for it did not become a task; with no error, nothing was sent."""
+    def submission_failed(self, error: KieError | None) -> None:
+        """Release the place of a submission that became no task; None if nothing was sent."""
         self.release()
         if self.settle is not None:
             self.settle(error)
@@ -82,7 +83,7 @@ class SubmissionGate:
         Raises:
             AuthError: it was refused a moment ago, and more than once.
         """
-        if self._refusal is None or self._refusals < _CERTAIN:
+        if self._refusal is None or self._refusals < _REFUSALS_TO_CLOSE:
             return
         if asyncio.get_running_loop().time() < self._closed_until:
             raise copy.copy(self._refusal)
@@ -116,7 +117,7 @@ class SubmissionGate:
         self._refusals += 1
         self._refusal = error
         self._closed_until = asyncio.get_running_loop().time() + PAUSE
-        if self._refusals < _CERTAIN:
+        if self._refusals < _REFUSALS_TO_CLOSE:
             self._limiter.penalize(PAUSE)
             return
         waits, self._waits = self._waits, set()

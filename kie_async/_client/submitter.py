@@ -1,7 +1,7 @@
 """Submitting: a place among the tasks in flight, a permit of the quota, then the paid POST, once.
 
 The POST is shielded: the caller may go away, the answer is still awaited and its task followed. It is sent again only
-when the service refused it for its moment (429, 430, 455) or when nothing was sent at all. When its answer is lost
+when the service refused it only for now (429, 430, 455) or when nothing was sent at all. When its answer is lost
 (``SubmitUnknownError`` of ``http_client``, for what never came, or of ``_protocol.response_codes``, for what says
 nothing), a callback that bears its token names the task; without one it stays unknown. What a journal makes of that is
 in ``journal._transitions``, and after a crash in ``journal._takeover``.
@@ -29,7 +29,7 @@ from kie_async._client.tracker import Tracker
 from kie_async._protocol.admission import RecentSet
 from kie_async._protocol.backoff import backoff
 from kie_async._protocol.endpoints import ROUTES
-from kie_async._protocol.response_codes import MOMENTARY
+from kie_async._protocol.response_codes import TRANSIENT
 from kie_async._protocol.spending import SpendingCap
 from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, StorageError, SubmitUnknownError
 from kie_async.events import (
@@ -97,7 +97,7 @@ class _PendingSubmission:
     named: asyncio.Future[str] = attrs.field(factory=lambda: asyncio.get_running_loop().create_future())
     stages: list[str] = attrs.field(factory=list)
 
-    def callback_received(self, task_id: str, stage: str) -> str:
+    def note_callback(self, task_id: str, stage: str) -> str:
         """Note the task that a callback names; return why the callback is set aside, or nothing."""
         if not self.named.done():
             self.named.set_result(task_id)
@@ -175,18 +175,18 @@ class Submitter:
                     attempt += 1
         except BaseException:
             if post is None:
-                place.give_back(None)
+                place.submission_failed(None)
             elif post.done():
-                _give_back_if_failed(post, place)
+                _free_if_failed(post, place)
             else:  # the caller may go away during its POST: a task that comes of it is followed
-                post.add_done_callback(lambda left: _give_back_if_failed(left, place))
+                post.add_done_callback(lambda left: _free_if_failed(left, place))
             raise
 
     def callback_received(self, token: str, task_id: str, stage: str) -> str:
-        """Let a callback name its submission, or move a poll; return why it is set aside, or nothing."""
+        """Let a callback name the task of its submission, or hasten a poll; return why it is set aside, or nothing."""
         tokens = self._tokens
         if (submission := tokens.pending.get(token)) is not None:
-            return submission.callback_received(task_id, stage)
+            return submission.note_callback(task_id, stage)
         if tokens.followed.get(token, task_id) != task_id:
             return _ANOTHER_TASK
         if token in tokens.given_up:
@@ -230,18 +230,18 @@ class Submitter:
 
     async def _wait_for_retry(self, error: KieError, attempt: int, started_at: float) -> None:
         """Wait until a submission that did not become a task may be sent again, or raise its error."""
-        is_momentary = error.code in MOMENTARY and error.charged == "no"
-        may_be_sent_again = error.retryable and (is_momentary or isinstance(error, ConnectError))
+        is_transient = error.code in TRANSIENT and error.charged == "no"
+        may_be_sent_again = error.retryable and (is_transient or isinstance(error, ConnectError))
         if not may_be_sent_again:
             raise error
-        if is_momentary:
+        if is_transient:
             delay = self._gate.slow_down_delay(error.retry_after if isinstance(error, RateLimitedError) else None)
         else:
             delay = backoff(attempt, random.random)
         if asyncio.get_running_loop().time() + delay > started_at + self._settings.submit_retry_timeout:
             raise error
         self._emit(Retrying("submit", str(error), attempt, delay))
-        if is_momentary:
+        if is_transient:
             self._gate.close(delay)
         else:
             await anyio.sleep(delay)
@@ -265,7 +265,9 @@ class Submitter:
         self._emit(Submitting(request.operation, request.model, submission.waited, context))
         try:
             with InternalErrors(request.operation):
-                return await self._post(submission, permit)
+                task_id = await self._send_or_recover(submission, permit)
+                self._gate.accepted()
+                return self._follow(submission, task_id)
         except asyncio.CancelledError:
             reason = "the event loop ended before its answer came"
             self._emit(SubmissionUnknown(request.operation, reason, None, context))
@@ -280,21 +282,18 @@ class Submitter:
         finally:
             del self._tokens.pending[submission.token]
 
-    async def _post(self, submission: _PendingSubmission, permit: Permit) -> TrackedTask:
+    async def _send_or_recover(self, submission: _PendingSubmission, permit: Permit) -> str:
+        """Return the id of the task that a submission has become, by its answer or, if that is lost, by a callback."""
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unrecorded.add(recorded)
-        lost: SubmitUnknownError | None = None
         try:
-            task_id = await self._send(submission, permit)
+            return await self._send(submission, permit)
         except SubmitUnknownError as error:
             lost = error
         finally:
             self._unrecorded.discard(recorded)
             recorded.set_result(None)
-        if lost is not None:
-            task_id = await self._recover(submission, lost)
-        self._gate.accepted()
-        return self._follow(submission, task_id)
+        return await self._recover(submission, lost)
 
     async def _send(self, submission: _PendingSubmission, permit: Permit) -> str:
         """Send the POST, between the record of its intent and the record of its answer."""
@@ -362,20 +361,20 @@ class Submitter:
         self._emit(Submitted(task_id, request.operation, request.model, waited, recovered, submission.context))
         self._tokens.followed[token] = task_id
         origin = Origin.of(request, submission.context, is_own=True)
-        task = self._tracker.follow(task_id, origin, on_release=partial(self._release, token, submission.place))
+        task = self._tracker.follow(task_id, origin, on_release=partial(self._task_released, token, submission.place))
         task.on_finished = submission.place.settle
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
                 self._tracker.callback_received(task_id, stage, is_authentic=True)
         return task
 
-    def _release(self, token: str, place: Place) -> None:
+    def _task_released(self, token: str, place: Place) -> None:
         task_id = self._tokens.followed.pop(token)
         self._tokens.left.add(f"{token}/{task_id}")
         place.release()
 
 
-def _give_back_if_failed(post: asyncio.Future[TrackedTask], place: Place) -> None:
-    """Give a place back that was held for nothing; a task that came of the POST gives it back itself."""
+def _free_if_failed(post: asyncio.Future[TrackedTask], place: Place) -> None:
+    """Free the place of a POST that has failed. A task that came of the POST holds it until it is released."""
     if not post.cancelled() and isinstance(error := post.exception(), KieError):  # cancelled only as the loop ends
-        place.give_back(error)
+        place.submission_failed(error)

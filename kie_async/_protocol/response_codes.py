@@ -90,7 +90,7 @@ _ABOUT_CREDITS = re.compile(
     r"|(?:\b(?:insufficient|not(?: have)? enough|out of)|n't have enough)\b[^.]{0,20}\b(?:credits?|balance)\b",
     re.IGNORECASE,
 )
-MOMENTARY = frozenset({429, 430, 455})  # refused for the moment only: the same submission may be sent again
+TRANSIENT = frozenset({429, 430, 455})  # refused only for now: the same submission may be sent again
 
 
 class Response(NamedTuple):
