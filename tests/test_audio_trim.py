@@ -6,13 +6,15 @@ import importlib.util
 import wave
 from pathlib import Path
 
+import audio_files
+import av
 import numpy as np
 import pytest
 from command_line import short_song
 
 import kie_async as kie
 from kie_async import audio
-from kie_async.audio import read_samples, trim
+from kie_async.audio import join, read_samples, trim
 
 pytestmark = pytest.mark.anyio
 RATE = 8000
@@ -50,6 +52,25 @@ async def test_a_file_that_is_shorter_is_faded_out_too(tmp_path: Path) -> None:
     levels = [np.abs(part).max() for part in np.array_split(samples[0, :rate], 4)]
     assert levels == sorted(levels, reverse=True)
     assert levels[3] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "title"),
+    [
+        (".mp3", audio_files.encoded("libmp3lame", "mp3", seconds=2.0, title="Über uns"), "Über uns"),
+        (".ogg", audio_files.encoded("flac", "ogg", seconds=2.0, title="Über uns"), "Über uns"),  # it is its stream's
+        (".mp3", audio_files.with_odd_title(audio_files.encoded("libmp3lame", "mp3", seconds=2.0)), " song"),
+    ],
+)
+async def test_the_tags_of_the_song_stay(tmp_path: Path, suffix: str, data: bytes, title: str) -> None:
+    song = tmp_path / f"song{suffix}"
+    song.write_bytes(data)
+    trimmed = await trim(song, tmp_path / "short.mp3", seconds=1.5)
+    given = {"at": 1.0, "kind": "continuation"}
+    joined = await join(song, tone(tmp_path / "new.wav", 1), out=tmp_path / "long.flac", **given)  # type: ignore[arg-type]
+    for path in (trimmed, joined.path):
+        with av.open(str(path)) as file:
+            assert file.metadata["title"].encode().endswith(title.encode())
 
 
 async def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ This module needs the extra ``kie_async[audio]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, groupby
 from os import PathLike
@@ -32,6 +32,7 @@ Samples: TypeAlias = NDArray[np.float32]  # channels x samples
 Mono: TypeAlias = NDArray[np.float32]  # samples of one channel
 
 _DEEP = {"s32", "s32p", "flt", "dbl"}  # formats of samples; lossy codecs give "fltp"
+_TAGS = ("title", "artist", "album", "album_artist", "composer", "genre", "date", "track", "copyright", "comment")
 _REMEDY = "convert it anew, or fetch it again"
 
 
@@ -44,12 +45,14 @@ class AudioReader:
         rate: its samples a second.
         channels: how many it has.
         bits: that a sample needs to be kept as it is: 24, or 16, which is enough for what a lossy codec made.
+        tags: what it says of its music (title, artist and so on).
     """
 
     name: str
     rate: int
     channels: int
     bits: int
+    tags: Mapping[str, str]
     _layout: str
     _frames: Iterator[AudioFrame]
 
@@ -140,13 +143,22 @@ def _open(stack: ExitStack, path: Path, name: str) -> AudioReader:
         raise AudioError(f"{name} is no audio of a known kind: give one of {AUDIO_KIND_NAMES}")
     file.seek(0)
     # The demuxer is named, so that no playlist or script is taken for audio and followed elsewhere.
-    frames = _frames(stack.enter_context(open_audio(file, kind.demuxer)))
+    container = stack.enter_context(open_audio(file, kind.demuxer))
+    frames = _frames(container)
     first = next(frames, None)
     if first is None:
         raise AudioError(f"{name} holds no audio that can be decoded: {_REMEDY}")
     bits = 24 if first.format.name in _DEEP else 16
     layout = first.layout
-    return AudioReader(name, first.sample_rate, layout.nb_channels, bits, layout.name, chain((first,), frames))
+    frames = chain((first,), frames)
+    return AudioReader(name, first.sample_rate, layout.nb_channels, bits, _tags(container), layout.name, frames)
+
+
+def _tags(container: InputContainer) -> dict[str, str]:
+    """The tags of a file, or of its stream, as ogg has them; those of its container or its loudness are left out."""
+    given = {**container.streams.audio[0].metadata, **container.metadata}
+    found = {name.lower(): value.encode(errors="replace").decode() for name, value in given.items()}
+    return {name: found[name] for name in _TAGS if name in found}
 
 
 def read_samples(path: str | PathLike[str], start: float = 0.0, end: float | None = None) -> tuple[Samples, int]:

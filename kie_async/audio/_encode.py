@@ -5,7 +5,8 @@ This module needs the extra ``kie_async[audio]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -15,7 +16,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 
 from kie_async._fsync import give_name, sync_directory, written_draft
-from kie_async.audio._decode import Samples
+from kie_async.audio._decode import AudioReader, Samples
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -35,19 +36,22 @@ class Form:
         rate: samples a second.
         channels: 1 or 2.
         bits: of a sample, 16 or 24; an mp3 knows none.
+        tags: what it says of its music (title, artist and so on); a wav knows some of them.
     """
 
     suffix: str
     rate: int
     channels: int
     bits: int
+    tags: Mapping[str, str]
 
     @classmethod
-    def fitting(cls, suffix: str, rate: int, channels: int, bits: int) -> Form:
-        """The form that loses nothing, or as little as the kind of file can."""
+    def fitting(cls, suffix: str, *readers: AudioReader) -> Form:
+        """The form that loses nothing of these, or as little as the kind of file can; with the tags of the first."""
+        rate, channels, bits = (max(map(attrgetter(name), readers)) for name in ("rate", "channels", "bits"))
         if suffix == ".mp3":
             rate = next((each for each in _MP3_RATES if each >= rate), _MP3_RATES[-1])
-        return cls(suffix, rate, min(2, channels), bits)
+        return cls(suffix, rate, min(2, channels), bits, readers[0].tags)
 
     @property
     def highest(self) -> float:
@@ -102,6 +106,7 @@ def _encode(sink: _Sink, blocks: Iterable[Samples], form: Form) -> None:
     options = {"compression_level": _MP3_SPEED} if form.suffix == ".mp3" else {}
     muxing = {"rf64": "auto"} if form.suffix == ".wav" else {}  # a wav of more than 4 GiB says so
     with av.open(sink, "w", format=form.suffix[1:], options=muxing) as container:
+        container.metadata.update(form.tags)
         stream = cast("AudioStream", container.add_stream(codec, rate=form.rate, layout=layout, options=options))
         if form.suffix == ".mp3":
             stream.bit_rate = _MP3_BITS * form.channels

@@ -74,7 +74,8 @@ async def join(
         result: a track that was made of it.
         at: the cut (``continue_at``): seconds, or text such as "2:06", "75%" and "-10s".
         out: the file to write, a .wav, .flac or .mp3; it has the higher rate of the two, at most two channels, and 24
-            bits where one of them has. An mp3 has 128 kbit/s for each channel.
+            bits where one of them has. An mp3 has 128 kbit/s for each channel. Its tags (title, artist and so on) are
+            those of the source.
         kind: what the result holds; by default that is found by its sound.
 
     Returns:

@@ -207,8 +207,7 @@ def _form(source: Path, result: Path, out: Path) -> Form:
     if os.path.lexists(out):
         raise FileExistsError(out)
     with open_reader(source) as ours, open_reader(result) as theirs:
-        channels, bits = max(ours.channels, theirs.channels), max(ours.bits, theirs.bits)
-        return Form.fitting(suffix, max(ours.rate, theirs.rate), channels, bits)
+        return Form.fitting(suffix, ours, theirs)
 
 
 def _seconds(at: float | str, source: Path) -> float:

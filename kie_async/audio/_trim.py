@@ -33,7 +33,8 @@ async def trim(source: str | PathLike[str], out: str | PathLike[str], *, seconds
         AudioError: the source is no audio that can be read, or the extra ``audio`` is not installed.
         StorageError: the disk refused, or ``out`` is there already.
 
-    The file is whole or absent. Cancelling waits for the work, some 2 s for a song of 4 minutes.
+    The file is whole or absent, and has the tags of the source (title, artist and so on). Cancelling waits for the
+    work, some 2 s for a song of 4 minutes.
     """
     source, out = Path(source), Path(out)
     if out.suffix.lower() not in SUFFIXES:
@@ -51,7 +52,7 @@ def _trim(source: Path, out: Path, seconds: float, fade: float) -> None:
 
     end = min(seconds, measure(source))
     with open_reader(source) as reader:
-        form = Form.fitting(out.suffix.lower(), reader.rate, reader.channels, reader.bits)
+        form = Form.fitting(out.suffix.lower(), reader)
         write(out, _faded(reader, form.rate, end, min(fade, end)), form)
 
 
