@@ -10,6 +10,7 @@ import sys
 import wave
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -18,7 +19,9 @@ import attrs
 import pytest
 from virtual_time import VirtualTimeLoop
 
+import kie_async as kie
 from kie_async.cli import run
+from kie_async.emulator import Rules
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
 PATIENCE = 60.0  # seconds for a process
@@ -143,3 +146,11 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
     """An emulator that is fast, where commands find it."""
     with served(monkeypatch) as handle:
         yield handle
+
+
+@pytest.fixture
+def wide_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process's commands submit more than 20 at once: a journal's quota waits in real time."""
+    monkeypatch.setattr("kie_async.cli._connect.Settings", partial(kie.Settings, quota=1000))
+    emulated = {"speed": FAST, "credits": 1e6, "goes_on": (1.0, 2.0), "rules": Rules(quota=1000)}
+    monkeypatch.setattr("kie_async.cli._batch._EMULATED", emulated)

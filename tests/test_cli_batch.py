@@ -23,7 +23,7 @@ from kie_async.cli._batch import batch_error
 from kie_async.cli._batch_progress import Counts, Estimate, progress_line, progress_table
 from kie_async.cli._exit_codes import exit_status
 from kie_async.cli._progress import ProgressDisplay
-from kie_async.emulator import Fault
+from kie_async.emulator import Fault, Rules
 from kie_async.testing import EmulatorHandle
 
 MUSIC = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer")
@@ -254,6 +254,7 @@ class Silence(Keyboard):
 MANY = 21  # where somebody sits at a terminal, fewer need no answer
 
 
+@pytest.mark.usefixtures("wide_quota")
 def test_many_new_jobs_need_a_yes(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
@@ -308,6 +309,7 @@ def test_a_few_songs_at_a_terminal_need_no_answer(
     assert len(service.ledger) == 2
 
 
+@pytest.mark.usefixtures("wide_quota")
 def test_a_terminal_is_asked(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:  # fmt: skip
@@ -679,11 +681,12 @@ def test_progress_in_a_line() -> None:
     assert Counts(done=1, failed=1).summary == "1 done, 1 failed of 2 jobs"
 
 
+@pytest.mark.usefixtures("wide_quota")
 def test_only_the_first_troubles_are_kept(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
     async def serve(ready: Callable[[], None]) -> None:
-        async with emulator.serve(faults=[Fault("code", code=422)]) as service:
+        async with emulator.serve(faults=[Fault("code", code=422)], rules=Rules(quota=1000)) as service:
             monkeypatch.setenv("KIE_BASE_URL", service.base_url)
             monkeypatch.setenv("KIE_API_KEY", service.key)
             ready()
