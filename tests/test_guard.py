@@ -127,7 +127,7 @@ def test_only_loopback_depends_on_where_the_api_is(address: IPv4Address | IPv6Ad
         "https://example.com:99999/a",
         "https://example.com:x/a",
         "https://exam ple.com/a",
-        "https://example.com/a b",
+        "https://exa mple.com /a b",
         "https://example.com/a\r\nX: y",
         "https://example.com/a\0",
         "https://example.com\\@evil.example/a",
@@ -168,7 +168,7 @@ def test_a_url_that_must_not_be_fetched_is_refused_without_being_shown(url: str)
         ("https://8.8.8.8/a", "https://8.8.8.8/a"),
         ("https://[2606:4700::1]/a", "https://[2606:4700::1]/a"),
         ("https://xn--exmple-cua.com/", "https://xn--exmple-cua.com/"),
-        ("https://my_bucket.example.com/<a>", "https://my_bucket.example.com/%3Ca%3E"),
+        ("https://my_bucket.example.com/<a b>?c d", "https://my_bucket.example.com/%3Ca%20b%3E?c%20d"),
         ("https://localhost/a", "https://localhost/a"),  # where it leads is judged when it is connected to
     ],
 )

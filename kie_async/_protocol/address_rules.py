@@ -136,8 +136,8 @@ def check_name(url: str, *, allow_loopback: bool) -> None:
 def _split(url: str) -> SplitResult:
     if len(url) > MAX_URL:
         raise _refused(f"it is longer than {MAX_URL} characters")
-    if not url.isprintable() or any(character in url for character in " \\"):
-        raise _refused("it holds spaces, control characters or backslashes")
+    if not url.isprintable() or "\\" in url:
+        raise _refused("it holds control characters or backslashes")
     try:
         parts = urlsplit(url)
         port = parts.port
