@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -236,7 +237,7 @@ async def test_a_part_that_is_all_there_is_only_checked(tmp_path: Path) -> None:
         with pytest.raises(DownloadError):
             await download(host, tmp_path, expected_duration=audio_files.SECONDS + 10)
     assert starts(host)[:2] == [0, len(SONG)]
-    assert names(tmp_path) == set()  # whole, and not what it should be
+    assert names(tmp_path) == {"song.part", "song.part.json"}  # whole, and shorter than it should be
 
 
 @pytest.mark.parametrize("content_range", ["bytes */4000", "bytes */*", ""])
@@ -408,14 +409,14 @@ async def test_an_m4a_cut_before_its_index_is_short_too(tmp_path: Path) -> None:
     assert path.read_bytes() == data
 
 
-@pytest.mark.parametrize("expected", [audio_files.SECONDS - 3, audio_files.SECONDS + 3])
-async def test_a_whole_file_of_another_length_is_refused(expected: float, tmp_path: Path) -> None:
+async def test_a_whole_file_that_is_shorter_than_its_record_is_refused_and_its_part_is_kept(tmp_path: Path) -> None:
     async with file_host(serve(SONG)) as host:
-        with pytest.raises(DownloadError, match="should last") as caught:
-            await download(host, tmp_path, expected_duration=expected)
+        for _ in range(2):
+            with pytest.raises(DownloadError, match=r"should last .*; it is kept in .*\.part") as caught:
+                await download(host, tmp_path, expected_duration=audio_files.SECONDS + 3)
     assert not caught.value.retryable
-    assert len(host.asked) == 1
-    assert names(tmp_path) == set()
+    assert starts(host) == [0, len(SONG)]  # the second asks whether there is more
+    assert found(tmp_path)["song.part"] == SONG
 
 
 async def test_a_whole_file_that_cannot_be_played_has_no_length(tmp_path: Path) -> None:
@@ -423,7 +424,18 @@ async def test_a_whole_file_that_cannot_be_played_has_no_length(tmp_path: Path) 
     async with file_host(serve(data[: len(data) // 2])) as host:
         with pytest.raises(DownloadError, match=r"lasts 0\.0 s"):
             await download(host, tmp_path, expected_duration=audio_files.SECONDS)
-    assert names(tmp_path) == set()
+    assert names(tmp_path) == {"song.part", "song.part.json"}
+
+
+async def test_a_whole_file_that_is_longer_than_its_record_is_taken_with_a_notice(tmp_path: Path) -> None:
+    emitted: list[Event] = []
+    async with file_host(serve(SONG)) as host, Fetcher(settings(), emit=emitted.append) as fetcher:
+        path = await files.download_track(fetcher, track(host, duration=5.0), tmp_path, task_id="t1")
+    assert path.read_bytes() == SONG
+    (notice,) = emitted
+    assert isinstance(notice, Notice)
+    assert notice.task_id == "t1"
+    assert re.fullmatch(r"Longer-5c79: what came lasts [0-9.]+ s, and should last 5\.0 s", notice.note)
 
 
 @pytest.mark.parametrize("expected", [None, 0.0, audio_files.SECONDS - 1.9, audio_files.SECONDS + 1.9])

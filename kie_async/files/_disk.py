@@ -100,4 +100,8 @@ class Reporter:
         except Exception as error:
             self._progress = None
             logger.warning("a progress callback failed and is not called any more", exc_info=True)
-            self._emit(Notice(self._task_id, f"a progress callback failed: {type(error).__name__}"))
+            self.notify(f"a progress callback failed: {type(error).__name__}")
+
+    def notify(self, note: str) -> None:
+        """Emit a notice about the transfer."""
+        self._emit(Notice(self._task_id, note))

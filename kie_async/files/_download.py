@@ -68,7 +68,8 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
             the id.
         keep_existing: return a file that has the name already. By default an existing file is left alone, and the new
             one gets a number.
-        check_duration: refuse a file that does not last ``track.duration``, within 2 s; needs the extra ``audio``.
+        check_duration: refuse a file that is more than 2 s shorter than ``track.duration``, and emit a notice of one
+            that is longer; needs the extra ``audio``.
         max_bytes: the largest file accepted; by default that of the settings.
         progress: called with the bytes so far and the bytes in all (None if unknown).
         task_id: for errors.
@@ -183,7 +184,7 @@ class _Download:
             raise await self._discard("what came is no audio")
         if not is_whole:
             await self._prove(url, kind)
-        await self._check_duration(seconds)
+        self._check_duration(seconds)
         return await on_disk(lambda: self.part.finish(kind.suffix, keep_existing=self.keep_existing))
 
     async def _exchange(self, url: str) -> bool:
@@ -307,11 +308,15 @@ class _Download:
         except AudioError:
             return kind, 0.0
 
-    async def _check_duration(self, seconds: float | None) -> None:
-        """Hold the file to the length in the record."""
+    def _check_duration(self, seconds: float | None) -> None:
+        """Refuse a file that is shorter than the record says; one that is longer lacks nothing."""
         expected = self.expected_duration or 0.0
-        if seconds is not None and abs(seconds - expected) > DURATION_TOLERANCE:
-            raise await self._discard(f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s")
+        if seconds is None or abs(seconds - expected) <= DURATION_TOLERANCE:
+            return
+        words = f"what came lasts {seconds:.1f} s, and should last {expected:.1f} s"
+        if seconds < expected:
+            raise DownloadError(f"{words}; it is kept in {self.part.path.name}", retryable=False)
+        self.reporter.notify(f"{self.part.stem}: {words}")
 
     async def _discard(self, words: str, *, retryable: bool = False) -> DownloadError:
         """Throw away what came, so that nothing is built on it."""
