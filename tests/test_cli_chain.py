@@ -119,6 +119,20 @@ def test_a_track_of_the_service_is_extended(terminal: Terminal, service: Emulato
     assert len(service.ledger) == 2
 
 
+def test_what_is_known_of_a_track_is_found_beside_it(
+    terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
+) -> None:
+    out = ("--out", str(tmp_path), "--json")
+    made_before = terminal("upload-extend", str(demo), "--at", "5", *TITLED, *out).value["tracks"][1]
+    answer = terminal("extend", made_before["id"], "--until", "8", *TITLED, *out)  # it lasts 5 + 4 s
+    assert (answer.code, answer.value["steps"], answer.value["length"]) == (0, [], 9.0)
+    longer = terminal("extend", made_before["id"], "--until", "12", "--yes", *TITLED, *out).value
+    assert (longer["steps"][0]["cut"], longer["length"]) == (8.5, 12.5)
+    assert [charge.body["model"] for charge in service.ledger] == ["V5", "V5"]
+    unknown = terminal("extend", "a1", "--until", "12", "--yes", *TITLED, *out)
+    assert (unknown.code, unknown.value["error"]["problems"][0]["option"]) == (2, "--model")
+
+
 def test_another_choice_shares_the_first_step_and_says_what_it_cannot_use(
     terminal: Terminal, service: EmulatorHandle, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kie_async._package import lazy_exports
 from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._budget import CreditBudget
-from kie_async.batch._chain import RecordedTakes
+from kie_async.batch._chain import RecordedTakes, find_track
 from kie_async.batch._control import WorkerControl
 from kie_async.batch._expiry import Expiry, tracks_expiry, upload_expiry
 from kie_async.batch._fetch import FetchOutcome, fetch_jobs
@@ -55,6 +55,7 @@ __all__ = [
     "fetch_jobs",
     "find_by_name",
     "find_retryable",
+    "find_track",
     "find_unknown",
     "give_up",
     "list_workers",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from kie_async._protocol.chain import ChainPart
+from kie_async._protocol.json_values import as_duration, as_text
 from kie_async.audio import compare
 from kie_async.batch._delivery import Delivery
 from kie_async.batch._reconcile import ENDED_WITHOUT_TRACKS, RecordedTasks, find_job, have_all
-from kie_async.batch._results import Results
+from kie_async.batch._results import SIDECAR, Results, read_sidecar
 from kie_async.batch._verdicts import write_verdict
 from kie_async.errors import KieError
 from kie_async.events import Notice, clean, guarded
@@ -78,3 +79,13 @@ class RecordedTakes:
             if path == take and verdict.kind != "unclear":
                 part = verdict.kind
         return part
+
+
+def find_track(directory: Path, audio_id: str) -> Track:
+    """Read how long a track is, and what has made it, from its sidecar in a directory, if it has one; blocks."""
+    for path in sorted(directory.glob(f"*{SIDECAR}")):
+        facts = (read_sidecar(path) or {}).get("track")
+        if isinstance(facts, dict) and facts.get("id") == audio_id:
+            duration, model_name = as_duration(facts.get("duration")), as_text(facts.get("model_name"))
+            return Track(audio_id, duration=duration, model_name=model_name)
+    return Track(audio_id)

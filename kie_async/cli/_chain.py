@@ -18,7 +18,7 @@ from kie_async import audio, files
 from kie_async._display import clock
 from kie_async._protocol.chain import Chain, ChainPart, ChainStep
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async.batch import RecordedTakes, Results
+from kie_async.batch import RecordedTakes, Results, find_track
 from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
 from kie_async.cli._batch_progress import count_of
 from kie_async.cli._chain_order import ChainOrder, UntilOptions
@@ -71,6 +71,8 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     if run.no_wait:
         raise UsageError("--until waits for the takes of each step: leave --no-wait out")
     await files.check_writable(run.out)
+    if isinstance(source, Track) and source.duration is None:
+        source = await files.on_disk(find_track, run.out, source.id)
     fields = options.music.of_track() if isinstance(source, Track) else options.music.of_upload()
     checks = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
     checker = KieSession(make_settings({**checks, "route": options.common.route, "observer": _ignore}), journal="")

@@ -57,10 +57,11 @@ def _find_source(request: Request, out: Path) -> Path | None:
 def _facts(result: TaskResult, number: int, source: Path, path: Path) -> dict[str, Any]:
     """What a sidecar says besides the verdict."""
     track = result.tracks[number - 1]
+    facts = {"id": track.id, "duration": track.duration, "model_name": track.model_name}
     return {
         "task_id": result.task_id,
         "source": {"path": str(source)},
         "continue_at": result.continue_at,
-        "track": {"number": number, "of": len(result.tracks), "id": track.id, "duration": track.duration},
+        "track": {"number": number, "of": len(result.tracks), **facts},
         "file": {"name": path.name},
     }
