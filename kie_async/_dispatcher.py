@@ -1,4 +1,4 @@
-"""What an open session works with, and how it makes a task of a request: checked, measured, uploaded, submitted.
+"""What an open session works with: it makes a task of a request, records in a journal, and acts on callbacks.
 
 It lies between the session, which opens it, and the rooms that it wires.
 """
@@ -18,6 +18,7 @@ from kie_async._client import Client, Task, open_client
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import TrackedTask
 from kie_async._protocol.admission import Admission, task_id_error
+from kie_async.errors import SessionError
 from kie_async.events import Observer
 from kie_async.limiter import Limiter
 from kie_async.models import ExtendRequest, Request
@@ -28,16 +29,23 @@ if TYPE_CHECKING:
 
 
 class Dispatcher:
-    """Checks requests, makes them ready, and submits them.
+    """Checks requests, makes them ready, and submits them; with a journal, what becomes of them is recorded.
+
+    Args:
+        client: open.
+        admission: what the session refuses.
+        journal: of the session itself, if it has one.
 
     Attributes:
         recorder: of the journal in use, if there is one.
     """
 
-    def __init__(self, client: Client, admission: Admission) -> None:
+    def __init__(self, client: Client, admission: Admission, journal: Journal | None) -> None:
         self.client = client
         self.recorder: Recorder | None = None
         self._admission = admission
+        self._journal = journal
+        self._is_recording = journal is not None
 
     async def admit(self, request: Request) -> Request:
         """Check and measure a request before anything waits or is spent; return it with its length.
@@ -85,6 +93,31 @@ class Dispatcher:
         self._admission.remember(tracked.task_id)
         return Task(tracked, self.client.tracker, key)
 
+    @asynccontextmanager
+    async def open_journal(self, journal: Journal) -> AsyncGenerator[Recorder]:
+        """Open a journal and record in it for as long as the block lasts; see ``KieSession.open_journal``."""
+        if self.recorder is not None and journal is self._journal:
+            yield self.recorder
+            return
+        if self._is_recording:
+            raise SessionError("the session is at work with a journal: for another, make another session")
+        self._is_recording = True  # before anything is waited for, so that nobody comes between
+        try:
+            async with journal, journals.Recorder(journal, self.client, self) as recorder:
+                self.recorder = recorder
+                try:
+                    yield recorder
+                finally:
+                    self.recorder = None
+        finally:
+            self._is_recording = False
+
+    async def callback_received(self, token: str, task_id: str, stage: str) -> str:
+        """Act on a callback: it may name a lost task, and it hastens a poll; return why it is set aside, or nothing."""
+        if self.recorder is not None and await self.recorder.save_callback(token, task_id, stage):
+            return ""  # it is durable before it is answered; the process that follows the task acts on it
+        return self.client.submitter.callback_received(token, task_id, stage)
+
 
 @asynccontextmanager
 async def open_dispatcher(
@@ -100,7 +133,7 @@ async def open_dispatcher(
             await stack.enter_async_context(journal)
             limiter = limiter or await stack.enter_async_context(shared_quota(journal, settings))
         client = await stack.enter_async_context(open_client(settings, limiter, emit))
-        dispatcher = Dispatcher(client, admission)
+        dispatcher = Dispatcher(client, admission, journal)
         if journal is not None:
             dispatcher.recorder = await stack.enter_async_context(journals.Recorder(journal, client, dispatcher))
         yield dispatcher

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from kie_async import files
-from kie_async import journal as journals
 from kie_async._client import Task, map_unordered
 from kie_async._client.concurrency import InternalErrors, until
 from kie_async._client.lifetime import Lifetime, Opened
@@ -19,7 +18,7 @@ from kie_async._protocol.admission import Admission, FailureStreak, check_task_i
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
-from kie_async.events import Notice, clean, guarded
+from kie_async.events import guarded
 from kie_async.limiter import Limiter
 from kie_async.models import (
     CallbackEvent,
@@ -77,7 +76,6 @@ class KieSession(Opened[Dispatcher]):
         emit = guarded(self.settings.observer)
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, emit)
         self._admission = Admission(self.settings, emit)
-        self._is_recording = self.journal is not None
         self._lifetime = Lifetime(
             "session", partial(open_dispatcher, self.settings, limiter, self.journal, self._admission, emit)
         )
@@ -341,7 +339,7 @@ class KieSession(Opened[Dispatcher]):
             keep_existing=keep_existing,
             max_bytes=self.settings.max_download_bytes,
             progress=progress,
-            refresh=self._refresh(track),
+            refresh=partial(files.renew_link, self._open().client.transport, track),
         )
 
     async def download_url(self, url: str) -> str:
@@ -352,48 +350,15 @@ class KieSession(Opened[Dispatcher]):
         """
         return await self._open().client.transport.send(download_url(url))
 
-    def _refresh(self, track: Track) -> Callable[[], Awaitable[str | None]]:
-        emit = self._open().client.emit
-
-        async def refresh() -> str | None:
-            try:
-                return await self.download_url(track.audio_url or "")
-            except KieError as error:  # the link's own error says more to the user
-                emit(Notice("", f"no new link for an expired one: {clean(str(error))}"))
-                return None
-
-        return refresh
-
     # ------------------------------------------------------------ journals and callbacks
 
-    @asynccontextmanager
-    async def open_journal(self, journal: Journal) -> AsyncGenerator[Recorder]:
+    def open_journal(self, journal: Journal) -> AbstractAsyncContextManager[Recorder]:
         """Open a journal and record in it for as long as the block lasts; the session's own is open already.
 
         Raises:
             SessionError: the session has another.
         """
-        dispatcher = self._open()
-        if dispatcher.recorder is not None and journal is self.journal:
-            yield dispatcher.recorder
-            return
-        if self._is_recording:
-            raise SessionError("the session is at work with a journal: for another, make another session")
-        self._is_recording = True  # before anything is waited for, so that nobody comes between
-        try:
-            async with journals.open_recorder(journal, dispatcher.client, dispatcher) as recorder:
-                dispatcher.recorder = recorder
-                try:
-                    yield recorder
-                finally:
-                    dispatcher.recorder = None
-        finally:
-            self._is_recording = False
+        return self._open().open_journal(journal)
 
     async def _deliver(self, token: str, event: CallbackEvent) -> str:
-        """Take a callback: it may name a lost task, and it moves the next poll of the one it speaks of."""
-        dispatcher = self._open()
-        recorder = dispatcher.recorder
-        if recorder is not None and await recorder.save_callback(token, event.task_id, event.stage):
-            return ""  # it is durable before it is answered; the process that follows the task acts on it
-        return dispatcher.client.submitter.callback_received(token, event.task_id, event.stage)
+        return await self._open().callback_received(token, event.task_id, event.stage)

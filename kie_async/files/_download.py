@@ -22,9 +22,11 @@ import anyio
 import attrs
 
 from kie_async._client.downloads import DownloadResponse, Fetcher
+from kie_async._client.http_client import Transport
 from kie_async._protocol.backoff import backoff
+from kie_async._protocol.endpoints import download_url
 from kie_async.errors import AudioError, DownloadError, KieError, ResultExpiredError, StorageError
-from kie_async.events import Retrying
+from kie_async.events import Notice, Retrying, clean
 from kie_async.files._audio_kinds import HEAD, AudioKind, begins_like_audio
 from kie_async.files._disk import Progress, Reporter, logger, on_disk
 from kie_async.files._measure import NotMeasuredError, in_turn, measure
@@ -114,6 +116,15 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
         for part in taken:
             if not part.is_released:
                 await on_disk(part.release)
+
+
+async def renew_link(transport: Transport, track: Track) -> str | None:
+    """Ask for another link to the audio of a track, for its own has expired; None, with a notice, if there is none."""
+    try:
+        return await transport.send(download_url(track.audio_url or ""))
+    except KieError as error:  # the link's own error says more to the user
+        transport.emit(Notice("", f"no new link for an expired one: {clean(str(error))}"))
+        return None
 
 
 @attrs.define

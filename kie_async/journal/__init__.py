@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         open_journal,
     )
     from kie_async.journal._quota import JournalLimiter, SharedPermit
-    from kie_async.journal._recorder import Recorder, open_recorder
+    from kie_async.journal._recorder import Recorder
     from kie_async.journal._schema import VERSION
     from kie_async.journal._sql import ANY_BATCH, BatchFilter
     from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS
@@ -76,7 +76,6 @@ __all__ = [
     "is_shared",
     "machine_lease",
     "open_journal",
-    "open_recorder",
 ]
 
 # Most sessions have no journal.
@@ -87,6 +86,7 @@ __getattr__ = lazy_exports(
         "JobList": "_job_list",
         "Journal": "_journal",
         "Payer": "_caps",
+        "Recorder": "_recorder",
         "VERSION": "_schema",
         **dict.fromkeys(("ANY_BATCH", "BatchFilter"), "_sql"),
         "Leases": "_leases",
@@ -108,7 +108,6 @@ __getattr__ = lazy_exports(
         ),
         **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS"), "_transitions"),
         **dict.fromkeys(("JournalLimiter", "SharedPermit"), "_quota"),
-        **dict.fromkeys(("Recorder", "open_recorder"), "_recorder"),
         **dict.fromkeys(
             (
                 "DEFAULT_NAME",

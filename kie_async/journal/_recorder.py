@@ -278,10 +278,3 @@ def _payer_of(settings: Settings) -> Payer:
     return Payer(
         account=settings.account, max_credits=settings.max_credits, since=0.0 if since is None else since.timestamp()
     )
-
-
-@asynccontextmanager
-async def open_recorder(journal: Journal, client: Client, dispatcher: Dispatching) -> AsyncGenerator[Recorder]:
-    """Open a journal, and record in it what a session does for as long as the block lasts."""
-    async with journal, Recorder(journal, client, dispatcher) as recorder:
-        yield recorder
