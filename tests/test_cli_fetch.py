@@ -21,6 +21,7 @@ import kie_async as kie
 from kie_async.batch import FetchOutcome, fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.emulator import Fault
 from kie_async.journal import Job, JobResults, Source, SQLiteJournal, State
+from kie_async.settings import machine_name
 from kie_async.testing import EmulatorHandle
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ def test_one_of_them(terminal: Terminal, journal: Path, tmp_path: Path) -> None:
     assert with_journal(journal, lambda opened: state_of(opened, "one")) is State.SUCCEEDED
     answer = terminal(*words(journal, out, "two", "one"))
     assert answer.code == 0
-    assert "two  delivered before" in answer.err
+    assert f"two  delivered before, into {machine_name()}:{out}\n" in answer.err
     assert len(answer.out.splitlines()) == 2
 
 
@@ -204,14 +205,16 @@ def test_what_another_process_delivers_elsewhere_meanwhile_is_not_said_to_be_her
         await opened.lease("deliver:one", 60.0)
         with started(*words(journal, tmp_path / "out", "one", "--json"), env=environment(service)) as process:
             said = await asyncio.to_thread(lines, process, until=b"1 job to fetch")  # it has chosen by now
-            await opened.move("one", State.DELIVERED, files=("theirs.mp3",))
+            await opened.move("one", State.DELIVERED, files=("theirs.mp3",), directory="other:/srv")
             await opened.release("deliver:one")
             return said, await asyncio.to_thread(ended, process)
 
     said, answer = with_journal(journal, deliver_elsewhere)
     assert "delivered before" not in said
     assert answer.code == 0
-    assert f"one  delivered by another process: its files are not in {tmp_path / 'out'}" in answer.err
+    assert (
+        f"one  delivered by another process: its files are not in {tmp_path / 'out'}, but in other:/srv\n" in answer.err
+    )
     assert "0 fetched, 0 failed, 0 expired" in answer.err
     assert [(job["key"], job["outcome"]) for job in answer.value["jobs"]] == [("one", "elsewhere")]
 

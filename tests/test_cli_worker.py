@@ -155,6 +155,7 @@ def test_in_one_process(terminal: Terminal, service: EmulatorHandle, database_ur
 def test_what_was_enqueued_is_made_by_a_worker(
     terminal: Terminal, service: EmulatorHandle, database_url: str, songs: Path, out: Path
 ) -> None:
+    machine = machine_name()
     for song in sorted(songs.iterdir())[2:]:
         song.unlink()
     place = ("--out", str(out), "--journal", database_url)
@@ -163,7 +164,7 @@ def test_what_was_enqueued_is_made_by_a_worker(
     assert not answer.out
     assert answer.err.splitlines() == [
         "on record: 2 jobs, of which 2 are new",
-        f"the songs are files of this machine ({machine_name()}): they need a worker here, which uploads them",
+        f"the songs are files of this machine ({machine}): they need a worker here, which uploads them",
         "if every machine finds them at the same paths, give --shared-files",
         f"make them: kie-async worker --journal {shlex.quote(database_url)} --out DIR",
         f"wait for them: kie-async jobs wait --journal {shlex.quote(database_url)} --out '{out}'",
@@ -178,7 +179,12 @@ def test_what_was_enqueued_is_made_by_a_worker(
     assert answer.err.splitlines()[-1] == "2 done, 0 failed of 2 jobs"
     rows = [line.split("  ") for line in terminal("jobs", "results", *place).out.splitlines()]
     assert {row[1] for row in rows} == {"song 0", "song 1"}
-    assert {row[-1] for row in rows} == {path.name for path in out.glob("*.mp3")}
+    assert {row[-1] for row in rows} == set(map(str, out.glob("*.mp3")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KIE_MACHINE", "another")
+        rows = [line.split("  ") for line in terminal("jobs", "results", *place).out.splitlines()]
+    assert {row[-1] for row in rows} == {f"{machine}:{path}" for path in out.glob("*.mp3")}
+    assert all(line.endswith(f"  in {machine}:{out}") for line in terminal("jobs", "list", *place).out.splitlines())
     assert len(service.ledger) == 2
 
 

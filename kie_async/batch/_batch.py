@@ -97,7 +97,7 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
             await journal.caps.set(name, max_credits)
         await enqueue(journal, jobs, name, session.check_request, machine=machine)
         budget = CreditBudget(max_credits, spent=await journal.spent(name))
-        results = Results(directory, emulated=session.settings.on_loopback)
+        results = Results(directory, emulated=session.settings.on_loopback, machine=session.settings.machine)
         async for job in reconcile(recorder, results, name):
             observer(job)
             yield job
@@ -218,7 +218,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
     """
     async with session.open_journal(journal) as recorder:
         await check_writable(Path(directory))
-        results = Results(directory, emulated=session.settings.on_loopback)
+        results = Results(directory, emulated=session.settings.on_loopback, machine=session.settings.machine)
         runner = Runner(session, recorder, results, CreditBudget(), observer)
         worker = _worker(runner, recorder, session.settings, dsn=dsn, at_once=at_once, control=control)
         await worker.work(until_done=until_done)
@@ -262,7 +262,8 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
         if max_credits is not None:  # before there is a job that a worker could take
             await journal.caps.set(batch, max_credits)
         await enqueue(journal, jobs, batch, session.check_request, machine=machine)
-        results, emit = Results(directory, emulated=session.settings.on_loopback), guarded(observer)
+        results = Results(directory, emulated=session.settings.on_loopback, machine=session.settings.machine)
+        emit = guarded(observer)
         async for job in reconcile(recorder, results, batch):
             emit(job)
         runner = Runner(session, recorder, results, CreditBudget(), observer)

@@ -13,7 +13,7 @@ import anyio
 import attrs
 
 from kie_async._client.lifetime import until_done
-from kie_async.batch._reconcile import find_job
+from kie_async.batch._reconcile import find_job, location_of
 from kie_async.batch._results import Download, Results
 from kie_async.batch._verdicts import Verdicts
 from kie_async.errors import ConflictError, KieError, StorageError
@@ -94,7 +94,8 @@ class Delivery:
         moments = {**job.moments, State.DELIVERED.value: time.time()}
         results = attrs.evolve(job.results, files=files)
         await self._results.record_end(attrs.evolve(job, state=State.DELIVERED, results=results, moments=moments))
-        return await self._journal.move(key, State.DELIVERED, files=files)
+        location = location_of(self._results.directory, self._results.machine)
+        return await self._journal.move(key, State.DELIVERED, files=files, directory=location)
 
     async def _save(self, job: Job, download: Download) -> tuple[str, ...]:
         """Save all tracks; if one cannot be fetched, save the others first, for they may be gone by the next try."""

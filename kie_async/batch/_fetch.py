@@ -64,7 +64,8 @@ async def fetch_jobs(  # noqa: PLR0913  # keyword-only, each by name
     await check_writable(Path(directory))
     emit = guarded(settings.observer)
     leases = Leases(journal, emit)
-    delivery = Delivery(journal, leases, Results(directory, emulated=emulated), emit)
+    results = Results(directory, emulated=emulated, machine=settings.machine)
+    delivery = Delivery(journal, leases, results, emit)
     with unwrap_single_exception():
         async with anyio.create_task_group() as group:
             group.start_soon(leases.keep_renewing)

@@ -27,6 +27,7 @@ from kie_async.errors import BadResponseError, ConflictError, LostRecordError
 from kie_async.files import on_disk
 from kie_async.journal import BatchFilter, Job, JobError, Journal, State
 from kie_async.journal._recorder import Recorder
+from kie_async.settings import machine_name
 
 _MAX_KEYS_SHOWN = 10  # in an error
 _RETRYABLE = frozenset({State.FAILED, State.REJECTED})
@@ -236,8 +237,14 @@ async def _adopt_task(journal: Journal, directory: Path, task: RecordedTask) -> 
         return await journal.move(key, State.FAILED, token=token, error=task.error)
     if task.state is State.DELIVERED and await on_disk(have_all, directory, task.files):
         await journal.move(key, State.SUCCEEDED, token=token)
-        return await journal.move(key, State.DELIVERED, token=token, files=task.files)
+        return await journal.move(key, State.DELIVERED, token=token, files=task.files, directory=location_of(directory))
     return job
+
+
+def location_of(directory: Path, machine: str = "") -> str:
+    """``Job.directory`` of files that are put into a directory of this machine."""
+    path = str(directory.absolute()).encode("utf-8", "replace").decode()  # a journal holds no other
+    return f"{machine or machine_name()}:{path}"
 
 
 def have_all(directory: Path, names: tuple[str, ...]) -> bool:

@@ -59,6 +59,7 @@ class Results:
     Args:
         directory: made when the first file is written.
         emulated: the tasks are those of an emulator, which is written down.
+        machine: the name of this one, if it is not that of ``machine_name``.
         song: what tracks are called whose job has a key made from content and extends no file.
         lock_timeout: seconds to wait while another process writes to ``results.jsonl``.
     """
@@ -68,11 +69,13 @@ class Results:
         directory: str | PathLike[str],
         *,
         emulated: bool = False,
+        machine: str = "",
         song: str | None = None,
         lock_timeout: float = 30.0,
     ) -> None:
         self.directory = Path(directory)
         self.emulated = emulated
+        self.machine = machine
         self.song = song
         self._lines = _LineFile(self.directory / RESULTS, lock_timeout)
 

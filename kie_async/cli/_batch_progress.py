@@ -286,7 +286,8 @@ def print_files(output: Output, out: Path, job: Job) -> bool:
     """Write the paths of a delivered job's files; if another process put them elsewhere, say so and return False."""
     paths = [out / name for name in job.files]
     if not all(path.exists() for path in paths):
-        output.say(f"{job.key}  delivered by another process: its files are not in {out}")
+        where = f", but in {clean(job.directory)}" if job.directory else ""
+        output.say(f"{job.key}  delivered by another process: its files are not in {out}{where}")
         return False
     for path in paths:
         output.print(str(path))
@@ -303,6 +304,7 @@ def job_value(job: Job) -> dict[str, Any]:
         "waits_for": job.waits_for or None,
         "task_id": job.task_id,
         "files": list(job.files),
+        "directory": job.directory or None,
         "credits": job.credits,
         **_expiries(job),
         "error": attrs.asdict(job.error) | {"message": clean(job.error.message)} if job.error else None,
@@ -319,6 +321,7 @@ def job_line(job: Job) -> str:
         job.task_id or "",
         f"waits for {clean(job.waits_for)}" if job.waits_for else "",
         *_deletions(job, time.time()),
+        f"in {clean(job.directory)}" if job.directory else "",
         clean(job.error.message) if job.error else "",
     )
     return "  ".join(part for part in parts if part)

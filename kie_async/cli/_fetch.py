@@ -16,6 +16,7 @@ from kie_async.cli._exit_codes import KeyUnusableError, TerminatedError, UsageEr
 from kie_async.cli._options import JOBS, JobsOptions, OutputArg
 from kie_async.cli._output import Output
 from kie_async.errors import ConflictError, KieError, ResultExpiredError
+from kie_async.events import clean
 from kie_async.journal import Job, JobError, Journal, State
 from kie_async.session import KieSession
 from kie_async.settings import Settings
@@ -79,7 +80,7 @@ async def _chosen(output: Output, journal: Journal, keys: Sequence[str]) -> list
     jobs = [await find_by_name(journal, key, None) for key in keys]
     for job in jobs:
         if job.state is State.DELIVERED:
-            output.say(f"{job.key}  delivered before")
+            output.say(f"{job.key}  delivered before{f', into {clean(job.directory)}' if job.directory else ''}")
         elif job.state is not State.SUCCEEDED:
             raise ConflictError(f"job {job.key!r} is {job.state}: it has no tracks to fetch", job.task_id)
     return [job for job in jobs if job.state is State.SUCCEEDED]

@@ -37,6 +37,7 @@ from kie_async.errors import WaitTimeoutError
 from kie_async.events import clean
 from kie_async.journal import ANY_BATCH, Attempt, Job, Journal, State, batches_of
 from kie_async.models import ExtendRequest, Track
+from kie_async.settings import machine_name
 
 app = App(name="jobs", help="See what became of the jobs of a batch, and decide about them.", help_epilogue="")
 
@@ -122,6 +123,8 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
 async def results(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
     """Show what was made: key, song, length, address and file of each track; and why the other jobs failed.
 
+    A file of another machine is shown as MACHINE:PATH.
+
     Example: kie-async jobs results --journal postgresql://kie@db.example/kie --out new
     """
     location = find_journal(options.journal, options.out)
@@ -132,13 +135,19 @@ async def results(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
                 output.value["jobs"].append({**job_value(job), "tracks": [track.to_dict() for track in job.tracks]})
             if job.state in _FAILED:
                 output.say(job_line(job))
-            for track, file in zip(job.tracks, chain(job.files, repeat("")), strict=False):
-                output.print(_track_line(job, track, file))
+            for track, path in zip(job.tracks, chain(_paths(job), repeat("")), strict=False):
+                output.print(_track_line(job, track, path))
 
 
-def _track_line(job: Job, track: Track, file: str) -> str:
+def _paths(job: Job) -> Iterator[str]:
+    """Where the files of a job are: on this machine a path, on another ``MACHINE:PATH``."""
+    directory = job.directory.removeprefix(f"{machine_name()}:")
+    return (f"{directory}/{file}" if directory else file for file in map(clean, job.files))
+
+
+def _track_line(job: Job, track: Track, path: str) -> str:
     length = "" if track.duration is None else f"{track.duration:.1f} s"
-    return "  ".join(filter(None, (job.key, song_of(job.request), length, track.audio_url, file)))
+    return "  ".join(filter(None, (job.key, song_of(job.request), length, track.audio_url, path)))
 
 
 @app.command

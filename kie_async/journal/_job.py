@@ -107,12 +107,14 @@ class JobResults:
     Attributes:
         tracks: in the order of the service.
         partial: whether fewer came than were asked for.
-        files: where the tracks are, relative to the directory of the batch.
+        files: where the tracks are, relative to ``directory``.
+        directory: ``MACHINE:PATH``, as scp takes it; empty if that is not on record.
     """
 
     tracks: tuple[Track, ...] = ()
     partial: bool = False
     files: tuple[str, ...] = ()
+    directory: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -192,8 +194,13 @@ class Job:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Where its tracks are, relative to the directory of the batch."""
+        """Where its tracks are, relative to ``directory``."""
         return self.results.files
+
+    @property
+    def directory(self) -> str:
+        """Where its files are, as ``MACHINE:PATH``; empty if that is not on record."""
+        return self.results.directory
 
     def _repr_html_(self) -> str:
         from kie_async.journal._job_list import JobList  # for notebooks alone

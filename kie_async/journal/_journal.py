@@ -249,7 +249,7 @@ class Journal(AsyncContextManagerMixin):
             key: which.
             to: where to.
             token: the transition is of the attempt with this token, and refused if the job is at another.
-            facts: fields of ``Job`` to set: task_id, tracks, files, error, credits, stage, partial, route. A
+            facts: fields of ``Job`` to set: task_id, tracks, files, directory, error, credits, partial, route. A
                 task_id is kept with the attempt too. A job that is planned again forgets those of the attempt.
 
         Raises:

@@ -57,7 +57,7 @@ OPEN = frozenset({State.PLANNED, State.INTENT, State.SUBMITTED, State.UNKNOWN}) 
 PAID = frozenset({State.SUBMITTED, State.SUCCEEDED, State.DELIVERED})  # certainly accepted by the service
 
 _OF_ATTEMPT = frozenset({"task_id", "route", "credits"})
-_OF_RESULTS = frozenset({"tracks", "partial", "files"})
+_OF_RESULTS = frozenset({"tracks", "partial", "files", "directory"})
 FACTS = _OF_ATTEMPT | _OF_RESULTS | {"error"}  # what can be learnt with a transition
 _PENDING = (AuthError, InsufficientCreditsError, KeyQuotaError, ConnectError)  # nothing is wrong with the job
 
