@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from os import PathLike
-from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 
-from kie_async._protocol.request_rules import MODELS_BY_CODE_NAME, compute_cut_point, find_problems
-from kie_async.errors import KieError, Problem, invalid_request
+from kie_async._protocol.request_rules import compute_cut_point, find_problems
+from kie_async.errors import KieError, invalid_request
 from kie_async.events import clean
 
 Stage: TypeAlias = Literal["text", "first", "complete"]
@@ -139,33 +139,6 @@ class UploadExtendRequest(_Request):
 Request: TypeAlias = ExtendRequest | UploadExtendRequest
 
 
-class RequestFields(TypedDict, total=False):
-    """The fields that both requests share, for ``session.extend`` and ``session.upload_extend``."""
-
-    model: Model
-    prompt: str | None
-    style: str | None
-    title: str | None
-    continue_at: float | str | None
-    instrumental: bool
-    negative_tags: str | None
-    vocal_gender: Literal["m", "f"] | None
-    style_weight: float | None
-    weirdness_constraint: float | None
-    audio_weight: float | None
-    persona_id: str | None
-    persona_model: Literal["style_persona", "voice_persona"] | None
-    default_param_flag: bool | None
-    source_duration: float | None
-
-
-class UploadFields(RequestFields, total=False):
-    """The fields of ``session.upload_extend``."""
-
-    lyrics: str | None
-    variety: float | None
-
-
 @attrs.frozen
 class Track:
     """A track of a task. A text the service did not give is None; tolerant of whatever else it gives.
@@ -203,23 +176,6 @@ class Track:
         from kie_async._display import track_html  # for notebooks alone
 
         return track_html(self)
-
-
-def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
-    """Build the request that extends a track, with its length and, where that is certain, its model.
-
-    Raises:
-        InvalidRequestError: with every problem of the request; or another model has made the track.
-    """
-    made_by = MODELS_BY_CODE_NAME.get(track.model_name or "", ())
-    given: dict[str, Any] = {"source_duration": track.duration, **fields}
-    if len(made_by) == 1:
-        given.setdefault("model", made_by[0])
-    if made_by and given.get("model") not in made_by:
-        is_what = f"is {given['model']!r}" if given.get("model") else "is missing"
-        remedy = f"give the one that made the track ({track.model_name}): {' or '.join(made_by)}"
-        raise invalid_request(Problem("model", is_what, remedy))
-    return ExtendRequest(track.id, **given)
 
 
 @attrs.frozen

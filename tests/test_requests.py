@@ -19,12 +19,12 @@ from service import Service, serving
 import kie_async as kie
 from kie_async import events
 from kie_async._protocol.admission import Admission
+from kie_async._protocol.request_fields import RequestFields, UploadFields
 from kie_async.batch._manifest_rows import COLUMNS
 from kie_async.cli._options import Music
 from kie_async.emulator import Fault
 from kie_async.events import Event, Notice
 from kie_async.journal import Job, State
-from kie_async.models import RequestFields, UploadFields
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,11 @@ import attrs
 from kie_async import files
 from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, ChainGoal, SongLength
 from kie_async._protocol.json_values import as_duration
+from kie_async._protocol.request_fields import UPLOAD_ONLY, RequestFields, UploadFields, extend_track
 from kie_async._protocol.spending import check_cap
 from kie_async.errors import Problem, invalid_request
 from kie_async.journal import Job, Journal, is_local
-from kie_async.models import Request, RequestFields, Track, UploadExtendRequest, UploadFields, extend_track
+from kie_async.models import Request, Track, UploadExtendRequest
 
 ChainSource: TypeAlias = str | PathLike[str] | Track
 ChooseTake: TypeAlias = Literal["longest", "first"] | Callable[[tuple[Track, ...]], Track | Awaitable[Track]]
@@ -27,7 +28,6 @@ _KEY_VERSION = "chain 1"
 _KEY_LENGTH = 24  # hex digits, as of the key of a job that is made from its content
 _TRACK_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TEXTS = ("prompt", "lyrics", "style", "title")
-_UPLOAD_ONLY = sorted(UploadFields.__annotations__.keys() - RequestFields.__annotations__.keys())
 
 
 class ChainOptions(UploadFields, total=False):
@@ -193,10 +193,10 @@ async def _first_upload(source: str | PathLike[str], given: dict[str, Any], goal
 
 def _first_extend(track: Track, given: dict[str, Any], goal: ChainGoal) -> Request:
     if problems := [
-        Problem(name, "is given with a track", "leave it out") for name in _UPLOAD_ONLY if given.get(name) is not None
+        Problem(name, "is given with a track", "leave it out") for name in UPLOAD_ONLY if given.get(name) is not None
     ]:
         raise invalid_request(*problems)
-    fields = {name: value for name, value in given.items() if name not in _UPLOAD_ONLY}
+    fields = {name: value for name, value in given.items() if name not in UPLOAD_ONLY}
     if fields.get("continue_at") is None:
         cut = goal.next_cut(track.duration) if track.duration else None
         fields |= {"continue_at": cut, "default_param_flag": _flag(given)}
@@ -217,7 +217,7 @@ def _flag(given: dict[str, Any]) -> bool | None:
 
 def _later_fields(given: dict[str, Any], model: str) -> RequestFields:
     """The fields of all requests but the first: lyrics, which only an upload takes, are their prompt."""
-    left_out = {*_UPLOAD_ONLY, "continue_at", "source_duration"}
+    left_out = {*UPLOAD_ONLY, "continue_at", "source_duration"}
     fields = {name: value for name, value in given.items() if name not in left_out}
     prompt = given.get("prompt") if given.get("lyrics") is None else given["lyrics"]
     return cast("RequestFields", fields | {"model": model, "prompt": prompt, "default_param_flag": _flag(given)})

@@ -17,6 +17,7 @@ import attrs
 from kie_async import audio, files
 from kie_async._display import clock
 from kie_async._protocol.chain import Chain, ChainPart, ChainStep
+from kie_async._protocol.request_fields import UploadFields
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import RecordedTakes, Results, find_track
 from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
@@ -38,7 +39,7 @@ from kie_async.cli._output import Output, confirm
 from kie_async.errors import BudgetError, KieError
 from kie_async.events import Event, Notice
 from kie_async.journal import PAID, Job
-from kie_async.models import Track, UploadFields
+from kie_async.models import Track
 from kie_async.session import KieSession
 
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s

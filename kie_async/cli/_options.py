@@ -9,11 +9,11 @@ import attrs
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from kie_async._protocol.request_fields import UPLOAD_ONLY, RequestFields, UploadFields
 from kie_async._protocol.request_rules import MODELS
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._output import Output
 from kie_async.emulator import KINDS
-from kie_async.models import RequestFields, UploadFields
 from kie_async.settings import RouteName
 
 MAX_PORT = 65_535
@@ -75,9 +75,6 @@ class CommonOptions(OutputOptions):
     route: RouteName = "classic"
 
 
-_UPLOAD_ONLY = UploadFields.__annotations__.keys() - RequestFields.__annotations__.keys()
-
-
 @Parameter(name="*", group=_MUSIC)
 @attrs.frozen(kw_only=True)
 class Music:
@@ -137,7 +134,7 @@ class Music:
     def of_track(self) -> RequestFields:
         """The fields of a request that extends a track of the service."""
         given = dict(self.of_upload())
-        for name in _UPLOAD_ONLY:
+        for name in UPLOAD_ONLY:
             if given.pop(name) is not None:
                 raise UsageError(f"--{name} is for upload-extend alone: leave it out")
         return cast("RequestFields", given)
