@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Answer, Terminal, ended, environment, served, started, virtual_loop
+from result_folder import data_of
 
 from kie_async import emulator
 from kie_async.cli._batch import batch_error
@@ -514,9 +515,11 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
     with served(monkeypatch, speed=STEADY) as service:
-        words = ("batch", "--yes", str(songs(tmp_path / "my songs", 10)), "--out", str(out), *MUSIC, "--callbacks")
-        answer = stop(service, words, signal.SIGINT)
+        batch = ("batch", "--yes", str(songs(tmp_path / "my songs", 10)), "--out", str(out))
+        answer = stop(service, (*batch, *MUSIC, "--callbacks", "--report"), signal.SIGINT)
         assert answer.code == 130
+        assert f"compare the takes: {out / 'report.html'}" in answer.err
+        assert data_of(out / "report.html")["jobs"]
         assert "Traceback" not in answer.err
         assert "stopped by Ctrl-C" in answer.err
         line = answer.err.splitlines()[-1].strip()
@@ -530,9 +533,10 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
 
 def test_sigterm_does_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
     with served(monkeypatch, speed=STEADY) as service:
-        words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 4)), "--out", str(out), "--callbacks")
+        words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 4)), "--out", str(out), "--callbacks", "--report")
         answer = stop(service, words, signal.SIGTERM)
         assert answer.code == 130
+        assert data_of(out / "report.html")["jobs"]
         assert "stopped by SIGTERM" in answer.err
         assert answer.err.splitlines()[-1].strip() == shlex.join(["kie-async", *words])
 

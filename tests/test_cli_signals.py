@@ -129,7 +129,9 @@ def test_7_ctrl_c_during_a_post_that_is_not_answered(silent: Silent, flags: list
 def test_7_ctrl_c_during_a_post_of_a_batch(silent: Silent, tmp_path: Path, *, again: bool) -> None:
     manifest, out = tmp_path / "jobs.csv", tmp_path / "out"
     manifest.write_text("id,audio_id,model,continue_at,style,title,instrumental\none,a1,V5,1,s,t,yes\n")
-    words = ("batch", str(manifest), "--out", str(out), "--yes")
+    words = ("batch", str(manifest), "--out", str(out), "--yes", "--report")
+    out.mkdir()
+    (out / "own.mp3").touch()
     with started(*words, env=silent.environment) as process:
         silent.take()
         process.send_signal(signal.SIGINT)
@@ -142,6 +144,7 @@ def test_7_ctrl_c_during_a_post_of_a_batch(silent: Silent, tmp_path: Path, *, ag
     assert answer.code == 7
     assert "a submission was sent, perhaps charged, and no answer came" in answer.err
     assert f"kie-async jobs resolve KEY --task-id ID --out {out}" in answer.err
+    assert (out / "report.html").exists() is not again
     silent.hang_up()
     with started(*words, env=silent.environment) as process:
         answer = ended(process)

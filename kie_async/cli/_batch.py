@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Unpack
 
@@ -118,15 +119,27 @@ async def batch(
     if out is None:
         raise UsageError("--out is missing: give the directory where the files go")
     await _ask(output, order)
-    with stopped_by_sigterm(_stopped):
-        error = await _run(output, order, out)
-        if options.run.report:
-            try:
+    reported = _reported(output, out) if options.run.report else nullcontext()
+    async with reported:
+        with stopped_by_sigterm(_stopped):
+            await _run(output, order, out)
+
+
+@asynccontextmanager
+async def _reported(output: Output, out: Path) -> AsyncIterator[None]:
+    """Write the report of what is there when the block has ended, also by an error or Ctrl-C.
+
+    A second Ctrl-C ends the command without it; a report that was there stays as it was.
+    """
+    try:
+        yield
+    except BaseException:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() <= 1:  # counts each Ctrl-C
+            with suppress(KieError):  # the error of the batch matters more
                 output.say(f"compare the takes: {await report_on(output, out)}")
-            except KieError as failure:
-                error = error or failure  # that of the batch matters more
-    if error is not None:
-        raise error
+        raise
+    output.say(f"compare the takes: {await report_on(output, out)}")
 
 
 async def _ask(output: Output, order: BatchOrder) -> None:
@@ -226,8 +239,8 @@ def _say_others(output: Output, order: BatchOrder, own: int) -> None:
 # ---------------------------------------------------------------- the run
 
 
-async def _run(output: Output, order: BatchOrder, out: Path) -> KieError | None:
-    """Run the batch, and return why it did not deliver all."""
+async def _run(output: Output, order: BatchOrder, out: Path) -> None:
+    """Run the batch, and raise why it did not deliver all."""
     command = order.location.as_typed(output.words)
     output.hints = _hints(command, order.location.options, emulated=order.options.run.emulate)
     progress = BatchProgress(output, out, jsonl=order.options.run.jsonl)
@@ -238,7 +251,9 @@ async def _run(output: Output, order: BatchOrder, out: Path) -> KieError | None:
     ):
         await _work(order, out, session, journal, progress.job_changed)
     _say_others(output, order, progress.counts.total)
-    return batch_error(progress.counts, order.location.with_out(out), command, lost=progress.lost)
+    error = batch_error(progress.counts, order.location.with_out(out), command, lost=progress.lost)
+    if error is not None:
+        raise error
 
 
 async def _work(

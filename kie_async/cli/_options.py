@@ -235,7 +235,7 @@ class BatchRunOptions:
         dry_run: Show what would be done and what it would cost; send nothing.
         max_credits: Never spend more than this on the batch; a shared journal keeps it for all workers.
         enqueue: Put the jobs on record and leave; workers make them ('kie-async worker').
-        report: At the end write report.html beside the files, to compare them ('kie-async report').
+        report: At the end, however it ends, write report.html beside the files, to compare them ('kie-async report').
         shared_files: Every machine finds the songs at the same paths; otherwise a worker on this one uploads them.
         emulate: Use a built-in emulator: no key, no cost. It ends with the command; 'kie-async emulate' lasts.
     """
