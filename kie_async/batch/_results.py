@@ -29,7 +29,7 @@ from kie_async._fsync import replace_file, sync_directory
 from kie_async._protocol.request_rules import is_url
 from kie_async.errors import StorageError
 from kie_async.events import clean
-from kie_async.files import AUDIO_KINDS, lock, on_disk, remove_parts, safe_name
+from kie_async.files import AUDIO_KINDS, hash_source, lock, on_disk, remove_parts, safe_name
 from kie_async.journal import Job
 from kie_async.models import Request, Track, UploadExtendRequest
 
@@ -165,9 +165,7 @@ class Results:
 
     def _complete_sidecar(self, job: Job, number: int, stem: str, name: str) -> None:
         path = self.directory / name
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        facts = {"name": name, "size": path.stat().st_size, "sha256": digest}
+        facts = {"name": name, "size": path.stat().st_size, "sha256": hash_source(path, measured=False)[0]}
         replace_file(self._sidecar(stem), format_sidecar(job, number, file=facts, emulated=self.emulated))
 
 

@@ -7,7 +7,6 @@ decides what may be paid.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -38,6 +37,7 @@ from kie_async.errors import (
     TooManyFailuresError,
 )
 from kie_async.events import guarded
+from kie_async.files import hash_source
 from kie_async.journal import FINAL, Job, JobError, Recorder, Source, State, is_local
 from kie_async.models import Request
 from kie_async.session import KieSession
@@ -277,8 +277,7 @@ class Runner:
 def _read_source(path: Path, machine: str = "") -> Source:
     """Return the size and content of a file, which only this machine can read; blocks."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return Source(path=str(path), size=file.tell(), sha256=digest, machine=machine)
+        digest, _ = hash_source(path, measured=False)
+        return Source(path=str(path), size=path.stat().st_size, sha256=digest, machine=machine)
     except OSError as error:
         raise AudioError(f"{path.name} cannot be read: {error.strerror}") from None
