@@ -29,27 +29,7 @@ STAGES: tuple[Stage, ...] = ("text", "first", "complete")
 
 @attrs.frozen(kw_only=True)
 class _Request:
-    """What both operations share. Lengths count characters; moments and lengths of audio are seconds.
-
-    Attributes:
-        model: one of ``MODELS``, or a newer one, which is sent with a notice to the observer.
-        prompt: exact lyrics; of no effect when instrumental.
-        style: the style of music.
-        title: the title of the new tracks.
-        continue_at: where the source is cut and continued: seconds above 0 and below its length, or text: "45.5",
-            "1:05", or, where the length of the source can be known, "75%" or "-10s" (before its end).
-        instrumental: no voice.
-        negative_tags: styles to keep out.
-        vocal_gender: "m" or "f"; a tendency only.
-        style_weight, weirdness_constraint, audio_weight: each 0 to 1 in steps of 0.01.
-        persona_id: a persona made with the service; it needs own parameters.
-        persona_model: "style_persona" (the service's default) or "voice_persona"; documented for V5 and V5_5 only,
-            sent with a notice to newer models.
-        default_param_flag: True: own parameters; False: those of the source. None: follows from what is given.
-        source_duration: the length of the source in seconds, if known. Never sent; ``continue_at`` is held to it.
-
-    What is only pointless is sent as it is given, and reported to the session's observer.
-    """
+    """What both operations share; ``ExtendRequest`` describes the fields."""
 
     operation: ClassVar[Operation]
     _own_names: ClassVar[tuple[str, ...]]  # any of them given means own parameters
@@ -93,13 +73,32 @@ class ExtendRequest(_Request):
     """Extend a track that the service made (``POST /api/v1/generate/extend``).
 
     With neither prompt, style, title nor continue_at the parameters of the source track are inherited; with any
-    of them all are required (the prompt unless instrumental). ``model`` is required: the one that made the track.
+    of them all are required (the prompt unless instrumental). Lengths count characters; moments and lengths of audio
+    are seconds.
 
     Attributes:
         audio_id: the id of the *track* (``Track.id``), not of its task.
+        model: required: the one that made the track. One of ``MODELS``, or a newer one, which is sent with a notice to
+            the observer.
+        prompt: exact lyrics; of no effect when instrumental.
+        style: the style of music.
+        title: the title of the new tracks.
+        continue_at: where the source is cut and continued: seconds above 0 and below its length, or text: "45.5",
+            "1:05", or, where the length of the source can be known, "75%" or "-10s" (before its end).
+        instrumental: no voice.
+        negative_tags: styles to keep out.
+        vocal_gender: "m" or "f"; a tendency only.
+        style_weight, weirdness_constraint, audio_weight: each 0 to 1 in steps of 0.01.
+        persona_id: a persona made with the service; it needs own parameters.
+        persona_model: "style_persona" (the service's default) or "voice_persona"; documented for V5 and V5_5 only,
+            sent with a notice to newer models.
+        default_param_flag: True: own parameters; False: those of the source. None: follows from what is given.
+        source_duration: the length of the source in seconds, if known. Never sent; ``continue_at`` is held to it.
 
     Raises:
         InvalidRequestError: with every problem of the request at once.
+
+    What is only pointless is sent as it is given, and reported to the session's observer.
     """
 
     operation: ClassVar[Operation] = "extend"
@@ -119,9 +118,11 @@ class UploadExtendRequest(_Request):
     Attributes:
         source: a path, which is uploaded first, or the URL of audio that the service can fetch. At most 8 minutes
             (1 minute for V4_5ALL).
-        model: as for ``extend``, but any will do.
+        model: any will do; V5 by default.
         lyrics: exact lyrics, at most 5000 characters; they go before the prompt. The jobs route alone takes them.
         variety: 0 to 4. The jobs route alone takes it.
+
+    The other fields are those of ``ExtendRequest``.
 
     Raises:
         InvalidRequestError: with every problem of the request at once.

@@ -27,7 +27,7 @@ from kie_async.cli._connect import (
     stopped_by_sigterm,
 )
 from kie_async.cli._exit_codes import TOP_UP, TerminatedError, UsageError
-from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
+from kie_async.cli._options import ASK_ABOVE, BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.cli._report import report_on
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
@@ -35,7 +35,6 @@ from kie_async.journal import OWN_BATCH, Job, Journal, State, is_local
 from kie_async.session import KieSession
 from kie_async.settings import Settings
 
-ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
 # How the built-in emulator is served: what a batch waits for is the quota alone.
 _EMULATED = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
 _NO_KEY = "none-is-needed"  # to check requests

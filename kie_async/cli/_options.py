@@ -46,6 +46,8 @@ JournalOption: TypeAlias = Annotated[
 ]
 _BATCH_HELP = "The batch's name: the path given to 'batch --out'; to adopt or fetch: where the files are."
 Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=RUN, help="Do not ask, but do it.")]
+ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
+_BATCH_YES_HELP = f"Do not ask. Otherwise more than {ASK_ABOVE} new jobs must be agreed to; without a terminal, any."
 Jsonl: TypeAlias = Annotated[bool, Parameter(help="Write a line of JSON to stdout for each transition of a job.")]
 
 
@@ -241,7 +243,7 @@ class BatchRunOptions:
     """
 
     journal: JournalOption = None
-    yes: Yes = False
+    yes: Annotated[bool, Parameter(help=_BATCH_YES_HELP)] = False
     dry_run: bool = False
     enqueue: bool = False
     report: bool = False
