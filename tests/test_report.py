@@ -220,6 +220,7 @@ def test_the_source_is_played_from_where_it_is(
         "looping": {"source": {"path": str(tmp_path / "loop")}},
         "no path": {"source": {"path": "a\0b"}},
         "an address": {"request": {"source": "https://songs.example/a.wav"}},
+        "no batch": {"request": {"source": "songs/a.wav"}},
         "a take": {"request": {"audio_id": "id-absolute"}},
         "a track elsewhere": {"request": {"audio_id": "id-elsewhere"}},
     }
@@ -236,9 +237,30 @@ def test_the_source_is_played_from_where_it_is(
         "looping": ("loop", "looping.wav"),
         "no path": ("a\0b", "no%20path.wav"),
         "an address": ("a.wav", "an%20address.wav"),
+        "no batch": ("a.wav", "../songs/a.wav"),
         "a take": ("absolute.wav", "absolute.wav"),
         "a track elsewhere": ("id-elsewhere", "a%20track%20elsewhere.wav"),
     }
+
+
+def test_the_steps_of_a_chain_stand_in_their_order(terminal: Terminal, folder: Path) -> None:
+    for key, request in {
+        "k-10": {"audio_id": "id-k-2"},
+        "k-2": {"audio_id": "id-k-1"},
+        "k-1": {"source": "Song 9.mp3"},
+        "other": {"title": "song 10"},
+        "round": {"audio_id": "id-round"},
+    }.items():
+        tone(folder / f"{key}.wav", 0.1)
+        sidecar(folder, key, key=key, request=request)
+    found = [(job["title"], job["step"], job["key"]) for job in reported(terminal, folder)]
+    assert found == [
+        ("round", 1, "round"),
+        ("Song 9", 1, "k-1"),
+        ("Song 9", 2, "k-2"),
+        ("Song 9", 3, "k-10"),
+        ("song 10", 1, "other"),
+    ]
 
 
 def test_the_takes_of_a_single_command_are_of_one_job(terminal: Terminal, folder: Path, tmp_path: Path) -> None:

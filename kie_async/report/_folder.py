@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -72,6 +73,8 @@ class ReportedJob:
         cut: the second of the source at which the new part begins.
         source: the file that was extended, if it is known and still the same.
         source_name: what was extended, as far as it is known.
+        audio_id: the track that was extended, if it was one.
+        step: which it is of a chain, in which each extends a take of the one before; from 1.
     """
 
     key: str
@@ -82,6 +85,8 @@ class ReportedJob:
     cut: float | None = None
     source: Path | None = None
     source_name: str = ""
+    audio_id: str = ""
+    step: int = 1
     takes: tuple[Take, ...] = ()
 
 
@@ -107,11 +112,28 @@ def read_folder(directory: Path) -> list[ReportedJob]:
     others = [_lone(path) for path in directory.iterdir() if _is_audio(path) and path.name not in known]
     if not jobs and not others:
         raise ReportError(f"{clean(str(directory))} holds no results: give the folder to which a batch has downloaded")
-    return [*_sorted(jobs), *_sorted(others)]
+    return [*_sorted(_chained(jobs)), *_sorted(others)]
 
 
 def _sorted(jobs: Iterable[ReportedJob]) -> list[ReportedJob]:
-    return sorted(jobs, key=lambda job: (job.title.casefold(), job.key))
+    return sorted(jobs, key=lambda job: (_natural(job.title.casefold()), job.step, _natural(job.key)))
+
+
+def _natural(text: str) -> str:
+    """Make numbers sort by their value."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(9), text)
+
+
+def _chained(jobs: Iterable[ReportedJob]) -> Iterator[ReportedJob]:
+    """Count the steps of chains; one that has no title takes that of the first."""
+    jobs = list(jobs)
+    makers = {take.track_id: job for job in jobs for take in job.takes if take.track_id}
+    for job in jobs:
+        chain = [job]
+        while (before := makers.get(chain[-1].audio_id)) and before not in chain:
+            chain.append(before)
+        title = next((each.title for each in chain if each.title), job.key[:_MAX_TEXT])
+        yield attrs.evolve(job, title=title, step=len(chain))
 
 
 def _lone(path: Path) -> ReportedJob:
@@ -153,19 +175,23 @@ def _job(
         takes = [attrs.evolve(take, number=number) for number, take in enumerate(takes, 1)]
     first = sidecars[0][1] if sidecars else {}
     source, source_name = _source(directory, first, files)
-    title = _text(line, "title") or _text(first, "request", "title") or Path(source_name).stem
+    title = _text(line, "title") or _text(first, "request", "title")
+    audio_id = _text(first, "request", "audio_id")
+    if not audio_id or audio_id not in files:
+        title = title or Path(source_name).stem or (takes[0].title if takes else "") or key[:_MAX_TEXT]
     length = _number(first, "source", "duration") or _number(first, "request", "source_duration")
     cut = compute_cut_point(_dig(first, "request", "continue_at") or first.get("continue_at"), length)
     state = _text(line, "state")
     return ReportedJob(
         key=key,
-        title=title or (takes[0].title if takes else "") or key[:_MAX_TEXT],
+        title=title,
         state=state,
         error=_error(line) if state not in _MADE else "",
         model=_text(line, "model") or _text(first, "request", "model"),
         cut=_number({"cut": cut}, "cut"),
         source=source,
         source_name=source_name,
+        audio_id=audio_id,
         takes=tuple(takes),
     )
 
@@ -206,7 +232,7 @@ def _source(directory: Path, facts: Facts, files: Mapping[str, Path]) -> tuple[P
     take = files.get(_text(facts, "request", "audio_id") or " ")
     if take is not None:
         return take.resolve(), take.name
-    given = _text(facts, "source", "path", limit=None)
+    given = _text(facts, "source", "path", limit=None) or _text(facts, "request", "source", limit=None)
     size = _number(facts, "source", "size")
     for path in (Path(given), directory / given) if given else ():
         try:
@@ -215,7 +241,7 @@ def _source(directory: Path, facts: Facts, files: Mapping[str, Path]) -> tuple[P
                 return found, found.name
         except (OSError, ValueError, RuntimeError):  # it is not there, or no path at all
             continue
-    return None, Path(given or _text(facts, "request", "source")).name or _text(facts, "request", "audio_id")
+    return None, Path(given).name[:_MAX_TEXT] or _text(facts, "request", "audio_id")
 
 
 # ---------------------------------------------------------------- files

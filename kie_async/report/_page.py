@@ -76,6 +76,7 @@ def _job(job: ReportedJob, directory: Path, outline: Callable[[Path], Outline]) 
         "state": job.state,
         "error": job.error,
         "model": job.model,
+        "step": job.step,
         "source": job.source_name,
         "cut": job.cut,
         "lanes": lanes,

@@ -151,6 +151,7 @@
   function facts(job) {
     return [
       job.state === "delivered" ? "" : job.state,
+      job.step > 1 ? `step ${job.step}` : "",
       job.source && job.source !== job.title ? job.source : "",
       job.cut === null ? "" : `cut at ${clock(job.cut)}`,
       job.model,
@@ -231,7 +232,7 @@
     });
     listen(row, lane, index);
     lane.element.append(lane.wave);
-    if (lane.take) lane.element.append(makeChoice(row, lane), makeNote(lane));
+    if (lane.take) lane.element.append(makeChoice(row, lane), makeNote(row, lane));
     return lane.element;
   }
 
@@ -258,8 +259,8 @@
     return make("div", { class: "choice", role: "group", "aria-label": `Verdict on ${laneName(lane)} of ${row.job.title}` }, ...buttons);
   }
 
-  function makeNote(lane) {
-    lane.note = make("input", { class: "note", type: "text", placeholder: "Note", "aria-label": `Note on ${laneName(lane)}`, autocomplete: "off" });
+  function makeNote(row, lane) {
+    lane.note = make("input", { class: "note", type: "text", placeholder: "Note", "aria-label": `Note on ${laneName(lane)} of ${row.job.title}`, autocomplete: "off" });
     lane.note.value = verdictOf(lane.name).note;
     lane.note.addEventListener("input", () => {
       verdictOf(lane.name).note = lane.note.value;
