@@ -162,7 +162,7 @@ class SlidingLimiter:
         return loop
 
     def _leave_behind(self, now: float) -> None:
-        """Forget who waited in a loop that was closed; its clock was another, so the latest moment counts for all."""
+        """Forget who waited in a loop that was closed. Its clock was another, so all that was taken counts from now."""
         self._waiters.clear()
         self._returns = deque([now + self._window] * (self._limit - self._free))
         self._closed_until = now + self._window if self._closed_until else 0.0
@@ -189,7 +189,10 @@ class SlidingLimiter:
         self._set_timer()
 
     def _set_timer(self) -> None:
-        """Come again when the next permit can be given; if nobody waits, when all are back: till then it must live."""
+        """Have ``_serve`` called when the next permit can be given.
+
+        If nobody waits, it is called when all are back: the timer keeps the limiter alive until then.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

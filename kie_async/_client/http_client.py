@@ -115,7 +115,7 @@ class Transport(anyio.AsyncContextManagerMixin):
                 value = _parsed(call, await self._exchange(call, permit))
             except KieError as error:
                 error.message = error.message.replace(self.settings.api_key.reveal(), "…")
-                if call.spends or not retry or attempt == READ_ATTEMPTS or not self._again(error):
+                if call.spends or not retry or attempt == READ_ATTEMPTS or not self._may_send_again(error):
                     raise
                 delay, reason = _delay(error, attempt), str(error)
             else:
@@ -125,7 +125,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             await anyio.sleep(delay)
             attempt += 1
 
-    def _again(self, error: KieError) -> bool:
+    def _may_send_again(self, error: KieError) -> bool:
         if not error.retryable or (isinstance(error, RateLimitedError) and (error.retry_after or 0) > MAX_RETRY_AFTER):
             return False
         return self._budget.spend()
@@ -169,30 +169,30 @@ class Transport(anyio.AsyncContextManagerMixin):
             **by_proxy(settings, url),
         ) as response:
             sending.end()
-            body = _without(settings.api_key, await _capped(response))
+            body = _without_key(settings.api_key, await _capped(response))
             retry_after = response.headers.get("Retry-After")
             if retry_after is not None:
-                retry_after = _without(settings.api_key, retry_after.encode(errors="replace")).decode()
+                retry_after = _without_key(settings.api_key, retry_after.encode(errors="replace")).decode()
             return Response(response.status, body, retry_after or None)
 
 
-def _without(key: Secret, received: bytes) -> bytes:
-    """An answer may echo the request's headers: what is made of it, errors and values, must not hold the key."""
+def _without_key(key: Secret, received: bytes) -> bytes:
+    """Blot the key out of an answer, which may echo the request's headers."""
     if len(key.reveal()) < _SHORTEST_KEY:
         return received
     return received.replace(key.reveal().encode(), b"***")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Connections on which nobody spoke before being asked.
+    """Refuses a connection on which the server has sent something before a request.
 
-    aiohttp would take an answer that came on an idle connection for that to the next request.
+    aiohttp would take what came on an idle connection for the answer to the next request.
     """
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:  # noqa: ASYNC109  # aiohttp's own signature
         connection = await super().connect(req, traces, timeout)
         sending = _SENDING.get()
-        # Connecting took long, or the process was stopped.
+        # It ran out if connecting took long, or the process was stopped.
         if sending.permit is not None and not sending.permit.is_valid:
             connection.close()
             raise _PermitRanOutError
@@ -208,20 +208,20 @@ class _PermitRanOutError(aiohttp.ClientError):
 
 
 class _Sending:
-    """Whether a request got a connection: without one nothing was sent, with one nobody can know."""
+    """One request on its way: whether it got a connection. Without one nothing was sent, with one nobody can know."""
 
     def __init__(self, permit: Permit | None) -> None:
         self.permit = permit
         self.is_connected = False
 
     def end(self) -> None:
-        """The headers of the answer are here, or lost, or nothing was sent: end the permit, once."""
+        """End the permit, once: the headers of the answer are here or lost, or nothing was sent."""
         permit, self.permit = self.permit, None
         if permit is not None:
             (permit.release if self.is_connected else permit.give_back)()
 
 
-# Of the request that this task makes: how its connection finds it.
+# The request that the running task makes: so the connector, which aiohttp calls, finds it.
 _SENDING: ContextVar[_Sending] = ContextVar("_SENDING")
 
 

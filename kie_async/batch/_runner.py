@@ -143,22 +143,28 @@ class Runner:
         return job
 
     async def _after_error(self, before: Job, error: KieError) -> tuple[Job, float | None]:
-        """Return a job as it stands after an error of a step, and the seconds until this run tries it again, if so."""
+        """Return a job as it stands after an error of a step, and the seconds until it is tried again in this run.
+
+        None instead of seconds if it is not.
+        """
         job = await self._get(before.key)
         if isinstance(error, (AudioError, InvalidRequestError)) and before.state is job.state is State.PLANNED:
             rejected = await self._recorder.journal.move(job.key, State.REJECTED, error=JobError.of(error))
             return rejected, None  # by our own check
-        return job, self._apply_policy(error)
+        decision = self._policy.decide(error)
+        if decision.action is Action.STOP:
+            self.stopped = self.stopped or error
+        return job, decision.delay if decision.action is Action.RETRY_LATER else None
 
     def _put_off(self, job: Job, error: KieError) -> Job:
         """Return a job that cannot go on in this run, with the reason."""
         if not isinstance(error, _NotSentError):
             job = attrs.evolve(job, error=JobError.of(error))
-        is_known = isinstance(error, BudgetError) and error.batch in self._full  # one job says it for all
+        is_reported = isinstance(error, BudgetError) and error.batch in self._full  # by another job of its batch
         if isinstance(error, BudgetError):
             self._full.setdefault(error.batch, error)
-        has_another = isinstance(error, ConflictError) and not isinstance(error, LostRecordError)  # process
-        if is_known or has_another:
+        is_elsewhere = isinstance(error, ConflictError) and not isinstance(error, LostRecordError)  # another has it
+        if is_reported or is_elsewhere:
             self._budget.settle_job(job)
         else:
             self._report(job)
@@ -176,13 +182,6 @@ class Runner:
     def _report(self, job: Job) -> None:
         self._budget.settle_job(job)
         self._observer(job)
-
-    def _apply_policy(self, error: KieError) -> float | None:
-        """Return the seconds until the job is tried again, if it is not at its end; None if it is not, in this run."""
-        decision = self._policy.decide(error)
-        if decision.action is Action.STOP:
-            self.stopped = self.stopped or error
-        return decision.delay if decision.action is Action.RETRY_LATER else None
 
     async def _get(self, key: str) -> Job:
         return await find_job(self._recorder.journal, key)
@@ -231,7 +230,7 @@ class Runner:
     # ------------------------------------------------------------ sources
 
     async def _address(self, job: Job) -> str:
-        """Return where a file is uploaded that one machine alone can read; that machine uploads it if it has to be.
+        """Return the URL of the uploaded source of a job; on the machine that has the file, upload it if need be.
 
         Raises:
             FileError: the job waits for another machine.
@@ -253,20 +252,20 @@ class Runner:
         return attrs.evolve(request, source=(await self._upload(job)).upload_url or "")
 
     async def _upload(self, job: Job) -> Job:
-        """Note where the source of a job is uploaded; upload it, unless its content was uploaded lately."""
+        """Upload the source of a job, unless its content was uploaded lately, and note the URL with the job."""
         source = job.source
         if source is None or not source.sha256:
             source = await to_thread.run_sync(_read_source, song_file(job.request) or Path(), job.machine)
         lock = self._uploading.setdefault(source.sha256, asyncio.Lock())
         async with lock:
-            uploaded = await self._find_upload(source) or await self._send(source)
+            uploaded = await self._find_upload(source) or await self._upload_file(source)
             source = attrs.evolve(source, upload_url=uploaded.upload_url, uploaded_at=uploaded.uploaded_at)
             return await self._recorder.journal.upload(job.key, source)
 
     async def _find_upload(self, source: Source) -> Source | None:
         return await self._recorder.journal.uploaded(source.sha256, time.time() - _MAX_UPLOAD_AGE)
 
-    async def _send(self, source: Source) -> Source:
+    async def _upload_file(self, source: Source) -> Source:
         now = await to_thread.run_sync(_read_source, Path(source.path))
         if now.sha256 != source.sha256:
             raise AudioError(f"{Path(source.path).name} changed since the batch was planned: plan it anew")

@@ -209,8 +209,7 @@ class Journal(AsyncContextManagerMixin):
     async def attempts(self, key: str) -> list[Attempt]:
         """All attempts of a job, in order."""
         rows = map(intact, await self._read(_sql.ATTEMPTS, key=key))
-        names = ("token", "key", "number", "task_id", "process_id", "intended_at")
-        return [Attempt(**dict(zip(names, row, strict=True))) for row in rows]
+        return [Attempt(**dict(zip(_sql.ATTEMPT, row, strict=True))) for row in rows]
 
     # ------------------------------------------------------------ transitions
 

@@ -26,8 +26,8 @@ T = TypeVar("T")
 Step: TypeAlias = tuple[str, Mapping[str, object]]
 Rows: TypeAlias = list[tuple[Any, ...]]
 
-# The columns that the checksum of a row covers, in its order. Not those that came later: the document has them too.
-# "machine" is the one that a job waits for (``Job.waits_for``); empty for all that any process can go on with.
+# The columns that the checksum of a row covers, in its order. "machine" and "account", which came later, are not among
+# them: the document has both. "machine" is the one that a job waits for (``Job.waits_for``), or empty.
 JOB = ("key", "batch", "state", "cost", "changed_at", "document")
 ATTEMPT = ("token", "key", "number", "task_id", "process_id", "intended_at")
 CALLBACK = ("token", "task_id", "stage", "received_at")

@@ -113,7 +113,7 @@ class OutcomeWriter:
         self._journal = journal
         self._emit = emit
         self._queue: asyncio.Queue[tuple[str, TaskResult | KieError]] = asyncio.Queue()
-        # By task id: done, when the first try to write its outcome was made, with the error of that.
+        # By task id; done when its outcome was tried to be written for the first time, with the error of that try.
         self._first_tries: dict[str, asyncio.Future[KieError | None]] = {}
 
     def add(self, task_id: str, outcome: TaskResult | KieError) -> None:
@@ -165,7 +165,7 @@ class OutcomeWriter:
         return error is None or not error.retryable
 
     async def _write(self, task_id: str, outcome: TaskResult | KieError) -> None:
-        """Move the job of a task to its end, if the outcome is one and the job is not past it."""
+        """Move the job of a task to its end; do nothing if the task goes on, or no job is this task."""
         job, end = await self._journal.find(task_id=task_id), _end_of_job(outcome)
         if job is None or end is None:
             return

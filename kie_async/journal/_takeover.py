@@ -139,7 +139,7 @@ class Takeover:
                 await self._journal.move(key, State.PLANNED, token=token)
 
     async def intents_left(self, batch: str) -> AsyncGenerator[Job, None]:
-        """Wait for one lease if other processes have intents in a batch, and give those.
+        """Give the intents of other processes in a batch, if there are any, after the seconds that a lease lasts.
 
         By then each is resolved, or its process is known to be dead.
         """
