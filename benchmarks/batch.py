@@ -92,7 +92,7 @@ def finished(store: str, count: int) -> None:
                 results=JobResults(tracks=TRACKS, files=("a.mp3", "b.mp3")),
                 moments=dict.fromkeys(("planned", "intent", "submitted", "succeeded", "delivered"), now),
             )
-            connection.execute(_sql.ADD, {**job_row(done), "written": ""})
+            connection.execute(_sql.ADD, {**job_row(done), "write_id": ""})
             connection.execute(
                 "INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum) "
                 "VALUES (:token, :key, :number, :task_id, :process_id, :intended_at, :checksum)",

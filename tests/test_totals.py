@@ -21,7 +21,7 @@ def as_of(account: str, batch: str, period: int) -> Job:
 
 def changed(before: Job, after: Job) -> list[Any]:
     """The totals that a write changes, in its order."""
-    steps = write_steps(before, after, seen="1", written="2")
+    steps = write_steps(before, after, seen="1", write_id="2")
     return [(values["name"], values["period"]) for statement, values in steps if "kie_total" in statement]
 
 

@@ -150,7 +150,7 @@ def _check(results: list[Rows], remedy: str, batch: str = "") -> None:
             raise budget_error(cap, reserved, remedy, batch=batch, retryable=not is_full)
 
 
-def reserving_steps(before: Job, after: Job, *, seen: str, written: str, payer: Payer) -> list[Step]:
+def reserving_steps(before: Job, after: Job, *, seen: str, write_id: str, payer: Payer) -> list[Step]:
     """The statements that write the intent of a job if the caps leave room for it; see ``write_steps``."""
     values, locks, condition = _values(after.batch, payer), list[Step](), ""
     if after.batch:
@@ -159,7 +159,7 @@ def reserving_steps(before: Job, after: Job, *, seen: str, written: str, payer: 
     if payer.max_credits is not None:
         locks.append((_LOCK, {"cap": values["account_cap"]}))
         condition += _with(_OF_ACCOUNT, _WITHIN_ACCOUNT)
-    return [*locks, *write_steps(before, after, seen=seen, written=written, condition=(condition, values))]
+    return [*locks, *write_steps(before, after, seen=seen, write_id=write_id, condition=(condition, values))]
 
 
 def _with(what: Mapping[str, str], statement: str) -> str:

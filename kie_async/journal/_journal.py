@@ -130,8 +130,8 @@ class Journal(AsyncContextManagerMixin):
         while portion := list(islice(remaining, _ADDED_AT_ONCE)):
             if odd := [job.key for job in portion if job.state is not State.PLANNED]:
                 raise ValueError(f"only planned jobs can be added: {odd[0]!r} is not")
-            written = uuid4().hex
-            rows = {job.key: {**job_row(job), "written": written} for job in reversed(portion)}
+            write_id = uuid4().hex
+            rows = {job.key: {**job_row(job), "write_id": write_id} for job in reversed(portion)}
             added = sum(map(len, await self.driver.run(*((_sql.ADD, row) for row in reversed(rows.values())))))
             if added < len(rows) and (of_batches := {job.key: job for job in portion if job.batch}):
                 await self._enqueue_known(of_batches)
@@ -297,22 +297,22 @@ class Journal(AsyncContextManagerMixin):
 
         With a payer it is written only within the caps.
         """
-        written, refused = uuid4().hex, ""
+        write_id, refused = uuid4().hex, ""
         while True:
             rows = await self._read(_sql.GET, key=key)
             if not rows:
                 raise ConflictError(f"the journal has no job {key!r}")
             *row, seen, now = rows[0]
             job = read_job(tuple(row))
-            if seen == written:  # the connection was lost after the write
+            if seen == write_id:  # the connection was lost after the write
                 return job
             if seen == refused:  # nobody else has written it: it was a cap
                 await self.caps.check(job.batch, payer or NOBODY)
-            after, ids = change(job, now), {"key": key, "written": written}
+            after, ids = change(job, now), {"key": key, "write_id": write_id}
             if payer is None:
-                steps = write_steps(job, after, seen=seen, written=written)
+                steps = write_steps(job, after, seen=seen, write_id=write_id)
             else:
-                steps = reserving_steps(job, after, seen=seen, written=written, payer=payer)
+                steps = reserving_steps(job, after, seen=seen, write_id=write_id, payer=payer)
             follow_up = [(more[0], {**more[1], **ids})] if (more := follow(after)) else []
             try:
                 changed = (await self.driver.run(*steps, *follow_up))[len(steps) - 1]

@@ -123,7 +123,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         self._renew_at = 0.0
         self._is_queued = False  # in the database
         self._lifetime = Lifetime("limiter", self._running)
-        self._stir = asyncio.Event()  # there may be something to take or to write
+        self._changed = asyncio.Event()  # there may be something to take or to write
 
     @property
     def queued(self) -> int:
@@ -173,25 +173,25 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         while self._waiters and self._waiters[0].done():  # those that went away
             self._waiters.popleft()
         if not self._waiters:
-            self._stir.set()
+            self._changed.set()
         (self._waiters.appendleft if again else self._waiters.append)(waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 waiter.result().give_back()  # granted and cancelled in the same turn
-            self._stir.set()
+            self._changed.set()
             raise
 
     def penalize(self, seconds: float) -> None:
         """Close the gate for all processes, for so long; never earlier than it would open already."""
         self._closed_until = max(self._closed_until, asyncio.get_running_loop().time() + seconds)
-        self._stir.set()
+        self._changed.set()
 
     def _return(self, permit: SharedPermit, seconds: float) -> None:
         if self._held.pop(permit.name, None) is not None:
             self._returned[permit.name] = seconds
-            self._stir.set()
+            self._changed.set()
 
     # ------------------------------------------------------------ the database
 
@@ -199,7 +199,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         """Write what has changed, and take slots for those who wait, again and again."""
         failures = 0
         while True:
-            self._stir.clear()
+            self._changed.clear()
             try:
                 delay = await self._exchange()
                 failures = 0
@@ -209,7 +209,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
                 if not error.retryable:
                     self._fail(error)
             with anyio.move_on_after(delay):
-                await self._stir.wait()
+                await self._changed.wait()
 
     async def _exchange(self) -> float:
         """Write and take once, and return the seconds until there may be more to do."""

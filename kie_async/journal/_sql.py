@@ -144,7 +144,7 @@ class Driver(Protocol):
 
 ADD = """
 INSERT INTO kie_job (key, batch, state, machine, account, cost, changed_at, document, checksum, write_id)
-VALUES (:key, :batch, :state, :machine, :account, :cost, :changed_at, :document, :checksum, :written)
+VALUES (:key, :batch, :state, :machine, :account, :cost, :changed_at, :document, :checksum, :write_id)
 ON CONFLICT (key) DO UPDATE SET write_id = excluded.write_id WHERE kie_job.write_id = excluded.write_id
 """
 GET = """
@@ -170,7 +170,7 @@ BATCHES = "SELECT DISTINCT batch FROM kie_job WHERE batch <> '' ORDER BY batch"
 SPENT = "SELECT coalesce(sum(cost), 0) FROM kie_job WHERE batch = :batch"
 WRITE = """
 UPDATE kie_job SET batch = :batch, state = :state, machine = :machine, account = :account, cost = :cost,
-    changed_at = :changed_at, document = :document, checksum = :checksum, write_id = :written
+    changed_at = :changed_at, document = :document, checksum = :checksum, write_id = :write_id
 WHERE key = :key AND write_id = :seen
 """
 
@@ -230,16 +230,16 @@ def without_batch(keys: Iterable[str]) -> str:
 INSERT_ATTEMPT = """
 INSERT INTO kie_attempt (token, key, number, task_id, process_id, intended_at, checksum)
 SELECT :token, :key, :number, NULL, :process_id, :intended_at, :checksum FROM kie_job
-WHERE key = :key AND write_id = :written
+WHERE key = :key AND write_id = :write_id
     AND NOT EXISTS (SELECT 1 FROM kie_attempt WHERE token = :token AND key = :key AND number = :number)
 """
 NAME_TASK = """
 UPDATE kie_attempt SET task_id = :task_id, checksum = :checksum
-WHERE token = :token AND EXISTS (SELECT 1 FROM kie_job WHERE key = :key AND write_id = :written)
+WHERE token = :token AND EXISTS (SELECT 1 FROM kie_job WHERE key = :key AND write_id = :write_id)
 """
 SAVE_UPLOAD = """
 INSERT INTO kie_upload (sha256, uploaded_at, document, checksum)
-SELECT :sha256, :uploaded_at, :document, :checksum FROM kie_job WHERE key = :key AND write_id = :written
+SELECT :sha256, :uploaded_at, :document, :checksum FROM kie_job WHERE key = :key AND write_id = :write_id
 ON CONFLICT (sha256) DO UPDATE
 SET uploaded_at = excluded.uploaded_at, document = excluded.document, checksum = excluded.checksum
 WHERE kie_upload.uploaded_at <= excluded.uploaded_at

@@ -69,21 +69,21 @@ WRONG = _WRONG.format(sums=_SUMS.format(**_NUMBERS))
 REBUILD = ("UPDATE kie_total SET credits = 0", _COUNT.format(sums=_SUMS.format(**_NUMBERS)))
 
 
-def write_steps(before: Job, after: Job, *, seen: str, written: str, condition: Step = ("", {})) -> list[Step]:
+def write_steps(before: Job, after: Job, *, seen: str, write_id: str, condition: Step = ("", {})) -> list[Step]:
     """The statements that write a job and change the totals; the one that writes the job comes last.
 
     Args:
         before: the job as it was read.
         after: the job to write.
-        seen: the id of the write that was read.
-        written: the id of this write.
+        seen: the id of the write that ``before`` came from.
+        write_id: that of this write.
         condition: what else must hold for it, as SQL that begins with AND, and its parameters.
     """
     (words, values), changes = condition, _changes(before, after)
-    row = {**job_row(after), "written": written}
+    row = {**job_row(after), "write_id": write_id}
     if not changes and not words:
         return [(_sql.WRITE, {**row, "seen": seen})]
-    claim = {"key": after.key, "claim": f"{written} claim"}
+    claim = {"key": after.key, "claim": f"{write_id} claim"}
     extra = max(0.0, cost(after) - after.earlier_credits - CREDITS_PER_TASK)
     return [
         (_CLAIM + words, {**values, **claim, "seen": seen}),
