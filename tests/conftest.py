@@ -41,15 +41,15 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
+# The user's: how the network is reached, and what the terminal is like.
+_OWN = {"https_proxy", "http_proxy", "all_proxy", "no_proxy"}
+_OWN |= {"columns", "lines", "no_color", "force_color", "tty_compatible", "tty_interactive"}
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tuple(os.environ):
-        if (name.startswith("KIE_") and not name.startswith("KIE_TEST_")) or name.lower() in {
-            "https_proxy",
-            "http_proxy",
-            "all_proxy",
-            "no_proxy",
-        }:
+        if (name.startswith(("KIE_", "OTEL_")) and not name.startswith("KIE_TEST_")) or name.lower() in _OWN:
             monkeypatch.delenv(name)
 
 

@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from command_line import Terminal, ended, environment, served, short_song, started
+from command_line import PATIENCE, Terminal, ended, environment, served, short_song, started
 
 import kie_async as kie
 from kie_async import __main__ as program
@@ -152,7 +152,7 @@ def test_another_missing_module_is_no_missing_extra(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-"])
 def test_a_closed_stream(service: EmulatorHandle, closed: str) -> None:
     words = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "kie_async", "credits"]
-    process = subprocess.run(words, env=environment(service), capture_output=True, timeout=30, check=False)  # noqa: S603  # ourselves
+    process = subprocess.run(words, env=environment(service), capture_output=True, timeout=PATIENCE, check=False)  # noqa: S603  # ourselves
     assert process.returncode == 0
     assert process.stderr == b""
     assert process.stdout == (b"" if closed.startswith("1") else b"1000\n")
