@@ -187,6 +187,12 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
     assert 3 <= len(page.all(".job:not(.waiting)")) < 30
+    page.one(".job h2").click()
+    page.one("#search").send_keys("z50")
+    page.run("document.activeElement.blur()")
+    page.press("g")  # of the row that is seen, of which no seam is known
+    page.until("document.querySelector('#live.shown').textContent === 'It is not known where the new part begins'")
+    page.one("#search").clear()
     page.one("#search").send_keys("river")
     assert [each.text for each in page.all(".job:not([hidden])")] == ["River\nfailed\na known work (code 413)"]
     page.one("#search").send_keys(" nothing")
@@ -197,9 +203,10 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
 
 
 def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    assert page.run("return document.documentElement.scrollWidth") == 390
+    for width in (320, 390):
+        size = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        assert page.run("return document.documentElement.scrollWidth") == width
     page.run("document.querySelectorAll('.job .note')[1].scrollIntoView()")
     assert page.run("return document.elementFromPoint(40, 80).closest('.play') !== null")  # it stays above its takes
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -211,3 +218,5 @@ def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
     page.one("#keys-on").click()
     page.press(Keys.ESCAPE, "?")
     assert not page.one("#help").is_displayed()
+    page.one("[type=range]").send_keys(Keys.ARROW_RIGHT)
+    assert page.one(".clock b").text == "0:05"

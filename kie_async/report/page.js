@@ -465,14 +465,20 @@
     show(row);
   }
 
+  /** Whether a row has a seam; says so if it has none. */
+  function hasSeam(row) {
+    if (row.job.cut === null) warn("It is not known where the new part begins");
+    return row.job.cut !== null;
+  }
+
   function toSeam(row) {
-    if (row.job.cut === null) return;
+    if (!hasSeam(row)) return;
     seek(row, beforeSeam(row, row.lanes[row.lane]));
     play(row);
   }
 
   function loop(row) {
-    if (row.job.cut === null) return;
+    if (!hasSeam(row)) return;
     row.isLooped = !row.isLooped;
     row.parts.loop.setAttribute("aria-pressed", String(row.isLooped));
     say(row.isLooped ? "Loop on" : "Loop off");
@@ -566,9 +572,8 @@
     }
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (key === " " && target.matches("button, a")) return;
-    if (key.startsWith("Arrow") && target.matches("[type=range]")) return;
     if (/^[a-z0-9?]$/.test(key) && !find("keys-on").checked) return;
-    const row = current ?? rows.find((each) => isPlayable(each) && !each.shell.hidden);
+    const row = current && !current.shell.hidden ? current : rows.find((each) => isPlayable(each) && !each.shell.hidden);
     if (key === "?") find("help").showModal();
     else if (key === "n" || key === "p") go(key === "n" ? 1 : -1);
     else if (row && isPlayable(row) && (/^[0-9]$/.test(key) || Object.hasOwn(KEYS, key))) {
