@@ -207,12 +207,27 @@ async def test_with_a_journal_what_is_on_record_counts(tmp_path: Path) -> None:
         async with own_journal(tmp_path) as journal:
             counts = await journal.counts()
             assert counts[State.SUCCEEDED] == 2  # and what was refused at once is not on record
-            assert counts[State.PLANNED] < 10
+            assert counts[State.PLANNED] == 0
         since = datetime.now(UTC) + timedelta(days=1)
         for free in ({"account": "another"}, {"max_credits_since": since}):
             async with kie.KieSession(attrs.evolve(capped, **free), journal=own_journal(tmp_path)) as session:
                 await session.submit(REQUEST)
         assert len(service.emulator.ledger) == 4
+
+
+async def test_what_is_refused_after_a_wait_and_has_no_key_says_why(tmp_path: Path) -> None:
+    async with capped(24, Fault("code", code=422, nth=1), max_in_flight=1) as service:
+        async with kie.KieSession(service.session.settings, journal=own_journal(tmp_path)) as session:
+            with pytest.raises(kie.InvalidRequestError):
+                await session.submit(REQUEST)
+            submitting = [session.submit(REQUEST) for _ in range(3)]  # the last two wait for the end of the first
+            outcomes = await asyncio.gather(*submitting, return_exceptions=True)
+        assert len(service.emulator.ledger) == 2
+        assert [type(each) for each in outcomes if isinstance(each, Exception)] == [kie.BudgetError]
+    async with own_journal(tmp_path) as journal:
+        rejected = [job async for job in journal.jobs(State.REJECTED)]
+        assert [job.error and job.error.type for job in rejected] == ["InvalidRequestError", "BudgetError"]
+        assert await journal.spent("") == 24
 
 
 async def test_a_job_that_was_refused_is_made_when_there_is_room(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol, Self
 
 import anyio
@@ -21,7 +21,7 @@ from kie_async._protocol.admission import check_task_id, task_id_error
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
-from kie_async.journal._job import InboundCallback, Job, State, held_by
+from kie_async.journal._job import InboundCallback, Job, JobError, State, held_by
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases, process_lease
 from kie_async.journal._same_request import asks_the_same
@@ -122,7 +122,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         Args:
             request: the request.
-            key: of the job; None for a random one.
+            key: of the job, which stays planned if nothing was sent; None for a random one, which is rejected then.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
@@ -147,7 +147,19 @@ class Recorder(anyio.AsyncContextManagerMixin):
         if job.state is not State.PLANNED:
             message = f"job {job.key!r} is {job.state}, not planned (any more)"
             raise ConflictError(message, job.task_id, charged=charged(job))
-        return await self._submit_admitted(job.key, request, None, check)
+        try:
+            return await self._submit_admitted(job.key, request, None, check)
+        except KieError as error:
+            if not key and error.charged == "no":
+                await self._reject_unsent(job.key, error)
+            raise
+
+    async def _reject_unsent(self, key: str, error: KieError) -> None:
+        """Record why a job was not sent whose key its caller does not know, so that nobody will submit it again."""
+        with suppress(KieError):  # the error of its submission is raised
+            job = await self.journal.get(key)
+            if job is not None and job.state is State.PLANNED:
+                await self.journal.move(key, State.REJECTED, error=JobError.of(error))
 
     async def check_caps(self, batch: str) -> None:
         """See whether there is room for one more submission, before its source is uploaded.

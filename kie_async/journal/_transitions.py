@@ -41,7 +41,7 @@ T = TypeVar("T", LastAttempt, JobResults)
 
 TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     {
-        State.PLANNED: frozenset({State.INTENT, State.REJECTED}),  # rejected: by our own check of its source
+        State.PLANNED: frozenset({State.INTENT, State.REJECTED}),  # rejected: by us, for it cannot be sent
         State.INTENT: frozenset({State.SUBMITTED, State.PLANNED, State.REJECTED, State.UNKNOWN}),
         State.UNKNOWN: frozenset({State.SUBMITTED, State.PLANNED, State.ABANDONED}),
         State.SUBMITTED: frozenset({State.SUCCEEDED, State.FAILED}),
