@@ -249,7 +249,12 @@ def test_what_is_no_address_is_no_audio(url: object) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"audio_url": URL, "audioUrl": ""}, {"audioUrl": "", "audio_url": f" {URL}\n"}, {"audioUrl": URL.upper()}],
+    [
+        {"audio_url": URL, "audioUrl": ""},
+        {"audioUrl": "", "audio_url": f" {URL}\n"},
+        {"audioUrl": URL.upper()},
+        {"id": "a", "audioUrl": [URL]},
+    ],
 )
 def test_an_address_in_either_spelling(fields: dict[str, Any]) -> None:
     (track,) = record_of(response={"sunoData": [fields]}).tracks

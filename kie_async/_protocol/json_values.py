@@ -177,8 +177,8 @@ def as_word(value: object) -> str:
 
 
 def as_address(value: object) -> str | None:
-    """An http(s) address; "null" and what else may stand for one that is not there yet is none."""
-    text = as_text(value)
+    """An http(s) address, alone or in a list; "null" and what else may stand for one that is not there yet is none."""
+    text = as_text(value[0] if isinstance(value, list) and len(value) == 1 else value)
     if text is None:
         return None
     text = text.strip()
