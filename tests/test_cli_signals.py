@@ -58,13 +58,14 @@ def test_130_ctrl_c_leaves_no_hint_for_a_task_of_the_built_in_emulator() -> None
     assert answer.err == "error: stopped by Ctrl-C\n"
 
 
-def test_130_ctrl_c_during_the_post_tells_the_task(service: EmulatorHandle) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_130_a_signal_during_the_post_tells_the_task(service: EmulatorHandle, number: signal.Signals) -> None:
     service.add_faults(Fault("slow", "submit", seconds=0.5))
     with started("extend", "a1", "--model", "V5", env=environment(service)) as process:
         while not service.arrivals:
             assert process.poll() is None
             time.sleep(0.01)  # the process needs the time
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         answer = ended(process)
     assert answer.code == 130
     assert f"kie-async wait {service.ledger[0].task_id}" in answer.err
@@ -104,8 +105,7 @@ def silent() -> Iterator[Silent]:
     service.hang_up()
 
 
-@pytest.mark.parametrize("flags", [[], ["--json"]])
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("flags", "again"), [([], False), (["--json"], True)])
 def test_7_ctrl_c_during_a_post_that_is_not_answered(silent: Silent, flags: list[str], *, again: bool) -> None:
     with started("extend", "a1", "--model", "V5", *flags, env=silent.environment) as process:
         silent.take()
@@ -123,6 +123,17 @@ def test_7_ctrl_c_during_a_post_that_is_not_answered(silent: Silent, flags: list
     if flags:
         error = answer.value["error"]
         assert (error["type"], error["charged"], error["retryable"]) == ("SubmitUnknownError", "maybe", False)
+
+
+def test_7_sigterm_during_a_post_that_is_not_answered(silent: Silent) -> None:
+    with started("extend", "a1", "--model", "V5", env=silent.environment) as process:
+        silent.take()
+        process.send_signal(signal.SIGTERM)
+        lines(process, until=AWAITED)
+        silent.hang_up()
+        answer = ended(process)
+    assert answer.code == 7
+    assert "stopped by SIGTERM; a submission was sent, perhaps charged, and no answer came" in answer.err
 
 
 @pytest.mark.parametrize("again", [False, True])

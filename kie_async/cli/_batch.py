@@ -26,7 +26,7 @@ from kie_async.cli._connect import (
     make_settings,
     stopped_by_sigterm,
 )
-from kie_async.cli._exit_codes import TOP_UP, TerminatedError, UsageError
+from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._options import ASK_ABOVE, BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm, is_at_terminal
 from kie_async.cli._report import report_on
@@ -120,7 +120,7 @@ async def batch(
     await _ask(output, order)
     reported = _reported(output, out) if options.run.report else nullcontext()
     async with reported:
-        with stopped_by_sigterm(_stopped):
+        with stopped_by_sigterm():
             await _run(output, order, out)
 
 
@@ -156,10 +156,6 @@ async def _ask(output: Output, order: BatchOrder) -> None:
     if run.max_credits is not None and run.max_credits < cost:
         words = f"at most {run.max_credits:.12g} credits (--max-credits)"
     confirm(output, f"{count_of(jobs, 'new job')} will cost {words}")
-
-
-def _stopped() -> None:
-    raise TerminatedError("stopped by SIGTERM")
 
 
 def _check(options: BatchOptions, location: JournalLocation) -> None:

@@ -21,7 +21,7 @@ from anyio import CancelScope
 from kie_async import callbacks, emulator
 from kie_async._client.concurrency import unwrap_single_exception
 from kie_async.callbacks import Receiver
-from kie_async.cli._exit_codes import KeyUnusableError, UsageError, submissions_were
+from kie_async.cli._exit_codes import KeyUnusableError, TerminatedError, UsageError, submissions_were
 from kie_async.cli._options import CallbackOptions, parse_address
 from kie_async.cli._output import Output
 from kie_async.errors import SettingsError
@@ -92,8 +92,31 @@ async def connect(
             yield await stack.enter_async_context(session)
 
 
+@asynccontextmanager
+async def connect_until_sigterm(
+    output: Output,
+    receiver: CallbackOptions = NO_CALLBACKS,
+    *,
+    emulated: Mapping[str, Any] | None = None,
+    **options: Unpack[SessionOptions],
+) -> AsyncIterator[KieSession]:
+    """Open a session as ``connect`` does; SIGTERM cancels the block, and the answer of a submission is awaited.
+
+    Raises:
+        TerminatedError: SIGTERM came.
+    """
+    async with connect(output, receiver, emulated=emulated, **options) as session:
+
+        def stop() -> None:
+            _announce(output, session)
+            _terminate()
+
+        with stopped_by_sigterm(stop):
+            yield session
+
+
 def _announce(output: Output, session: KieSession) -> None:
-    """Say what a Ctrl-C waits for."""
+    """Say what a Ctrl-C or SIGTERM waits for."""
     if count := session.submissions_under_way:
         output.say(
             f"{submissions_were(count)} sent and may be charged: the answer is awaited for at most "
@@ -270,12 +293,18 @@ def _is_secret(address: str) -> bool:
 # ---------------------------------------------------------------- signals
 
 
+def _terminate() -> None:
+    raise TerminatedError("stopped by SIGTERM")
+
+
 @contextmanager
-def stopped_by_sigterm(then: Callable[[], None], *, first: Callable[[], None] | None = None) -> Iterator[None]:
+def stopped_by_sigterm(
+    then: Callable[[], None] = _terminate, *, first: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Cancel the block when SIGTERM comes, so that it can finish what must not be cut off.
 
     Args:
-        then: called when SIGTERM has ended the block.
+        then: called when SIGTERM has ended the block; by default it raises TerminatedError.
         first: called at the first SIGTERM instead; the second cancels.
     """
     loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from kie_async.batch import FetchOutcome, fetch_jobs, find_by_name
 from kie_async.cli._batch_progress import count_of, job_line, job_value, print_files
 from kie_async.cli._connect import find_journal, make_settings, stopped_by_sigterm
-from kie_async.cli._exit_codes import KeyUnusableError, TerminatedError, UsageError
+from kie_async.cli._exit_codes import KeyUnusableError, UsageError
 from kie_async.cli._options import JOBS, JobsOptions, OutputArg
 from kie_async.cli._output import Output
 from kie_async.errors import ConflictError, KieError, ResultExpiredError
@@ -43,7 +43,7 @@ async def fetch(
     output.hints = dict.fromkeys((3, 5, 8, 130), again)
     settings = _settings(output)
     report = FetchReport(output, out)
-    with stopped_by_sigterm(_stopped):
+    with stopped_by_sigterm():
         async with location.opened() as journal:
             chosen = await _chosen(output, journal, keys) if keys else None
             number = (await journal.counts())[State.SUCCEEDED] if chosen is None else len(chosen)
@@ -58,10 +58,6 @@ async def fetch(
                 emulated=location.is_emulated or settings.on_loopback,
             )
     report.finish()
-
-
-def _stopped() -> None:
-    raise TerminatedError("stopped by SIGTERM")
 
 
 def _settings(output: Output) -> Settings:
