@@ -475,7 +475,10 @@ def test_what_another_batch_has_is_left_to_it(
         "--journal",
         str(tmp_path / "jobs.sqlite"),
     )
+    out = out.with_name(os.fsdecode(b"no text: \x80"))
     assert terminal(*words, "--out", str(out)).code == 0
+    listed = terminal("jobs", "list", *words[-2:], "--out", str(out)).out.splitlines()
+    assert [line.endswith(r"/no text: \udc80") for line in listed] == [True, True]
     answer = terminal(*words, "--out", str(tmp_path / "elsewhere"))
     assert answer.code == 0
     assert "left to another batch of this journal: 2 jobs" in answer.err

@@ -25,7 +25,7 @@ from kie_async._protocol.wire import unpack
 from kie_async.batch._results import RESULTS, SIDECAR, Results, read_sidecar, song_file
 from kie_async.errors import BadResponseError, ConflictError, LostRecordError
 from kie_async.files import on_disk
-from kie_async.journal import BatchFilter, Job, JobError, Journal, State
+from kie_async.journal import BatchFilter, Job, JobError, Journal, State, text_of
 from kie_async.journal._recorder import Recorder
 from kie_async.settings import machine_name
 
@@ -243,8 +243,7 @@ async def _adopt_task(journal: Journal, directory: Path, task: RecordedTask) -> 
 
 def location_of(directory: Path, machine: str = "") -> str:
     """``Job.directory`` of files that are put into a directory of this machine."""
-    path = str(directory.absolute()).encode("utf-8", "replace").decode()  # a journal holds no other
-    return f"{machine or machine_name()}:{path}"
+    return f"{machine or machine_name()}:{text_of(directory.absolute())}"
 
 
 def have_all(directory: Path, names: tuple[str, ...]) -> bool:

@@ -26,7 +26,7 @@ from kie_async.cli._options import CallbackOptions, parse_address
 from kie_async.cli._output import Output
 from kie_async.errors import SettingsError
 from kie_async.events import Observer
-from kie_async.journal import ANY_BATCH, DEFAULT_NAME, OWN_BATCH, BatchFilter, Journal, is_shared, open_journal
+from kie_async.journal import ANY_BATCH, DEFAULT_NAME, OWN_BATCH, BatchFilter, Journal, is_shared, open_journal, text_of
 from kie_async.session import KieSession
 from kie_async.settings import Settings, is_loopback, journal_location
 
@@ -268,7 +268,7 @@ def find_journal(location: str | None, out: Path | None, *, emulate: bool = Fals
         if "://" in location and not is_shared(location):
             raise UsageError("--journal is neither a path nor postgresql://...")
         options = f"--journal {_VARIABLE if _is_secret(location) else shlex.quote(location)}"
-        return JournalLocation(location, options, str(out.resolve()) if out else None)
+        return JournalLocation(location, options, text_of(out.resolve()) if out else None)
     if out is None:
         raise UsageError("--out or --journal must say where the jobs are kept")
     if emulate:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         default_journal,
         is_shared,
         open_journal,
+        text_of,
     )
     from kie_async.journal._quota import JournalLimiter, SharedPermit
     from kie_async.journal._recorder import Recorder
@@ -76,6 +77,7 @@ __all__ = [
     "is_shared",
     "machine_lease",
     "open_journal",
+    "text_of",
 ]
 
 # Most sessions have no journal.
@@ -119,6 +121,7 @@ __getattr__ = lazy_exports(
                 "default_journal",
                 "is_shared",
                 "open_journal",
+                "text_of",
             ),
             "_open",
         ),

@@ -104,4 +104,9 @@ def batch_name(journal: Journal, directory: str | PathLike[str]) -> str:
     """Return the name of a batch for which none is given; blocks."""
     folder = Path(directory).resolve()
     is_own = isinstance(journal, SQLiteJournal) and journal.path.resolve() == folder / DEFAULT_NAME
-    return OWN_BATCH if is_own else str(folder)
+    return OWN_BATCH if is_own else text_of(folder)
+
+
+def text_of(path: Path) -> str:
+    """Return a path as a journal can hold it: bytes in it that are no text are escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
