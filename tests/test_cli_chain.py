@@ -143,8 +143,9 @@ def test_another_choice_shares_the_first_step_and_says_what_it_cannot_use(
     assert (shared.code, len(made(shared)), len(service.ledger)) == (0, 2, 2)
     asked = terminal(*words, "--until", "25", "--json")
     assert (asked.code, asked.value["plan"]["unused_steps"], asked.value["plan"]["new_steps"]) == (2, 1, 9)
-    says = "1 step of it (12 credits) on record with --choose first cannot be used with --choose longest: "
-    assert f"{says}it is made and paid anew; the first step is shared" in asked.err
+    assert (
+        "1 step on record with --choose first (12 credits) cannot be used: the first step is shared, and" in asked.err
+    )
     longer = terminal(*words, "--until", "25", "--yes")
     assert (longer.code, len(service.ledger)) == (0, 3)
     assert "on record" not in terminal(*words, "--until", "28", "--choose", "first", "--max-steps", "2", "--yes").err

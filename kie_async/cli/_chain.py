@@ -184,13 +184,13 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
         goal = attrs.evolve(plan.goal, max_steps=max(len(jobs), 1))  # whatever their sound is found to hold now
         return attrs.evolve(order, plan=attrs.evolve(plan, goal=goal))
     lasts = "" if song is None else f" ({clock(song.total)})"
+    output.say(f"the song{lasts} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most")
     if unused and new:
         output.say(
-            f"{count_of(len(unused), 'step')} of it ({_paid(unused):.12g} credits) on record with --choose "
-            f"{order.other_choice} cannot be used with --choose {order.until.choose}: "
-            f"{'it is' if len(unused) == 1 else 'they are'} made and paid anew; the first step is shared"
+            f"{count_of(len(unused), 'step')} on record with --choose {order.other_choice} ({_paid(unused):.12g} "
+            "credits) cannot be used: "
+            f"the first step is shared, and --choose {order.until.choose} pays for its own after that"
         )
-    output.say(f"the song{lasts} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most")
     worst = f"it will cost {cost:.12g} credits at most"
     if new and not (order.emulated or order.until.yes):
         confirm(output, worst)
