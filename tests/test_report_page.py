@@ -78,7 +78,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tone(path / name, seconds, width=1)
         sidecar(path, f"a-{number}", number, name=name, key="a", request=request, **source)
     tone(path / "rest.wav", 2.0)
-    sidecar(path, "rest", key="b", request=request | {"title": "Rest"}, verdict={"kind": "continuation", "seam": 0})
+    more: dict[str, Any] = {"verdict": {"kind": "continuation", "seam": 0}, "source": {"path": "gone.wav"}}
+    sidecar(path, "rest", key="b", request=request | {"title": "Rest"}, **more)
     line(path, "c", state="failed", title="River", error={"message": "a known work", "code": 413})
     for number in range(100):
         line(path, f"more-{number}", title=f"Z{number}", files=["rest.wav"])
@@ -186,6 +187,7 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
     assert page.one("#summary").text == "103 jobs · 103 takes · 1 failed"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
+    assert "its source is not here" in page.all(".facts")[1].text
     assert 3 <= len(page.all(".job:not(.waiting)")) < 30
     page.one(".job h2").click()
     page.one("#search").send_keys("z50")

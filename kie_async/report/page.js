@@ -153,6 +153,7 @@
       job.state === "delivered" ? "" : job.state,
       job.step > 1 ? `step ${job.step}` : "",
       job.source && job.source !== job.title ? job.source : "",
+      job.source && job.lanes.every((lane) => lane.take) ? "its source is not here" : "",
       job.cut === null ? "" : `cut at ${clock(job.cut)}`,
       job.model,
     ].filter(Boolean);
