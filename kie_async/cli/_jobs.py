@@ -57,7 +57,7 @@ async def list_jobs(
     state: Annotated[tuple[State, ...], Parameter(help="Only jobs in this state; may be repeated.")] = (),
     options: JobsOptions = JOBS,
 ) -> None:
-    """List jobs: key, state, task and error of each, until when its tracks are kept, and how many wait for a machine.
+    """List jobs: key, state, task, directory and error of each, until when tracks are kept, who waits for a machine.
 
     Example: kie-async jobs list --state failed --state unknown --out new
     """
