@@ -136,9 +136,14 @@ async def _reported(output: Output, out: Path) -> AsyncIterator[None]:
         task = asyncio.current_task()
         if task is None or task.cancelling() <= 1:  # counts each Ctrl-C
             with suppress(KieError):  # the error of the batch matters more
-                output.say(f"compare the takes: {await report_on(output, out)}")
+                await _report(output, out)
         raise
-    output.say(f"compare the takes: {await report_on(output, out)}")
+    await _report(output, out)
+
+
+async def _report(output: Output, out: Path) -> None:
+    with stopped_by_sigterm():
+        output.say(f"compare the takes: {await report_on(output, out)}")
 
 
 async def _ask(output: Output, order: BatchOrder) -> None:
