@@ -20,6 +20,9 @@ pytestmark = pytest.mark.anyio
 SONG, OTHER = (made_up_song(Random(seed), 30.0) for seed in (3, 103))
 
 
+LOOP = SONG[: 2 * RATE]
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
@@ -43,9 +46,8 @@ async def test_seeded_cases_are_told_apart(seed: int, tmp_path: Path) -> None:
 
 
 async def test_a_looping_piece_is_told_with_little_confidence(tmp_path: Path) -> None:
-    loop = SONG[: 2 * RATE]
-    write_wav(tmp_path / "song.wav", np.tile(loop, 20))
-    write_mp3(tmp_path / "new.mp3", np.tile(loop, 18), rate=44_100, bit_rate=96_000)
+    write_wav(tmp_path / "song.wav", np.tile(LOOP, 20))
+    write_mp3(tmp_path / "new.mp3", np.tile(LOOP, 18), rate=44_100, bit_rate=96_000)
     verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=24.0)
     assert verdict.kind == "whole"
     assert verdict.confidence == pytest.approx(0.5, abs=0.1)
@@ -53,17 +55,19 @@ async def test_a_looping_piece_is_told_with_little_confidence(tmp_path: Path) ->
     assert "the whole song, new from 0:24 on (5" in str(verdict)
 
 
-@pytest.mark.parametrize("late", [0.7, 3.0])
-async def test_a_result_that_leaves_its_source_before_the_cut_is_new_from_there(late: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("left", "late"), [(17.0, 0.7), (17.0, 3.0), (17.0, 10.0), (6.5, 3.5), (4.0, 4.0)])
+async def test_a_result_that_leaves_its_source_before_the_cut_is_new_from_there(
+    left: float, late: float, tmp_path: Path
+) -> None:
     write_wav(tmp_path / "song.wav", SONG)
-    late_start = np.concatenate([np.zeros(RATE // 2, dtype=np.float32), SONG[: 17 * RATE], OTHER])
+    late_start = np.concatenate([np.zeros(RATE // 2, dtype=np.float32), SONG[: round(left * RATE)], OTHER])
     write_mp3(tmp_path / "new.mp3", late_start, rate=44_100, bit_rate=96_000)
-    right = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=17.0)
+    right = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=left)
     assert (right.kind, right.confidence > 0.9) == ("whole", True)
-    assert right.seam == pytest.approx(17.5, abs=0.005)
-    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=17.0 + late)
+    assert right.seam == pytest.approx(left + 0.5, abs=0.005)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=left + late)
     assert verdict.kind == "whole"
-    assert verdict.seam == pytest.approx(17.5, abs=0.06)
+    assert verdict.seam == pytest.approx(left + 0.5, abs=0.06)
     assert verdict.offset == pytest.approx(0.5, abs=0.005)
     assert verdict.confidence <= 0.6
 
@@ -83,6 +87,15 @@ async def test_a_constant_voltage_is_no_likeness(cut: float, tmp_path: Path) -> 
     assert (verdict.kind, verdict.confidence > 0.9) == ("continuation", True)
 
 
+async def test_a_whole_that_lacks_the_only_part_that_is_not_repeated_is_told_with_little_confidence(
+    tmp_path: Path,
+) -> None:
+    write_wav(tmp_path / "song.wav", np.append(SONG[7 * RATE : 11 * RATE], np.tile(LOOP, 20)))
+    write_wav(tmp_path / "new.wav", np.tile(LOOP, 20))
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.wav", continue_at=34.0)
+    assert (verdict.kind, verdict.confidence) == ("whole", 0.5)
+
+
 async def test_what_lies_beyond_the_beginning_of_a_result_is_not_missed(tmp_path: Path) -> None:
     """It lacks the beginning of a short source, and silence follows."""
     write_wav(tmp_path / "song.wav", SONG)
@@ -93,9 +106,8 @@ async def test_what_lies_beyond_the_beginning_of_a_result_is_not_missed(tmp_path
 
 
 async def test_a_result_that_is_too_short_holds_the_continuation_alone(tmp_path: Path) -> None:
-    song = SONG
-    write_wav(tmp_path / "song.wav", song)
-    write_wav(tmp_path / "new.wav", song[: 5 * RATE])
+    write_wav(tmp_path / "song.wav", SONG)
+    write_wav(tmp_path / "new.wav", OTHER[: 5 * RATE])
     verdict = await compare(tmp_path / "song.wav", str(tmp_path / "new.wav"), continue_at=15.0)
     assert verdict == kie.audio.Verdict("continuation", 1.0, seam=0.0)
     assert str(verdict) == "it holds nothing of the song: taken as its continuation"
@@ -106,9 +118,10 @@ async def test_a_result_that_is_too_short_holds_the_continuation_alone(tmp_path:
     [
         (np.zeros(20 * RATE, dtype=np.float32), SONG, 10.0),  # nothing to be heard
         (SONG, SONG, 0.5),  # too little
-        (SONG, SONG, 0.01),
+        (SONG, SONG[:1000], 0.01),
         (SONG, SONG[:RATE], 4.0),  # the result is shorter than what is sought
-        (SONG, np.concatenate([SONG[: round(14.5 * RATE)], OTHER]), 20.0),  # half of it is there
+        (SONG, np.concatenate([OTHER[: 8 * RATE], SONG[8 * RATE : 20 * RATE], OTHER]), 20.0),  # its end is there
+        (np.append(np.tile(LOOP, 4), SONG), np.append(np.tile(LOOP, 2), OTHER), 12.0),  # so is a part that is repeated
     ],
 )
 async def test_what_cannot_be_told_is_unclear(

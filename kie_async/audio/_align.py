@@ -3,7 +3,8 @@
 The source up to the cut is cut into anchors of a few seconds. Each is sought in the result by the level of its
 frequency bands over time, which no codec, gain or rate changes much. The offset at which all anchors are found together
 is then made exact, anchor by anchor, on the samples. The same search in the source itself shows whether it repeats
-itself: what is found in it at another place as well may be found in a continuation.
+itself: what is found in it at another place as well may be found in a continuation. Where it is not found as a
+whole, ever shorter beginnings of it are sought: a result that holds one was cut sooner than was said.
 
 Measured by ``python -m benchmarks audio`` on pieces that were delayed, amplified, coded, resampled and slowed down.
 """
@@ -11,6 +12,7 @@ Measured by ``python -m benchmarks audio`` on pieces that were delayed, amplifie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import TypeAlias
 
@@ -47,6 +49,8 @@ _APART = 2.0  # seconds between two places whose offsets tell a drift; closer on
 _ENOUGH = 3  # anchors; fewer are sought by their samples, too, and have to be found with more certainty
 _NEARER = 0.002  # of the score, for each second that an offset lies nearer: of equal ones the nearest counts
 _EARLY = 0.5  # seconds before the cut: a result that leaves its source sooner was cut there, or nearly there
+_LESS = 0.7  # of the source up to the cut, and of that again: a result that was cut sooner may hold so much alone
+_SHORTEST_HEAD = 1.8  # seconds; less of a source is found anywhere
 _LEFT = 0.6  # how sure a verdict is at most where a result leaves its source before the cut
 
 
@@ -60,6 +64,33 @@ class _Bounds:
 
 _LONG, _SHORT = _Bounds(same=0.75, other=0.6), _Bounds(same=0.9, other=0.8)
 _ALIKE, _UNLIKE = 0.95, 0.4  # scores that leave no doubt
+
+
+@attrs.frozen
+class _Sound:
+    """What is compared.
+
+    Attributes:
+        samples: of one channel at ``RATE``.
+        levels: of its bands.
+    """
+
+    samples: Mono
+    levels: Levels
+
+    @classmethod
+    def of(cls, samples: Mono) -> _Sound:
+        centred = samples - samples.mean(dtype=np.float32) if len(samples) else samples
+        return cls(centred, _levels(centred))
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / RATE
+
+    def until(self, seconds: float) -> _Sound:
+        """Its beginning."""
+        samples = self.samples[: round(seconds * RATE)]
+        return _Sound(samples, self.levels[:, : max(0, (len(samples) - _FRAME) // _HOP + 1)])
 
 
 @attrs.frozen
@@ -90,14 +121,29 @@ def align(source: Mono, result: Mono, continue_at: float) -> Verdict:
         result: the same of the result, from its beginning to ``AFTER`` seconds after the cut or beyond.
         continue_at: the cut, in seconds of the source.
     """
-    source, result = (sound - sound.mean(dtype=np.float32) if len(sound) else sound for sound in (source, result))
-    head = source[: round(continue_at * RATE)]
-    if len(result) < len(head) - (_MAX_OFFSET + _START) * RATE:
+    ours, theirs = _Sound.of(source), _Sound.of(result)
+    head = ours.until(continue_at)
+    verdict = _judged(head, ours, theirs, _LONG)
+    if verdict.kind == "whole":
+        return _checked(verdict, head, theirs)
+    length = continue_at * _LESS
+    while length >= _SHORTEST_HEAD:
+        early = _judged(ours.until(length), ours, theirs.until(length + _MAX_OFFSET + _START), _SHORT)
+        if early.kind == "whole":
+            checked = _checked(early, head, theirs)
+            return checked if checked.confidence == _LEFT else Verdict("unclear")  # it is repeated, or goes on
+        length *= _LESS
+    return verdict
+
+
+def _judged(head: _Sound, source: _Sound, result: _Sound, bounds: _Bounds) -> Verdict:
+    """Find out whether a result holds a beginning of its source; ``bounds`` are those for many anchors."""
+    if result.seconds < head.seconds - _MAX_OFFSET - _START:
         return Verdict("continuation", 1.0, seam=0.0)  # the source has no room in it
-    anchors = _anchors(_levels(head))
-    if not anchors or len(result) < _FRAME + anchors[0].frames * _HOP:
+    anchors = _anchors(head.levels)
+    if not anchors or result.levels.shape[1] <= anchors[0].frames:
         return Verdict("unclear")
-    bounds = _LONG if len(anchors) >= _ENOUGH else _SHORT
+    bounds = bounds if len(anchors) >= _ENOUGH else _SHORT
     score, offset = _search(anchors, head, result, _near, least=len(anchors) // 2 + 1)
     if score <= bounds.other:
         confidence = 0.5 + 0.5 * min(1.0, (bounds.same - score) / (bounds.same - _UNLIKE))
@@ -107,22 +153,30 @@ def align(source: Mono, result: Mono, continue_at: float) -> Verdict:
     confidence = 0.5 + 0.5 * min(1.0, (score - bounds.other) / (_ALIKE - bounds.other))
     repeated, _ = _search(anchors, head, source, _elsewhere, least=len(anchors) // 3 + 1)
     if repeated > bounds.other:
-        confidence = min(confidence, max(0.5, 0.5 + 4 * (score - repeated)))
-    offset, drift = _line(anchors, head, result, offset)
-    if (left := _left(head, result, offset, drift or 0.0)) is not None:
-        return Verdict("whole", min(confidence, _LEFT), offset, drift, left + offset)
-    return Verdict("whole", confidence, offset, drift, len(head) / RATE + offset)
+        first, _ = _search(anchors[-1:], head, result, partial(_around, offset), least=1)
+        confidence = min(confidence, max(0.5, 0.5 + 4 * (score - repeated)) if first > bounds.other else 0.5)
+    offset, drift = _line(anchors, head.samples, result.samples, offset)
+    return Verdict("whole", confidence, offset, drift, head.seconds + offset)
 
 
-def _left(head: Mono, result: Mono, offset: float, drift: float) -> float | None:
+def _checked(whole: Verdict, head: _Sound, result: _Sound) -> Verdict:
+    """Look up where a whole leaves its source, if that is before the cut."""
+    offset, drift = whole.offset or 0.0, whole.drift or 0.0
+    left = _left(head, result, offset, drift)
+    if left is None:
+        return attrs.evolve(whole, seam=head.seconds + offset)
+    return attrs.evolve(whole, confidence=min(whole.confidence, _LEFT), seam=left + offset)
+
+
+def _left(head: _Sound, result: _Sound, offset: float, drift: float) -> float | None:
     """Return where a result leaves its source, in seconds of that; None if it holds all of it up to the cut.
 
     What is before that place is the same in both, and what is behind it is not: the sum, over all frames up to a place,
     of by how much they are the same rather than not is largest there.
     """
-    ours, theirs = _levels(head), _levels(result)
+    ours, theirs = head.levels, result.levels
     places = np.arange(ours.shape[1])
-    there = places + offset * _PER_SECOND + (places - len(head) / _HOP) * drift * 1e-6
+    there = places + offset * _PER_SECOND + (places - head.seconds * _PER_SECOND) * drift * 1e-6
     places = places[(there >= 0) & (there <= theirs.shape[1] - 1)]
     ours, theirs = _changes(ours[:, places]), _changes(theirs[:, there[places].round().astype(int)])
     products = (ours * theirs).sum(axis=0)
@@ -130,7 +184,7 @@ def _left(head: Mono, result: Mono, offset: float, drift: float) -> float | None
     same = products - energy / 2 + _BANDS * (_QUIET / 2) ** 2  # where nothing happens both are the same
     last = int(np.argmax(np.cumsum(same)))
     left = float(places[last] * _HOP + _FRAME) / RATE  # the end of the last frame that is the same
-    is_early = left < len(head) / RATE - _EARLY
+    is_early = left < head.seconds - _EARLY
     return left if is_early and products[last:].sum() < _UNLIKE * energy[last:].sum() else None
 
 
@@ -142,7 +196,7 @@ def _changes(levels: Levels) -> Levels:
 
 
 def _search(
-    anchors: Sequence[_Anchor], head: Mono, sound: Mono, weight: Callable[[Seconds], Scores], *, least: int
+    anchors: Sequence[_Anchor], head: _Sound, sound: _Sound, weight: Callable[[Seconds], Scores], *, least: int
 ) -> tuple[float, float]:
     """Return how well the anchors are found in a sound, from -1 to 1, and at which offset, in seconds.
 
@@ -153,10 +207,10 @@ def _search(
         weight: what each offset adds to its score; minus infinity excludes it.
         least: anchors that must have room at an offset.
     """
-    offsets, scores = _band_scores(anchors, _levels(sound), len(head) // _HOP, least=least)
+    offsets, scores = _band_scores(anchors, sound.levels, len(head.samples) // _HOP, least=least)
     found = [_best(offsets, scores, weight)]
     if len(anchors) < _ENOUGH:
-        scores = _sample_scores(anchors[0].samples(head), sound)
+        scores = _sample_scores(anchors[0].samples(head.samples), sound.samples)
         found.append(_best((np.arange(len(scores)) - anchors[0].start * _HOP) / RATE, scores, weight))
     return max(found)
 
@@ -169,6 +223,10 @@ def _best(offsets: Seconds, scores: Scores, weight: Callable[[Seconds], Scores])
 
 def _near(offsets: Seconds) -> Scores:
     return np.where(np.abs(offsets) <= _MAX_OFFSET, -_NEARER * np.abs(offsets), -np.inf)
+
+
+def _around(offset: float, offsets: Seconds) -> Scores:
+    return np.where(np.abs(offsets - offset) <= _NEXT, 0.0, -np.inf)
 
 
 def _elsewhere(offsets: Seconds) -> Scores:
