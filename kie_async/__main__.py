@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import kie_async
 
 _NEEDED = frozenset({"cyclopts", "rich"})
-_USAGE = 2
+_USAGE, _INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,16 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words == ["--version"]:
             sys.stdout.write(f"{kie_async.__version__}\n")  # loaded late, because it takes long
             return 0
-        return _lacking(words, f'{missing} is missing: pip install "kie_async[cli]"')
+        return _fail(words, "UsageError", f'{missing} is missing: pip install "kie_async[cli]"', _USAGE)
+    except KeyboardInterrupt:  # while it is loaded, nothing is sent
+        return _fail(words, "KeyboardInterrupt", "stopped by Ctrl-C", _INTERRUPTED)
     return run(words)
 
 
-def _lacking(words: Sequence[str], message: str) -> int:
+def _fail(words: Sequence[str], kind: str, message: str, code: int) -> int:
     if "--json" in words:
-        facts = {"type": "UsageError", "message": message, "code": None, "task_id": None}
+        facts = {"type": kind, "message": message, "code": None, "task_id": None}
         sys.stdout.write(json.dumps({"error": {**facts, "charged": "no", "retryable": False}}) + "\n")
     sys.stderr.write(f"error: {message}\n")
-    return _USAGE
+    return code
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import types
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
@@ -93,6 +94,20 @@ def test_a_missing_library_is_named(
     assert json.loads(answer.out)["error"]["message"] == answer.err.removeprefix("error: ").strip()
     assert program.main(["credits"]) == 2
     assert not capsys.readouterr().out
+
+
+def test_ctrl_c_while_the_command_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    class Interrupted(types.ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "kie_async.cli", Interrupted("kie_async.cli"))
+    assert program.main(["credits", "--json"]) == 130
+    answer = capsys.readouterr()
+    assert answer.err == "error: stopped by Ctrl-C\n"
+    assert json.loads(answer.out)["error"]["type"] == "KeyboardInterrupt"
 
 
 def test_the_version_needs_no_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
