@@ -215,7 +215,7 @@ def test_more_faults_than_can_be_shown(terminal: Terminal, tmp_path: Path, out: 
         (("--json", "--jsonl"), "--jsonl"),
         (("--bind", ":80"), "--bind is given without --callbacks"),
         (("--journal", "postgresql:///kie", "--emulate"), "--emulate is for one process"),
-        (("--journal", "mysql://u:hush@h/kie"), "--journal is neither a path nor postgresql://"),
+        (("--journal", "dbname=kie password=hush"), "--journal is neither a path nor postgresql://"),
         (("--max-credits", "-5"), "--max-credits"),
     ],
 )

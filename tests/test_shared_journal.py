@@ -75,7 +75,15 @@ def test_the_address_of_a_journal_is_never_shown() -> None:
     assert isinstance(settings.journal, Secret)
 
 
-@pytest.mark.parametrize("address", ["mysql://kie:secret@db.example/kie", "sqlite:///kie.sqlite"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mysql://kie:secret@db.example/kie",
+        "sqlite:///kie.sqlite",
+        "host=db.example dbname=kie password=secret",
+        "postgresql:/kie:secret@db.example/kie",
+    ],
+)
 def test_an_address_of_another_kind_is_refused_and_not_shown(address: str) -> None:
     with pytest.raises(kie.SettingsError, match="neither a path nor postgresql://") as caught:
         kie.KieSession(kie.Settings(api_key="k", journal=address))

@@ -265,8 +265,11 @@ def find_journal(location: str | None, out: Path | None, *, emulate: bool = Fals
         raise UsageError("--journal is empty: give a path or postgresql://..., or leave it out")
     location = location or journal_location()
     if location:
-        if "://" in location and not is_shared(location):
-            raise UsageError("--journal is neither a path nor postgresql://...")
+        if not is_shared(location):
+            try:
+                open_journal(location)
+            except SettingsError:
+                raise UsageError("--journal is neither a path nor postgresql://...") from None
         options = f"--journal {_VARIABLE if _is_secret(location) else shlex.quote(location)}"
         return JournalLocation(location, options, text_of(out.resolve()) if out else None)
     if out is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from pathlib import Path
 
@@ -15,6 +16,10 @@ DEFAULT_NAME = "kie-async.sqlite"  # of the file in the directory of a batch, fo
 # The name of a batch that its directory does not name: the one in that file, so that the directory may be moved, and
 # what is enqueued without a directory, for a batch without a name would be taken for tasks of plain sessions.
 OWN_BATCH = "batch"
+# A URL, misspelt or not, and libpq's other form, "host=db dbname=kie": as a path it would be a new, empty journal.
+_OTHER_ADDRESS = re.compile(
+    r".*://|\s*(?:postgres(?:ql)?:|(?:host|hostaddr|port|dbname|user|password|service)\s*=)", re.IGNORECASE | re.DOTALL
+)
 
 
 class SQLiteJournal(Journal):
@@ -84,7 +89,7 @@ def open_journal(where: str | PathLike[str]) -> Journal:
     """
     if is_shared(where):
         return PostgresJournal(str(where))
-    if "://" in str(where):  # it may hold a password: it is not shown
+    if _OTHER_ADDRESS.match(str(where)):  # it may hold a password: it is not shown
         raise SettingsError("the journal is neither a path nor postgresql://...: give one of these")
     return SQLiteJournal(where)
 
