@@ -59,7 +59,7 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     assert f"of 1:00, 1 step, 12 credits; your song: {tmp_path / 'new' / trimmed}" in answer.err
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(60, abs=0.1)
     assert len(list((tmp_path / "new").glob("*.kie.json"))) == 2
-    again = terminal(*words, *TITLED, virtual=True)  # the emulator is gone, and its tasks too
+    again = terminal(*words[:-1], *TITLED, virtual=True)  # the emulator is gone, and its tasks too
     assert again.code == 0, again.err
     assert len(list((tmp_path / "new").glob("*.kie.json"))) == 4
     assert not list((tmp_path / "new").glob("*.sqlite*"))
@@ -108,15 +108,26 @@ def test_the_same_command_pays_for_nothing_twice(
     assert take.exists()
 
 
-def test_a_track_of_the_service_is_extended(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:
-    words = ("extend", "a1", "--model", "V5", "--out", str(tmp_path / "new"), "--duration", "20", *TITLED, "--yes")
-    answer = terminal(*words, "--until", "22", "--choose", "first", "--before-end", "1")
+def test_a_track_is_extended_and_another_choice_shares_the_first_step(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path
+) -> None:
+    words = ("extend", "a1", "--model", "V5", "--out", str(tmp_path), "--duration", "20", "--before-end", "1", *TITLED)
+    answer = terminal(*words, "--until", "22", "--choose", "first", "--yes")
     assert answer.code == 0, answer.err
+    assert "on record" not in answer.err
     assert [charge.body["continueAt"] for charge in service.ledger] == [19.0, 20.0]
-    nothing = terminal(*words[:-1], "--until", "0:20", "--trim")
+    nothing = terminal(*words, "--until", "0:20", "--trim")
     assert (nothing.code, nothing.out) == (0, "")
     assert "the song lasts 0:20 already: nothing to do" in nothing.err
-    assert len(service.ledger) == 2
+    shared = terminal(*words, "--until", "22")  # of which the longest take is long enough
+    assert (shared.code, len(made(shared)), len(service.ledger)) == (0, 2, 2)
+    longer = terminal(*words, "--until", "25", "--yes")
+    assert (
+        "1 step on record with --choose first (12 credits) cannot be used: the first step is shared, and" in longer.err
+    )
+    assert (longer.code, len(service.ledger)) == (0, 3)
+    plan = terminal(*words, "--until", "25", "--json").value["plan"]
+    assert (plan["unused_steps"], plan["new_steps"]) == (0, 0)
 
 
 def test_what_is_known_of_a_track_is_found_beside_it(
@@ -131,25 +142,6 @@ def test_what_is_known_of_a_track_is_found_beside_it(
     assert [charge.body["model"] for charge in service.ledger] == ["V5", "V5"]
     unknown = terminal("extend", "a1", "--until", "12", "--yes", *TITLED, *out)
     assert (unknown.code, unknown.value["error"]["problems"][0]["option"]) == (2, "--model")
-
-
-def test_another_choice_shares_the_first_step_and_says_what_it_cannot_use(
-    terminal: Terminal, service: EmulatorHandle, tmp_path: Path
-) -> None:
-    words = ("extend", "a1", "--model", "V5", "--out", str(tmp_path), "--duration", "20", *TITLED)
-    assert terminal(*words, "--until", "22", "--choose", "first", "--yes").code == 0
-    assert len(service.ledger) == 2
-    shared = terminal(*words, "--until", "22")
-    assert (shared.code, len(made(shared)), len(service.ledger)) == (0, 2, 2)
-    asked = terminal(*words, "--until", "25", "--json")
-    assert (asked.code, asked.value["plan"]["unused_steps"], asked.value["plan"]["new_steps"]) == (2, 1, 9)
-    assert (
-        "1 step on record with --choose first (12 credits) cannot be used: the first step is shared, and" in asked.err
-    )
-    longer = terminal(*words, "--until", "25", "--yes")
-    assert (longer.code, len(service.ledger)) == (0, 3)
-    assert "on record" not in terminal(*words, "--until", "28", "--choose", "first", "--max-steps", "2", "--yes").err
-    assert len(service.ledger) == 3
 
 
 # ---------------------------------------------------------------- one file
