@@ -134,6 +134,7 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["upload-extend"], "SONG"),
         (["upload-extend", "no.mp3", "--at", "5"], "there is no file 'no.mp3'"),
         (["upload-extend", "/", "--at", "5"], "'/' is a directory; give one file"),
+        (["upload-extend", "/dev/null", "--at", "5"], "'/dev/null' is no plain file; copy it to one first"),
         (["upload-extend", "no\x1b[2J.mp3", "--at", "5"], "there is no file"),
         (["upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "soon"], "--at is 'soon'"),
         (["extend", "a1", "--model", "V5", "--lyrics", "la"], "--lyrics is for upload-extend"),

@@ -170,7 +170,8 @@ def _check_file(song: str) -> None:
         remedy = "give one file, or extend all songs in it with kie-async batch"
         raise UsageError(f"{option_of('source')}: {song!r} is a directory; {remedy}")
     if not path.is_file():
-        raise UsageError(f"{option_of('source')}: there is no file {song!r}")
+        fault = f"{song!r} is no plain file; copy it to one first" if path.exists() else f"there is no file {song!r}"
+        raise UsageError(f"{option_of('source')}: {fault}")
 
 
 def _say_cut(output: Output, request: Request) -> None:
