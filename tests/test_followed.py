@@ -21,7 +21,7 @@ from kie_async.journal import Journal, SQLiteJournal, State
 
 pytestmark = pytest.mark.anyio
 
-MANY = 40
+MANY = 20
 
 
 def store(path: Path) -> SQLiteJournal:
