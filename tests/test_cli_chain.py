@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,19 @@ def test_a_whole_song_is_joined_only_if_that_is_asked_for(
     value = terminal(*words, "--join", "--json").value
     assert files.measure(Path(value["joined"])) == pytest.approx(value["length"], abs=0.3)
     assert len(service.ledger) == 1
+
+
+@pytest.mark.parametrize("rest", [0, 3])
+def test_a_song_that_falls_silent_before_its_cut_is_told_of_before_it_is_paid(
+    rest: int, terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
+) -> None:
+    with wave.open(str(demo), "rb") as read, wave.open(str(tmp_path / "song.wav"), "wb") as write:
+        write.setparams(read.getparams())
+        write.writeframes(read.readframes(20 * read.getframerate()) + bytes(rest * read.getframerate() * 2))
+    answer = terminal("upload-extend", str(tmp_path / "song.wav"), "--until", "40", "--out", str(tmp_path / "new"))
+    assert (answer.code, service.ledger) == (2, [])
+    told = "the song falls silent at 0:20.5, before it is cut at 0:22.5: --at 0:20.5 cuts it there;"
+    assert (told in answer.err) == ("falls silent" in answer.err) == bool(rest)
 
 
 def test_where_the_sound_tells_nothing_the_length_decides(

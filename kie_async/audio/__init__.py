@@ -6,6 +6,7 @@ from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async.audio._decode import AudioReader, open_reader, read_mono, read_samples
+    from kie_async.audio._ending import quiet_from
     from kie_async.audio._join import SUFFIXES, Joined, join
     from kie_async.audio._seam import Seam
     from kie_async.audio._trim import trim
@@ -21,6 +22,7 @@ __all__ = [
     "compare",
     "join",
     "open_reader",
+    "quiet_from",
     "read_mono",
     "read_samples",
     "trim",
@@ -31,6 +33,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("AudioReader", "open_reader", "read_mono", "read_samples"), "_decode"),
+        "quiet_from": "_ending",
         **dict.fromkeys(("SUFFIXES", "Joined", "join"), "_join"),
         "Seam": "_seam",
         "trim": "_trim",

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from kie_async._protocol.chain import Chain, ChainPart, ChainStep
 from kie_async._protocol.request_fields import UploadFields
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import RecordedTakes, Results, find_track
-from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
+from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
 from kie_async.cli._batch_progress import count_of
 from kie_async.cli._chain_order import ChainOrder, UntilOptions
 from kie_async.cli._connect import (
@@ -36,7 +36,7 @@ from kie_async.cli._connect import (
 from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._options import CallbackOptions, SubmitOptions
 from kie_async.cli._output import Output, confirm
-from kie_async.errors import BudgetError, KieError
+from kie_async.errors import AudioError, BudgetError, KieError
 from kie_async.events import Event, Notice
 from kie_async.journal import PAID, Job
 from kie_async.models import Track
@@ -191,12 +191,28 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
             "credits) cannot be used: "
             f"the first step is shared, and --choose {order.until.choose} pays for its own after that"
         )
+    if new and not jobs:
+        await _say_quiet_end(output, plan)
     worst = f"it will cost {cost:.12g} credits at most"
     if new and not (order.emulated or order.until.yes):
         confirm(output, worst)
     elif new:
         output.say(f"{worst}, which the emulator only counts" if order.emulated else worst)
     return order
+
+
+async def _say_quiet_end(output: Output, plan: ChainPlan) -> None:
+    """Say that a song falls silent before its first cut, which a new part does not follow well."""
+    cut = plan.first.continue_at
+    if plan.source_file is None or not isinstance(cut, float):
+        return
+    with suppress(AudioError):  # what cannot be decoded may be sent nevertheless
+        quiet = await audio.quiet_from(plan.source_file, cut)
+        if quiet is not None:
+            output.say(
+                f"the song falls silent at {clock(quiet)}, before it is cut at {clock(cut)}: --at {clock(quiet)} cuts "
+                "it there; give that before anything is paid, for with another cut all steps are made and paid anew"
+            )
 
 
 def _paid(jobs: list[Job]) -> float:
