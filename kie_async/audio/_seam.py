@@ -14,6 +14,7 @@ from kie_async.audio._loudness import HOP, loudness, loudness_of, powers
 _MOMENT = 0.4  # seconds of a momentary loudness (BS.1770)
 _SELDOM = 0.99  # of the song's own moments are below what is called usual
 _MIN_STEP = 2.0  # LU; a smaller step is not flagged
+_CLEAR_STEP = 0.5  # LU over what is usual
 _MIN_EDGE = 8.0  # a smaller one is no click in any music
 _CLEAR_CLICK = 1.5
 _MIN_GAP = 30.0  # ms
@@ -49,7 +50,7 @@ class Seam:
             found.append(f"it is silent for {self.gap:.0f} ms")
         if self.click > _CLEAR_CLICK:
             found.append(f"it clicks: an edge is {self.click:.1f} times as sharp as the song's own sharpest ones")
-        if abs(self.step) > max(_MIN_STEP, self.usual_step):
+        if abs(self.step) > max(_MIN_STEP, self.usual_step + _CLEAR_STEP):
             louder = "louder" if self.step > 0 else "quieter"
             found.append(
                 f"it gets {abs(self.step):.1f} LU {louder} (the song itself seldom more than {self.usual_step:.1f})"
