@@ -350,7 +350,9 @@ async def test_the_current_page_decides_and_the_older_one_is_told_once(name: str
         for more in ("", "y"):
             await service.session.extend("a1", **{**fields, name: BEYOND[name] + more})
         (note,) = notices(service)
-        assert note.startswith(f'{name}: has more than an older page allows; the page "Extend Music (older)" allows ')
+        assert note.startswith(
+            f'{name}: is beyond a limit that has been raised; the page "Extend Music (older)" allows '
+        )
         strict = attrs.evolve(service.session.settings, strict_limits=True)
         async with kie.KieSession(strict) as session:
             with pytest.raises(kie.InvalidRequestError, match=f"{name}: has .*{len(BEYOND[name]) - 1}.*strict_limits"):

@@ -187,7 +187,7 @@ def _find_notices(request: Request, settings: Settings) -> Iterator[Problem]:
     if isinstance(request, ExtendRequest) and BARE_ID.fullmatch(request.audio_id):
         yield Problem("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
     for name, _, allowed in _find_older_limits(request):
-        yield Problem(name, "has more than an older page allows", f"{allowed}; the current page decides")
+        yield Problem(name, "is beyond a limit that has been raised", f"{allowed}; a newer page allows it, and decides")
     url = str(request.source) if isinstance(request, UploadExtendRequest) else ""
     if is_url(url) and "@" in urlsplit(url).netloc:
         remedy = "the service may not use it, and may repeat it: give a signed address"
