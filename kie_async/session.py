@@ -16,7 +16,7 @@ from kie_async._client.lifetime import Lifetime, Opened
 from kie_async._dispatcher import Dispatcher, choose_journal, open_dispatcher, settings_with
 from kie_async._protocol.admission import Admission, FailureStreak, check_task_id
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
-from kie_async._protocol.request_fields import RequestFields, UploadFields, extend_track
+from kie_async._protocol.options import RequestFields, UploadFields, extend_track
 from kie_async.callbacks import Receiver
 from kie_async.errors import KieError, SessionError
 from kie_async.events import guarded

@@ -17,7 +17,7 @@ import attrs
 from kie_async import audio, files
 from kie_async._display import clock
 from kie_async._protocol.chain import Chain, ChainPart, ChainStep
-from kie_async._protocol.request_fields import UploadFields
+from kie_async._protocol.options import UploadFields
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import RecordedTakes, Results, find_track
 from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain

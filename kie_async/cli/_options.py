@@ -9,7 +9,7 @@ import attrs
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from kie_async._protocol.request_fields import UPLOAD_ONLY, RequestFields, UploadFields
+from kie_async._protocol.options import UPLOAD_ONLY, RequestFields, UploadFields
 from kie_async._protocol.request_rules import MODELS
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._output import Output

@@ -1,4 +1,4 @@
-"""The fields of requests as keyword arguments, for the methods that build a request and submit it."""
+"""The keyword arguments of ``KieSession.extend`` and ``upload_extend``, and the request for a track made of them."""
 
 from __future__ import annotations
 
