@@ -14,13 +14,14 @@ from random import Random
 from threading import Event
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import kie_async as kie
 from benchmarks._audio_cases import RATE, made_up_song, write_mp3
-from kie_async.audio import join, read_mono, read_samples
+from kie_async.audio import Seam, join, read_mono, read_samples
 from kie_async.audio._loudness import loudness
 
 Sound = NDArray[np.float32]
@@ -266,6 +267,11 @@ async def test_a_step_in_loudness_is_flagged(level: float, word: str, tmp_path: 
     assert joined.seam.step == pytest.approx(20 * np.log10(level), abs=1.5)
     assert joined.seam.usual_step < 2
     assert f"LU {word} (the song itself seldom more than " in joined.seam.flags[-1]
+
+
+def test_a_step_that_is_hardly_above_the_usual_ones_is_not_flagged() -> None:
+    seam = Seam(at=90.0, gap=0.0, click=1.0, step=5.64, usual_step=5.6)
+    assert (seam.flags, len(attrs.evolve(seam, step=-6.2).flags)) == ((), 1)
 
 
 async def test_a_steady_song_has_no_flags_and_a_short_one_no_usual_step(tmp_path: Path) -> None:
