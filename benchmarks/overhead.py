@@ -1,4 +1,4 @@
-"""CPU of a submission and its settling, against bare aiohttp that makes the same requests to the same server.
+"""CPU of a submission and of following it to its end, against bare aiohttp that makes the same requests.
 
 A cycle is one POST on a connection of its own and the polls that find the task ended (one, for the server's tasks are
 done at once), each answer read as JSON. Client and server are pinned to cores of their own, and only the client's CPU

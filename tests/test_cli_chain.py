@@ -57,7 +57,7 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     *takes, trimmed = made(answer)
     assert len(takes) == 2
     assert trimmed.endswith("-1-60s.mp3")
-    assert f"of 1:00, 1 step, 12 credits; your song: {tmp_path / 'new' / trimmed}" in answer.err
+    assert f"done: 1:00, 1 step, 12 credits; your song: {tmp_path / 'new' / trimmed}" in answer.err
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(60, abs=0.1)
     assert len(list((tmp_path / "new").glob("*.kie.json"))) == 2
     again = terminal(*words[:-1], *TITLED, virtual=True)  # the emulator is gone, and its tasks too

@@ -52,6 +52,8 @@ _EARLY = 0.5  # seconds before the cut: a result that leaves its source sooner w
 _LESS = 0.7  # of the source up to the cut, and of that again: a result that was cut sooner may hold so much alone
 _SHORTEST_HEAD = 1.8  # seconds; less of a source is found anywhere
 _LEFT = 0.6  # how sure a verdict is at most where a result leaves its source before the cut
+_SHORT_HEAD = 8.0  # seconds; a cut that was given so early may have been made where less than can be found was kept
+_SHORT_HEAD_SURE = 0.9  # how sure a verdict is at most that nothing was kept then
 
 
 @attrs.frozen
@@ -133,7 +135,8 @@ def align(source: Mono, result: Mono, continue_at: float) -> Verdict:
             checked = _checked(early, head, theirs)
             return checked if checked.confidence == _LEFT else Verdict("unclear")  # it is repeated, or goes on
         length *= _LESS
-    return verdict
+    sure = 1.0 if continue_at > _SHORT_HEAD else _SHORT_HEAD_SURE
+    return attrs.evolve(verdict, confidence=min(verdict.confidence, sure))
 
 
 def _judged(head: _Sound, source: _Sound, result: _Sound, bounds: _Bounds) -> Verdict:

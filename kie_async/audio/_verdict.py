@@ -31,7 +31,8 @@ class Verdict:
     Attributes:
         kind: the ``whole`` (the source up to the cut, and what follows), only the ``continuation``, or ``unclear``.
         confidence: from 0 to 1: how sure ``kind`` is. It is low where the source repeats itself, so that it could be
-            heard in a continuation, too; 0 if the kind is unclear.
+            heard in a continuation, too; of a continuation 0.9 at most where the cut is within the first 8 s, and may
+            have been made where too little was kept to be found; 0 if the kind is unclear.
         offset: of a whole: by how many seconds the cut lies later in the result than in the source; negative: earlier.
         drift: of a whole: how much slower it is than the source, in parts per million; negative: faster; None where too
             little of the source is kept to tell it.

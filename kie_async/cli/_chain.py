@@ -106,7 +106,8 @@ def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None)
     steps = count_of(len(chain.steps), "step")
     if chain.end == "reached":
         if song is not None:
-            output.say(f"done: {length} of {wanted}, {steps}, {chain.credits:.12g} credits; your song: {song}")
+            lasts = wanted if order.until.trim else f"{length} of {wanted}"
+            output.say(f"done: {lasts}, {steps}, {chain.credits:.12g} credits; your song: {song}")
         return
     message, remedy = f"the song lasts {length}, and not {wanted}", _WHY_SHORT.get(chain.end, "")
     if chain.end == "max_steps":
