@@ -331,6 +331,7 @@ def test_they_are_not_waited_for(terminal: Terminal, tmp_path: Path) -> None:
     async def fill(journal: SQLiteJournal) -> None:
         await _end(journal, "done", *MADE)
         await _end(journal, "awaited by a program", State.SUBMITTED, batch="", task_id=TASK)
+        await _end(journal, "not followed any more", State.SUBMITTED, State.SUCCEEDED, batch="")
         await journal.add([job("waiting for the quota")])
 
     with_journal(tmp_path / FILE, fill)
@@ -338,9 +339,12 @@ def test_they_are_not_waited_for(terminal: Terminal, tmp_path: Path) -> None:
     assert answer.code == 0
     assert answer.err.splitlines() == [
         "1 done, 0 failed of 1 job",
-        "not waited for: 2 tasks of programs, which follow them",
+        "not waited for: 2 tasks that programs follow",
     ]
-    assert "1 waiting, 1 submitted, 1 done, 0 failed of 3 jobs" in terminal("jobs", "list", "--out", str(tmp_path)).err
+    assert (
+        "1 waiting, 1 submitted, 1 made, 1 done, 0 failed of 4 jobs"
+        in terminal("jobs", "list", "--out", str(tmp_path)).err
+    )
 
 
 def test_who_goes_on_with_them(terminal: Terminal, tmp_path: Path) -> None:

@@ -109,13 +109,13 @@ async def wait_for_jobs(*, output: OutputArg, max_wait: Timeout = None, options:
                 output.display.doing(str(counts) + await blocked_jobs(journal, location.awaited))
                 await anyio.sleep(_INTERVAL)
         counts = Counts.of(await journal.counts(location.awaited))
-        of_programs = 0 if location.only_batch else Counts.of(await journal.counts("")).open
+        by_programs = {} if location.only_batch else await journal.counts("")
         waiting = await journal.machines.waiting(location.only_batch)
     output.value["counts"] = attrs.asdict(counts)
     output.say(counts.summary)
     say_who_waits(output, waiting)
-    if of_programs:
-        output.say(f"not waited for: {count_of(of_programs, 'task')} of programs, which follow them")
+    if followed := sum(by_programs.get(state, 0) for state in (State.PLANNED, State.INTENT, State.SUBMITTED)):
+        output.say(f"not waited for: {count_of(followed, 'task')} that programs follow")
     if counts.open:
         raise WaitTimeoutError(f"{count_of(counts.open, 'job')} did not come to an end in time", charged="maybe")
     if (error := batch_error(counts, location.with_out(options.out), command)) is not None:
