@@ -235,7 +235,7 @@ class TrackedTask:
         is_paused: the last who waited for it went away, and nobody records its end: it is not polled.
         outcome: its result, or why it has none; None while it is followed.
         on_release: called once, when it is first paused or has ended.
-        on_finished: called with the outcome, when it has ended.
+        settle_cost: called with the outcome, when it has ended.
     """
 
     task_id: str
@@ -243,7 +243,7 @@ class TrackedTask:
     started_at: float
     deadline: float
     on_release: Callable[[], None] | None = None
-    on_finished: Callable[[TaskResult | KieError], None] | None = None
+    settle_cost: Callable[[TaskResult | KieError], None] | None = None
     polls: Polls = attrs.field(factory=Polls)
     progress: Progress = attrs.field(factory=Progress)
     callbacks: CallbackClaims = NO_CALLBACKS

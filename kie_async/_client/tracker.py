@@ -38,7 +38,7 @@ from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
 
 OnFinished = Callable[[str, TaskResult | KieError], None]  # called with the id of a task and its outcome
-ReadRecord = Callable[[str], Awaitable[TaskRecord | None]]  # reads record-info once, without trying again
+ReadRecord = Callable[[str], Awaitable[TaskRecord | None]]  # reads record-info once, with no retry; None: not visible
 
 _shared_origin = lru_cache(1000)(Origin)  # equal origins are one object, to save memory
 _MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds after CALLBACK_EXCEPTION; audio has been seen to come 10 min later
@@ -53,7 +53,7 @@ class Tracker:
 
     Attributes:
         on_finished: called with the id and the outcome of each task that ends; set by the journal's recorder. While
-            it is set, a task for which nobody waits is still polled; otherwise it is paused.
+            it is None, a task is paused when its last waiter leaves.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Tracker:
         self._planner = PollPlanner(durations, random.random, callbacks=bool(settings.callback_url))
         self._queue = PollQueue(settings.max_concurrent_polls, polls_per_second)
         self._followed: dict[str, TrackedTask] = {}
-        # Tasks for which nobody waits, held weakly: one that no user holds cannot be awaited again.
+        # Tasks whose last waiter has left, held weakly: one that no user holds cannot be awaited again.
         self._paused: WeakValueDictionary[str, TrackedTask] = WeakValueDictionary()
         self._unknown_words: set[str] = set()
-        self._api_key_works = False  # the service has accepted the key, so that a later refusal may be a slip
+        self._key_has_worked = False  # the service has accepted the key: a refusal now may pass
         self._is_closed = False
 
     # ------------------------------------------------------------ what others ask for
@@ -95,7 +95,7 @@ class Tracker:
     def _start_following(self, task_id: str, origin: Origin, on_release: Callable[[], None] | None) -> TrackedTask:
         now = self._now()
         task = TrackedTask(task_id, origin, now, now + self._settings.task_timeout, on_release)
-        self._api_key_works = self._api_key_works or origin.is_own  # its submission was accepted with this key
+        self._key_has_worked = self._key_has_worked or origin.is_own  # its submission was accepted with this key
         if not origin.is_own:
             self._emit(Followed(task_id, origin.context or {}))
         if self._is_closed:
@@ -108,10 +108,16 @@ class Tracker:
                 self._queue.schedule(task, now)
         return task
 
-    def callback_received(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
-        """Poll the task of a callback soon, if that can bring news; return False if the task is not followed here.
+    def poll_soon(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
+        """Poll the task of a callback soon, if that can bring news; a paused one when it is awaited again.
 
-        It is authentic if it bears the token of this task's submission; the rest is as its body claims.
+        Args:
+            task_id: as the callback says; nothing has verified it.
+            stage: the same.
+            is_authentic: whether the callback bears the token of this task's submission.
+
+        Returns:
+            False if no such task is known here.
         """
         task, now = self._followed.get(task_id) or self._paused.get(task_id), self._now()
         if task is None:
@@ -146,7 +152,10 @@ class Tracker:
             del task, error  # or there is a cycle of references: error, its traceback, this frame, error
 
     async def events(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
-        """Give each stage once, in order; a success passes through all of them. Ends with the task."""
+        """Give each stage once, in order; a success passes through all of them.
+
+        Ends with the task, without an error if that has failed: ``wait`` raises it.
+        """
         self._add_waiter(task)
         task.waiters.listeners += 1
         if task.outcome is None:
@@ -184,7 +193,7 @@ class Tracker:
         task.release()  # its place in flight is free, though it goes on at the service
 
     def _resume_if_paused(self, task: TrackedTask) -> None:
-        """Poll a task again that was paused: when its next poll was due, or as soon as one may start."""
+        """Poll a task again that was paused: when its next poll was due, but not before one may start."""
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
@@ -201,7 +210,7 @@ class Tracker:
             async with asyncio.TaskGroup() as polls:  # anyio's would add a third to the cost of a poll
                 while True:
                     while (task := self._queue.take_due(self._now())) is not None:
-                        if task.polls.is_recheck:
+                        if task.polls.is_recheck:  # it is only decided again when to poll
                             self._schedule(task)
                         else:
                             polls.create_task(self._poll(task))
@@ -221,7 +230,7 @@ class Tracker:
                 timer.cancel()
 
     async def _close(self) -> None:
-        """End all tasks, some at a time, so that a great number of them does not block the loop."""
+        """End all tasks that are followed, some at a time, so that a great number of them does not block the loop."""
         self._queue.clear()  # its entries would keep the tasks alive
         with anyio.CancelScope(shield=True):
             while self._followed:
@@ -231,12 +240,12 @@ class Tracker:
                 await asyncio.sleep(0)
 
     async def _poll(self, task: TrackedTask) -> None:
-        """Poll a task once. Whatever goes wrong, a fault of ours included, is a failed poll of this task alone."""
+        """Poll a task once. Whatever goes wrong with its record, also by our fault, is a failed poll of it alone."""
         error = None
         try:
             with InternalErrors("record-info"):
                 record = await self._read_record(task.task_id)
-                self._api_key_works = True
+                self._key_has_worked = True
                 self._poll_answered(task, record)
         except KieError as failure:
             error = failure
@@ -315,9 +324,13 @@ class Tracker:
         task.polls.failures += 1
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
-        if isinstance(error, AuthError) and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY and not self._api_key_works:
+        if (
+            isinstance(error, AuthError)
+            and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY
+            and not self._key_has_worked
+        ):
             error.task_id = task.task_id
-            error.charged = "yes"  # the task was paid for, whether or not this key may read it
+            error.charged = "yes"  # a task with this id was paid for, by whomever
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
@@ -328,8 +341,8 @@ class Tracker:
         task.waiters.notify()
         if self.on_finished is not None:
             self.on_finished(task.task_id, outcome)
-        if task.on_finished is not None:
-            task.on_finished(outcome)
+        if task.settle_cost is not None:
+            task.settle_cost(outcome)
         task.release()
 
     # ------------------------------------------------------------ when to poll next
@@ -345,7 +358,7 @@ class Tracker:
             self._schedule(task)
 
     def _schedule(self, task: TrackedTask) -> None:
-        """Schedule the next poll of a task; or a recheck before it, if it is put off because callbacks are trusted."""
+        """Schedule the next poll; if trust in callbacks puts it far off, a recheck before it, which decides again."""
         now = self._now()
         poll_at, recheck_at = min(now + self._planner.delay(task, now), task.deadline), now + RECHECK_INTERVAL
         is_recheck = poll_at > recheck_at and self._planner.awaits_callback(task)
@@ -354,7 +367,7 @@ class Tracker:
     def _poll_no_later_than(self, task: TrackedTask, when: float) -> None:
         """Poll a task no later than ``when``; infinite changes nothing.
 
-        While a poll is under way, it is polled once more after that if ``when`` has come, and else as scheduled then.
+        If a poll is under way, another follows it if ``when`` has come; if not, nothing changes: its end schedules one.
         """
         if task.polls.phase is PollPhase.NONE:
             if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):  # a recheck is no poll

@@ -122,7 +122,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         Args:
             request: the request.
-            key: of the job, which stays planned if nothing was sent; None for a random one, which is rejected then.
+            key: of the job; None for a random one. A job with a random key is rejected if an error kept it from being
+                sent, for nobody could submit it again; one that is cancelled before stays planned.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
@@ -201,7 +202,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             payer=self._payer,
             journal=self.journal,
             leases=self.leases,
-            not_sent=self.takeover.not_sent,  # an intent that cannot be taken back now is left to the takeover
+            not_sent=self.takeover.not_sent,  # if an intent cannot be taken back now, the takeover does it
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -215,16 +216,16 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
-        """Resolve the jobs of no batch that have no answer, and follow those that are submitted."""
+        """Resolve the jobs of no batch that were sent and have no answer, and follow those that are submitted."""
         await self.takeover.resolve_all("")
         async for job in self.journal.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
 
     async def wait_recorded(self, task_id: str) -> None:
-        """Wait until the outcome of a task is in the journal; return at once if this process has not seen it end.
+        """Wait for the first try to write the outcome of a task; return at once if none is pending.
 
         Raises:
-            StorageError: it could not be written now; the recorder goes on trying while the journal is open.
+            StorageError: that try failed; the recorder goes on trying while the journal is open.
         """
         await self._outcomes.wait_recorded(task_id)
 
@@ -234,8 +235,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback, durably, before it is answered; some process that watches the journal acts on it.
 
         Returns:
-            False, and nothing is saved, if no attempt has this token, that attempt has another task, or its job has
-            ended.
+            False, and nothing is saved, if no attempt has this token, or that attempt has another task, or this one
+            and its job has ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
@@ -257,14 +258,17 @@ class Recorder(anyio.AsyncContextManagerMixin):
         except KieError as error:
             self._notice(task_id, f"its callback could not be recorded now: {clean(error.message)}")
             job = None
-        is_followed = self._client.tracker.callback_received(task_id, callback.stage, is_authentic=job is not None)
+        is_followed = self._client.tracker.poll_soon(task_id, callback.stage, is_authentic=job is not None)
         if is_followed or job is None:
             return
         if job.state is State.SUBMITTED and job.process_id == self.journal.process_id:
             self.follow(job)  # this process gave it up after task_timeout, but it goes on: follow it again
 
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
-        """Find the job of a callback. If it has no answer, the callback replaces that: the named task is followed."""
+        """Return the job whose task a callback names; None if there is none.
+
+        A job without an answer is first resolved by its saved callbacks, if that is possible, and its task followed.
+        """
         job = await self.journal.find(token=callback.token)
         if job is None or job.token != callback.token:  # the token is of an earlier attempt
             return None

@@ -122,10 +122,10 @@ class OutcomeWriter:
         self._queue.put_nowait((task_id, outcome))
 
     async def wait_recorded(self, task_id: str) -> None:
-        """Wait until the outcome of a task is in the journal, if it is known here.
+        """Wait for the first try to write the outcome of a task; return at once if none is pending.
 
         Raises:
-            StorageError: it could not be written now. It is tried again for as long as the journal is open.
+            StorageError: that try failed. It is tried again for as long as the journal is open.
         """
         first_try = self._first_tries.get(task_id)
         if first_try is not None and (error := await asyncio.shield(first_try)) is not None:
