@@ -163,8 +163,8 @@ class KieSession(Opened[Dispatcher]):
             request: the request.
             key: the name of its job in the journal; a random one by default. A key that was submitted before is not
                 submitted again: its task is followed, if the request asks for the same. The length of the source, the
-                signature of an address and the directory before a relative path make no difference. What an error
-                kept from being sent may be submitted again by its key; with a random one it is rejected.
+                signature of an address and the directory before a relative path make no difference. What was not
+                sent may be submitted again by its key; with a random one it is rejected.
 
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it; nothing was sent.

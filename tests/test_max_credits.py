@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from command_line import PATIENCE, Terminal, served, short_song
@@ -228,6 +229,25 @@ async def test_what_is_refused_after_a_wait_and_has_no_key_says_why(tmp_path: Pa
         rejected = [job async for job in journal.jobs(State.REJECTED)]
         assert [job.error and job.error.type for job in rejected] == ["InvalidRequestError", "BudgetError"]
         assert await journal.spent("") == 24
+
+
+async def test_what_is_cancelled_before_it_is_sent_and_has_no_key_is_not_left_waiting(tmp_path: Path) -> None:
+    async with capped(24, max_in_flight=1) as service:
+        settings = service.session.settings
+        async with (
+            kie.KieSession(settings, journal=own_journal(tmp_path)) as session,
+            anyio.create_task_group() as group,
+        ):
+            await session.submit(REQUEST)  # it holds the only place
+            assert session.journal is not None
+            group.start_soon(session.submit, REQUEST)
+            while not (await session.journal.counts())[State.PLANNED]:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    async with own_journal(tmp_path) as journal:
+        [job] = [job async for job in journal.jobs(State.REJECTED)]
+        assert job.error is not None
+        assert (job.error.message, job.error.charged) == ("it was cancelled before it was sent", "no")
 
 
 async def test_a_job_that_was_refused_is_made_when_there_is_room(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A crash can fall between any two writes. What the journal then says is always en
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -122,8 +123,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         Args:
             request: the request.
-            key: of the job; None for a random one. A job with a random key is rejected if an error kept it from being
-                sent, for nobody could submit it again; one that is cancelled before stays planned.
+            key: of the job; None for a random one. A job with a random key that was not sent, by an error or because
+                this was cancelled, is rejected, for nobody could submit it again.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
@@ -133,14 +134,24 @@ class Recorder(anyio.AsyncContextManagerMixin):
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
-        job = await self.journal.get(key) if key else None
+        if key:
+            return await self._submit_as(key, await self.journal.get(key), request, check)
+        key = secrets.token_hex(16)
+        try:
+            return await self._submit_as(key, None, request, check)
+        except (KieError, asyncio.CancelledError) as error:
+            await self._reject_unsent(key, error)
+            raise
+
+    async def _submit_as(self, key: str, job: Job | None, request: Request, check: Check) -> Task:
+        """Submit an admitted request as the job of a key, or follow that; ``job`` is what is on record of it."""
         if job is None or job.state not in PAID:
             await self.check_caps("")  # before anything is on record
         if job is None:
             machine = self._client.settings.machine if self.journal.spans_machines else ""
-            job = Job(key=key or secrets.token_hex(16), request=request, source=held_by(machine, request))
+            job = Job(key=key, request=request, source=held_by(machine, request))
             if not await self.journal.add([job]):  # another submission with this key came between
-                job = await self.journal.get(job.key) or job
+                job = await self.journal.get(key) or job
         if not asks_the_same(job.request, request):
             raise another_request_error(job)
         if job.state in PAID:
@@ -148,16 +159,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
         if job.state is not State.PLANNED:
             message = f"job {job.key!r} is {job.state}, not planned (any more)"
             raise ConflictError(message, job.task_id, charged=charged(job))
-        try:
-            return await self._submit_admitted(job.key, request, None, check)
-        except KieError as error:
-            if not key and error.charged == "no":
-                await self._reject_unsent(job.key, error)
-            raise
+        return await self._submit_admitted(job.key, request, None, check)
 
-    async def _reject_unsent(self, key: str, error: KieError) -> None:
+    async def _reject_unsent(self, key: str, error: BaseException) -> None:
         """Record why a job was not sent whose key its caller does not know, so that nobody will submit it again."""
-        with suppress(KieError):  # the error of its submission is raised
+        if not isinstance(error, KieError):
+            error = KieError("it was cancelled before it was sent", charged="no")
+        with suppress(KieError), anyio.CancelScope(shield=True):  # the error of its submission is raised
             job = await self.journal.get(key)
             if job is not None and job.state is State.PLANNED:
                 await self.journal.move(key, State.REJECTED, error=JobError.of(error))
