@@ -61,6 +61,7 @@ async def test_a_file_that_is_shorter_is_faded_out_too(tmp_path: Path) -> None:
         (".ogg", audio_files.encoded("flac", "ogg", seconds=2.0, title="Über uns"), "Über uns"),  # it is its stream's
         (".mp3", audio_files.with_odd_title(audio_files.encoded("libmp3lame", "mp3", seconds=2.0)), " song"),
     ],
+    ids=["of the file", "of its stream", "in another alphabet"],  # the bytes differ each time
 )
 async def test_the_tags_of_the_song_stay(tmp_path: Path, suffix: str, data: bytes, title: str) -> None:
     song = tmp_path / f"song{suffix}"
