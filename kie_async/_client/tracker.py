@@ -71,7 +71,7 @@ class Tracker:
         # Tasks whose last waiter has left, held weakly: one that no user holds cannot be awaited again.
         self._paused: WeakValueDictionary[str, TrackedTask] = WeakValueDictionary()
         self._unknown_words: set[str] = set()
-        self._key_has_worked = False  # the service has accepted the key: a refusal now may pass
+        self._key_has_worked = False  # the service has accepted the key: a refusal now may be temporary
         self._is_closed = False
 
     # ------------------------------------------------------------ what others ask for
@@ -109,7 +109,7 @@ class Tracker:
         return task
 
     def poll_soon(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
-        """Poll the task of a callback soon, if that can bring news; a paused one when it is awaited again.
+        """Poll the task of a callback soon, if the callback brings news; if it is paused, once it is awaited again.
 
         Args:
             task_id: as the callback says; nothing has verified it.

@@ -144,7 +144,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             raise
 
     async def _submit_as(self, key: str, job: Job | None, request: Request, check: Check) -> Task:
-        """Submit an admitted request as the job of a key, or follow that; ``job`` is what is on record of it."""
+        """Submit an admitted request as the job of a key, or follow its task if it is paid. ``job``: on record."""
         if job is None or job.state not in PAID:
             await self.check_caps("")  # before anything is on record
         if job is None:
@@ -243,8 +243,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback, durably, before it is answered; some process that watches the journal acts on it.
 
         Returns:
-            False, and nothing is saved, if no attempt has this token, or that attempt has another task, or this one
-            and its job has ended.
+            False, and nothing is saved, if no attempt has this token, if that attempt has another task, or if it has
+            this task and its job has ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
