@@ -1,4 +1,4 @@
-"""A task: as a user holds it, as the tracker follows it, and how it ends."""
+"""A task: what a user holds, the state that the tracker keeps of it, and its outcome."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Task:
-    """A task of the service, followed by a session. Await it for its result; many may.
+    """A task of the service, followed by a session. Await it for its result; any number of waiters may.
 
-    A waiter that goes away stops nothing for the others. With a journal the task is followed to its end, whoever waits.
-    Without one, when the last waiter goes, it is not polled any more until somebody waits again; it goes on at the
-    service all the same.
+    Cancelling one waiter does not affect the others. With a journal the task is followed to its end even if nobody
+    waits for it. Without one, polling stops when the last waiter leaves and starts again when somebody waits; the task
+    itself goes on at the service.
     """
 
     __slots__ = ("__weakref__", "_key", "_tracked", "_tracker")
@@ -46,12 +46,12 @@ class Task:
 
     @property
     def key(self) -> str | None:
-        """The name of its job in the session's journal; None without one."""
+        """The key of its job in the session's journal; None without a journal."""
         return self._key
 
     @property
     def status(self) -> str:
-        """The last status word known; empty before the first poll."""
+        """The service's last known status word for it, such as ``TEXT_SUCCESS``; empty before the first poll."""
         return self._tracked.progress.status
 
     def __repr__(self) -> str:
@@ -66,12 +66,13 @@ class Task:
         Args:
             timeout: seconds to wait; None waits as long as ``Settings.task_timeout``.
 
+        Cancelling stops the wait; the task goes on at the service.
+
         Raises:
             TaskFailedError: the task ended without a result.
             TaskNotFoundError: the service does not know it.
             WaitTimeoutError: the time is over; the task goes on.
-
-        Cancelling stops nothing at the service.
+            KieError: another reason, such as a closed session or a refused key.
         """
         return self._tracker.wait(self._tracked) if timeout is None else self._result_within(timeout)
 
@@ -86,15 +87,15 @@ class Task:
             raise WaitTimeoutError(message, self.id) from None
 
     def events(self) -> AsyncGenerator[TaskEvent, None]:
-        """Give the stages "text", "first" and "complete", each once and in this order, and end with the task.
+        """Yield the stages "text", "first" and "complete", each once and in this order; ends when the task ends.
 
-        A success passes through all three; a stage that was never seen by itself is given with the next. A failure
-        ends the stages early and is raised by awaiting the task.
+        A success passes through all three: a stage that no poll has seen is yielded together with the next one. After
+        a failure the iteration just ends; awaiting the task raises the error. Leaving the iteration stops nothing.
         """
         return self._tracker.events(self._tracked)
 
 
-_UNKNOWN = TaskKind("unknown", "unknown")
+_UNKNOWN_KIND = TaskKind("unknown", "unknown")
 
 
 class Origin(NamedTuple):
@@ -102,13 +103,13 @@ class Origin(NamedTuple):
 
     Attributes:
         kind: what its duration depends on.
-        is_own: this session submitted it, so its age is known, it was paid, and its callbacks come here.
+        is_own: this session submitted it; so its age is known, it is paid for, and its callbacks come here.
         continue_at: where its source is cut, in seconds.
         source_duration: the length of its source in seconds.
-        context: that of its submission (``events.Submitting``).
+        context: the context of its submission (``events.Submitting``).
     """
 
-    kind: TaskKind = _UNKNOWN
+    kind: TaskKind = _UNKNOWN_KIND
     is_own: bool = False
     continue_at: float | None = None
     source_duration: float | None = None
@@ -116,12 +117,12 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, request: Request, context: Context | None, *, is_own: bool) -> Origin:
-        """The origin of a task that a request has become; ``is_own`` if this session has submitted it."""
-        kind = TaskKind(request.operation, request.model) if is_own else _UNKNOWN
+        """The origin of the task of a request; ``is_own`` if this session submitted it."""
+        kind = TaskKind(request.operation, request.model) if is_own else _UNKNOWN_KIND
         return cls(kind, is_own, as_duration(request.continue_at), request.source_duration, context or None)
 
 
-UNKNOWN_ORIGIN = Origin()  # of a task that is known by its id alone
+UNKNOWN_ORIGIN = Origin()  # of a task of which only the id is known
 
 
 class PollPhase(Enum):
@@ -129,7 +130,7 @@ class PollPhase(Enum):
 
     NONE = auto()
     UNDER_WAY = auto()
-    REPEAT = auto()  # one is under way, and news came meanwhile: poll again once it has ended
+    REPEAT = auto()  # one is under way, and news came since it started: poll again once it has ended
 
 
 @attrs.define(eq=False)
@@ -138,11 +139,11 @@ class Polls:
 
     Attributes:
         next_at: when the next poll or recheck is due; infinite while a poll is under way.
-        is_recheck: a recheck is due then: it polls nothing, and decides again when to poll.
-        last_at: when the last one that found it running was answered.
-        count: how many were answered.
-        failures: how many in a row, up to the last, were not answered.
-        refusals: how many in a row, up to the last, refused the key.
+        is_recheck: what is due is a recheck: it does not poll, but decides again when to.
+        last_at: when a poll was last answered that found the task running.
+        count: how many polls were answered.
+        failures: how many of the latest polls in a row failed.
+        refusals: how many of the latest polls in a row were refused because of the key.
     """
 
     next_at: float = math.inf
@@ -156,14 +157,15 @@ class Polls:
 
 @attrs.define(eq=False)
 class Progress:
-    """What record-info has said of a task.
+    """What the records of a task have shown so far.
 
     Attributes:
-        status: the last word of the service; empty before the first.
-        stages: those reached, each with the age of the task at which it was first seen.
-        is_visible: record-info has known the task.
+        status: the service's last status word; empty before the first record.
+        tracks: the tracks of the last record that had any.
+        stages: the stages reached, each with the age of the task, in seconds, when it was first seen.
+        is_visible: the service has given a record of the task at least once.
         pending_reason: why the task is neither simply running nor at its end (``statuses.Running``).
-        pending_since: since when, for this very reason.
+        pending_since: when it was first seen pending for this reason, without a break.
     """
 
     status: str = ""
@@ -175,14 +177,14 @@ class Progress:
 
 
 class CallbackClaims(NamedTuple):
-    """What callbacks have said of a task. Nobody has checked it, so it only decides when to poll.
+    """What callbacks have claimed about a task. It is unverified, so it only decides when to poll.
 
     Attributes:
-        stages: how many stages are behind the task.
-        polls_before_end: how many polls had been answered when a callback first said that the task has ended; None
-            if none said so.
+        stages: how many stages the task has passed.
+        polls_before_end: how many polls had been answered when a callback first claimed that the task has ended; None
+            if none has.
         has_authentic: a callback came to the address of this task's own submission, which only the service knows.
-        authentic_end_at: when such a callback said that the task has ended.
+        authentic_end_at: when such a callback claimed that the task has ended.
     """
 
     stages: int = 0
@@ -196,11 +198,11 @@ NO_CALLBACKS = CallbackClaims()
 
 @attrs.define(eq=False)
 class Waiters:
-    """Who waits for news of one task.
+    """The coroutines that wait for one task.
 
     Attributes:
-        count: all of them.
-        listeners: those who want each stage, and not only the end.
+        count: how many wait.
+        listeners: how many of them want each stage, and not only the end.
     """
 
     count: int = 0
@@ -208,20 +210,20 @@ class Waiters:
     _futures: tuple[asyncio.Future[None], ...] = ()
 
     def next_change(self) -> asyncio.Future[None]:
-        """Return a future that the next ``notify`` completes. Each waiter gets one of its own, and may cancel it."""
+        """Return a future that the next ``notify`` completes. Each waiter gets its own, which it may cancel."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._futures = (*self._futures, future)
         return future
 
     def notify(self) -> None:
-        """Wake all who wait for a change."""
+        """Wake all waiters."""
         futures, self._futures = self._futures, ()
         for future in futures:
             if not future.done():
                 future.set_result(None)
 
     def forget_cancelled(self) -> None:
-        """Drop the futures of those who do not wait any more."""
+        """Drop the futures of waiters that were cancelled."""
         self._futures = tuple(future for future in self._futures if not future.done())
 
 
@@ -230,12 +232,12 @@ class TrackedTask:
     """One task, as the tracker follows it.
 
     Attributes:
-        started_at: when it was submitted; when it was first followed, if that is not known.
-        deadline: when following it ends without an outcome of the service's.
-        is_paused: the last who waited for it went away, and nobody records its end: it is not polled.
-        outcome: its result, or why it has none; None while it is followed.
-        on_release: called once, when it is first paused or has ended.
-        settle_cost: called with the outcome, when it has ended.
+        started_at: when it was submitted; if that is unknown, when it was first followed.
+        deadline: when it is given up as timed out.
+        is_paused: it is not polled, because its last waiter has left and no journal records its end.
+        outcome: its result, or the error that says why it has none; None while it runs.
+        on_release: called once, when the task is first paused or ends: its place in flight is free.
+        settle_cost: called with the outcome when the task ends.
     """
 
     task_id: str
@@ -252,7 +254,7 @@ class TrackedTask:
     outcome: TaskResult | KieError | None = None
 
     def release(self) -> None:
-        """Call ``on_release``, unless it was called before."""
+        """Call ``on_release``, if it has not been called yet."""
         on_release, self.on_release = self.on_release, None
         if on_release is not None:
             on_release()
@@ -266,7 +268,7 @@ def outcome_of(
     *,
     may_be_paid: bool,
 ) -> TaskResult | KieError:
-    """The outcome of a task that has ended; ``may_be_paid`` if something says that the service has given its id."""
+    """The outcome of a task that has ended; ``may_be_paid``: its id may come from a submission that was charged."""
     if isinstance(verdict, Succeeded):
         return _result(task, verdict, record or TaskRecord(task.task_id))
     if isinstance(verdict, Failed):
@@ -304,7 +306,7 @@ def _failure(task: TrackedTask, verdict: Failed) -> TaskFailedError:
 def finished_event(
     task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None, now: float
 ) -> Finished:
-    """The event of an outcome; ``record`` is the one that shows the end, if a record does."""
+    """The event of an outcome; ``record`` is the one that shows the end, if there is one."""
     seconds, spent = now - task.started_at, credits_of(outcome)
     error = None if isinstance(outcome, TaskResult) else outcome
     return Finished(
@@ -321,13 +323,13 @@ def finished_event(
 
 
 def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float) -> float | None:
-    """Seconds by which the end of a task was seen late; None if nobody knows. It was seen at the age of ``seconds``.
+    """How many seconds after its end a task was seen to have ended, at the age of ``seconds``; None if unknown.
 
-    The jobs route tells the end (``completeTime``). It is counted from ``createTime``, so the service's clock
-    is compared with itself. For other tasks, the callback of the end is the first that is known of it.
+    Records of the jobs route have the time of the end (``completeTime``). It is compared with ``createTime``, which is
+    of the same clock. For other tasks, the time when the callback of the end came is taken.
     """
     if not task.origin.is_own and task.polls.last_at is None:
-        return None  # it may have ended long before it was followed
+        return None  # the task may have ended long before it was followed
     if record is not None and record.created_at is not None and record.completed_at is not None:
         lasted = (record.completed_at - record.created_at).total_seconds()
         return min(max(0.0, seconds - lasted), seconds)
@@ -336,7 +338,7 @@ def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float)
 
 
 def timeout_error(task_id: str, settings: Settings, last: KieError | None) -> WaitTimeoutError:
-    """The error of a task that takes too long; ``last`` is that of its last poll, if that failed."""
+    """The error of a task that takes too long; ``last`` is the error of its last poll, if that failed."""
     message = (
         f"no end after {settings.task_timeout:.0f} s; the task may still end: "
         f"session.track({task_id!r}) follows it again, as session.resume() does what a journal holds"

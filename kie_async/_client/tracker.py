@@ -1,7 +1,7 @@
 """One coroutine starts the polls of all tasks, each when it is due; a bounded number run at once.
 
-A callback only moves a task's next poll to now; the poll ends the task. A poll that fails concerns its own task
-alone. What a record means is decided in ``_protocol.statuses``, when to poll in ``_client.poll_schedule``.
+A callback never ends a task: it moves the task's next poll to now, and that poll ends it. A failed poll affects only
+its own task. ``_protocol.statuses`` decides what a record means, ``_client.poll_schedule`` when to poll.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ ReadRecord = Callable[[str], Awaitable[TaskRecord | None]]  # reads record-info 
 
 _shared_origin = lru_cache(1000)(Origin)  # equal origins are one object, to save memory
 _MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds after CALLBACK_EXCEPTION; audio has been seen to come 10 min later
-_REFUSALS_OF_A_WRONG_KEY = 5  # in a row, of a key that has never worked
-_MAX_UNKNOWN_WORDS = 100  # that are reported; a hostile server could send a new one each time
-_MAX_AGE = 86_400.0  # seconds; an age by created_at above this is not believed: the clocks differ
-_CLOSE_BATCH = 200  # tasks that are ended before others get a turn
+_MAX_KEY_REFUSALS = 5  # in a row; then a key that has never worked is taken as wrong
+_MAX_UNKNOWN_WORDS = 100  # unknown status words to report; a hostile server could send a new one each time
+_MAX_AGE = 86_400.0  # seconds; a task that seems older by its created_at is not: the clocks differ
+_CLOSE_BATCH = 200  # tasks to end at close before other coroutines get a turn
 
 
 class Tracker:
     """Follows tasks until they end.
 
     Attributes:
-        on_finished: called with the id and the outcome of each task that ends; set by the journal's recorder. While
+        on_finished: called with the id and the outcome of each task that ends; the journal's recorder sets it. While
             it is None, a task is paused when its last waiter leaves.
     """
 
@@ -74,15 +74,15 @@ class Tracker:
         self._key_has_worked = False  # the service has accepted the key: a refusal now may be temporary
         self._is_closed = False
 
-    # ------------------------------------------------------------ what others ask for
+    # ------------------------------------------------------------ following, waiting, callbacks
 
     def follow(
         self, task_id: str, origin: Origin = UNKNOWN_ORIGIN, *, on_release: Callable[[], None] | None = None
     ) -> TrackedTask:
         """Follow a task from now on.
 
-        A task that is known already keeps what it was first given: ``origin`` is not used, and ``on_release`` is
-        called at once, so that a task in flight never holds two places.
+        If the task is known already, ``origin`` is ignored and ``on_release`` is called at once, so that one task
+        never holds two places in flight.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
@@ -109,11 +109,11 @@ class Tracker:
         return task
 
     def poll_soon(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
-        """Poll the task of a callback soon, if the callback brings news; if it is paused, once it is awaited again.
+        """Poll a task soon because a callback came, if that brings news. A paused task waits until it is awaited again.
 
         Args:
-            task_id: as the callback says; nothing has verified it.
-            stage: the same.
+            task_id: the task that the callback names; unverified.
+            stage: the stage that the callback names; unverified.
             is_authentic: whether the callback bears the token of this task's submission.
 
         Returns:
@@ -128,14 +128,14 @@ class Tracker:
         if brings_news:
             self._poll_no_later_than(task, earliest_poll(task, now))
         elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task):
-            self._schedule(task)  # this callback shows that they arrive: the next poll can be later
+            self._schedule(task)  # it shows that callbacks arrive: the next poll can be later
         return True
 
     async def wait(self, task: TrackedTask) -> TaskResult:
         """Wait until a task has ended.
 
         Raises:
-            KieError: why it has no result; each waiter gets an error of its own.
+            KieError: the task has no result, and why; each waiter gets its own copy of the error.
         """
         self._add_waiter(task)
         try:
@@ -149,12 +149,12 @@ class Tracker:
         try:
             raise error
         finally:
-            del task, error  # or there is a cycle of references: error, its traceback, this frame, error
+            del task, error  # else the error, its traceback and this frame would form a reference cycle
 
     async def events(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
-        """Give each stage once, in order; a success passes through all of them.
+        """Yield each stage once, in order; a success passes through all of them.
 
-        Ends with the task, without an error if that has failed: ``wait`` raises it.
+        Ends when the task ends. A failure is not raised here: ``wait`` raises it.
         """
         self._add_waiter(task)
         task.waiters.listeners += 1
@@ -165,7 +165,7 @@ class Tracker:
                 while task.outcome is None and len(task.progress.stages) < number:
                     await task.waiters.next_change()
                 if len(task.progress.stages) < number:
-                    return  # it has failed
+                    return  # the task has failed
                 yield TaskEvent(task.task_id, stage, task.progress.tracks)
         finally:
             task.waiters.listeners -= 1
@@ -190,15 +190,15 @@ class Tracker:
         self._followed.pop(task.task_id, None)
         self._paused[task.task_id] = task
         self._emit(Paused(task.task_id))
-        task.release()  # its place in flight is free, though it goes on at the service
+        task.release()  # frees its place in flight, though the task goes on at the service
 
     def _resume_if_paused(self, task: TrackedTask) -> None:
-        """Poll a task again that was paused: when its next poll was due, but not before one may start."""
+        """Go on polling a paused task: at the time its next poll was due, or as soon as a poll is allowed."""
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
             self._emit(Followed(task.task_id, task.origin.context or {}))
-            if task.polls.phase is PollPhase.NONE:  # else a poll is under way still, and schedules the next
+            if task.polls.phase is PollPhase.NONE:  # else a poll is still under way, and will schedule the next
                 when = max(task.polls.next_at, earliest_poll(task, self._now()))
                 self._queue.schedule(task, when, is_recheck=task.polls.is_recheck)
 
@@ -210,7 +210,7 @@ class Tracker:
             async with asyncio.TaskGroup() as polls:  # anyio's would add a third to the cost of a poll
                 while True:
                     while (task := self._queue.take_due(self._now())) is not None:
-                        if task.polls.is_recheck:  # it is only decided again when to poll
+                        if task.polls.is_recheck:  # do not poll yet, only decide again when to
                             self._schedule(task)
                         else:
                             polls.create_task(self._poll(task))
@@ -221,7 +221,7 @@ class Tracker:
 
     async def _sleep(self, until: float | None) -> None:
         changed = self._queue.changed
-        changed.clear()  # no other coroutine ran since the caller's ``next_start()``, so no change is lost
+        changed.clear()  # loses no change: no other coroutine has run since the caller's ``next_start()``
         timer = None if until is None else self._loop.call_at(until, changed.set)
         try:
             await changed.wait()
@@ -230,7 +230,7 @@ class Tracker:
                 timer.cancel()
 
     async def _close(self) -> None:
-        """End all tasks that are followed, some at a time, so that a great number of them does not block the loop."""
+        """End all followed tasks, in batches, so that many of them do not block the loop."""
         self._queue.clear()  # its entries would keep the tasks alive
         with anyio.CancelScope(shield=True):
             while self._followed:
@@ -240,7 +240,7 @@ class Tracker:
                 await asyncio.sleep(0)
 
     async def _poll(self, task: TrackedTask) -> None:
-        """Poll a task once. Whatever goes wrong with its record, also by our fault, is a failed poll of it alone."""
+        """Poll a task once. Any error, a bug of this library included, is a failed poll of this task alone."""
         error = None
         try:
             with InternalErrors("record-info"):
@@ -255,7 +255,7 @@ class Tracker:
         if task.outcome is None:
             self._after_poll(task, error)
 
-    # ------------------------------------------------------------ what a poll brings
+    # ------------------------------------------------------------ the answer of a poll
 
     def _poll_answered(self, task: TrackedTask, record: TaskRecord | None) -> None:
         now = self._now()
@@ -274,7 +274,7 @@ class Tracker:
             self._advance(task, "complete", now)
             if warning := self._planner.task_succeeded(task, now):
                 self._emit(Notice(task.task_id, warning))
-        may_be_paid = task.origin.is_own or self.on_finished is not None  # it may be a job of the journal
+        may_be_paid = task.origin.is_own or self.on_finished is not None  # with a journal, it may be one of its jobs
         self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid), record)
 
     def _update(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
@@ -293,7 +293,7 @@ class Tracker:
             self._emit(Notice(task_id, f"the status {clean(status)!r} is not known: taken as running"))
 
     def _judge_with_timeouts(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
-        """Say what a record means for a task. A pending state that lasts beyond its timeout is taken as an end."""
+        """Judge a record. A pending state that outlasts its timeout counts as the end of the task."""
         verdict = judge(record)
         progress = task.progress
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
@@ -301,18 +301,18 @@ class Tracker:
             progress.pending_reason, progress.pending_since = reason, now
         if not reason:
             return verdict
-        if reason == "not visible" and progress.is_visible:  # it was visible before: a replica of the service lags
+        if reason == "not visible" and progress.is_visible:  # a lagging replica of the service has answered
             return Running()
         timeouts = {
             "not visible": self._settings.not_found_timeout,
             "no audio": self._settings.missing_audio_timeout,
             "undelivered": max(self._settings.missing_audio_timeout, _MIN_UNDELIVERED_TIMEOUT),
         }
-        timeout = timeouts.get(reason, math.inf)  # other states may last as long as the task
+        timeout = timeouts.get(reason, math.inf)  # the other reasons may last until the task's deadline
         return judge(record, timed_out=True) if now - progress.pending_since >= timeout else verdict
 
     def _advance(self, task: TrackedTask, stage: Stage | None, now: float) -> None:
-        """Note the stages that are new; a report that goes backwards changes nothing."""
+        """Note the stages reached up to ``stage``; an earlier stage than the last one changes nothing."""
         new = STAGES[len(task.progress.stages) : stage_number(stage)]
         for each in new:
             task.progress.stages = (*task.progress.stages, (each, now - task.started_at))
@@ -324,17 +324,13 @@ class Tracker:
         task.polls.failures += 1
         task.polls.refusals = task.polls.refusals + 1 if isinstance(error, AuthError) else 0
         self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
-        if (
-            isinstance(error, AuthError)
-            and task.polls.refusals >= _REFUSALS_OF_A_WRONG_KEY
-            and not self._key_has_worked
-        ):
+        if isinstance(error, AuthError) and task.polls.refusals >= _MAX_KEY_REFUSALS and not self._key_has_worked:
             error.task_id = task.task_id
-            error.charged = "yes"  # a task with this id was paid for, by whomever
+            error.charged = "yes"  # the task exists, so somebody has paid for it
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
-        """End a task: emit its event, wake the waiters, have it recorded, settle its cost, and free its place."""
+        """End a task: emit its event, wake its waiters, record its outcome, settle its cost, and free its place."""
         task.outcome = outcome
         (self._paused if task.is_paused else self._followed).pop(task.task_id, None)
         self._emit(finished_event(task, outcome, record, self._now()))
@@ -358,19 +354,20 @@ class Tracker:
             self._schedule(task)
 
     def _schedule(self, task: TrackedTask) -> None:
-        """Schedule the next poll; if trust in callbacks puts it far off, a recheck before it, which decides again."""
+        """Schedule the next poll. If it is far off because a callback should come first, schedule a recheck instead."""
         now = self._now()
         poll_at, recheck_at = min(now + self._planner.delay(task, now), task.deadline), now + RECHECK_INTERVAL
         is_recheck = poll_at > recheck_at and self._planner.awaits_callback(task)
         self._queue.schedule(task, recheck_at if is_recheck else poll_at, is_recheck=is_recheck)
 
     def _poll_no_later_than(self, task: TrackedTask, when: float) -> None:
-        """Poll a task no later than ``when``; infinite changes nothing.
+        """Poll a task no later than ``when``; infinity changes nothing.
 
-        If a poll is under way, another follows it if ``when`` has come; if not, nothing changes: its end schedules one.
+        If a poll is under way and ``when`` has come, another poll follows it. If ``when`` is still ahead, nothing
+        changes, because the end of the poll under way schedules the next one.
         """
         if task.polls.phase is PollPhase.NONE:
-            if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):  # a recheck is no poll
+            if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):  # a recheck is not a poll
                 self._queue.schedule(task, when)
         elif when <= self._now():
             task.polls.phase = PollPhase.REPEAT
@@ -380,7 +377,7 @@ class Tracker:
 
 
 def _learn_origin(task: TrackedTask, record: TaskRecord, now: float) -> None:
-    """Read the kind and the age of a task that was submitted elsewhere, or earlier, from its first record."""
+    """Read the kind and the age of a task that this session did not submit, from the task's first record."""
     kind = TaskKind(record.operation_type or "unknown", record.type or "unknown")
     origin = task.origin._replace(kind=kind)
     task.origin = origin if origin.context else _shared_origin(*origin)  # a context is a dict: it has no hash

@@ -22,7 +22,7 @@ from kie_async.batch._runner import JobObserver, Runner
 from kie_async.errors import InvalidRequestError, RowProblem, SettingsError
 from kie_async.events import guarded
 from kie_async.files import check_writable
-from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal, held_by
+from kie_async.journal import Job, Journal, Recorder, State, batch_name, default_journal, source_on
 from kie_async.models import Request
 from kie_async.session import KieSession
 from kie_async.settings import Settings
@@ -149,7 +149,7 @@ async def enqueue(
             if await journal.get(each.key) is None:  # a job that was submitted is not checked again
                 faults.extend(RowProblem(0, p.field, p.problem, p.remedy, f"job {each.key}") for p in error.problems)
                 continue
-        job = attrs.evolve(each, batch=batch, source=held_by(machine, each.request, each.source))
+        job = attrs.evolve(each, batch=batch, source=source_on(machine, each.request, each.source))
         if has_moved:
             await _wait_for_another(journal, job)
         waiting.append(job)

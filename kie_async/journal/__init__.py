@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         LastAttempt,
         Source,
         State,
-        held_by,
         is_local,
+        source_on,
     )
     from kie_async.journal._job_list import JobList
     from kie_async.journal._journal import Journal
@@ -72,11 +72,11 @@ __all__ = [
     "batch_name",
     "batches_of",
     "default_journal",
-    "held_by",
     "is_local",
     "is_shared",
     "machine_lease",
     "open_journal",
+    "source_on",
     "text_of",
 ]
 
@@ -103,7 +103,7 @@ __getattr__ = lazy_exports(
                 "LastAttempt",
                 "Source",
                 "State",
-                "held_by",
+                "source_on",
                 "is_local",
             ),
             "_job",

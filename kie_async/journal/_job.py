@@ -242,8 +242,8 @@ def is_local(request: Request) -> TypeGuard[UploadExtendRequest]:
     return isinstance(request, UploadExtendRequest) and not is_url(request.source)
 
 
-def held_by(machine: str, request: Request, source: Source | None = None) -> Source | None:
-    """The source of a request, as one that this machine alone can read if it is a file; "" if any can."""
+def source_on(machine: str, request: Request, source: Source | None = None) -> Source | None:
+    """The source of a job, to be recorded: a file is marked as readable on ``machine`` alone; "": on any."""
     if not machine or not is_local(request):
         return source
     return attrs.evolve(source or Source(path=str(request.source)), machine=machine)

@@ -1,6 +1,6 @@
 """A session's side of its journal: submits jobs, follows their tasks, records their ends, and acts on callbacks.
 
-A crash can fall between any two writes. What the journal then says is always enough to go on (``_takeover``).
+A crash can come between any two writes: what is in the journal is always enough to continue (``_takeover``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kie_async._protocol.admission import check_task_id, task_id_error
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
-from kie_async.journal._job import InboundCallback, Job, JobError, State, held_by
+from kie_async.journal._job import InboundCallback, Job, JobError, State, source_on
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases, process_lease
 from kie_async.journal._same_request import asks_the_same
@@ -37,7 +37,7 @@ _PRUNE_INTERVAL = 3600.0  # seconds between two deletions of old callbacks
 
 
 class Dispatching(Protocol):
-    """What a recorder needs of a session's dispatcher: it makes tasks of requests."""
+    """What a recorder needs of a session's dispatcher, which submits requests."""
 
     async def admit(self, request: Request) -> Request:
         """Check and measure a request before anything waits or is spent."""
@@ -46,7 +46,7 @@ class Dispatching(Protocol):
     async def submit(
         self, request: Request, *, prepare: Prepare | None, log: SubmissionLog, check: Check
     ) -> TrackedTask:
-        """Submit a request that was admitted."""
+        """Submit an admitted request."""
         ...
 
     def task(self, tracked: TrackedTask, key: str | None = None) -> Task:
@@ -59,14 +59,14 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     Args:
         journal: open already.
-        client: of the session; what runs in the background runs in its task group.
-        dispatcher: of the session: makes tasks of requests.
+        client: of the session; background work runs in its task group.
+        dispatcher: of the session; it submits requests and makes their tasks.
 
     Attributes:
         journal: the one given.
         group: the task group of the session.
-        leases: those that this process holds.
-        takeover: goes on with what dead processes leave.
+        leases: the leases that this process holds.
+        takeover: continues the jobs of processes that have died.
     """
 
     def __init__(self, journal: Journal, client: Client, dispatcher: Dispatching) -> None:
@@ -93,11 +93,11 @@ class Recorder(anyio.AsyncContextManagerMixin):
             finally:
                 self._is_closing = True
                 with anyio.CancelScope(shield=True):
-                    # POSTs under way are paid for: first get their answers, while the background still renews leases.
+                    # POSTs under way may be paid: wait for their answers first, while leases are still renewed.
                     await self._client.submitter.drain()
                     scope.cancel()
                     await stopped.wait()
-                    await self._outcomes.close()  # the ends seen so far
+                    await self._outcomes.close()  # writes the outcomes seen so far
                     self._client.tracker.on_finished = None
                     await self.takeover.take_back_unsent()
 
@@ -119,18 +119,18 @@ class Recorder(anyio.AsyncContextManagerMixin):
     # ------------------------------------------------------------ submitting and following
 
     async def submit(self, request: Request, key: str | None, check: Check) -> Task:
-        """Submit a request as a new job; if the journal has a paid job of this key, follow its task.
+        """Submit a request as a new job; if the job of this key is paid already, follow its task instead.
 
         Args:
             request: the request.
-            key: of the job; None for a random one. A job with a random key that was not sent, by an error or because
-                this was cancelled, is rejected, for nobody could submit it again.
+            key: of the job; None for a random one. If a job with a random key is not sent, because of an error or
+                because this is cancelled, it is rejected: nobody knows its key, so nobody could submit it again.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it.
-            ConflictError: the job is being submitted, or is rejected, failed, unknown or abandoned; or it has another
-                request (``asks_the_same``). ``charged`` says whether the job was paid; nothing was sent now.
+            ConflictError: the job of this key is being submitted, or is rejected, failed, unknown or abandoned; or it
+                has another request (``asks_the_same``). Nothing was sent; ``charged`` says whether the job was paid.
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
@@ -144,13 +144,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
             raise
 
     async def _submit_as(self, key: str, job: Job | None, request: Request, check: Check) -> Task:
-        """Submit an admitted request as the job of a key, or follow its task if it is paid. ``job``: on record."""
+        """Submit an admitted request as the job of a key; if that is paid, follow it. ``job``: as on record."""
         if job is None or job.state not in PAID:
-            await self.check_caps("")  # before anything is on record
+            await self.check_caps("")  # before anything is recorded
         if job is None:
             machine = self._client.settings.machine if self.journal.spans_machines else ""
-            job = Job(key=key, request=request, source=held_by(machine, request))
-            if not await self.journal.add([job]):  # another submission with this key came between
+            job = Job(key=key, request=request, source=source_on(machine, request))
+            if not await self.journal.add([job]):  # another submission has just added this key
                 job = await self.journal.get(key) or job
         if not asks_the_same(job.request, request):
             raise another_request_error(job)
@@ -162,29 +162,29 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return await self._submit_admitted(job.key, request, None, check)
 
     async def _reject_unsent(self, key: str, error: BaseException) -> None:
-        """Record why a job was not sent whose key its caller does not know, so that nobody will submit it again."""
+        """Reject the job of a random key that was not sent: its caller does not know the key to submit it again."""
         if not isinstance(error, KieError):
             error = KieError("it was cancelled before it was sent", charged="no")
-        with suppress(KieError), anyio.CancelScope(shield=True):  # the error of its submission is raised
+        with suppress(KieError), anyio.CancelScope(shield=True):  # the caller raises the error of the submission
             job = await self.journal.get(key)
             if job is not None and job.state is State.PLANNED:
                 await self.journal.move(key, State.REJECTED, error=JobError.of(error))
 
     async def check_caps(self, batch: str) -> None:
-        """See whether there is room for one more submission, before its source is uploaded.
+        """Check that the caps have room for one more submission, before its source is uploaded.
 
         Raises:
-            BudgetError: the cap of its batch, or ``Settings.max_credits``, leaves none.
+            BudgetError: the cap of the batch, or ``Settings.max_credits``, leaves no room.
         """
         await self.journal.caps.check(batch, self._payer)
 
     async def submit_planned(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
-        """Submit a job that is planned already; its transitions and its outcome are recorded.
+        """Submit a job that is on record as planned, and record its transitions and its outcome.
 
         Args:
             key: of the job.
             request: of the job.
-            prepare: called once a place in flight is free; returns the request to send. By default its source is
+            prepare: called once a place in flight is free; returns the request to send. By default the source is
                 uploaded.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
@@ -198,19 +198,19 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def _admit(self, request: Request) -> Request:
         if isinstance(request, ExtendRequest):
             job = await self.journal.find(task_id=request.audio_id)
-            if job is not None:  # the id of a task, given in place of that of a track
+            if job is not None:  # it is the id of a task, where the id of a track is needed
                 raise task_id_error(tuple(track.id for track in job.tracks))
         return await self._dispatcher.admit(request)
 
     async def _submit_admitted(self, key: str, request: Request, prepare: Prepare | None, check: Check) -> Task:
-        """Submit the admitted request of a planned job, and record what becomes of it."""
+        """Submit the admitted request of a planned job, and record its transitions and its outcome."""
         log = JobSubmissionLog(
             key=key,
             route=self._client.settings.route,
             payer=self._payer,
             journal=self.journal,
             leases=self.leases,
-            not_sent=self.takeover.not_sent,  # if an intent cannot be taken back now, the takeover does it
+            not_sent=self.takeover.not_sent,  # takes back an intent later, if that is impossible now
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -219,32 +219,32 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
     def follow(self, job: Job) -> Task:
         """Follow the task of a submitted job; its outcome is recorded."""
-        # Not own, for another session may have submitted it: its age is read from its record.
+        # Not own, because another session may have submitted it: its age is read from its record.
         origin = Origin.of(job.request, job.last_attempt.context, is_own=False)
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
-        """Resolve the jobs of no batch that were sent and have no answer, and follow those that are submitted."""
+        """Resolve the jobs outside batches that were sent and have no answer; follow those that are submitted."""
         await self.takeover.resolve_all("")
         async for job in self.journal.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
 
     async def wait_recorded(self, task_id: str) -> None:
-        """Wait for the first try to write the outcome of a task; return at once if none is pending.
+        """Wait for the first attempt to write the outcome of a task; return at once if none is pending.
 
         Raises:
-            StorageError: that try failed; the recorder goes on trying while the journal is open.
+            StorageError: that attempt failed; the recorder keeps trying while the journal is open.
         """
         await self._outcomes.wait_recorded(task_id)
 
     # ------------------------------------------------------------ callbacks
 
     async def save_callback(self, token: str, task_id: str, stage: str) -> bool:
-        """Save a callback, durably, before it is answered; some process that watches the journal acts on it.
+        """Save a callback durably, before it is answered; a process that watches the journal acts on it.
 
         Returns:
-            False, and nothing is saved, if no attempt has this token, if that attempt has another task, or if it has
-            this task and its job has ended.
+            False if nothing is saved: no attempt has this token, or the attempt that has it is of another task, or
+            its job has ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
@@ -258,7 +258,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                 self._notice(callback.task_id, why_ignored)
 
     async def _act_on_unknown_token(self, callback: InboundCallback) -> None:
-        """Act on a callback whose token is not known here: its submission may be another process's."""
+        """Act on a callback whose token is unknown here; another process may have sent its submission."""
         task_id = callback.task_id
         try:
             with InternalErrors("a callback"):
@@ -270,15 +270,15 @@ class Recorder(anyio.AsyncContextManagerMixin):
         if is_followed or job is None:
             return
         if job.state is State.SUBMITTED and job.process_id == self.journal.process_id:
-            self.follow(job)  # this process gave it up after task_timeout, but it goes on: follow it again
+            self.follow(job)  # this process stopped following it after task_timeout, but the task goes on
 
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
-        """Return the job whose task a callback names; None if there is none.
+        """Return the job of a callback's token; None if there is none, or if its task is not the callback's.
 
-        A job without an answer is first resolved by its saved callbacks, if that is possible, and its task followed.
+        A job without an answer is first resolved by its saved callbacks, if possible, and its task is then followed.
         """
         job = await self.journal.find(token=callback.token)
-        if job is None or job.token != callback.token:  # the token is of an earlier attempt
+        if job is None or job.token != callback.token:  # the token of an earlier attempt
             return None
         if job.state in WITHOUT_ANSWER:
             job = await self.takeover.try_to_resolve(job)
@@ -287,7 +287,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return job if job.task_id == callback.task_id else None
 
     async def _prune_callbacks(self) -> None:
-        """Delete the callbacks of jobs that have been at their end for a day."""
+        """Delete the callbacks of jobs that ended more than a day ago, every hour."""
         while True:
             try:
                 with InternalErrors("old callbacks"):
