@@ -39,6 +39,7 @@ WHOLE = {
     "mp3 with another song's tag in the middle": lambda: (
         audio_files.mp3(10.0) + audio_files.with_cover(audio_files.mp3(10.0))
     ),
+    "mp3 of two songs with zeros between them": lambda: audio_files.mp3(10.0) + bytes(2048) + audio_files.mp3(10.0),
     "mp3 of a low sample rate": lambda: audio_files.encoded("libmp3lame", "mp3", rate=22050),
     "mp3 with padding after its tag": lambda: ID3 + bytes(1000) + audio_files.mp3_without_xing(),
     "wav": audio_files.wav,
@@ -116,10 +117,22 @@ def test_what_was_replaced_by_a_page_does_not_count(tmp_path: Path) -> None:
     assert measure(written(tmp_path, data[: len(data) // 2] + HTML)) == pytest.approx(SECONDS / 2, abs=0.3)
 
 
-def test_zeros_in_place_of_audio_do_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", [b"", b"TAG".ljust(128, b"\0")])
+def test_zeros_in_place_of_the_end_do_not_count(tag: bytes, tmp_path: Path) -> None:
     data = audio_files.mp3()
     half = len(data) // 2
-    assert measure(written(tmp_path, data[:half] + bytes(half))) == pytest.approx(SECONDS / 2, abs=0.3)
+    assert measure(written(tmp_path, data[:half] + bytes(half) + tag)) == pytest.approx(SECONDS / 2, abs=0.3)
+
+
+@pytest.mark.parametrize("lost", [1024, 20_000, 300_000])
+def test_an_mp3_that_lost_audio_in_its_middle_is_refused(lost: int, tmp_path: Path) -> None:
+    data = audio_files.mp3(2 * SECONDS)
+    end = len(data) - 20_000
+    path = written(tmp_path, data[: end - lost] + bytes(lost) + data[end:])
+    with pytest.raises(
+        AudioError, match=r"song\.mp3 has zeros in the place of audio from 0:\d\d.* on: copy or download"
+    ):
+        measure(path)
 
 
 @pytest.mark.parametrize(

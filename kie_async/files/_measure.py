@@ -55,6 +55,7 @@ import attrs
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
+from kie_async._display import clock
 from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, OGG, WAV, AudioKind, audio_start, kind_of
@@ -235,6 +236,9 @@ class _Measurement:
         frames = read_frames(file, start, keep=_PROBED_FRAMES) if self.kind is MP3 else None
         if frames is None:
             return None
+        if not frames.is_whole:
+            matter = f"has zeros in the place of audio from {clock(frames.seconds)} on"
+            raise self._unusable(matter, "copy or download it again")
         codec = av.CodecContext.create("mp3", "r")
         claimed = frames.seconds * len(frames.first) / max(frames.count, 1)
         is_honest = _decodes_as_claimed(codec, claimed, (av.Packet(frame) for frame in frames.first))
@@ -307,8 +311,8 @@ class _Measurement:
         is_honest = all(packet.duration for packet in first)
         return first if is_honest and _decodes_as_claimed(stream.codec_context, claimed, first) else []
 
-    def _unusable(self, matter: str) -> AudioError:
-        return AudioError(f"{self.name} {matter}: convert it anew, for example to wav or flac")
+    def _unusable(self, matter: str, remedy: str = "convert it anew, for example to wav or flac") -> AudioError:
+        return AudioError(f"{self.name} {matter}: {remedy}")
 
 
 def _seconds(stream: AudioStream, ticks: int) -> float:

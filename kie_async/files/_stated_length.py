@@ -29,6 +29,7 @@ _BITRATES_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _FRAME_HEADER = 3  # bytes that tell the size of a frame
 _BLOCK = 1 << 18  # bytes of frames read at once: a larger block costs more in fresh pages of memory
 _MP3_TAGS = (b"TAG", b"APETAGEX")  # what may follow the last frame
+_CUT, _HOLE = 8, 512  # zero bytes at the end of a frame, and those with what follows it: audio was lost
 
 
 def stated_length(kind: AudioKind, data: bytes, start: int, total: int) -> float | None:
@@ -140,15 +141,23 @@ _READERS: Mapping[AudioKind, Callable[[bytes, int, int], float | None]] = {
 
 @attrs.frozen
 class Mp3Frames:
-    """The frames of an mp3: how many there are, how many seconds they last, and the first of them."""
+    """The frames of an mp3 from its beginning on.
+
+    Attributes:
+        count: how many follow each other without a gap.
+        seconds: how long they last.
+        first: the first of them.
+        is_whole: whether they reach to the end of the file; if not, zeros stand in the middle of its audio.
+    """
 
     count: int
     seconds: float
     first: tuple[bytes, ...]
+    is_whole: bool = True
 
 
 def read_frames(file: BinaryIO, start: int, *, keep: int) -> Mp3Frames | None:
-    """Count the frames of an open mp3; None if they do not follow each other without a gap to the end of the file.
+    """Count the frames of an open mp3; None if a gap ends them that is not known to have been audio.
 
     Args:
         file: at any position.
@@ -175,9 +184,23 @@ def read_frames(file: BinaryIO, start: int, *, keep: int) -> Mp3Frames | None:
         end += at
         is_going_on = at > 0 and len(data) == _BLOCK
     file.seek(end)
-    if end != total and not (0 < total - end <= _ENDING and file.read(8).startswith(_MP3_TAGS)):
+    is_whole = end == total or (0 < total - end <= _ENDING and file.read(8).startswith(_MP3_TAGS))
+    if not is_whole and not _is_hole(file, end):
         return None
-    return Mp3Frames(count, count * _samples(version) / _MP3_RATES[version][rate], tuple(first))
+    return Mp3Frames(count, count * _samples(version) / _MP3_RATES[version][rate], tuple(first), is_whole)
+
+
+def _is_hole(file: BinaryIO, at: int) -> bool:
+    """Tell whether zeros have replaced audio from within the frame that should end here, and more audio follows.
+
+    Frames of silence are not zeros, and zeros that pad a file stand behind a whole frame, or at the end.
+    """
+    file.seek(at - _CUT)
+    if file.read(_HOLE) != bytes(_HOLE):
+        return False
+    while (rest := file.read(_BLOCK)) and not (rest := rest.lstrip(b"\0")):
+        pass
+    return bool(rest) and not rest.startswith(_MP3_TAGS)
 
 
 def _samples(version: int) -> int:
