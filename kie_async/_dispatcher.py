@@ -1,6 +1,7 @@
 """What an open session works with: it makes a task of a request, records in a journal, and acts on callbacks.
 
-It lies between the session, which opens it, and the rooms that it wires.
+It lies between the session, which opens it, and the rooms that it wires. Most sessions have no journal: that room is
+loaded where there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kie_async import files
-from kie_async import journal as journals
 from kie_async._client import Client, Task, open_client
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import TrackedTask
@@ -96,6 +96,8 @@ class Dispatcher:
     @asynccontextmanager
     async def open_journal(self, journal: Journal) -> AsyncGenerator[Recorder]:
         """Open a journal and record in it for as long as the block lasts; see ``KieSession.open_journal``."""
+        from kie_async.journal import Recorder
+
         if self.recorder is not None and journal is self._journal:
             yield self.recorder
             return
@@ -103,7 +105,7 @@ class Dispatcher:
             raise SessionError("the session is at work with a journal: for another, make another session")
         self._is_recording = True  # before anything is waited for, so that nobody comes between
         try:
-            async with journal, journals.Recorder(journal, self.client, self) as recorder:
+            async with journal, Recorder(journal, self.client, self) as recorder:
                 self.recorder = recorder
                 try:
                     yield recorder
@@ -135,13 +137,17 @@ async def open_dispatcher(
         client = await stack.enter_async_context(open_client(settings, limiter, emit))
         dispatcher = Dispatcher(client, admission, journal)
         if journal is not None:
-            dispatcher.recorder = await stack.enter_async_context(journals.Recorder(journal, client, dispatcher))
+            from kie_async.journal import Recorder
+
+            dispatcher.recorder = await stack.enter_async_context(Recorder(journal, client, dispatcher))
         yield dispatcher
 
 
 def shared_quota(journal: Journal, settings: Settings) -> JournalLimiter:
     """The quota that all processes with this journal and account share."""
-    return journals.JournalLimiter(
+    from kie_async.journal import JournalLimiter
+
+    return JournalLimiter(
         journal,
         account=settings.account,
         limit=settings.quota,
@@ -163,4 +169,8 @@ def choose_journal(settings: Settings, given: Journal | str | PathLike[str] | No
         given = settings.journal.reveal() if settings.journal else ""
     if not isinstance(given, (str, PathLike)):
         return given
-    return journals.open_journal(given) if given else None
+    if not given:
+        return None
+    from kie_async.journal import open_journal
+
+    return open_journal(given)

@@ -3,43 +3,43 @@
 from typing import TYPE_CHECKING
 
 from kie_async._package import lazy_exports
+from kie_async.journal._caps import Payer
+from kie_async.journal._diagnosis import Finding
+from kie_async.journal._job import (
+    Attempt,
+    InboundCallback,
+    Job,
+    JobError,
+    JobResults,
+    LastAttempt,
+    Source,
+    State,
+    is_local,
+    source_on,
+)
+from kie_async.journal._journal import Journal
+from kie_async.journal._leases import Leases
+from kie_async.journal._machines import machine_lease
+from kie_async.journal._open import (
+    DEFAULT_NAME,
+    OWN_BATCH,
+    PostgresJournal,
+    SQLiteJournal,
+    batch_name,
+    batches_of,
+    default_journal,
+    is_shared,
+    open_journal,
+    text_of,
+)
+from kie_async.journal._quota import JournalLimiter, SharedPermit
+from kie_async.journal._recorder import Recorder
+from kie_async.journal._schema import VERSION
+from kie_async.journal._sql import ANY_BATCH, BatchFilter
+from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS
 
 if TYPE_CHECKING:
-    from kie_async.journal._caps import Payer
-    from kie_async.journal._diagnosis import Finding
-    from kie_async.journal._job import (
-        Attempt,
-        InboundCallback,
-        Job,
-        JobError,
-        JobResults,
-        LastAttempt,
-        Source,
-        State,
-        is_local,
-        source_on,
-    )
     from kie_async.journal._job_list import JobList
-    from kie_async.journal._journal import Journal
-    from kie_async.journal._leases import Leases
-    from kie_async.journal._machines import machine_lease
-    from kie_async.journal._open import (
-        DEFAULT_NAME,
-        OWN_BATCH,
-        PostgresJournal,
-        SQLiteJournal,
-        batch_name,
-        batches_of,
-        default_journal,
-        is_shared,
-        open_journal,
-        text_of,
-    )
-    from kie_async.journal._quota import JournalLimiter, SharedPermit
-    from kie_async.journal._recorder import Recorder
-    from kie_async.journal._schema import VERSION
-    from kie_async.journal._sql import ANY_BATCH, BatchFilter
-    from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS
 
 __all__ = [
     "ANY_BATCH",
@@ -80,50 +80,4 @@ __all__ = [
     "text_of",
 ]
 
-# Most sessions have no journal.
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "Finding": "_diagnosis",
-        "JobList": "_job_list",
-        "Journal": "_journal",
-        "Payer": "_caps",
-        "Recorder": "_recorder",
-        "VERSION": "_schema",
-        **dict.fromkeys(("ANY_BATCH", "BatchFilter"), "_sql"),
-        "Leases": "_leases",
-        "machine_lease": "_machines",
-        **dict.fromkeys(
-            (
-                "Attempt",
-                "InboundCallback",
-                "Job",
-                "JobError",
-                "JobResults",
-                "LastAttempt",
-                "Source",
-                "State",
-                "source_on",
-                "is_local",
-            ),
-            "_job",
-        ),
-        **dict.fromkeys(("FINAL", "OPEN", "PAID", "TRANSITIONS"), "_transitions"),
-        **dict.fromkeys(("JournalLimiter", "SharedPermit"), "_quota"),
-        **dict.fromkeys(
-            (
-                "DEFAULT_NAME",
-                "OWN_BATCH",
-                "PostgresJournal",
-                "SQLiteJournal",
-                "batch_name",
-                "batches_of",
-                "default_journal",
-                "is_shared",
-                "open_journal",
-                "text_of",
-            ),
-            "_open",
-        ),
-    },
-)
+__getattr__ = lazy_exports(__name__, {"JobList": "_job_list"})  # for notebooks alone
