@@ -131,11 +131,19 @@ async def test_a_failure_is_recorded(tmp_path: Path, code: int, charged: str, sp
 
 
 @pytest.mark.parametrize(
-    ("code", "state"),
-    [(422, "rejected"), (500, "rejected"), (402, "planned"), (401, "planned"), (433, "planned"), (599, "unknown")],
+    ("code", "status", "state"),
+    [
+        (422, 200, "rejected"),
+        (500, 200, "rejected"),
+        (402, 200, "planned"),
+        (401, 200, "planned"),
+        (433, 200, "planned"),
+        (599, 200, "unknown"),
+        (500, 500, "unknown"),  # the server failed: it has decided nothing
+    ],
 )
-async def test_a_submission_that_is_no_task_is_recorded(tmp_path: Path, code: int, state: str) -> None:
-    async with recording(tmp_path, faults=[Fault("code", code=code)]) as kept:
+async def test_a_submission_that_is_no_task_is_recorded(tmp_path: Path, code: int, status: int, state: str) -> None:
+    async with recording(tmp_path, faults=[Fault("code", code=code, status=status)]) as kept:
         with pytest.raises(KieError):
             await kept.session.submit(REQUEST, key="k")
         job = await kept.job("k")

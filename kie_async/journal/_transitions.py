@@ -32,6 +32,7 @@ from kie_async.errors import (
     InsufficientCreditsError,
     KeyQuotaError,
     KieError,
+    RefusedError,
 )
 from kie_async.events import Context
 from kie_async.journal._job import InboundCallback, Job, JobResults, LastAttempt, State
@@ -190,6 +191,6 @@ def state_after(error: KieError) -> State:
     """Where a job goes whose submission ended with this error."""
     if isinstance(error, _PENDING) or (error.retryable and error.charged == "no"):
         return State.PLANNED
-    if error.charged == "maybe" and error.code not in {500, 501}:  # refused in the service's own words: no task
+    if error.charged == "maybe" and not isinstance(error, RefusedError):  # not the service's own no: it may be a task
         return State.UNKNOWN
     return State.REJECTED
