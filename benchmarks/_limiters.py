@@ -37,7 +37,7 @@ class Adapted:
 
     _take: Callable[[], Awaitable[object]]
 
-    async def acquire(self, *, again: bool = False) -> Permit:  # noqa: ARG002  # they have no such thing
+    async def acquire(self, *, is_retry: bool = False) -> Permit:  # noqa: ARG002  # they have no such thing
         """Wait as it waits."""
         await self._take()
         return _NOTHING

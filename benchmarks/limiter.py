@@ -102,17 +102,17 @@ class Run:
             task.cancel()
 
     async def _submit(self) -> None:
-        again = False
-        while await self._send(again=again):
-            again = True
+        is_retry = False
+        while await self._send(is_retry=is_retry):
+            is_retry = True
 
-    async def _send(self, *, again: bool) -> bool:
+    async def _send(self, *, is_retry: bool) -> bool:
         """Submit once; say whether it was refused."""
         task = asyncio.current_task()
         assert task is not None
         self._waiting.add(task)
         try:
-            permit = await self.limiter.acquire(again=again)
+            permit = await self.limiter.acquire(is_retry=is_retry)
         finally:
             self._waiting.discard(task)
         self.against += self._now() < self._peace

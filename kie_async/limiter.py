@@ -41,11 +41,11 @@ class Permit(Protocol):
 class Limiter(Protocol):
     """Who may submit now. A shared limiter can take the place of the one in this process."""
 
-    async def acquire(self, *, again: bool = False) -> Permit:
+    async def acquire(self, *, is_retry: bool = False) -> Permit:
         """Wait for a permit, first come first served.
 
         Args:
-            again: this submission was refused only for now: it goes before those that came after it.
+            is_retry: the submission was refused for now and is sent again: it goes before all that wait.
 
         Cancelling takes nothing.
         """
@@ -100,7 +100,7 @@ class SlidingLimiter:
         """How many wait."""
         return sum(not waiter.done() for waiter in self._waiters)
 
-    async def acquire(self, *, again: bool = False) -> Permit:
+    async def acquire(self, *, is_retry: bool = False) -> Permit:
         """Wait for a permit, first come first served. Cancelling takes nothing.
 
         Raises:
@@ -113,7 +113,7 @@ class SlidingLimiter:
             self._free -= 1
             return self._grant()
         waiter = loop.create_future()
-        (self._waiters.appendleft if again else self._waiters.append)(waiter)
+        (self._waiters.appendleft if is_retry else self._waiters.append)(waiter)
         self._serve()
         try:
             await waiter

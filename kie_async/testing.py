@@ -71,9 +71,9 @@ class EmulatorHandle:
         """Take faults out of force."""
         self._portal.call(self._emulator.faults.remove, *faults)
 
-    def settled(self) -> None:
+    def wait_finished(self) -> None:
         """Wait until every task has ended and every callback is delivered."""
-        self._portal.call(self._emulator.settled)
+        self._portal.call(self._emulator.wait_finished)
 
 
 @contextmanager

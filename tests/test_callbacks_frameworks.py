@@ -58,7 +58,7 @@ async def test_the_callbacks_of_a_task_reach_its_session(framework: str) -> None
         )
         async with kie.KieSession(settings) as session, under_uvicorn(FRAMEWORKS[framework](session), listener):
             result = await (await session.submit(REQUEST))
-            await service.settled()
+            await service.wait_finished()
     assert len(result.tracks) == 2
     callbacks = [event for event in emitted if isinstance(event, events.CallbackReceived)]
     assert [(event.task_id, event.stage, event.status) for event in callbacks] == [

@@ -30,7 +30,7 @@ def submit(terminal: Terminal, service: EmulatorHandle) -> str:
     """Submit a task, wait until it has ended, and return its id."""
     answer = terminal("extend", "a1", "--model", "V5", "--no-wait")
     assert answer.code == 0
-    service.settled()
+    service.wait_finished()
     return answer.out.strip()
 
 

@@ -188,7 +188,7 @@ def test_listen_waits_for_tasks(terminal: Terminal, service: EmulatorHandle) -> 
     good = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
     service.add_faults(Fault("failed"))
     bad = terminal("extend", "a2", "--model", "V5", "--no-wait").out.strip()
-    service.settled()
+    service.wait_finished()
     answer = terminal("listen", good)
     assert answer.code == 0
     assert answer.out == f"{good} SUCCESS: 2 tracks\n"
@@ -211,7 +211,7 @@ def test_listen_at_the_address_of_the_environment(
         assert told == url
         words = ("extend", "a1", "--model", "V5", "--no-wait")
         task_id = terminal(*words).out.strip()
-        service.settled()
+        service.wait_finished()
         seen = {first_line(process) for _ in range(3)}
         process.send_signal(signal.SIGINT)
         assert ended(process).code == 130
@@ -222,7 +222,7 @@ def test_listen_at_the_address_of_the_environment(
 
 def test_listen_behind_a_proxy(terminal: Terminal, service: EmulatorHandle, free_port: int) -> None:
     task_id = terminal("extend", "a1", "--model", "V5", "--no-wait").out.strip()
-    service.settled()
+    service.wait_finished()
     words = ("--callback-url", "https://me.example/kie", "--bind", f"127.0.0.1:{free_port}")
     answer = terminal("listen", task_id, *words)
     assert answer.code == 0

@@ -270,7 +270,7 @@ def test_a_lost_answer_is_waited_for_no_longer_than_told(terminal: Terminal, ser
 def submit(terminal: Terminal, service: EmulatorHandle, song: Path) -> str:
     """Submit a task, wait until it has ended, and return its id."""
     task_id = terminal("upload-extend", str(song), "--at", "1", "--no-wait").out.strip()
-    service.settled()
+    service.wait_finished()
     return task_id
 
 

@@ -113,7 +113,7 @@ async def test_odd_records_are_as_recorded(fault: Fault, name: str, advance: flo
 async def callbacks(*faults: Fault, **fields: object) -> Receiver:
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
         await client.extend(callBackUrl=receiver.url, **fields)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         return receiver
 
 
@@ -223,7 +223,7 @@ async def test_a_code_in_words_and_a_state_in_other_words(clock: VirtualTimeLoop
 async def test_a_callback_may_have_the_shape_of_a_record() -> None:
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[Fault("shape", "callback")]) as client:
         await client.job(callBackUrl=receiver.url)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
     theirs = sample_json("callback_jobs_shape_state_success.documented.json")
     like(receiver.bodies[2], theirs)
     assert [body["data"]["state"] for body in receiver.bodies] == ["generating", "generating", "success"]
@@ -231,7 +231,7 @@ async def test_a_callback_may_have_the_shape_of_a_record() -> None:
     faults = [Fault("shape", "callback", stage="error"), Fault("failed", seconds=20.0)]
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
         await client.job(callBackUrl=receiver.url)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
     text, error = receiver.bodies
     assert text["data"]["callbackType"] == "text"
     assert (error["data"]["state"], error["data"]["failCode"], error["code"]) == ("fail", "501", 501)

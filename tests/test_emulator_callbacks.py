@@ -24,7 +24,7 @@ async def test_the_stages_are_sent_when_they_are_reached(clock: VirtualTimeLoop)
     async with receiving() as receiver, emulated(timeline=TIMELINE) as client:
         start = clock.time()
         task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert receiver.stages() == ["text", "first", "complete"]
         assert {body["data"]["task_id"] for body in receiver.bodies} == {task_id}
         sent = client.emulator.callbacks
@@ -38,14 +38,14 @@ async def test_the_stages_are_sent_when_they_are_reached(clock: VirtualTimeLoop)
 async def test_the_jobs_route_has_callbacks_too() -> None:
     async with receiving() as receiver, emulated(speed=10.0) as client:
         await client.job(callBackUrl=receiver.url)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert receiver.stages() == ["text", "first", "complete"]
 
 
 async def test_they_are_signed_if_there_is_a_key() -> None:
     async with receiving() as receiver, emulated(webhook_key="hook") as client:
         task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
     assert len(receiver.bodies) == 3
     for body, headers in zip(receiver.bodies, receiver.headers, strict=True):
         assert callbacks.unwrap(json.dumps(body).encode(), headers, key="hook").task_id == task_id
@@ -56,7 +56,7 @@ async def test_a_delivery_that_fails_is_tried_three_times(clock: VirtualTimeLoop
         receiver.status = 500
         start = clock.time()
         task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert receiver.stages() == ["text"] * 3
         assert [(round(each.at - start), each.attempt, each.status) for each in client.emulator.callbacks] == [
             (10, 1, 500), (12, 2, 500), (22, 3, 500),
@@ -74,7 +74,7 @@ async def test_a_task_whose_callbacks_are_given_up_runs_to_its_end(clock: Virtua
         await asyncio.sleep(30)
         clock.advance(20)
         assert (await client.record(task_id))["data"]["status"] == "FIRST_SUCCESS"
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert (await client.record(task_id))["data"]["status"] == "CALLBACK_EXCEPTION"
 
 
@@ -83,7 +83,7 @@ async def test_a_forged_callback_that_is_refused_is_not_tried_again() -> None:
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
         receiver.status = 500
         task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert [(each.forged, each.status) for each in client.emulator.callbacks] == [(True, 500)]
         assert (await client.record(task_id))["data"]["status"] == "SUCCESS"
 
@@ -98,7 +98,7 @@ async def test_a_delivery_that_succeeds_at_last_is_enough() -> None:
 
     async with receiving(twice_down) as receiver, emulated(timeline=TIMELINE) as client:
         task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert (await client.record(task_id))["data"]["status"] == "SUCCESS"
         assert calls == 5
 
@@ -106,7 +106,7 @@ async def test_a_delivery_that_succeeds_at_last_is_enough() -> None:
 async def test_nobody_there_is_a_failure_too() -> None:
     async with emulated(timeline=TIMELINE) as client:
         task_id = (await client.extend(callBackUrl="http://127.0.0.1:1/cb"))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert [each.status for each in client.emulator.callbacks] == [0, 0, 0]
         assert (await client.record(task_id))["data"]["status"] == "CALLBACK_EXCEPTION"
 
@@ -120,7 +120,7 @@ async def test_a_receiver_has_fifteen_seconds_and_holds_up_nobody_else(clock: Vi
         start = clock.time()
         first = (await client.extend(callBackUrl=slow.url))["data"]["taskId"]
         await client.extend(callBackUrl=quick.url)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         failed = [each for each in client.emulator.callbacks if (each.task_id, each.stage) == (first, "text")]
         assert [(round(each.at - start), each.status) for each in failed] == [(25, 0), (42, 0), (67, 0)]
         assert quick.stages() == ["text", "first", "complete"]
@@ -134,7 +134,7 @@ async def test_a_redirect_is_not_followed() -> None:
 
         async with receiving(elsewhere) as receiver, emulated(timeline=TIMELINE) as client:
             await client.extend(callBackUrl=receiver.url)
-            await client.emulator.settled()
+            await client.emulator.wait_finished()
             assert {each.status for each in client.emulator.callbacks} == {307}
         assert other.bodies == []
 
@@ -151,7 +151,7 @@ async def test_a_redirect_is_not_followed() -> None:
 async def test_other_machines_are_never_called(url: str, rules: Rules, end: str) -> None:
     async with emulated(timeline=TIMELINE, rules=rules) as client:
         task_id = (await client.extend(callBackUrl=url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert client.emulator.callbacks == []
         record = (await client.record(task_id))["data"]
         assert record["status"] == end
@@ -162,7 +162,7 @@ async def test_two_stages_at_once_arrive_in_the_order_of_the_plan() -> None:
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[Fault("reordered")]) as client:
         for _ in range(5):
             await client.extend(callBackUrl=receiver.url)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         for task in client.emulator.ledger:
             order = [body["data"] for body in receiver.bodies if body["data"]["task_id"] == task.task_id]
             assert [each["callbackType"] for each in order] == ["complete", "first", "text"]
@@ -189,7 +189,7 @@ async def test_faults_of_callbacks(faults: list[Fault], sent: list[tuple[int, st
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=faults) as client:
         start = clock.time()
         await client.extend(callBackUrl=receiver.url)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert [(round(each.at - start), each.stage) for each in client.emulator.callbacks] == sent
         assert receiver.stages() == [stage for _, stage in sent]
 
@@ -200,7 +200,7 @@ async def test_a_callback_comes_before_the_answer() -> None:
         assert receiver.stages() == ["text"]
         assert receiver.bodies[0]["data"]["task_id"] == task_id
         assert (await client.record(task_id))["data"]["status"] == "TEXT_SUCCESS"
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert receiver.stages() == ["text", "first", "complete"]
 
 
@@ -220,7 +220,7 @@ async def test_a_false_callback_bears_false_audio(signed: bool) -> None:  # noqa
     fault = Fault("forged", url="http://127.0.0.1:9/evil.mp3", seconds=1.0, signed=signed)
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[fault], webhook_key="hook") as client:
         task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert receiver.stages() == ["complete", "text", "first", "complete"]
         assert ("X-Webhook-Signature" in receiver.headers[0]) is signed
         assert {track["audio_url"] for track in receiver.bodies[0]["data"]["data"]} == {"http://127.0.0.1:9/evil.mp3"}
@@ -232,7 +232,7 @@ async def test_a_false_callback_claims_a_failure() -> None:
     fault = Fault("forged", code=501, message="no", stage="error")
     async with receiving() as receiver, emulated(timeline=TIMELINE, faults=[fault]) as client:
         task_id = (await client.extend(callBackUrl=receiver.url))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         false = receiver.bodies[0]
         assert false == {
             "code": 501, "msg": "no", "data": {"callbackType": "error", "data": None, "task_id": task_id},
@@ -246,7 +246,7 @@ async def test_a_thousand_callbacks_at_once_arrive(clock: VirtualTimeLoop) -> No
         for _ in range(300):
             await client.extend(callBackUrl=receiver.url)
         assert len(asyncio.all_tasks()) < 20
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert len(receiver.bodies) == 900
         assert {each.status for each in client.emulator.callbacks} == {200}
     assert clock.time() > 0
@@ -268,7 +268,7 @@ async def test_addresses_that_cannot_be_read_stop_nothing() -> None:
             assert (await client.post("/api/v1/common/download-url", {"url": url}))["code"] == 422
             upload = await client.post("/api/file-url-upload", {"fileUrl": url, "uploadPath": "in"})
             assert (upload["success"], upload["msg"]) == (False, "Failed to download file")
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert receiver.stages().count("error") == len(UNREADABLE)
         assert len(client.emulator.ledger) == 2 * len(UNREADABLE)
 
@@ -292,6 +292,6 @@ async def test_no_name_leads_to_another_machine(clock: VirtualTimeLoop, monkeypa
         await client.extend(callBackUrl="http://localhost:81/x")
         await client.upload_extend(uploadUrl="http://localhost:82/x")
         assert (await client.post("/api/file-url-upload", {"fileUrl": "http://localhost:83/"}))["success"] is False
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert {sent.status for sent in client.emulator.callbacks} == {0}
     assert connected == []

@@ -33,7 +33,7 @@ async def upload_extended(client: Client, song: bytes, clock: VirtualTimeLoop, *
     """Extend an upload; the addresses of the finished tracks."""
     url = await client.upload(song)
     answer = await client.upload_extend(uploadUrl=url, **{"continueAt": 3, **fields})
-    await client.emulator.settled()
+    await client.emulator.wait_finished()
     clock.advance(3)
     tracks = (await client.record(answer["data"]["taskId"]))["data"]["response"]["sunoData"]
     return [track["audioUrl"] for track in tracks]

@@ -445,6 +445,6 @@ async def test_a_thousand_tasks_end_and_all_of_them_are_cheap(clock: VirtualTime
         tasks = [(await client.extend())["data"]["taskId"] for _ in range(1000)]
         assert len(asyncio.all_tasks()) < 12
         start = clock.time()
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert 100 < clock.time() - start <= 141
         assert (await client.record(tasks[-1]))["data"]["status"] == "SUCCESS"

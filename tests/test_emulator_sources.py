@@ -25,7 +25,7 @@ def song() -> bytes:
 async def failure(client: Client, url: str, clock: VirtualTimeLoop, **fields: object) -> tuple[str, int | None]:
     """The status and the code of a task some time after its failure."""
     answer = await client.upload_extend(uploadUrl=url, **fields)
-    await client.emulator.settled()
+    await client.emulator.wait_finished()
     clock.advance(1)
     data = (await client.record(answer["data"]["taskId"]))["data"]
     return data["status"], data["errorCode"]
@@ -38,7 +38,7 @@ async def test_a_source_that_cannot_be_fetched_says_pending_and_then_fails(clock
         clock.advance(60)
         record = (await client.record(task_id))["data"]
         assert (record["status"], record["errorCode"]) == ("PENDING", 451)
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         assert (await client.record(task_id))["data"]["status"] == "CREATE_TASK_FAILED"
         assert [body["code"] for body in receiver.bodies][-1] == 451
         assert receiver.stages()[-1] == "error"
@@ -119,7 +119,7 @@ async def test_both_tracks_are_made_from_one_fetch(song: bytes) -> None:
 
     async with receiving(serve_file) as host, emulated(**SHORT) as client:
         task_id = (await client.upload_extend(uploadUrl=host.url, continueAt=3))["data"]["taskId"]
-        await client.emulator.settled()
+        await client.emulator.wait_finished()
         one, other = [await client.emulator.audio(each) for each in client.emulator.task(task_id).track_ids]
         assert one != other
         assert len(asked) == 1
@@ -143,7 +143,7 @@ async def test_a_library_that_fails_leaves_the_source_unchecked_and_the_service_
 async def test_who_waits_for_an_emulator_that_stops_is_told() -> None:
     async with emulated(timeline=(1000.0, 2000.0, 3000.0)) as client:
         await client.extend(callBackUrl="http://127.0.0.1:1/nobody")
-        waiting = asyncio.ensure_future(client.emulator.settled())
+        waiting = asyncio.ensure_future(client.emulator.wait_finished())
     with pytest.raises(RuntimeError, match="the emulator has stopped"):
         await waiting
 

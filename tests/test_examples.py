@@ -104,7 +104,7 @@ async def test_a_task_is_submitted_called_back_and_answered(name: str, service: 
             result = await answer.json()
         async with http.get(f"{url}/tasks/no-such-task-" + "x" * 300) as answer:
             refused = answer.status, (await answer.json())["charged"]
-        await service.settled()
+        await service.wait_finished()
     assert result["task_id"] == task_id
     assert len(result["tracks"]) == 2
     assert refused == (422, "no")

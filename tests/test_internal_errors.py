@@ -76,13 +76,13 @@ class BrokenLimiter:
     _count: int = 0
     _sound: kie.SlidingLimiter = attrs.field(factory=lambda: kie.SlidingLimiter(1000))
 
-    async def acquire(self, *, again: bool = False) -> Permit:
+    async def acquire(self, *, is_retry: bool = False) -> Permit:
         self._count += 1
         if self._count == 2:
             if self.later:
                 return BrokenPermit()
             raise self.error("the limiter")
-        return await self._sound.acquire(again=again)
+        return await self._sound.acquire(is_retry=is_retry)
 
     def penalize(self, seconds: float) -> None:
         self._sound.penalize(seconds)

@@ -113,7 +113,7 @@ async def test_an_emulator_and_a_receiver_are_left_in_another_task() -> None:
     session = await elsewhere(stack.enter_async_context(kie.KieSession(settings)))
     await elsewhere(stack.enter_async_context(kie.callbacks.serve(session, port=port)))
     assert (await (await session.submit(REQUEST))).tracks
-    await elsewhere(service.settled())
+    await elsewhere(service.wait_finished())
     await elsewhere(stack.aclose())
     assert [sent.status for sent in service.callbacks] == [200] * 3
 

@@ -123,8 +123,8 @@ async def test_too_fast_closes_the_gate_for_all_and_keeps_the_order(clock: Virtu
     limiter = SlidingLimiter(2, WINDOW, margin=0)
     started, order = clock.time(), []
 
-    async def one(name: str, *, again: bool = False) -> None:
-        permit: Permit = await limiter.acquire(again=again)
+    async def one(name: str, *, is_retry: bool = False) -> None:
+        permit: Permit = await limiter.acquire(is_retry=is_retry)
         order.append((name, round(clock.time() - started)))
         permit.release()
 
@@ -135,7 +135,7 @@ async def test_too_fast_closes_the_gate_for_all_and_keeps_the_order(clock: Virtu
         for name in "bcd":
             group.start_soon(one, name)
         await anyio.sleep(1)
-        group.start_soon(lambda: one("a again", again=True))
+        group.start_soon(lambda: one("a again", is_retry=True))
     assert order == [("a", 0), ("a again", 15), ("b", 15), ("c", 25), ("d", 25)]
 
 

@@ -29,9 +29,9 @@ from kie_async._protocol.request_rules import CutPoint, read_cut_point
 def test_a_moment_is_within_its_song(text: str, seconds: float) -> None:
     moment = read_cut_point(text)
     assert moment is not None
-    assert moment.within(100.11) == seconds
+    assert moment.resolve(100.11) == seconds
     assert moment.needs_length == (text.startswith("-") or text.endswith("%"))
-    assert moment.within(None) == (None if moment.needs_length else seconds)
+    assert moment.resolve(None) == (None if moment.needs_length else seconds)
 
 
 @given(st.text())

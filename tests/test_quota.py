@@ -254,7 +254,7 @@ async def test_again_goes_first(limiter: JournalLimiter) -> None:
     held = await limiter.acquire()
     first = asyncio.ensure_future(limiter.acquire())
     await anyio.sleep(0.05)
-    again = asyncio.ensure_future(limiter.acquire(again=True))
+    again = asyncio.ensure_future(limiter.acquire(is_retry=True))
     await anyio.sleep(0.05)
     assert limiter.queued == 2
     held.release()

@@ -206,8 +206,8 @@ async def test_what_was_never_sent_is_sent_when_the_server_is_there(clock: Virtu
 
 async def test_a_refusal_of_the_key_that_a_success_has_outdated_lets_the_others_wait_on() -> None:
     gate = SubmissionGate(SlidingLimiter(limit=1, window=10.0))
-    permit = await gate.acquire(again=False)
-    waiting = asyncio.ensure_future(gate.acquire(again=False))
+    permit = await gate.acquire(is_retry=False)
+    waiting = asyncio.ensure_future(gate.acquire(is_retry=False))
     await anyio.lowlevel.checkpoint()
     for _ in range(2):
         gate.key_refused(kie.AuthError("refused"))
@@ -243,9 +243,9 @@ class Drowsy(SlidingLimiter):
         super().__init__(limit=1)
         self.seconds = seconds
 
-    async def acquire(self, *, again: bool = False) -> Permit:
+    async def acquire(self, *, is_retry: bool = False) -> Permit:
         self.granted += 1
-        permit = await super().acquire(again=again)
+        permit = await super().acquire(is_retry=is_retry)
         lasts = self.seconds if self.granted <= 2 else 60.0
         return Lapsing(permit, asyncio.get_running_loop().time() + lasts)
 

@@ -34,7 +34,7 @@ def extend(handle: EmulatorHandle, *, key: str = "", **fields: object) -> Any:  
 def test_a_blocking_test_sees_what_the_service_saw() -> None:
     with serve_in_thread(speed=5000.0) as handle:
         task_id = extend(handle, callBackUrl="http://127.0.0.1:1/nobody")["data"]["taskId"]
-        handle.settled()
+        handle.wait_finished()
         assert handle.credits == 988.0
         assert [charge.task_id for charge in handle.ledger] == [task_id]
         assert [arrival.code for arrival in handle.arrivals] == [200]

@@ -252,7 +252,7 @@ async def test_listeners_learn_each_stage_when_its_callback_comes(clock: Virtual
 async def test_callbacks_out_of_order_change_nothing(fault: str) -> None:
     async with serving(callbacks=True, faults=[Fault(fault, on="callback", seconds=20)]) as service:
         assert isinstance(await end_of(service), kie.TaskResult)
-        await service.emulator.settled()
+        await service.emulator.wait_finished()
         assert len(service.of(Finished)) == 1
 
 
@@ -361,7 +361,7 @@ async def test_a_callback_just_after_the_end_was_seen_is_none_that_stayed_away()
         await anyio.sleep(91)
         await service.call_back(task.id, "complete")  # a stranger's makes it polled, and does not count
         await task
-        await service.emulator.settled()
+        await service.emulator.wait_finished()
         for _ in range(8):
             await end_of(service)
         assert service.of(Finished)[-1].polls == 1

@@ -88,7 +88,7 @@ class SubmissionGate:
         if asyncio.get_running_loop().time() < self._closed_until:
             raise copy.copy(self._refusal)
 
-    async def acquire(self, *, again: bool) -> Permit:
+    async def acquire(self, *, is_retry: bool) -> Permit:
         """Wait for a permit, as ``Limiter.acquire``.
 
         Raises:
@@ -100,13 +100,13 @@ class SubmissionGate:
             self._waits.add(wait)
             try:
                 async with wait:
-                    return await self._limiter.acquire(again=again)
+                    return await self._limiter.acquire(is_retry=is_retry)
             except TimeoutError:
                 if not wait.expired():
                     raise  # the limiter's own
             finally:
                 self._waits.discard(wait)
-            again = True  # the refusal may be outdated by now, by a success or by time
+            is_retry = True  # the refusal may be outdated by now, by a success or by time
 
     def accepted(self) -> None:
         """Note that a submission was accepted: the key is good, and the pace too."""

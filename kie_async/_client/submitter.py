@@ -166,7 +166,7 @@ class Submitter:
             ready = await prepare(request)
             while True:
                 asked_at = now()
-                permit = await self._acquire_permit(check, again=attempt > 1)
+                permit = await self._acquire_permit(check, is_retry=attempt > 1)
                 post = self._start(_PendingSubmission(ready, log, started_at, place, now() - asked_at), permit)
                 try:
                     return await asyncio.shield(post)
@@ -218,8 +218,8 @@ class Submitter:
 
     # ------------------------------------------------------------ before and after the POST
 
-    async def _acquire_permit(self, check: Check, *, again: bool) -> Permit:
-        permit = await self._gate.acquire(again=again)
+    async def _acquire_permit(self, check: Check, *, is_retry: bool) -> Permit:
+        permit = await self._gate.acquire(is_retry=is_retry)
         try:
             check_running(self._group)  # while this waited, the session may have been closed in another task
             check()

@@ -122,7 +122,7 @@ _CLOCK = re.compile(r"(?P<end>-?)(?P<minutes>[0-9]+):(?P<seconds>[0-5]?[0-9](?:\
 
 
 class CutPoint(NamedTuple):
-    """A moment of a song: seconds from its beginning, seconds before its end, or a share of its length."""
+    """A position in a song: seconds from its beginning, seconds before its end, or a share of its length."""
 
     amount: float
     share: bool = False
@@ -133,8 +133,8 @@ class CutPoint(NamedTuple):
         """Whether the length of the song must be known."""
         return self.share or self.from_end
 
-    def within(self, length: float | None) -> float | None:
-        """The seconds from the beginning, to the hundredth where the length comes in; None if that is not known."""
+    def resolve(self, length: float | None) -> float | None:
+        """The position in seconds from the beginning, rounded to 0.01 s; None if it needs an unknown length."""
         if not self.needs_length:
             return self.amount
         if length is None:
@@ -143,7 +143,7 @@ class CutPoint(NamedTuple):
 
 
 def read_cut_point(text: str) -> CutPoint | None:
-    """Read a moment; None if it is none."""
+    """Read a position as people write it; None if the text is not one of ``FORMS``."""
     if found := _SHARE.fullmatch(text):
         return CutPoint(float(found["share"]), share=True)
     if found := _SECONDS.fullmatch(text):
@@ -190,7 +190,7 @@ def is_blank(text: object) -> bool:
 def compute_cut_point(moment: object, duration: object) -> object:
     """``continue_at`` in seconds, where it is written as text and can be computed; or else as it was given."""
     found = read_cut_point(moment.strip()) if isinstance(moment, str) else None
-    seconds = found.within(_seconds(duration)) if found else None
+    seconds = found.resolve(_seconds(duration)) if found else None
     return moment if seconds is None else seconds
 
 

@@ -216,7 +216,7 @@ def _seconds(at: float | str, source: Path) -> float:
     point = read_cut_point(at.strip()) if isinstance(at, str) else None
     if isinstance(at, str) and point is None:
         raise refused("at", f"is {clean(at)[:40]!r}", remedy)
-    seconds = at if point is None else point.within(measure(source) if point.needs_length else None)
+    seconds = at if point is None else point.resolve(measure(source) if point.needs_length else None)
     if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
         raise refused("at", f"is {seconds!r}", remedy)
     return float(seconds)

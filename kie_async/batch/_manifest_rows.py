@@ -206,7 +206,7 @@ class _RowParser:
             fields.setdefault("source_duration", source.duration)
         needs_length = cut_point is not None and cut_point.needs_length
         if cut_point is not None:
-            fields["continue_at"] = cut_point.within(fields.get("source_duration"))
+            fields["continue_at"] = cut_point.resolve(fields.get("source_duration"))
             if fields["continue_at"] is None and not self._has_error("source"):
                 remedy = "the length of the source is not known: give seconds, or source_duration"
                 self.add_error("continue_at", "counts from the end, or is a share", remedy)

@@ -29,7 +29,7 @@ from kie_async.cli._connect import (
     EMULATOR_REMEDY,
     JournalLocation,
     SessionOptions,
-    connect_until_sigterm,
+    connect,
     find_journal,
     make_settings,
 )
@@ -87,7 +87,7 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         if options.music.at is None:
             opening["observer"] = partial(_emit, output)
         try:
-            async with connect_until_sigterm(output, receiver, emulated=emulated, **opening) as session:
+            async with connect(output, receiver, emulated=emulated, sigterm=True, **opening) as session:
                 chain = await _run(output, order, session)
         except BudgetError as error:
             error.message = re.sub(r"(of|raise) max_credits\b", r"\1 --max-credits", error.message)

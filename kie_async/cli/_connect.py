@@ -60,15 +60,20 @@ async def connect(
     receiver: CallbackOptions = NO_CALLBACKS,
     *,
     emulated: Mapping[str, Any] | None = None,
+    sigterm: bool = False,
     **options: Unpack[SessionOptions],
 ) -> AsyncIterator[KieSession]:
     """Open a session, and all that it needs.
 
     Args:
-        output: is called with each event, unless the options name another observer.
-        receiver: whether callbacks are received here; without an address of its own, that of the environment holds.
-        emulated: how the built-in emulator is served; None: the service is the real one.
+        output: its ``emit`` is called with each event, unless the options name another observer.
+        receiver: whether callbacks are received here; without an address of its own, the environment's is used.
+        emulated: options of the built-in emulator; None for the real service.
+        sigterm: SIGTERM cancels the block; the answer of a submission is awaited.
         options: of the session.
+
+    Raises:
+        TerminatedError: SIGTERM came.
     """
     with unwrap_single_exception():
         async with AsyncExitStack() as stack:
@@ -88,30 +93,11 @@ async def connect(
                 await _receive(stack, slot, receiver.bind)
             session = KieSession(slot.settings, journal=journal)
             slot.receiver = session.receiver
-            stack.enter_context(on_interrupt(partial(_announce, output, session)))
-            yield await stack.enter_async_context(session)
-
-
-@asynccontextmanager
-async def connect_until_sigterm(
-    output: Output,
-    receiver: CallbackOptions = NO_CALLBACKS,
-    *,
-    emulated: Mapping[str, Any] | None = None,
-    **options: Unpack[SessionOptions],
-) -> AsyncIterator[KieSession]:
-    """Open a session as ``connect`` does; SIGTERM cancels the block, and the answer of a submission is awaited.
-
-    Raises:
-        TerminatedError: SIGTERM came.
-    """
-    async with connect(output, receiver, emulated=emulated, **options) as session:
-
-        def stop() -> None:
-            _announce(output, session)
-            _terminate()
-
-        with stopped_by_sigterm(stop):
+            announce = partial(_announce, output, session)
+            stack.enter_context(on_interrupt(announce))
+            await stack.enter_async_context(session)
+            if sigterm:
+                stack.enter_context(stopped_by_sigterm(partial(_terminate, announce)))
             yield session
 
 
@@ -296,7 +282,9 @@ def _is_secret(address: str) -> bool:
 # ---------------------------------------------------------------- signals
 
 
-def _terminate() -> None:
+def _terminate(announce: Callable[[], None] | None = None) -> None:
+    if announce is not None:
+        announce()
     raise TerminatedError("stopped by SIGTERM")
 
 

@@ -21,7 +21,7 @@ from kie_async.batch import song_of
 from kie_async.chain import ChainSource
 from kie_async.cli._chain import extend_until
 from kie_async.cli._chain_order import UNTIL, UntilOptions
-from kie_async.cli._connect import SessionOptions, connect, connect_until_sigterm
+from kie_async.cli._connect import SessionOptions, connect
 from kie_async.cli._exit_codes import UsageError, option_of
 from kie_async.cli._join import JoinOption, check_join, join_takes
 from kie_async.cli._options import (
@@ -211,7 +211,7 @@ async def _submit(output: Output, request: Request, options: SubmitOptions) -> T
     if run.out is not None:
         await files.check_writable(run.out)
     emulated = {"speed": _SPEED} if run.emulate else None
-    async with connect_until_sigterm(output, receiver, emulated=emulated, **_settings(route, run.timeout)) as session:
+    async with connect(output, receiver, emulated=emulated, sigterm=True, **_settings(route, run.timeout)) as session:
         session.check_request(request)
         _say_cut(output, request)
         output.display.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
@@ -337,7 +337,7 @@ async def wait(
     output.resume = resume_options(common.route, out)
     if out is not None:
         await files.check_writable(out)
-    async with connect_until_sigterm(output, **_settings(common.route, max_wait)) as session:
+    async with connect(output, sigterm=True, **_settings(common.route, max_wait)) as session:
         result = await follow(output, session, session.track(task_id), max_wait=max_wait)
         await _hand_over(output, session, result, out)
 

@@ -91,7 +91,7 @@ class Emulator:
             raise KeyError(track_id)
         return await self._service.files.audio(*found)
 
-    async def settled(self) -> None:
+    async def wait_finished(self) -> None:
         """Wait until every task that ends has ended and every callback is sent.
 
         Raises:

@@ -153,7 +153,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
 
     # ------------------------------------------------------------ what the session calls
 
-    async def acquire(self, *, again: bool = False) -> Permit:
+    async def acquire(self, *, is_retry: bool = False) -> Permit:
         """Wait for a permit, first come first served; for as long as the database is away. Cancelling takes nothing.
 
         Raises:
@@ -161,20 +161,20 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
             StorageError: the database is there, but not as it must be.
         """
         while True:
-            permit = await self._wait(again=again)
+            permit = await self._wait(is_retry=is_retry)
             if permit.is_valid:
                 return permit
             permit.give_back()
-            again = True
+            is_retry = True
 
-    async def _wait(self, *, again: bool) -> SharedPermit:
+    async def _wait(self, *, is_retry: bool) -> SharedPermit:
         self._lifetime.check()
         waiter: asyncio.Future[SharedPermit] = asyncio.get_running_loop().create_future()
         while self._waiters and self._waiters[0].done():  # those that went away
             self._waiters.popleft()
         if not self._waiters:
             self._changed.set()
-        (self._waiters.appendleft if again else self._waiters.append)(waiter)
+        (self._waiters.appendleft if is_retry else self._waiters.append)(waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
