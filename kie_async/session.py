@@ -48,7 +48,7 @@ class KieSession(Opened[Dispatcher]):
         settings: how to behave; by default from the environment (``KIE_API_KEY`` and others).
         api_key: the key, in place of that of the settings or the environment.
         limiter: who may submit now; by default the quota that all sessions with this journal and account share, or,
-            without a journal, one that the sessions of this key and quota share in this event loop.
+            without a journal, one that the sessions of this account and quota share in this event loop.
         journal: a path, ``postgresql://...`` or a ``Journal``; by default that of the settings. Each submission is on
             record before it is sent, so that a crash loses and repeats nothing; what a dead session left goes on with
             the living.
@@ -336,7 +336,6 @@ class KieSession(Opened[Dispatcher]):
             Path(directory),
             name=name,
             keep_existing=keep_existing,
-            max_bytes=self.settings.max_download_bytes,
             progress=progress,
             refresh=partial(files.renew_link, self._open().client.transport, track),
         )

@@ -109,12 +109,12 @@ async def test_a_file_goes_up_whole_under_a_random_name(song: Path) -> None:
     async with upload_host() as (host, transport):
         answer = await files.upload(transport, song, progress=lambda *at: seen.append(at))
         await asyncio.sleep(0.1)
-        again = await files.upload(transport, str(song), measure=False, upload_path="mine")
+        again = await files.upload(transport, str(song), measure=False)
     first, second = host.got
     assert first.data == SONG
     assert re.fullmatch(r"[0-9a-f]{32}\.mp3", first.name)
     assert first.part_name == first.name != second.name
-    assert (first.folder, second.folder) == ("kie-async", "mine")
+    assert first.folder == second.folder == "kie-async"
     assert answer.download_url == f"{host.url}/{first.name}"
     assert answer.size == len(SONG)
     assert answer.duration == pytest.approx(audio_files.SECONDS, abs=0.15)

@@ -39,7 +39,7 @@ def part(tmp_path: Path) -> FilePart:
 
 
 def announced(path: Path, size: int = len(CONTENT), on_bytes: Callable[[int], None] | None = None) -> FilePart:
-    return FilePart(path, size, "0123abcd.wav", "kie-async", on_bytes)
+    return FilePart(path, size, "0123abcd.wav", on_bytes)
 
 
 def fields(server: FaultServer, number: int = 0) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from urllib.parse import urljoin
 import aiohttp
 import anyio
 import attrs
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from kie_async._client.http_client import by_proxy, check_client, user_agent
+from kie_async._client.http_client import EXPECTED_ERRORS, by_proxy, check_client, user_agent
 from kie_async._protocol.address_rules import check_address, check_name, check_url
 from kie_async.errors import DownloadError, ResultExpiredError
 from kie_async.events import Observer, clean
@@ -33,8 +32,6 @@ EXCHANGES = 16  # at once; the others wait their turn
 _BUFFER = 256 * 1024  # bytes read ahead of the writer, per exchange
 _MAX_VALIDATOR = 256  # characters; a longer one is not worth keeping
 
-# What aiohttp raises: its own, those of sockets, and ValueError for what it cannot parse or send.
-_FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
 _BUSY = frozenset({408, 425, 429})
@@ -85,7 +82,7 @@ class DownloadResponse:
     async def __anext__(self) -> bytes:
         try:
             chunk = await self._body.readany()
-        except _FOREIGN as error:
+        except EXPECTED_ERRORS as error:
             failure = _translate(error)
         else:
             if chunk:
@@ -160,7 +157,7 @@ class Fetcher(anyio.AsyncContextManagerMixin):
         try:
             with anyio.fail_after(self.settings.total_timeout):
                 return await client.get(URL(url, encoded=True), headers=headers, allow_redirects=False, **route)
-        except _FOREIGN as error:
+        except EXPECTED_ERRORS as error:
             failure = _translate(error)
         raise failure  # as above
 

@@ -7,6 +7,7 @@ which carry the request's headers, never leave this file.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from base64 import b64encode
 from collections.abc import AsyncGenerator
@@ -21,26 +22,28 @@ import attrs
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.payload import AsyncIterablePayload
 from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 from yarl import URL
 
 from kie_async import _package
 from kie_async._client.concurrency import InternalErrors
-from kie_async._client.upload_form import upload_form
 from kie_async._protocol.backoff import MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget, backoff
-from kie_async._protocol.endpoints import ApiCall
+from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_values import dump
 from kie_async._protocol.response_codes import Response, parse_response
 from kie_async.errors import (
     BadResponseError,
     ConnectError,
+    FileError,
     InternalError,
     InvalidRequestError,
     KieError,
     RateLimitedError,
     ServerError,
     SessionError,
+    StorageError,
     SubmitUnknownError,
     TLSError,
 )
@@ -52,6 +55,8 @@ T = TypeVar("T")
 
 MAX_BODY = 1 << 20  # bytes, decompressed: the largest answer known is a few kB
 UPLOADS_AT_ONCE = 4
+UPLOAD_FOLDER = "kie-async"  # of the account at the upload host
+_PIECE = 1 << 18  # bytes of a file read at once
 _DIRECT = 4  # reads that users ask for are sent beside the polls
 _SERVER_ERRORS = 500
 _JSON = "application/json; charset=utf-8"
@@ -162,7 +167,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             call.method,
             url,
             params=call.query,
-            data=body if call.file is None else upload_form(call.file),
+            data=body if call.file is None else _upload_form(call.file),
             headers=self._headers if body is None else self._json_headers,
             timeout=self._timeout if call.file is None else self._upload_timeout,
             allow_redirects=False,
@@ -252,7 +257,9 @@ class _TooLongError(aiohttp.ClientError):
     """The answer is longer than any that is expected."""
 
 
-_EXPECTED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)  # other errors do not pass by themselves
+# What aiohttp raises: its own, those of sockets, and ValueError for what it cannot parse or send. Others do not pass by
+# themselves.
+EXPECTED_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 
 
 async def _capped(response: aiohttp.ClientResponse) -> bytes:
@@ -290,7 +297,7 @@ def _unsent(call: ApiCall[Any], error: Exception, reason: str) -> ConnectError:
         message = f"{call.name}: the proxy refused to connect, nothing was sent: check Settings.proxy, HTTPS_PROXY"
         return ConnectError(message, code=error.status, retryable=error.status >= _SERVER_ERRORS)
     message = f"{call.name}: no connection, nothing was sent ({reason})"
-    return ConnectError(message, retryable=isinstance(error, _EXPECTED))
+    return ConnectError(message, retryable=isinstance(error, EXPECTED_ERRORS))
 
 
 def _reason(error: Exception) -> str:
@@ -334,3 +341,55 @@ def by_proxy(settings: Settings, url: str) -> dict[str, Any]:
 def user_agent() -> str:
     """Return ``kie_async/<version>``; the version is that of the installed package."""
     return f"kie_async/{_package.__version__}"
+
+
+# ---------------------------------------------------------------- the body of an upload
+
+
+def _upload_form(part: FilePart) -> aiohttp.FormData:
+    """Return the fields that the upload host takes: ``file``, ``uploadPath``, ``fileName`` (its own documentation)."""
+    fields = aiohttp.FormData()
+    fields.add_field("uploadPath", UPLOAD_FOLDER)
+    fields.add_field("fileName", part.file_name)
+    fields.add_field("file", _FileContent(part), filename=part.file_name)
+    return fields
+
+
+class _FileContent(AsyncIterablePayload):
+    """The content of a file. Its size is known, so that the request has a length and is not chunked."""
+
+    def __init__(self, part: FilePart) -> None:
+        super().__init__(_pieces(part))
+        self._size = part.size
+
+
+async def _pieces(part: FilePart) -> AsyncGenerator[bytes]:
+    """Give the content of a file, and report how much of it was sent."""
+    sent = 0
+    while sent < part.size:
+        piece = await asyncio.to_thread(_read_piece, part, sent)
+        yield piece
+        sent += len(piece)
+        if part.on_bytes is not None:
+            part.on_bytes(sent)
+
+
+def _read_piece(part: FilePart, start: int) -> bytes:
+    """Read a piece; blocks. The file is opened for each, so that none is left open whenever a call is cancelled.
+
+    Raises:
+        FileError: the file has no longer the size that was announced.
+        StorageError: it cannot be read.
+    """
+    wanted = min(_PIECE, part.size - start)
+    try:
+        with part.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(start)
+            piece = file.read(wanted)
+    except OSError as error:
+        message = f"{clean(part.path.name)} could not be read: {error.strerror}; give access to it"
+        raise StorageError(message, retryable=False) from None
+    if size != part.size or len(piece) < wanted:
+        raise FileError(f"{clean(part.path.name)} changed while it was sent: try again when it is finished")
+    return piece

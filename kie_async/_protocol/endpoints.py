@@ -31,14 +31,12 @@ class FilePart(NamedTuple):
     Attributes:
         size: bytes; what is sent is held to it.
         file_name: the name it gets there; the same name would overwrite.
-        upload_path: the folder it gets there.
         on_bytes: called with the number of bytes sent so far.
     """
 
     path: Path
     size: int
     file_name: str
-    upload_path: str
     on_bytes: Callable[[int], None] | None = None
 
 

@@ -7,7 +7,7 @@ from kie_async._package import lazy_exports
 if TYPE_CHECKING:
     from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AUDIO_KINDS, kind_of
     from kie_async.files._disk import Progress, check_writable, on_disk
-    from kie_async.files._download import Refresh, download_track, renew_link
+    from kie_async.files._download import download_track, renew_link
     from kie_async.files._measure import hash_source, in_turn, measure, open_audio
     from kie_async.files._measure_source import measure_request, measure_request_url
     from kie_async.files._names import safe_name, track_name
@@ -19,7 +19,6 @@ __all__ = [
     "AUDIO_KIND_NAMES",
     "FileStat",
     "Progress",
-    "Refresh",
     "check_source",
     "check_writable",
     "download_track",
@@ -45,7 +44,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("Progress", "check_writable", "on_disk"), "_disk"),
-        **dict.fromkeys(("Refresh", "download_track", "renew_link"), "_download"),
+        **dict.fromkeys(("download_track", "renew_link"), "_download"),
         **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS", "kind_of"), "_audio_kinds"),
         **dict.fromkeys(("hash_source", "in_turn", "measure", "open_audio"), "_measure"),
         **dict.fromkeys(("measure_request", "measure_request_url"), "_measure_source"),

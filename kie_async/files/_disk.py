@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import attrs
-from anyio import CancelScope, to_thread
+from anyio import to_thread
 
+from kie_async._client.lifetime import until_done
 from kie_async.errors import StorageError
 from kie_async.events import Notice, Observer, clean
 
@@ -43,10 +44,8 @@ async def on_disk(function: Callable[..., T], *arguments: object, on_cancel: Cal
         await asyncio.wait([work])
     except asyncio.CancelledError:
         on_cancel()
-        with CancelScope(shield=True):
-            while not work.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([work])
+        with suppress(asyncio.CancelledError):
+            await until_done(work)
         work.exception()  # nobody else asks for it
         raise
     failure = work.exception()

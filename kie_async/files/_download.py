@@ -51,8 +51,6 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     *,
     name: str | None = None,
     keep_existing: bool = False,
-    check_duration: bool = True,
-    max_bytes: int | None = None,
     progress: Progress | None = None,
     task_id: str | None = None,
     refresh: Refresh | None = None,
@@ -60,19 +58,17 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
     """Download a track into a directory, which is made if need be, and return the path of the file.
 
     It tries ``audio_url`` first and ``source_audio_url`` next; the address of a stream stops to work (the service says
-    so), and is never used.
+    so), and is never used. With the extra ``audio``, a file that is more than 2 s shorter than ``track.duration`` is
+    refused, and a notice emitted of one that is longer.
 
     Args:
-        fetcher: carries it.
+        fetcher: carries it; its settings say how large a file may be.
         track: what to download.
         directory: where it goes.
         name: of the file; made safe, and given the suffix of its content. By default it is made from the title and
             the id.
         keep_existing: return a file that has the name already. By default an existing file is left alone, and the new
             one gets a number.
-        check_duration: refuse a file that is more than 2 s shorter than ``track.duration``, and emit a notice of one
-            that is longer; needs the extra ``audio``.
-        max_bytes: the largest file accepted; by default that of the settings.
         progress: called with the bytes so far and the bytes in all (None if unknown).
         task_id: for errors.
         refresh: asked once for a new address, should this one have expired.
@@ -100,10 +96,9 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
         await on_disk(take)
         (part,) = taken
         download = _Download(
-            fetcher,
-            part,
-            expected_duration=track.duration if check_duration else None,
-            max_bytes=fetcher.settings.max_download_bytes if max_bytes is None else max_bytes,
+            fetcher=fetcher,
+            part=part,
+            expected_duration=track.duration,
             keep_existing=keep_existing,
             reporter=Reporter(progress, fetcher.emit, task_id or ""),
             refresh=refresh,
@@ -148,17 +143,16 @@ class _MinimumSpeed:
         self._since = anyio.current_time()
 
 
-@attrs.define
+@attrs.define(kw_only=True)
 class _Download:
     """One file on its way into one part, and what it must turn out to be."""
 
     fetcher: Fetcher
     part: PartialFile
-    expected_duration: float | None = attrs.field(kw_only=True)
-    max_bytes: int = attrs.field(kw_only=True)
-    keep_existing: bool = attrs.field(kw_only=True)
-    reporter: Reporter = attrs.field(kw_only=True)
-    refresh: Refresh | None = attrs.field(kw_only=True)
+    expected_duration: float | None
+    keep_existing: bool
+    reporter: Reporter
+    refresh: Refresh | None
 
     async def run(self, urls: Sequence[str]) -> Path:
         """Try the addresses in their order, then a new one if one of them has expired."""
@@ -242,8 +236,9 @@ class _Download:
     def _check_promise(self, response: DownloadResponse) -> None:
         if response.encoding:
             raise DownloadError(f"the host sent the file encoded ({response.encoding[:20]})", retryable=False)
-        if response.total is not None and response.total > self.max_bytes:
-            words = f"the file has {response.total} bytes, over the {self.max_bytes} accepted"
+        limit = self.fetcher.settings.max_download_bytes
+        if response.total is not None and response.total > limit:
+            words = f"the file has {response.total} bytes, over the {limit} accepted"
             raise DownloadError(words, retryable=False)
 
     def _begin(self, anew: ResumeInfo | None, total: int | None) -> None:
@@ -280,8 +275,9 @@ class _Download:
         await self._write(pieces)
 
     def _check_cap(self, more: int) -> None:
-        if self.part.size + more > self.max_bytes:
-            raise DownloadError(f"the file goes on beyond the {self.max_bytes} bytes accepted", retryable=False)
+        limit = self.fetcher.settings.max_download_bytes
+        if self.part.size + more > limit:
+            raise DownloadError(f"the file goes on beyond the {limit} bytes accepted", retryable=False)
 
     async def _write(self, pieces: Sequence[bytes]) -> None:
         if self.part.size == 0:

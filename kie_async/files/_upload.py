@@ -40,7 +40,6 @@ async def upload(
     *,
     progress: Progress | None = None,
     measure: bool = True,
-    upload_path: str = "kie-async",
 ) -> UploadedFile:
     """Upload a file of audio and return where the service keeps it, for 24 hours.
 
@@ -52,7 +51,6 @@ async def upload(
         path: a plain file, at most 200 MB.
         progress: called with the bytes sent and the bytes in all.
         measure: tell how long it is (``duration`` of the answer); needs the extra ``audio``.
-        upload_path: the folder at the service.
 
     Raises:
         AudioError: the file is no audio, or changed while it was sent; nothing was submitted.
@@ -68,7 +66,6 @@ async def upload(
         path=path,
         size=before.size,
         file_name=f"{secrets.token_hex(16)}{kind.suffix}",
-        upload_path=upload_path,
         on_bytes=lambda sent: reporter.report(sent, before.size),
     )
     answer = await transport.send(upload_call(part))
