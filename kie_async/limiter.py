@@ -8,8 +8,6 @@ not do: it lets up to twice the limit through in one window.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -205,24 +203,21 @@ class SlidingLimiter:
             self._timer = loop.call_at(moment, self._serve)
 
 
-_SALT = secrets.token_bytes(16)  # so that what is kept in memory of a key is of no use
-_Account: TypeAlias = tuple[bytes, int, float, float]
-_shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakValueDictionary[_Account, SlidingLimiter]] = (
+_Quota: TypeAlias = tuple[str, str, int, float, float]
+_shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakValueDictionary[_Quota, SlidingLimiter]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def shared_limiter(settings: Settings) -> SlidingLimiter:
-    """The limiter that the sessions of one key and one quota share in the running loop.
+    """The limiter that the sessions of one account and one quota share in the running loop.
 
     It lives for as long as one of them has it, and until its last permit is back.
     """
-    text = f"{settings.base_url} {settings.api_key.reveal()}".encode()
-    account = hashlib.blake2b(text, key=_SALT).digest()
     limiters = _shared.setdefault(running_loop(), weakref.WeakValueDictionary())
-    key = account, settings.quota, settings.quota_window, settings.quota_margin
+    quota = settings.quota, settings.quota_window, settings.quota_margin
+    key = settings.base_url, settings.account, *quota
     limiter = limiters.get(key)
     if limiter is None:
-        limiter = SlidingLimiter(settings.quota, settings.quota_window, margin=settings.quota_margin)
-        limiters[key] = limiter
+        limiter = limiters[key] = SlidingLimiter(settings.quota, settings.quota_window, margin=settings.quota_margin)
     return limiter

@@ -223,8 +223,8 @@ class Settings:
             what the file holds that ``KIE_WEBHOOK_KEY_FILE`` names. Given as ``webhook_key=``, one or several.
         journal: where sessions keep their jobs, callbacks and quota: the path of a file, for the processes of one
             machine, or ``postgresql://...``; by default ``KIE_JOURNAL``. "" for none, whatever that says.
-        account: whose quota it is that processes share by a journal; by default ``KIE_ACCOUNT``, or else a name made
-            of the key, which does not show it. Two keys of one account need one name.
+        account: whose quota it is that sessions of one event loop share, and processes by a journal; by default
+            ``KIE_ACCOUNT``, or else a name made of the key, which does not show it. Two keys of one account need one.
         machine: the name of this machine, by which processes that share a journal know whose files a job needs; by
             default ``KIE_MACHINE``, or else the host name. A container whose host name changes needs one of its own.
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).

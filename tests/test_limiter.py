@@ -255,6 +255,18 @@ async def test_another_key_and_another_limiter_have_a_quota_of_their_own(clock: 
         assert clock.time() - started < WINDOW
 
 
+async def test_two_keys_of_one_account_share_its_quota(clock: VirtualTimeLoop) -> None:
+    async with emulator.serve(key=["one", "two"], credits=1e6) as service:
+        started = clock.time()
+        one, two = (
+            kie.Settings(api_key=key, base_url=service.base_url, quota=5, account="ours") for key in ("one", "two")
+        )
+        async with kie.KieSession(one) as first, kie.KieSession(two) as second:
+            for number in range(6):
+                await (first if number % 2 else second).submit(REQUEST)
+        assert clock.time() - started >= WINDOW
+
+
 async def test_a_shared_limiter_is_not_kept_for_ever(clock: VirtualTimeLoop) -> None:
     async def submit(settings: kie.Settings) -> None:
         async with kie.KieSession(settings) as session:
