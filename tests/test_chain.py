@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -311,10 +312,10 @@ async def test_the_takes_are_downloaded_as_they_come(tmp_path: Path, song: Path,
     async with serving(goes_on=(3.0, 5.0), journal=store(tmp_path) if journal else None) as service:
         service.emulator.faults.add(Fault("code", on="download", nth=2, code=403), Fault("empty", on="download", nth=1))
         with pytest.raises(kie.DownloadError, match=r"step 1: .*; the step is paid; no step is made yet") as caught:
-            await service.session.extend_until(song, 11.0, directory=tmp_path / "new")
+            await service.session.extend_until(song, 8.0, directory=tmp_path / "new")
         assert caught.value.task_id == service.emulator.ledger[0].task_id
         service.emulator.faults.clear()
-        chain = await service.session.extend_until(song, 11.0, directory=tmp_path / "new")
+        chain = await service.session.extend_until(song, 8.0, directory=tmp_path / "new")
         assert len(service.emulator.ledger) == (2 if journal else 3)
         assert [len(step.files) for step in chain.steps] == [2, 2]
         assert chain.steps[1].file == chain.steps[1].files[1]
@@ -324,7 +325,7 @@ async def test_the_takes_are_downloaded_as_they_come(tmp_path: Path, song: Path,
                 assert path.name.startswith("my-song-")
         jobs = await made(service, *(f"{chain.key}-{step.number}" for step in chain.steps)) if journal else []
         assert {job.state for job in jobs} <= {State.DELIVERED}
-        again = await service.session.extend_until(song, 11.0, directory=tmp_path / "new") if journal else chain
+        again = await service.session.extend_until(song, 8.0, directory=tmp_path / "new") if journal else chain
         assert again == chain
 
 
@@ -332,14 +333,38 @@ async def test_the_sound_of_a_take_tells_what_it_holds(tmp_path: Path) -> None:
     song = tmp_path / "song.wav"
     song.write_bytes(emulator.demo_song())
     async with serving(goes_on=(9.0, 12.0), answers="continuation") as service:
-        chain = await service.session.extend_until(song, 30.0, continue_at=8.0, directory=tmp_path / "new")
+        chain = await service.session.extend_until(song, 29.0, continue_at=8.0, directory=tmp_path / "new")
         assert [(step.holds, step.length) for step in chain.steps] == [
             ("continuation", 20.0),
-            ("continuation", 31.5),
+            ("continuation", 29.5),
         ]
         unheard = await service.session.extend_until(song, 30.0, continue_at=8.0)
         assert [(step.holds, step.length) for step in unheard.steps] == [("whole", 12.0), ("whole", 12.0)]
         assert unheard.end == "nothing_added"
+
+
+async def test_a_take_that_fades_out_is_cut_before_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    song, find = tmp_path / "song.wav", importlib.util.find_spec
+    song.write_bytes(emulator.demo_song())
+
+    async with recording(tmp_path, goes_on=(10.0, 12.0)) as service:
+
+        async def extend(seconds: float) -> list[tuple[float | None, float | None]]:
+            given: dict[str, Any] = {"continue_at": 8.0, "directory": tmp_path / "new", "key": "song"}
+            chain = await service.session.extend_until(song, seconds, **given)
+            return [(step.cut, step.fades_from) for step in chain.steps]
+
+        first = await extend(29.0)
+        assert first == [(8.0, None), (17.5, 18.0)]  # it fades out for 3 s, and lasts 20 s
+        with monkeypatch.context() as without:  # the extra
+            without.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))
+            assert await extend(40.0) == [(8.0, None), (17.5, None), (29.0, None)]
+        assert await extend(40.0) == [*first, (29.0, None)]
+        assert len(service.emulator.ledger) == 3
+        (third,) = await made(service, "song-3")
+        (tmp_path / "new" / third.files[1]).write_bytes(b"no audio")
+        assert await extend(42.0) == [*first, (29.0, None), (40.5, None)]
+        assert cuts(service) == [8.0, 17.5, 29.0, 40.5]
 
 
 async def test_a_task_of_another_job_is_refused(tmp_path: Path) -> None:

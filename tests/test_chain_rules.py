@@ -35,7 +35,7 @@ def test_a_song_is_at_most_as_long_as_its_model_can_make_it(model: str) -> None:
         ({"max_steps": 0}, "max_steps is 0"),
         ({"max_steps": 2.5}, "max_steps is 2.5"),
         ({"max_steps": float("inf")}, "max_steps is inf"),
-        ({"before_end": None}, "before_end is None"),
+        ({"before_end": "1"}, "before_end is '1'"),
         ({"before_end": 0.0}, "before_end is 0.0"),
         ({"before_end": float("inf")}, "before_end is inf"),
     ],
@@ -54,9 +54,14 @@ def test_the_cut_is_half_a_second_before_the_end() -> None:
     assert ChainGoal(seconds=240.0, before_end=10.0).next_cut(8.0) == 4.0
 
 
-@given(SECONDS, st.floats(0.01, 100.0))
-def test_every_cut_is_legal(duration: float, before_end: float) -> None:
-    assert 0 < ChainGoal(seconds=240.0, before_end=before_end).next_cut(duration) < duration
+def test_what_fades_out_is_cut_before_that_unless_it_is_said_where() -> None:
+    assert ChainGoal(seconds=240.0).next_cut(120.5, fades_from=112.0) == 111.5
+    assert ChainGoal(seconds=240.0, before_end=0.5).next_cut(120.5, fades_from=112.0) == 120.0
+
+
+@given(SECONDS, st.none() | st.floats(0.01, 100.0), st.none() | SECONDS)
+def test_every_cut_is_legal(duration: float, before_end: float | None, fades_from: float | None) -> None:
+    assert 0 < ChainGoal(seconds=240.0, before_end=before_end).next_cut(duration, fades_from) < duration
 
 
 def test_a_result_that_is_not_longer_than_its_cut_is_a_continuation() -> None:

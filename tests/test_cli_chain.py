@@ -76,7 +76,7 @@ def test_a_journal_that_is_given_keeps_what_was_emulated(terminal: Terminal, son
 def test_the_same_command_pays_for_nothing_twice(
     terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path
 ) -> None:
-    words = ("upload-extend", str(song), "--out", str(tmp_path / "new"), "--json", *TITLED)
+    words = ("upload-extend", str(song), "--before-end", "0.5", "--out", str(tmp_path / "new"), "--json", *TITLED)
     first = terminal(*words, "--until", "8", "--yes")
     assert first.code == 0, first.err
     value = first.value
@@ -151,14 +151,15 @@ def test_what_is_known_of_a_track_is_found_beside_it(
 def test_continuations_are_joined_to_their_song(
     terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path
 ) -> None:
-    words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "35", "--yes", *TITLED)
+    words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "34", "--yes", *TITLED)
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
-    assert "step 2: take 2 of 2 holds the continuation alone; the song lasts 0:36.4" in answer.err
+    says = "holds the continuation alone; the song lasts 0:34.4; cut at 0:03.5: the take before fades out from 0:04"
+    assert f"step 2: take 2 of 2 {says}" in answer.err
     *_, joined, trimmed = made(answer)
-    assert (joined[-13:], trimmed[-10:]) == ("-2-joined.wav", "-2-35s.wav")
-    assert files.measure(tmp_path / "new" / joined) == pytest.approx(36.4, abs=0.2)
-    assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(35, abs=0.001)
+    assert (joined[-13:], trimmed[-10:]) == ("-2-joined.wav", "-2-34s.wav")
+    assert files.measure(tmp_path / "new" / joined) == pytest.approx(34.4, abs=0.2)
+    assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(34, abs=0.001)
     assert sorted(path.name for path in (tmp_path / "new").glob(".*")) == []
     sidecars = [json.loads(path.read_bytes()) for path in (tmp_path / "new").glob("*-1-*.kie.json")]
     assert [facts["verdict"]["kind"] for facts in sidecars] == ["continuation"] * 2
@@ -187,7 +188,7 @@ def test_a_whole_song_is_joined_only_if_that_is_asked_for(
 
 
 @pytest.mark.parametrize("rest", [0, 3])
-def test_a_song_that_falls_silent_before_its_cut_is_told_of_before_it_is_paid(
+def test_a_song_that_fades_out_before_its_cut_is_told_of_before_it_is_paid(
     rest: int, terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
 ) -> None:
     with wave.open(str(demo), "rb") as read, wave.open(str(tmp_path / "song.wav"), "wb") as write:
@@ -195,8 +196,8 @@ def test_a_song_that_falls_silent_before_its_cut_is_told_of_before_it_is_paid(
         write.writeframes(read.readframes(20 * read.getframerate()) + bytes(rest * read.getframerate() * 2))
     answer = terminal("upload-extend", str(tmp_path / "song.wav"), "--until", "40", "--out", str(tmp_path / "new"))
     assert (answer.code, service.ledger) == (2, [])
-    told = "the song falls silent at 0:20.5, before it is cut at 0:22.5: --at 0:20.5 cuts it there;"
-    assert (told in answer.err) == ("falls silent" in answer.err) == bool(rest)
+    told = "the song fades out from 0:20, and is cut at 0:22.5: --at 0:19.5 cuts it before that;"
+    assert (told in answer.err) == ("fades out" in answer.err) == bool(rest)
 
 
 def test_where_the_sound_tells_nothing_the_length_decides(
@@ -249,7 +250,7 @@ def test_join_needs_the_song(terminal: Terminal) -> None:
 def test_a_song_that_stays_too_short_says_why(
     terminal: Terminal, song: Path, tmp_path: Path, service: EmulatorHandle
 ) -> None:
-    words = ("--until=12", "--out", str(tmp_path), "--yes")
+    words = ("--until=12", "--before-end", "0.5", "--out", str(tmp_path), "--yes")
     answer = terminal("upload-extend", "--max-steps=1", str(song), *words)
     assert answer.code == 3
     assert "error: --max-steps 1 is reached at 0:05.5 of 0:12" in answer.err

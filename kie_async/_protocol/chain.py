@@ -32,12 +32,12 @@ class ChainGoal:
     Attributes:
         seconds: the length of the song; at most what the model can make.
         max_steps: how often it is extended at most.
-        before_end: how many seconds before its end it is cut.
+        before_end: how many seconds before its end it is cut; None: 0.5 before it, or before it fades out.
     """
 
     seconds: float
     max_steps: int = MAX_STEPS
-    before_end: float = BEFORE_END
+    before_end: float | None = None
 
     def problems(self, model: str) -> Iterator[Problem]:
         """Find what is wrong with it, for a model."""
@@ -49,12 +49,20 @@ class ChainGoal:
             yield Problem("seconds", f"is {self.seconds:g} s", f"{model} makes songs of at most {most:g} s")
         if not (_is_number(self.max_steps) and 1 <= self.max_steps < LONGEST and self.max_steps % 1 == 0):
             yield Problem("max_steps", f"is {self.max_steps!r}", "give a number from 1 up")
-        if not (_is_number(self.before_end) and _MIN_BEFORE_END <= self.before_end < LONGEST):
+        if self.before_end is not None and not (
+            _is_number(self.before_end) and _MIN_BEFORE_END <= self.before_end < LONGEST
+        ):
             yield Problem("before_end", f"is {self.before_end!r}", f"give seconds from {_MIN_BEFORE_END} up")
 
-    def next_cut(self, duration: float) -> float:
-        """Where a track of this length is cut, in seconds: above 0 and below its length."""
-        cut = math.floor((duration - self.before_end) * 100) / 100
+    def next_cut(self, duration: float, fades_from: float | None = None) -> float:
+        """Where a track of this length is cut, in seconds: above 0 and below its length.
+
+        ``fades_from``: where it begins to fade out or is silent, if it does.
+        """
+        if self.before_end is None and fades_from is not None:
+            duration = min(duration, fades_from)
+        before_end = BEFORE_END if self.before_end is None else self.before_end
+        cut = math.floor((duration - before_end) * 100) / 100
         return cut if cut > 0 else duration / 2
 
     def end_after(self, before: SongLength | None, now: SongLength | None, steps: int) -> ChainEnd | None:
@@ -131,6 +139,7 @@ class ChainStep:
         tracks: all that it made, the takes.
         track: the take that was chosen, which the next step extends.
         cut: where the track before was cut, in seconds of that; None where the service has chosen.
+        fades_from: where the track before begins to fade out or is silent, if it is cut before that for this reason.
         holds: "whole" (the song so far, and what follows) or "continuation" (what follows alone).
         length: of the song after this step, in seconds; None if the service does not say it.
         files: of the tracks, in their order; empty if they were not downloaded.
@@ -142,6 +151,7 @@ class ChainStep:
     tracks: tuple[Track, ...]
     track: Track
     cut: float | None
+    fades_from: float | None = None
     holds: ChainPart
     length: float | None
     files: tuple[Path, ...] = ()

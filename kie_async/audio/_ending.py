@@ -1,4 +1,4 @@
-"""Where a song falls silent at its end."""
+"""Where a song fades out, or falls silent, at its end."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from kie_async.files import on_disk
 
 _WINDOW = 30.0  # seconds before the end that are measured
 _MOMENT = 1.0  # seconds whose loudness is one value
-_QUIETER = 10.0  # LU below the usual moment of these seconds
+_QUIETER = 10.0  # LU below the usual moment of these seconds: an end as quiet as that is a fade, or silence
+_LOUD = 4.0  # LU below it at most: what comes before the fade
 
 
 async def quiet_from(source: str | PathLike[str], end: float) -> float | None:
-    """Return from when on a file is much quieter than before, up to ``end`` (seconds); None if it is not quiet there.
+    """Return from when on a file fades out, or is silent, up to ``end`` (both in seconds), to a second before that.
 
-    It fades out there, or is silent. None too without the extra ``audio``.
+    None if it is not much quieter at ``end`` than before. None too without the extra ``audio``.
 
     Raises:
         AudioError, StorageError: as ``open_reader``.
@@ -27,12 +28,15 @@ def _quiet_from(source: str | PathLike[str], end: float) -> float | None:
     import numpy as np  # an extra, and slow to import
 
     from kie_async.audio._decode import read_samples
-    from kie_async.audio._loudness import loudness
+    from kie_async.audio._loudness import SILENCE, loudness
 
     start = max(0.0, end - _WINDOW)
     samples, rate = read_samples(source, start, end)
     size = round(_MOMENT * rate)
     ends = range(samples.shape[1], size - 1, -size)  # the last one first
     moments = np.array([loudness(samples[:, at - size : at], rate) for at in ends] or [0.0])
-    last_loud = np.flatnonzero(moments >= np.median(moments) - _QUIETER)[0]
-    return start + ends[last_loud] / rate if last_loud else None
+    usual = np.median(moments[moments > SILENCE]) if moments.max() > SILENCE else SILENCE
+    if moments[0] >= usual - _QUIETER:
+        return None
+    last_loud = int(np.argmax(moments >= usual - _LOUD))
+    return start + ends[last_loud] / rate

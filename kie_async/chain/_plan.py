@@ -43,7 +43,8 @@ class ChainOptions(UploadFields, total=False):
         directory: where all takes are downloaded; their sound then tells what they hold (the extra ``audio``).
         max_steps: from 1 up; 10 by default.
         max_credits: what all steps may cost, those of earlier calls too.
-        before_end: where what there is is cut, in seconds before its end; 0.5 by default.
+        before_end: where what there is is cut, in seconds before its end. By default 0.5; a take whose file is in
+            ``directory`` and fades out, or is silent, at its end is cut 0.5 before that (the extra ``audio``).
     """
 
     choose: ChooseTake
@@ -51,7 +52,7 @@ class ChainOptions(UploadFields, total=False):
     directory: str | PathLike[str] | None
     max_steps: int
     max_credits: float | None
-    before_end: float
+    before_end: float | None
 
 
 @attrs.frozen(kw_only=True)
@@ -98,10 +99,10 @@ class ChainPlan:
         """The key of a step in the journal; the first step is the same whatever is chosen of it."""
         return f"{self.name if number == 1 else self.key}-{number}"
 
-    def next_request(self, track: Track) -> Request:
-        """The request that extends a take."""
-        duration = track.duration or 0.0
-        return extend_track(track, {**self.fields, "continue_at": self.goal.next_cut(duration)})
+    def next_request(self, track: Track, fades_from: float | None = None) -> Request:
+        """The request that extends a take; ``fades_from``: where that begins to fade out, if it does."""
+        cut = self.goal.next_cut(track.duration or 0.0, fades_from)
+        return extend_track(track, {**self.fields, "continue_at": cut})
 
     def is_step(self, job: Job, request: Request) -> bool:
         """Whether a job is the step that a request would make, and not another that has its key."""
@@ -139,7 +140,7 @@ async def plan_chain(
     goal = ChainGoal(
         seconds=seconds,
         max_steps=given.pop("max_steps", MAX_STEPS),
-        before_end=given.pop("before_end", BEFORE_END),
+        before_end=given.pop("before_end", None),
     )
     if not (callable(choose) or choose in ("longest", "first")):
         remedy = 'give "longest", "first", or a function that takes the tracks and returns one'
@@ -187,7 +188,7 @@ async def _first_upload(source: str | PathLike[str], given: dict[str, Any], goal
         return await files.measure_request(UploadExtendRequest(source, **given))
     request = await files.measure_request(UploadExtendRequest(source, **{**given, "continue_at": "50%"}))
     length = request.source_duration
-    cut = f"-{goal.before_end:.2f}s" if length is None else goal.next_cut(length)
+    cut = f"-{goal.before_end or BEFORE_END:.2f}s" if length is None else goal.next_cut(length)
     return attrs.evolve(request, continue_at=cut)
 
 

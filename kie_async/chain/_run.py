@@ -23,7 +23,15 @@ from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.spending import credits_of
 from kie_async.chain._plan import ChainPlan
-from kie_async.errors import BudgetError, ConflictError, KieError, Problem, SubmitUnknownError, invalid_request
+from kie_async.errors import (
+    AudioError,
+    BudgetError,
+    ConflictError,
+    KieError,
+    Problem,
+    SubmitUnknownError,
+    invalid_request,
+)
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal import PAID, Job, Journal, Recorder, State
 from kie_async.models import Request, Track
@@ -154,12 +162,14 @@ class ChainRun:
         """
         goal, request = self.plan.goal, self.plan.first
         before: SongLength | None = None
+        fades_from: float | None = None
         while (end := goal.end_after(before, self._song, len(self._steps))) is None:
             before = self._song
             with self._explained():
                 if self._steps:
-                    request = self.plan.next_request(self._steps[-1].track)
-                step = await self._step(request)
+                    fades_from = await self._fades_from(self._steps[-1])
+                    request = self.plan.next_request(self._steps[-1].track, fades_from)
+                step = await self._step(request, fades_from)
             self._steps.append(step)
             self._source = step.file
             self.observer(step)
@@ -171,7 +181,14 @@ class ChainRun:
             end=end,
         )
 
-    async def _step(self, request: Request) -> ChainStep:
+    async def _fades_from(self, step: ChainStep) -> float | None:
+        """Where the chosen take of a step begins to fade out, if that decides where it is cut."""
+        if self.plan.goal.before_end is None and step.file is not None:
+            with suppress(AudioError):  # what cannot be decoded may be extended nevertheless
+                return await audio.quiet_from(step.file, step.track.duration or 0.0)
+        return None
+
+    async def _step(self, request: Request, fades_from: float | None) -> ChainStep:
         number = len(self._steps) + 1
         key = self.plan.step_key(number)
         try:
@@ -195,6 +212,7 @@ class ChainRun:
             tracks=made.tracks,
             track=track,
             cut=made.cut,
+            fades_from=fades_from if made.cut == request.continue_at else None,  # a step on record has its own cut
             holds=holds,
             length=None if self._song is None else self._song.total,
             files=paths,

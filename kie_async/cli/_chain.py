@@ -16,7 +16,7 @@ import attrs
 
 from kie_async import audio, files
 from kie_async._display import clock
-from kie_async._protocol.chain import Chain, ChainPart, ChainStep
+from kie_async._protocol.chain import BEFORE_END, Chain, ChainPart, ChainStep
 from kie_async._protocol.options import UploadFields
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import RecordedTakes, Results, find_track
@@ -203,16 +203,18 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
 
 
 async def _say_quiet_end(output: Output, plan: ChainPlan) -> None:
-    """Say that a song falls silent before its first cut, which a new part does not follow well."""
+    """Say that a song fades out before its first cut, which a new part does not follow well."""
     cut = plan.first.continue_at
-    if plan.source_file is None or not isinstance(cut, float):
+    if plan.source_file is None or plan.goal.before_end is not None or not isinstance(cut, float):
         return
     with suppress(AudioError):  # what cannot be decoded may be sent nevertheless
-        quiet = await audio.quiet_from(plan.source_file, cut)
-        if quiet is not None:
+        end = cut + BEFORE_END
+        fades_from = await audio.quiet_from(plan.source_file, end)
+        if fades_from is not None:
+            earlier = clock(plan.goal.next_cut(end, fades_from))
             output.say(
-                f"the song falls silent at {clock(quiet)}, before it is cut at {clock(cut)}: --at {clock(quiet)} cuts "
-                "it there; give that before anything is paid, for with another cut all steps are made and paid anew"
+                f"the song fades out from {clock(fades_from)}, and is cut at {clock(cut)}: --at {earlier} cuts it "
+                "before that; give that before anything is paid, for with another cut all steps are made and paid anew"
             )
 
 
@@ -230,7 +232,10 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
         length = "an unknown length" if step.length is None else clock(step.length)
         holds = "the whole song" if step.holds == "whole" else "the continuation alone"
         take = step.tracks.index(step.track) + 1
-        output.say(f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}")
+        line = f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}"
+        if step.fades_from is not None:
+            line += f"; cut at {clock(step.cut or 0.0)}: the take before fades out from {clock(step.fades_from)}"
+        output.say(line)
         output.value["steps"].append(step.to_dict())
         for path in map(str, step.files):
             output.value["files"].append(path)

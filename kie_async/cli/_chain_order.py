@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import attrs
 from cyclopts import Group, Parameter
 
-from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, SongLength, length_after, part_by_length
+from kie_async._protocol.chain import MAX_STEPS, SongLength, length_after, part_by_length
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import read_cut_point
 from kie_async.batch import count_verdicts
@@ -28,7 +28,7 @@ class UntilOptions:
     Attributes:
         until: Extend the song until it lasts so long (4:00 or 240); the same command again goes on where it stopped.
         choose: Which take of a step the next one extends (longest).
-        before_end: Where each take is cut, in seconds before its end (0.5).
+        before_end: Where each take is cut, in seconds before its end (0.5 before it, or before it fades out).
         max_steps: Extend it so often at most (10).
         max_credits: Never spend more than this on it.
         trim: Make a file that lasts so long, and fades out at its end.
@@ -36,7 +36,7 @@ class UntilOptions:
 
     until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
     choose: Literal["longest", "first"] = "longest"
-    before_end: float = BEFORE_END
+    before_end: float | None = None
     max_steps: Positive = MAX_STEPS
     max_credits: NotNegative | None = None
     trim: bool = False
