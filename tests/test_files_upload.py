@@ -184,6 +184,50 @@ async def test_a_file_that_may_not_be_read_is_the_disks_matter(song: Path, monke
     assert "Permission denied" in await refused(song, StorageError)
 
 
+HALF = audio_files.SECONDS / 2
+
+
+@pytest.mark.parametrize(
+    ("make", "is_measured", "end"),
+    [
+        (audio_files.wav, False, HALF),
+        (audio_files.mp3, False, HALF),
+        (lambda: audio_files.m4a(index_first=True), False, HALF),
+        (audio_files.flac, False, None),  # its header does not say where the file ends
+        (audio_files.flac, True, HALF),
+        (audio_files.aac, True, None),
+    ],
+)
+async def test_a_file_that_ends_before_its_header_says_so_goes_up_with_a_notice(
+    make: Callable[[], bytes], end: float | None, song: Path, *, is_measured: bool
+) -> None:
+    data = make()
+    notes = []
+    for part in (data, data[: len(data) // 2]):
+        song.write_bytes(part)
+        emitted: list[Event] = []
+        async with upload_host() as (_, transport):
+            transport.emit = emitted.append
+            await files.upload(transport, song, measure=is_measured)
+        notes += [event.note for event in emitted if isinstance(event, Notice)]
+    assert len(notes) == (end is not None)
+    for note in notes:
+        found = re.fullmatch(r"My song\.mp3 is cut off: its header says 0:20.*, its audio ends at about 0:(\d\d)", note)
+        assert found
+        assert int(found[1]) == pytest.approx(end, abs=4)  # half of the bytes is not always half of the time
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0x7FFFFFD0, 0xFFFFFFFF])
+async def test_a_wav_from_a_pipe_is_not_cut_off(size: int, song: Path) -> None:
+    data = audio_files.wav_that_claims(size and size - 36)
+    song.write_bytes(data[:4] + size.to_bytes(4, "little") + data[8:])
+    emitted: list[Event] = []
+    async with upload_host() as (_, transport):
+        transport.emit = emitted.append
+        await files.upload(transport, song)
+    assert not emitted
+
+
 async def test_a_file_over_the_limit_stays_here(song: Path) -> None:
     os.truncate(song, 200_000_001)
     assert "200000001 bytes" in await refused(song)

@@ -18,6 +18,7 @@ HEAD = 16  # bytes that are enough to tell a kind
 _TAGS = 8  # ID3 tags in a row that are skipped
 _PADDING = 4096  # zero bytes after a tag that are skipped
 _ID3V1 = 128  # bytes of a tag that follows the audio of an mp3, and begins with "TAG"
+_OPEN_SIZE = 0x7FFF0000  # from here on, what stands in a header is what a program writes that cannot know the size
 OGG_HEADER = 27  # bytes of a page before the sizes of its segments
 _OGG_PAGE_MAX = OGG_HEADER + 255 + 255 * 255
 OGG_END = 0x04  # flag of a stream's last page
@@ -95,11 +96,20 @@ def _kind(head: bytes) -> AudioKind | None:
 
 def ends_as_declared(file: BinaryIO, kind: AudioKind) -> bool | None:
     """Tell whether a file ends where its content says that it ends; None if its content does not say."""
+    size = file.seek(0, SEEK_END)
+    if kind is OGG:
+        return _ogg_ends(file, size)
+    end = declared_end(file, kind)
+    return None if end is None else end == size
+
+
+def declared_end(file: BinaryIO, kind: AudioKind) -> int | None:
+    """Return at which byte a file ends, as its content says; None if its content does not say."""
     ending = _ENDINGS.get(kind)
     return None if ending is None else ending(file, file.seek(0, SEEK_END))
 
 
-def _mp3_ends(file: BinaryIO, size: int) -> bool | None:
+def _mp3_end(file: BinaryIO, _size: int) -> int | None:
     """Read the bytes of audio from the Xing (or Info) header that encoders write into the first frame."""
     start = audio_start(file) or 0
     file.seek(start)
@@ -110,15 +120,16 @@ def _mp3_ends(file: BinaryIO, size: int) -> bool | None:
             place = at + (12 if flags & 1 else 8)
             end = start + int.from_bytes(frame[place : place + 4], "big")
             file.seek(end)
-            return size == end or (size == end + _ID3V1 and file.read(3) == b"TAG")
+            return end + (_ID3V1 if file.read(3) == b"TAG" else 0)
     return None
 
 
-def _chunk_ends(file: BinaryIO, size: int, order: Literal["little", "big"]) -> bool | None:
+def _chunk_end(file: BinaryIO, size: int, order: Literal["little", "big"]) -> int | None:
     """Read the size of the one chunk that is the file; an encoder that could not go back leaves it open."""
     file.seek(4)
     length = int.from_bytes(file.read(4), order)
-    return None if length in {0, 0xFFFFFFFF} else size in {8 + length, 8 + length + length % 2}
+    end = 8 + length
+    return None if length == 0 or length >= _OPEN_SIZE else max(end, min(size, end + length % 2))
 
 
 def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
@@ -131,7 +142,7 @@ def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
     return is_whole and bool(page[5] & OGG_END)
 
 
-def _m4a_ends(file: BinaryIO, size: int) -> bool | None:
+def _m4a_end(file: BinaryIO, size: int) -> int | None:
     """Go from box to box: they fill the file, and its index is one of them."""
     at, names = 0, set()
     while at < size:
@@ -144,13 +155,12 @@ def _m4a_ends(file: BinaryIO, size: int) -> bool | None:
             return None
         names.add(head[4:8])
         at += length
-    return at == size and b"moov" in names
+    return at if b"moov" in names else at + _BOX_HEADER
 
 
-_ENDINGS: Mapping[AudioKind, Callable[[BinaryIO, int], bool | None]] = {
-    MP3: _mp3_ends,
-    WAV: partial(_chunk_ends, order="little"),
-    AIFF: partial(_chunk_ends, order="big"),
-    OGG: _ogg_ends,
-    M4A: _m4a_ends,
+_ENDINGS: Mapping[AudioKind, Callable[[BinaryIO, int], int | None]] = {
+    MP3: _mp3_end,
+    WAV: partial(_chunk_end, order="little"),
+    AIFF: partial(_chunk_end, order="big"),
+    M4A: _m4a_end,
 }

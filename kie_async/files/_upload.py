@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import secrets
 import stat
-from os import PathLike
+from os import SEEK_END, PathLike
 from pathlib import Path
 
 import attrs
 
 from kie_async._client.http_client import Transport
+from kie_async._display import clock
 from kie_async._protocol.address_rules import check_url
 from kie_async._protocol.endpoints import FilePart
 from kie_async._protocol.endpoints import upload as upload_call
 from kie_async._protocol.request_rules import is_url
 from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
-from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AudioKind, kind_of
+from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AudioKind, audio_start, declared_end, kind_of
 from kie_async.files._disk import Progress, Reporter, on_disk
-from kie_async.files._measure import in_turn
+from kie_async.files._measure import MAX_DURATION, in_turn
 from kie_async.files._measure import measure as measure_file
+from kie_async.files._stated_length import stated_length
 from kie_async.models import Request, UploadedFile, UploadExtendRequest
 
+_HEAD = 1 << 18  # bytes that hold the header of a file, or the index of an mp4
+_MISSING = 1.0  # seconds; what lacks no more is not worth a notice
 MAX_UPLOAD = 200_000_000  # bytes; 8 min of studio wav have 140 MB
 
 
@@ -40,6 +44,7 @@ async def upload(
     *,
     progress: Progress | None = None,
     measure: bool = True,
+    duration: float | None = None,
 ) -> UploadedFile:
     """Upload a file of audio and return where the service keeps it, for 24 hours.
 
@@ -51,6 +56,7 @@ async def upload(
         path: a plain file, at most 200 MB.
         progress: called with the bytes sent and the bytes in all.
         measure: tell how long it is (``duration`` of the answer); needs the extra ``audio``.
+        duration: how long it is, if that is known.
 
     Raises:
         AudioError: the file is no audio, or changed while it was sent; nothing was submitted.
@@ -60,8 +66,10 @@ async def upload(
     """
     path = Path(path)
     kind, before = await on_disk(check_source, path)
-    duration = await in_turn(measure_file, path) if measure else None
+    duration = await in_turn(measure_file, path) if measure else duration
     reporter = Reporter(progress, transport.emit)
+    if notice := await on_disk(_cut_off, path, kind, duration):
+        reporter.notify(notice)
     part = FilePart(
         path=path,
         size=before.size,
@@ -83,7 +91,7 @@ async def upload_request(request: Request, transport: Transport) -> Request:
     """
     if not isinstance(request, UploadExtendRequest) or is_url(request.source):
         return request
-    uploaded = await upload(transport, Path(request.source), measure=False)
+    uploaded = await upload(transport, Path(request.source), measure=False, duration=request.source_duration)
     return attrs.evolve(request, source=uploaded.download_url)
 
 
@@ -117,6 +125,22 @@ def check_source(path: Path) -> tuple[AudioKind, FileStat]:
             f"{_shown(path)} is no audio by its content, whatever its name says: give one of {AUDIO_KIND_NAMES}"
         )
     return kind, found
+
+
+def _cut_off(path: Path, kind: AudioKind, seconds: float | None) -> str:
+    """Say of a file that ends before its header says so how long it should be; nothing of another; blocks."""
+    with path.open("rb") as file:
+        size, start, end = file.seek(0, SEEK_END), audio_start(file) or 0, declared_end(file, kind)
+        file.seek(0)
+        head = file.read(_HEAD)
+    claimed = stated_length(kind, head, start, max(size, end or 0))
+    if end is not None:
+        seconds = (claimed or 0.0) * (size - start) / max(end - start, 1)
+    if seconds is None or claimed is None or not seconds + _MISSING < claimed <= MAX_DURATION:
+        return ""
+    return (
+        f"{_shown(path)} is cut off: its header says {clock(claimed)}, its audio ends at about {clock(round(seconds))}"
+    )
 
 
 def _file_stat(path: Path) -> FileStat:
