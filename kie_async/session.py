@@ -171,6 +171,7 @@ class KieSession(Opened[Dispatcher]):
             ConflictError: the job of this key is being submitted, or came to nothing, or has another request; nothing
                 was sent now, and ``charged`` says whether that job was paid.
             InvalidRequestError: it breaks a rule, or the service says so.
+            SessionError: a key was given, and the session has no journal.
             AudioError, FileError: the source cannot be used; nothing was spent.
             RefusedError: the service refused; ``code`` says why.
             ConnectError: nothing was sent.
@@ -184,6 +185,8 @@ class KieSession(Opened[Dispatcher]):
         dispatcher = self._open()
         if dispatcher.recorder is not None:
             return await dispatcher.recorder.submit(request, key, check)
+        if key is not None:  # without a record of it, the same key would be paid again
+            raise SessionError("a key needs a journal: give KieSession(journal=...); nothing was sent")
         return dispatcher.task(await dispatcher.submit(await dispatcher.admit(request), check=check))
 
     def check_request(self, request: Request) -> None:

@@ -235,6 +235,11 @@ def test_an_audio_id_is_one_word(audio_id: str) -> None:
     assert "control characters" in problems_of(ExtendRequest, audio_id, **OWN)["audio_id"]
 
 
+@pytest.mark.parametrize("audio_id", ["https://h.example/a?s=secret", "songs/a", "a.mp3", "C:\\a"])
+def test_a_song_of_your_own_is_no_track(audio_id: str) -> None:
+    assert problems_of(ExtendRequest, audio_id, **OWN)["audio_id"] == "is an address or the name of a file"
+
+
 # ---------------------------------------------------------------- as JSON
 
 MOMENT = datetime(2026, 3, 4, 11, 44, tzinfo=UTC)

@@ -442,6 +442,12 @@ async def test_a_share_of_what_nobody_measured_is_refused() -> None:
         await refused(service.session.upload_extend("http://127.0.0.1:9/a.mp3", continue_at="75%"), service, remedy)
 
 
+async def test_what_is_no_request_is_refused() -> None:
+    async with serving() as service:
+        fields: Any = {"audioId": "a1", "model": "V5"}
+        await refused(service.session.submit(fields), service, "request: is of type dict; give an ExtendRequest")
+
+
 async def test_a_batch_made_by_hand_measures_its_files(tmp_path: Path) -> None:
     song = silence(tmp_path / "song.wav", 10)
     requests = {

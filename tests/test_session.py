@@ -333,3 +333,6 @@ async def test_without_a_journal_there_is_nothing_to_resume() -> None:
     async with serving() as service:
         with pytest.raises(kie.SessionError, match="no journal"):
             await anext(service.session.resume())
+        with pytest.raises(kie.SessionError, match="a key needs a journal"):  # it would not be known the next time
+            await service.session.submit(REQUEST, key="k")
+        assert not service.emulator.arrivals

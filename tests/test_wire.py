@@ -435,7 +435,7 @@ def test_the_callback_samples_are_read() -> None:
     "body",
     [
         {"data": {"taskId": "t1"}}, {"task_id": "t1"}, {"taskId": "t1", "data": {"task_id": "t1"}},
-        {"code": "200", "taskId": "t1", "data": "text"},
+        {"code": "200", "taskId": "t1", "data": "text"}, {"data": [{"task_id": "t1"}]},
     ],
 )  # fmt: skip
 def test_the_id_of_a_callback_stands_in_several_places(body: object) -> None:
@@ -455,7 +455,7 @@ def test_a_callback_that_can_be_read_in_two_ways_is_refused(body: bytes) -> None
 
 
 def test_the_tracks_of_a_callback_are_read_as_far_as_they_can_be() -> None:
-    listed = [{"id": "a", "createTime": 1735689600000}, {}, 3, None, [], ["a"], "https://x.example/1"]
+    listed = [{"id": " a ", "createTime": 1735689600000}, {}, 3, None, [], ["a"], "https://x.example/1"]
     event = wire.read_callback(json.dumps({"task_id": "t1", "data": {"data": listed}}).encode())
     assert [(track.id, track.audio_url) for track in event.tracks] == [("a", "https://x.example/1")]
     assert event.tracks[0].created_at == MOMENT

@@ -147,7 +147,11 @@ def check_task_id(task_id: object) -> str:
 # ---------------------------------------------------------------- the checks: pure
 
 
-def _find_problems(request: Request, settings: Settings, *, ready: bool) -> Iterator[Problem]:
+def _find_problems(request: object, settings: Settings, *, ready: bool) -> Iterator[Problem]:
+    if not isinstance(request, (ExtendRequest, UploadExtendRequest)):
+        remedy = "give an ExtendRequest or an UploadExtendRequest"
+        yield Problem("request", f"is of type {type(request).__name__}", remedy)
+        return
     if settings.strict_limits:
         for name, has, allowed in _find_older_limits(request):
             yield Problem(name, has, f"{allowed}, and strict_limits holds to it")

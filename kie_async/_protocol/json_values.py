@@ -284,7 +284,7 @@ def _reader(members: Mapping[str, tuple[str, Callable[..., object]]]) -> Callabl
 
 
 _ADDRESSES = {field.name: as_address for field in attrs.fields(Track) if field.name.endswith("_url")}
-_TRACK = _members_of(Track, duration=as_duration, **_ADDRESSES)
+_TRACK = _members_of(Track, id=lambda value: as_word(value).strip(), duration=as_duration, **_ADDRESSES)
 
 TRACK_KEYS = _TRACK.keys()
 AUDIO_KEYS = frozenset(key for key, (field, _) in _TRACK.items() if field.endswith("audio_url"))

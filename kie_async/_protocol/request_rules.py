@@ -158,6 +158,7 @@ def read_cut_point(text: str) -> CutPoint | None:
 Fields: TypeAlias = Mapping[str, object]
 
 LONGEST = 1e6  # seconds; what is longer is no length of audio
+_ADDRESS_OR_PATH = re.compile(r"[/\\]|\.[A-Za-z0-9]{2,4}\Z")  # no id of a track holds these
 
 
 def find_problems(given: Fields, *, own_parameters: bool) -> Iterator[Problem]:
@@ -243,6 +244,9 @@ def _audio_id(audio_id: object) -> Iterator[Problem]:
     elif not audio_id.isprintable() or audio_id != audio_id.strip():
         problem = f"holds spaces at its ends or control characters: {_shown(audio_id)}"
         yield Problem("audio_id", problem, "give the id of a track (Track.id)")
+    elif _ADDRESS_OR_PATH.search(audio_id):
+        remedy = "give the id of a track (Track.id); audio of your own is for upload-extend"
+        yield Problem("audio_id", "is an address or the name of a file", remedy)
 
 
 def _source(source: object) -> Iterator[Problem]:

@@ -268,7 +268,9 @@ def _stage(status: str) -> str:
 
 
 def _members(value: object) -> dict[str, Any]:
-    """The members of an object, which may have come as JSON text; none for anything else."""
+    """The members of an object, which may have come as JSON text, or alone in a list; none for anything else."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, str) and value.startswith("{"):
         value = load_marked(value.encode("utf-8", "replace"))
     if isinstance(value, DoubledObject):
