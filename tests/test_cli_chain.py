@@ -94,6 +94,8 @@ def test_the_same_command_pays_for_nothing_twice(
     finished = terminal(*words, "--until", "8")
     assert finished.code == 0, finished.err
     assert finished.value["steps"] == value["steps"]
+    said = f"nothing to do: the song lasts 0:09 already (2 steps, 24 credits); your song: {value['files'][3]}"
+    assert [line for line in finished.err.splitlines() if line] == [said]
     longer = terminal(*words, "--until", "11", "--yes", "--max-credits", "40")
     assert (longer.code, longer.value["plan"]["credits"], longer.value["length"]) == (0, 12, 12.5)
     capped = terminal(*words, "--until", "20", "--max-credits", "40")
@@ -119,7 +121,7 @@ def test_a_track_is_extended_and_another_choice_shares_the_first_step(
     assert [charge.body["continueAt"] for charge in service.ledger] == [19.0, 20.0]
     nothing = terminal(*words, "--until", "0:20", "--trim")
     assert (nothing.code, nothing.out) == (0, "")
-    assert "the song lasts 0:20 already: nothing to do" in nothing.err
+    assert "nothing to do: the song lasts 0:20 already\n" in nothing.err
     shared = terminal(*words, "--until", "22")  # of which the longest take is long enough
     assert (shared.code, len(made(shared)), len(service.ledger)) == (0, 2, 2)
     longer = terminal(*words, "--until", "25", "--yes")

@@ -38,7 +38,7 @@ from kie_async.cli._options import CallbackOptions, SubmitOptions
 from kie_async.cli._output import Output, confirm
 from kie_async.errors import AudioError, BudgetError, KieError
 from kie_async.events import Event, Notice
-from kie_async.journal import PAID, Job
+from kie_async.journal import PAID, Job, State
 from kie_async.models import Track
 from kie_async.session import KieSession
 
@@ -105,9 +105,12 @@ def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None)
     length, wanted = "an unknown time" if chain.length is None else clock(chain.length), clock(chain.seconds)
     steps = count_of(len(chain.steps), "step")
     if chain.end == "reached":
-        if song is not None:
-            lasts = wanted if order.until.trim else f"{length} of {wanted}"
-            output.say(f"done: {lasts}, {steps}, {chain.credits:.12g} credits; your song: {song}")
+        spent = f"{steps}, {chain.credits:.12g} credits"
+        if len(chain.steps) <= order.delivered:
+            line = f"nothing to do: the song lasts {length} already" + (f" ({spent})" if chain.steps else "")
+        else:
+            line = f"done: {wanted if order.until.trim else f'{length} of {wanted}'}, {spent}"
+        output.say(line if song is None else f"{line}; your song: {song}")
         return
     message, remedy = f"the song lasts {length}, and not {wanted}", _WHY_SHORT.get(chain.end, "")
     if chain.end == "max_steps":
@@ -179,9 +182,8 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
     cost, length = new * CREDITS_PER_TASK, plan.first.source_duration
     output.value["plan"] = {"key": plan.key, "new_steps": new, "credits": cost, "source_duration": length}
     output.value["plan"] |= {"unused_steps": len(unused)}
+    order = attrs.evolve(order, delivered=sum(job.state is State.DELIVERED for job in jobs))
     if is_ended:
-        if song is not None and song.total >= plan.goal.seconds:
-            output.say(f"the song lasts {clock(song.total)} already: nothing to do")
         goal = attrs.evolve(plan.goal, max_steps=max(len(jobs), 1))  # whatever their sound is found to hold now
         return attrs.evolve(order, plan=attrs.evolve(plan, goal=goal))
     lasts = "" if song is None else f" ({clock(song.total)})"
@@ -235,7 +237,8 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
         line = f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}"
         if step.fades_from is not None:
             line += f"; cut at {clock(step.cut or 0.0)}: the take before fades out from {clock(step.fades_from)}"
-        output.say(line)
+        if step.number > order.delivered:  # the run that made the others has said it
+            output.say(line)
         output.value["steps"].append(step.to_dict())
         for path in map(str, step.files):
             output.value["files"].append(path)

@@ -71,6 +71,7 @@ class ChainOrder:
         out: where the files go.
         emulated: on the built-in emulator.
         join: whether a joined file is asked for, whatever the takes hold.
+        delivered: how many steps were made and downloaded before.
     """
 
     plan: ChainPlan
@@ -79,6 +80,7 @@ class ChainOrder:
     out: Path
     emulated: bool
     join: bool
+    delivered: int = 0
 
     @property
     def other_choice(self) -> Literal["longest", "first"]:
