@@ -140,11 +140,18 @@ def test_what_is_known_of_a_track_is_found_beside_it(
     made_before = terminal("upload-extend", str(demo), "--at", "5", *TITLED, *out).value["tracks"][1]
     answer = terminal("extend", made_before["id"], "--until", "8", *TITLED, *out)  # it lasts 5 + 4 s
     assert (answer.code, answer.value["steps"], answer.value["length"]) == (0, [], 9.0)
-    longer = terminal("extend", made_before["id"], "--until", "12", "--yes", *TITLED, *out).value
-    assert (longer["steps"][0]["cut"], longer["length"]) == (8.5, 12.5)
+    longer = terminal("extend", made_before["id"], "--until", "12", "--yes", *TITLED, *out)
+    assert (longer.value["steps"][0]["cut"], longer.value["length"]) == (8.5, 12.5)
     assert [charge.body["model"] for charge in service.ledger] == ["V5", "V5"]
     unknown = terminal("extend", "a1", "--until", "12", "--yes", *TITLED, *out)
     assert (unknown.code, unknown.value["error"]["problems"][0]["option"]) == (2, "--model")
+    says = f"no sidecar (NAME.kie.json) in {tmp_path} tells the model and the length of track a1: give the --out DIR"
+    assert f"{says} that holds it, or --model and --duration\n" in unknown.err
+    model = terminal("extend", "a1", "--until", "12", "--model", "V5", *TITLED, *out)
+    assert "holds it, or --duration\n" in model.err
+    assert "NAME.kie.json" not in longer.err
+    known = terminal("extend", made_before["id"], "--until", "8", "--duration", "9", *TITLED, *out)
+    assert (known.code, "NAME.kie.json" in known.err) == (0, False)
 
 
 # ---------------------------------------------------------------- one file

@@ -72,8 +72,8 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     if run.no_wait:
         raise UsageError("--until waits for the takes of each step: leave --no-wait out")
     await files.check_writable(run.out)
-    if isinstance(source, Track) and source.duration is None:
-        source = await files.on_disk(find_track, run.out, source.id)
+    if isinstance(source, Track):
+        source = await _find_track(output, source, run.out, options.music.model)
     fields = options.music.of_track() if isinstance(source, Track) else options.music.of_upload()
     checks = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
     checker = KieSession(make_settings({**checks, "route": options.common.route, "observer": _ignore}), journal="")
@@ -94,6 +94,19 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
             raise
     output.value |= chain.to_dict()
     _say_end(output, order, chain, await _finish(output, order, chain))
+
+
+async def _find_track(output: Output, track: Track, out: Path, model: str | None) -> Track:
+    """Add to a track what its sidecar says; say how to tell what is not known of it."""
+    found = await files.on_disk(find_track, out, track.id)
+    found = attrs.evolve(found, duration=track.duration or found.duration)
+    known = {"--model": model or found.model_name, "--duration": found.duration}
+    if missing := " and ".join(option for option, value in known.items() if value is None):
+        output.say(
+            f"no sidecar (NAME.kie.json) in {out} tells the model and the length of track {track.id}: give the --out "
+            f"DIR that holds it, or {missing}"
+        )
+    return found
 
 
 def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None) -> None:
