@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kie_async import errors
-from kie_async.batch._budget import CreditBudget
-from kie_async.batch._error_policy import RULES, Action, Decision, ErrorPolicy, rule_for
+from kie_async.batch._policy import RULES, Action, CreditBudget, Decision, ErrorPolicy, rule_for
 from kie_async.errors import BudgetError, KieError, SettingsError, TaskFailedError
 from kie_async.journal import Job, JobError, LastAttempt, State
 from kie_async.models import ExtendRequest

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from kie_async._package import lazy_exports
 from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
-from kie_async.batch._budget import CreditBudget
 from kie_async.batch._chain import RecordedTakes, find_track
-from kie_async.batch._control import WorkerControl
-from kie_async.batch._expiry import Expiry, tracks_expiry, upload_expiry
-from kie_async.batch._fetch import FetchOutcome, fetch_jobs
-from kie_async.batch._health import serve_health
+from kie_async.batch._control import WorkerControl, serve_health
+from kie_async.batch._delivery import count_verdicts, write_verdict
+from kie_async.batch._fetch import Expiry, FetchOutcome, fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
+from kie_async.batch._policy import CreditBudget
 from kie_async.batch._reconcile import (
     adopt,
     find_by_name,
@@ -30,7 +29,6 @@ from kie_async.batch._reconcile import (
 )
 from kie_async.batch._results import RESULTS, SIDECAR, Results, read_sidecar, song_file, song_of, strip_secrets
 from kie_async.batch._runner import Runner
-from kie_async.batch._verdicts import count_verdicts, write_verdict
 
 if TYPE_CHECKING:
     from kie_async.batch._engine import LivingWorker, create_worker_tables, list_workers, worker_migrations

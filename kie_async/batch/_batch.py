@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing, asynccontextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ from anyio import to_thread
 
 from kie_async._client import map_unordered
 from kie_async._client.concurrency import each_of
-from kie_async.batch._budget import CreditBudget
 from kie_async.batch._control import WorkerControl
 from kie_async.batch._manifest import manifest_error
+from kie_async.batch._policy import CreditBudget
 from kie_async.batch._reconcile import reconcile
 from kie_async.batch._results import Results
 from kie_async.batch._runner import JobObserver, Runner
@@ -84,31 +84,40 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     Leaving the loop early submits nothing more; submitted tasks go on at the service, and the next run follows them.
     """
     journal = journal or session.journal or default_journal(directory)
-    name = batch or ""
-    if not name:
-        name = await to_thread.run_sync(batch_name, journal, directory)
+    if not batch:
+        batch = await to_thread.run_sync(batch_name, journal, directory)
     observer = guarded(observer)
-    async with AsyncExitStack() as stack:
-        recorder = await stack.enter_async_context(session.open_journal(journal))
-        await stack.enter_async_context(recorder.leases.holding(f"batch:{name}"))
-        await check_writable(Path(directory))
+    async with (
+        _opened(session, journal, directory) as (recorder, results),
+        recorder.leases.holding(f"batch:{batch}"),
+    ):
         machine = "" if shared_files else session.settings.machine
         if max_credits is not None and journal.spans_machines:  # before there is a job that a worker could take
-            await journal.caps.set(name, max_credits)
-        await enqueue(journal, jobs, name, session.check_request, machine=machine)
-        budget = CreditBudget(max_credits, spent=await journal.spent(name))
-        results = Results(directory, emulated=session.settings.on_loopback, machine=session.settings.machine)
-        async for job in reconcile(recorder, results, name):
+            await journal.caps.set(batch, max_credits)
+        await enqueue(journal, jobs, batch, session.check_request, machine=machine)
+        budget = CreditBudget(max_credits, spent=await journal.spent(batch))
+        async for job in reconcile(recorder, results, batch):
             observer(job)
             yield job
         runner = Runner(session, recorder, results, budget, observer)
-        keys = _keys(recorder, runner, name)
+        keys = _keys(recorder, runner, batch)
         outcomes = map_unordered(keys, runner.run_job, recorder.group, concurrency=session.settings.max_in_flight)
         async with aclosing(outcomes):
             async for job in outcomes:
                 yield job
-    if (error := runner.why_stopped(name)) is not None:
+    if (error := runner.why_stopped(batch)) is not None:
         raise error
+
+
+@asynccontextmanager
+async def _opened(
+    session: KieSession, journal: Journal, directory: str | PathLike[str]
+) -> AsyncGenerator[tuple[Recorder, Results]]:
+    """Open the journal and the directory of a run."""
+    settings = session.settings
+    async with session.open_journal(journal) as recorder:
+        await check_writable(Path(directory))
+        yield recorder, Results(directory, emulated=settings.on_loopback, machine=settings.machine)
 
 
 async def enqueue(
@@ -216,9 +225,7 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
     Cancelling gives every job back at once, and leaves it where the journal says: other workers, or the next run, go on
     from there. A submission that was sent is answered and recorded first.
     """
-    async with session.open_journal(journal) as recorder:
-        await check_writable(Path(directory))
-        results = Results(directory, emulated=session.settings.on_loopback, machine=session.settings.machine)
+    async with _opened(session, journal, directory) as (recorder, results):
         runner = Runner(session, recorder, results, CreditBudget(), observer)
         worker = _worker(runner, recorder, session.settings, dsn=dsn, at_once=at_once, control=control)
         await worker.work(until_done=until_done)
@@ -256,13 +263,11 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
         ManifestError: requests that the settings of this session refuse; nothing was spent on this batch.
         KieError: what stopped this worker: the key, the credits, the disk. Others may go on.
     """
-    async with session.open_journal(journal) as recorder:
-        await check_writable(Path(directory))
+    async with _opened(session, journal, directory) as (recorder, results):
         machine = "" if shared_files else session.settings.machine
         if max_credits is not None:  # before there is a job that a worker could take
             await journal.caps.set(batch, max_credits)
         await enqueue(journal, jobs, batch, session.check_request, machine=machine)
-        results = Results(directory, emulated=session.settings.on_loopback, machine=session.settings.machine)
         emit = guarded(observer)
         async for job in reconcile(recorder, results, batch):
             emit(job)

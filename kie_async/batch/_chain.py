@@ -7,10 +7,9 @@ from pathlib import Path
 from kie_async._protocol.chain import ChainPart
 from kie_async._protocol.json_values import as_duration, as_text
 from kie_async.audio import compare
-from kie_async.batch._delivery import Delivery
+from kie_async.batch._delivery import Delivery, write_verdict
 from kie_async.batch._reconcile import ENDED_WITHOUT_TRACKS, RecordedTasks, find_job, have_all
 from kie_async.batch._results import SIDECAR, Results, read_sidecar
-from kie_async.batch._verdicts import write_verdict
 from kie_async.errors import KieError
 from kie_async.events import Notice, clean, guarded
 from kie_async.files import on_disk

@@ -1,23 +1,33 @@
 """Download the tracks of a job into the directory of its results, and record that it is delivered.
 
-Several processes may be about to: a lease says which one does, and the others wait for it.
+Several processes may be about to: a lease says which one does, and the others wait for it. Then the sound of the tracks
+tells what they hold, which is written into their sidecars: a comparison that fails, or is cut off, costs no file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
 
+from kie_async._client.concurrency import InternalErrors
 from kie_async._client.lifetime import until_done
+from kie_async._fsync import replace_file
+from kie_async._protocol.json_values import as_duration
+from kie_async.audio import Verdict, can_compare, compare
 from kie_async.batch._reconcile import find_job, location_of
-from kie_async.batch._results import Download, Results
-from kie_async.batch._verdicts import Verdicts
+from kie_async.batch._results import SIDECAR, Download, Results, encode_json, read_sidecar, song_file
 from kie_async.errors import ConflictError, KieError, StorageError
-from kie_async.events import Observer
+from kie_async.events import Notice, Observer
+from kie_async.files import hash_source, on_disk
 from kie_async.journal import Job, Journal, Leases, State
 
 _LEASE_INTERVAL = 1.0  # seconds until a lease that another process holds is tried again
@@ -37,7 +47,7 @@ class Delivery:
         self._journal = journal
         self._leases = leases
         self._results = results
-        self._verdicts = Verdicts(results, emit)
+        self._emit = emit
 
     async def deliver(self, job: Job, download: Download) -> Job:
         """Download the tracks, or wait for another process that does, until it ends or its lease runs out.
@@ -61,7 +71,7 @@ class Delivery:
                 except ConflictError:
                     await anyio.sleep(_LEASE_INTERVAL)
                 else:
-                    await self._verdicts.add(delivered)
+                    await self._add_verdicts(delivered)
                     return delivered
                 job = await find_job(self._journal, job.key)
         except asyncio.CancelledError:
@@ -117,3 +127,51 @@ class Delivery:
         if job.state is not State.SUCCEEDED:
             raise ConflictError(f"job {key!r} is {job.state}: another process was quicker", job.task_id)
         return job
+
+    async def _add_verdicts(self, job: Job) -> None:
+        """Compare the tracks of a job with its source, if that is a file here, and write what they hold."""
+        cut = as_duration(job.request.continue_at)
+        if cut is None or not can_compare():
+            return
+        try:
+            with InternalErrors(f"job {job.key!r}"):
+                if (source := await on_disk(_find_source, job)) is None:
+                    return
+                for path in (self._results.directory / name for name in job.files):
+                    await on_disk(write_verdict, path, await compare(source, path, continue_at=cut))
+        except KieError as error:
+            note = f"what the tracks of job {job.key!r} hold cannot be told: {error}"
+            self._emit(Notice(job.task_id or "", note))
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def _find_source(job: Job) -> Path | None:
+    """Find the file that a job extends, if it is here and still the same."""
+    path, source = song_file(job.request), job.source
+    if path is None or source is None or not path.is_file():
+        return None
+    return path if hash_source(path, measured=False)[0] == source.sha256 else None
+
+
+def write_verdict(path: Path, verdict: Verdict, facts: Mapping[str, Any] | None = None) -> None:
+    """Write a verdict into the sidecar of a track; it blocks.
+
+    Args:
+        path: of the track.
+        verdict: on it.
+        facts: of the sidecar, if it is a new one.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    sidecar = path.with_name(f"{path.stem}{SIDECAR}")
+    value = {**(facts or {}), **(read_sidecar(sidecar) or {}), "verdict": attrs.asdict(verdict)}
+    replace_file(sidecar, encode_json(json.dumps(value, ensure_ascii=False, indent=2)))
+
+
+def count_verdicts(paths: Iterable[Path]) -> Counter[str]:
+    """Count the verdicts on tracks by their kind, as their sidecars have them; it blocks."""
+    found = [read_sidecar(path.with_name(f"{path.stem}{SIDECAR}")) or {} for path in paths]
+    return Counter(facts["verdict"]["kind"] for facts in found if "verdict" in facts)

@@ -20,9 +20,8 @@ from anyio import to_thread
 from kie_async._client import Task
 from kie_async._client.concurrency import InternalErrors
 from kie_async._protocol.admission import FailureStreak
-from kie_async.batch._budget import CreditBudget
 from kie_async.batch._delivery import Delivery
-from kie_async.batch._error_policy import Action, ErrorPolicy
+from kie_async.batch._policy import Action, CreditBudget, ErrorPolicy
 from kie_async.batch._reconcile import RecordedTasks, find_job
 from kie_async.batch._results import Results, song_file
 from kie_async.errors import (

@@ -1,4 +1,7 @@
-"""Which errors stop a batch, and which are waited out: one table, RULES. Pure."""
+"""What stops a batch: which errors do, and which are waited out (one table, RULES); and a cap on credits. Pure.
+
+The cap that processes share is in ``journal._caps``.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from types import MappingProxyType
 
 import attrs
 
+from kie_async._protocol.spending import SpendingCap
 from kie_async.errors import (
     AuthError,
     BudgetError,
@@ -24,6 +28,7 @@ from kie_async.errors import (
     UnavailableError,
     UnexpectedRedirectError,
 )
+from kie_async.journal import Job, State
 
 
 class Action(Enum):
@@ -113,3 +118,26 @@ class ErrorPolicy:
     def succeed(self) -> None:
         """Start counting anew: a submission was accepted."""
         self._in_a_row.clear()
+
+
+# ---------------------------------------------------------------- a cap on credits, in one process
+
+_NOT_SETTLED = frozenset({State.INTENT, State.SUBMITTED, State.UNKNOWN})
+
+
+class CreditBudget(SpendingCap):
+    """A cap on what a batch spends, by the keys of its jobs; ``spent`` is that of ``Journal.spent``."""
+
+    remedy = "raise it, then run again"
+
+    def settle_job(self, job: Job) -> None:
+        """Replace what was reserved for a job by what it cost, if that is known; ignore a job with no reservation."""
+        if job.state not in _NOT_SETTLED:
+            self.settle(job.key, _cost(job))
+
+
+def _cost(job: Job) -> float | None:
+    if job.state is State.PLANNED:
+        return 0.0  # what ``credits`` says is of an earlier attempt, and was counted then
+    is_free = job.state is State.REJECTED and (job.error is None or job.error.charged == "no")
+    return 0.0 if job.credits is None and is_free else job.credits
