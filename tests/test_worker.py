@@ -14,8 +14,6 @@ from typing import Any, LiteralString
 import anyio
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from postgres import Server, execute
 from procrastinate import App, PsycopgConnector
 from psycopg.types.json import Jsonb
@@ -25,7 +23,6 @@ import kie_async as kie
 from benchmarks.quota import most_in_window
 from kie_async import events
 from kie_async.batch import WorkerControl, _engine, _worker, enqueue, run_batch, run_shared_batch, work
-from kie_async.batch._engine import WorkerLease
 from kie_async.emulator import Fault
 from kie_async.errors import AuthError, BudgetError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
@@ -48,14 +45,6 @@ LISTENERS = """
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # an engine and a database of their own take real time
-
-
-NUMBERS = st.integers(min_value=0)
-
-
-@given(st.builds(WorkerLease, engine_id=NUMBERS, pid=NUMBERS, started_at=NUMBERS, machine=st.text()))
-def test_the_name_of_a_worker_s_lease_says_all_of_it(lease: WorkerLease) -> None:
-    assert WorkerLease.parse(lease.name) == lease
 
 
 @attrs.define

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
 
 import anyio
 import attrs
@@ -156,11 +155,15 @@ def _script(script: str, migration: Path) -> str:
     return f"{script};\nCOMMENT ON TABLE procrastinate_jobs IS '{migration.stem}'".replace("%", "%%")
 
 
-_WORKERS = """
-SELECT lease.name, extract(epoch FROM now() - worker.last_heartbeat)::float AS heartbeat_age,
+# The name of the lease that a worker holds says what is known of it.
+WORKER_LEASE = "worker:{engine_id}:{pid}:{started_at}:{machine}"
+_WORKERS = r"""
+SELECT said[4] AS machine, said[2]::bigint AS pid, said[3]::bigint AS started_at, worker.id AS engine_id,
+    extract(epoch FROM now() - worker.last_heartbeat)::float AS heartbeat_age,
     (SELECT count(*) FROM procrastinate_jobs AS job WHERE job.worker_id = worker.id AND job.status = 'doing') AS jobs
-FROM kie_lease AS lease JOIN procrastinate_workers AS worker ON worker.id::text = split_part(lease.name, ':', 2)
-WHERE lease.name LIKE 'worker:%%' AND lease.expires_at > extract(epoch FROM now()) ORDER BY worker.id
+FROM kie_lease AS lease CROSS JOIN regexp_match(lease.name, '^worker:(\d+):(\d+):(\d+):(.*)$') AS said
+JOIN procrastinate_workers AS worker ON worker.id::text = said[1]
+WHERE lease.expires_at > extract(epoch FROM now()) ORDER BY worker.id
 """
 
 
@@ -185,30 +188,6 @@ class LivingWorker:
     engine_id: int
 
 
-@attrs.frozen
-class WorkerLease:
-    """What is said of a worker by the name of the lease that it holds; the fields are those of ``LivingWorker``."""
-
-    engine_id: int
-    pid: int
-    started_at: int
-    machine: str
-
-    @property
-    def name(self) -> str:
-        """The name; ``list_workers`` finds the engine's number in it by its place."""
-        return f"worker:{self.engine_id}:{self.pid}:{self.started_at}:{self.machine}"
-
-    @classmethod
-    def parse(cls, name: str) -> Self | None:
-        """Read a name; None if it is that of another version, or of something else."""
-        try:
-            _, engine_id, pid, started_at, machine = name.split(":", 4)
-            return cls(int(engine_id), int(pid), int(started_at), machine)
-        except ValueError:
-            return None
-
-
 async def list_workers(dsn: str) -> list[LivingWorker]:
     """List the workers of a shared journal that are alive.
 
@@ -220,9 +199,7 @@ async def list_workers(dsn: str) -> list[LivingWorker]:
     async with connected(make_connector(dsn)) as connector:
         if await last_migration(connector) is None:
             return []
-        rows = await connector.execute_query_all_async(_WORKERS)
-        leases = ((WorkerLease.parse(row.pop("name")), row) for row in rows)
-        return [LivingWorker(**attrs.asdict(lease), **row) for lease, row in leases if lease is not None]
+        return [LivingWorker(**row) for row in await connector.execute_query_all_async(_WORKERS)]
 
 
 async def create_worker_tables(dsn: str) -> None:

@@ -30,10 +30,10 @@ from kie_async.batch._control import WorkerControl
 from kie_async.batch._engine import (
     CONNECT_TIMEOUT,
     QUEUE,
+    WORKER_LEASE,
     Refusals,
     RetryLater,
     RetryLaterError,
-    WorkerLease,
     connected,
     describe,
     ensure_tables,
@@ -218,8 +218,9 @@ class Worker:
         """Hold the lease from which ``list_workers`` knows an engine's process and machine."""
         if engine.worker_id is None:  # not yet
             return
-        lease = WorkerLease(engine.worker_id, os.getpid(), int(self._control.started_at), self._settings.machine)
-        async with self._recorder.leases.holding(lease.name, guards_spending=False):
+        started_at, machine = int(self._control.started_at), self._settings.machine
+        lease = WORKER_LEASE.format(engine_id=engine.worker_id, pid=os.getpid(), started_at=started_at, machine=machine)
+        async with self._recorder.leases.holding(lease, guards_spending=False):
             await anyio.sleep_forever()
 
     async def _why_not_ready(self) -> str:
