@@ -30,7 +30,6 @@ from kie_async.journal._recorder import Recorder
 from kie_async.settings import machine_name
 
 _MAX_KEYS_SHOWN = 10  # in an error
-_RETRYABLE = frozenset({State.FAILED, State.REJECTED})
 ENDED_WITHOUT_TRACKS = (State.FAILED, State.REJECTED, State.UNKNOWN)  # a delivered job's line is older than its end
 _MAX_CLOCK_DIFFERENCE = 600.0  # seconds
 
@@ -260,7 +259,7 @@ async def retry(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is no such job, or it is neither.
     """
-    job = await find_retryable(journal, key)
+    job = await find_job(journal, key, State.FAILED, State.REJECTED)
     return await journal.move(key, State.PLANNED, token=job.token)
 
 
@@ -270,7 +269,7 @@ async def retry_unknown(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is no such job, it is not unknown, or a callback has named its task.
     """
-    job = await find_unknown(journal, key)
+    job = await find_job(journal, key, State.UNKNOWN)
     if callbacks := await journal.callbacks_for(token=job.token):
         raise ConflictError(f"a callback has named the task of job {key!r}: it was accepted", callbacks[0].task_id)
     return await journal.move(key, State.PLANNED, token=job.token)
@@ -282,7 +281,7 @@ async def resolve_as(journal: Journal, key: str, task_id: str) -> Job:
     Raises:
         ConflictError: there is no such job, it is not unknown, or the task is another's.
     """
-    job = await find_unknown(journal, key)
+    job = await find_job(journal, key, State.UNKNOWN)
     return await journal.move(key, State.SUBMITTED, token=job.token, task_id=task_id)
 
 
@@ -292,32 +291,8 @@ async def give_up(journal: Journal, key: str) -> Job:
     Raises:
         ConflictError: there is no such job, or it is not unknown.
     """
-    job = await find_unknown(journal, key)
+    job = await find_job(journal, key, State.UNKNOWN)
     return await journal.move(key, State.ABANDONED, token=job.token)
-
-
-async def find_retryable(journal: Journal, key: str) -> Job:
-    """Read a job that can be retried.
-
-    Raises:
-        ConflictError: there is none of this key, or it neither failed nor was rejected.
-    """
-    job = await find_job(journal, key)
-    if job.state not in _RETRYABLE:
-        raise ConflictError(f"job {key!r} is {job.state}: only what failed or was rejected can be tried again")
-    return job
-
-
-async def find_unknown(journal: Journal, key: str) -> Job:
-    """Read a job whose outcome is unknown.
-
-    Raises:
-        ConflictError: there is none of this key, or it is not unknown.
-    """
-    job = await find_job(journal, key)
-    if job.state is not State.UNKNOWN:
-        raise ConflictError(f"job {key!r} is {job.state}, and not unknown: there is nothing to decide")
-    return job
 
 
 async def find_by_name(journal: Journal, name: str, batch: str | None) -> Job:
@@ -336,15 +311,17 @@ async def find_by_name(journal: Journal, name: str, batch: str | None) -> Job:
     return found[0] if found else await find_job(journal, name)
 
 
-async def find_job(journal: Journal, key: str) -> Job:
-    """Read a job.
+async def find_job(journal: Journal, key: str, *states: State) -> Job:
+    """Read a job, in one of these states if any are given.
 
     Raises:
-        ConflictError: there is none of this key.
+        ConflictError: there is none of this key, or it is in another state.
     """
     job = await journal.get(key)
     if job is None:
         raise ConflictError(f"the journal has no job {key!r}")
+    if states and job.state not in states:
+        raise ConflictError(f"job {key!r} is {job.state}, and not {' or '.join(states)}")
     return job
 
 

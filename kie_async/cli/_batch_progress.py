@@ -331,9 +331,9 @@ def _expiries(job: Job) -> dict[str, Any]:
     """When the service deletes what it keeps for a job, as JSON."""
     tracks, upload = tracks_expiry(job), upload_expiry(job)
     return {
-        "tracks_expire_at": tracks and _moment(tracks.at).isoformat(timespec="seconds"),
+        "tracks_expire_at": tracks and timestamp(tracks.at),
         "tracks_expire_about": tracks and tracks.is_estimate,
-        "upload_expires_at": upload and _moment(upload.at).isoformat(timespec="seconds"),
+        "upload_expires_at": upload and timestamp(upload.at),
     }
 
 
@@ -343,8 +343,9 @@ def _deletions(job: Job, now: float) -> Iterator[str]:
         if expiry is not None:
             about = "about " if expiry.is_estimate else ""
             verb = "kept until" if expiry.at > now else "deleted"
-            yield f"{what} {verb} {about}{_moment(expiry.at):%Y-%m-%d %H:%M} UTC"
+            yield f"{what} {verb} {about}{datetime.fromtimestamp(expiry.at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _moment(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)
+def timestamp(at: float) -> str:
+    """A time, in unix seconds, as text."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from itertools import chain, repeat
 from typing import Annotated, Any
 
@@ -17,8 +16,7 @@ from kie_async._protocol.wire import TASK_ID
 from kie_async.batch import (
     adopt,
     find_by_name,
-    find_retryable,
-    find_unknown,
+    find_job,
     give_up,
     resolve_as,
     retry,
@@ -27,7 +25,7 @@ from kie_async.batch import (
     strip_secrets,
 )
 from kie_async.cli._batch import batch_error
-from kie_async.cli._batch_progress import Counts, blocked_jobs, count_of, job_line, job_value, say_who_waits
+from kie_async.cli._batch_progress import Counts, blocked_jobs, count_of, job_line, job_value, say_who_waits, timestamp
 from kie_async.cli._connect import JournalLocation, find_journal, make_settings
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._fetch import fetch
@@ -205,16 +203,12 @@ def _whole(job: Job, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "title": clean(request.title) if request.title else None,
         "source": source,
         "earlier_credits": job.earlier_credits,
-        "timestamps": {name: _timestamp(at) for name, at in job.moments.items()},
+        "timestamps": {name: timestamp(at) for name, at in job.moments.items()},
         "attempts": [
-            {"number": each.number, "task_id": each.task_id, "intended_at": _timestamp(each.intended_at)}
+            {"number": each.number, "task_id": each.task_id, "intended_at": timestamp(each.intended_at)}
             for each in attempts
         ],
     }
-
-
-def _timestamp(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 # ---------------------------------------------------------------- decisions
@@ -237,7 +231,7 @@ async def retry_jobs(
     if not yes:  # what is not there is said before money is spoken of
         async with location.opened() as journal:
             for key in keys:
-                await find_retryable(journal, key)
+                await find_job(journal, key, State.FAILED, State.REJECTED)
         cost = f"about {len(keys) * CREDITS_PER_TASK:.12g} credits"
         confirm(output, f"{count_of(len(keys), 'job')} will be made once more and paid again, {cost}")
     output.value["jobs"] = []
@@ -264,7 +258,7 @@ async def resolve(
         raise UsageError("--task-id is no id of a task: give it as the service shows it")
     if choice.retry and not choice.yes:
         async with location.opened() as journal:
-            await find_unknown(journal, key)
+            await find_job(journal, key, State.UNKNOWN)
         confirm(output, f"job {key!r} will be sent again; if it was accepted after all, it is paid twice")
     output.value["jobs"] = []
     async with location.opened() as journal:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,7 +11,7 @@ import attrs
 from kie_async import batch
 from kie_async.batch import WorkerControl, serve_health, work
 from kie_async.cli._batch import AFTER_UNKNOWN, lost_error
-from kie_async.cli._batch_progress import BatchProgress, count_of
+from kie_async.cli._batch_progress import BatchProgress, count_of, timestamp
 from kie_async.cli._connect import JournalLocation, connect, find_journal, stopped_by_sigterm
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JOBS, WORKER, Directory, JobsOptions, OutputArg, WorkerOptions, parse_address
@@ -122,14 +121,10 @@ async def workers(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
     if not location.is_shared:
         raise UsageError("--journal must be postgresql://..., where workers are; a file has none")
     living = await batch.list_workers(location.address)
-    output.value["workers"] = [{**attrs.asdict(each), "started_at": _moment(each.started_at)} for each in living]
+    output.value["workers"] = [{**attrs.asdict(each), "started_at": timestamp(each.started_at)} for each in living]
     for each in living:
-        since, age = _moment(each.started_at), f"heartbeat {each.heartbeat_age:.0f} s ago"
+        since, age = timestamp(each.started_at), f"heartbeat {each.heartbeat_age:.0f} s ago"
         output.print(f"{each.machine}  process {each.pid}  {count_of(each.jobs, 'job')}  since {since}  {age}")
     silent = [each.heartbeat_age for each in living if each.heartbeat_age > _SILENT_AFTER]
     ages = f", {len(silent)} silent for {max(silent):.0f} s" if silent else ""
     output.say(f"{count_of(len(living) - len(silent), 'worker')} at work{ages}")
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
