@@ -96,7 +96,6 @@ async def test_a_table_becomes_jobs(delimiter: str, mark: str, tmp_path: Path) -
     assert (two.source.path, two.source.size, two.source.duration) == (path, Path(path).stat().st_size, 20.0)
     assert three.key == "3"
     assert three.request == UploadExtendRequest("https://x.example/a.mp3", model="V5", continue_at=65.0)
-    assert len(made) == 3
 
 
 async def test_lines_of_json_become_jobs(tmp_path: Path) -> None:
@@ -118,7 +117,6 @@ async def test_a_folder_becomes_jobs(tmp_path: Path) -> None:
     (tmp_path / "d.mp3").mkdir()
     common = {"model": "V5", "continue_at": "50%"}
     made = read_manifest(tmp_path, defaults=common)
-    assert len(made) == 2
     jobs = await jobs_of(made)
     assert [Path(job.request.source).name for job in jobs if isinstance(job.request, UploadExtendRequest)] == [
         "a.WAV",
@@ -433,8 +431,6 @@ async def test_a_manifest_that_is_none(kind: str, tmp_path: Path) -> None:
     assert fault.line == 0
     with pytest.raises(ManifestError):
         await jobs_of(made)
-    with pytest.raises(ManifestError):
-        len(made)
 
 
 def refuse() -> None:
@@ -509,9 +505,9 @@ async def test_a_source_that_changes_after_the_check_is_a_fault(tmp_path: Path) 
 
 async def test_an_edited_manifest_is_checked_again(tmp_path: Path) -> None:
     made = manifest(tmp_path, HEAD + GOOD)
-    assert (await made.check()).total == len(made) == 1
+    assert (await made.check()).total == 1
     made.path.write_text(HEAD + GOOD + "a2,,V5,,,,,,,,\n")
-    assert len(await jobs_of(made)) == len(made) == 2
+    assert len(await jobs_of(made)) == 2
 
 
 async def test_a_manifest_edited_while_it_is_read_is_a_fault(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import stat
 from array import array
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from functools import cache
 from itertools import islice, pairwise
 from os import PathLike
@@ -66,7 +66,7 @@ class ManifestSummary:
 class Manifest:
     """The jobs of a manifest, for ``run_batch``: ``async for job in manifest`` yields them.
 
-    Nothing is read in advance. ``len`` counts the rows; before ``check`` it reads the file.
+    Nothing is read in advance.
     """
 
     def __init__(self, path: Path, defaults: Mapping[str, object], pattern: str | None) -> None:
@@ -80,13 +80,6 @@ class Manifest:
 
     def __repr__(self) -> str:
         return f"Manifest({str(self.path)!r})"
-
-    def __len__(self) -> int:
-        if self._summary is not None:
-            return self._summary.total
-        rows = _read_folder(self.path, self._pattern) if self._find_version() is None else read_file(self.path)
-        with closing(rows):
-            return sum(row.is_job for row in rows)
 
     async def check(self) -> ManifestSummary:
         """Read all of it, and hash and measure every source.

@@ -35,14 +35,12 @@ class Row:
         cells: what is written, by column; without empty cells and unknown columns.
         faults: what is wrong with the writing itself.
         location: the name of the file, in a folder.
-        is_job: False if it only reports an error of the file.
     """
 
     line: int
     cells: Mapping[str, object] = attrs.field(factory=dict)
     faults: tuple[RowProblem, ...] = ()
     location: str = ""
-    is_job: bool = True
 
     @property
     def is_readable(self) -> bool:
@@ -65,9 +63,9 @@ def read_file(path: Path) -> Generator[Row, None, None]:
             yield unreadable(lines.number, f"has over {_MAX_LINE} characters", "close the quotes; end each line")
 
 
-def unreadable(line: int, problem: str, remedy: str, *, location: str = "", is_job: bool = False) -> Row:
+def unreadable(line: int, problem: str, remedy: str, *, location: str = "") -> Row:
     """Report an error of the file, or a job whose row cannot be read."""
-    return Row(line, {}, (RowProblem(line, "", problem, remedy, location),), location, is_job)
+    return Row(line, {}, (RowProblem(line, "", problem, remedy, location),), location)
 
 
 @attrs.define
@@ -101,7 +99,7 @@ def _read_csv(lines: _LineReader) -> Generator[Row, None, None]:
     faults = [RowProblem(line, name, "is given twice as a column", "leave one out") for name in twice]
     faults += [_unknown(line, name) for name in named if name not in COLUMNS]
     if faults:
-        yield Row(line, faults=tuple(faults), is_job=False)
+        yield Row(line, faults=tuple(faults))
     rows = csv.reader(source, delimiter=delimiter, strict=True)
     while True:
         line = lines.number + 1
@@ -131,12 +129,12 @@ def _unknown(line: int, name: str) -> RowProblem:
 
 def _csv_row(line: int, names: Sequence[str], cells: Sequence[str]) -> Row:
     if any(map(_NOT_UTF8.search, cells)):
-        return unreadable(line, "is not UTF-8", "save the file as UTF-8", is_job=True)
+        return unreadable(line, "is not UTF-8", "save the file as UTF-8")
     texts = [cell.strip() for cell in cells]
     stray = [text for name, text in zip(names, texts, strict=False) if not name] + texts[len(names) :]
     if any(stray):
         problem = f"has {len(cells)} cells under {len(names)} columns"
-        return unreadable(line, problem, "put quotes around text that holds delimiters", is_job=True)
+        return unreadable(line, problem, "put quotes around text that holds delimiters")
     return Row(line, {name: text for name, text in zip(names, texts, strict=False) if text and name in COLUMNS})
 
 
@@ -147,15 +145,15 @@ def _read_jsonl(lines: _LineReader) -> Generator[Row, None, None]:
         if not text.strip():
             continue
         if _NOT_UTF8.search(text):
-            yield unreadable(line, "is not UTF-8", "save the file as UTF-8", is_job=True)
+            yield unreadable(line, "is not UTF-8", "save the file as UTF-8")
             continue
         try:
             value = _loads(text)
         except (ValueError, RecursionError) as error:
-            yield unreadable(line, f"is no JSON that can be read ({clean(str(error))[:80]})", remedy, is_job=True)
+            yield unreadable(line, f"is no JSON that can be read ({clean(str(error))[:80]})", remedy)
             continue
         if not isinstance(value, dict):
-            yield unreadable(line, "is no JSON object", remedy, is_job=True)
+            yield unreadable(line, "is no JSON object", remedy)
             continue
         given = {name: cell for name, cell in value.items() if name in COLUMNS and cell is not None}
         cells = {name: cell for name, cell in given.items() if not isinstance(cell, str) or cell.strip()}
