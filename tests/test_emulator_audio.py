@@ -232,9 +232,3 @@ def test_a_keynote_is_heard_and_silence_has_none() -> None:
     note = np.sin(2 * np.pi * 440 * moments).astype(np.float32)
     assert _audio.keynote(note) == 9
     assert _audio.keynote(_audio.silence(0.0002)) == 0
-
-
-def test_what_is_too_loud_is_turned_down_and_ends_in_silence() -> None:
-    loud = _audio.finished(melody(3.0) * 4, 3.0)
-    assert np.abs(loud).max() <= 0.951
-    assert np.abs(loud[-1]).max() == 0

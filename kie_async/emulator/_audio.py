@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain, pairwise
+from itertools import chain
 from random import Random
 from types import MappingProxyType
 from typing import TypeAlias
@@ -41,15 +41,7 @@ A4 = 440.0
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 _DETUNE = 0.008  # of the pitch, to each side: some 14 cents
 _JITTER = 0.02  # seconds, to each side
-_PEAK = 0.95  # full scale is 1; an encoder overshoots a little
-
-# The tune of the demo: degrees of the scale over eight bars of eight quavers each; None holds the note before.
-_TUNE: tuple[int | None, ...] = (
-    4, None, 5, 4, 2, None, 0, None, 1, None, 2, 1, -1, None, None, None,
-    0, None, 2, 4, 5, None, 4, 2, 3, None, 5, 4, 3, 2, 1, None,
-    2, None, 4, 5, 7, None, 4, None, 6, None, 4, 1, -1, None, 1, None,
-    2, None, 4, 2, 0, None, 2, 4, 5, 4, 3, None, 1, None, None, None,
-)  # fmt: skip
+_DEMO_SECONDS = 25.4
 
 
 def samples(seconds: float) -> int:
@@ -155,12 +147,6 @@ def _arpeggio(degree: int, at: float, bar: float, chance: Random) -> Iterator[No
             yield Note("drum", degree, -3, at + step * bar / 8, 0.2, 0.4)
 
 
-def _melody(tune: Sequence[int | None], at: float, quaver: float) -> Iterator[Note]:
-    starts = [index for index, degree in enumerate(tune) if degree is not None]
-    for start, end in pairwise([*starts, len(tune)]):
-        yield Note("pluck", tune[start] or 0, 1, at + start * quaver, (end - start) * quaver * 1.6, 0.32)
-
-
 def _song(seconds: float, bar: float, chance: Random, *, lively: bool) -> Iterator[Note]:
     """Bars of chords drawn at random, with a tune and perhaps (lively) a broken chord over them."""
     for number in range(int(seconds / bar) + 1):
@@ -168,17 +154,8 @@ def _song(seconds: float, bar: float, chance: Random, *, lively: bool) -> Iterat
         yield from _accompaniment(degree, at, bar, chance)
         if lively:
             yield from _arpeggio(degree, at, bar, chance)
-        yield from _melody([chance.choice((0, 1, 2, 4, 5, 7)) for _ in range(4)], at, bar / 4)
-
-
-def demo_sound() -> Sound:
-    """Make a tune of some 25 seconds over four chords, with an ending."""
-    bar, chance = 2.8, seeded("demo")
-    chords = [_accompaniment((0, 4, 5, 3)[number % 4], number * bar, bar, chance) for number in range(8)]
-    ending = [Note("pluck", third, 0, 8 * bar, 3.0, 0.25) for third in (0, 2, 4, 7)]
-    seconds = 8 * bar + 3.0
-    sound = perform(chain(*chords, _melody(_TUNE, 0.0, bar / 8), ending), seconds, 0, chance)
-    return finished(sound, seconds)
+        for step, melody in enumerate([chance.choice((0, 1, 2, 4, 5, 7)) for _ in range(4)]):
+            yield Note("pluck", melody, 1, at + step * bar / 4, bar * 0.4, 0.32)
 
 
 def unknown_sound(seconds: float, seed: str) -> Sound:
@@ -187,17 +164,6 @@ def unknown_sound(seconds: float, seed: str) -> Sound:
     root, bar = chance.randrange(12), chance.uniform(2.2, 3.2)
     sound = perform(_song(seconds, bar, chance, lively=True), seconds, root, chance)
     return np.tanh(sound)
-
-
-def finished(sound: Sound, seconds: float) -> Sound:
-    """Bring a sound to a length, limit its loudness, and fade it out."""
-    whole = silence(seconds)
-    whole[: len(sound)] = sound[: len(whole)]
-    peak = float(np.abs(whole).max(initial=0.0))
-    if peak > _PEAK:
-        whole *= np.float32(_PEAK / peak)
-    fade_out(whole, 1.5)
-    return whole
 
 
 def fade_out(sound: Sound, seconds: float) -> None:
@@ -339,7 +305,8 @@ def continued(  # noqa: PLR0913  # keyword-only, each by name
 
 def demo_song() -> bytes:
     """Make a short song, as a wav file."""
-    sound = demo_sound()
+    sound = unknown_sound(_DEMO_SECONDS, "demo")
+    fade_out(sound, 1.5)
     target = io.BytesIO()
     with wave.open(target, "wb") as file:
         file.setnchannels(1)
