@@ -20,7 +20,7 @@ import kie_async as kie
 from kie_async.emulator import Fault
 from kie_async.report import ReportError, write_report
 from kie_async.report._folder import Take
-from kie_async.report._page import lane_start
+from kie_async.report._report import lane_start
 from kie_async.testing import EmulatorHandle
 
 HOSTILE = """</script><img src=x onerror=alert(1)>\u2028'"&{{data}}"""
