@@ -20,7 +20,7 @@ import kie_async as kie
 from kie_async import events
 from kie_async._protocol.admission import Admission
 from kie_async._protocol.options import RequestFields, UploadFields
-from kie_async.batch._manifest_file import COLUMNS
+from kie_async.batch._manifest_rows import COLUMNS
 from kie_async.cli._options import Music
 from kie_async.emulator import Fault
 from kie_async.events import Event, Notice

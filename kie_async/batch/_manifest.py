@@ -20,8 +20,7 @@ from typing import TypeAlias
 import attrs
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async.batch._manifest_file import Row, read_file, unreadable
-from kie_async.batch._manifest_rows import parse_defaults, parse_row
+from kie_async.batch._manifest_rows import Row, parse_defaults, parse_row, read_file, unreadable
 from kie_async.batch._results import SIDECAR
 from kie_async.errors import AudioError, ManifestError, Problem, RowProblem, StorageError
 from kie_async.events import clean
