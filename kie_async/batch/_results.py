@@ -368,13 +368,8 @@ def _request_facts(request: Request) -> dict[str, Any]:
 
 
 def _track_facts(track: Track) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in attrs.asdict(track, recurse=False).items() if value is not None}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return strip_secrets(value) if isinstance(value, str) else value
+    given = {name: value for name, value in track.to_dict().items() if value is not None}
+    return {name: strip_secrets(value) if isinstance(value, str) else value for name, value in given.items()}
 
 
 def _timestamps(job: Job) -> dict[str, str]:

@@ -10,6 +10,7 @@ import heapq
 import math
 import secrets
 import uuid
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -245,18 +246,6 @@ class EmulatorState:
         if refusal is not None:
             request.code = refusal.code
             return refusal
-        task = self._accept(request, submission, raw, created, faults)
-        request.code, request.task_id = 200, task.id
-        return task
-
-    def _accept(
-        self,
-        request: ReceivedRequest,
-        submission: EmulatedSubmission,
-        raw: bytes,
-        created: int,
-        faults: Iterable[Fault],
-    ) -> EmulatedTask:
         number = len(self.account.ledger) + 1
         chance = seeded(f"{self.seed} {number}")
         seeded_id = f"{chance.getrandbits(128):032x}"
@@ -275,6 +264,7 @@ class EmulatorState:
         self._tracks.update({track_id: (task, index) for index, track_id in enumerate(ids)})
         self._plan_callbacks(task, callback_faults)
         self._note_end(task)
+        request.code, request.task_id = 200, task_id
         return task
 
     def _source(self, submission: EmulatedSubmission) -> tuple[float | None, str | None, bool]:
@@ -352,11 +342,5 @@ def planned_callbacks(timeline: Timeline, faults: Iterable[Fault]) -> list[Plann
 
 def most_in_window(times: Iterable[float], seconds: float) -> int:
     """Return the largest number of times in any half-open window of that many seconds."""
-    window: deque[float] = deque()
-    most = 0
-    for time in sorted(times):
-        window.append(time)
-        while window[0] <= time - seconds:
-            window.popleft()
-        most = max(most, len(window))
-    return most
+    times = sorted(times)
+    return max((number - bisect_right(times, at - seconds) for number, at in enumerate(times, 1)), default=0)
