@@ -74,9 +74,10 @@ def test_a_journal_that_is_given_keeps_what_was_emulated(terminal: Terminal, son
 
 
 def test_the_same_command_pays_for_nothing_twice(
-    terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path
+    terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("upload-extend", str(song), "--before-end", "0.5", "--out", str(tmp_path / "new"), "--json", *TITLED)
+    monkeypatch.chdir(tmp_path)
+    words = ("upload-extend", str(song), "--before-end", "0.5", "--out", "new", "--json", *TITLED)
     first = terminal(*words, "--until", "8", "--yes")
     assert first.code == 0, first.err
     value = first.value
@@ -87,6 +88,7 @@ def test_the_same_command_pays_for_nothing_twice(
     assert (value["length"], value["end"], value["credits"]) == (9.0, "reached", 24)
     assert "joined" not in value
     assert value["files"] == [path for step in value["steps"] for path in step["files"]]
+    assert set(value["files"]) == {str(path) for path in (tmp_path / "new").glob("*.mp3")}
     assert [charge.body["continueAt"] for charge in service.ledger] == [1.5, 5.0]
     again = terminal(*words, "--until", "8", "--yes").value
     assert again["steps"] == value["steps"]
@@ -103,7 +105,7 @@ def test_the_same_command_pays_for_nothing_twice(
     left = "36 of --max-credits 40 are spent, the next step costs 12: not sent; raise --max-credits; so far the song"
     assert left in capped.value["error"]["message"]
     assert len(service.ledger) == 3
-    listed = terminal("jobs", "list", "--out", str(tmp_path / "new"), "--json").value
+    listed = terminal("jobs", "list", "--out", "new", "--json").value
     assert [job["state"] for job in listed["jobs"]] == ["delivered"] * 3
     take = tmp_path / "new" / value["steps"][0]["files"][0].rpartition("/")[2]
     take.unlink()

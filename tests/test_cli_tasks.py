@@ -33,15 +33,16 @@ def paths(answer: Answer) -> list[Path]:
 # ---------------------------------------------------------------- demo
 
 
-def test_demo_makes_two_tracks_that_go_on(terminal: Terminal, tmp_path: Path) -> None:
+def test_demo_makes_two_tracks_that_go_on(terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
-    answer = terminal("demo", "--out", str(tmp_path / "new" / "demo"), virtual=True)
+    monkeypatch.chdir(tmp_path)
+    answer = terminal("demo", "--out", "new/demo", virtual=True)
     assert time.monotonic() - started < 60
     assert answer.code == 0
     assert "Signed callbacks reported it (3), and the record was read to make sure (" in answer.out
     assert "submitted: task" in answer.err
     song, *tracks = (Path(line.strip()) for line in answer.out.splitlines()[-3:])
-    assert sorted((tmp_path / "new" / "demo").iterdir()) == sorted([song, *tracks])
+    assert sorted(Path("new/demo").iterdir()) == sorted([song, *tracks])
     for path in tracks:
         assert path.suffix == ".mp3"
         assert files.measure(path) > 19.05
@@ -314,10 +315,13 @@ def test_wait_shows_or_fetches_the_tracks(
     assert len(service.ledger) == 1
 
 
-def test_download_fetches_all_tracks(terminal: Terminal, service: EmulatorHandle, short: Path, tmp_path: Path) -> None:
+def test_download_fetches_all_tracks(
+    terminal: Terminal, service: EmulatorHandle, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task_id = submit(terminal, service, short)
-    value = terminal("download", task_id, "--out", str(tmp_path), "--json").value
-    assert sorted(value["files"]) == sorted(str(path) for path in tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    value = terminal("download", task_id, "--out", "new", "--json").value
+    assert sorted(value["files"]) == sorted(str(path) for path in (tmp_path / "new").iterdir())
     assert len(value["files"]) == 2
     assert service.polls(task_id) == 1
 

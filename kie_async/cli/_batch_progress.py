@@ -207,7 +207,7 @@ class BatchProgress:
             waiting = await journal.machines.waiting(batch)
             if isinstance(batch, str):
                 self._output.value["credits"] = await journal.spent(batch)
-        self._output.value |= {"out": str(self._out), "counts": attrs.asdict(self.counts), "troubles": self.troubles}
+        self._output.value |= {"out": self._out, "counts": attrs.asdict(self.counts), "troubles": self.troubles}
         self._output.say(self.counts.summary)
         if self._verdicts:
             self._output.value["verdicts"] = dict(self._verdicts)

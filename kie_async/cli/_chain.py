@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import attrs
 
@@ -92,7 +92,7 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         except BudgetError as error:
             error.message = re.sub(r"(of|raise) max_credits\b", r"\1 --max-credits", error.message)
             raise
-    output.value |= chain.to_dict()
+    output.value |= chain.to_dict() | {"steps": [_step_value(step) for step in chain.steps]}
     _say_end(output, order, chain, await _finish(output, order, chain))
 
 
@@ -252,10 +252,10 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
             line += f"; cut at {clock(step.cut or 0.0)}: the take before fades out from {clock(step.fades_from)}"
         if step.number > order.delivered:  # the run that made the others has said it
             output.say(line)
-        output.value["steps"].append(step.to_dict())
-        for path in map(str, step.files):
+        output.value["steps"].append(_step_value(step))
+        for path in step.files:
             output.value["files"].append(path)
-            output.print(path)
+            output.print(str(path))
         output.hints = _hints(output, order, step.number + 1)
 
     async with session.open_journal(journal) as recorder:
@@ -263,6 +263,10 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
         takes = RecordedTakes(session, recorder, results)
         run = ChainRun(plan=plan, session=session, recorder=recorder, takes=takes, detect=takes.detect, observer=made)
         return await run.run()
+
+
+def _step_value(step: ChainStep) -> dict[str, Any]:
+    return step.to_dict() | {"files": list(step.files)}
 
 
 def _hints(output: Output, order: ChainOrder, number: int) -> dict[int, str]:
@@ -325,14 +329,14 @@ async def _finish(output: Output, order: ChainOrder, chain: Chain) -> Path | Non
         song = plan.source_file
     if joins:
         song = await _join(output, order, song, joins, f"{plan.song}-{plan.key}-{len(chain.steps)}-joined")
-        output.value["joined"] = str(song)
+        output.value["joined"] = song
     if order.until.trim and chain.end == "reached":
         name = f"{plan.song}-{plan.key}-{len(chain.steps)}-{plan.goal.seconds:g}s"
         target = _target(order.out, name, song)
         if not await files.on_disk(os.path.lexists, target):
             output.display.doing(f"trimming {song.name}")
             await audio.trim(song, target, seconds=plan.goal.seconds)
-        output.value["trimmed"] = str(target)
+        output.value["trimmed"] = target
         output.print(str(target))
         return target
     return song if chain.steps else None

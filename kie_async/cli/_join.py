@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
@@ -55,8 +55,7 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
         remedy = f"listen to it, and say {_CHOICE}"
         error.add_note(remedy if error.leaves_at is None else f"give --at {error.leaves_at}; or else {remedy}")
         raise
-    _show(output, joined)
-    output.value |= joined.to_dict()
+    output.value |= _show(output, joined)
 
 
 def check_join(song: str, run: RunOptions) -> None:
@@ -71,7 +70,7 @@ def check_join(song: str, run: RunOptions) -> None:
         raise UsageError("--join needs the tracks as files: give --out, and leave --no-wait out")
 
 
-async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]) -> None:
+async def join_takes(output: Output, song: Path, at: float, takes: Sequence[Path]) -> None:
     """Join each track to its song, in a file beside it.
 
     Raises:
@@ -79,7 +78,7 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]
     """
     output.value["joined"] = []
     errors, commands = list[KieError](), list[str]()
-    for take in map(Path, takes):
+    for take in takes:
         suffix = song.suffix.lower()  # of the song's kind, so that a lossless one stays so
         out = take.with_name(f"{take.stem}-joined{suffix if suffix in audio.SUFFIXES else '.mp3'}")
         output.display.doing(f"joining {take.name}")
@@ -92,8 +91,7 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]
                 commands.append(f"\n  {shlex.join(map(str, words))}")
             errors.append(error)
         else:
-            _show(output, joined)
-            output.value["joined"].append(joined.to_dict())
+            output.value["joined"].append(_show(output, joined))
     if commands:
         errors[0].add_note(
             f"listen, and join each; if it holds only what follows, --as continuation:{''.join(commands)}"
@@ -102,7 +100,8 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[str]
         raise errors[0]
 
 
-def _show(output: Output, joined: audio.Joined) -> None:
+def _show(output: Output, joined: audio.Joined) -> dict[str, Any]:
+    """Say what was joined, and return it as JSON."""
     sure = "" if joined.confidence is None else f" (confidence {joined.confidence:.2f})"
     holds = f"joined as the whole song{sure}" if joined.kind == "whole" else "joined as the continuation alone"
     if joined.kind == "continuation" and joined.confidence is not None:
@@ -117,3 +116,4 @@ def _show(output: Output, joined: audio.Joined) -> None:
     for flag in joined.seam.flags:
         output.say(f"at {clock(joined.seam.at)} {flag}: listen there")
     output.print(str(joined.path))
+    return joined.to_dict() | {"path": joined.path}

@@ -46,7 +46,7 @@ class Output:
 
     Attributes:
         display: progress, on stderr.
-        value: the JSON value, written whether the command succeeds or not.
+        value: the JSON value, written whether the command succeeds or not; its paths are written as absolute ones.
         events: how many of each type there were.
         resume: the options that another command needs to continue with the task; None: nothing can continue with it.
         hints: what to do next, by exit code, where the table of exits does not know it.
@@ -92,7 +92,7 @@ class Output:
         """Write the JSON value now, for a command that goes on after it."""
         if self.as_json and not self._is_published:
             self._is_published = True
-            self._write(json.dumps(self.value, default=str))
+            self._write(json.dumps(self.value, default=_json_text))
 
     def page(self) -> Console:
         """A console that writes to stdout, for the help."""
@@ -148,6 +148,10 @@ class Output:
             return with_cap(status.hint, error)
         task_id = self.value.get("task_id")
         return "" if not task_id or self.resume is None else status.hint.format(task=task_id, options=self.resume)
+
+
+def _json_text(value: object) -> str:
+    return str(value.absolute() if isinstance(value, Path) else value)
 
 
 # ---------------------------------------------------------------- questions

@@ -40,7 +40,7 @@ async def report_on(output: Output, directory: Path) -> Path:
         output.display.doing(f"{REPORT_NAME}: {done} of {total} files read")
 
     path = await write_report(directory, progress=progress)
-    output.value["report"] = str(path)
+    output.value["report"] = path
     return path
 
 
@@ -61,9 +61,9 @@ async def select(
     Example: kie-async select --from verdicts.json --out best
     """
     selection = await select_takes(verdicts, out, directory=directory)
-    output.value["out"] = str(out)
+    output.value["out"] = out
     for name in ("copied", "present", "missing", "taken"):
-        output.value[name] = [str(path) for path in getattr(selection, name)]
+        output.value[name] = list(getattr(selection, name))
     for path in selection.copied:
         output.print(str(path))
     output.say(f"{count_of(len(selection.copied), 'take')} copied, {len(selection.present)} there before")

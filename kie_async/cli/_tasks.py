@@ -88,7 +88,7 @@ async def demo(*, output: OutputArg, out: Directory, _output: OutputOptions = OU
     async with connect(output, receiver, emulated={"timeline": _QUICK}) as session:
         result = await follow(output, session, await session.submit(request), max_wait=None)
         await download_tracks(output, session, result, out, song_of(request))
-    output.value |= {"song": str(song), "length": length, "continue_at": cut}
+    output.value |= {"song": song, "length": length, "continue_at": cut}
     for line in _STORY.format(
         cut=cut, length=length, song=song, came=output.events[CallbackReceived], polls=output.events[Polled]
     ).splitlines():
@@ -294,7 +294,7 @@ async def _hand_over(
         await download_tracks(output, session, result, out, song)
     finally:
         for path in output.value["files"]:
-            output.print(path)
+            output.print(str(path))
 
 
 async def download_tracks(output: Output, session: KieSession, result: TaskResult, out: Path, song: str | None) -> None:
@@ -303,7 +303,7 @@ async def download_tracks(output: Output, session: KieSession, result: TaskResul
     Raises:
         KieError: the first reason why a track is missing.
     """
-    paths: list[str] = []
+    paths: list[Path] = []
     errors: list[KieError] = []
     output.value["files"] = paths
     output.display.doing("downloading the tracks")
@@ -311,7 +311,7 @@ async def download_tracks(output: Output, session: KieSession, result: TaskResul
         name = files.track_name(song, track.id) if song else None
         progress = output.display.transfer(f"downloading track {number}")
         try:
-            paths.append(str(await session.download(track, out, name=name, progress=progress)))
+            paths.append(out / (await session.download(track, out, name=name, progress=progress)).name)
         except KieError as error:
             errors.append(error)
     if errors:

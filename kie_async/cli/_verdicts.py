@@ -32,7 +32,7 @@ async def say_verdicts(output: Output, request: Request, result: TaskResult, out
     output.display.doing("comparing the tracks with their source")
     verdicts: list[dict[str, Any] | None] = []
     output.value["verdicts"] = verdicts
-    for number, path in enumerate(map(Path, output.value["files"]), start=1):
+    for number, path in enumerate(output.value["files"], start=1):
         try:
             with InternalErrors(path.name):
                 verdict = await compare(source, path, continue_at=cut)
