@@ -133,8 +133,11 @@ def test_no_jobs_to_be_found(terminal: Terminal, tmp_path: Path, words: tuple[st
     assert "--out or --journal" in answer.err
     answer = terminal("jobs", *words, "--out", str(tmp_path / "none"))
     assert answer.code == 2
-    assert "does not exist" in answer.err
+    assert answer.err.rstrip().endswith("does not exist")
     assert not (tmp_path / "none").exists()
+    (tmp_path / "kie-async-emulated.sqlite").touch()  # of a batch that was tried out
+    answer = terminal("jobs", *words, "--out", str(tmp_path))
+    assert f"; those of --emulate: --journal {tmp_path}/kie-async-emulated.sqlite" in answer.err
 
 
 @pytest.mark.parametrize("word", ["list", "wait", "results"])

@@ -228,7 +228,9 @@ class JournalLocation:
             UsageError: it does not exist.
         """
         if not self.exists:
-            raise UsageError(f"there are no jobs: {self.address} does not exist")
+            tried = Path(self.address).with_name(EMULATED_FILE)
+            where = f"; those of --emulate: --journal {shlex.quote(str(tried))}" if tried.exists() else ""
+            raise UsageError(f"there are no jobs: {self.address} does not exist{where}")
         async with self.journal() as journal:
             yield journal
 
