@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import anyio
 import pytest
 from emulator_client import emulated
-from fault_server import Reply, fault_server, http, said, settings
+from fault_server import Asked, Reply, fault_server, http, ok, said, settings
 from service import REQUEST, serving
 from virtual_time import VirtualTimeLoop
 
@@ -79,3 +80,19 @@ async def test_a_wait_of_a_minute_is_kept_and_a_longer_one_raised(asked: int, cl
             assert (await session.credits()).amount == 5916.25
             assert clock.time() - started >= LONGEST
         assert len(server.asked) == (1 if asked > LONGEST else 2)
+
+
+@pytest.mark.parametrize("asked", [LONGEST / 2, 10 * LONGEST])
+async def test_a_poll_waits_as_long_as_it_is_asked_to_up_to_a_minute(asked: float, clock: VirtualTimeLoop) -> None:
+    polled = []
+
+    def refuse(_asked: Asked) -> Reply:
+        polled.append(clock.time())
+        return Reply((http(429, b"", Retry_After=asked),), end="keep")
+
+    async with fault_server(ok(), refuse) as server, kie.KieSession(settings(server.url)) as session:
+        task = await session.submit(REQUEST)
+        with pytest.raises(kie.WaitTimeoutError):
+            await task.result(timeout=2.25 * LONGEST)
+    waits = [later - earlier for earlier, later in pairwise(polled)]
+    assert waits == pytest.approx([min(asked, LONGEST)] * len(waits), abs=1.0)

@@ -30,9 +30,10 @@ from kie_async._client.task import (
     outcome_of,
     timeout_error,
 )
+from kie_async._protocol.backoff import MAX_RETRY_AFTER
 from kie_async._protocol.durations import DurationModel, TaskKind
 from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, stage_number
-from kie_async.errors import AuthError, KieError, SessionError
+from kie_async.errors import AuthError, KieError, RateLimitedError, SessionError
 from kie_async.events import Followed, Notice, Observer, Paused, Polled, PollFailed, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
@@ -351,13 +352,15 @@ class Tracker:
         elif phase is PollPhase.REPEAT:
             self._queue.schedule(task, min(earliest_poll(task, now), task.deadline))
         else:
-            self._schedule(task)
+            asked = error.retry_after if isinstance(error, RateLimitedError) else None
+            self._schedule(task, at_least=min(asked or 0.0, MAX_RETRY_AFTER))
 
-    def _schedule(self, task: TrackedTask) -> None:
+    def _schedule(self, task: TrackedTask, at_least: float = 0.0) -> None:
         """Schedule the next poll. If it is far off because a callback should come first, schedule a recheck instead."""
         now = self._now()
-        poll_at, recheck_at = min(now + self._planner.delay(task, now), task.deadline), now + RECHECK_INTERVAL
-        is_recheck = poll_at > recheck_at and self._planner.awaits_callback(task)
+        delay = max(self._planner.delay(task, now), at_least)
+        poll_at, recheck_at = min(now + delay, task.deadline), now + RECHECK_INTERVAL
+        is_recheck = poll_at > recheck_at and not at_least and self._planner.awaits_callback(task)
         self._queue.schedule(task, recheck_at if is_recheck else poll_at, is_recheck=is_recheck)
 
     def _poll_no_later_than(self, task: TrackedTask, when: float) -> None:
