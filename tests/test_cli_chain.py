@@ -160,9 +160,10 @@ def test_what_is_known_of_a_track_is_found_beside_it(
 
 
 def test_continuations_are_joined_to_their_song(
-    terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path
+    terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "34", "--yes", *TITLED)
+    monkeypatch.chdir(demo.parent)
+    words = ("upload-extend", demo.name, "--out", str(tmp_path / "new"), "--until", "34", "--yes", *TITLED)
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
     says = "holds the continuation alone; the song lasts 0:34.4; cut at 0:03.5: the take before fades out from 0:04"
@@ -174,6 +175,7 @@ def test_continuations_are_joined_to_their_song(
     assert sorted(path.name for path in (tmp_path / "new").glob(".*")) == []
     sidecars = [json.loads(path.read_bytes()) for path in (tmp_path / "new").glob("*-1-*.kie.json")]
     assert [facts["verdict"]["kind"] for facts in sidecars] == ["continuation"] * 2
+    assert [facts["source"]["path"] for facts in sidecars] == [str(demo)] * 2  # a report is made anywhere
     finished = [word for word in words if word != "--yes"]
     assert terminal(*finished, "--trim").out == answer.out
     assert len(continuing.ledger) == 2

@@ -38,13 +38,15 @@ def test_upload_extend_says_what_each_track_holds(
     terminal: Terminal, song: Path, tmp_path: Path, answers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, words = tmp_path / "new", WORDS[answers]
+    monkeypatch.chdir(song.parent)
     with served(monkeypatch, answers=answers, **SHORT):
-        answer = terminal("upload-extend", str(song), "--at", "6", *MUSIC, "--out", str(out))
+        answer = terminal("upload-extend", song.name, "--at", "6", *MUSIC, "--out", str(out))
         assert answer.code == 0
         assert all(f"track {number}: {words}" in answer.err for number in (1, 2))
         found = sidecars(out)
         assert [each["verdict"]["kind"] for each in found] == [answers, answers]
         assert sorted(each["track"]["number"] for each in found) == [1, 2]
+        assert {each["source"]["path"] for each in found} == {str(song)}
         assert {each["file"]["name"] for each in found} == {path.name for path in out.glob("*.mp3")}
         if answers == "whole":  # a track that is extended is found by its id
             track_id = found[0]["track"]["id"]

@@ -320,7 +320,7 @@ def format_sidecar(job: Job, number: int, *, file: Mapping[str, Any] | None = No
         "task_id": job.task_id,
         "operation": job.request.operation,
         "request": _request_facts(job.request),
-        "source": job.source and {name: getattr(job.source, name) for name in _SOURCE_FACTS},
+        "source": _source_facts(job),
         "track": {"number": number, "of": len(job.tracks)} | _track_facts(track),
         "credits": job.credits,
         "moments": _timestamps(job),
@@ -365,6 +365,15 @@ def _request_facts(request: Request) -> dict[str, Any]:
     if "source" in fields:
         fields["source"] = strip_secrets(str(fields["source"]))
     return fields
+
+
+def _source_facts(job: Job) -> dict[str, Any] | None:
+    """What is known of the source of a job; the path of a file that is here is absolute, to be found from anywhere."""
+    path = song_file(job.request) if job.source is None else Path(job.source.path)
+    if path is None:
+        return None
+    facts = {name: getattr(job.source, name, None) for name in _SOURCE_FACTS}
+    return facts | {"path": str(path.absolute() if os.path.lexists(path) else path)}
 
 
 def _track_facts(track: Track) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _facts(result: TaskResult, number: int, source: Path, path: Path) -> dict[st
     facts = {"id": track.id, "duration": track.duration, "model_name": track.model_name}
     return {
         "task_id": result.task_id,
-        "source": {"path": str(source)},
+        "source": {"path": str(source.absolute())},  # to be found from anywhere
         "continue_at": result.continue_at,
         "track": {"number": number, "of": len(result.tracks), **facts},
         "file": {"name": path.name},
