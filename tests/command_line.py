@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import subprocess
 import sys
 import wave
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -113,14 +114,36 @@ def ended(process: subprocess.Popen[bytes]) -> Answer:
     return Answer(process.returncode, (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace"))
 
 
-def short_song(path: Path) -> Path:
-    """Write two seconds of silence."""
+def ended_on_terminal(*words: str, env: dict[str, str]) -> tuple[Answer, bytes]:
+    """Run a command with a terminal for stderr; return how it ended, and what the terminal showed."""
+    ours, theirs = pty.openpty()
+    with started(*words, env={"TERM": "xterm", **env}, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # EIO: nobody has the terminal open any more
+            while piece := os.read(ours, 4096):
+                shown += piece
+        answer = ended(process)
+    os.close(ours)
+    return answer, shown
+
+
+def short_song(path: Path, number: int = 0) -> Path:
+    """Write a song of two seconds; no two numbers give the same."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(8000)
-        file.writeframes(b"\0\0" * 8000 * 2)
+        file.writeframes(bytes((number, 0)) * 8000 * 2)
     return path
+
+
+def short_songs(folder: Path, count: int) -> Path:
+    """Write songs of two seconds, no two alike, into a folder."""
+    folder.mkdir(exist_ok=True)
+    for number in range(1, count + 1):
+        short_song(folder / f"song {number - 1}.wav", number)
+    return folder
 
 
 @contextmanager

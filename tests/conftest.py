@@ -37,8 +37,9 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"loop_factory": VirtualTimeLoop}
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    is_real = request.node.get_closest_marker("real_time") is not None
+    return "asyncio", {} if is_real else {"loop_factory": VirtualTimeLoop}
 
 
 # The user's: how the network is reached, and what the terminal is like.

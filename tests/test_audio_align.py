@@ -15,17 +15,12 @@ import kie_async as kie
 from benchmarks._audio_cases import RATE, Case, made_up_song, make_case, write_mp3, write_wav
 from kie_async.audio import compare
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 SONG, OTHER = (made_up_song(Random(seed), 30.0) for seed in (3, 103))
 
 
 LOOP = SONG[: 2 * RATE]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def verdict_on(case: Case, folder: Path) -> kie.audio.Verdict:

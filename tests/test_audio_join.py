@@ -26,18 +26,13 @@ from kie_async.audio._loudness import loudness
 
 Sound = NDArray[np.float32]
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 CUT = 7.0
 AT = round(CUT * RATE)
 SONG = np.float32(0.35) * made_up_song(Random(1), 10.0)
 NEW = np.float32(0.35) * made_up_song(Random(2), 4.0)
 TRUTH = np.concatenate([SONG[:AT], NEW])
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 def write_wav(path: Path, sound: Sound, rate: int = RATE, bits: int = 16) -> Path:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import wave
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import attrs
 import audio_files
 import pytest
 from anyio import to_thread
-from command_line import Answer, ended, environment, started
+from command_line import Answer, ended, environment, short_songs, started
 from file_host import Asked, FileHost, file_host, head
 from postgres import execute
 
@@ -25,17 +24,12 @@ from kie_async.errors import StorageError
 from kie_async.journal import PostgresJournal, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
-pytestmark = [pytest.mark.anyio, pytest.mark.scale]
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.scale]
 
 JOBS = 2
 TRACKS = 2 * JOBS
 SONG = audio_files.mp3(2.5)
 MUSIC = ("--at", "1s", "--instrumental", "--style", "folk", "--title", "Longer")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # processes of their own take real time
 
 
 @pytest.fixture
@@ -47,15 +41,7 @@ def service() -> Iterator[EmulatorHandle]:
 @pytest.fixture
 def songs(tmp_path: Path) -> Path:
     """A folder of songs of two seconds, no two alike."""
-    folder = tmp_path / "songs"
-    folder.mkdir()
-    for number in range(JOBS):
-        with wave.open(str(folder / f"song {number}.wav"), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(8000)
-            file.writeframes(bytes((number + 1, 0)) * 8000 * 2)
-    return folder
+    return short_songs(tmp_path / "songs", JOBS)
 
 
 @attrs.define

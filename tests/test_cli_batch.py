@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import shlex
 import signal
 import sys
-import wave
 from collections.abc import Callable
-from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from command_line import Answer, Terminal, ended, environment, served, started, virtual_loop
+from command_line import (
+    Answer,
+    Terminal,
+    ended,
+    ended_on_terminal,
+    environment,
+    served,
+    short_songs,
+    started,
+    virtual_loop,
+)
 from result_folder import data_of
 
 from kie_async import emulator
@@ -34,18 +41,6 @@ STEADY = 60.0  # of an emulator: a task takes one or two seconds
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "new songs"
-
-
-def songs(folder: Path, count: int) -> Path:
-    """Write short songs, no two alike, into a folder."""
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        with wave.open(str(folder / f"song {number}.wav"), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(8000)
-            file.writeframes(bytes((number + 1, 0)) * 8000 * 2)
-    return folder
 
 
 def tracks(path: Path, count: int) -> Path:
@@ -71,7 +66,7 @@ def _no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_is_delivered_and_the_same_again_pays_nothing(
     terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
 ) -> None:
-    words = ("batch", "--yes", str(songs(tmp_path / "in", 3)), "--out", str(out), *MUSIC, "--callbacks")
+    words = ("batch", "--yes", str(short_songs(tmp_path / "in", 3)), "--out", str(out), *MUSIC, "--callbacks")
     first = terminal(*words)
     assert first.code == 0
     assert len(paths(first)) == 6
@@ -82,7 +77,7 @@ def test_a_folder_is_delivered_and_the_same_again_pays_nothing(
     assert again.code == 0
     assert again.value["counts"]["done"] == 3
     assert again.value["credits"] == 36.0
-    songs(tmp_path / "in", 4)
+    short_songs(tmp_path / "in", 4)
     assert len(paths(terminal(*words))) == 2
     assert len(service.ledger) == 4
 
@@ -518,7 +513,7 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
     with served(monkeypatch, speed=STEADY) as service:
-        batch = ("batch", "--yes", str(songs(tmp_path / "my songs", 10)), "--out", str(out))
+        batch = ("batch", "--yes", str(short_songs(tmp_path / "my songs", 10)), "--out", str(out))
         answer = stop(service, (*batch, *MUSIC, "--callbacks", "--report"), signal.SIGINT)
         assert answer.code == 130
         assert f"compare the takes: {out / 'report.html'}" in answer.err
@@ -570,17 +565,8 @@ def test_a_reader_who_goes_away_stops_nothing(service: EmulatorHandle, tmp_path:
 
 def test_a_real_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
     words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 3)), "--out", str(out), "--callbacks")
-    ours, theirs = pty.openpty()
     with served(monkeypatch, speed=STEADY) as service:
-        env = environment(service, TERM="xterm", COLUMNS="100")
-        with started(*words, env=env, stderr=theirs) as process:
-            os.close(theirs)
-            shown = b""
-            with suppress(OSError):  # EIO: nobody has the terminal open any more
-                while piece := os.read(ours, 4096):
-                    shown += piece
-            answer = ended(process)
-        os.close(ours)
+        answer, shown = ended_on_terminal(*words, env=environment(service, COLUMNS="100"))
     assert answer.code == 0
     assert b"waiting" in shown
     assert b" of 20" in shown
@@ -620,7 +606,7 @@ def test_a_narrow_terminal_shows_whole_words(
 
 
 def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: Path) -> None:
-    answer = terminal("batch", str(songs(tmp_path / "in", 3)), "--out", str(out), "--emulate")
+    answer = terminal("batch", str(short_songs(tmp_path / "in", 3)), "--out", str(out), "--emulate")
     assert answer.code == 2
     words = "give 45.5 or 1:05 (seconds), 75% or -10s (before the end)"
     assert answer.err == f"error: --at is missing; an upload needs it: {words}\n"
@@ -632,7 +618,7 @@ def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: 
 
 
 def test_a_field_of_the_other_route_has_the_option_as_its_remedy(terminal: Terminal, tmp_path: Path, out: Path) -> None:
-    folder = songs(tmp_path / "in", 1)
+    folder = short_songs(tmp_path / "in", 1)
     (tmp_path / "jobs.csv").write_text(f"source,style,title,lyrics\n{folder}/song 0.wav,s,t,la\n")
     answer = terminal("batch", str(tmp_path / "jobs.csv"), "--out", str(out), "--at", "1", "--emulate")
     assert answer.code == 2
@@ -640,7 +626,7 @@ def test_a_field_of_the_other_route_has_the_option_as_its_remedy(terminal: Termi
 
 
 def test_a_folder_without_songs_speaks_of_songs(terminal: Terminal, tmp_path: Path, out: Path) -> None:
-    answer = terminal("batch", str(songs(tmp_path / "in", 0)), "--out", str(out), *MUSIC, "--emulate")
+    answer = terminal("batch", str(short_songs(tmp_path / "in", 0)), "--out", str(out), *MUSIC, "--emulate")
     assert answer.code == 2
     assert answer.err.startswith("error: in: holds no songs; put some into it (mp3, wav,")
     assert "pattern" not in answer.err

@@ -25,12 +25,7 @@ from kie_async.batch import create_worker_tables, worker_migrations
 from kie_async.journal import VERSION, State, open_journal
 from kie_async.journal._diagnosis import SchemaFacts, ServerFacts, findings
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the real clock: a database does not know of a virtual one
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 @pytest.fixture

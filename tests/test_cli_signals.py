@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import PATIENCE, ended, environment, lines, started
+from command_line import PATIENCE, Answer, ended, environment, lines, started
 
 from kie_async.cli import run
 from kie_async.emulator import Fault
@@ -91,6 +92,17 @@ class Silent:
         self._peer, _ = self._listener.accept()
         assert self._peer.recv(65536).startswith(b"POST ")
 
+    def interrupt(self, process: subprocess.Popen[bytes], *, again: bool) -> Answer:
+        """Send Ctrl-C to a command that waits for the answer of a submission; then again, or hang up."""
+        self.take()
+        process.send_signal(signal.SIGINT)
+        lines(process, until=AWAITED)
+        if again:
+            process.send_signal(signal.SIGINT)
+        else:
+            self.hang_up()
+        return ended(process)
+
     def hang_up(self) -> None:
         """Close the connection, and take no other."""
         if self._peer is not None:
@@ -108,14 +120,7 @@ def silent() -> Iterator[Silent]:
 @pytest.mark.parametrize(("flags", "again"), [([], False), (["--json"], True)])
 def test_7_ctrl_c_during_a_post_that_is_not_answered(silent: Silent, flags: list[str], *, again: bool) -> None:
     with started("extend", "a1", "--model", "V5", *flags, env=silent.environment) as process:
-        silent.take()
-        process.send_signal(signal.SIGINT)
-        lines(process, until=AWAITED)
-        if again:
-            process.send_signal(signal.SIGINT)
-        else:
-            silent.hang_up()
-        answer = ended(process)
+        answer = silent.interrupt(process, again=again)
     assert answer.code == 7
     assert "stopped by Ctrl-C; a submission was sent, perhaps charged, and no answer came" in answer.err
     assert "do not run it again blindly" in answer.err
@@ -144,14 +149,7 @@ def test_7_ctrl_c_during_a_post_of_a_batch(silent: Silent, tmp_path: Path, *, ag
     out.mkdir()
     (out / "own.mp3").touch()
     with started(*words, env=silent.environment) as process:
-        silent.take()
-        process.send_signal(signal.SIGINT)
-        lines(process, until=AWAITED)
-        if again:
-            process.send_signal(signal.SIGINT)
-        else:
-            silent.hang_up()
-        answer = ended(process)
+        answer = silent.interrupt(process, again=again)
     assert answer.code == 7
     assert "a submission was sent, perhaps charged, and no answer came" in answer.err
     assert f"kie-async jobs resolve KEY --task-id ID --out {out}" in answer.err

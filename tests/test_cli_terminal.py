@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import subprocess
 import sys
 import types
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from command_line import PATIENCE, Terminal, ended, environment, served, short_song, started
+from command_line import PATIENCE, Terminal, ended, ended_on_terminal, environment, served, short_song, started
 
 import kie_async as kie
 from kie_async import __main__ as program
@@ -208,16 +206,8 @@ def test_a_stream_that_is_no_file(service: EmulatorHandle) -> None:
 
 def test_a_real_terminal_shows_a_bar(service: EmulatorHandle) -> None:
     service.add_faults(Fault("slow", "submit", seconds=0.5))
-    ours, theirs = pty.openpty()
-    env = environment(service, TERM="xterm", COLUMNS="20")
-    with started("extend", "a1", "--model", "V5", "--callbacks", env=env, stderr=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):  # EIO: nobody has the terminal open any more
-            while piece := os.read(ours, 4096):
-                shown += piece
-        answer = ended(process)
-    os.close(ours)
+    words = ("extend", "a1", "--model", "V5", "--callbacks")
+    answer, shown = ended_on_terminal(*words, env=environment(service, COLUMNS="20"))
     assert answer.code == 0
     assert b"\x1b[" in shown
     assert b"submitted: task " in shown

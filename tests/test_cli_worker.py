@@ -7,13 +7,12 @@ import os
 import shlex
 import signal
 import subprocess
-import wave
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from command_line import Answer, Terminal, ended, environment, lines, served, started
+from command_line import Answer, Terminal, ended, environment, lines, served, short_songs, started
 
 import kie_async as kie
 from kie_async.emulator import Fault
@@ -44,15 +43,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def songs(tmp_path: Path) -> Path:
     """A folder of ten songs, no two alike."""
-    folder = tmp_path / "my songs"
-    folder.mkdir()
-    for number in range(10):
-        with wave.open(str(folder / f"song {number}.wav"), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(8000)
-            file.writeframes(bytes((number + 1, 0)) * 8000 * 2)
-    return folder
+    return short_songs(tmp_path / "my songs", 10)
 
 
 def first_line(process: subprocess.Popen[bytes]) -> str:

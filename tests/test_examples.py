@@ -25,7 +25,7 @@ from kie_async import emulator
 from kie_async.emulator import Fault
 from kie_async.journal import Journal, PostgresJournal, SQLiteJournal, State
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 EXAMPLES = Path(__file__).parent / "examples"
 UVICORN = (sys.executable, "-m", "uvicorn", "--log-level", "warning", "--no-access-log")
@@ -41,11 +41,6 @@ OFFLINE = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # real time: the servers are other processes
 
 
 @pytest.fixture

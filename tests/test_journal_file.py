@@ -26,12 +26,7 @@ from sqlite_hooks import ask, hook
 from kie_async.errors import StorageError
 from kie_async.journal import Job, Payer, SQLiteJournal, State, _leases
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 @pytest.fixture

@@ -18,12 +18,7 @@ from sqlite_hooks import hook
 from kie_async.errors import StorageError
 from kie_async.journal import SQLiteJournal, State
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the real clock: other processes do not know of a virtual one
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 @pytest.fixture

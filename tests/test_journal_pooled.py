@@ -27,7 +27,7 @@ from kie_async.errors import StorageError
 from kie_async.journal import Job, Journal, JournalLimiter, PostgresJournal, State, _postgres
 from kie_async.testing import serve_in_thread
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 MAIN_PARTS = {
     "what_was_added_is_read_again",
@@ -43,11 +43,6 @@ MAIN_PARTS = {
     "nothing_is_intended_in_a_store_that_is_gone",
     "a_cancelled_write_has_happened_or_not",
 }
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the real clock: a server does not know of a virtual one
 
 
 @pytest.fixture(scope="module")

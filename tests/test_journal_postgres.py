@@ -27,15 +27,10 @@ from psycopg_pool import AsyncConnectionPool
 from kie_async.errors import BudgetError, ConflictError, SettingsError, StorageError
 from kie_async.journal import InboundCallback, Journal, Payer, PostgresJournal, State
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 CUT = f"SELECT pg_terminate_backend(pid) {OTHERS}"
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the real clock: a server does not know of a virtual one
 
 
 @pytest.fixture

@@ -26,12 +26,7 @@ from sqlite_hooks import ask, hook
 from kie_async.errors import ConflictError, StorageError
 from kie_async.journal import Journal, Payer, SQLiteJournal, State
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # the real clock: other processes do not know of a virtual one
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 @pytest.fixture

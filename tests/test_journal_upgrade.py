@@ -25,14 +25,9 @@ from sqlite_hooks import hook
 from kie_async.errors import StorageError
 from kie_async.journal import ANY_BATCH, VERSION, Journal, Payer, State, open_journal
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 OLDEST = 2
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @attrs.frozen

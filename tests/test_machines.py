@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import wave
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import anyio
 import attrs
 import pytest
-from command_line import Terminal, ended, environment, lines, started
+from command_line import Terminal, ended, environment, lines, short_song, started
 from workers import calls_of
 
 import kie_async as kie
@@ -25,17 +24,12 @@ from kie_async.events import Event
 from kie_async.journal import Job, Journal, State, open_journal
 from kie_async.testing import EmulatorHandle
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_workers")]
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.usefixtures("quick_workers")]
 
 BATCH = "songs"
 MUSIC: dict[str, Any] = {"continue_at": "50%", "style": "folk", "title": "Longer", "instrumental": True}
 OPTIONS = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer")
 ONE_TOO_MANY: dict[str, Any] = {"on": "upload", "code": 401}  # an upload that may not be: the worker would raise
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # an engine and a database of their own take real time
 
 
 @attrs.frozen
@@ -58,11 +52,7 @@ class Studio:
         """Write songs; those of one level are the same."""
         self.songs.mkdir()
         for number, level in enumerate(levels):
-            with wave.open(str(self.songs / f"song {number}.wav"), "wb") as file:
-                file.setnchannels(1)
-                file.setsampwidth(2)
-                file.setframerate(8000)
-                file.writeframes(bytes((level, 0)) * 8000 * 2)
+            short_song(self.songs / f"song {number}.wav", level)
 
     def hide(self) -> None:
         """Put the songs where no machine finds them."""

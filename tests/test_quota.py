@@ -21,16 +21,11 @@ from benchmarks.quota import Counting, counting_server, most_in_window, processe
 from kie_async.errors import KieError, SessionError, StorageError
 from kie_async.journal import JournalLimiter, PostgresJournal, SharedPermit, is_shared, open_journal
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 LIMIT, WINDOW = 5, 1.0
 BUSY = 0.6  # of the quota, on however busy a machine; ``python -m benchmarks quota`` measures it
 FACTS: dict[str, Any] = {"limit": LIMIT, "window": WINDOW, "margin": 0.005, "lease": 0.7}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(params=["embedded", "shared"])

@@ -28,7 +28,7 @@ from kie_async.errors import AuthError, BudgetError, SettingsError, StorageError
 from kie_async.journal import Job, Recorder, State, open_journal
 from kie_async.testing import EmulatorHandle
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_workers")]
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.usefixtures("quick_workers")]
 
 FIELDS: dict[str, Any] = {"model": "V5", "style": "s", "prompt": "p", "continue_at": 1.0}
 BATCH = "b"
@@ -40,11 +40,6 @@ LISTENERS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND query LIKE 'LISTEN%procrastinate%'
 """
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"  # an engine and a database of their own take real time
 
 
 @attrs.define
