@@ -2,11 +2,12 @@
 
 Begin with ``KieSession`` (``pydoc kie_async.session``): ``extend``, ``upload_extend``, ``extend_until``, ``submit`` and
 ``submit_all`` give a ``Task`` (awaited: a ``TaskResult`` with its ``Track`` values); ``download`` and ``upload`` move
-files. What is asked is an ``ExtendRequest`` or ``UploadExtendRequest``; ``Settings`` holds the rest.
+files. Requests are ``ExtendRequest`` and ``UploadExtendRequest``; ``Settings`` says how a session behaves.
 
-Besides: ``run_batch`` and ``read_manifest`` (many songs, through crashes), ``open_journal`` (what is on record),
-``callbacks`` (web apps), ``audio`` (compare and join), ``report`` (a page to choose by ear), ``emulator`` and
-``testing`` (the service in miniature), ``events`` and ``otel`` (what an observer is told). All errors are ``KieError``.
+Other parts: ``run_batch`` and ``read_manifest`` (many songs, safe against crashes), ``open_journal`` (the jobs on
+record), ``callbacks`` (for web apps), ``audio`` (compare and join files), ``report`` (a page to choose takes by ear),
+``emulator`` and ``testing`` (the service in miniature), ``events`` and ``otel`` (logs, spans, metrics). Every error is
+a ``KieError``.
 """
 
 from typing import TYPE_CHECKING

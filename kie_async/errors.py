@@ -1,4 +1,4 @@
-"""Every error of the library: what may I do now?
+"""Every error of the library, and what to do about it.
 
 ::
 
@@ -50,7 +50,7 @@ Charged: TypeAlias = Literal["no", "maybe", "yes"]
 
 @attrs.frozen
 class Problem:
-    """One thing wrong with a request: the field, what is the matter with its value, what to do about it."""
+    """One problem of a request: the field, what is wrong with its value, and how to mend it."""
 
     field: str
     problem: str
@@ -62,13 +62,13 @@ class Problem:
 
 @attrs.frozen
 class RowProblem:
-    """One thing wrong with a manifest.
+    """One problem of a manifest.
 
     Attributes:
-        line: where, counted from 1 (in a folder: which file); 0 when it is not about a single line.
-        field: the column; empty when it is about the line as a whole.
-        problem: what is the matter.
-        remedy: what to do about it.
+        line: the line, counted from 1 (in a folder: the file); 0 if it does not concern a single line.
+        field: the column; empty if it concerns the whole line.
+        problem: what is wrong.
+        remedy: how to mend it.
         location: shown instead of the line: the name of a file, or "defaults".
     """
 
@@ -85,14 +85,14 @@ class RowProblem:
 
 @attrs.define(slots=False)
 class KieError(Exception):
-    """The root of all errors of this library.
+    """The base class of all errors of this library.
 
     Attributes:
-        message: what happened and what to do, in words. No key, no signed URL.
-        task_id: the task it is about, if one is known.
-        code: the body code of the service, or else the HTTP status.
-        charged: whether credits have been spent.
-        retryable: whether the same call may be made again as it is.
+        message: what happened and what to do. It holds no key and no signed URL.
+        task_id: the task that it concerns, if known.
+        code: the ``code`` in the service's answer, or else the HTTP status; None if there was no answer.
+        charged: whether credits were spent: "no", "maybe" or "yes".
+        retryable: whether the same call may simply be made again.
     """
 
     usually_charged: ClassVar[Charged] = "no"
@@ -105,7 +105,7 @@ class KieError(Exception):
     retryable: bool = attrs.Factory(lambda error: error.usually_retryable, takes_self=True)
 
     def __init_subclass__(cls, *, charged: Charged | None = None, retryable: bool | None = None) -> None:
-        """Set what the errors of a class say of themselves, unless one is made to say something else."""
+        """Set the default ``charged`` and ``retryable`` of a class of errors."""
         cls.usually_charged = cls.usually_charged if charged is None else charged
         cls.usually_retryable = cls.usually_retryable if retryable is None else retryable
 
@@ -117,7 +117,7 @@ class KieError(Exception):
 
 
 class SettingsError(KieError, ValueError):
-    """A setting cannot be used. The message names it; a key's value is never shown."""
+    """A setting cannot be used. The message names it; the value of a key is never shown."""
 
 
 class SessionError(KieError, RuntimeError):
@@ -125,23 +125,23 @@ class SessionError(KieError, RuntimeError):
 
 
 class ConnectError(KieError, retryable=True):
-    """No connection was made (DNS, connect, no time left for it), so nothing was sent and nothing charged."""
+    """No connection could be made (DNS, connect, or a timeout), so nothing was sent and nothing was charged."""
 
 
 class TLSError(ConnectError, retryable=False):
-    """The server could not prove who it is. Nothing was sent; it will not get better by itself."""
+    """The server's certificate could not be verified. Nothing was sent; sending again does not help."""
 
 
 class RefusedError(KieError):
-    """The service answered with a refusal; ``code`` and ``message`` are its own words."""
+    """The service refused; ``code`` and ``message`` are the service's own."""
 
 
 @attrs.define(slots=False)
 class InvalidRequestError(RefusedError, ValueError):
-    """The request is wrong, by our own check before sending (``code`` is None) or by the service's.
+    """The request breaks a rule, as this library found before sending (``code`` is None) or as the service says.
 
     Attributes:
-        problems: all that our own check found, each naming its field; empty when the service refused.
+        problems: all problems that this library found, each with its field; empty if the service refused.
     """
 
     problems: tuple[Problem, ...] = ()
@@ -149,11 +149,11 @@ class InvalidRequestError(RefusedError, ValueError):
 
 @attrs.define(slots=False)
 class ManifestError(InvalidRequestError):
-    """A manifest is wrong. Nothing was sent.
+    """A manifest cannot be used. Nothing was sent.
 
     Attributes:
-        faults: the first of them, in the order of their lines.
-        count: how many there are in all.
+        faults: its first problems, in the order of their lines.
+        count: the number of problems in all.
     """
 
     faults: tuple[RowProblem, ...] = ()
@@ -161,15 +161,15 @@ class ManifestError(InvalidRequestError):
 
 
 def invalid_request(*problems: Problem) -> InvalidRequestError:
-    """Make the error of a request that our own check refuses."""
+    """Make the error of a request that breaks rules."""
     return InvalidRequestError("; ".join(map(str, problems)), problems=problems)
 
 
 class AuthError(RefusedError):
     """The key was refused (401, 403); nothing was charged.
 
-    Other submissions wait for some seconds. If the next one is refused too, those that wait, and those made within the
-    seconds after, fail with the same error and are not sent; then the key is tried again.
+    The session then holds back its other submissions for some seconds. If the next one is refused too, those that wait
+    and those made in the next seconds fail with the same error, unsent; after that the key is tried again.
     """
 
 
@@ -179,10 +179,10 @@ class InsufficientCreditsError(RefusedError):
 
 @attrs.define(slots=False)
 class RateLimitedError(RefusedError, retryable=True):
-    """Too fast (405, 429, 430), for longer than ``Settings.submit_retry_timeout``.
+    """The service said "too fast" (405, 429, 430) for longer than ``Settings.submit_retry_timeout``.
 
     Attributes:
-        retry_after: seconds the service asked to wait, if it did.
+        retry_after: how many seconds the service asked to wait; None if it did not say.
     """
 
     retry_after: float | None = None
@@ -193,33 +193,33 @@ class KeyQuotaError(RefusedError):
 
 
 class UnavailableError(RefusedError, retryable=True):
-    """Maintenance (455), a feature switched off (505), or a page with 403, as CDNs send it; nothing was charged."""
+    """Maintenance (455), a feature switched off (505), or an HTML page with 403 from a CDN; nothing was charged."""
 
 
 @attrs.define(slots=False)
 class SubmitUnknownError(KieError, charged="maybe"):
-    """A submission was sent and its answer lost: it may be running and charged.
+    """A submission was sent and its answer was lost: the task may be running, and charged.
 
-    Do not send it again blindly. See the service's own log of tasks, or follow the task with
-    ``session.track(task_id)`` once its id is known.
+    Do not simply send it again: look into the service's own log of tasks (https://kie.ai/logs), and follow the task
+    with ``session.track(task_id)`` once its id is known.
 
     Attributes:
-        token: the token in the callback URL of this submission; a callback that bears it names the task.
+        token: the token in the callback URL of this submission; a callback to that URL names the task.
     """
 
     token: str | None = attrs.field(default=None, repr=False)
 
 
 class BadResponseError(KieError):
-    """The answer is not what the service is known to send; ``message`` shows how it begins, scrubbed."""
+    """The answer is not in a form that the service is known to send; ``message`` shows its beginning, redacted."""
 
 
 class UnexpectedRedirectError(BadResponseError):
-    """The API answered with a redirect. It was not followed, so that the key stays with its host."""
+    """The API answered with a redirect. It was not followed, so that the key is not sent to another host."""
 
 
 class SignatureError(KieError):
-    """A callback is not signed with the webhook key, or not now: it may come from anybody."""
+    """A callback is not signed with the webhook key, or its timestamp is off by over 300 s: it may be forged."""
 
 
 class ServerError(KieError, retryable=True):
@@ -232,12 +232,12 @@ class TaskNotFoundError(KieError):
 
 @attrs.define(slots=False)
 class TaskFailedError(KieError, charged="maybe"):
-    """The task ended without a result; ``code`` and ``message`` are the service's, URLs redacted.
+    """The task ended without a result; ``code`` and ``message`` are the service's own, with URLs redacted.
 
     Attributes:
         status: the last status word of the service.
-        refunded: whether the service said that the credits were given back (code 531).
-        reason: the code, where the service gives it in words ("SENSITIVE_WORD_ERROR"); the message holds it too.
+        refunded: whether the service said that it gave the credits back (code 531).
+        reason: the code in words ("SENSITIVE_WORD_ERROR"), if the service gave it so; the message has it too.
     """
 
     status: str = ""
@@ -250,34 +250,35 @@ class TooManyFailuresError(KieError):
 
 
 class WaitTimeoutError(KieError, TimeoutError, charged="yes", retryable=True):
-    """The timeout is over, but not the task: it goes on, and ``session.track(task_id)`` follows it again."""
+    """The timeout is over; the task itself goes on, and ``session.track(task_id)`` follows it again."""
 
 
 class InternalError(KieError, charged="maybe"):
-    """A fault of this library, or of one that it uses, which is the ``__cause__``. It ends what it struck alone."""
+    """A bug of this library or of one that it uses; ``__cause__`` is the original error. Only this call is affected."""
 
 
 @attrs.define(slots=False)
 class BudgetError(KieError):
     """A cap on spending (``Settings.max_credits``, or that of a batch) leaves no room for another task.
 
-    Nothing was sent. ``retryable`` says that tasks under way may give some of it back.
+    Nothing was sent. If ``retryable``, tasks under way may still free a part of the cap.
 
     Attributes:
-        batch: whose cap it is that the journal keeps for all workers; empty for that of a session, or of one run.
+        batch: the batch whose cap, kept in the journal for all workers, is reached; empty for the cap of a session or
+            of a single run.
     """
 
     batch: str = ""
 
 
 class ConflictError(KieError):
-    """The journal refused a move: another process has the job or the batch, or it is past that state."""
+    """The journal refused a change: another process has the job or the batch, or the job is in another state."""
 
 
 class LostRecordError(ConflictError):
-    """The results of a batch name a task of this job that the journal does not know. It was not submitted again.
+    """The results of a batch name a task of this job that the journal does not know. Nothing was submitted.
 
-    The journal's file was deleted, or put back from an older copy. ``kie-async jobs adopt`` takes the task into it.
+    The journal's file was deleted, or replaced by an older copy. ``kie-async jobs adopt`` adds the task to it.
     """
 
 
@@ -286,16 +287,17 @@ class FileError(KieError):
 
 
 class AudioError(FileError, ValueError):
-    """The source is no audio that the service could extend, or its length cannot be measured. Nothing was sent."""
+    """The source is not audio that the service can extend, or its length cannot be measured. Nothing was sent."""
 
 
 @attrs.define(slots=False)
 class UnclearError(FileError):
-    """It cannot be told by its sound whether a result holds the whole song, or only the continuation; or from where on.
+    """The sound does not show whether a result holds the whole song or only the continuation, or where that begins.
 
     Attributes:
-        durations: of the joined file in seconds, if it is the ``whole`` and if it is the ``continuation``.
-        leaves_at: seconds of the song after which the result differs from it, where that is before the cut given.
+        durations: the length of the joined file in seconds, by reading: "whole" and "continuation".
+        leaves_at: the position in the song, in seconds, from which the result differs from it; None unless that is
+            before the cut that was given.
     """
 
     durations: Mapping[str, float] = attrs.field(factory=dict[str, float])
@@ -303,7 +305,7 @@ class UnclearError(FileError):
 
 
 class DownloadError(FileError, retryable=True):
-    """A result could not be fetched whole; what came is kept in ``NAME.part`` and resumed by the next try."""
+    """A result could not be fetched whole; ``NAME.part`` keeps what was received, and the next call resumes it."""
 
 
 class ResultExpiredError(DownloadError, retryable=False):
@@ -311,4 +313,4 @@ class ResultExpiredError(DownloadError, retryable=False):
 
 
 class StorageError(FileError, retryable=True):
-    """The local disk refused: no room, no permission, a name in use."""
+    """The local disk, or the journal's database, refused: no room, no permission, no connection."""

@@ -1,14 +1,14 @@
 """The events that a session emits. An observer is any callable that takes an ``Event``; it must not block.
 
-Nothing here holds the API key, a callback token or a signed address. ``error`` is the name of an error's class, and
-``reason`` its message; ``code`` is the service's, or None if it gave none; ``context`` is that of ``Submitting``.
+No event holds the API key, a callback token or a signed address. ``error`` is the name of an error's class and
+``reason`` its message; ``code`` is the service's code, or None; ``context`` is that of ``Submitting``.
 
-``log_event``, the default observer, writes each to ``logging``. Its record has these attributes besides (``extra``),
-for formatters that write JSON: ``kie_event``, the name of the event, and each field of the event under its own name
-with ``kie_`` before it: ``kie_task_id``, ``kie_operation``, ``kie_model``, ``kie_code``, ``kie_error``, ``kie_reason``,
-``kie_charged``, ``kie_waited``, ``kie_recovered``, ``kie_status``, ``kie_age``, ``kie_stage``, ``kie_note``,
-``kie_what``, ``kie_attempt``, ``kie_delay``, ``kie_queued``, ``kie_seconds``, ``kie_polls``, ``kie_lag``,
-``kie_credits``; ``context`` is left out. A field that is None is None there.
+``log_event``, the default observer, writes each event to ``logging``. For formatters that write JSON, the log record
+has more attributes (``extra``): ``kie_event``, the name of the event, and each of its fields with the prefix ``kie_``:
+``kie_task_id``, ``kie_operation``, ``kie_model``, ``kie_code``, ``kie_error``, ``kie_reason``, ``kie_charged``,
+``kie_waited``, ``kie_recovered``, ``kie_status``, ``kie_age``, ``kie_stage``, ``kie_note``, ``kie_what``,
+``kie_attempt``, ``kie_delay``, ``kie_queued``, ``kie_seconds``, ``kie_polls``, ``kie_lag``, ``kie_credits``.
+``context`` is left out; a field that is None stays None.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import attrs
 
 from kie_async.errors import KieError
 
-# Of a submission and its task, in the sense of OpenTelemetry: what leads from one process to the next.
+# The context of a submission, in the sense of OpenTelemetry: it links the spans of several processes.
 Context: TypeAlias = Mapping[str, str]
 
 
@@ -31,9 +31,11 @@ class Submitting:
     """A submission is about to be sent. ``Submitted``, ``SubmissionFailed`` or ``SubmissionUnknown`` follows.
 
     Attributes:
-        waited: seconds that it waited for the quota.
-        context: empty; the observer may fill it. The same object comes with the event that follows. A journal keeps
-            it with the task, and ``Followed`` brings it to the process that goes on.
+        operation: "extend" or "upload_extend".
+        model: the model, as sent.
+        waited: how many seconds it waited for the quota.
+        context: an empty dict that the observer may fill. The event that follows has the same object. A journal
+            stores it with the job, and ``Followed`` gives it to the process that continues with the task.
     """
 
     operation: str
@@ -47,8 +49,8 @@ class Submitted:
     """A submission was accepted as a task.
 
     Attributes:
-        recovered: its answer was lost, and a callback named the task.
         waited: seconds from the call to the acceptance.
+        recovered: whether its answer was lost, and a callback has named the task.
     """
 
     task_id: str
@@ -61,10 +63,11 @@ class Submitted:
 
 @attrs.frozen
 class SubmissionFailed:
-    """A submission did not become a task: it was refused, or nothing was sent. It may be sent again (``Retrying``).
+    """A submission did not become a task: it was refused, or nothing was sent. ``Retrying`` may follow.
 
     Attributes:
-        charged: "no"; or "yes" if it is paid all the same, and ``task_id`` may then say which task it is.
+        charged: "no"; or "yes" if it was charged nevertheless.
+        task_id: the task, if it was charged and the answer named one; else empty.
     """
 
     operation: str
@@ -78,7 +81,7 @@ class SubmissionFailed:
 
 @attrs.frozen
 class SubmissionUnknown:
-    """A submission was sent, and no answer says what became of it: it may have been charged."""
+    """A submission was sent and its answer was lost: it may have been charged."""
 
     operation: str
     reason: str
@@ -88,10 +91,10 @@ class SubmissionUnknown:
 
 @attrs.frozen
 class Followed:
-    """A task is followed from now on that was submitted elsewhere or earlier, or that was paused.
+    """The session begins to follow a task that was submitted elsewhere or earlier, or that was paused.
 
     Attributes:
-        context: empty, unless it is known from this session or from the journal.
+        context: that of its submission, if this session or the journal knows it; else empty.
     """
 
     task_id: str
@@ -100,14 +103,14 @@ class Followed:
 
 @attrs.frozen
 class Paused:
-    """Nobody waits for a task any more, and no journal wants its end: it is not polled until it is ``Followed``."""
+    """The last waiter of a task has left, and no journal records its end: it is not polled until ``Followed``."""
 
     task_id: str
 
 
 @attrs.frozen
 class Polled:
-    """record-info was read for a task; ``age`` is its time since submission in seconds."""
+    """record-info was read for a task; ``age`` is the time since its submission, in seconds."""
 
     task_id: str
     status: str
@@ -116,7 +119,7 @@ class Polled:
 
 @attrs.frozen
 class PollFailed:
-    """record-info could not be read; it will be tried again."""
+    """record-info could not be read for a task; it is read again later."""
 
     task_id: str
     reason: str
@@ -128,9 +131,10 @@ class CallbackReceived:
     """A callback came in.
 
     Attributes:
-        stage: as the body claims.
-        status: the HTTP status it was answered with.
-        note: why it was refused or set aside; empty when it woke a task.
+        task_id: the task that its body names; unverified.
+        stage: the stage that its body names; unverified.
+        status: the HTTP status of the answer.
+        note: why it was refused or ignored; empty if it led to a poll.
     """
 
     task_id: str
@@ -141,7 +145,16 @@ class CallbackReceived:
 
 @attrs.frozen
 class Retrying:
-    """A request is sent again after ``delay`` seconds: it was refused only for now, never sent, or only reads."""
+    """A request is sent again after ``delay`` seconds.
+
+    That happens to submissions that were refused for now or were not sent, and to requests that spend nothing.
+
+    Attributes:
+        what: the request.
+        reason: why it failed.
+        attempt: which attempt failed, counted from 1.
+        delay: seconds until the next attempt.
+    """
 
     what: str
     reason: str
@@ -151,7 +164,7 @@ class Retrying:
 
 @attrs.frozen
 class Queued:
-    """A submission waits for a place (``what`` is "quota" or "in flight"); ``queued`` are before it."""
+    """A submission waits for the quota or for a place in flight (``what``), behind ``queued`` others."""
 
     what: str
     queued: int
@@ -159,7 +172,7 @@ class Queued:
 
 @attrs.frozen
 class StageReached:
-    """A task reached a stage (text, first, complete), by record-info."""
+    """A task has reached a stage ("text", "first" or "complete"), as record-info shows."""
 
     task_id: str
     stage: str
@@ -167,16 +180,17 @@ class StageReached:
 
 @attrs.frozen
 class Finished:
-    """A task ended, or is not followed any more.
+    """A task has ended, or is not followed any more.
 
     Attributes:
-        seconds: from its submission.
+        operation: "extend" or "upload_extend"; "unknown" for a task that was submitted elsewhere and never seen.
+        seconds: the time since its submission.
         polls: how often record-info was read for it.
-        error: empty for a success. ``SessionError``: the session was closed, and ``WaitTimeoutError``:
-            ``Settings.task_timeout`` is over; the task goes on.
-        lag: seconds from its end until this was known: by the service's own clock where it tells the end (the jobs
-            route), else from the callback of the end; None if neither tells it, or it was not followed until its end.
-        credits: what it cost: as the service says (the jobs route), else as usual; None if it has not ended.
+        error: empty for a success. With ``SessionError`` (the session was closed) and ``WaitTimeoutError``
+            (``Settings.task_timeout`` is over) the task itself goes on.
+        lag: seconds between the end of the task and this event: by the service's times on the jobs route, else from
+            the callback of the end. None if neither is known, or if the task has not ended.
+        credits: what it cost: as the service says on the jobs route, else the usual cost; None if it has not ended.
     """
 
     task_id: str
@@ -192,7 +206,7 @@ class Finished:
 
 @attrs.frozen
 class Notice:
-    """Something unusual that changed nothing: a report that goes backwards, an unknown word, a submission unknown."""
+    """Something worth knowing that is not an error, such as an unknown status word; ``task_id`` may be empty."""
 
     task_id: str
     note: str
@@ -260,7 +274,7 @@ def submission_error(operation: str, error: KieError, context: Context) -> Submi
 
 
 def fields_of(event: Event) -> dict[str, Any]:
-    """The fields of an event, but for ``context``; texts are fit to show (``clean``)."""
+    """The fields of an event without ``context``; texts are safe to show (``clean``)."""
     fields = attrs.asdict(event, recurse=False)
     fields.pop("context", None)
     return {key: clean(value) if isinstance(value, str) else value for key, value in fields.items()}
@@ -272,7 +286,7 @@ _MAX_CLEAN = 500
 
 
 def clean(text: str) -> str:
-    """Make foreign text fit to show: addresses cut to their host, no control characters, no great length."""
+    """Make foreign text safe to show: cut addresses to their host, replace control characters, limit the length."""
     text = _URL.sub(lambda found: f"{_without_user(found[1])}/…" if found[2] else _without_user(found[1]), text)
     text = _BEARER.sub(r"\1…", text)
     text = text[: _MAX_CLEAN + 1]
@@ -287,7 +301,7 @@ def _without_user(origin: str) -> str:
 
 
 def guarded(observer: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An observer that cannot harm what it observes: what it raises is logged."""
+    """Wrap an observer so that an exception in it is logged and goes no further."""
 
     def emit(event: object) -> None:
         try:

@@ -1,8 +1,8 @@
 """The quota of submissions: a semaphore whose permits come back by a timer.
 
-A permit is held until the answer's headers are here and comes back one window later. The server saw the submission
-before it answered, so it can never see more than ``limit`` in any window, whatever the network does. A bucket would
-not do: it lets up to twice the limit through in one window.
+A permit is held until the headers of the answer have arrived, and comes back one window later. The server has seen the
+submission before it answers, so it can never see more than ``limit`` submissions in any window, however slow the
+network is. A token bucket would not do: it lets up to twice the limit through in one window.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from kie_async.settings import Settings
 
 
 class Permit(Protocol):
-    """The right to send one submission. Ended by exactly one of its methods; a second call does nothing."""
+    """The right to send one submission. ``release`` or ``give_back`` ends it; a second call does nothing."""
 
     @property
     def is_valid(self) -> bool:
-        """Whether a submission may still begin: asked right before it. A shared permit can run out in a long pause."""
+        """Whether the submission may still be sent; read right before. A shared permit can expire in a long pause."""
         ...
 
     def release(self) -> None:
-        """The server has seen the submission, or may have: the permit comes back one window from now."""
+        """End it after the server has, or may have, seen the submission: it comes back one window from now."""
         ...
 
     def give_back(self) -> None:
-        """Nothing was sent: the permit is free at once."""
+        """End it after nothing was sent: it comes back at once."""
         ...
 
 
 class Limiter(Protocol):
-    """Who may submit now. A shared limiter can take the place of the one in this process."""
+    """Decides when a submission may be sent. ``KieSession(limiter=)`` takes any object with these methods."""
 
     async def acquire(self, *, is_retry: bool = False) -> Permit:
         """Wait for a permit, first come first served.
 
         Args:
-            is_retry: the submission was refused for now and is sent again: it goes before all that wait.
+            is_retry: the submission was refused for now and is sent again, so it goes before all that wait.
 
-        Cancelling takes nothing.
+        Cancelling takes no permit.
         """
         ...
 
     def penalize(self, seconds: float) -> None:
-        """The server said "too fast": let nobody through for so long. The order of the waiting is kept."""
+        """Grant no permit for that many seconds, after the server said "too fast". The queue keeps its order."""
         ...
 
 
@@ -75,13 +75,13 @@ class _LocalPermit:
 class SlidingLimiter:
     """At most ``limit`` submissions in any ``window`` seconds, for the sessions of one event loop that share it.
 
-    It belongs to the loop in which it is first used. When that is closed, it may be used in another: what was taken
-    comes back one window after the first use there.
+    It belongs to the event loop in which it is first used. Once that is closed, it can be used in another: permits that
+    were taken come back one window after the first use there.
 
     Args:
-        limit: permits; the service allows 20 per account.
+        limit: the number of permits; the service allows 20 per account.
         window: seconds; 10 at the service.
-        margin: seconds added to the window, for the difference of two clocks.
+        margin: seconds added to the window, because the server's clock runs differently.
     """
 
     def __init__(self, limit: int = 20, window: float = 10.0, *, margin: float = 0.02) -> None:
@@ -95,11 +95,11 @@ class SlidingLimiter:
 
     @property
     def queued(self) -> int:
-        """How many wait."""
+        """The number of submissions that wait for a permit."""
         return sum(not waiter.done() for waiter in self._waiters)
 
     async def acquire(self, *, is_retry: bool = False) -> Permit:
-        """Wait for a permit, first come first served. Cancelling takes nothing.
+        """Wait for a permit, first come first served; ``is_retry`` goes first. Cancelling takes no permit.
 
         Raises:
             SessionError: the limiter belongs to another event loop, in this thread or another.
@@ -122,7 +122,7 @@ class SlidingLimiter:
         return self._grant()
 
     def penalize(self, seconds: float) -> None:
-        """Close the gate for all, for so long; never earlier than it would open already.
+        """Grant no permit for that many seconds; a longer pause that has begun already stays.
 
         Raises:
             SessionError: the limiter belongs to another event loop.

@@ -1,7 +1,7 @@
-"""Values: what is asked of the service and what it answers. No input or output happens here.
+"""Values: the requests to the service and its answers. No input or output happens here.
 
-The service checks next to nothing when a task is submitted and refuses later, perhaps after the credits are gone; so
-a request that breaks one of its rules cannot even be built here.
+The service checks little when a task is submitted and lets it fail later, perhaps after charging for it. So a request
+that breaks one of its rules cannot even be constructed here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STAGES: tuple[Stage, ...] = ("text", "first", "complete")
 
 @attrs.frozen(kw_only=True)
 class _Request:
-    """What both operations share; ``ExtendRequest`` describes the fields."""
+    """The fields of both operations; ``ExtendRequest`` describes them."""
 
     operation: ClassVar[Operation]
     _own_names: ClassVar[tuple[str, ...]]  # any of them given means own parameters
@@ -57,12 +57,12 @@ class _Request:
             raise invalid_request(*problems)
 
     def fields(self) -> dict[str, object]:
-        """All fields by name, those not given included."""
+        """All fields by name, including those that were not given."""
         return {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
 
     @property
     def own_parameters(self) -> bool:
-        """``default_param_flag`` as it will be sent: as given, or else by what is given."""
+        """``default_param_flag`` as it is sent: as given, or else True if any field that requires it is given."""
         if self.default_param_flag is not None:
             return self.default_param_flag
         return any(getattr(self, name) is not None for name in self._own_names)
@@ -72,33 +72,34 @@ class _Request:
 class ExtendRequest(_Request):
     """Extend a track that the service made (``POST /api/v1/generate/extend``).
 
-    With neither prompt, style, title nor continue_at the parameters of the source track are inherited; with any
-    of them all are required (the prompt unless instrumental). Lengths count characters; moments and lengths of audio
-    are seconds.
+    Without prompt, style, title and continue_at, the new part has the parameters of the source track. If any of them
+    is given, all are required (the prompt unless instrumental). Texts are limited in characters, by model; positions
+    and lengths of audio are in seconds.
 
     Attributes:
         audio_id: the id of the *track* (``Track.id``), not of its task.
-        model: required: the one that made the track. One of ``MODELS``, or a newer one, which is sent with a notice to
+        model: required: the model that made the track. One of ``MODELS``; another name is sent too, with a notice to
             the observer.
-        prompt: exact lyrics; of no effect when instrumental.
-        style: the style of music.
+        prompt: the exact lyrics; has no effect if instrumental.
+        style: the style of the music.
         title: the title of the new tracks.
-        continue_at: where the source is cut and continued: seconds above 0 and below its length, or text: "45.5",
-            "1:05", or, where the length of the source can be known, "75%" or "-10s" (before its end).
-        instrumental: no voice.
-        negative_tags: styles to keep out.
-        vocal_gender: "m" or "f"; a tendency only.
-        style_weight, weirdness_constraint, audio_weight: each 0 to 1 in steps of 0.01.
-        persona_id: a persona made with the service; it needs own parameters.
-        persona_model: "style_persona" (the service's default) or "voice_persona"; documented for V5 and V5_5 only,
+        continue_at: where the source is cut and continued: seconds, above 0 and below its length, or text: "45.5",
+            "1:05", or, if the length of the source is known or can be measured, "75%" or "-10s" (before its end).
+        instrumental: without voice.
+        negative_tags: styles to avoid.
+        vocal_gender: "m" or "f"; only a tendency.
+        style_weight, weirdness_constraint, audio_weight: each from 0 to 1, in steps of 0.01.
+        persona_id: a persona made with the service; requires own parameters (``default_param_flag``).
+        persona_model: "style_persona" (the service's default) or "voice_persona"; documented for V5 and V5_5 only, and
             sent with a notice to newer models.
-        default_param_flag: True: own parameters; False: those of the source. None: follows from what is given.
-        source_duration: the length of the source in seconds, if known. Never sent; ``continue_at`` is held to it.
+        default_param_flag: True for own parameters, False for those of the source; None: follows from the fields given.
+        source_duration: the length of the source in seconds, if known. It is not sent; ``continue_at`` is checked
+            against it.
 
     Raises:
-        InvalidRequestError: with every problem of the request at once.
+        InvalidRequestError: the request breaks rules; ``problems`` has all of them.
 
-    What is only pointless is sent as it is given, and reported to the session's observer.
+    A field that has no effect is sent as given, and reported to the session's observer.
     """
 
     operation: ClassVar[Operation] = "extend"
@@ -111,21 +112,21 @@ class ExtendRequest(_Request):
 class UploadExtendRequest(_Request):
     """Extend audio of your own (``POST /api/v1/generate/upload-extend``).
 
-    ``continue_at`` is always required. With any of prompt, lyrics, style and title, the style and the title are
-    required, and the prompt (as exact lyrics) or ``lyrics`` unless instrumental. With ``default_param_flag=False``
-    lyrics are made from the prompt, if there is one.
+    ``continue_at`` is always required. If any of prompt, lyrics, style and title is given, style and title are
+    required, and unless instrumental also the prompt (as exact lyrics) or ``lyrics``. With
+    ``default_param_flag=False`` the service writes lyrics from the prompt, if there is one.
 
     Attributes:
-        source: a path, which is uploaded first, or the URL of audio that the service can fetch. At most 8 minutes
-            (1 minute for V4_5ALL).
-        model: any will do; V5 by default.
-        lyrics: exact lyrics, at most 5000 characters; they go before the prompt. The jobs route alone takes them.
-        variety: 0 to 4. The jobs route alone takes it.
+        source: the path of a file, which is uploaded first, or the URL of audio that the service can fetch. At most 8
+            minutes (1 minute for V4_5ALL).
+        model: any model; V5 by default.
+        lyrics: the exact lyrics, at most 5000 characters; used instead of the prompt. Only on the jobs route.
+        variety: from 0 to 4. Only on the jobs route.
 
     The other fields are those of ``ExtendRequest``.
 
     Raises:
-        InvalidRequestError: with every problem of the request at once.
+        InvalidRequestError: the request breaks rules; ``problems`` has all of them.
     """
 
     operation: ClassVar[Operation] = "upload_extend"
@@ -142,17 +143,21 @@ Request: TypeAlias = ExtendRequest | UploadExtendRequest
 
 @attrs.frozen
 class Track:
-    """A track of a task. A text the service did not give is None; tolerant of whatever else it gives.
+    """A track of a task. A field that the service did not give, or gave in an unknown form, is None.
 
     Attributes:
-        id: the id of the track; what ``extend`` takes as ``audio_id``.
-        audio_url: the finished audio (mp3), kept for days only: download at once. None until it is ready.
-        stream_audio_url: audio to listen to while it is being made; decays to nothing later.
-        duration: seconds.
-        created_at: when the service made it (aware, UTC).
+        id: the id of the track; ``extend`` takes it as ``audio_id``.
+        audio_url: the finished audio (mp3); None until it is ready. The service keeps it for 14 days (by another of
+            its pages, for 24 hours): download it soon.
+        stream_audio_url: audio to listen to while the track is being made; later it gives nothing.
+        image_url: the cover picture.
         prompt: the lyrics.
+        model_name: the code name of the model, such as "chirp-crow".
+        title: the title.
         tags: the style.
-        model_name: the model's code name, such as "chirp-crow".
+        duration: the length in seconds.
+        created_at: when the service made it (aware, UTC).
+        source_audio_url, source_stream_audio_url, source_image_url: other addresses of the same files, if given.
     """
 
     id: str = ""
@@ -170,7 +175,7 @@ class Track:
     source_image_url: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON types; a moment is ISO 8601 text."""
+        """Return all fields as JSON types; times are ISO 8601 text."""
         return attrs.asdict(self, recurse=False, value_serializer=_serialized)
 
     def _repr_html_(self) -> str:
@@ -181,21 +186,22 @@ class Track:
 
 @attrs.frozen
 class TaskRecord:
-    """What the service says of a task (record-info), the same for both routes.
+    """The service's record of a task (record-info); the same for both routes.
 
     Attributes:
-        task_id: the id asked for, as the service gave it back.
-        status: the service's word, upper case; an open set.
-        tracks: those known so far, placeholders without an id left out.
-        error_code: a number other than 0 when the service refused or failed the task, whatever the status says.
-        error_message: its words; can hold signed addresses, so redact it before showing it.
+        task_id: the id of the task, as the service returned it.
+        status: the service's status word, in upper case, such as "PENDING" or "SUCCESS"; new words may appear.
+        tracks: the tracks known so far; placeholders without an id are left out.
+        error_code: a number other than 0 if the service refused or failed the task, whatever the status is.
+        error_message: the service's message; it may hold signed addresses, so redact it before showing it.
         operation_type: "extend", "upload_extend" and others.
-        type: the model's code name, or other words; an open set.
+        type: the code name of the model, or another word.
+        parent_music_id: the id of the track that was extended.
         param: the request as the service echoes it (JSON text).
-        credits_consumed: what the task cost, where the service says so (the jobs route).
+        credits_consumed: what the task cost in credits; only on the jobs route.
         created_at: when it was submitted (aware, UTC).
-        completed_at: when it ended, where the service says so (the jobs route).
-        error_reason: the code in words ("SENSITIVE_WORD_ERROR"), where the service gives it so (the jobs route).
+        completed_at: when it ended (aware, UTC); only on the jobs route.
+        error_reason: the code in words ("SENSITIVE_WORD_ERROR"); only on the jobs route.
     """
 
     task_id: str = ""
@@ -213,7 +219,7 @@ class TaskRecord:
     error_reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types, without what is secret: ``param``, and the addresses in the message."""
+        """Return the fields as JSON types, without secrets: no ``param``, and addresses in the message redacted."""
         fields = attrs.asdict(self, recurse=False, value_serializer=_serialized)
         del fields["param"]
         message = self.error_message and clean(self.error_message)
@@ -226,15 +232,15 @@ def _serialized(_instance: object, _field: object, value: object) -> object:
 
 @attrs.frozen
 class CallbackEvent:
-    """The body of a callback: a hint that a task moved, never the truth about it.
+    """The body of a callback. It is only a hint that a task has changed: ``record_info`` says what is true.
 
     Attributes:
-        task_id: the task it speaks of.
-        stage: the service's ``callbackType``: text, first, complete, error, or a word not known yet, lower case. In a
-            callback of the shape of record-info it follows from the status.
-        code: 200, or why the task failed.
-        message: the service's words; real texts differ from the documented ones.
-        tracks: as the body claims; read from it when they are asked for, for the library never asks.
+        task_id: the task that it names.
+        stage: the service's ``callbackType`` in lower case: text, first, complete, error, or an unknown word. If the
+            body has the form of record-info, it follows from the status.
+        code: 200, or the code of the failure.
+        message: the service's message; real texts differ from the documented ones.
+        tracks: the tracks in the body; parsed when first read, because the library itself does not use them.
     """
 
     task_id: str
@@ -245,13 +251,13 @@ class CallbackEvent:
 
     @property
     def tracks(self) -> tuple[Track, ...]:
-        """The tracks as the body claims them."""
+        """The tracks in the body; unverified."""
         return self._read_tracks()
 
 
 @attrs.frozen
 class Credits:
-    """The credits left on the account; a fraction is possible."""
+    """The credits left on the account; can be a fraction. ``float(credits)`` gives the number."""
 
     amount: float
 
@@ -261,12 +267,16 @@ class Credits:
 
 @attrs.frozen
 class UploadedFile:
-    """A file taken by the service's upload host; treat it as kept for 24 hours.
+    """A file on the service's upload host. Its pages say 24 hours or 3 days: count on 24 hours.
 
     Attributes:
         download_url: the address to give as the source of ``UploadExtendRequest``.
-        size: bytes, as the host counted them.
-        duration: seconds, as measured before sending; None where that was not asked for.
+        file_name: its name at the host.
+        file_path: its path at the host.
+        size: its size in bytes, as the host counted them.
+        mime_type: its type, as the host says.
+        uploaded_at: when the host received it (aware, UTC).
+        duration: its length in seconds, measured before it was sent; None if it was not measured.
     """
 
     download_url: str
@@ -288,21 +298,21 @@ class TaskEvent:
 
     @property
     def stream_urls(self) -> tuple[str, ...]:
-        """Where the tracks can be listened to already."""
+        """The addresses where the tracks can be listened to while they are being made."""
         return tuple(track.stream_audio_url for track in self.tracks if track.stream_audio_url)
 
 
 @attrs.frozen
 class TaskResult:
-    """What a task made: normally two tracks, of very different length.
+    """What a task has made: usually two tracks, of very different length.
 
     Attributes:
-        task_id: the task.
-        tracks: those with audio.
-        record: the record of its end.
+        task_id: the id of the task.
+        tracks: the tracks that have audio.
+        record: the service's record of the finished task.
         partial: whether some tracks of the task never got their audio.
-        continue_at: where the source was cut, seconds, by the request or the service's echo of it.
-        source_duration: the length of the source in seconds, where the request had it.
+        continue_at: where the source was cut, in seconds, by the request or by the service's echo of it.
+        source_duration: the length of the source in seconds, if the request had it.
     """
 
     task_id: str
@@ -313,16 +323,17 @@ class TaskResult:
     source_duration: float | None = None
 
     def holds(self, track: Track) -> Literal["continuation", "unknown"]:
-        """Say what a track is proven to hold; whether it is the whole song or what was added is not documented.
+        """Say what a track holds, as far as its length proves it. The service does not document which it gives.
 
         Returns:
-            "continuation": not longer than ``continue_at``, so what was added alone. "unknown": listen before joining.
+            "continuation" if the track is not longer than ``continue_at``, so it holds only the new part; otherwise
+            "unknown": it may be the whole song.
         """
         is_short = self.continue_at is not None and track.duration is not None and track.duration <= self.continue_at
         return "continuation" if is_short else "unknown"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types, for a web handler; each track with what it ``holds``."""
+        """Return the fields as JSON types, as for a web handler; each track also has what it ``holds``."""
         record = self.record.to_dict()
         del record["tracks"]
         return {
@@ -342,11 +353,13 @@ class TaskResult:
 
 @attrs.frozen
 class Outcome:
-    """The end of one request of ``submit_all``: a result or an error, never both.
+    """The outcome of one request of ``submit_all``: either a result or an error.
 
     Attributes:
         request: the request, as given.
-        task_id: the task it became; None when it was refused, or its answer was lost.
+        task_id: the id of its task; None if it was refused, or if its answer was lost.
+        result: what the task has made; None if there is an error.
+        error: why there is no result; None if there is one.
     """
 
     request: Request

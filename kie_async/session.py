@@ -1,4 +1,4 @@
-"""The session: opens what is below, and wires it. What it starts, it owns, and ends with it."""
+"""The session: opens and connects the parts of the library. Everything it starts ends when it is closed."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ class KieSession(Opened[Dispatcher]):
 
     Args:
         settings: how to behave; by default from the environment (``KIE_API_KEY`` and others).
-        api_key: the key, in place of that of the settings or the environment.
-        limiter: who may submit now; by default the quota that all sessions with this journal and account share, or,
-            without a journal, one that the sessions of this account and quota share in this event loop.
-        journal: a path, ``postgresql://...`` or a ``Journal``; by default that of the settings. Each submission is on
-            record before it is sent, so that a crash loses and repeats nothing; what a dead session left goes on with
-            the living.
+        api_key: the key; overrides that of the settings or the environment.
+        limiter: decides when a submission may be sent. By default it is the quota that all sessions with this journal
+            and account share; without a journal, the sessions of this account and quota in this event loop share one.
+        journal: a path, ``postgresql://...`` or a ``Journal``; by default that of the settings. Each submission is
+            recorded before it is sent, so that a crash loses nothing and repeats nothing; other sessions with the
+            journal continue the tasks of one that has died.
 
     Raises:
         SettingsError: a setting cannot be used.
 
-    Leaving the block waits for the answers of submissions that are under way, and stops following tasks. They go on
-    at the service; ``track`` follows them again. If a background task of the session fails, the task inside the
-    block is cancelled and the failure comes out of it; where there is no block, further calls raise ``SessionError``.
+    Leaving the block waits for the answers of submissions under way, and stops following tasks. The tasks go on at
+    the service; ``track`` follows them again. If a background task of the session fails, the code inside the block is
+    cancelled and the block raises that error; without a block (``open``), further calls raise ``SessionError``.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class KieSession(Opened[Dispatcher]):
         journal: Journal | str | os.PathLike[str] | None = None,
     ) -> None:
         self.settings = settings_with(settings, api_key)
-        self.journal = choose_journal(self.settings, journal)  # of the session itself, if it has one
+        self.journal = choose_journal(self.settings, journal)  # the session's own, if it has one
         emit = guarded(self.settings.observer)
         self.receiver = Receiver(self.settings.webhook_keys, self._deliver, emit)
         self._admission = Admission(self.settings, emit)
@@ -87,23 +87,23 @@ class KieSession(Opened[Dispatcher]):
         limiter: Limiter | None = None,
         journal: Journal | str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Open a session that ``aclose`` closes, for places that cannot hold a block: notebook cells, hooks, fixtures.
+        """Open a session without a block, for notebook cells, hooks and fixtures; close it with ``aclose``.
 
-        It takes the arguments of the class.
+        The arguments are those of the class.
 
         Raises:
             SettingsError: a setting cannot be used.
             SessionError: no event loop of asyncio is running.
             StorageError: the journal cannot be used.
 
-        Cancelling closes what was opened. A session that is never closed warns with ``ResourceWarning``.
+        Cancelling closes what was opened so far. A session that is never closed emits a ``ResourceWarning``.
         """
         session = cls(settings, api_key=api_key, limiter=limiter, journal=journal)
         await session._lifetime.open()
         return session
 
     def _open(self) -> Dispatcher:
-        """What the session works with; raise SessionError, before anything is sent, where it cannot work."""
+        """The opened parts of the session; raises ``SessionError`` if it is not open or is used in another loop."""
         return self._lifetime.check()
 
     # ------------------------------------------------------------ tasks
@@ -112,8 +112,8 @@ class KieSession(Opened[Dispatcher]):
         """Extend a track that the service made; see ``ExtendRequest`` for the fields.
 
         Args:
-            audio: the id of the track (not of its task), or the ``Track``, whose length is then checked, and whose
-                model is used if ``Track.model_name`` identifies it.
+            audio: the id of the track (not of its task), or the ``Track`` itself: then its length is checked against
+                ``continue_at``, and its model is used if ``Track.model_name`` identifies it.
             fields: the other fields of ``ExtendRequest``.
 
         Raises:
@@ -126,7 +126,7 @@ class KieSession(Opened[Dispatcher]):
         """Extend audio of your own; see ``UploadExtendRequest`` for the fields.
 
         Args:
-            source: a path, whose length is checked and which is uploaded first, or a URL the service can fetch.
+            source: the path of a file, which is measured and uploaded first, or a URL that the service can fetch.
             fields: the other fields of ``UploadExtendRequest``.
 
         Raises:
@@ -135,17 +135,17 @@ class KieSession(Opened[Dispatcher]):
         return await self.submit(UploadExtendRequest(source, **fields))
 
     async def extend_until(self, source: ChainSource, seconds: float = 240.0, **options: Unpack[ChainOptions]) -> Chain:
-        """Extend audio again and again, each time the take that was chosen, until it lasts so many seconds.
+        """Extend audio step by step, each time one take of the step before, until it lasts that many seconds.
 
         Args:
-            source: a path, a URL, a ``Track``, or the id of one.
+            source: a path, a URL, a ``Track``, or the id of a track.
             seconds: the length to reach; at most what the model can make.
             options: see ``kie_async.chain.ChainOptions``.
 
         Raises:
-            KieError: as ``submit``; of a step it says which, and what there is.
+            KieError: as ``submit``; its message names the step that failed and what the steps before have made.
 
-        Cancelling stops nothing at the service. With a journal the same call goes on, and pays for nothing twice.
+        Cancelling stops nothing at the service. With a journal, the same call continues and pays for nothing twice.
         """
         from kie_async import chain  # few need it
 
@@ -154,30 +154,31 @@ class KieSession(Opened[Dispatcher]):
         return await chain.run_chain(plan, self, dispatcher.recorder, dispatcher.client.emit)
 
     async def submit(self, request: Request, *, key: str | None = None) -> Task:
-        """Submit a request; it costs credits (12, as observed) from here on.
+        """Submit a request, and return its task once the service has accepted it. A task costs 12 credits, as observed.
 
         Waits for one of ``Settings.max_in_flight`` places and for the quota, first come first served. The task is
-        followed once it is accepted, whether somebody waits for it or not; with a journal to its recorded end.
+        followed from then on; with a journal until its end is recorded, even if nobody waits for it.
 
         Args:
             request: the request.
-            key: the name of its job in the journal; a random one by default. A key that was submitted before is not
-                submitted again: its task is followed, if the request asks for the same. The length of the source, the
-                signature of an address and the directory before a relative path make no difference. What was not
-                sent may be submitted again by its key; with a random one it is rejected.
+            key: the name of its job in the journal; a random one by default. If this key was submitted before with
+                the same request, nothing is submitted: its task is followed. Requests that differ only in the
+                measured length of the source, the signature of a URL or the directory before a relative path count
+                as the same. A job that was not sent may be submitted again by its key; one with a random key is
+                rejected.
 
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it; nothing was sent.
-            ConflictError: the job of this key is being submitted, or came to nothing, or has another request; nothing
-                was sent now, and ``charged`` says whether that job was paid.
-            InvalidRequestError: it breaks a rule, or the service says so.
+            ConflictError: the job of this key is being submitted, has ended without a result, or has another request.
+                Nothing was sent; ``charged`` says whether that job was paid.
+            InvalidRequestError: the request breaks a rule, of this library or of the service.
             SessionError: a key was given, and the session has no journal.
             AudioError, FileError: the source cannot be used; nothing was spent.
             RefusedError: the service refused; ``code`` says why.
-            ConnectError: nothing was sent.
-            SubmitUnknownError: the answer was lost; do not send it again blindly.
+            ConnectError: no connection was made; nothing was sent.
+            SubmitUnknownError: the answer was lost, and the task may be paid; do not simply send it again.
 
-        Cancelling before the POST spends nothing; a POST under way is completed; a ``Submitted`` event has its task id.
+        Cancelling before the POST spends nothing. A POST under way is completed: a ``Submitted`` event has its task id.
         """
         return await self._submit(request, key)
 
@@ -190,18 +191,18 @@ class KieSession(Opened[Dispatcher]):
         return dispatcher.task(await dispatcher.submit(await dispatcher.admit(request), check=check))
 
     def check_request(self, request: Request) -> None:
-        """Refuse a request that this session would not pay for, as far as is known now; nothing is sent.
+        """Check a request by the rules of this session, as ``submit`` does first. Reads no file and sends nothing.
 
         Raises:
-            InvalidRequestError: with every problem.
+            InvalidRequestError: the request breaks rules; ``problems`` has all of them.
         """
         self._admission.check(request)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
-        """Follow the unfinished tasks of earlier sessions with this journal: iterate over it.
+        """Follow the unfinished tasks of earlier sessions with this journal, and yield each.
 
-        A submission whose answer was not recorded is followed if a callback named its task; if none did, it becomes
-        unknown, and is never sent again. A task that outlived ``Settings.task_timeout`` is followed once more.
+        A submission whose answer was not recorded is followed if a callback has named its task; otherwise it becomes
+        unknown, and is never sent again. A task that exceeded ``Settings.task_timeout`` is followed once more.
 
         Raises:
             SessionError: the session has no journal.
@@ -215,32 +216,32 @@ class KieSession(Opened[Dispatcher]):
     def track(self, task_id: str) -> Task:
         """Follow a task that was submitted elsewhere, or before a restart.
 
-        With a journal it is followed to its end, whoever waits for it; if a job of the journal is this task, its end
-        is recorded.
+        With a journal it is followed to its end, even if nobody waits for it; if it is the task of a job of the
+        journal, its end is recorded.
 
         Raises:
-            InvalidRequestError: ``task_id`` is no valid task id.
+            InvalidRequestError: ``task_id`` is not a valid task id.
         """
         dispatcher = self._open()
         return dispatcher.task(dispatcher.client.tracker.follow(check_task_id(task_id)))
 
     async def submit_all(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Outcome, None]:
-        """Submit many requests and give their outcomes in the order of completion.
+        """Submit many requests, and yield their outcomes in the order of completion.
 
-        At most ``Settings.max_in_flight`` are under way, or finished and not read yet, so a slow reader slows the
-        submissions down; requests are taken one by one as there is room for them.
+        At most ``Settings.max_in_flight`` requests are under way, or finished and not yet read, so a slow reader slows
+        the submissions down. Requests are taken from the iterable one by one, as there is room for them.
 
         Args:
-            requests: requests, from any iterable.
+            requests: any iterable or asynchronous iterable of requests.
 
         Yields:
-            An outcome for each request; its error is a ``KieError``.
+            An outcome for each request; its error, if any, is a ``KieError``.
 
         Raises:
-            TooManyFailuresError: so many tasks failed in a row (``Settings.max_consecutive_failures``) that not all
-                requests were taken; raised after the outcomes of those that were.
+            TooManyFailuresError: too many tasks in a row failed (``Settings.max_consecutive_failures``). It is raised
+                after the outcomes of the requests that were taken; the others were not submitted.
 
-        Breaking off submits nothing more and stops waiting; what was submitted goes on at the service.
+        Leaving the iteration submits nothing more and stops waiting; submitted tasks go on at the service.
         """
         streak = FailureStreak(self.settings.max_consecutive_failures)
         source = until(requests, lambda: streak.refused is not None)
@@ -265,18 +266,21 @@ class KieSession(Opened[Dispatcher]):
             streak.failed(error)
             return Outcome(request, task_id or error.task_id, error=error)
 
-    # ------------------------------------------------------------ what spends nothing
+    # ------------------------------------------------------------ calls that spend nothing
 
     @property
     def submissions_under_way(self) -> int:
-        """How many submissions were sent and are not answered yet; closing the session waits for them."""
+        """The number of submissions that were sent and are not answered yet; closing the session waits for them."""
         dispatcher: Dispatcher | None = getattr(self._lifetime, "value", None)  # none before it is open
         return 0 if dispatcher is None else dispatcher.client.submitter.under_way
 
     async def record_info(self, task_id: str) -> TaskRecord | None:
-        """Read what the service says of a task now; None if it does not know the task (yet).
+        """Read the service's record of a task; None if the service does not know the task (yet).
+
+        A task that has failed is no error here: its record says so.
 
         Raises:
+            InvalidRequestError: ``task_id`` is not a valid task id.
             KieError: it could not be read.
         """
         call = ROUTES[self.settings.route].record_info(check_task_id(task_id))
@@ -293,17 +297,17 @@ class KieSession(Opened[Dispatcher]):
     async def upload(
         self, path: str | os.PathLike[str], *, progress: files.Progress | None = None, measure: bool = True
     ) -> UploadedFile:
-        """Measure an audio file and upload it, under a random name; it costs nothing.
+        """Measure an audio file and upload it under a random name; this costs no credits.
 
         Args:
-            path: wav, flac, ogg, mp3 and others.
-            progress: called with the bytes sent and the bytes in all.
-            measure: whether its length is measured.
+            path: an audio file: wav, flac, ogg, mp3 and others.
+            progress: called with the bytes sent so far and the bytes in all.
+            measure: whether to measure its length (the extra ``audio``).
 
         Raises:
-            AudioError: no audio, or its length cannot be measured.
-            FileError: it cannot be read, or changed while it was sent.
-            KieError: the host did not take it.
+            AudioError: it is not audio, or its length cannot be measured.
+            FileError: it cannot be read, or it changed while it was sent.
+            KieError: the upload host did not accept it.
         """
         return await files.upload(self._open().client.transport, Path(path), progress=progress, measure=measure)
 
@@ -316,20 +320,20 @@ class KieSession(Opened[Dispatcher]):
         keep_existing: bool = False,
         progress: files.Progress | None = None,
     ) -> Path:
-        """Fetch the audio of a track into a directory and return its path; the file is whole or absent.
+        """Download the audio of a track into a directory and return its path; the file is whole or absent.
 
         Args:
-            track: with an ``audio_url``.
-            directory: made if absent.
-            name: of the file, without its suffix; by default made from the title and the id.
-            keep_existing: return a file that has the name already, and fetch nothing. By default an existing file
+            track: a track with an ``audio_url``.
+            directory: created if absent.
+            name: the name of the file without its suffix; by default made from the title and the id.
+            keep_existing: if a file of that name exists, return it and download nothing. By default an existing file
                 is left alone, and the new one gets a number.
-            progress: called with the bytes received and the bytes in all, or None if that is not known.
+            progress: called with the bytes received so far and the bytes in all, or None if that is unknown.
 
         Raises:
-            DownloadError: it could not be fetched whole; ``NAME.part`` is kept for the next try.
+            DownloadError: it could not be fetched whole; ``NAME.part`` is kept, and the next call resumes it.
             ResultExpiredError: the service no longer keeps it.
-            StorageError: the disk refused.
+            StorageError: the local disk refused.
 
         Cancelling keeps ``NAME.part``.
         """
@@ -344,20 +348,21 @@ class KieSession(Opened[Dispatcher]):
         )
 
     async def download_url(self, url: str) -> str:
-        """Ask for a direct link to a generated file; it works for 20 minutes.
+        """Ask the service for a direct link to a generated file; the link works for 20 minutes.
 
         Raises:
-            InvalidRequestError: no address of a generated file (422).
+            InvalidRequestError: ``url`` is not the address of a generated file (422).
+            KieError: the service did not answer.
         """
         return await self._open().client.transport.send(download_url(url))
 
     # ------------------------------------------------------------ journals and callbacks
 
     def open_journal(self, journal: Journal) -> AbstractAsyncContextManager[Recorder]:
-        """Open a journal and record in it for as long as the block lasts; the session's own is open already.
+        """Open a journal and record jobs in it while the block lasts; the session's own journal is open already.
 
         Raises:
-            SessionError: the session has another.
+            SessionError: the session has another journal.
         """
         return self._open().open_journal(journal)
 

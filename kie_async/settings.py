@@ -1,4 +1,4 @@
-"""How a session behaves: one frozen value, whose defaults are read from the environment."""
+"""The settings of a session: one frozen value, whose defaults are read from the environment."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _PROXY_ADDRESS = re.compile(r"(?:[^/@]*@)?[A-Za-z0-9.-]+:\d{1,5}/?")  # a proxy 
 
 
 class Secret:
-    """A text that shows itself to nobody: not in a repr, a log, a pickle, a comparison or a format string.
+    """A text that is never shown: not in a repr, a log, a pickle, a comparison or a format string.
 
-    Two other places keep the key out: ``_client.http_client`` (headers, echoes) and ``events.clean`` (texts).
+    Two other places keep the key from being shown: ``_client.http_client`` (headers, echoes) and ``events.clean``.
     """
 
     __slots__ = ("__text",)
@@ -45,7 +45,7 @@ class Secret:
         self.__text = text
 
     def reveal(self) -> str:
-        """Return the text, for the one place that must send it."""
+        """Return the text itself, to send it."""
         return self.__text
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ def machine_name() -> str:
     """The name of this machine: ``KIE_MACHINE``, or else its host name.
 
     Raises:
-        SettingsError: it is too long, or holds unusual characters.
+        SettingsError: it is longer than 100 characters, or has spaces or unprintable characters.
     """
     return _checked_machine(read_text("KIE_MACHINE") or socket.gethostname())
 
@@ -111,7 +111,7 @@ def _read_proxy() -> tuple[str, Secret]:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Tell whether a host can only be this machine, without asking DNS."""
+    """Tell whether a host is certainly this machine, without asking DNS."""
     try:
         return host is not None and (host.lower() == "localhost" or ip_address(host).is_loopback)
     except ValueError:
@@ -119,7 +119,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def split_http(url: str) -> SplitResult | None:
-    """The parts of a well-formed http(s) address with a host; None if it is none."""
+    """The parts of an http(s) address; None if it is not a well-formed address with a host."""
     try:
         parts = urlsplit(url)
         is_whole = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -212,56 +212,66 @@ def _account_of(api_key: Secret) -> str:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """How a session behaves. Every time is in seconds.
+    """The settings of a session. All times are in seconds.
 
     Attributes:
         api_key: the key; by default from ``KIE_API_KEY``, or from the file that ``KIE_API_KEY_FILE`` names.
-        base_url: the API; by default ``KIE_BASE_URL``, or else the real service. Plain http to loopback only.
-        upload_base_url: where files are uploaded; the same host as the API if that is on loopback.
-        callback_url: where the service can reach you; by default ``KIE_CALLBACK_URL``. Empty: polling does all.
-        webhook_keys: keys that sign callbacks, any of which is accepted (rotation); by default ``KIE_WEBHOOK_KEY``, or
-            what the file holds that ``KIE_WEBHOOK_KEY_FILE`` names. Given as ``webhook_key=``, one or several.
-        journal: where sessions keep their jobs, callbacks and quota: the path of a file, for the processes of one
-            machine, or ``postgresql://...``; by default ``KIE_JOURNAL``. "" for none, whatever that says.
-        account: whose quota it is that sessions of one event loop share, and processes by a journal; by default
-            ``KIE_ACCOUNT``, or else a name made of the key, which does not show it. Two keys of one account need one.
-        machine: the name of this machine, by which processes that share a journal know whose files a job needs; by
-            default ``KIE_MACHINE``, or else the host name. A container whose host name changes needs one of its own.
+        base_url: the address of the API; by default ``KIE_BASE_URL``, or else the real service. Plain http is accepted
+            for loopback only.
+        upload_base_url: the address for uploads; by default the service's upload host, or ``base_url`` on loopback.
+        callback_url: the public address where the service sends callbacks; by default ``KIE_CALLBACK_URL``. If empty,
+            there are no callbacks, and tasks are polled.
+        webhook_keys: keys that sign callbacks; a signature by any of them is accepted (for rotation). By default from
+            ``KIE_WEBHOOK_KEY``, or from the file that ``KIE_WEBHOOK_KEY_FILE`` names. The argument is
+            ``webhook_key=``: one key or several.
+        journal: where sessions keep their jobs, callbacks and quota: the path of a file, shared by processes of one
+            machine, or ``postgresql://...``; by default ``KIE_JOURNAL``. "" for none, even if ``KIE_JOURNAL`` is set.
+        account: the name of the account. Sessions of one account share its quota, in one event loop or by a journal. By
+            default ``KIE_ACCOUNT``, or else a name computed from the key, which does not reveal it. Give two keys of
+            one account the same name.
+        machine: the name of this machine. A journal records it with a job whose source is a file, so that a worker on
+            that machine uploads it. By default ``KIE_MACHINE``, or else the host name; set it in containers, whose
+            host names change.
         route: "classic" (``/api/v1/generate/...``) or "jobs" (``/api/v1/jobs/...``).
-        observer: called with each ``events.Event``; by default they are logged under ``kie_async``. Spans and metrics
-            are made of them by ``otel.OpenTelemetryObserver``.
-        strict_limits: where two pages of the service disagree on a limit, refuse by the older one too; by default the
-            current one decides, and a notice names the other.
-        measure_urls: measure a source that is given by URL, just before its submission, with one request of at most
-            1 MiB and 3 s; ``continue_at`` is held to what that proves. Needs the extra ``audio``.
-        max_consecutive_failures: after so many tasks that failed without a success between them, ``submit_all``, a
-            batch and a worker submit nothing more; 0 or None for no limit.
-        max_credits: never spend more than this; by default ``KIE_MAX_CREDITS``, or else no cap. It is what this session
-            spends; with a journal, what is on record there for this account. A submission is reserved before it is
-            sent (12 credits, as observed, or as many as the dearest task has cost), counts while its outcome is
-            unknown, and is given back if it was refused.
-        max_credits_since: with a journal, count only jobs submitted since then (aware, or ISO 8601; UTC if it says
-            nothing else); by default ``KIE_MAX_CREDITS_SINCE``, or else all of them.
-        max_in_flight: tasks running at once; further submissions wait. The service allows 100 or more.
-        quota: submissions in any ``quota_window``. The service allows 20 in 10 s per account.
-        quota_margin: added to the window, for the difference of two clocks.
-        submit_retry_timeout: how long a submission that was refused only for now (429, 430, 455) or could not be
-            sent is tried again, before its error is raised.
-        recovery_timeout: with callbacks on, how long a submission whose answer was lost waits for the callback
-            that names its task, before ``SubmitUnknownError`` is raised.
-        connect_timeout: to make a connection, DNS and TLS included.
-        read_timeout: silence allowed on a connection.
-        total_timeout: one exchange with the API in all.
-        upload_timeout: one upload in all.
-        task_timeout: how long a task may take before its waiters get ``WaitTimeoutError``. Usually 1 to
-            3 min; 408 means nothing for over 10 min.
-        not_found_timeout: how long a new task may be unknown to record-info.
-        missing_audio_timeout: how long a task may claim success before its audio appears.
-        max_concurrent_polls: record-info requests under way at once.
-        max_download_bytes: the largest file a download accepts.
-        proxy: an http(s) proxy for all requests, and "" for none. By default that of ``HTTPS_PROXY`` or ``ALL_PROXY``,
-            for hosts that are not on this machine and not in ``NO_PROXY``; ``.netrc`` is never read.
-        ssl_context: for a private authority; it must verify.
+        observer: called with each ``events.Event``; by default events are logged under ``kie_async``.
+            ``otel.OpenTelemetryObserver`` makes spans and metrics of them.
+        strict_limits: where two pages of the service disagree on a limit, refuse what breaks either. By default the
+            current page decides, and a notice names the older limit.
+        measure_urls: measure a source that is given by URL just before its submission, with one request of at most
+            1 MiB and 3 s, and check ``continue_at`` against its length if that is proven. Needs the extra ``audio``.
+        max_consecutive_failures: after that many failed tasks in a row, ``submit_all``, a batch and a worker submit
+            nothing more; 0 or None for no limit.
+        max_credits: the most that may be spent; by default ``KIE_MAX_CREDITS``, or else no cap. It applies to this
+            session; with a journal, to all that is on record there for this account. The cost of a submission is
+            reserved before it is sent (12 credits, as observed, or the cost of the dearest task so far), counts while
+            its outcome is unknown, and is freed if it was refused.
+        max_credits_since: with a journal, count only jobs submitted since then (an aware datetime, or ISO 8601 text,
+            in UTC unless it has an offset); by default ``KIE_MAX_CREDITS_SINCE``, or else all jobs.
+        max_in_flight: how many tasks may run at once; further submissions wait. The service allows 100 or more.
+        quota: how many submissions may be sent in any ``quota_window``. The service allows 20 in 10 s per account.
+        quota_window: the length of that window.
+        quota_margin: added to the window, because the server's clock runs differently.
+        submit_retry_timeout: how long a submission that was refused for now (429, 430, 455) or could not be sent is
+            retried before its error is raised.
+        recovery_timeout: with callbacks, how long a submission whose answer was lost waits for a callback that names
+            its task, before ``SubmitUnknownError`` is raised.
+        connect_timeout: limit for making a connection, including DNS and TLS.
+        read_timeout: limit for a connection on which nothing arrives.
+        total_timeout: limit for one exchange with the API.
+        upload_timeout: limit for one upload.
+        task_timeout: how long a task may take before its waiters get ``WaitTimeoutError``. Tasks usually take 1 to
+            3 minutes; the service itself gives up (408) only after more than 10.
+        not_found_timeout: how long a new task may be unknown to record-info before ``TaskNotFoundError``.
+        missing_audio_timeout: how long a task may report success before all its audio is there; then it ends with the
+            tracks that have audio, or fails if none has.
+        max_concurrent_polls: how many record-info requests may be under way at once.
+        max_download_bytes: the largest file that a download accepts.
+        proxy: an http(s) proxy for all requests; "" for none. By default that of ``HTTPS_PROXY`` or ``ALL_PROXY``, for
+            hosts that are neither on this machine nor in ``NO_PROXY``. ``.netrc`` is never read.
+        ssl_context: for servers with a private certificate authority; it must verify certificates and host names.
+
+    Raises:
+        SettingsError: a setting cannot be used; the message names it.
     """
 
     observer: Observer = log_event  # first, for it is called with notices about the others
