@@ -18,7 +18,7 @@
     ├── SubmitUnknownError      a submission's answer was lost                   do not send again
     ├── BadResponseError        the answer could not be understood
     │   └── UnexpectedRedirectError
-    ├── SignatureError          a callback is not signed as the service signs    answer it 401
+    ├── SignatureError          a callback is not signed as the service signs    answer it ``code``
     ├── ServerError             the server failed to answer a read               ask again
     ├── TaskNotFoundError       the service does not know the task
     ├── TaskFailedError         the task ended without a result; see ``refunded``
@@ -219,7 +219,10 @@ class UnexpectedRedirectError(BadResponseError):
 
 
 class SignatureError(KieError):
-    """A callback is not signed with the webhook key, or its timestamp is off by over 300 s: it may be forged."""
+    """A callback is not signed with the webhook key, or its timestamp is off by over 300 s: it may be forged.
+
+    ``code`` is the HTTP status to answer.
+    """
 
 
 class ServerError(KieError, retryable=True):

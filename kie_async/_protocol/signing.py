@@ -13,10 +13,9 @@ import hmac
 import re
 import time
 from collections.abc import Iterable, Mapping
-from enum import Enum
 from functools import lru_cache
 
-from kie_async.errors import SettingsError
+from kie_async.errors import SettingsError, SignatureError
 from kie_async.settings import Secret
 
 TIMESTAMP_HEADER = "X-Webhook-Timestamp"
@@ -25,16 +24,6 @@ TOLERANCE = 300.0  # seconds, both ways: the service states none
 
 _TIMESTAMP, _SIGNATURE = TIMESTAMP_HEADER.lower(), SIGNATURE_HEADER.lower()
 _SECONDS = re.compile(r"[0-9]{1,12}")  # int() would take "1_7", " 17 " and other scripts' digits
-
-
-class Check(Enum):
-    """What is to be said of a callback's signature; the value is the reason in words."""
-
-    GOOD = "good"
-    MISSING = "no signature headers"
-    MALFORMED = "malformed timestamp"
-    STALE = "timestamp too far from this clock"
-    WRONG = "wrong signature"
 
 
 def sign(key: Secret, task_id: str, timestamp: str) -> bytes:
@@ -69,24 +58,32 @@ def sign_callback(key: str, task_id: str, *, timestamp: int | None = None) -> di
     return {TIMESTAMP_HEADER: moment, SIGNATURE_HEADER: signature}
 
 
-def check(keys: Iterable[Secret], headers: Mapping[str, str], task_id: str, now: float) -> Check:
-    """Judge the signature of a callback.
+def verify(keys: Iterable[Secret], headers: Mapping[str, str], task_id: str, now: float) -> None:
+    """Refuse a callback that the service has not signed, or not now.
 
     Args:
         keys: any of them may have signed (rotation).
         headers: names in lower case.
         task_id: as read from the body.
         now: unix seconds on this clock.
+
+    Raises:
+        SignatureError: its ``code`` is the HTTP status to answer.
     """
     timestamp = headers.get(_TIMESTAMP)
     signature = headers.get(_SIGNATURE)
     if not timestamp or not signature:
-        return Check.MISSING
+        remedy = "pass on all headers of the request, and switch the webhook key on in the account's settings"
+        raise SignatureError(f"the callback has no signature headers: {remedy}", code=401)
     if _SECONDS.fullmatch(timestamp) is None:
-        return Check.MALFORMED
-    if abs(now - int(timestamp)) > TOLERANCE:
-        return Check.STALE
+        raise SignatureError("the callback has a malformed timestamp: the service did not send this", code=400)
+    skew = abs(now - int(timestamp))
+    if skew > TOLERANCE:
+        remedy = "set this machine's clock; if it is right, the callback is a replay"
+        raise SignatureError(f"the callback is signed for another time, clock skew {skew:.0f} s: {remedy}", code=401)
     given = signature.encode("utf-8", "replace")  # compare_digest takes no text beyond ASCII
     # A list, so that the time taken does not tell which key matched.
     matches = [hmac.compare_digest(sign(key, task_id, timestamp), given) for key in keys if key]
-    return Check.GOOD if any(matches) else Check.WRONG
+    if not any(matches):
+        remedy = "check that the key is the account's webhook key; if it is, the service did not send this"
+        raise SignatureError(f"the callback has a wrong signature: {remedy}", code=401)
