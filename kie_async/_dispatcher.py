@@ -25,7 +25,7 @@ from kie_async.models import ExtendRequest, Request
 from kie_async.settings import Secret, Settings
 
 if TYPE_CHECKING:
-    from kie_async.journal import Journal, JournalLimiter, Recorder
+    from kie_async.journal import Journal, Recorder
 
 
 class Dispatcher:
@@ -132,8 +132,17 @@ async def open_dispatcher(
     """
     async with AsyncExitStack() as stack:
         if journal is not None:
+            from kie_async.journal import JournalLimiter
+
             await stack.enter_async_context(journal)
-            limiter = limiter or await stack.enter_async_context(shared_quota(journal, settings))
+            shared = JournalLimiter(
+                journal,
+                account=settings.account,
+                limit=settings.quota,
+                window=settings.quota_window,
+                margin=settings.quota_margin,
+            )
+            limiter = limiter or await stack.enter_async_context(shared)
         client = await stack.enter_async_context(open_client(settings, limiter, emit))
         dispatcher = Dispatcher(client, admission, journal)
         if journal is not None:
@@ -141,19 +150,6 @@ async def open_dispatcher(
 
             dispatcher.recorder = await stack.enter_async_context(Recorder(journal, client, dispatcher))
         yield dispatcher
-
-
-def shared_quota(journal: Journal, settings: Settings) -> JournalLimiter:
-    """The quota that all processes with this journal and account share."""
-    from kie_async.journal import JournalLimiter
-
-    return JournalLimiter(
-        journal,
-        account=settings.account,
-        limit=settings.quota,
-        window=settings.quota_window,
-        margin=settings.quota_margin,
-    )
 
 
 def settings_with(settings: Settings | None, api_key: str | Secret | None) -> Settings:

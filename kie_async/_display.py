@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from urllib.parse import urldefrag, urlsplit
+from urllib.parse import urldefrag
 
 from kie_async.events import clean
 from kie_async.models import TaskResult, Track
+from kie_async.settings import split_http
 
 _LEAD = 3.0  # seconds before the seam at which a link begins
 _CELL = 'style="text-align: left; vertical-align: top"'  # JupyterLab aligns to the right
@@ -88,17 +89,8 @@ def player(track: Track) -> str:
 
 def is_playable(url: str) -> bool:
     """Tell whether an address names a host by http or https, as every browser reads it, and no user."""
-    try:
-        parts = urlsplit(url)
-        return (
-            parts.scheme in {"http", "https"}
-            and bool(parts.hostname)
-            and "@" not in parts.netloc
-            and url.isprintable()
-            and not set(url) & {" ", "\\"}
-        )
-    except ValueError:
-        return False
+    parts = split_http(url)
+    return parts is not None and "@" not in parts.netloc and "\\" not in url
 
 
 def escape(text: str | None) -> str:

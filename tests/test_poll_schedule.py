@@ -38,9 +38,9 @@ def trust_after(reported: list[bool]) -> CallbackTrust:
     trust = CallbackTrust()
     for number, is_reported in enumerate(reported):
         if is_reported:
-            trust.end_reported(f"{number}")
+            trust.ended(f"{number}", None)
         else:
-            trust.ended_before_callback(f"{number}", 100.0 * number)
+            trust.ended(f"{number}", 100.0 * number)
     return trust
 
 

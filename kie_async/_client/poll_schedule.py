@@ -109,24 +109,17 @@ class CallbackTrust:
         number = sum(since is not None for since in ends)
         return (number + _DOUBT) / (len(ends) + _DOUBT)
 
-    def end_reported(self, task_id: str) -> None:
-        """Note that a callback reported an end before a poll saw it."""
-        self._note(task_id, None)
-
-    def ended_before_callback(self, task_id: str, now: float) -> None:
-        """Note that a poll saw an end that no callback had reported."""
-        self._note(task_id, now)
+    def ended(self, task_id: str, unreported_since: float | None) -> None:
+        """Note an end: None if a callback reported it before a poll saw it, or else when a poll saw it."""
+        self._unreported_since[task_id] = unreported_since
+        if len(self._unreported_since) > TRUST_WINDOW:
+            del self._unreported_since[next(iter(self._unreported_since))]
 
     def reported_late(self, task_id: str, now: float) -> None:
         """Note that a callback came after a poll had seen the end: in time, unless it was much later."""
         since = self._unreported_since.get(task_id)
         if since is not None and now <= since + CALLBACK_FALLBACK:
             self._unreported_since[task_id] = None
-
-    def _note(self, task_id: str, unreported_since: float | None) -> None:
-        self._unreported_since[task_id] = unreported_since
-        if len(self._unreported_since) > TRUST_WINDOW:
-            del self._unreported_since[next(iter(self._unreported_since))]
 
 
 class PollPlanner:
@@ -151,7 +144,7 @@ class PollPlanner:
         if is_authentic:
             self._warns_if_none = True
             if is_first_of_end:
-                self._trust.end_reported(task.task_id)
+                self._trust.ended(task.task_id, None)
         task.callbacks = CallbackClaims(
             stages=max(known.stages, stages),
             polls_before_end=task.polls.count if is_end and known.polls_before_end is None else known.polls_before_end,
@@ -171,7 +164,7 @@ class PollPlanner:
             earliest = max(polled or started, claims.authentic_end_at or started)
             self._durations.learn(task.origin.kind, earliest - started, now - started, dict(task.progress.stages))
         if task.origin.is_own and claims.authentic_end_at is None:
-            self._trust.ended_before_callback(task.task_id, now)
+            self._trust.ended(task.task_id, now)
         if claims.has_authentic or not self._warns_if_none:
             return ""
         self._warns_if_none = False  # once is enough, until one comes

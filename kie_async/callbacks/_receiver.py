@@ -46,14 +46,6 @@ class Receiving(Protocol):
         ...
 
 
-class _RefusalError(Exception):
-    """A callback is refused: the status to answer, and why."""
-
-    def __init__(self, status: HTTPStatus, note: str) -> None:
-        super().__init__(status, note)
-        self.status, self.note = status, note
-
-
 def _no_empty_key(_receiver: Receiver, _field: object, keys: tuple[Secret, ...]) -> None:
     if not all(keys):
         raise SettingsError("webhook_key is empty: anybody could sign with it; leave it out or give the real one")
@@ -117,27 +109,20 @@ class Receiver:
         return await self._take(method, names, declared, token, read)
 
     async def _take(self, method: str, headers: Mapping[str, str], size: int, token: str, read: Read) -> int:
-        event = None
         try:
             _check_head(method, headers, size, token)
-            claims = wire.read_callback(await _read_body(read))
+            event = wire.read_callback(await _read_body(read))
             if self.keys:
-                signing.verify(self.keys, headers, claims.task_id, self._clock())
-            event = claims  # authentic now: it may be shown
-            note = await self._deliver_event(token, event)
+                signing.verify(self.keys, headers, event.task_id, self._clock())
         except (BadResponseError, SignatureError) as error:
             return self._report(error.code or HTTPStatus.BAD_REQUEST, error.message, token)
-        except _RefusalError as refusal:
-            return self._report(refusal.status, refusal.note, token, event)
-        return self._report(HTTPStatus.OK, note, token, event)
-
-    async def _deliver_event(self, token: str, event: CallbackEvent) -> str:
+        status = HTTPStatus.OK
         try:
             async with asyncio.timeout(TIMEOUT):
-                return await self._deliver(token, event)
-        except Exception as error:  # whatever it is, the service must try again
-            note = f"not delivered: {type(error).__name__}: {error}"
-            raise _RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, note) from error
+                note = await self._deliver(token, event)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the service must try again
+            status, note = HTTPStatus.SERVICE_UNAVAILABLE, f"not delivered: {type(error).__name__}: {error}"
+        return self._report(status, note, token, event)
 
     def _report(self, status: int, note: str, token: str, event: CallbackEvent | None = None) -> int:
         """Emit the event; it shows nothing of a body that was not authenticated."""
@@ -167,17 +152,17 @@ def fold(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _check_head(method: str, headers: Mapping[str, str], size: int, token: str) -> None:
     if method != "POST":
-        raise _RefusalError(HTTPStatus.METHOD_NOT_ALLOWED, "not a POST")
+        raise BadResponseError("not a POST", code=HTTPStatus.METHOD_NOT_ALLOWED)
     _check_size(size)
     if headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
-        raise _RefusalError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is compressed")
+        raise BadResponseError("the body is compressed", code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
     if _TOKEN.fullmatch(token) is None:
-        raise _RefusalError(HTTPStatus.NOT_FOUND, "no token in the path")
+        raise BadResponseError("no token in the path", code=HTTPStatus.NOT_FOUND)
 
 
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
-        raise _RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
+        raise BadResponseError("the body is too large", code=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
 async def _read_body(read: Read) -> bytes:
@@ -188,8 +173,8 @@ async def _read_body(read: Read) -> bytes:
                 body += piece
     except OSError:  # among them TimeoutError, which a lost connection can raise as well
         if timeout.expired():
-            raise _RefusalError(HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly") from None
-        raise _RefusalError(HTTPStatus.BAD_REQUEST, "the body broke off") from None
+            raise BadResponseError("the body came too slowly", code=HTTPStatus.REQUEST_TIMEOUT) from None
+        raise BadResponseError("the body broke off", code=HTTPStatus.BAD_REQUEST) from None
     _check_size(len(body))
     return bytes(body)
 
