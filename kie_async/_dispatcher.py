@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kie_async import files
-from kie_async._client import Client, Task, open_client
+from kie_async._client.client import Client, open_client
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
-from kie_async._client.task import TrackedTask
+from kie_async._client.task import Task, TrackedTask
 from kie_async._protocol.admission import Admission, task_id_error
 from kie_async.errors import SessionError
 from kie_async.events import Observer

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from kie_async import files
-from kie_async._client import Task, map_unordered
-from kie_async._client.concurrency import InternalErrors, until
+from kie_async._client.concurrency import InternalErrors, map_unordered, until
 from kie_async._client.lifetime import Lifetime, Opened
+from kie_async._client.task import Task
 from kie_async._dispatcher import Dispatcher, choose_journal, open_dispatcher, settings_with
 from kie_async._protocol.admission import Admission, FailureStreak, check_task_id
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url

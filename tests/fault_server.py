@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from kie_async._client import Transport
+from kie_async._client.http_client import Transport
 from kie_async._protocol.endpoints import ROUTES
 from kie_async.events import Event
 from kie_async.models import ExtendRequest

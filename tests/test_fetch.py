@@ -27,7 +27,7 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async
 from kie_async import _package
-from kie_async._client import Fetcher
+from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clock")]

@@ -26,7 +26,7 @@ from test_files_part import disk_of
 from virtual_time import VirtualTimeLoop
 
 from kie_async import files
-from kie_async._client import Fetcher
+from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError, ResultExpiredError, StorageError
 from kie_async.events import Event, Notice, Retrying
 from kie_async.models import Track

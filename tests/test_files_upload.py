@@ -17,7 +17,7 @@ from audio_files import HTML, PNG
 from file_host import settings
 
 from kie_async import files
-from kie_async._client import Transport
+from kie_async._client.http_client import Transport
 from kie_async.errors import AudioError, BadResponseError, KieError, ServerError, StorageError
 from kie_async.events import Event, Notice
 

@@ -17,7 +17,7 @@ from file_host import Asked, FileHost, Reply, file_host, head, raw, serve, setti
 
 import kie_async as kie
 from kie_async import files
-from kie_async._client import Fetcher
+from kie_async._client.downloads import Fetcher
 from kie_async.errors import DownloadError
 from kie_async.files import _audio_kinds
 from kie_async.files._audio_kinds import ends_as_declared

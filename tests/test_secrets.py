@@ -38,7 +38,7 @@ from service import serving
 from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
-from kie_async._client import Transport
+from kie_async._client.http_client import Transport
 from kie_async._protocol.endpoints import credits_left
 from kie_async.emulator import Fault
 from kie_async.events import Event, log_event

@@ -17,7 +17,7 @@ from verdicts import CountedPermit
 from virtual_time import VirtualTimeLoop
 
 from kie_async import errors
-from kie_async._client import Transport
+from kie_async._client.http_client import Transport
 from kie_async._protocol.backoff import MAX_DELAY, MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget
 from kie_async._protocol.endpoints import ROUTES, ApiCall, credits_left, download_url
 from kie_async.errors import KieError

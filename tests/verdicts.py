@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fault_server import SUBMIT, FaultServer, transport
 
-from kie_async._client import Transport
+from kie_async._client.http_client import Transport
 from kie_async.errors import KieError, SubmitUnknownError
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 from anyio import to_thread
 
-from kie_async._client import map_unordered
-from kie_async._client.concurrency import each_of
+from kie_async._client.concurrency import each_of, map_unordered
 from kie_async.batch._control import WorkerControl
 from kie_async.batch._manifest import manifest_error
 from kie_async.batch._policy import CreditBudget

@@ -15,8 +15,8 @@ from typing import Any
 import anyio
 import attrs
 
-from kie_async._client import Fetcher, map_unordered
-from kie_async._client.concurrency import InternalErrors, unwrap_single_exception
+from kie_async._client.concurrency import InternalErrors, map_unordered, unwrap_single_exception
+from kie_async._client.downloads import Fetcher
 from kie_async.batch._delivery import Delivery
 from kie_async.batch._results import Results
 from kie_async.errors import DownloadError, KieError

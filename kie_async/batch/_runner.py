@@ -17,8 +17,8 @@ import anyio
 import attrs
 from anyio import to_thread
 
-from kie_async._client import Task
 from kie_async._client.concurrency import InternalErrors
+from kie_async._client.task import Task
 from kie_async._protocol.admission import FailureStreak
 from kie_async.batch._delivery import Delivery
 from kie_async.batch._policy import Action, CreditBudget, ErrorPolicy

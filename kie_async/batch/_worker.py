@@ -25,7 +25,7 @@ from procrastinate.exceptions import ConnectorException
 from procrastinate.manager import JobManager
 from procrastinate.worker import Worker as EngineWorker
 
-from kie_async._client import map_unordered
+from kie_async._client.concurrency import map_unordered
 from kie_async.batch._control import WorkerControl
 from kie_async.batch._engine import (
     CONNECT_TIMEOUT,

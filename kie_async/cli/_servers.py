@@ -12,7 +12,7 @@ import attrs
 from cyclopts import Parameter
 
 from kie_async import emulator
-from kie_async._client import Task
+from kie_async._client.task import Task
 from kie_async.cli._connect import connect
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import (

@@ -14,7 +14,7 @@ from anyio import to_thread
 from cyclopts import Parameter
 
 from kie_async import emulator, files
-from kie_async._client import Task
+from kie_async._client.task import Task
 from kie_async._display import clock
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of

@@ -14,10 +14,10 @@ from typing import Protocol, Self
 
 import anyio
 
-from kie_async._client import Client, Task
+from kie_async._client.client import Client
 from kie_async._client.concurrency import InternalErrors
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
-from kie_async._client.task import Origin, TrackedTask
+from kie_async._client.task import Origin, Task, TrackedTask
 from kie_async._protocol.admission import check_task_id, task_id_error
 from kie_async.errors import ConflictError, KieError
 from kie_async.events import Notice, clean

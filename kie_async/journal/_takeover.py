@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import anyio
 
-from kie_async._client import Task
 from kie_async._client.concurrency import InternalErrors
+from kie_async._client.task import Task
 from kie_async.errors import ConflictError, KieError, TaskFailedError, TaskNotFoundError
 from kie_async.events import Notice, Observer, clean
 from kie_async.journal._job import Job, JobError, State
