@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kie_async import errors
-from kie_async.batch._policy import RULES, Action, CreditBudget, Decision, ErrorPolicy, rule_for
+from kie_async.batch._policy import RULES, Action, CreditBudget, ErrorPolicy, rule_for
 from kie_async.errors import BudgetError, KieError, SettingsError, TaskFailedError
 from kie_async.journal import Job, JobError, LastAttempt, State
 from kie_async.models import ExtendRequest
@@ -173,26 +173,26 @@ def test_every_error_has_a_rule(kind: type[KieError]) -> None:
     ],
 )
 def test_an_error_of_one_job_means_something_for_all(error: KieError, action: Action) -> None:
-    assert ErrorPolicy().decide(error).action is action
+    assert ErrorPolicy().decide(error)[0] is action
 
 
 def test_the_delay_of_a_retry_doubles_up_to_a_bound_and_starts_anew_after_a_success() -> None:
     policy = ErrorPolicy()
     error = errors.RateLimitedError("too fast", code=429)
-    assert [policy.decide(error).delay for _ in range(6)] == [10, 20, 40, 80, 120, 120]
+    assert [policy.decide(error)[1] for _ in range(6)] == [10, 20, 40, 80, 120, 120]
     policy.succeed()
-    assert policy.decide(error) == Decision(Action.RETRY_LATER, 10)
+    assert policy.decide(error) == (Action.RETRY_LATER, 10)
 
 
 def test_a_wait_the_service_asks_for_is_kept() -> None:
-    assert ErrorPolicy().decide(errors.RateLimitedError("too fast", retry_after=300.0)).delay == 300
+    assert ErrorPolicy().decide(errors.RateLimitedError("too fast", retry_after=300.0))[1] == 300
 
 
 def test_unknowns_in_a_row_stop_a_batch_before_they_empty_the_account() -> None:
     policy = ErrorPolicy()
 
     def actions(count: int) -> Iterator[Action]:
-        return (policy.decide(errors.SubmitUnknownError("lost")).action for _ in range(count))
+        return (policy.decide(errors.SubmitUnknownError("lost"))[0] for _ in range(count))
 
     assert list(actions(5)) == [Action.CONTINUE] * 4 + [Action.STOP]
     policy.succeed()
@@ -202,4 +202,4 @@ def test_unknowns_in_a_row_stop_a_batch_before_they_empty_the_account() -> None:
 @given(st.lists(st.sampled_from(ALL), max_size=200))
 def test_no_row_of_errors_makes_a_wait_endless(kinds: list[type[KieError]]) -> None:
     policy = ErrorPolicy()
-    assert all(0 <= policy.decide(kind("what happened")).delay <= 900 for kind in kinds)
+    assert all(0 <= policy.decide(kind("what happened"))[1] <= 900 for kind in kinds)

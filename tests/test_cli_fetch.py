@@ -18,7 +18,7 @@ from command_line import Answer, Terminal, ended, environment, lines, started
 from service import free_port
 
 import kie_async as kie
-from kie_async.batch import FetchOutcome, fetch_jobs, tracks_expiry, upload_expiry
+from kie_async.batch import fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.emulator import Fault
 from kie_async.journal import Job, JobResults, Source, SQLiteJournal, State
 from kie_async.settings import machine_name
@@ -223,7 +223,7 @@ def test_what_another_process_delivers_elsewhere_meanwhile_is_not_said_to_be_her
 async def test_a_host_that_is_down_is_no_reason_to_ask_for_new_addresses(tmp_path: Path, clock: object) -> None:
     del clock
     track = kie.Track("t", f"http://127.0.0.1:{free_port()}/t.mp3")
-    found: list[FetchOutcome] = []
+    found: list[kie.KieError | None] = []
     async with SQLiteJournal(tmp_path / "mine.sqlite") as journal:
         await journal.add([Job(key="one", request=REQUEST)])
         await journal.intend("one", "token")
@@ -234,11 +234,15 @@ async def test_a_host_that_is_down_is_no_reason_to_ask_for_new_addresses(tmp_pat
         def open_session(_route: str | None) -> kie.KieSession:
             raise AssertionError
 
-        options: Any = {"settings": settings, "open_session": open_session, "observer": found.append}
+        options: Any = {
+            "settings": settings,
+            "open_session": open_session,
+            "observer": lambda _job, error: found.append(error),
+        }
         await fetch_jobs(journal, [job], directory=tmp_path / "out", **options)
-    (outcome,) = found
-    assert isinstance(outcome.error, kie.DownloadError)
-    assert outcome.error.retryable
+    (error,) = found
+    assert isinstance(error, kie.DownloadError)
+    assert error.retryable
 
 
 # ---------------------------------------------------------------- what the service deletes

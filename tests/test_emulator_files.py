@@ -178,11 +178,11 @@ async def test_a_finished_track_is_served_whole_and_in_parts(song: bytes, clock:
                 assert (status, part) == (206, whole[first : last + 1])
                 assert headers["Content-Range"] == f"bytes {first}-{last}/{size}"
                 assert headers["ETag"] == etag
-        for span in ("5-3", f"{size}-", "-0"):
-            status, part, headers = await client.read(url, Range=f"bytes={span}")
-            assert (status, part, headers["Content-Range"]) == (416, b"", f"bytes */{size}")
-        for asked in ({"Range": "bytes=-"}, {"Range": "lines=1-2"}, {"Range": "bytes=5-", "If_Range": '"other"'}):
-            assert (await client.read(url, **asked))[:2] == (200, whole)
+        status, part, headers = await client.read(url, Range=f"bytes={size}-")
+        assert (status, part, headers["Content-Range"]) == (416, b"", f"bytes */{size}")
+        for asked in ("bytes=-", "bytes=5-3", "lines=1-2"):
+            assert (await client.read(url, Range=asked))[:2] == (200, whole)
+        assert (await client.read(url, Range="bytes=5-", If_Range='"other"'))[:2] == (200, whole)
 
 
 async def test_only_what_is_finished_is_served_and_only_for_two_weeks(clock: VirtualTimeLoop) -> None:

@@ -14,7 +14,7 @@ from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._chain import RecordedTakes, find_track
 from kie_async.batch._control import WorkerControl, serve_health
 from kie_async.batch._delivery import count_verdicts, write_verdict
-from kie_async.batch._fetch import Expiry, FetchOutcome, fetch_jobs, tracks_expiry, upload_expiry
+from kie_async.batch._fetch import Expiry, fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
 from kie_async.batch._policy import CreditBudget
 from kie_async.batch._reconcile import (
@@ -37,7 +37,6 @@ __all__ = [
     "SIDECAR",
     "CreditBudget",
     "Expiry",
-    "FetchOutcome",
     "LivingWorker",
     "Manifest",
     "ManifestSummary",

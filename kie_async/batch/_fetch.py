@@ -64,14 +64,6 @@ def upload_expiry(job: Job) -> Expiry | None:
     return Expiry(job.source.uploaded_at + UPLOADS_KEPT)
 
 
-@attrs.frozen
-class FetchOutcome:
-    """What became of a job that was to be fetched: it is delivered, or ``error`` says why it is not."""
-
-    job: Job
-    error: KieError | None = None
-
-
 async def fetch_jobs(  # noqa: PLR0913  # keyword-only, each by name
     journal: Journal,
     jobs: Iterable[Job] | AsyncIterable[Job],
@@ -79,7 +71,7 @@ async def fetch_jobs(  # noqa: PLR0913  # keyword-only, each by name
     directory: str | PathLike[str],
     settings: Settings,
     open_session: Callable[[str | None], KieSession],
-    observer: Callable[[FetchOutcome], None],
+    observer: Callable[[Job, KieError | None], None],
     emulated: bool = False,
 ) -> None:
     """Download the tracks of jobs that have succeeded, and record that they are delivered; nothing is spent.
@@ -90,7 +82,7 @@ async def fetch_jobs(  # noqa: PLR0913  # keyword-only, each by name
         directory: where the files go, with their sidecars and ``results.jsonl``, as those of a batch.
         settings: of the downloads; its key is not used.
         open_session: makes a session for the route of a task, when the service must be asked for new addresses.
-        observer: called with each job.
+        observer: called with each job, and the error that kept it from being delivered.
         emulated: the tasks are those of an emulator.
 
     Raises:
@@ -111,17 +103,17 @@ async def fetch_jobs(  # noqa: PLR0913  # keyword-only, each by name
                 fetch = partial(_fetch, delivery, downloads)
                 outcomes = map_unordered(jobs, fetch, group, concurrency=_AT_ONCE)
                 async with aclosing(outcomes):
-                    async for outcome in outcomes:
-                        observer(outcome)
+                    async for job, error in outcomes:
+                        observer(job, error)
             group.cancel_scope.cancel()
 
 
-async def _fetch(delivery: Delivery, downloads: _Downloads, job: Job) -> FetchOutcome:
+async def _fetch(delivery: Delivery, downloads: _Downloads, job: Job) -> tuple[Job, KieError | None]:
     try:
         with InternalErrors(f"job {job.key!r}"):
-            return FetchOutcome(await delivery.deliver(job, partial(downloads.download, job)))
+            return await delivery.deliver(job, partial(downloads.download, job)), None
     except KieError as error:
-        return FetchOutcome(job, error)
+        return job, error
 
 
 class _Downloads:

@@ -89,31 +89,23 @@ def rule_for(error: KieError) -> ErrorRule:
     return next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)
 
 
-@attrs.frozen
-class Decision:
-    """What to do now; ``delay``: seconds until the job is tried again."""
-
-    action: Action
-    delay: float = 0.0
-
-
 @attrs.define
 class ErrorPolicy:
     """Decides what an error of a job means for the batch, by how many of its kind came in a row."""
 
     _in_a_row: dict[ErrorRule, int] = attrs.field(factory=dict, init=False)
 
-    def decide(self, error: KieError) -> Decision:
-        """Decide about an error that a step of a job raised."""
+    def decide(self, error: KieError) -> tuple[Action, float]:
+        """Return what to do after an error of a job's step, and the seconds until the job is tried again."""
         rule = rule_for(error)
         count = self._in_a_row[rule] = self._in_a_row.get(rule, 0) + 1
         if count <= rule.tolerated:
-            return Decision(Action.CONTINUE)
+            return Action.CONTINUE, 0.0
         if rule.action is not Action.RETRY_LATER:
-            return Decision(rule.action)
+            return rule.action, 0.0
         delay = min(rule.first_delay * 2 ** min(count - 1, 20), rule.max_delay)
         requested = error.retry_after if isinstance(error, RateLimitedError) else None
-        return Decision(Action.RETRY_LATER, max(delay, requested or 0.0))
+        return rule.action, max(delay, requested or 0.0)
 
     def succeed(self) -> None:
         """Start counting anew: a submission was accepted."""

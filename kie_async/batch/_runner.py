@@ -150,10 +150,10 @@ class Runner:
         if isinstance(error, (AudioError, InvalidRequestError)) and before.state is job.state is State.PLANNED:
             rejected = await self._recorder.journal.move(job.key, State.REJECTED, error=JobError.of(error))
             return rejected, None  # by our own check
-        decision = self._policy.decide(error)
-        if decision.action is Action.STOP:
+        action, delay = self._policy.decide(error)
+        if action is Action.STOP:
             self.stopped = self.stopped or error
-        return job, decision.delay if decision.action is Action.RETRY_LATER else None
+        return job, delay if action is Action.RETRY_LATER else None
 
     def _put_off(self, job: Job, error: KieError) -> Job:
         """Return a job that cannot go on in this run, with the reason."""

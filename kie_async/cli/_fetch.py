@@ -9,7 +9,7 @@ from typing import Annotated
 import attrs
 from cyclopts import Parameter
 
-from kie_async.batch import FetchOutcome, fetch_jobs, find_by_name
+from kie_async.batch import fetch_jobs, find_by_name
 from kie_async.cli._batch_progress import count_of, job_line, job_value, print_files
 from kie_async.cli._connect import find_journal, make_settings, stopped_by_sigterm
 from kie_async.cli._exit_codes import KeyUnusableError, UsageError
@@ -97,9 +97,8 @@ class FetchReport:
         self._errors: list[KieError] = []
         output.value["jobs"] = []
 
-    def add(self, outcome: FetchOutcome) -> None:
+    def add(self, job: Job, error: KieError | None) -> None:
         """Take a job that was fetched, or was not."""
-        job, error = outcome.job, outcome.error
         if error is not None:
             self._errors.append(error)
             job = attrs.evolve(job, error=JobError.of(error))

@@ -10,7 +10,6 @@ import importlib
 import json
 import logging
 import mimetypes
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -228,7 +227,7 @@ class FileStore:
             return web.Response(status=501, text=str(error))
         if content is None:
             return web.Response(status=404, text="no such file")
-        return _part(request.headers, content, "image/jpeg" if path.endswith(".jpeg") else "audio/mpeg")
+        return _part(request, content, "image/jpeg" if path.endswith(".jpeg") else "audio/mpeg")
 
     def _has_expired(self, until: str) -> bool:
         try:
@@ -367,27 +366,22 @@ class SourceChecker:
 
 # ---------------------------------------------------------------- parts of a file
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
-
-def _part(headers: Mapping[str, str], content: bytes, kind: str) -> web.Response:
+def _part(request: web.Request, content: bytes, kind: str) -> web.Response:
     """Answer with a file, or with the requested part of it (Range, If-Range)."""
     etag = f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
     own = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": kind}
-    asked = _RANGE.fullmatch(headers.get("Range", ""))
-    if asked is None or asked.groups() == ("", "") or headers.get("If-Range", etag) != etag:
+    try:
+        asked = request.http_range
+    except ValueError:  # one that cannot be read is ignored
+        asked = slice(None)
+    first, end, _ = asked.indices(len(content))
+    if asked.start is asked.stop is None or request.headers.get("If-Range", etag) != etag:
         return web.Response(body=content, headers=own)
-    first, last = _span(asked[1], asked[2], len(content))
-    if first > last or first >= len(content):
+    if first >= end:
         answer = web.Response(status=416, headers={**own, "Content-Range": f"bytes */{len(content)}"})
     else:
-        own["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        answer = web.Response(status=206, body=content[first : last + 1], headers=own)
+        own["Content-Range"] = f"bytes {first}-{end - 1}/{len(content)}"
+        answer = web.Response(status=206, body=content[first:end], headers=own)
     answer[WHOLE_FILE] = content
     return answer
-
-
-def _span(first: str, last: str, size: int) -> tuple[int, int]:
-    if not first:
-        return max(0, size - int(last)), size - 1
-    return int(first), min(int(last), size - 1) if last else size - 1
