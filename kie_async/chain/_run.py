@@ -233,7 +233,8 @@ class ChainRun:
         if job is None or job.state not in PAID:
             self._check_cap(earlier)
             await self.takes.check(key, request)
-        task = await self.session.submit(request if job is None else job.request, key=key)
+        submitted_as = None if self.recorder is None else key  # a key is refused without a journal
+        task = await self.session.submit(request if job is None else job.request, key=submitted_as)
         result = await task
         if self.recorder is not None:
             await self.recorder.wait_recorded(task.id)
