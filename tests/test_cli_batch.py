@@ -136,10 +136,13 @@ def test_a_rehearsal_sends_nothing(
         "2 extend, V5",
         "2 extend, V4",
         "4 of 4 jobs are new",
-        "1 ask for the same as another, and are made and paid all the same",
+        "1 asks for the same as another; each of them is made and paid for",
         "48 credits is what the new ones will cost, about 12 each",
         "1000 credits are left on the account",
     ]
+    answer = terminal(*words[:-1])  # nobody is there to agree
+    assert answer.code == 2
+    assert "note: 1 job asks for the same as another; each of them is made and paid for\n" in answer.err
     assert not out.exists()
     assert not service.ledger
     assert terminal("batch", "--yes", str(tracks(tmp_path / "few.csv", 1)), "--out", str(out), "--callbacks").code == 0

@@ -307,6 +307,7 @@ def test_5_a_wrong_key(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> N
         assert check(terminal, 5, "credits", kind="AuthError", says="")["code"] == 401
         answer = terminal("credits", "-v")
         assert "marker" not in answer.err + answer.out
+        assert "put the right key into" in answer.err
 
 
 def test_6_still_running(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ FAULTS = {
     "other scheme": (HEAD + ",ftp://x/a.mp3,V5,,,,5,,,,\n", [(2, "source", "not http")]),
     "moment beyond the end": (
         HEAD + ",a.wav,V5,,,,-25s,,,,\n,a.wav,V5,,,,20,,,,\n",
-        [(2, "continue_at", "above 0"), (3, "continue_at", "lasts 20.00")],
+        [(2, "continue_at", "lasts 20.00 s: give a number of seconds above 0"), (3, "continue_at", "lasts 20.00")],
     ),
     "too long for its model": (HEAD + ",long.wav,V4_5ALL,,,,5,,,,\n", [(2, "source", "lasts 61.00")]),
     "a line too long": (HEAD + GOOD + "a" * ((1 << 20) + 1), [(3, "", "close the quotes")]),

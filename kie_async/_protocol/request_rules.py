@@ -306,7 +306,8 @@ def _moments(given: Fields) -> Iterator[Problem]:
         if read_cut_point(continue_at.strip()) is None:
             yield Problem("continue_at", f"is {_shown(continue_at)}", f"give {FORMS}")
     elif continue_at is not None and moment is None:
-        yield Problem("continue_at", f"is {_shown(continue_at)}", "give a number of seconds above 0")
+        lasts = "" if duration is None else f"the source lasts {duration:.2f} s: "
+        yield Problem("continue_at", f"is {_shown(continue_at)}", f"{lasts}give a number of seconds above 0")
     if given["source_duration"] is not None and duration is None:
         yield Problem("source_duration", f"is {_shown(given['source_duration'])}", "give a number of seconds above 0")
     if duration is None:

@@ -149,6 +149,8 @@ async def _report(output: Output, out: Path) -> None:
 async def _ask(output: Output, order: BatchOrder) -> None:
     """Ask before credits are spent; at a terminal, a few jobs need no answer."""
     run = order.options.run
+    if duplicates := order.summary.duplicates:
+        output.say(f"note: {count_of(duplicates, 'job')} {_repeats(duplicates)}")
     if run.yes:
         return
     _, jobs = await order.count()
@@ -191,12 +193,16 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
         output.print(f"{jobs:>7}  {operation}, {model}")
     output.print(f"{new:>7}  of {count_of(summary.total, 'job')} {'is' if new == 1 else 'are'} new")
     if summary.duplicates:
-        output.print(f"{summary.duplicates:>7}  ask for the same as another, and are made and paid all the same")
+        output.print(f"{summary.duplicates:>7}  {_repeats(summary.duplicates)}")
     output.print(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
     async with order.connect(output, journal="") as session:
         left = (await session.credits()).amount
     value["credits_left"] = left
     output.print(f"{left:>7.12g}  credits are left on the account")
+
+
+def _repeats(count: int) -> str:
+    return f"{'asks' if count == 1 else 'ask'} for the same as another; each of them is made and paid for"
 
 
 # ---------------------------------------------------------------- for workers
@@ -287,7 +293,7 @@ def _hints(command: str, where: str, *, emulated: bool) -> Mapping[int, str]:
     return {
         3: f"when that is mended, {again}",
         4: f"{TOP_UP}, then {again}",
-        5: f"put the key into the environment variable KIE_API_KEY; then {again}",
+        5: f"put the right key into the environment variable KIE_API_KEY; then {again}",
         7: f"{AFTER_UNKNOWN.format(where=where)}\nthe others {again}",
         8: f"when that is mended, {again}",
         130: f"what was submitted goes on at the service, and is kept; {again}",

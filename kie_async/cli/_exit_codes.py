@@ -71,7 +71,7 @@ EXITS: tuple[ExitStatus, ...] = (
     ),
     ExitStatus(
         5, "no key, or a wrong one", (errors.AuthError, KeyUnusableError),
-        "put the key into the environment variable KIE_API_KEY; without one: 'kie-async demo', or --emulate",
+        "put the right key into the environment variable KIE_API_KEY; without one: 'kie-async demo', or --emulate",
     ),
     ExitStatus(
         6, "still running", (errors.WaitTimeoutError,),
