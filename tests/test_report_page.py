@@ -83,6 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line(path, "c", state="failed", title="River", error={"message": "a known work", "code": 413})
     for number in range(100):
         line(path, f"more-{number}", title=f"Z{number}", files=["rest.wav"])
+    line(path, "more-98", state="unknown", title="Z98", files=["rest.wav"])
     asyncio.run(write_report(path))
     return path
 
@@ -184,7 +185,7 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
 
 
 def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -> None:
-    assert page.one("#summary").text == "103 jobs · 103 takes · 1 failed"
+    assert page.one("#summary").text == "103 jobs · 103 takes · 1 failed · 1 unknown"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
     assert "its source is not here" in page.all(".facts")[1].text

@@ -622,8 +622,9 @@
     }
   }, { rootMargin: "800px 0px" });
 
-  const failed = rows.filter((row) => row.job.error).length;
-  find("summary").textContent = [count(rows.length, "job"), count(takes.length, "take"), failed ? `${failed} failed` : ""].filter(Boolean).join(" · ");
+  const failed = rows.filter((row) => ["failed", "rejected"].includes(row.job.state)).length;
+  const unknown = rows.filter((row) => row.job.error).length - failed;
+  find("summary").textContent = [count(rows.length, "job"), count(takes.length, "take"), failed ? `${failed} failed` : "", unknown ? `${unknown} unknown` : ""].filter(Boolean).join(" · ");
   main.append(...rows.map(makeShell));
   rows.forEach((row) => sight.observe(row.shell));
   showProgress();
