@@ -284,7 +284,7 @@ async def test_an_intent_of_a_dead_process_is_unknown(tmp_path: Path) -> None:
             await extend(service, key="song")
         assert service.session.journal is not None
         await batch.give_up(service.session.journal, "song-1")
-        with pytest.raises(kie.ConflictError, match=r"is abandoned .*give another key"):
+        with pytest.raises(kie.ConflictError, match=r"is abandoned .*: it was given up; another key"):
             await extend(service, key="song")
         assert len(service.emulator.ledger) == 0
 

@@ -319,6 +319,22 @@ def test_a_step_that_fails_can_be_had_after_all(
     assert len(service.ledger) == 3
 
 
+def test_a_step_that_was_given_up_is_not_made(
+    terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path
+) -> None:
+    out = ("--out", str(tmp_path / "new"))
+    words = ("upload-extend", str(song), "--until", "5", "--yes", "--timeout", "0.2", *out)
+    service.add_faults(Fault("lost", nth=1))
+    unknown = terminal(*words, "--json")
+    assert unknown.code == 7
+    key = unknown.value["plan"]["key"] + "-1"
+    assert terminal("jobs", "resolve", key, "--give-up", *out).code == 0
+    answer = terminal(*words)
+    assert (answer.code, len(service.ledger)) == (8, 1)
+    assert "if it was given up: another --out DIR, and --journal if one is given, begins anew" in answer.err
+    assert "0 done, 0 failed, 1 abandoned of 1 job" in terminal("jobs", "list", *out).err
+
+
 def test_a_journal_that_is_gone_is_noticed(
     terminal: Terminal, service: EmulatorHandle, song: Path, tmp_path: Path
 ) -> None:

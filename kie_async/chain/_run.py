@@ -43,7 +43,7 @@ _REMEDIES = {
     State.FAILED: "to have it made after all, and paid again: kie-async jobs retry {key}",
     State.REJECTED: "when that is mended: kie-async jobs retry {key}",
     State.UNKNOWN: "it may be paid: look at https://kie.ai/logs, then decide: kie-async jobs resolve {key}",
-    State.ABANDONED: "give another key to begin anew",
+    State.ABANDONED: "it was given up; another key begins anew",
 }
 _NO_JOURNAL = (
     "a chain without a journal: a crash loses what it has reached, and the same call pays for all of it again; give "

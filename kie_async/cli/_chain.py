@@ -282,7 +282,8 @@ def _hints(output: Output, order: ChainOrder, number: int) -> dict[int, str]:
         4: f"{TOP_UP}, then {again}",
         6: f"the task continues; {again}",
         7: f"it is not sent again by itself, for it may be paid; {decide}\nthen {again}",
-        8: f"if the step failed or is unknown: kie-async jobs show {key} {where}\nelse {again}",
+        8: f"if the step failed or is unknown: kie-async jobs show {key} {where}\n"
+        f"if it was given up: another --out DIR, and --journal if one is given, begins anew\nelse {again}",
         130: f"what was submitted goes on at the service, and is kept; {again}",
     }
 
