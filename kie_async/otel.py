@@ -1,39 +1,39 @@
-"""OpenTelemetry: a span for each task, and metrics, from the events of a session. Needs the extra ``otel``.
+"""OpenTelemetry: a span for each task, and metrics, from the events of sessions. Needs the extra ``otel``.
 
 ::
 
-    observer = OpenTelemetryObserver()  # of the global providers, set by the program or by opentelemetry-instrument
+    observer = OpenTelemetryObserver()  # uses the global providers, as opentelemetry-instrument sets them
     async with kie_async.KieSession(kie_async.Settings(observer=observer)) as session: ...
 
 A span begins when a submission is sent, and ends with its task. Its parent is the span that was current at the call.
-With a journal, a process that goes on with the task makes a span of its own, a child of the first, so that both are in
-one trace. A callback is an event of the span, with a link to the span of the web request that brought it. Names:
+With a journal, a process that continues with the task makes a child span, so that both are in one trace. A callback is
+an event of the span, with a link to the span of the web request that brought it. The names of spans:
 
 ======================================  =======================================================
 ``kie.extend``, ``kie.upload_extend``   from the submission to the end of its task
-``kie.follow``                          a task of elsewhere, from when it is followed to its end
+``kie.follow``                          a task submitted elsewhere, from when it is followed to its end
 ======================================  =======================================================
 
 Their kind is CLIENT, and their attributes are ``server.address``, ``kie.task.id``, ``kie.operation``, ``kie.model``,
 ``kie.quota.wait_time`` (s), ``kie.polls``, ``kie.detection_lag`` (s), ``kie.credits``, ``kie.charged``,
 ``kie.response.status_code`` (the code of the service) and ``error.type`` (the class of the error). Events of a span:
-``kie.task.stage``, ``kie.poll.failed``, ``kie.callback``, ``kie.task.paused`` (nobody waits any more) and
-``kie.session.closed``; the last two end the span of a task that goes on.
+``kie.task.stage``, ``kie.poll.failed``, ``kie.callback``, ``kie.task.paused`` (its last waiter has left) and
+``kie.session.closed``; the last two end the span, though the task goes on.
 
-Metrics, all named ``kie_async.client.`` and this. No attribute is the id of a task:
+The names of metrics, all with the prefix ``kie_async.client.``; none has the id of a task as an attribute:
 
 ========================  =========  ================================================================================
 ``submissions``           counter    ``kie.operation``, ``kie.response.status_code``, ``error.type``
-``unknown_submissions``   counter    ``kie.operation``; sent, perhaps charged, and nobody knows what became of them
+``unknown_submissions``   counter    ``kie.operation``; submissions whose answer was lost, perhaps charged
 ``quota.wait_time``       histogram  ``kie.operation``; seconds that submissions waited for the quota
 ``task.duration``         histogram  ``kie.operation``, ``error.type``; seconds from submission until the end is seen
 ``task.detection_lag``    histogram  ``kie.operation``; seconds from the end until it is seen, see ``events.Finished``
-``credits``               counter    ``kie.operation``; what the tasks have cost that were followed to their end
+``credits``               counter    ``kie.operation``; the cost of the tasks that were followed to their end
 ``polls``                 counter    ``error.type``
 ``callbacks``             counter    ``kie.callback.result`` (accepted, ignored, refused), ``http.response.status_code``
 ========================  =========  ================================================================================
 
-In texts, addresses are cut to their host.
+URLs in texts are cut to their host.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ _WAITS = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
 class OpenTelemetryObserver:
-    """An observer that makes spans and metrics; sessions of one event loop may share it.
+    """An observer that makes spans and metrics of events; sessions of one event loop may share it.
 
     Args:
-        observer: called with each event too; by default they are logged, as without this.
+        observer: also called with each event; by default it logs them, as a session without this observer does.
         tracer_provider: by default the global one.
         meter_provider: by default the global one.
-        server_address: the host of the API, an attribute of the spans.
+        server_address: the host of the API, for the attribute ``server.address`` of the spans.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Fixtures for the tests of programs that use this library: ``kie_emulator``, an emulated service.
 
-pytest finds them by itself once the library is installed. It loads this module in every run of every project, so
-nothing but pytest is imported here; the emulator is loaded when a test first asks for it.
+pytest finds them once the library is installed. It loads this module in every run of every project, so only pytest is
+imported here; the emulator is loaded when a test first uses it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class EmulatorHandle:
     """An emulator in a thread of its own; every method may be called from any thread.
 
     Attributes:
-        base_url: the address to give as ``Settings.base_url``; also in ``KIE_BASE_URL`` during the test.
-        key: a key that it takes, any other being refused with code 401; also in ``KIE_API_KEY`` during the test.
+        base_url: its address, for ``Settings.base_url``; ``KIE_BASE_URL`` has it during the test.
+        key: a key that it accepts; others are refused with code 401. ``KIE_API_KEY`` has it during the test.
     """
 
     base_url: str
@@ -37,26 +37,26 @@ class EmulatorHandle:
 
     @property
     def credits(self) -> float:
-        """The credits left."""
+        """The credits left on the account."""
         return self._portal.call(lambda: self._emulator.credits)
 
     @property
     def ledger(self) -> list[Charge]:
-        """Every accepted submission, which is one charge each, in order."""
+        """The charges in order, one for each accepted submission."""
         return self._portal.call(lambda: list(self._emulator.ledger))
 
     @property
     def arrivals(self) -> list[ReceivedRequest]:
-        """Every submission that came in, accepted or not, in order."""
+        """All submissions that arrived, accepted or not, in order."""
         return self._portal.call(lambda: list(self._emulator.arrivals))
 
     @property
     def callbacks(self) -> list[SentCallback]:
-        """Every callback that was sent, each try, in order."""
+        """All callbacks that were sent, every attempt of each, in order."""
         return self._portal.call(lambda: list(self._emulator.callbacks))
 
     def polls(self, task_id: str) -> int:
-        """How often record-info was read for a task."""
+        """Return how often record-info was read for a task."""
         return self._portal.call(self._emulator.polls, task_id)
 
     def top_up(self, amount: float) -> None:
@@ -64,15 +64,15 @@ class EmulatorHandle:
         self._portal.call(self._emulator.top_up, amount)
 
     def add_faults(self, *faults: Fault) -> None:
-        """Put faults in force, from now on."""
+        """Switch faults on, from now on."""
         self._portal.call(self._emulator.faults.add, *faults)
 
     def remove_faults(self, *faults: Fault) -> None:
-        """Take faults out of force."""
+        """Switch faults off."""
         self._portal.call(self._emulator.faults.remove, *faults)
 
     def wait_finished(self) -> None:
-        """Wait until every task has ended and every callback is delivered."""
+        """Wait until every task that can end has ended and every callback was sent."""
         self._portal.call(self._emulator.wait_finished)
 
 
@@ -80,7 +80,7 @@ class EmulatorHandle:
 def serve_in_thread(**options: Any) -> Iterator[EmulatorHandle]:  # noqa: ANN401  # those of ``serve``
     """Run an emulator in a thread of its own, with the options of ``kie_async.emulator.serve``.
 
-    Tasks live 100 times faster than those of the real service, unless ``speed`` is given.
+    Tasks run 100 times faster than at the real service, unless ``speed`` is given.
     """
     from anyio.from_thread import start_blocking_portal  # see the module's docstring
 
@@ -103,9 +103,9 @@ def kie_emulator_options() -> dict[str, Any]:
 def kie_emulator(
     monkeypatch: pytest.MonkeyPatch, kie_emulator_options: dict[str, Any]
 ) -> Iterator[EmulatorHandle]:  # fmt: skip
-    """An emulated service, fresh for each test; ``KIE_BASE_URL`` and ``KIE_API_KEY`` lead to it.
+    """An emulated service, new for each test; ``KIE_BASE_URL`` and ``KIE_API_KEY`` point to it.
 
-    Works in synchronous tests and under any async plugin: it has a thread and an event loop of its own.
+    It works in synchronous tests and with any async plugin, because it has a thread and an event loop of its own.
     """
     with serve_in_thread(**kie_emulator_options) as handle:
         monkeypatch.setenv("KIE_BASE_URL", handle.base_url)

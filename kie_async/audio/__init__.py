@@ -1,4 +1,4 @@
-"""What is heard in files of audio (the extra ``audio``: PyAV and numpy): what a result holds, and joining it."""
+"""Work on the sound of audio files: compare, join, trim and read them. Needs the extra ``audio`` (PyAV and numpy)."""
 
 from typing import TYPE_CHECKING
 

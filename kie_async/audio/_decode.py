@@ -1,8 +1,8 @@
-"""Read audio: a file of any kind becomes samples, piece by piece, so that a long file costs little memory.
+"""Read audio files of any kind as samples, in pieces, so that a long file needs little memory.
 
-Samples are float32, full scale is 1, one row for each channel. They count from the first one that the decoder gives,
-without the padding that an encoder says it has added; one that is no number is silence. Packets that cannot be decoded
-are left out; the time stamps of a file are not believed. All of it blocks: call it in a thread.
+Samples are float32 with full scale 1, one row for each channel. Positions count from the first sample that the decoder
+gives, without the padding that an encoder declares; a sample that is not a number becomes silence. Packets that cannot
+be decoded are skipped, and the file's time stamps are ignored. Everything here blocks: call it in a thread.
 
 This module needs the extra ``kie_async[audio]``.
 """
@@ -38,14 +38,14 @@ _REMEDY = "convert it anew, or fetch it again"
 
 @attrs.frozen
 class AudioReader:
-    """An open file of audio.
+    """An open audio file.
 
     Attributes:
-        name: of the file, for errors.
-        rate: its samples a second.
-        channels: how many it has.
-        bits: that a sample needs to be kept as it is: 24, or 16, which is enough for what a lossy codec made.
-        tags: what it says of its music (title, artist and so on).
+        name: the name of the file, for errors.
+        rate: samples per second.
+        channels: the number of channels.
+        bits: the bits that a sample needs to be kept unchanged: 24, or 16 (enough for lossy codecs).
+        tags: its tags (title, artist and so on), by their lower-case names.
     """
 
     name: str
@@ -59,18 +59,16 @@ class AudioReader:
     def blocks(
         self, start: float = 0.0, end: float | None = None, *, rate: int | None = None, stereo: bool = False
     ) -> Iterator[Samples]:
-        """Yield the samples from ``start`` to ``end`` (seconds; None: all), in order, in pieces of any length.
-
-        They can be read once. A file that is shorter ends earlier.
+        """Yield the samples from ``start`` to ``end``, in order, in pieces of any length. The file can be read once.
 
         Args:
-            start: the first second.
-            end: the second where they end.
-            rate: samples a second; by default its own.
-            stereo: make them two channels: a single one is doubled, more are mixed. By default its own.
+            start: where to begin, in seconds.
+            end: where to end, in seconds; None for the end of the file. A shorter file ends earlier.
+            rate: samples per second to convert to; by default the file's own.
+            stereo: convert to two channels: a single channel is doubled, more than two are mixed.
 
         Raises:
-            AudioError: it has channels that cannot be read.
+            AudioError: its channels cannot be read.
         """
         rate = rate or self.rate
         first, last = round(start * rate), None if end is None else round(end * rate)
@@ -86,12 +84,14 @@ class AudioReader:
                 return
 
     def mono(self, rate: int, end: float | None = None) -> Mono:
-        """Read all up to ``end`` (seconds; None: all) as the mean of its channels, at another rate.
+        """Read the file up to ``end`` as one channel, the mean of all. The file can be read once.
 
-        It can be read once, and takes 4 bytes a sample.
+        Args:
+            rate: samples per second to convert to; each takes 4 bytes.
+            end: where to end, in seconds; None for the end of the file.
 
         Raises:
-            AudioError: it has channels that cannot be read.
+            AudioError: its channels cannot be read.
         """
         last = None if end is None else round(end * rate)
         blocks, got = [], 0
@@ -119,10 +119,10 @@ class AudioReader:
 
 @contextmanager
 def open_reader(path: str | PathLike[str]) -> Iterator[AudioReader]:
-    """Open a file of audio for reading.
+    """Open an audio file for reading.
 
     Raises:
-        AudioError: it is no audio, or none of it can be decoded.
+        AudioError: it is not audio, or none of it can be decoded.
         StorageError: it cannot be opened.
     """
     path = Path(path)
@@ -163,7 +163,7 @@ def _tags(container: InputContainer) -> dict[str, str]:
 
 
 def read_samples(path: str | PathLike[str], start: float = 0.0, end: float | None = None) -> tuple[Samples, int]:
-    """Read the samples of a file from ``start`` to ``end`` (seconds), and their rate; fewer if the file is shorter.
+    """Read the samples of a file from ``start`` to ``end`` (in seconds); return them and their rate.
 
     Raises:
         AudioError, StorageError: as ``open_reader``.
@@ -174,7 +174,7 @@ def read_samples(path: str | PathLike[str], start: float = 0.0, end: float | Non
 
 
 def read_mono(path: str | PathLike[str], rate: int, end: float | None = None) -> Mono:
-    """Read a file up to ``end`` (seconds) as one channel, at a rate that may be low.
+    """Read a file up to ``end`` (in seconds; None for all) as one channel, converted to ``rate`` samples per second.
 
     Raises:
         AudioError, StorageError: as ``open_reader``.

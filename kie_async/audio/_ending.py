@@ -1,4 +1,4 @@
-"""Where a song fades out, or falls silent, at its end."""
+"""Find where a song begins to fade out, or to be silent, at its end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LOUD = 4.0  # LU below it at most: what comes before the fade
 
 
 async def quiet_from(source: str | PathLike[str], end: float) -> float | None:
-    """Return from when on a file fades out, or is silent, up to ``end`` (both in seconds), to a second before that.
+    """Return the position in seconds, accurate to 1 s, from which a file fades out or is silent up to ``end``.
 
-    None if it is not much quieter at ``end`` than before. None too without the extra ``audio``.
+    None if the file is not much quieter at ``end`` than before, or if the extra ``audio`` is not installed.
 
     Raises:
         AudioError, StorageError: as ``open_reader``.

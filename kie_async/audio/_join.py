@@ -1,4 +1,4 @@
-"""One file of a song and its continuation. What is asked for is checked here; ``_joining`` does the work."""
+"""Join a song and its continuation into one file. The arguments are checked here; ``_joining`` does the work."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _NEAR = 0.1  # seconds between two places that are the same
 
 @attrs.frozen
 class Joined:
-    """A file that was joined.
+    """A joined file.
 
     Attributes:
         path: the file.
-        kind: what the result was taken for.
-        confidence: from 0 to 1, that it is so; None where the caller said so.
-        duration: of the file, in seconds.
-        gain: by how many dB the result was made louder, to be as loud as the source.
-        turned_down: by how many dB all of it was made quieter, so that nothing clips.
-        seam: where the continuation begins, and how that sounds.
+        kind: what the result was taken to hold.
+        confidence: how sure that is, from 0 to 1; None if the caller gave ``kind``.
+        duration: the length of the file, in seconds.
+        gain: by how many dB the result was made louder (negative: quieter) to match the source.
+        turned_down: by how many dB the whole file was made quieter, so that nothing clips.
+        seam: where the new part begins, and how the transition sounds.
     """
 
     path: Path
@@ -62,33 +62,33 @@ async def join(
     out: str | PathLike[str],
     kind: Kind | None = None,
 ) -> Joined:
-    """Join a song and what continues it to one file: the song up to the cut, and the new part after it.
+    """Join a song and its continuation into one file: the song up to the cut, then the new part.
 
-    A result that holds the ``whole`` song takes over a little before the cut, where it and the source are the same, so
-    that the service's own transition is kept. A ``continuation`` is faded in at the cut within 20 ms, and is brought
-    to the level of the song, by 6 dB at most. Where anything would clip, all of it is made quieter by one gain: a
-    limiter would change the sound.
+    If the result holds the whole song, the file switches to it a little before the cut, where both sound the same, so
+    that the service's own transition is kept. A continuation is faded in at the cut within 20 ms, and its level is
+    matched to the song's, by at most 6 dB. If anything would clip, the whole file is made quieter by one gain.
 
     Args:
         source: the file that was extended.
-        result: a track that was made of it.
+        result: a track that the service made of it.
         at: the cut (``continue_at``): seconds, or text such as "2:06", "75%" and "-10s".
-        out: the file to write, a .wav, .flac or .mp3; it has the higher rate of the two, at most two channels, and 24
-            bits where one of them has. An mp3 has 128 kbit/s for each channel. Its tags (title, artist and so on) are
-            those of the source.
-        kind: what the result holds; by default that is found by its sound.
+        out: the file to write, a .wav, .flac or .mp3. It has the higher sample rate of the two files, at most two
+            channels, and 24 bits if one of them has; an mp3 has 128 kbit/s for each channel. The tags (title, artist
+            and so on) are those of the source.
+        kind: what the result holds, "whole" or "continuation"; by default its sound decides.
 
     Returns:
-        What was made; ``seam.flags`` says in words what is remarkable at the seam.
+        The joined file; the texts of ``seam.flags`` name what sounds conspicuous at the seam.
 
     Raises:
-        UnclearError: the sound does not tell what the result holds, and nothing is written. Listen, and give ``kind``.
-            With ``leaves_at``, the result leaves the song more than half a second before the cut: give that as ``at``.
+        UnclearError: the sound does not show what the result holds; nothing was written. Listen, and give ``kind``. If
+            it has ``leaves_at``, the result differs from the song more than half a second before the cut: give that
+            position as ``at``.
         InvalidRequestError: ``at``, ``out`` or ``kind`` cannot be used; see ``problems``.
-        AudioError: a file is no audio that can be read, or the extra ``audio`` is not installed.
+        AudioError: a file cannot be decoded as audio, or the extra ``audio`` is not installed.
         StorageError: the disk refused.
 
-    The file is whole or absent, and never takes another's name. Cancelling stops the work and leaves nothing.
+    The file is whole or absent, and never replaces another. Cancelling stops the work and leaves no file.
     """
     if kind not in {None, "whole", "continuation"}:
         raise refused("kind", f"is {kind!r}", "give whole or continuation, or leave it out")

@@ -1,4 +1,4 @@
-"""How it sounds where the source ends and the continuation begins, beside what is usual in the song. Pure."""
+"""Measure the transition from the source to the continuation, compared with what is usual in the song. Pure."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ _NEAR = 0.1  # seconds: a gap that is farther from the seam is none of it
 
 @attrs.frozen
 class Seam:
-    """Where the source ends and the continuation begins, and how that sounds.
+    """The transition from the source to the continuation in a joined file, and how it sounds.
 
     Attributes:
-        at: where it lies in the joined file, in seconds.
-        gap: milliseconds of silence at it.
-        click: its sharpest edge between two samples, over what is seldom exceeded in the song; up to 1 is usual.
-        step: by how many LU it is louder behind it than before it (momentary loudness of ITU-R BS.1770).
-        usual_step: LU between such moments that are seldom exceeded in the song.
+        at: its position in the joined file, in seconds.
+        gap: how many milliseconds of silence it has.
+        click: its sharpest edge between two samples, as a multiple of the song's own sharp edges (99th percentile);
+            up to 1 is usual.
+        step: by how many LU the file is louder after it than before it (momentary loudness of ITU-R BS.1770).
+        usual_step: the step, in LU, that the song itself rarely exceeds (99th percentile).
     """
 
     at: float
@@ -44,7 +45,7 @@ class Seam:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What is remarkable, in words; it may be meant so."""
+        """Texts that name what sounds conspicuous; empty if nothing does. It may be intended."""
         found = []
         if self.gap >= _MIN_GAP:
             found.append(f"it is silent for {self.gap:.0f} ms")

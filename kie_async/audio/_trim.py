@@ -1,4 +1,4 @@
-"""The beginning of a file of audio, faded out at its end."""
+"""Cut an audio file to a length, with a fade-out."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ FADE = 2.0  # seconds
 
 
 async def trim(source: str | PathLike[str], out: str | PathLike[str], *, seconds: float, fade: float = FADE) -> Path:
-    """Write the first seconds of a file to another, faded out at its end, and return the path of that.
+    """Write the beginning of an audio file to a new file, with a fade-out, and return the path of that.
 
     Args:
-        source: a file of audio; one that is shorter is faded out too.
+        source: an audio file. If it is shorter than ``seconds``, all of it is written, faded out too.
         out: the file to write, a .wav, .flac or .mp3.
-        seconds: how long it is, above 0.
-        fade: the seconds at its end in which it falls silent, at equal power.
+        seconds: the length of the new file, above 0.
+        fade: the length of the fade-out (equal power) at its end, in seconds.
 
     Raises:
         InvalidRequestError: ``out`` cannot be used; see ``problems``.
-        AudioError: the source is no audio that can be read, or the extra ``audio`` is not installed.
-        StorageError: the disk refused, or ``out`` is there already.
+        AudioError: the source cannot be decoded as audio, or the extra ``audio`` is not installed.
+        StorageError: the disk refused, or ``out`` exists already.
 
     The file is whole or absent, and has the tags of the source (title, artist and so on). Cancelling waits for the
-    work, some 2 s for a song of 4 minutes.
+    work, about 2 s for a song of 4 minutes.
     """
     source, out = Path(source), Path(out)
     if out.suffix.lower() not in SUFFIXES:

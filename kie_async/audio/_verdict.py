@@ -1,4 +1,4 @@
-"""What a result holds: its source and what follows, or what follows alone."""
+"""Tell by the sound whether a result holds its source and the continuation, or the continuation alone."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ Holds: TypeAlias = Literal["whole", "continuation", "unclear"]
 
 @attrs.frozen
 class Verdict:
-    """What a result holds, found by its sound.
+    """What a result holds, as its sound shows.
 
-    Nobody documents it: for this service the whole is likelier, for its neighbours the continuation. The length of a
-    result proves only that it holds the continuation alone, if it is not longer than the part of the source that was
-    kept.
+    The service does not document what it gives. The length of a result proves only one case: a result that is not
+    longer than the kept part of the source holds the continuation alone.
 
     Attributes:
-        kind: the ``whole`` (the source up to the cut, and what follows), only the ``continuation``, or ``unclear``.
-        confidence: from 0 to 1: how sure ``kind`` is. It is low where the source repeats itself, so that it could be
-            heard in a continuation, too; of a continuation 0.9 at most where the cut is within the first 8 s, and may
-            have been made where too little was kept to be found; 0 if the kind is unclear.
-        offset: of a whole: by how many seconds the cut lies later in the result than in the source; negative: earlier.
-        drift: of a whole: how much slower it is than the source, in parts per million; negative: faster; None where too
-            little of the source is kept to tell it.
-        seam: where in the result the new part begins, in seconds; None if that is unclear. Of a whole it is where the
-            result leaves the source, if that is more than half a second before the cut: then ``confidence`` is 0.6 at
-            most, and the cut that was given is probably wrong.
+        kind: "whole" (the source up to the cut, and the new part), "continuation" (the new part alone) or "unclear".
+        confidence: how sure ``kind`` is, from 0 to 1; 0 if it is unclear. It is low if the source repeats itself,
+            because then a continuation can sound like the source. It is at most 0.9 for a continuation whose cut is
+            within the first 8 s, because the part that was kept may be too short to be found.
+        offset: for a whole: how many seconds later the cut lies in the result than in the source; negative if earlier.
+        drift: for a whole: how much slower it is than the source, in parts per million; negative if faster. None if
+            too little of the source is kept to measure it.
+        seam: where in the result the new part begins, in seconds; None if that is unclear. If a whole differs from the
+            source more than half a second before the cut, it is that position: then ``confidence`` is at most 0.6,
+            and the cut that was given is probably wrong.
     """
 
     kind: Holds
@@ -57,24 +56,24 @@ class Verdict:
 
 
 def can_compare() -> bool:
-    """Tell whether the libraries that read and compare audio are installed (extra ``audio``)."""
+    """Tell whether the libraries that read and compare audio are installed (the extra ``audio``)."""
     return all(importlib.util.find_spec(name) is not None for name in ("av", "numpy"))
 
 
 async def compare(source: str | PathLike[str], result: str | PathLike[str], *, continue_at: float) -> Verdict:
-    """Find out by the sound whether a result holds its source, or only what follows it.
+    """Find out by the sound whether a result holds the whole song or only the continuation.
 
-    The work is done in a thread, one comparison at a time: some 0.7 s of CPU for files of 4 minutes.
+    The work is done in a thread, one comparison at a time; it takes about 0.7 s of CPU for files of 4 minutes.
 
     Args:
-        source: a file of audio that was extended.
-        result: a file that the service made of it.
+        source: the audio file that was extended.
+        result: an audio file that the service made of it.
         continue_at: where the source was cut, in seconds above 0.
 
     Raises:
-        AudioError: one of them is no audio that can be decoded, the cut is no position in the source, or the extra
-            ``audio`` is not installed.
-        StorageError: one of them cannot be read.
+        AudioError: a file cannot be decoded as audio, the cut is not within the source, or the extra ``audio`` is not
+            installed.
+        StorageError: a file cannot be read.
 
     Cancelling waits for the thread.
     """

@@ -1,4 +1,4 @@
-"""Where the service's callbacks come in: in aiohttp, in any ASGI framework, or in a small server of their own."""
+"""Receive the service's callbacks: in aiohttp, in any ASGI framework, in a small server, or in your own way."""
 
 from typing import TYPE_CHECKING
 

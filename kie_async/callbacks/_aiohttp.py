@@ -1,4 +1,4 @@
-"""Callbacks in an aiohttp application, or on a small server of their own."""
+"""Receive callbacks in an aiohttp application, or in a small server."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _OPTIONS: dict[str, Any] = {
 
 
 def add_routes(app: web.Application, session: Receiving, *, path: str | None = None) -> None:
-    """Let an aiohttp application take a session's callbacks in, at ``POST {path}/{token}``.
+    """Make an aiohttp application receive a session's callbacks, at ``POST {path}/{token}``.
 
-    aiohttp's access log holds the paths, and so the tokens: leave it off, or cut them. How long a request's head may
-    take is set where the application is run: ``web.run_app(app, keepalive_timeout=10)`` ends the slow ones. ::
+    aiohttp's access log has the paths, and with them the tokens: switch it off, or cut the paths. Slow heads of
+    requests are limited where the application is run: ``web.run_app(app, keepalive_timeout=10)``. ::
 
         def make_app() -> web.Application:
             session = kie.KieSession()
@@ -48,9 +48,9 @@ def add_routes(app: web.Application, session: Receiving, *, path: str | None = N
             return app
 
     Args:
-        app: to which the route is added, before it starts.
-        session: whose callbacks they are.
-        path: by default that of the setting ``callback_url``.
+        app: the application, not started yet.
+        session: the session that gets the callbacks.
+        path: the path of the route; by default that of the setting ``callback_url``.
     """
 
     async def take(request: web.Request) -> web.Response:
@@ -65,9 +65,9 @@ class Serving:
     """Where a server of ``serve`` listens.
 
     Attributes:
-        host: the address, as bound.
-        port: the port, as bound.
-        url: for the setting ``callback_url``, as seen from this machine.
+        host: the address that was bound.
+        port: the port that was bound.
+        url: the address for the setting ``callback_url``, as seen from this machine.
     """
 
     host: str
@@ -79,19 +79,19 @@ class Serving:
 async def serve(
     session: Receiving, *, host: str = "127.0.0.1", port: int = 0, path: str | None = None
 ) -> AsyncIterator[Serving]:
-    """Listen for a session's callbacks, as long as the block runs.
+    """Run a small server that receives a session's callbacks while the block lasts.
 
-    It speaks plain HTTP: for the outside, put a TLS proxy before it. A sender has 10 s for the head of a request and
-    10 s for its body; each connection carries one request; beyond 512 connections the oldest are closed.
+    It speaks plain HTTP: put a TLS proxy before it if it must be reached from outside. A sender has 10 s for the head
+    of a request and 10 s for its body; a connection carries one request; beyond 512 connections the oldest are closed.
 
     Args:
-        session: whose callbacks they are.
+        session: the session that gets the callbacks.
         host: an address or name of this machine.
-        port: 0 takes a free one.
-        path: by default that of the setting ``callback_url``.
+        port: the port; 0 for any free one.
+        path: the path before the token; by default that of the setting ``callback_url``.
 
     Raises:
-        SettingsError: the port is in use, or the host not of this machine.
+        SettingsError: the port is in use, or the host is not on this machine.
     """
     prefix = _prefix(session, path)
     server = _CallbackServer(partial(_answer_at, prefix, session))

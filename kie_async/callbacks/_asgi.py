@@ -1,4 +1,4 @@
-"""Callbacks in Starlette, FastAPI, Litestar, Quart, Django or under a bare server: a plain ASGI callable.
+"""Receive callbacks in Starlette, FastAPI, Litestar, Quart, Django or any ASGI server: a plain ASGI callable.
 
 https://asgi.readthedocs.io/en/latest/specs/www.html
 """
@@ -21,20 +21,20 @@ Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]  # each fram
 
 
 def asgi(session: Receiving) -> Application:
-    """Make the ASGI application that takes a session's callbacks in; the last segment of the path is the token.
+    """Make an ASGI application that receives a session's callbacks; the last segment of the path is the token.
 
-    It may be made before the session is entered. Frameworks set no limit to a body and most servers none to its
-    slowness: this does both. An access log of the server would hold the tokens: leave it off, or cut the paths. ::
+    It may be made before the session is opened. It limits the size of a body and the time it may take, as frameworks
+    and most servers do not. The server's access log would have the tokens: switch it off, or cut the paths. ::
 
         app.mount("/kie", asgi(session))  # Starlette and FastAPI
         litestar.asgi("/kie", is_mount=True, copy_scope=True)(asgi(session))  # Litestar, among its route handlers
         DispatcherMiddleware({"/kie": asgi(session), "/": app})  # Quart, with hypercorn.middleware
 
-    Django passes on nothing: in its asgi.py choose by the path, or mount both in a Starlette application, whose
-    lifespan can hold the session, too.
+    Django cannot mount ASGI applications: choose by the path in its asgi.py, or mount both in a Starlette application,
+    whose lifespan can also hold the session.
 
     Args:
-        session: whose callbacks they are.
+        session: the session that gets the callbacks.
     """
 
     async def application(scope: Message, receive: Receive, send: Send) -> None:

@@ -1,8 +1,8 @@
-"""What a callback is answered: headers and bytes in, an HTTP status out, for every framework and for none.
+"""Verify callbacks and decide how to answer them: headers and bytes in, an HTTP status out, for every framework.
 
-The body of a callback is not signed, so all it can do is make the session poll a task now. A callback that is repeated,
-swapped or late does no harm. One for an unknown task is answered 200: another process may own the task, and the service
-might stop sending after a 404.
+The body of a callback is not signed, so it can only make the session poll a task now: a repeated, swapped or late
+callback does no harm. A callback for an unknown task is answered 200, because another process may follow the task, and
+the service might stop sending after a 404.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Receiving(Protocol):
 
     @property
     def receiver(self) -> Receiver:
-        """Verifies the callbacks."""
+        """The receiver that verifies its callbacks."""
         ...
 
     @property
     def settings(self) -> Settings:
-        """How the session behaves; ``callback_url`` is read."""
+        """Its settings; the adapter reads ``callback_url``."""
         ...
 
 
@@ -53,15 +53,16 @@ def _no_empty_key(_receiver: Receiver, _field: object, keys: tuple[Secret, ...])
 
 @attrs.define(eq=False)
 class Receiver:
-    """Verifies callbacks, and delivers those that pass to the session.
+    """Verifies callbacks, and delivers the good ones to the session (``KieSession.receiver``).
 
     Args:
-        keys: any of them may have signed; with none, signatures are not checked. May be replaced while it runs.
-        deliver: is called with the token and the parsed body. It must be quick, and return only when a restart would
-            not lose them. It returns "", or the reason why it ignored them. If it raises, the answer is 503, so that
-            the service tries again.
+        keys: a signature by any of them is accepted; without keys, signatures are not checked. May be replaced at any
+            time.
+        deliver: called with the token and the parsed body. It must be quick, and return only when a crash could no
+            longer lose the callback. It returns "", or the reason why the callback was ignored. If it raises, the
+            answer is 503, so that the service sends the callback again.
         emit: called with a ``CallbackReceived`` for each callback.
-        clock: unix seconds, with which the signatures' timestamps are compared.
+        clock: returns Unix seconds; the timestamps of signatures are compared with it.
     """
 
     keys: tuple[Secret, ...] = attrs.field(validator=_no_empty_key)
@@ -70,17 +71,17 @@ class Receiver:
     _clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
 
     async def handle(self, headers: Mapping[str, str], body: bytes, token: str) -> int:
-        """Verify a callback that has been read completely, and deliver it.
+        """Verify a callback that was read completely, and deliver it.
 
         Args:
-            headers: as they came; names in any case.
-            body: as it came, not decoded.
-            token: the last segment of the path.
+            headers: the headers of the request; names in any case.
+            body: the bytes of its body.
+            token: the last segment of its path.
 
         Returns:
-            The HTTP status to answer, with an empty body: 200; 400, 401, 404, 413 or 415 if it is refused; 503 if it
-            could not be delivered, so that the service tries again. Nothing is raised. If this is cancelled, send no
-            answer: the service tries again.
+            The HTTP status to answer, with an empty body: 200; 400, 401, 404, 413 or 415 if the callback is refused;
+            503 if it could not be delivered, so that the service sends it again. Nothing is raised. If this is
+            cancelled, send no answer: the service then sends the callback again.
         """
         pieces = iter([body])
 
@@ -90,18 +91,18 @@ class Receiver:
         return await self._take("POST", fold(headers.items()), len(body), token, read)
 
     async def receive(self, method: str, headers: Iterable[tuple[str, str]], token: str, read: Read) -> int:
-        """Read the body of a callback, verify and deliver it.
+        """Read the body of a callback, verify it and deliver it.
 
         Holds at most 256 KiB and one chunk in memory, and waits at most 10 s for the body.
 
         Args:
-            method: of the request; anything but POST is refused.
-            headers: pairs, as they came.
-            token: the last segment of the path.
-            read: returns the next chunk of the body; ``b""`` at its end. Raises OSError if the connection is lost.
+            method: the method of the request; anything but POST is refused.
+            headers: its headers, as pairs of name and value.
+            token: the last segment of its path.
+            read: returns the next chunk of the body, and ``b""`` at its end; raises OSError if the connection is lost.
 
         Returns:
-            The statuses of ``handle``, and 405 and 408; 400 also for a body that broke off.
+            A status as of ``handle``; 400 also if the body was cut off, 405 for another method, 408 if it was too slow.
         """
         names = fold(headers)
         length = names.get("content-length", "")
@@ -182,11 +183,11 @@ async def _read_body(read: Read) -> bytes:
 def unwrap(
     body: bytes | str, headers: Mapping[str, str], *, key: str | Secret | Iterable[str | Secret] | None
 ) -> CallbackEvent:
-    """Verify a callback and return what it says, for those who receive callbacks in their own way.
+    """Verify and parse a callback that you have received in your own way.
 
-    Pass ``session.receiver.handle`` the callback instead where a session is to hear of it. The service signs the task
-    id and a timestamp, but not the body: whoever has seen one callback can send another body for the same task for
-    300 s. So treat the result as a hint, answer 200 within 15 s, and ask for the task: ``session.track(task_id)``. ::
+    If a session should act on it, pass it to ``session.receiver.handle`` instead. The service signs the task id and a
+    timestamp, but not the body: for 300 s, whoever has seen one callback can send another body for the same task. So
+    treat the result as a hint: answer 200 within 15 s, and follow the task with ``session.track(task_id)``. ::
 
         def answer(body: bytes, headers: Mapping[str, str]) -> int:
             try:
@@ -199,16 +200,16 @@ def unwrap(
             return 200
 
     Args:
-        body: as received, not parsed.
-        headers: of the request; names in any case.
-        key: the account's webhook key, or several of which any may have signed (rotation). None: the signature is not
-            checked, so anybody may have sent it.
+        body: the body of the request, not parsed.
+        headers: the headers of the request; names in any case.
+        key: the account's webhook key, or several, any of which may have signed (for rotation). None to check no
+            signature: then anybody may have sent the callback.
 
     Raises:
-        SignatureError: the signature headers are missing or wrong, or their time is more than 300 s from this clock.
-        BadResponseError: the body is no callback of the service, or larger than 256 KiB.
-        SettingsError: a key is empty, or the sequence of keys is: anybody could sign.
-        TypeError: the body was parsed already.
+        SignatureError: the signature headers are missing or wrong, or their time is more than 300 s off this clock.
+        BadResponseError: the body is not a callback of the service, or is larger than 256 KiB.
+        SettingsError: a key is empty, or there are none: anybody could sign.
+        TypeError: the body is already parsed.
     """
     keys = None if key is None else _keys(key)
     event = wire.read_callback(_raw(body))

@@ -1,4 +1,4 @@
-"""The service in miniature, for trying things out and for tests: ``async with emulator.serve() as service``."""
+"""The service in miniature, for trials and tests: ``async with emulator.serve() as service``."""
 
 from kie_async.emulator._bodies import SHAPES
 from kie_async.emulator._callbacks import SentCallback

@@ -27,8 +27,12 @@ class SentCallback:
     """A callback that was sent.
 
     Attributes:
-        at: when, on the emulator's clock.
-        status: what it was answered with; 0 if it was not.
+        task_id: the task that it names.
+        stage: "text", "first", "complete" or "error".
+        attempt: which attempt it was, counted from 1.
+        at: when it was sent, on the emulator's clock.
+        status: the HTTP status of the answer; 0 if there was none.
+        forged: whether the fault ``forged`` has sent it.
     """
 
     task_id: str

@@ -1,7 +1,7 @@
-"""What can go wrong: one table of all kinds of faults, what each does, and the rule by which it occurs.
+"""The faults: a table of all kinds with what each does, and the rule that says when a fault occurs.
 
-To add a fault, write its effect below and a line in ``KINDS``. A kind has an effect for each of the points where it can
-occur: on an exchange over HTTP, on the timeline of a task, on what one poll returns, on the callbacks of a task.
+To add a fault, write its effect below and a line in ``KINDS``. A kind has an effect for each point where it can occur:
+an exchange over HTTP, the timeline of a task, the answer to one poll, or the callbacks of a task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Point: TypeAlias = Literal["submit", "record_info", "callback", "credits", "uplo
 
 
 class FaultOptions(TypedDict, total=False):
-    """What a fault can be given besides its kind; ``KINDS`` says which kind reads which, and its default."""
+    """The further arguments of ``Fault``; ``KINDS`` says which kind reads which, and the defaults."""
 
     stage: str | None  # only this stage of the callbacks: text, first, complete, error
     code: int | str | None  # the body code; text is sent as text
@@ -51,7 +51,7 @@ CallbackEffect: TypeAlias = Callable[[list[PlannedCallback], FaultOptions], list
 
 @attrs.frozen
 class FaultKind:
-    """What a kind of fault does."""
+    """The effects of a kind of fault."""
 
     points: tuple[Point, ...]  # where it can occur; the first is the default
     answer: AnswerEffect | None = None  # on an exchange: takes the request and the answer, and returns another answer
@@ -341,20 +341,21 @@ KINDS: Mapping[str, FaultKind] = MappingProxyType(
 
 @attrs.frozen(init=False, hash=False)
 class Fault:
-    """One thing that goes wrong, by rule.
+    """A fault, and the rule that says when it occurs.
 
     Attributes:
-        kind: a name in ``KINDS``, which says what it does.
-        on: the point where it occurs: submit, record_info, callback, credits, upload, download, download_url.
-        nth: only at the nth event at that point, counted from 1 since the fault was added.
-        times: at most that often.
-        probability: in each case, from 0 to 1.
-        task_id: only for this task.
-        done: whether what was asked for is done, and charged, first; by default as the kind says.
-        options: what the kind needs besides, each given as an argument of its own; see ``FaultOptions``.
+        kind: a name in ``KINDS``, which describes each.
+        on: the point where it occurs: submit, record_info, callback, credits, upload, download or download_url; by
+            default the first that ``KINDS`` has for the kind.
+        nth: it occurs only at the nth event at that point, counted from 1 since the fault was added.
+        times: it occurs at most that often.
+        probability: how probably it occurs at each event, from 0 to 1.
+        task_id: it occurs only for this task.
+        done: whether the request is first carried out (and charged); the default depends on the kind.
+        options: the further arguments, by name; see ``FaultOptions``.
 
     Raises:
-        ValueError: no such kind or shape, or it cannot occur at that point.
+        ValueError: there is no such kind or shape, or the kind cannot occur at that point.
     """
 
     kind: str

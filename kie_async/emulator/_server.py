@@ -1,4 +1,4 @@
-"""``serve``: the service in miniature, on loopback, and what a test may ask of it."""
+"""``serve``: the service in miniature, on loopback, and what a test can read and change of it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from kie_async.settings import is_loopback
 
 
 class Emulator:
-    """A running emulator: what a client needs to reach it, and what a test may read and change.
+    """A running emulator: its address and key for a client, and what a test can read and change.
 
     Attributes:
-        base_url: the address to give as ``Settings.base_url``.
-        key: a key that it takes.
-        faults: the faults in force; add and remove them at any time.
+        base_url: its address, for ``Settings.base_url``.
+        key: a key that it accepts.
+        faults: the faults that are switched on; add and remove them at any time.
     """
 
     def __init__(self, service: EmulatedService, key: str) -> None:
@@ -41,7 +41,7 @@ class Emulator:
 
     @property
     def credits(self) -> float:
-        """The credits left."""
+        """The credits left on the account."""
         return self._state.account.credits_left(self._service.clock())
 
     def top_up(self, amount: float) -> None:
@@ -50,22 +50,22 @@ class Emulator:
 
     @property
     def ledger(self) -> Sequence[Charge]:
-        """Every accepted submission, which is one charge each, in order."""
+        """The charges in order, one for each accepted submission."""
         self._state.account.credits_left(self._service.clock())  # refund first what is due
         return self._state.account.ledger
 
     @property
     def arrivals(self) -> Sequence[ReceivedRequest]:
-        """Every submission that came in, accepted or not, in order."""
+        """All submissions that arrived, accepted or not, in order."""
         return self._state.account.received
 
     @property
     def callbacks(self) -> Sequence[SentCallback]:
-        """Every callback that was sent, each try, in order."""
+        """All callbacks that were sent, every attempt of each, in order."""
         return self._service.sender.sent
 
     def max_in_window(self, seconds: float = 10.0) -> int:
-        """Return the largest number of submissions that came in within any window of that many seconds."""
+        """Return the largest number of submissions that arrived in any window of that many seconds."""
         return most_in_window((request.at for request in self.arrivals), seconds)
 
     def polls(self, task_id: str) -> int:
@@ -73,18 +73,19 @@ class Emulator:
         return self._state.polls[task_id]
 
     def task(self, task_id: str) -> EmulatedTask:
-        """Return a task with its timeline.
+        """Return a task, with its timeline.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no task with this id.
         """
         return self._state.tasks[task_id]
 
     async def audio(self, track_id: str) -> bytes:
-        """Return the audio of a track as a download does, even before the track is finished.
+        """Return the bytes of a track's audio (mp3), as a download gives them, even before the track is finished.
 
         Raises:
-            KeyError: there is no such track.
+            AudioMissingError: the extra ``audio`` is not installed.
+            KeyError: there is no track with this id.
         """
         found = self._state.track(track_id)
         if found is None:
@@ -92,10 +93,10 @@ class Emulator:
         return await self._service.files.audio(*found)
 
     async def wait_finished(self) -> None:
-        """Wait until every task that ends has ended and every callback is sent.
+        """Wait until every task that can end has ended and every callback was sent.
 
         Raises:
-            RuntimeError: the emulator has stopped before that.
+            RuntimeError: the emulator has stopped.
         """
         service = self._service
         while True:
@@ -127,32 +128,34 @@ async def serve(  # noqa: PLR0913  # each is one setting, by name
     check_sources: bool = True,
     malformed_jobs: bool = True,
 ) -> AsyncIterator[Emulator]:
-    """Serve the service in miniature, on loopback only, for as long as the block lasts.
+    """Run the service in miniature, on loopback only, while the block lasts.
 
-    It contacts no other machine: callbacks go to, and sources come from, loopback addresses alone; and it answers to
-    the names of loopback alone, so that no page in a browser can use it. Its clock is the running loop's.
+    It contacts no other machine: it sends callbacks to loopback addresses only, and fetches sources only from them. It
+    answers only requests to loopback names, so that no page in a browser can use it. Its clock is the running loop's.
 
     Args:
         host: a loopback address.
-        port: 0 takes a free one.
-        key: the key that is taken, or several of one account; None: ``emulated-account-1``, ``emulated-account-2`` and
-            so on. Any other is answered as by the service, with HTTP 200 and code 401.
-        credits: what the account holds; a task costs 12.
-        seed: of all that is random; None: as 0, but for the ids of tasks and tracks, which no other emulator gives.
-        speed: tasks live that many times faster; the quota does not.
-        timeline: when a task reaches text, first, complete, in seconds before ``speed``; None: as the real service.
-        goes_on: by how many seconds the two tracks go on after ``continue_at``; None: some 20 and some 35.
-        answers: "whole": the tracks begin as the source; "continuation": they hold only what goes on. Nobody documents
-            what the service does.
-        webhook_key: signs the callbacks.
-        faults: what goes wrong; see ``Fault``.
-        rules: how strict it is; see ``Rules``.
-        check_sources: whether the sources of uploads are fetched and measured.
-        malformed_jobs: whether recordInfo of the jobs route is malformed JSON, as a real answer was.
+        port: the port; 0 for any free one.
+        key: the key that it accepts, or several of one account; None for ``emulated-account-1``,
+            ``emulated-account-2`` and so on. It answers other keys as the service does, with HTTP 200 and code 401.
+        credits: the credits of the account; a task costs 12.
+        seed: the seed of everything random. None is like 0, except that the ids of tasks and tracks are unique among
+            all emulators.
+        speed: how many times faster tasks run; the quota is not faster.
+        timeline: when a task reaches text, first and complete, in seconds at speed 1; None for random times like
+            those of the real service.
+        goes_on: how many seconds the two tracks last after ``continue_at``; None for about 20 and about 35.
+        answers: "whole" if tracks begin with the source, "continuation" if they hold only the new part. What the real
+            service gives is not documented.
+        webhook_key: the key that signs the callbacks; None for no signature.
+        faults: the faults to switch on; see ``Fault``.
+        rules: how strict the service is; see ``Rules``.
+        check_sources: whether to fetch and measure the sources of uploads.
+        malformed_jobs: whether record-info of the jobs route answers malformed JSON, as the real service once did.
 
     Raises:
-        SettingsError: the port is in use, or the host not of this machine.
-        ValueError: the host is not on loopback, or a key cannot stand in a header.
+        SettingsError: the port is in use, or the host is not on this machine.
+        ValueError: the host is not on loopback, or a key cannot be sent in a header.
     """
     if not is_loopback(host):
         raise ValueError(f"the emulator serves on loopback only, not on {host!r}")

@@ -46,11 +46,12 @@ class Rules:
     """How strict the service is.
 
     Attributes:
-        quota: submissions in any ``window`` seconds.
-        refused_count: whether submissions refused by the quota count against it too.
-        placeholder_fails: whether a callback to a placeholder host ends in CALLBACK_EXCEPTION.
-        unknown_audio_fails: whether extending a track that the emulator did not make fails.
-        max_bytes: the size of a file, uploaded or fetched.
+        quota: how many submissions it accepts in any ``window``.
+        window: the length of that window, in seconds.
+        refused_count: whether submissions that the quota refuses count against it too.
+        placeholder_fails: whether a task whose callbacks go to a placeholder host ends with CALLBACK_EXCEPTION.
+        unknown_audio_fails: whether a task that extends a track that the emulator did not make fails.
+        max_bytes: the largest file that can be uploaded or fetched.
     """
 
     quota: int = QUOTA
@@ -114,7 +115,7 @@ class ActiveFault:
 
 
 class Faults:
-    """The faults in force; they can be changed while the emulator runs."""
+    """The faults that are switched on; they can be changed while the emulator runs. Iterable, with a length."""
 
     def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
         self._active: list[ActiveFault] = []
@@ -128,15 +129,15 @@ class Faults:
         return len(self._active)
 
     def add(self, *faults: Fault) -> None:
-        """Put faults in force; they count from now on."""
+        """Switch faults on; they count events from now on."""
         self._active.extend(ActiveFault(fault) for fault in faults)
 
     def remove(self, *faults: Fault) -> None:
-        """Take all faults out of force that are equal to one of these."""
+        """Switch off all faults that are equal to one of these."""
         self._active = [active for active in self._active if active.fault not in faults]
 
     def clear(self) -> None:
-        """Take all faults out of force."""
+        """Switch off all faults."""
         self._active.clear()
 
     def occurred(self, fault: Fault) -> int:

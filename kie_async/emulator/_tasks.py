@@ -40,8 +40,11 @@ class Failure:
     """How a task fails, and when.
 
     Attributes:
-        word: the status at the end.
-        pending_for: how long the status says PENDING although errorCode is set.
+        at: the age of the task when it fails, in seconds.
+        code: the ``errorCode`` of record-info.
+        message: the ``errorMessage``.
+        word: the status word in the end.
+        pending_for: how many seconds the status stays PENDING although ``errorCode`` is set.
     """
 
     at: float
@@ -52,24 +55,25 @@ class Failure:
 
     @property
     def refunded(self) -> bool:
-        """Whether the credits are given back."""
+        """Whether the credits are given back (code 531)."""
         return self.code == REFUNDED
 
 
 @attrs.frozen
 class TaskSnapshot:
-    """What record-info says of a task at one time, whatever the route.
+    """The state of a task at one time, as record-info of either route shows it.
 
     Attributes:
-        word: the status.
+        word: the status word.
         ready: how many tracks are finished.
         listed: whether the tracks are listed.
         audio: whether the finished tracks have their audio.
-        code: errorCode.
-        progress: how far the wait for the text is, from 0 to 1.
+        code: the ``errorCode``.
+        message: the ``errorMessage``.
+        progress: the progress towards the first stage, from 0 to 1.
         ended: seconds from the submission to the end; None while it runs.
-        shape: where the jobs route puts the tracks of a finished task, one of ``SHAPES``; by default, as was reported
-            of the operation.
+        shape: where the jobs route puts the tracks of a finished task, one of ``SHAPES``; by default the one reported
+            for the operation.
     """
 
     word: str = "PENDING"
@@ -85,14 +89,17 @@ class TaskSnapshot:
 
 @attrs.frozen
 class Timeline:
-    """The stages of a task.
+    """When a task reaches its stages. All times are ages of the task, in seconds.
 
     Attributes:
-        failing: when it fails, if it fails.
-        durations: the lengths of its two tracks.
-        visible: from when record-info knows it.
-        audio: from when its audio is to be had, beyond its completion.
-        pending_for: how long a late refusal says PENDING.
+        text, first, complete: when it reaches each stage.
+        failing: when it fails, if a fault makes it fail.
+        durations: the lengths of its two tracks, in seconds.
+        failure: how it fails; None if it succeeds.
+        visible: when record-info begins to know it.
+        audio: when its audio is available, if that is later than its completion.
+        pending_for: how many seconds a late refusal stays PENDING.
+        callback_exception: whether it ends with CALLBACK_EXCEPTION instead of SUCCESS.
     """
 
     text: float
@@ -108,7 +115,7 @@ class Timeline:
 
     @property
     def end(self) -> float:
-        """When the task has ended and its audio is there; infinite if that never happens."""
+        """When the task has ended and its audio is available; infinite if that never happens."""
         if self.failure is not None:
             return max(self.visible, self.failure.at + self.failure.pending_for)
         return max(self.visible, self.complete, self.audio)
@@ -123,7 +130,7 @@ class Timeline:
             yield "error", self.failure.at
 
     def snapshot(self, age: float) -> TaskSnapshot | None:
-        """Return what record-info says at an age; None if it does not know the task yet."""
+        """Return what record-info shows at an age; None if it does not know the task yet."""
         if age < self.visible:
             return None
         failure = self.failure
@@ -145,7 +152,7 @@ class Timeline:
         return TaskSnapshot(word, ready=2, listed=True, audio=age >= self.audio, ended=self.complete)
 
     def snapshot_of_stage(self, stage: str) -> TaskSnapshot:
-        """Return what the callback of a stage says, whenever it is sent."""
+        """Return what the callback of a stage shows, whenever it is sent."""
         if stage == "error" and self.failure is not None:
             return TaskSnapshot("FAILED", code=self.failure.code, message=self.failure.message)
         ready = {"first": 1, "complete": 2}.get(stage, 0)
@@ -262,13 +269,14 @@ class EmulatedSubmission:
 
 @attrs.define
 class ReceivedRequest:
-    """A submission as it came in, accepted or not.
+    """A submission that arrived, accepted or not.
 
     Attributes:
-        at: when, on the emulator's clock.
-        admitted: whether the quota let it in.
-        code: the body code of the answer, before faults; None if a fault prevented that it was handled.
-        task_id: the task it became.
+        at: when it arrived, on the emulator's clock.
+        route: "classic" or "jobs".
+        admitted: whether it was within the quota.
+        code: the ``code`` in the answer, before faults; None if a fault prevented an answer.
+        task_id: its task; None if it was refused.
     """
 
     at: float
@@ -280,13 +288,18 @@ class ReceivedRequest:
 
 @attrs.define
 class Charge:
-    """What one accepted submission cost, and for what.
+    """The charge for one accepted submission.
 
     Attributes:
-        number: from 1.
-        raw: the body as it came.
-        at: when the submission came in, on the emulator's clock.
-        refunded: whether it was given back.
+        number: its number, counted from 1.
+        task_id: the task.
+        operation: "extend" or "upload_extend".
+        route: "classic" or "jobs".
+        raw: the bytes of the submission's body.
+        at: when the submission arrived, on the emulator's clock.
+        callback_url: where its callbacks go.
+        credits: what it cost.
+        refunded: whether the credits were given back.
     """
 
     number: int
@@ -301,22 +314,26 @@ class Charge:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The body as JSON."""
+        """The submission's body, parsed."""
         body: dict[str, Any] = json.loads(self.raw)
         return body
 
 
 @attrs.define(eq=False)
 class EmulatedTask:
-    """An accepted submission.
+    """A task of the emulator.
 
     Attributes:
+        id: its id.
+        submission: what was submitted.
+        charge: what it cost.
+        timeline: when it reaches its stages.
         at: when it was accepted, on the emulator's clock.
-        created: the same in epoch milliseconds.
+        created: the same in Unix milliseconds.
         start: where its source is continued, in seconds.
         track_ids: the ids of its two tracks.
-        given_up: whether its callbacks failed three times in a row.
-        early: callbacks that go out before the submission is answered.
+        given_up: whether its callbacks failed three times in a row, so that no more are sent.
+        early: callbacks that are sent before the submission is answered.
     """
 
     id: str
@@ -332,5 +349,5 @@ class EmulatedTask:
 
     @property
     def end(self) -> float:
-        """When it is over, on the emulator's clock; infinite if it never is."""
+        """When it ends, on the emulator's clock; infinite if it never does."""
         return self.at + self.timeline.end

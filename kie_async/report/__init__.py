@@ -1,4 +1,4 @@
-"""A page to compare what a batch has made, and the copying of what was chosen there (the extra ``audio``)."""
+"""Write a page to compare the takes of a folder by ear, and copy the takes chosen there (the extra ``audio``)."""
 
 from kie_async.report._folder import ReportError
 from kie_async.report._report import REPORT_NAME, write_report

@@ -33,7 +33,7 @@ _MAX_TEXT = 300  # characters of a text that is shown
 
 @attrs.define(slots=False)
 class ReportError(KieError):
-    """A folder holds no results, or a file of verdicts cannot be used."""
+    """A folder has no results, or a file of verdicts cannot be used."""
 
 
 @attrs.frozen(kw_only=True)

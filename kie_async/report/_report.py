@@ -1,7 +1,7 @@
-"""Write the report of a folder: the page's data made of the rows, and filled into the files beside this module.
+"""Write the report of a folder: make the data of the page, and fill them into the templates beside this module.
 
-A row has a time line of its own, that of the source: a take that holds the whole song begins with it, one that holds
-the continuation alone begins at the cut. So the same position of all of them stands above another.
+Each row of the page has one time line, that of the source: a take that holds the whole song begins at 0, one that holds
+the continuation alone begins at the cut. So the same position of all takes is at the same place.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _HEAD = 4096  # bytes of a page that name its generator
 async def write_report(directory: str | PathLike[str], *, progress: Progress | None = None) -> Path:
     """Write a page to compare the takes of a folder of results, and return its path: ``report.html`` in the folder.
 
-    The page needs nothing but the audio beside it: no server and no network. The outlines of the files are kept in the
-    folder, so that the next report decodes only what is new. Needs the extra ``kie_async[audio]``; without it, and for
-    files that cannot be decoded, the page has no waveforms.
+    The page needs only the audio files beside it: no server and no network. The waveforms are cached in the folder, so
+    that the next report decodes only new files. Without the extra ``audio``, and for files that cannot be decoded, the
+    page has no waveforms.
 
     Args:
-        directory: to which a batch has downloaded.
-        progress: is called with how many files are read, and how many there are.
+        directory: the folder to which a batch has downloaded its tracks.
+        progress: called with the number of files read so far and the number of files in all.
 
     Raises:
-        ReportError: the folder does not exist, or holds no results.
-        ConflictError: it has a ``report.html`` that was written by something else.
+        ReportError: the folder does not exist, or has no results.
+        ConflictError: its ``report.html`` was written by another program.
         StorageError: the disk refused.
 
-    Cancelling leaves a report that was there as it was.
+    Cancelling leaves an existing report unchanged.
     """
     directory = Path(directory)
     jobs = await on_disk(read_folder, directory)

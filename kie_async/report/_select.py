@@ -1,4 +1,4 @@
-"""Copy what was kept: the takes that a file of verdicts names."""
+"""Copy the takes that were kept in a report."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _OUTCOMES = ("copied", "present", "missing", "taken")
 
 @attrs.frozen(kw_only=True)
 class Selection:
-    """What became of the takes that were kept.
+    """What ``select_takes`` did with each kept take.
 
     Attributes:
-        directory: in which the takes were sought.
+        directory: the folder of the takes.
         copied: the copies that were made.
-        present: the copies that were there before.
-        missing: the files that are not there any more.
-        taken: the names that another file has, which was left as it is.
+        present: the copies that existed already.
+        missing: the takes whose files no longer exist.
+        taken: the copies that were not made because another file has the name.
     """
 
     directory: Path
@@ -44,19 +44,20 @@ class Selection:
 async def select_takes(
     verdicts: str | PathLike[str], out: str | PathLike[str], *, directory: str | PathLike[str] | None = None
 ) -> Selection:
-    """Copy the takes that were kept in a report. No file is overwritten, and a copy is whole or absent.
+    """Copy the takes that were kept in a report. No file is overwritten; each copy is whole or absent.
 
     Args:
-        verdicts: the file that the report has exported.
-        out: where the copies go; made if need be.
-        directory: of the report; by default the one that the file of verdicts names, or else the one in which it lies.
+        verdicts: the file of verdicts that the report has exported.
+        out: the folder for the copies; created if absent.
+        directory: the folder of the report; by default the one named in the file of verdicts, or else the folder of
+            that file.
 
     Raises:
-        ReportError: the file of verdicts cannot be used, keeps nothing, or names a file outside of the directory;
-            nothing was copied.
+        ReportError: the file of verdicts cannot be used, keeps no take, or names a file outside the folder; nothing
+            was copied.
         StorageError: the disk refused.
 
-    Cancelling finishes the file that is being copied; the same call again copies the others.
+    Cancelling finishes the file that is being copied; the same call copies the others later.
     """
     found, kept = await on_disk(_find_kept, Path(verdicts), None if directory is None else Path(directory))
     groups: dict[str, list[Path]] = {name: [] for name in _OUTCOMES}
