@@ -173,6 +173,8 @@ class OutcomeWriter:
             self._emit(Notice(task_id, f"its end is not recorded: job {job.key!r} is at another attempt by now"))
             return
         state, changes = end
+        if job.state is state:  # its task was followed once more
+            return
         try:
             await self._journal.move(job.key, state, token=job.token, **changes)
         except ConflictError as error:
