@@ -26,12 +26,14 @@ from command_line import (
 )
 from result_folder import data_of
 
+import kie_async as kie
 from kie_async import emulator
 from kie_async.cli._batch import batch_error
 from kie_async.cli._batch_progress import Counts, Estimate, progress_line, progress_table
 from kie_async.cli._exit_codes import exit_status
 from kie_async.cli._progress import ProgressDisplay
 from kie_async.emulator import Fault, Rules
+from kie_async.journal import OWN_BATCH, Job, SQLiteJournal, State
 from kie_async.testing import EmulatorHandle
 
 MUSIC = ("--at", "50%", "--instrumental", "--style", "folk", "--title", "Longer")
@@ -551,6 +553,21 @@ def test_an_emulator_that_ended_cannot_be_gone_on_with(tmp_path: Path, out: Path
         answer = ended(process)
     assert answer.code == 130
     assert "run 'kie-async emulate' in another terminal" in answer.err
+
+
+def test_tasks_of_an_emulator_that_ended_are_not_followed(terminal: Terminal, tmp_path: Path, out: Path) -> None:
+    async def fill() -> None:
+        out.mkdir()
+        async with SQLiteJournal(out / "kie-async-emulated.sqlite") as journal:
+            await journal.add([Job(key="track0", request=kie.ExtendRequest("a0", model="V5"), batch=OWN_BATCH)])
+            await journal.intend("track0", "t" * 32)
+            await journal.move("track0", State.SUBMITTED, task_id="gone")
+
+    asyncio.run(fill())
+    answer = terminal("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--emulate")
+    assert answer.code == 2
+    assert "1 job on record was submitted before, and the emulator and its tasks are gone" in answer.err
+    assert "give another --out" in answer.err
 
 
 def test_a_reader_who_goes_away_stops_nothing(service: EmulatorHandle, tmp_path: Path, out: Path) -> None:

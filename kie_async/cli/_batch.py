@@ -117,6 +117,7 @@ async def batch(
         return
     if out is None:
         raise UsageError("--out is missing: give the directory where the files go")
+    await _check_emulated(order)
     await _ask(output, order)
     reported = _reported(output, out) if options.run.report else nullcontext()
     async with reported:
@@ -175,6 +176,17 @@ def _check(options: BatchOptions, location: JournalLocation) -> None:
         raise UsageError("--shared-files needs --journal postgresql://...; a file is for one machine")
     if run.enqueue and (run.jsonl or options.receiver.callbacks):
         raise UsageError("--enqueue leaves the jobs to workers: give --jsonl and --callbacks to them")
+
+
+async def _check_emulated(order: BatchOrder) -> None:
+    """Refuse to go on with tasks of an emulator that ended with an earlier command: nobody can fetch what they made."""
+    if not (order.options.run.emulate and order.location.exists):
+        return
+    async with order.location.journal() as journal:
+        counts = Counts.of(await journal.counts(order.name))
+    if gone := counts.submitted + counts.made:
+        what = f"{count_of(gone, 'job')} on record {'was' if gone == 1 else 'were'} submitted before"
+        raise UsageError(f"{what}, and {EMULATOR_GONE}: to begin anew, give another --out (and --journal)")
 
 
 # ---------------------------------------------------------------- the plan
