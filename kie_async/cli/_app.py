@@ -16,13 +16,14 @@ from rich.console import Console
 from kie_async import __version__
 from kie_async.cli import _database, _jobs
 from kie_async.cli._batch import batch
+from kie_async.cli._demo import demo
 from kie_async.cli._exit_codes import UsageError, exit_table
 from kie_async.cli._join import join
 from kie_async.cli._options import OUTPUT, OutputArg, OutputOptions
 from kie_async.cli._output import Output, repair_streams, shown_log
 from kie_async.cli._report import report, select
 from kie_async.cli._servers import emulate, listen
-from kie_async.cli._tasks import credits_left, demo, download, extend, status, upload_extend, wait
+from kie_async.cli._tasks import credits_left, download, extend, status, upload_extend, wait
 from kie_async.cli._worker import worker, workers
 
 _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
