@@ -24,6 +24,11 @@ def clock(seconds: float) -> str:
     return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number of things: 1 job, 2 jobs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def track_html(track: Track) -> str:
     """The table of one track, with its player."""
     return table("", ("title", "length", "model", "audio"), [(*_facts(track), escape(track.model_name), player(track))])

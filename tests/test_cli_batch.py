@@ -682,13 +682,13 @@ def test_the_estimate_follows_the_tasks() -> None:
 
 def test_progress_in_a_line() -> None:
     counts = Counts(waiting=600, submitted=100, done=3, unknown=1)
-    line = "600 waiting, 100 submitted, 3 done, 0 failed, 1 unknown; quota 0 of 20"
+    line = "600 waiting, 100 submitted, 3 done, 0 failed, 1 unknown; 0 of 20 submissions allowed in 10 s are used"
     assert progress_line(counts, "0 of 20", 420.0) == f"{line}; ends in 7 min"
     assert progress_line(counts, "0 of 20", 0.4) == f"{line}; ends in 1 s"
     assert progress_line(counts, "0 of 20", 7199.0) == f"{line}; ends in 119 min"
     assert progress_line(counts, "0 of 20", 50_120.0) == f"{line}; ends in 13 h"
     assert progress_line(counts, "0 of 20", 0.0) == line
-    assert progress_line(Counts(made=100), "0 of 20", 0.0) == "100 made, 0 done, 0 failed; quota 0 of 20"
+    assert progress_line(Counts(made=100), "0 of 20", 0.0) == "100 made, 0 done, 0 failed"
     assert Counts(waiting=100_000).total == 100_000
     assert Counts(done=1).summary == "1 done, 0 failed of 1 job"
     assert Counts(done=1, failed=1).summary == "1 done, 1 failed of 2 jobs"

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from kie_async._display import count_of
 from kie_async._protocol.address_rules import unreachable
 from kie_async._protocol.request_rules import MODELS, MODELS_WITH_PERSONA_MODEL, OLDER, is_blank, is_url, may_be_new
 from kie_async._protocol.wire import BARE_ID, TASK_ID
@@ -81,8 +82,8 @@ class FailureStreak:
         if self.refused is None and self._last is not None and self._limit and self._count >= self._limit:
             last = clean(str(self._last))
             self.refused = TooManyFailuresError(
-                f"{self._count} tasks failed in a row, the last with: {last}. Nothing more is submitted; see what is "
-                "wrong with them or with the service (Settings.max_consecutive_failures sets the limit)"
+                f"{count_of(self._count, 'task')} failed in a row, the last with: {last}. Nothing more is submitted: "
+                "see what is wrong with them or with the service (Settings.max_consecutive_failures sets the limit)"
             )
         if self.refused is not None:
             raise copy.copy(self.refused)

@@ -13,9 +13,10 @@ from typing import Annotated, Unpack
 import attrs
 from cyclopts import Parameter
 
+from kie_async._display import count_of
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch
-from kie_async.cli._batch_progress import BatchProgress, Counts, count_of
+from kie_async.cli._batch_progress import BatchProgress, Counts
 from kie_async.cli._connect import (
     EMULATOR_GONE,
     EMULATOR_REMEDY,
@@ -359,7 +360,7 @@ def batch_error(counts: Counts, where: str, command: str, *, lost: int = 0) -> K
 
 def lost_error(jobs: int, where: str, note: str) -> LostRecordError:
     """The error of so many jobs whose tasks the results name and the journal does not know, with how to go on."""
-    which = "1 job was" if jobs == 1 else f"{jobs} jobs were"
+    which = f"{count_of(jobs, 'job')} {'was' if jobs == 1 else 'were'}"
     error = LostRecordError(f"{which} not submitted: the results name tasks that the journal has lost")
     error.add_note(f"{_AFTER_LOSS.format(where=where)}\nthen {note}")
     return error

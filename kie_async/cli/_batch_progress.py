@@ -17,6 +17,7 @@ import attrs
 from rich.table import Table
 
 from kie_async import events
+from kie_async._display import count_of
 from kie_async.batch import count_verdicts, song_of, tracks_expiry, upload_expiry
 from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError
@@ -222,8 +223,9 @@ class BatchProgress:
 
 
 def progress_line(counts: Counts, quota: str, seconds: float) -> str:
-    """The progress of a batch in a line."""
-    return f"{counts}; quota {quota}" + (f"; ends in {_duration(seconds)}" if seconds else "")
+    """The progress of a batch in a line, with the quota only while jobs wait for it."""
+    used = f"; {quota} submissions allowed in {_WINDOW:g} s are used" if counts.waiting else ""
+    return f"{counts}{used}" + (f"; ends in {_duration(seconds)}" if seconds else "")
 
 
 def progress_table(counts: Counts, quota: str, seconds: float) -> Table:
@@ -272,11 +274,6 @@ def _duration(seconds: float) -> str:
         return f"{max(seconds, 1):.0f} s"
     hours = minutes // 60
     return f"{hours} h" if hours > 1 else f"{minutes} min"
-
-
-def count_of(number: int, noun: str) -> str:
-    """A number of things: 1 job, 2 jobs."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # ---------------------------------------------------------------- one job

@@ -9,8 +9,9 @@ from typing import Annotated
 import attrs
 from cyclopts import Parameter
 
+from kie_async._display import count_of
 from kie_async.batch import fetch_jobs, find_by_name
-from kie_async.cli._batch_progress import count_of, job_line, job_value, print_files
+from kie_async.cli._batch_progress import job_line, job_value, print_files
 from kie_async.cli._connect import find_journal, make_settings, stopped_by_sigterm
 from kie_async.cli._exit_codes import KeyUnusableError, UsageError
 from kie_async.cli._options import JOBS, JobsOptions, OutputArg

@@ -11,6 +11,7 @@ import anyio
 import attrs
 from cyclopts import App, Parameter
 
+from kie_async._display import count_of
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.wire import TASK_ID
 from kie_async.batch import (
@@ -25,7 +26,7 @@ from kie_async.batch import (
     strip_secrets,
 )
 from kie_async.cli._batch import batch_error
-from kie_async.cli._batch_progress import Counts, blocked_jobs, count_of, job_line, job_value, say_who_waits, timestamp
+from kie_async.cli._batch_progress import Counts, blocked_jobs, job_line, job_value, say_who_waits, timestamp
 from kie_async.cli._connect import JournalLocation, find_journal, make_settings
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._fetch import fetch

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from kie_async import emulator
 from kie_async._client.task import Task
+from kie_async._display import count_of
 from kie_async.cli._connect import connect
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import (
@@ -88,7 +89,7 @@ async def _wait_for_all(output: Output, session: KieSession, task_ids: Sequence[
             output.print(f"{task.id} {error}")
         else:
             results.append(result_value(result))
-            output.print(f"{task.id} {result.record.status}: {len(result.tracks)} tracks")
+            output.print(f"{task.id} {result.record.status}: {count_of(len(result.tracks), 'track')}")
 
     await asyncio.gather(*map(one, tasks))
     if errors:

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from kie_async import files
 from kie_async._client.task import Task
-from kie_async._display import clock
+from kie_async._display import clock, count_of
 from kie_async._protocol.request_rules import is_url
 from kie_async.batch import song_of
 from kie_async.chain import ChainSource
@@ -202,7 +202,8 @@ def result_value(result: TaskResult) -> dict[str, Any]:
 def _lengths(result: TaskResult) -> Iterator[str]:
     """How long the tracks are, beside where the song was cut, and what that proves."""
     lengths = " and ".join(clock(track.duration) if track.duration else "an unknown time" for track in result.tracks)
-    line = f"{len(result.tracks)} tracks that last {lengths}"
+    number = len(result.tracks)
+    line = f"{count_of(number, 'track')} that {'lasts' if number == 1 else 'last'} {lengths}"
     if result.continue_at is not None:
         lasts = f" of {clock(result.source_duration)}" if result.source_duration else ""
         line += f", made from the first {clock(result.continue_at)}{lasts}"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kie_async import batch
+from kie_async._display import count_of
 from kie_async.batch import WorkerControl, serve_health, work
 from kie_async.cli._batch import AFTER_UNKNOWN, lost_error
-from kie_async.cli._batch_progress import BatchProgress, count_of, timestamp
+from kie_async.cli._batch_progress import BatchProgress, timestamp
 from kie_async.cli._connect import JournalLocation, connect, find_journal, stopped_by_sigterm
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JOBS, WORKER, Directory, JobsOptions, OutputArg, WorkerOptions, parse_address

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import PureWindowsPath
 
-from kie_async._display import clock, escape, length, player, seam, table, title
+from kie_async._display import clock, count_of, escape, length, player, seam, table, title
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import is_url
 from kie_async.journal._job import Job
@@ -34,7 +34,7 @@ class JobList(list[Job]):
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         spent = sum(job.earlier_credits + (job.credits or 0.0) for job in self)
         hidden = f"; the first {_MAX_SHOWN} of them" if len(self) > _MAX_SHOWN else ""
-        caption = f"{len(self)} job{'' if len(self) == 1 else 's'}: {counts or 'none'}; {spent:g} credits{hidden}"
+        caption = f"{count_of(len(self), 'job')}: {counts or 'none'}; {spent:g} credits{hidden}"
         rows = [
             (escape(job.key), job.state.value, _source(job.request), _cut(job.request), _takes(job))
             for job in self[:_MAX_SHOWN]
