@@ -1,7 +1,7 @@
-"""Extending again and again until a song is long enough: where to cut, how long it has become, when to stop. Pure.
+"""Rules of a chain, which extends a song until it is long enough: where to cut, its length, when to stop. Pure.
 
-Nobody documents whether a result holds the whole song (its source up to the cut, and what follows) or only what
-follows. One that is not longer than its cut can only hold what follows; of any other the whole is the likelier.
+The service does not document whether a result holds the whole song (the source up to the cut, and the new part) or only
+the new part. A result that is not longer than its cut holds only the new part; any other probably holds the whole song.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ChainEnd: TypeAlias = Literal["reached", "max_steps", "nothing_added", "length_u
 
 @attrs.frozen(kw_only=True)
 class ChainGoal:
-    """What a chain is to reach.
+    """The goal of a chain.
 
     Attributes:
-        seconds: the length of the song; at most what the model can make.
-        max_steps: how often it is extended at most.
-        before_end: how many seconds before its end it is cut; None: 0.5 before it, or before it fades out.
+        seconds: the length to reach; at most what the model can make.
+        max_steps: the largest number of steps.
+        before_end: how many seconds before its end a take is cut; None for 0.5 s before its end or its fade-out.
     """
 
     seconds: float
@@ -40,7 +40,7 @@ class ChainGoal:
     before_end: float | None = None
 
     def problems(self, model: str) -> Iterator[Problem]:
-        """Find what is wrong with it, for a model."""
+        """Yield what is wrong with the goal, for a model."""
         limits = limits_of(model)
         most = LONGEST if limits is None else limits.result_seconds
         if not (_is_number(self.seconds) and 0 < self.seconds < LONGEST):
@@ -55,9 +55,9 @@ class ChainGoal:
             yield Problem("before_end", f"is {self.before_end!r}", f"give seconds from {_MIN_BEFORE_END} up")
 
     def next_cut(self, duration: float, fades_from: float | None = None) -> float:
-        """Where a track of this length is cut, in seconds: above 0 and below its length.
+        """Return where to cut a track of this length, in seconds: above 0 and below its length.
 
-        ``fades_from``: where it begins to fade out or is silent, if it does.
+        ``fades_from``: the position, in seconds, from which it fades out or is silent; None if it does not.
         """
         if self.before_end is None and fades_from is not None:
             duration = min(duration, fades_from)
@@ -66,12 +66,12 @@ class ChainGoal:
         return cut if cut > 0 else duration / 2
 
     def end_after(self, before: SongLength | None, now: SongLength | None, steps: int) -> ChainEnd | None:
-        """Tell why a chain ends here; None if another step is to be made.
+        """Return why a chain ends here; None if another step is needed.
 
         Args:
-            before: the length of the song before the last step, if it is known.
-            now: after it, or of the source if no step was made; None if it is not known.
-            steps: how many were made.
+            before: the length of the song before the last step; None if unknown.
+            now: the length after it, or of the source if no step was made; None if unknown.
+            steps: how many steps were made.
         """
         if now is not None and now.total >= self.seconds:
             return "reached"
@@ -91,8 +91,8 @@ class SongLength:
     """How long the song of a chain is.
 
     Attributes:
-        duration: of the last track, in seconds.
-        begins_at: where that begins in the song: 0 unless it holds a continuation alone.
+        duration: the length of the last track, in seconds.
+        begins_at: where that track begins in the song: 0 unless it holds only the continuation.
     """
 
     duration: float
@@ -100,25 +100,25 @@ class SongLength:
 
     @property
     def total(self) -> float:
-        """Of the whole song, in seconds."""
+        """The length of the whole song, in seconds."""
         return self.begins_at + self.duration
 
 
 def part_by_length(cut: float | None, duration: float | None) -> ChainPart:
-    """What a result holds, as far as its length tells; ``cut`` is None where the service has chosen it."""
+    """What a result holds, judged by its length alone; ``cut`` is None if the service has chosen it."""
     return "continuation" if cut is not None and duration is not None and duration <= cut else "whole"
 
 
 def length_after(
     before: SongLength | None, cut: float | None, duration: float | None, holds: ChainPart
 ) -> SongLength | None:
-    """The length of the song after a step; None if it is not known.
+    """The length of the song after a step; None if unknown.
 
     Args:
-        before: its length before that, if it is known.
-        cut: where the last track was cut, if that is known.
-        duration: of the result, if the service says it.
-        holds: what that is.
+        before: its length before the step; None if unknown.
+        cut: where the track before was cut, in seconds; None if unknown.
+        duration: the length of the result, in seconds; None if the service does not say it.
+        holds: what the result holds.
     """
     if duration is None:
         return None
@@ -126,7 +126,7 @@ def length_after(
     return SongLength(duration, begins_at + (cut or 0.0) if holds == "continuation" else begins_at)
 
 
-# ---------------------------------------------------------------- what came of it
+# ---------------------------------------------------------------- the result
 
 
 @attrs.frozen(kw_only=True)
@@ -134,15 +134,16 @@ class ChainStep:
     """One step of a chain.
 
     Attributes:
-        number: from 1.
+        number: its number, counted from 1.
         task_id: the task that was paid for it.
-        tracks: all that it made, the takes.
-        track: the take that was chosen, which the next step extends.
-        cut: where the track before was cut, in seconds of that; None where the service has chosen.
-        fades_from: where the track before begins to fade out or is silent, if it is cut before that for this reason.
-        holds: "whole" (the song so far, and what follows) or "continuation" (what follows alone).
-        length: of the song after this step, in seconds; None if the service does not say it.
-        files: of the tracks, in their order; empty if they were not downloaded.
+        tracks: the takes that it made.
+        track: the take that was chosen; the next step extends it.
+        cut: where the track before was cut, in seconds; None if the service has chosen.
+        fades_from: the position in the track before, in seconds, from which that fades out or is silent, if it was cut
+            earlier for this reason; else None.
+        holds: "whole" (the song so far, and the new part) or "continuation" (the new part alone).
+        length: the length of the song after this step, in seconds; None if unknown.
+        files: the files of the tracks, in their order; empty if they were not downloaded.
         credits: what it cost, as far as known.
     """
 
@@ -176,13 +177,13 @@ class Chain:
     """What ``KieSession.extend_until`` has made.
 
     Attributes:
-        key: its name; with ``-2``, ``-3`` and so on that of its steps in the journal. Its first step may be another
-            chain's too.
+        key: its name. The keys of its steps in the journal are the name with ``-2``, ``-3`` and so on; the first step
+            may be shared with another chain.
         seconds: the length that was asked for.
-        source_duration: of what was extended, in seconds, if it is known.
-        steps: all of them, those of earlier runs too.
-        end: why there are no more: "reached"; "max_steps"; "nothing_added": the last step left the song as long as it
-            was; "length_unknown": the service does not say how long the chosen take of the last one is.
+        source_duration: the length of the source, in seconds; None if unknown.
+        steps: all steps, including those of earlier runs.
+        end: why it ended: "reached"; "max_steps"; "nothing_added" if the last step did not make the song longer;
+            "length_unknown" if the service does not say how long the take chosen last is.
     """
 
     key: str
@@ -193,17 +194,17 @@ class Chain:
 
     @property
     def length(self) -> float | None:
-        """Of the song, in seconds, if it is known."""
+        """The length of the song, in seconds; None if unknown."""
         return self.steps[-1].length if self.steps else self.source_duration
 
     @property
     def track(self) -> Track | None:
-        """The last take that was chosen; None if the source is long enough."""
+        """The take that was chosen last; None if the source was long enough already."""
         return self.steps[-1].track if self.steps else None
 
     @property
     def credits(self) -> float:
-        """What all steps have cost, in this run and before."""
+        """What all steps have cost, including those of earlier runs."""
         return sum(step.credits for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:

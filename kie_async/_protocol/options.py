@@ -40,10 +40,10 @@ UPLOAD_ONLY = tuple(sorted(UploadFields.__annotations__.keys() - RequestFields._
 
 
 def extend_track(track: Track, fields: RequestFields) -> ExtendRequest:
-    """Build the request that extends a track, with its length and, where that is certain, its model.
+    """Build the request that extends a track, with its length and, if that is certain, its model.
 
     Raises:
-        InvalidRequestError: with every problem of the request; or another model has made the track.
+        InvalidRequestError: the request breaks rules, or its model is not the one that made the track.
     """
     made_by = MODELS_BY_CODE_NAME.get(track.model_name or "", ())
     given: dict[str, Any] = {"source_duration": track.duration, **fields}

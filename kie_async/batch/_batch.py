@@ -1,4 +1,4 @@
-"""Run a batch: add its jobs to the journal, then take each to its end, on one machine or among other workers."""
+"""Run a batch: add its jobs to the journal, then finish each, on one machine or together with other workers."""
 
 from __future__ import annotations
 
@@ -53,32 +53,31 @@ async def run_batch(  # noqa: PLR0913  # keyword-only, each by name
     max_credits: float | None = None,
     shared_files: bool = False,
 ) -> AsyncGenerator[Job, None]:
-    """Run a batch to its end, or go on with one: upload, submit, follow, download, and remember.
+    """Run a batch, or continue one: upload, submit, follow and download, with every step recorded in a journal.
 
-    Jobs that the journal knows are not paid again; those at their end are not given again. A job whose submission's
-    answer was lost stays unknown until its callback comes or a person decides.
+    Jobs that the journal has are not paid again; jobs that have ended are not yielded again. If the answer of a
+    submission was lost, its job stays unknown until a callback comes or a person decides.
 
     Args:
         session: submits, follows and downloads.
-        jobs: from ``read_manifest``, or made by hand. Taken one by one; memory does not grow with their number.
-        directory: where tracks, their sidecars and ``results.jsonl`` go.
-        journal: opened for the run, unless it is the session's own. By default the session's own, or else that of the
-            command: ``KIE_JOURNAL``, or ``kie-async.sqlite`` in the directory.
-        observer: called with each job when its state has changed; what it raises is logged.
-        batch: the name of the batch in the journal; by default that which the command gives it.
-        max_credits: never spend more on this batch, reserved before each submission. A journal that many machines
-            share keeps it on record until another is given, so that workers keep it too.
-        shared_files: with a journal that many machines share: the paths of the sources mean the same on all of them.
+        jobs: jobs of ``read_manifest`` or of your own. They are taken one by one; memory does not grow with them.
+        directory: the folder for tracks, their sidecars and ``results.jsonl``.
+        journal: opened for the run, unless it is the session's own. By default it is the session's own, or else the
+            one of the command: ``KIE_JOURNAL``, or ``kie-async.sqlite`` in the directory.
+        observer: called with each job whose state has changed; an exception in it is logged.
+        batch: the name of the batch in the journal; by default the name that the command would give it.
+        max_credits: the most that may be spent on this batch; the cost is reserved before each submission. A journal
+            that several machines share records it until another is given, so that workers keep it too.
+        shared_files: with a journal that several machines share: whether the paths of the sources are valid on all.
 
     Yields:
-        Each job as it comes to its end; or, with an error, as it stands if it has to wait for another run.
+        Each job when it has ended; or, with an error, when it must wait for another run.
 
     Raises:
         ConflictError: another process runs this batch.
-        ManifestError: requests that the settings of this session refuse; nothing was spent.
-        BudgetError: jobs stay planned, for a cap has no room for them: ``max_credits``, or one on record or of the
-            session.
-        KieError: what stopped the batch: the key, the credits, the disk. Running it again goes on from there.
+        ManifestError: the settings of this session refuse some requests; nothing was spent.
+        BudgetError: jobs stay planned because a cap leaves no room: ``max_credits``, one on record, or the session's.
+        KieError: the batch was stopped by the key, the credits or the disk. Running it again continues it.
 
     Leaving the loop early submits nothing more; submitted tasks go on at the service, and the next run follows them.
     """
@@ -127,21 +126,20 @@ async def enqueue(
     *,
     machine: str = "",
 ) -> int:
-    """Add jobs to a journal, as a batch, and return how many it did not know.
+    """Add jobs to a journal as a batch, and return how many of them are new.
 
-    Those it knows do not change, but for the machine that they wait for; and those that a plain session has submitted
-    go into the batch.
+    Jobs that the journal has already stay as they are, with two exceptions: a job may wait for another machine now,
+    and a job that a session without a batch has submitted joins the batch.
 
     Args:
-        journal: open.
+        journal: an open journal.
         jobs: taken one by one.
-        batch: its name, which workers need: jobs of no batch are the tasks of plain sessions.
-        check: raises ``InvalidRequestError`` for a request that would not be paid for.
-        machine: the only one that can read the files which the jobs extend; "" if all can. No matter where the journal
-            is used by one machine alone.
+        batch: the name of the batch; workers leave jobs without one alone.
+        check: called with each request; raises ``InvalidRequestError`` to refuse it.
+        machine: the only machine that can read the files of the jobs; "" if all can. Ignored if the journal is a file.
 
     Raises:
-        ManifestError: some would not, and the journal does not know them.
+        ManifestError: ``check`` has refused jobs that are new.
         SettingsError: the name is empty.
     """
     if not batch:
@@ -170,7 +168,7 @@ async def enqueue(
 
 
 async def _wait_for_another(journal: Journal, job: Job) -> None:
-    """Let a known job, which waits for a machine, wait for the one that has its file now, or for none."""
+    """Make a known job that waits for a machine wait for the one that has its file now, or for none."""
     known = await journal.get(job.key)
     if known is None or known.source is None or job.source is None or known.waits_for in {"", job.machine}:
         return
@@ -179,7 +177,7 @@ async def _wait_for_another(journal: Journal, job: Job) -> None:
 
 
 async def _keys(recorder: Recorder, runner: Runner, batch: str) -> AsyncGenerator[str, None]:
-    """Yield the keys of a batch's jobs that are not at their end."""
+    """Yield the keys of a batch's jobs that have not ended."""
     for states in _ORDER:
         async for job in recorder.journal.jobs(*states, batch=batch):
             if job.state is State.PLANNED and runner.why_stopped(batch) is not None:
@@ -203,26 +201,25 @@ async def work(  # noqa: PLR0913  # keyword-only, each by name
     until_done: bool = False,
     control: WorkerControl | None = None,
 ) -> None:
-    """Work on the jobs of a shared journal, among others, until cancelled; upload the files that this machine holds.
+    """Work on the jobs of a shared journal together with other workers, until cancelled.
 
-    The tasks of plain sessions on the same journal, which are of no batch, are left to those.
+    It also uploads the sources that only this machine can read. Jobs without a batch are left to their sessions.
 
     Args:
         session: submits, follows and downloads; with the limiter that all workers share.
         journal: opened for the run, unless it is the session's own.
-        dsn: of the database, which holds both the journal and what hands out the work.
-        directory: where the files of the jobs go that this worker takes.
-        observer: called with each job when it has moved.
-        at_once: jobs under way here at once.
-        until_done: return when every job of a batch is at its end, or waits for a machine of which no process is
-            at work.
-        control: lets the caller end this worker in good order, and ask how it is.
+        dsn: the address of the database that holds the journal and the queue.
+        directory: the folder for the files of the jobs that this worker takes.
+        observer: called with each job whose state has changed.
+        at_once: how many jobs may be under way here at once.
+        until_done: return when every job of a batch has ended, or waits for a machine on which no process works.
+        control: drains this worker, and says whether it is ready.
 
     Raises:
-        KieError: what stopped this worker: the key, the credits, the disk.
+        KieError: this worker was stopped by the key, the credits or the disk.
 
-    Cancelling gives every job back at once, and leaves it where the journal says: other workers, or the next run, go on
-    from there. A submission that was sent is answered and recorded first.
+    Cancelling gives every job back at once, in the state that the journal has; other workers, or the next run, continue
+    it. The answer of a submission that was sent is awaited and recorded first.
     """
     async with _opened(session, journal, directory) as (recorder, results):
         runner = Runner(session, recorder, results, CreditBudget(), observer)
@@ -242,25 +239,25 @@ async def run_shared_batch(  # noqa: PLR0913  # keyword-only, each by name
     shared_files: bool = False,
     max_credits: float | None = None,
 ) -> None:
-    """Put a batch into a shared journal, and work on it among others until every job of it is at its end.
+    """Add a batch to a shared journal, and work on it together with other workers until all its jobs have ended.
 
-    Jobs of it that wait for a machine of which no process is at work are left to that machine.
+    Jobs that wait for a machine on which no process works are left to that machine.
 
     Args:
-        session: as for ``work``, and so are journal, dsn, directory and observer.
-        jobs: those that the journal knows are not paid again.
-        journal: see above.
-        dsn: see above.
-        directory: see above.
-        observer: called with each job that this process moves.
+        session: as for ``work``.
+        jobs: the jobs; those that the journal has are not paid again.
+        journal: as for ``work``.
+        dsn: as for ``work``.
+        directory: as for ``work``.
+        observer: called with each job whose state this process has changed.
         batch: the name of the batch in the journal.
-        shared_files: the paths of the sources mean the same on all machines; otherwise this machine alone uploads them.
-        max_credits: never spend more on this batch, whichever worker does it; kept on record until another is given.
+        shared_files: whether the paths of the sources are valid on all machines; otherwise only this one uploads them.
+        max_credits: the most that may be spent on this batch, by all workers; recorded until another is given.
 
     Raises:
-        BudgetError: jobs were left, for the cap has no room for them.
-        ManifestError: requests that the settings of this session refuse; nothing was spent on this batch.
-        KieError: what stopped this worker: the key, the credits, the disk. Others may go on.
+        BudgetError: jobs stay planned because the cap leaves no room for them.
+        ManifestError: the settings of this session refuse some requests; nothing was spent on this batch.
+        KieError: this worker was stopped by the key, the credits or the disk. Others may go on.
     """
     async with _opened(session, journal, directory) as (recorder, results):
         machine = "" if shared_files else session.settings.machine

@@ -1,4 +1,4 @@
-"""What a program may ask of a worker while it works, and a small HTTP server that tells an orchestrator how it is."""
+"""Control a running worker, and serve its health to an orchestrator over HTTP."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ async def _not_begun() -> str:
 
 
 class WorkerControl:
-    """Ends a worker in good order, and tells how it is. Given to ``work``; made for one call of it.
+    """Drains a worker, and says whether it is ready. Pass it to one call of ``work``.
 
     Attributes:
-        draining: set when nothing more is to be taken.
-        started_at: unix seconds.
-        check: what ``why_not_ready`` asks; the worker sets it.
+        draining: set when the worker is to take no more jobs.
+        started_at: when it was made, in Unix seconds.
+        check: returns the reason for ``why_not_ready``; the worker sets it.
     """
 
     def __init__(self) -> None:
@@ -34,21 +34,21 @@ class WorkerControl:
         self.check: Callable[[], Awaitable[str]] = _not_begun
 
     async def why_not_ready(self) -> str:
-        """Return the reason why the worker takes no jobs now; "" if it does."""
+        """Return why the worker takes no jobs now; "" if it does."""
         return await self.check()
 
     def drain(self) -> None:
-        """Let the worker take and submit nothing more; ``work`` returns when what is submitted has ended."""
+        """Make the worker take and submit nothing more; ``work`` returns when all submitted tasks have ended."""
         self.draining.set()
 
 
 class Metrics(Protocol):
-    """Metrics that Prometheus reads."""
+    """Metrics for Prometheus."""
 
     content_type: str
 
     def text(self) -> bytes:
-        """Return them as they stand."""
+        """Return their current values, in the format of ``content_type``."""
         ...
 
 
@@ -56,22 +56,22 @@ class Metrics(Protocol):
 async def serve_health(
     why_not_ready: Callable[[], Awaitable[str]], metrics: Metrics | str, *, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[str]:
-    """Serve ``/livez``, ``/readyz`` and ``/metrics`` over plain HTTP, without a password, as long as the block lasts.
+    """Serve ``/livez``, ``/readyz`` and ``/metrics`` over plain HTTP, without a password, while the block lasts.
 
     ``/livez`` answers 200 while the event loop runs. ``/readyz`` answers 200 while the worker takes jobs, and 503 with
     the reason while it does not. ``/metrics`` answers 501 if there are no metrics.
 
     Args:
-        why_not_ready: returns the reason, or "" (``WorkerControl.why_not_ready``).
-        metrics: what ``/metrics`` shows; or, as a text, why there are none and what to do about it.
+        why_not_ready: returns why the worker is not ready, or "" (``WorkerControl.why_not_ready``).
+        metrics: the metrics; or a text that says why there are none and what to do about it.
         host: an address or name of this machine.
-        port: 0 takes a free one.
+        port: the port; 0 for any free one.
 
     Yields:
-        The address, as ``http://127.0.0.1:8081``.
+        The address, such as ``http://127.0.0.1:8081``.
 
     Raises:
-        SettingsError: the port is in use, or the host not of this machine.
+        SettingsError: the port is in use, or the host is not on this machine.
     """
 
     async def livez(_request: web.Request) -> web.Response:

@@ -1,7 +1,6 @@
-"""A list of jobs in a file, or a folder of songs: every fault is reported at once, before anything is spent.
+"""Read the jobs of a batch from a file or a folder of songs; report all faults at once, before anything is spent.
 
-A manifest is read twice, first to check it, then to yield its jobs. Memory does not grow with the rows: 16 bytes of
-each are kept.
+A manifest is read twice, first to check it, then to yield its jobs. Of each row 16 bytes are kept in memory.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ def manifest_error(faults: Sequence[RowProblem], count: int, what: str = "the ma
 
 @attrs.frozen(kw_only=True)
 class ManifestSummary:
-    """What a manifest without faults asks for.
+    """The jobs of a manifest without faults, in numbers.
 
     Attributes:
-        total: how many jobs.
-        counts: how many by operation and model.
-        duplicates: how many ask for the same as an earlier one; each is made, and paid, all the same.
-        credits: what all of them cost, at 12 each.
+        total: the number of jobs.
+        counts: the number of jobs by operation and model.
+        duplicates: how many jobs ask for the same as an earlier one; each is nevertheless made and paid.
+        credits: what all jobs cost, at 12 credits each.
     """
 
     total: int
@@ -63,9 +62,9 @@ class ManifestSummary:
 
 
 class Manifest:
-    """The jobs of a manifest, for ``run_batch``: ``async for job in manifest`` yields them.
+    """The jobs of a manifest, for ``run_batch``; ``async for job in manifest`` yields them, and reads as it goes.
 
-    Nothing is read in advance.
+    Iterating raises what ``check`` raises.
     """
 
     def __init__(self, path: Path, defaults: Mapping[str, object], pattern: str | None) -> None:
@@ -81,13 +80,13 @@ class Manifest:
         return f"Manifest({str(self.path)!r})"
 
     async def check(self) -> ManifestSummary:
-        """Read all of it, and hash and measure every source.
+        """Read the whole manifest, and hash and measure every source.
 
         Returns:
-            What it asks for, and what that costs.
+            The number of its jobs, and what they cost.
 
         Raises:
-            ManifestError: with the faults of all lines.
+            ManifestError: it has faults; ``faults`` names the line and the field of each.
             StorageError: it cannot be read.
         """
         self._summary, self._sources.is_checked = None, False
@@ -192,21 +191,22 @@ class Manifest:
 def read_manifest(
     path: str | PathLike[str], *, defaults: Mapping[str, object] | None = None, pattern: str | None = None
 ) -> Manifest:
-    """Take a file or a folder as a list of jobs.
+    """Describe the jobs of a file or a folder, for ``run_batch``.
 
-    CSV (its first line names the columns; delimited by comma, semicolon or tab) and JSONL have a row for each job. Its
-    columns are the fields of ``ExtendRequest`` and ``UploadExtendRequest``, and: ``id``, the key of the job, by which
-    it is never paid twice, however it is edited (without one, an edited row is a new job); ``operation``, which
-    follows from ``audio_id`` or ``source`` if left out. ``source`` is a URL or a path, relative to the manifest;
-    ``continue_at`` may also be 1:05, a share (75%) or count from the end (-10s). What is empty counts as absent.
+    A CSV file (its first line names the columns; delimited by comma, semicolon or tab) or a JSONL file has a row for
+    each job. The columns are the fields of ``ExtendRequest`` and ``UploadExtendRequest``, and two more: ``id`` is the
+    key of the job, which is never paid twice even if the row is edited (without it, an edited row is a new job);
+    ``operation`` may be left out, as it follows from ``audio_id`` or ``source``. ``source`` is a URL, or a path
+    relative to the manifest; ``continue_at`` may also be 1:05, a share (75%) or a time before the end (-10s). Empty
+    cells count as absent.
 
     Args:
-        path: a CSV or JSONL file in UTF-8; or a folder, each of whose songs is a job with the fields of ``defaults``.
+        path: a CSV or JSONL file in UTF-8; or a folder, of which each song is a job with the fields of ``defaults``.
         defaults: fields for rows that lack them.
         pattern: which files of a folder, such as ``"**/*.wav"``; by default all with an audio suffix.
 
     Returns:
-        What ``run_batch`` takes. Nothing is read yet: ``check`` and ``async for`` do that.
+        The manifest. Nothing is read yet: ``check`` and ``async for`` do that.
     """
     return Manifest(Path(path), dict(defaults or {}), pattern)
 

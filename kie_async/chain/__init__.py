@@ -1,4 +1,4 @@
-"""Chains: a song is extended again and again until it is long enough."""
+"""Chains: extend a song step by step until it is long enough."""
 
 from kie_async._protocol.chain import Chain, ChainStep
 from kie_async.chain._plan import ChainOptions, ChainPlan, ChainSource, plan_chain

@@ -1,4 +1,4 @@
-"""What a chain is going to do: its key, its first request, and how the others are made."""
+"""Plan a chain: its key, its first request, and how the later ones are made."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ _TEXTS = ("prompt", "lyrics", "style", "title")
 class ChainOptions(UploadFields, total=False):
     """The options of ``KieSession.extend_until``: the fields of its requests (see ``UploadExtendRequest``), and these.
 
-    ``continue_at`` is the cut of the source alone. Without own texts each step goes on as its source was made.
+    ``continue_at`` is the cut of the source only. Without prompt, lyrics, style and title, a step follows its source.
 
     Attributes:
         choose: which take of a step the next one extends: "longest" (the default), "first", or a function that takes
             the tracks and returns one of them, or an awaitable of one.
-        key: the name of the chain in the session's journal; by default made from the content of the source, the
-            fields and ``choose``. Chains that differ in ``choose`` alone share their first step, and pay for it once.
-        directory: where all takes are downloaded; their sound then tells what they hold (the extra ``audio``).
-        max_steps: from 1 up; 10 by default.
-        max_credits: what all steps may cost, those of earlier calls too.
-        before_end: where what there is is cut, in seconds before its end. By default 0.5; a take whose file is in
-            ``directory`` and fades out, or is silent, at its end is cut 0.5 before that (the extra ``audio``).
+        key: the name of the chain in the session's journal; by default it is made from the content of the source, the
+            fields and ``choose``. Chains that differ only in ``choose`` share their first step, and pay for it once.
+        directory: the folder to which all takes are downloaded; with the extra ``audio``, their sound then shows what
+            they hold.
+        max_steps: the largest number of steps; 10 by default.
+        max_credits: the most that all steps together may cost, including those of earlier calls.
+        before_end: how many seconds before its end each take is cut; 0.5 by default. With the extra ``audio``, a take
+            in ``directory`` that fades out or is silent at its end is by default cut 0.5 s before that begins.
     """
 
     choose: ChooseTake
@@ -57,18 +58,19 @@ class ChainOptions(UploadFields, total=False):
 
 @attrs.frozen(kw_only=True)
 class ChainPlan:
-    """What a chain is going to do; nothing is spent yet.
+    """The plan of a chain; nothing is spent yet.
 
     Attributes:
-        name: of the chain, whatever is chosen.
+        name: the name of the chain, the same for every ``choose``.
+        goal: the length to reach.
         first: the request of its first step.
-        fields: those of the requests of the others.
-        source_file: what the first step extends, if that is a file.
+        fields: the fields of the later requests.
+        source_file: the file that the first step extends; None if that is not a file.
         choose: which take of a step the next one extends.
-        max_credits: what all steps may cost.
-        directory: where the takes are downloaded; None if they are not.
-        start: how much of the source is kept: up to a cut that was given, or else all; None if that is not known.
-        has_own_key: whether the caller has chosen the key; else it is made from the content of the source.
+        max_credits: the most that all steps may cost; None for no cap.
+        directory: the folder to which takes are downloaded; None if they are not.
+        start: how much of the source is kept: up to the cut, if one was given, or else all; None if unknown.
+        has_own_key: whether the caller gave the key; otherwise it is made from the content of the source.
     """
 
     name: str
@@ -84,23 +86,23 @@ class ChainPlan:
 
     @property
     def song(self) -> str:
-        """What the files are named after."""
+        """The name for the files."""
         return self.source_file.stem if self.source_file else self.first.title or "track"
 
     @property
     def key(self) -> str:
-        """The chain's own; without a key that the caller has chosen, each way to choose has another."""
+        """The key of the chain; if the caller gave none, it differs for every ``choose``."""
         if self.has_own_key or self.choose == "longest":
             return self.name
         rule = self.choose if isinstance(self.choose, str) else "a function"
         return _as_key([self.name, rule])
 
     def step_key(self, number: int) -> str:
-        """The key of a step in the journal; the first step is the same whatever is chosen of it."""
+        """The key of a step in the journal; that of the first step is the same for every ``choose``."""
         return f"{self.name if number == 1 else self.key}-{number}"
 
     def next_request(self, track: Track, fades_from: float | None = None) -> Request:
-        """The request that extends a take; ``fades_from``: where that begins to fade out, if it does."""
+        """The request that extends a take; ``fades_from``: the position from which that fades out, if it does."""
         cut = self.goal.next_cut(track.duration or 0.0, fades_from)
         return extend_track(track, {**self.fields, "continue_at": cut})
 
