@@ -33,6 +33,7 @@ class Case:
         continue_at: the cut, in seconds of the source.
         offset: by how many seconds the cut lies later in the result, if that is whole.
         drift: the part by which the result is slower.
+        goes_on: whether the new part is what follows the cut in the source.
         source: samples of one channel at ``RATE``, and so those of the result.
         rate: of the file of the result.
         bit_rate: the same.
@@ -44,6 +45,7 @@ class Case:
     continue_at: float
     offset: float
     drift: float
+    goes_on: bool
     source: Mono = attrs.field(repr=False)
     result: Mono = attrs.field(repr=False)
     rate: int
@@ -90,7 +92,7 @@ def make_case(seed: int, song: Song | None = None, longest: float = 30.0) -> Cas
     rate = chance.choice([22_050, 44_100, 48_000])
     offset = shift / RATE + drift * (continue_at + shift / RATE)
     bit_rate = 64_000 if rate == RATE else chance.choice([48_000, 64_000, 96_000, 128_000])
-    return Case(seed, kind, truth, continue_at, offset, drift, source, result, rate, bit_rate)
+    return Case(seed, kind, truth, continue_at, offset, drift, goes_on, source, result, rate, bit_rate)
 
 
 def made_up_song(chance: Random, seconds: float) -> Mono:

@@ -75,7 +75,7 @@ def songs_of(folder: Path) -> Song:
 
     def find(chance: Random, seconds: float) -> Mono:
         while True:
-            song = read_mono(chance.choice(paths), CASE_RATE, seconds + 1)
+            song = read_mono(chance.choice(paths), CASE_RATE, end=seconds + 1)
             if len(song) >= seconds * CASE_RATE:
                 return song
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -32,6 +32,7 @@ CUT = 7.0
 AT = round(CUT * RATE)
 SONG = np.float32(0.35) * made_up_song(Random(1), 10.0)
 NEW = np.float32(0.35) * made_up_song(Random(2), 4.0)
+SILENCE = np.zeros(RATE // 2, dtype=np.float32)
 TRUTH = np.concatenate([SONG[:AT], NEW])
 
 
@@ -255,9 +256,8 @@ async def test_a_click_is_flagged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("level", "word"), [(0.1, "quieter"), (3.0, "louder")])
 async def test_a_step_in_loudness_is_flagged(level: float, word: str, tmp_path: Path) -> None:
-    source, sound = write_wav(tmp_path / "song.wav", steady(8.0, 1)), steady(11.0, 1)
-    sound[AT:] *= np.float32(level)
-    result = write_wav(tmp_path / "new.wav", sound)
+    source, song = write_wav(tmp_path / "song.wav", steady(8.0, 1)), steady(8.0, 1)
+    result = write_wav(tmp_path / "new.wav", np.append(song[:AT], steady(4.0, 2) * np.float32(level)))
     joined = await join(source, result, at=CUT, out=tmp_path / "longer.wav", kind="whole")
     assert joined.seam.step == pytest.approx(20 * np.log10(level), abs=1.5)
     assert joined.seam.usual_step < 2
@@ -305,18 +305,28 @@ async def test_what_is_unclear_is_not_joined(tmp_path: Path) -> None:
     assert joined.duration == pytest.approx(len(NEW) / RATE, abs=0.001)
 
 
-async def test_a_cut_behind_the_place_where_the_track_leaves_the_song_is_not_believed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [None, "whole"])
+async def test_a_whole_song_is_joined_where_it_leaves_its_source(kind: Literal["whole"] | None, tmp_path: Path) -> None:
     song, out = made_up_song(Random(1), 24.0), tmp_path / "longer.wav"
     source = write_wav(tmp_path / "song.wav", song)
-    result = write_wav(tmp_path / "new.wav", np.append(song[: 18 * RATE], NEW))
-    words = r"leaves the song at 0:1[78].*, before the cut that was given, 0:20, and nothing was joined"
-    with pytest.raises(kie.UnclearError, match=words) as caught:
-        await join(source, result, at=20, out=out)
-    assert not out.exists()
-    assert caught.value.leaves_at == pytest.approx(18.0, abs=0.1)
-    joined = await join(source, result, at=caught.value.leaves_at or 0.0, out=out)
-    assert joined.kind == "whole"
-    assert joined.duration == pytest.approx(22.0, abs=0.001)
+    result = write_wav(tmp_path / "new.wav", np.concatenate([SILENCE, song[: 18 * RATE], NEW]))
+    early = await join(source, result, at=10, out=out, kind=kind)
+    assert (early.kind, early.at) == ("whole", 10.0)
+    assert early.seam.at == pytest.approx(18.0, abs=0.1)
+    assert early.confidence == (None if kind else pytest.approx(1.0, abs=0.09))
+    truth = np.append(song[: 18 * RATE], NEW)
+    assert error(read_mono(out, RATE), truth, 9.0, 22.0) < 0.02
+    out.unlink()
+    if kind is None:
+        words = r"leaves the song at 0:1[78].*, before the cut that was given, 0:20, and nothing was joined"
+        with pytest.raises(kie.UnclearError, match=words) as caught:
+            await join(source, result, at=20, out=out)
+        assert not out.exists()
+        assert caught.value.leaves_at == pytest.approx(18.0, abs=0.1)
+    late = await join(source, result, at=20 if kind else caught.value.leaves_at or 0.0, out=out, kind=kind)
+    assert late.seam.at == pytest.approx(18.0, abs=0.1)
+    assert late.duration == pytest.approx(22.0, abs=0.001)
+    assert error(read_mono(out, RATE), truth, 9.0, 22.0) < 0.02
 
 
 async def test_a_loop_that_could_be_either_is_unclear(tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ def test_a_join_as_json(terminal: Terminal, tmp_path: Path) -> None:
         "duration": pytest.approx(12.0, abs=0.001),
         "gain": pytest.approx(0.0, abs=0.01),
         "turned_down": 0.0,
+        "at": 6.0,
     }
     assert seam == {
-        "at": 6.0,
+        "at": pytest.approx(8.0, abs=0.01),  # until where it follows the song
         "gap": 0.0,
         "click": pytest.approx(0.6, abs=0.3),
         "step": pytest.approx(0.0, abs=1.0),
@@ -71,7 +72,9 @@ def test_what_is_unclear_is_not_joined(terminal: Terminal, tmp_path: Path) -> No
     assert terminal(*words, "--as", "whole").code == 0
 
 
-def test_a_cut_that_is_too_late_is_refused_with_the_right_one(terminal: Terminal, tmp_path: Path) -> None:
+def test_of_a_cut_that_is_not_where_the_track_leaves_the_song_the_right_one_is_said(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     song, new, out = tmp_path / "song.wav", tmp_path / "new.wav", tmp_path / "longer.wav"
     sound, other = (made_up_song(Random(seed), 24.0) for seed in (1, 2))
     write_wav(song, sound)
@@ -82,6 +85,12 @@ def test_a_cut_that_is_too_late_is_refused_with_the_right_one(terminal: Terminal
     assert remedy, answer.err
     assert float(remedy[1]) == pytest.approx(18.0, abs=0.1)
     assert terminal("join", str(song), str(new), "--at", remedy[1], "--out", str(out)).code == 0
+    out.unlink()
+    answer = terminal("join", str(song), str(new), "--at", "0:10", "--out", str(out))
+    words = "and not until 0:10, the cut that was given: it was joined there"
+    said = re.search(rf"^the track follows the song until (0:1[78]\S*), {words}$", answer.err, re.MULTILINE)
+    assert said, answer.err
+    assert f"the new part begins at {said[1]}\n" in answer.err
 
 
 @pytest.mark.parametrize(

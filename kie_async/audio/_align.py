@@ -28,7 +28,8 @@ Scores: TypeAlias = NDArray[np.float64]  # from -1 to 1
 Seconds: TypeAlias = NDArray[np.float64]
 
 RATE = 11_025  # samples a second, of what is compared
-AFTER = 15.0  # seconds of the result that are used beyond the cut
+AROUND = 300.0  # seconds before the cut and behind it that are compared; more would take more memory
+_AFTER = 15.0  # seconds beyond the cut in which the source up to there is sought
 _HOP = 220  # samples from one frame to the next
 _FRAME = 1024  # samples
 _PER_SECOND = RATE / _HOP  # frames
@@ -48,7 +49,7 @@ _SILENT = 1e-6  # of the energy of the loudest stretch: below it nothing is foun
 _APART = 2.0  # seconds between two places whose offsets tell a drift; closer ones tell the noise
 _ENOUGH = 3  # anchors; fewer are sought by their samples, too, and have to be found with more certainty
 _NEARER = 0.002  # of the score, for each second that an offset lies nearer: of equal ones the nearest counts
-_EARLY = 0.5  # seconds before the cut: a result that leaves its source sooner was cut there, or nearly there
+_OFF = 0.5  # seconds from the cut: a result that leaves its source sooner or later was cut there, or nearly there
 _LESS = 0.7  # of the source up to the cut, and of that again: a result that was cut sooner may hold so much alone
 _SHORTEST_HEAD = 1.8  # seconds; less of a source is found anywhere
 _LEFT = 0.6  # how sure a verdict is at most where a result leaves its source before the cut
@@ -119,20 +120,21 @@ def align(source: Mono, result: Mono, continue_at: float) -> Verdict:
     """Find out what a result holds.
 
     Args:
-        source: samples of one channel at ``RATE``, up to the cut or beyond, where they show whether it repeats itself.
-        result: the same of the result, from its beginning to ``AFTER`` seconds after the cut or beyond.
-        continue_at: the cut, in seconds of the source.
+        source: samples of one channel at ``RATE``, from a position up to the cut or beyond, where they show whether it
+            repeats itself, and until when the result follows it.
+        result: the same of the result, from the same position on.
+        continue_at: the cut, in seconds from there.
     """
     ours, theirs = _Sound.of(source), _Sound.of(result)
-    head = ours.until(continue_at)
-    verdict = _judged(head, ours, theirs, _LONG)
+    head, song = ours.until(continue_at), ours.until(2 * continue_at + _AFTER)
+    verdict = _judged(head, song, theirs.until(continue_at + _AFTER), _LONG)
     if verdict.kind == "whole":
-        return _checked(verdict, head, theirs)
+        return _checked(verdict, head, ours, theirs)
     length = continue_at * _LESS
     while length >= _SHORTEST_HEAD:
-        early = _judged(ours.until(length), ours, theirs.until(length + _MAX_OFFSET + _START), _SHORT)
+        early = _judged(ours.until(length), song, theirs.until(length + _MAX_OFFSET + _START), _SHORT)
         if early.kind == "whole":
-            checked = _checked(early, head, theirs)
+            checked = _checked(early, head, ours, theirs)
             return checked if checked.confidence == _LEFT else Verdict("unclear")  # it is repeated, or goes on
         length *= _LESS
     sure = 1.0 if continue_at > _SHORT_HEAD else _SHORT_HEAD_SURE
@@ -162,33 +164,37 @@ def _judged(head: _Sound, source: _Sound, result: _Sound, bounds: _Bounds) -> Ve
     return Verdict("whole", confidence, offset, drift, head.seconds + offset)
 
 
-def _checked(whole: Verdict, head: _Sound, result: _Sound) -> Verdict:
-    """Look up where a whole leaves its source, if that is before the cut."""
-    offset, drift = whole.offset or 0.0, whole.drift or 0.0
-    left = _left(head, result, offset, drift)
-    if left is None:
-        return attrs.evolve(whole, seam=head.seconds + offset)
-    return attrs.evolve(whole, confidence=min(whole.confidence, _LEFT), seam=left + offset)
+def _checked(whole: Verdict, head: _Sound, source: _Sound, result: _Sound) -> Verdict:
+    """Look up where a whole leaves its source: at the cut, unless it is clearly another place."""
+    offset, drift = whole.offset or 0.0, (whole.drift or 0.0) * 1e-6
+    left = _left(head.seconds, source.levels, result.levels, offset, drift)
+    is_early = left < head.seconds
+    confidence = min(whole.confidence, _LEFT) if is_early else whole.confidence
+    return attrs.evolve(whole, confidence=confidence, seam=left + offset + (left - head.seconds) * drift)
 
 
-def _left(head: _Sound, result: _Sound, offset: float, drift: float) -> float | None:
-    """Return where a result leaves its source, in seconds of that; None if it holds all of it up to the cut.
+def _left(cut: float, ours: Levels, theirs: Levels, offset: float, drift: float) -> float:
+    """Return where a result leaves its source, in seconds of that: the cut, unless it is clearly another place.
 
     What is before that place is the same in both, and what is behind it is not: the sum, over all frames up to a place,
-    of by how much they are the same rather than not is largest there.
+    of by how much they are the same rather than not is largest there. It is sought before the cut, and then behind it.
     """
-    ours, theirs = head.levels, result.levels
     places = np.arange(ours.shape[1])
-    there = places + offset * _PER_SECOND + (places - head.seconds * _PER_SECOND) * drift * 1e-6
+    there = places + offset * _PER_SECOND + (places - cut * _PER_SECOND) * drift
     places = places[(there >= 0) & (there <= theirs.shape[1] - 1)]
     ours, theirs = _changes(ours[:, places]), _changes(theirs[:, there[places].round().astype(int)])
     products = (ours * theirs).sum(axis=0)
     energy = (np.square(ours) + np.square(theirs)).sum(axis=0) / 2
     same = products - energy / 2 + _BANDS * (_QUIET / 2) ** 2  # where nothing happens both are the same
-    last = int(np.argmax(np.cumsum(same)))
+    until = int(np.searchsorted(places, (cut * RATE - _FRAME) / _HOP, side="right"))  # frames before the cut
+    last = int(np.argmax(np.cumsum(same[:until])))
     left = float(places[last] * _HOP + _FRAME) / RATE  # the end of the last frame that is the same
-    is_early = left < head.seconds - _EARLY
-    return left if is_early and products[last:].sum() < _UNLIKE * energy[last:].sum() else None
+    if left < cut - _OFF and products[last:until].sum() < _UNLIKE * energy[last:until].sum():
+        return left
+    last = until - 1 + int(np.argmax(np.cumsum(same[until - 1 :])))
+    left = float(places[last] * _HOP + _FRAME) / RATE
+    is_late = left > cut + _OFF and products[until:last].sum() > _LONG.same * energy[until:last].sum()
+    return left if is_late else cut
 
 
 def _changes(levels: Levels) -> Levels:

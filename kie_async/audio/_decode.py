@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, groupby
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import attrs
 import av
@@ -57,7 +57,12 @@ class AudioReader:
     _frames: Iterator[AudioFrame]
 
     def blocks(
-        self, start: float = 0.0, end: float | None = None, *, rate: int | None = None, stereo: bool = False
+        self,
+        start: float = 0.0,
+        end: float | None = None,
+        *,
+        rate: int | None = None,
+        layout: Literal["mono", "stereo"] | None = None,
     ) -> Iterator[Samples]:
         """Yield the samples from ``start`` to ``end``, in order, in pieces of any length. The file can be read once.
 
@@ -65,7 +70,8 @@ class AudioReader:
             start: where to begin, in seconds.
             end: where to end, in seconds; None for the end of the file. A shorter file ends earlier.
             rate: samples per second to convert to; by default the file's own.
-            stereo: convert to two channels: a single channel is doubled, more than two are mixed.
+            layout: channels to convert to: "mono" is the mean of all; for "stereo" a single channel is doubled, more
+                than two are mixed. By default the file's own.
 
         Raises:
             AudioError: its channels cannot be read.
@@ -73,34 +79,15 @@ class AudioReader:
         rate = rate or self.rate
         first, last = round(start * rate), None if end is None else round(end * rate)
         at = 0
-        is_single = self.channels == 1  # which the resampler would make quieter
-        for converted in self._converted("stereo" if stereo and not is_single else self._layout, rate):
-            block = np.repeat(converted, 2, axis=0) if stereo and is_single else converted
+        is_doubled = layout == "stereo" and self.channels == 1  # the resampler would make it quieter
+        for converted in self._converted(self._layout if is_doubled else layout or self._layout, rate):
+            block = np.repeat(converted, 2, axis=0) if is_doubled else converted
             piece = block[:, max(0, first - at) : None if last is None else max(0, last - at)]
             at += block.shape[1]
             if piece.shape[1]:
                 yield piece
             if last is not None and at >= last:
                 return
-
-    def mono(self, rate: int, end: float | None = None) -> Mono:
-        """Read the file up to ``end`` as one channel, the mean of all. The file can be read once.
-
-        Args:
-            rate: samples per second to convert to; each takes 4 bytes.
-            end: where to end, in seconds; None for the end of the file.
-
-        Raises:
-            AudioError: its channels cannot be read.
-        """
-        last = None if end is None else round(end * rate)
-        blocks, got = [], 0
-        for block in self._converted("mono", rate):
-            blocks.append(block[0])
-            got += block.shape[1]
-            if last is not None and got >= last:
-                break
-        return np.concatenate(blocks)[:last] if blocks else np.zeros(0, dtype=np.float32)
 
     def _converted(self, layout: str, rate: int) -> Iterator[Samples]:
         """Bring frames to one format, also where channels or rate change in the middle of a file."""
@@ -173,14 +160,21 @@ def read_samples(path: str | PathLike[str], start: float = 0.0, end: float | Non
         return np.concatenate([empty, *reader.blocks(start, end)], axis=1), reader.rate
 
 
-def read_mono(path: str | PathLike[str], rate: int, end: float | None = None) -> Mono:
-    """Read a file up to ``end`` (in seconds; None for all) as one channel, converted to ``rate`` samples per second.
+def read_mono(path: str | PathLike[str], rate: int, start: float = 0.0, end: float | None = None) -> Mono:
+    """Read a file from ``start`` to ``end`` as one channel, converted to ``rate`` samples per second.
+
+    Args:
+        path: of the file.
+        rate: samples per second to convert to; each takes 4 bytes.
+        start: where to begin, in seconds.
+        end: where to end, in seconds; None for the end of the file.
 
     Raises:
         AudioError, StorageError: as ``open_reader``.
     """
     with open_reader(path) as reader:
-        return reader.mono(rate, end)
+        blocks = reader.blocks(start, end, rate=rate, layout="mono")
+        return np.concatenate([np.zeros(0, dtype=np.float32), *(block[0] for block in blocks)])
 
 
 def _frames(container: InputContainer) -> Iterator[AudioFrame]:

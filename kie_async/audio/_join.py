@@ -37,7 +37,9 @@ class Joined:
         duration: the length of the file, in seconds.
         gain: by how many dB the result was made louder (negative: quieter) to match the source.
         turned_down: by how many dB the whole file was made quieter, so that nothing clips.
-        seam: where the new part begins, and how the transition sounds.
+        at: the cut that was given, in seconds.
+        seam: where the new part begins, and how the transition sounds. If ``seam.at`` is not near ``at``, a result that
+            holds the whole song differs from the source from there on, and not from the cut on.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Joined:
     duration: float
     gain: float
     turned_down: float
+    at: float
     seam: Seam
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,9 +67,10 @@ async def join(
 ) -> Joined:
     """Join a song and its continuation into one file: the song up to the cut, then the new part.
 
-    If the result holds the whole song, the file switches to it a little before the cut, where both sound the same, so
-    that the service's own transition is kept. A continuation is faded in at the cut within 20 ms, and its level is
-    matched to the song's, by at most 6 dB. If anything would clip, the whole file is made quieter by one gain.
+    If the result holds the whole song, the file switches to it a little before the position where it leaves the source,
+    where both sound the same, so that the service's own transition is kept. That position is the cut, unless the sound
+    shows clearly that it is another. A continuation is faded in at the cut within 20 ms, and its level is matched to
+    the song's, by at most 6 dB. If anything would clip, the whole file is made quieter by one gain.
 
     Args:
         source: the file that was extended.
@@ -83,7 +87,7 @@ async def join(
     Raises:
         UnclearError: the sound does not show what the result holds; nothing was written. Listen, and give ``kind``. If
             it has ``leaves_at``, the result differs from the song more than half a second before the cut: give that
-            position as ``at``.
+            position as ``at``, or ``kind="whole"`` to join there.
         InvalidRequestError: ``at``, ``out`` or ``kind`` cannot be used; see ``problems``.
         AudioError: a file cannot be decoded as audio, or the extra ``audio`` is not installed.
         StorageError: the disk refused.
@@ -115,7 +119,7 @@ async def _verdict(begun: Joining, kind: Kind | None) -> Verdict:
     verdict = await compare(begun.source, begun.result, continue_at=begun.cut)
     if kind is not None:
         return verdict
-    left = begun.cut if verdict.seam is None or verdict.offset is None else verdict.seam - verdict.offset
+    left, _ = begun.leaves(verdict)
     if left < begun.cut - _NEAR:
         raise UnclearError(
             f"{clean(str(begun.result))} leaves the song at {clock(left)}, before the cut that was given, "

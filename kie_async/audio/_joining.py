@@ -141,12 +141,18 @@ class Joining:
             InvalidRequestError, AudioError, StorageError: something cannot be used.
         """
         form, cut = _form(source, result, out), _seconds(at, source)
-        held = (cut - max(LEVELS, REACH), cut + 2 * FADE)
-        ours = _scan(source, form, held, stop, end=held[1])
+        ours = _scan_song(source, form, cut, stop)
         if ours.length < (cut - _ROUNDING) * form.rate:
             problem = f"is {clock(cut)}, and {clean(str(source))} ends at {clock(ours.length / form.rate)}"
             raise refused("at", problem, "give a position before its end")
         return cls(source, result, out, form, min(cut, ours.length / form.rate), ours, stop)
+
+    def leaves(self, verdict: Verdict) -> tuple[float, float]:
+        """Where a result leaves the song, in seconds of the song and of the result: at the cut if it is not known."""
+        if verdict.offset is None or verdict.seam is None:
+            return self.cut, self.cut
+        slower = 1 + (verdict.drift or 0.0) * 1e-6
+        return self.cut + (verdict.seam - verdict.offset - self.cut) / slower, verdict.seam
 
     def finish(self, kind: Kind, verdict: Verdict) -> Joined:
         """Read the result, and write the joined file.
@@ -155,7 +161,7 @@ class Joining:
             FileExistsError: ``out`` is there by now.
             InvalidRequestError: the result is too short to be what it is said to be.
         """
-        plan = self._continued() if kind == "continuation" else self._whole(verdict.offset)
+        plan = self._continued() if kind == "continuation" else self._whole(verdict)
         master = self.form.highest / max(self.form.highest, plan.loudest())
         write(self.out, self._blocks(plan, master), self.form)
         return Joined(
@@ -165,6 +171,7 @@ class Joining:
             duration=plan.length / self.form.rate,
             gain=_decibels(plan.splice.gain),
             turned_down=_decibels(1 / master),
+            at=self.cut,
             seam=plan.judged(),
         )
 
@@ -175,13 +182,15 @@ class Joining:
         splice = at_cut(self.ours.excerpt, theirs.excerpt, round(self.cut * rate), rate, own_steps)
         return JoinPlan(splice, self.ours, theirs, splice.at, rate)
 
-    def _whole(self, offset: float | None) -> JoinPlan:
-        rate, cut = self.form.rate, round(self.cut * self.form.rate)
-        position, doubt = self.cut + (offset or 0.0), _UNSURE if offset is None else _SURE
+    def _whole(self, verdict: Verdict) -> JoinPlan:
+        rate, (left, position) = self.form.rate, self.leaves(verdict)
+        ours = self.ours if left == self.cut else _scan_song(self.source, self.form, left, self.stop)
+        doubt = _UNSURE if verdict.offset is None else _SURE
         held = (position - REACH - doubt, position + max(doubt, LEVELS))
         theirs = _scan(self.result, self.form, held, self.stop)
-        splice = where_same(self.ours.excerpt, theirs.excerpt, cut, round((offset or 0.0) * rate), rate)
-        plan = JoinPlan(splice, self.ours, theirs, cut, rate)
+        cut = round(left * rate)
+        splice = where_same(ours.excerpt, theirs.excerpt, cut, round((position - left) * rate), rate)
+        plan = JoinPlan(splice, ours, theirs, cut, rate)
         if theirs.length <= plan.begins:
             problem = f"is whole, but {clean(str(self.result))} ends at {clock(theirs.length / rate)}, before the cut"
             raise refused("kind", problem, "it can only be the continuation")
@@ -222,6 +231,12 @@ def _seconds(at: float | str, source: Path) -> float:
     return float(seconds)
 
 
+def _scan_song(source: Path, form: Form, cut: float, stop: Event) -> Scan:
+    """Read a song up to its cut."""
+    held = (cut - max(LEVELS, REACH), cut + 2 * FADE)
+    return _scan(source, form, held, stop, end=held[1])
+
+
 def _scan(path: Path, form: Form, held: tuple[float, float], stop: Event, *, end: float | None = None) -> Scan:
     """Read a file up to a time, and hold a part of it (seconds)."""
     first, last = (max(0, round(each * form.rate)) for each in held)
@@ -239,7 +254,7 @@ def _scan(path: Path, form: Form, held: tuple[float, float], stop: Event, *, end
 def _read(
     reader: AudioReader, form: Form, stop: Event, *, start: float = 0.0, end: float | None = None
 ) -> Iterator[Samples]:
-    for block in reader.blocks(start, end, rate=form.rate, stereo=form.channels > 1):
+    for block in reader.blocks(start, end, rate=form.rate, layout="stereo" if form.channels > 1 else "mono"):
         if stop.is_set():
             raise _StoppedError
         yield block

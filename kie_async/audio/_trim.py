@@ -60,7 +60,7 @@ def _faded(reader: AudioReader, rate: int, end: float, fade: float) -> Iterator[
     import numpy as np
 
     at, last = 0, round(end * rate)
-    for block in reader.blocks(0.0, end, rate=rate, stereo=reader.channels > 2):  # noqa: PLR2004  # more are mixed
+    for block in reader.blocks(0.0, end, rate=rate, layout="mono" if reader.channels == 1 else "stereo"):
         left = (last - at - np.arange(block.shape[1])) / (fade * rate)
         at += block.shape[1]
         yield block * np.sin(np.pi / 2 * np.clip(left, 0.0, 1.0)).astype(np.float32)

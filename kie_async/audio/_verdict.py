@@ -35,9 +35,10 @@ class Verdict:
         offset: for a whole: how many seconds later the cut lies in the result than in the source; negative if earlier.
         drift: for a whole: how much slower it is than the source, in parts per million; negative if faster. None if
             too little of the source is kept to measure it.
-        seam: where in the result the new part begins, in seconds; None if that is unclear. If a whole differs from the
-            source more than half a second before the cut, it is that position: then ``confidence`` is at most 0.6,
-            and the cut that was given is probably wrong.
+        seam: where in the result the new part begins, in seconds; None if that is unclear. For a whole: the cut, or, if
+            that is more than half a second from it, the position where the result begins to differ from the source:
+            then the cut that was given is probably wrong, or the service went on from another position. If it
+            differs before the cut, ``confidence`` is at most 0.6.
     """
 
     kind: Holds
@@ -86,12 +87,16 @@ async def compare(source: str | PathLike[str], result: str | PathLike[str], *, c
 
 
 def _compare(source: str | PathLike[str], result: str | PathLike[str], continue_at: float) -> Verdict:
-    from kie_async.audio._align import AFTER, RATE, align  # an extra, and slow to import
+    from kie_async.audio._align import AROUND, RATE, align  # an extra, and slow to import
     from kie_async.audio._decode import read_mono
 
-    song = read_mono(source, RATE, 2 * continue_at + AFTER)  # what follows the cut shows whether it repeats itself
-    if len(song) < round(continue_at * RATE) - RATE:
+    start = max(0.0, continue_at - AROUND)
+    song, new = (read_mono(path, RATE, start, continue_at + AROUND) for path in (source, result))
+    lasts = start + len(song) / RATE
+    if lasts < continue_at - 1:
         remedy = "give the position at which it was cut"
-        lasts = clock(round(len(song) / RATE, 1))
-        raise AudioError(f"continue_at: is {clock(continue_at)}, but the source lasts {lasts}; {remedy}")
-    return align(song, read_mono(result, RATE, continue_at + AFTER), continue_at)
+        at_most = "" if len(song) else "at most "
+        message = f"continue_at: is {clock(continue_at)}, but the source lasts {at_most}{clock(round(lasts, 1))}"
+        raise AudioError(f"{message}; {remedy}")
+    verdict = align(song, new, continue_at - start)
+    return verdict if verdict.kind != "whole" else attrs.evolve(verdict, seam=start + (verdict.seam or 0.0))

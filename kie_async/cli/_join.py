@@ -20,6 +20,7 @@ from kie_async.errors import KieError, UnclearError
 JoinOption: TypeAlias = Annotated[
     bool, Parameter(name="--join", group=RUN, help="Join each track to the song as well, in a file beside it.")
 ]
+_NEAR = 0.1  # seconds between two places that are the same
 _CHOICE = "--as whole or --as continuation"
 
 
@@ -107,6 +108,11 @@ def _show(output: Output, joined: audio.Joined) -> dict[str, Any]:
     if joined.kind == "continuation" and joined.confidence is not None:
         holds = "the take holds nothing of the song: taken as its continuation"
     output.say(f"{holds}; it lasts {clock(joined.duration)}, the new part begins at {clock(joined.seam.at)}")
+    if abs(joined.seam.at - joined.at) > _NEAR:
+        output.say(
+            f"the track follows the song until {clock(joined.seam.at)}, and not until {clock(joined.at)}, the cut that "
+            "was given: it was joined there"
+        )
     if gain := round(joined.gain, 1):
         output.say(
             f"the track was made {abs(gain)} dB {'louder' if gain > 0 else 'quieter'}, to be as loud as the song"
