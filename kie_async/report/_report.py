@@ -12,7 +12,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -90,7 +90,7 @@ def _check_ours(path: Path) -> None:
 
 
 def _write(directory: Path, jobs: list[ReportedJob], outlines: dict[Path, Outline]) -> None:
-    replace_file(directory / REPORT_NAME, render(page_data(directory, jobs, outlines)))
+    replace_file(directory / REPORT_NAME, _render(_page_data(directory, jobs, outlines)))
 
 
 # ---------------------------------------------------------------- the page
@@ -111,7 +111,7 @@ def lane_start(take: Take, cut: float | None, seconds: float) -> tuple[float, st
     return cut - seam, reading
 
 
-def page_data(directory: Path, jobs: list[ReportedJob], outlines: Mapping[Path, Outline]) -> dict[str, Any]:
+def _page_data(directory: Path, jobs: list[ReportedJob], outlines: Mapping[Path, Outline]) -> dict[str, Any]:
     """Make what the page shows, as JSON.
 
     Args:
@@ -121,17 +121,17 @@ def page_data(directory: Path, jobs: list[ReportedJob], outlines: Mapping[Path, 
     """
     return {
         "folder": directory.resolve().name,
-        "jobs": [_job(job, directory.resolve(), lambda path: outlines.get(path, NO_OUTLINE)) for job in jobs],
+        "jobs": [_job(job, directory.resolve(), outlines) for job in jobs],
     }
 
 
-def _job(job: ReportedJob, directory: Path, outline: Callable[[Path], Outline]) -> dict[str, Any]:
+def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) -> dict[str, Any]:
     lanes: list[dict[str, Any]] = []
     if job.source is not None:
-        found = outline(job.source)
+        found = outlines.get(job.source, NO_OUTLINE)
         lanes.append({"take": 0, "title": job.source.name, "start": 0.0} | _sound(directory, job.source, found))
     for take in job.takes:
-        found = outline(directory / take.name)
+        found = outlines.get(directory / take.name, NO_OUTLINE)
         seconds = found.seconds or take.seconds or 0.0
         start, reading = lane_start(take, job.cut, seconds)
         lane = {
@@ -165,7 +165,7 @@ def _sound(directory: Path, path: Path | None, outline: Outline, seconds: float 
     }
 
 
-def render(data: Mapping[str, Any]) -> bytes:
+def _render(data: Mapping[str, Any]) -> bytes:
     """Fill data into the page. Nothing of it can become markup, and the page runs and loads nothing but its own."""
     style, script = (_part(f"page.{suffix}") for suffix in ("css", "js"))
     policy = {
