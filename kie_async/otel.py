@@ -71,6 +71,7 @@ except ImportError as _error:
     raise ImportError(f'pip install "kie_async[otel]", or "kie_async[metrics]" for /metrics ({_error})') from None
 
 _SCOPE = "kie_async"
+_SERVICE = "kie-async"  # the name of the service in the metrics, where nobody gives another
 _OK = 200  # of a submission that was accepted, and of a callback
 _TRACEPARENT = "traceparent"
 _OPERATIONS = frozenset({"extend", "upload_extend"})  # any other word of the service's would make a metric grow
@@ -320,6 +321,8 @@ class PrometheusMetrics:
         observer: makes the metrics alone; ``OpenTelemetryObserver(scraped.observer)`` makes spans as well.
         content_type: of ``text()``.
 
+    The service is named ``kie-async``, unless ``OTEL_SERVICE_NAME`` or ``OTEL_RESOURCE_ATTRIBUTES`` names it.
+
     Raises:
         ImportError: the extra is not installed; the message says how to install it.
     """
@@ -329,11 +332,13 @@ class PrometheusMetrics:
             import prometheus_client
             from opentelemetry.exporter.prometheus import PrometheusMetricReader
             from opentelemetry.sdk.metrics import MeterProvider
+            from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
         except ImportError as error:
             raise ImportError(f'/metrics needs an extra: pip install "kie_async[metrics]" ({error})') from None
         self._registry = prometheus_client.CollectorRegistry()
         reader = PrometheusMetricReader(registry=self._registry)
-        provider = MeterProvider([reader], shutdown_on_exit=False)
+        named = Resource({SERVICE_NAME: _SERVICE}).merge(OTELResourceDetector().detect())  # the environment may name it
+        provider = MeterProvider([reader], Resource.create().merge(named), shutdown_on_exit=False)
         instruments = _Instruments(provider)
         instruments.begin()
         self.observer = _each(observer, instruments.observe)

@@ -469,6 +469,22 @@ def test_without_the_extra_the_remedy_is_said() -> None:
         importlib.import_module("kie_async.otel")
 
 
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, "kie-async"),
+        ({"OTEL_SERVICE_NAME": "songs"}, "songs"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=choir"}, "choir"),
+    ],
+)
+def test_the_service_has_a_name(environment: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert f'service_name="{name}"' in otel.PrometheusMetrics().text().decode()
+
+
 def test_without_the_extra_for_metrics_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ImportError, match=r'pip install "kie_async\[metrics\]"'):
