@@ -307,6 +307,6 @@ NOW = datetime(2026, 4, 16, 7, 0, tzinfo=UTC)
 )  # fmt: skip
 def test_retry_after(header: str | None, seconds: float | None) -> None:
     assert seconds_to_wait(header, NOW) == seconds
-    error = refusal(SUBMIT, Response(200, body(429), "7"))
+    error = refusal(SUBMIT, Response(200, body(429), 7.0))
     assert isinstance(error, errors.RateLimitedError)
     assert error.retry_after == 7

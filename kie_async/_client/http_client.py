@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Self, TypeVar
 
@@ -32,7 +33,7 @@ from kie_async._client.concurrency import InternalErrors
 from kie_async._protocol.backoff import MAX_RETRY_AFTER, READ_ATTEMPTS, RetryBudget, backoff
 from kie_async._protocol.endpoints import ApiCall, FilePart
 from kie_async._protocol.json_values import dump
-from kie_async._protocol.response_codes import Response, parse_response
+from kie_async._protocol.response_codes import Response, parse_response, seconds_to_wait
 from kie_async.errors import (
     BadResponseError,
     ConnectError,
@@ -175,10 +176,8 @@ class Transport(anyio.AsyncContextManagerMixin):
         ) as response:
             sending.end()
             body = _without_key(settings.api_key, await _capped(response))
-            retry_after = response.headers.get("Retry-After")
-            if retry_after is not None:
-                retry_after = _without_key(settings.api_key, retry_after.encode(errors="replace")).decode()
-            return Response(response.status, body, retry_after or None)
+            retry_after = seconds_to_wait(response.headers.get("Retry-After"), datetime.now(UTC))
+            return Response(response.status, body, retry_after)
 
 
 def _without_key(key: Secret, received: bytes) -> bytes:

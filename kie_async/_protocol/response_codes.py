@@ -97,12 +97,12 @@ class Response(NamedTuple):
     """An HTTP answer, whole.
 
     Attributes:
-        retry_after: the header as it came, if it did.
+        retry_after: how many seconds its header says to wait, if it says so.
     """
 
     status: int
     body: bytes
-    retry_after: str | None = None
+    retry_after: float | None = None
 
 
 def parse_response(call: ApiCall[T], response: Response) -> T:
@@ -176,7 +176,7 @@ def _refused(call: ApiCall[T], response: Response, envelope: wire.Envelope) -> K
         return ServerError(message, code=code)
     error = refusal.kind(message, code=code, charged=refusal.charged, retryable=refusal.retryable)
     if isinstance(error, RateLimitedError):
-        error.retry_after = seconds_to_wait(response.retry_after, datetime.now(UTC))
+        error.retry_after = response.retry_after
     return error
 
 

@@ -206,7 +206,8 @@ def unwrap(
             signature: then anybody may have sent the callback.
 
     Raises:
-        SignatureError: the signature headers are missing or wrong, or their time is more than 300 s off this clock.
+        SignatureError: the signature headers are missing or wrong, or their time is more than 300 s off this clock;
+            its ``code`` is the status to answer.
         BadResponseError: the body is not a callback of the service, or is larger than 256 KiB.
         SettingsError: a key is empty, or there are none: anybody could sign.
         TypeError: the body is already parsed.
