@@ -1,4 +1,4 @@
-"""A job: one request on its way from a manifest to files on disk, with all that was learnt of it."""
+"""A job: a request, its state in the journal, and everything known about its submission and its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ Moments: TypeAlias = Mapping[str, float]
 
 
 class State(StrEnum):
-    """Where a job stands."""
+    """The state of a job; ``kie_async.journal.TRANSITIONS`` says which can follow which.
+
+    planned: nothing was sent. intent: a submission is about to be sent, or was sent. submitted: the service has
+    accepted it. succeeded: the task has made its tracks. delivered: the files are on disk. rejected: the service
+    refused it, or nothing was sent. failed: the task ended without a result. unknown: the answer was lost, and it may
+    be paid. abandoned: a person gave it up.
+    """
 
     PLANNED = "planned"
     INTENT = "intent"
@@ -35,15 +41,17 @@ class State(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Source:
-    """The local file a job extends, and where it was uploaded.
+    """The local file that a job extends, and its upload.
 
     Attributes:
-        size: bytes; 0 until it is read.
-        sha256: of the content, hex; empty until it is read.
-        machine: the only one that can read it; empty if any can.
-        duration: seconds of audio in it.
-        upload_url: where the service can fetch it; None until it is uploaded.
-        uploaded_at: unix seconds; the service keeps uploads for 24 hours, so it is uploaded again when older than 20.
+        path: its path.
+        size: its size in bytes; 0 until it is read.
+        sha256: the hash of its content, in hex; empty until it is read.
+        machine: the only machine that can read it; empty if any can.
+        duration: the length of its audio, in seconds; None until it is measured.
+        upload_url: the address of its upload; None until it is uploaded.
+        uploaded_at: when it was uploaded, in Unix seconds. The service keeps uploads for 24 hours, so a file whose
+            upload is older than 20 hours is uploaded again.
     """
 
     path: str
@@ -57,7 +65,7 @@ class Source:
 
 @attrs.frozen(kw_only=True)
 class JobError:
-    """Why a job did not come to its end: the facts of a ``KieError``."""
+    """Why a job has no result: the fields of the ``KieError``; ``type`` is the name of its class."""
 
     type: str
     message: str
@@ -68,7 +76,7 @@ class JobError:
 
     @classmethod
     def of(cls, error: KieError) -> JobError:
-        """The facts of an error, as a journal keeps them."""
+        """The fields of an error, as a journal records them."""
         return cls(
             type=type(error).__name__,
             message=clean(error.message),
@@ -81,15 +89,15 @@ class JobError:
 
 @attrs.frozen(kw_only=True)
 class LastAttempt:
-    """The last submission of a job; nothing of it is known while the job is planned.
+    """The last submission of a job; all fields are None while the job is planned.
 
     Attributes:
-        token: in its callback URL.
-        task_id: the task that came of it.
-        process_id: of the process that intended it.
-        route: by which it was sent.
+        token: the token in its callback URL.
+        task_id: the id of its task.
+        process_id: the process that submitted it.
+        route: the route by which it was sent, "classic" or "jobs".
         credits: what it cost, as far as known.
-        context: what an observer added at its submission (``events.Submitting``).
+        context: what an observer added to its submission (``events.Submitting``).
     """
 
     token: str | None = attrs.field(default=None, repr=False)
@@ -102,13 +110,13 @@ class LastAttempt:
 
 @attrs.frozen(kw_only=True)
 class JobResults:
-    """What a job made.
+    """What a job has made.
 
     Attributes:
-        tracks: in the order of the service.
-        partial: whether fewer came than were asked for.
-        files: where the tracks are, relative to ``directory``.
-        directory: ``MACHINE:PATH``, as scp takes it; empty if that is not on record.
+        tracks: the tracks, in the order of the service.
+        partial: whether some tracks of the task never got their audio.
+        files: the files of the tracks, relative to ``directory``.
+        directory: the folder of the files, as ``MACHINE:PATH`` (as scp takes it); empty if it is not on record.
     """
 
     tracks: tuple[Track, ...] = ()
@@ -119,16 +127,21 @@ class JobResults:
 
 @attrs.frozen(kw_only=True)
 class Job:
-    """A job as the journal holds it.
+    """A job, as the journal records it.
 
     Attributes:
-        key: its name: chosen by the caller, or made from its content.
-        request: what is asked, as planned; its source may be a path.
-        batch: which batch it belongs to; empty for a task of a plain session, which no worker takes.
-        account: whose credits it costs; empty if that is not on record.
-        attempt: how often it was intended, from 0.
-        earlier_credits: what the attempts before the last one cost, or may have.
-        moments: unix seconds at which each state was last reached.
+        key: its name, chosen by the caller or made from its content.
+        request: the request, as planned; its source may be a path.
+        batch: the name of its batch; empty if a session submitted it without one: then no worker takes it.
+        account: the account that pays for it; empty if that is not on record.
+        state: its state.
+        source: the local file that it extends; None if it extends something else.
+        attempt: how many times it was submitted; 0 while it was not.
+        last_attempt: its last submission.
+        results: what it has made.
+        error: why it has no result; None if it has one, or has not ended.
+        earlier_credits: what the attempts before the last one cost, or may have cost.
+        moments: when each state was last reached, in Unix seconds.
     """
 
     key: str
@@ -151,55 +164,55 @@ class Job:
 
     @property
     def waits_for(self) -> str:
-        """The machine that must upload its source before it can be submitted by any; empty if it waits for none.
+        """The machine that must upload its source before any machine can submit it; empty if it waits for none.
 
-        A task of a plain session waits for none: whoever submits it uploads its source.
+        A job without a batch never waits: the session that submits it uploads its source.
         """
         return self.machine if self.batch and self.state is State.PLANNED and self.upload_url is None else ""
 
     @property
     def upload_url(self) -> str | None:
-        """Where its source was uploaded, perhaps too long ago."""
+        """The address of the upload of its source, which may have expired; None if it was not uploaded."""
         return None if self.source is None else self.source.upload_url
 
     @property
     def token(self) -> str | None:
-        """The token of the last attempt; None while it is planned."""
+        """The token of its last attempt; None while it is planned."""
         return self.last_attempt.token
 
     @property
     def task_id(self) -> str | None:
-        """The task of the last attempt; None until it is known."""
+        """The id of the task of its last attempt; None until it is known."""
         return self.last_attempt.task_id
 
     @property
     def process_id(self) -> str | None:
-        """The process that intended it last."""
+        """The process that made its last attempt; None while it is planned."""
         return self.last_attempt.process_id
 
     @property
     def credits(self) -> float | None:
-        """What the last attempt cost, as far as known."""
+        """What its last attempt cost, as far as known."""
         return self.last_attempt.credits
 
     @property
     def tracks(self) -> tuple[Track, ...]:
-        """What it made."""
+        """The tracks that it has made."""
         return self.results.tracks
 
     @property
     def partial(self) -> bool:
-        """Whether fewer tracks came than were asked for."""
+        """Whether some of its tracks never got their audio."""
         return self.results.partial
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Where its tracks are, relative to ``directory``."""
+        """The files of its tracks, relative to ``directory``."""
         return self.results.files
 
     @property
     def directory(self) -> str:
-        """Where its files are, as ``MACHINE:PATH``; empty if that is not on record."""
+        """The folder of its files, as ``MACHINE:PATH``; empty if it is not on record."""
         return self.results.directory
 
     def _repr_html_(self) -> str:
@@ -210,13 +223,13 @@ class Job:
 
 @attrs.frozen(kw_only=True)
 class InboundCallback:
-    """A callback that was taken in, by whatever process.
+    """A callback that some process has received.
 
     Attributes:
-        token: from the path it came to.
-        task_id: from its body.
-        stage: from its body.
-        at: unix seconds.
+        token: the token in its path.
+        task_id: the task that its body names.
+        stage: the stage that its body names.
+        at: when it was received, in Unix seconds.
     """
 
     token: str = attrs.field(repr=False)
@@ -227,7 +240,16 @@ class InboundCallback:
 
 @attrs.frozen(kw_only=True)
 class Attempt:
-    """One submission of a job; it never loses its task id, whatever becomes of the job."""
+    """One submission of a job. It keeps its task id even if the job is submitted again.
+
+    Attributes:
+        key: the key of the job.
+        number: its number, counted from 1.
+        token: the token in its callback URL.
+        task_id: the id of its task; None if unknown.
+        process_id: the process that made it.
+        intended_at: when it was recorded, before it was sent, in Unix seconds.
+    """
 
     key: str
     number: int

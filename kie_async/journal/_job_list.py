@@ -17,16 +17,16 @@ _FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[/\\](?:[^/\\:;\"']+[/\\])+")
 
 
 class JobList(list[Job]):
-    """Jobs that a notebook shows as a table: where each stands, a player for each track, and what all of them cost.
+    """A list of jobs that a notebook shows as a table: the state of each, players for its tracks, and the total cost.
 
-    A list in all else::
+    ::
 
         done = kie.JobList()
         async for job in kie.run_batch(session, jobs, directory="extended"):
             done.append(job)
         done
 
-    Only the names of files are shown, not their folders; of more than 100 jobs the first 100.
+    The table has the names of files without their folders, and at most the first 100 jobs.
     """
 
     def _repr_html_(self) -> str:

@@ -1,7 +1,8 @@
 """The journal over a driver: one store for SQLite and PostgreSQL.
 
-A job is read, the rules make the next one (``_transitions``), and it is written if nobody has written it meanwhile.
-Each write has an id, so that one whose connection was lost finds out whether it happened.
+To change a job, it is read, the rules (``_transitions``) make its next version, and that is written unless another
+process has written the job in between. Each write has an id, by which it is known after a lost connection whether it
+happened.
 """
 
 from __future__ import annotations
@@ -42,25 +43,25 @@ logger = logging.getLogger("kie_async.journal")
 
 
 class Journal(AsyncContextManagerMixin):
-    """A store of jobs. Entered with ``async with``; every method may be cancelled, and has then happened or not.
+    """A durable store of jobs, callbacks, leases and quota; open it with ``async with``.
 
-    Who must know which of the two it was, shields the call. Two writes are durable (fsync) before they return: the
-    intent, before a byte of its submission is sent, and the task id, before anybody learns of it.
-    ``tests/journal_contract.py`` holds every driver to what is said here.
+    A cancelled method has either happened or not; shield a call if you must know which. Two writes are durable (fsync)
+    before they return: the intent, before a byte of its submission is sent, and the task id, before anybody learns it.
+    ``tests/journal_contract.py`` checks all of this for every driver.
 
     Args:
-        driver: of the database; opened and closed with the journal.
-        process_id: the id of this process; made if none is given.
+        driver: the driver of the database; opened and closed with the journal.
+        process_id: the id of this process; by default a random one.
 
     Attributes:
-        driver: for what else is kept in the same database.
-        caps: on what batches and accounts may spend.
-        machines: for which of them jobs wait.
+        driver: the one given; for other tables in the same database.
+        caps: the caps on what batches and accounts may spend.
+        machines: the machines that jobs wait for.
         process_id: the id of this process.
-        spans_machines: whether processes of many machines may use it.
+        spans_machines: whether processes on several machines can use it.
 
     Raises (every method):
-        StorageError: the store cannot be reached, is full, damaged, or in use by another.
+        StorageError: the store cannot be reached, is full, is damaged, or is in use by another process.
     """
 
     spans_machines: ClassVar[bool] = False
@@ -91,14 +92,14 @@ class Journal(AsyncContextManagerMixin):
                         await self._finish()
 
     async def _finish(self) -> None:
-        """Wait for the writes that are under way, and give the leases back."""
+        """Wait for the writes under way, and give the leases back."""
         while self._writes:
             await asyncio.wait(self._writes)
         for name in tuple(self._leases):
             await self.release(name)
 
     async def diagnose(self) -> list[Finding]:
-        """Find out what hinders a journal there, or is worth knowing; changes nothing. For one that is not open.
+        """Find what prevents the database from holding a journal, or is worth knowing; changes nothing. Not while open.
 
         Raises:
             StorageError: the store cannot be reached or opened at all.
@@ -106,25 +107,25 @@ class Journal(AsyncContextManagerMixin):
         return await self.driver.diagnose()
 
     async def upgrade(self) -> int:
-        """Bring the tables of an older version to the newest, in one transaction, and return the version they had.
+        """Upgrade the tables to the newest version, in one transaction, and return the version that they had.
 
-        What batches and accounts have spent is counted anew in any case. For a journal that is not open, in this
-        process or another.
+        What batches and accounts have spent is always counted anew. The journal must not be open in any process.
 
         Raises:
-            StorageError: a process is at work on it, or it is of a version that cannot be upgraded.
+            StorageError: a process uses it, or its version cannot be upgraded.
         """
         return await self.driver.upgrade()
 
     # ------------------------------------------------------------ jobs
 
     async def add(self, jobs: Iterable[Job]) -> int:
-        """Add planned jobs and return how many are new; a known one stays, but gets the batch if it is of none.
+        """Add planned jobs, and return how many of them are new.
 
-        Many are added in portions, each durable: if it is cancelled or fails, add them again.
+        A job that is known already stays as it is, but joins the batch if it has none. Jobs are added in portions, each
+        durable: if this is cancelled or fails, add them again.
 
         Raises:
-            ValueError: one is not planned.
+            ValueError: a job is not planned.
         """
         remaining, new = iter(jobs), 0
         while portion := list(islice(remaining, _ADDED_AT_ONCE)):
@@ -139,18 +140,18 @@ class Journal(AsyncContextManagerMixin):
         return new
 
     async def _enqueue_known(self, jobs: Mapping[str, Job]) -> None:
-        """Put those that are tasks of plain sessions into their batches."""
+        """Put those that have no batch into the given one."""
         names = {f"key{number}": key for number, key in enumerate(jobs)}
         for (key,) in await self._read(_sql.without_batch(names), **names):
             await self._write(key, lambda known, _now: enqueued(jobs[known.key], known), lambda _job: None)
 
     async def get(self, key: str) -> Job | None:
-        """Read one job."""
+        """Read the job of a key; None if there is none."""
         rows = await self._read(_sql.GET, key=key)
         return read_job(rows[0][:-2]) if rows else None
 
     async def find(self, *, token: str | None = None, task_id: str | None = None) -> Job | None:
-        """Find the job that one of its attempts, present or past, belongs to."""
+        """Find the job that has, or had, an attempt with this token or task id; None if there is none."""
         rows = await self._read(_sql.FIND, token=token, task_id=task_id)
         return read_job(rows[0]) if rows else None
 
@@ -163,15 +164,15 @@ class Journal(AsyncContextManagerMixin):
         after: int = 0,
         limit: int = 500,
     ) -> list[tuple[int, Job]]:
-        """Read jobs in these states, in the order they were added.
+        """Read jobs, each with its position, in the order in which they were added.
 
         Args:
-            states: which; all, if none is named.
-            batch: only of this batch; ``ANY_BATCH`` leaves out the tasks of plain sessions.
-            waiting_for: only those that wait for one of these machines; "" stands for those that wait for none.
+            states: only jobs in these states; all if none is given.
+            batch: only jobs of this batch; ``ANY_BATCH`` for all jobs that have one.
+            waiting_for: only jobs that wait for one of these machines; "" stands for jobs that wait for none.
             full: leave out the planned jobs of these batches (``Caps.full``).
-            after: go on after this position; a position comes with each job.
-            limit: at most so many.
+            after: begin after this position.
+            limit: the largest number of jobs.
         """
         wanted = {f"state{number}": str(state) for number, state in enumerate({*states} or State)}
         machines = {f"machine{number}": machine for number, machine in enumerate(waiting_for)}
@@ -183,7 +184,7 @@ class Journal(AsyncContextManagerMixin):
     async def jobs(
         self, *states: State, batch: BatchFilter = None, waiting_for: Collection[str] = (), full: Collection[str] = ()
     ) -> AsyncGenerator[Job]:
-        """Give the jobs that ``page`` reads, page by page."""
+        """Yield the jobs that ``page`` reads, page by page."""
         after = 0
         while page := await self.page(*states, batch=batch, waiting_for=waiting_for, full=full, after=after):
             for _, job in page:
@@ -191,19 +192,19 @@ class Journal(AsyncContextManagerMixin):
             after, _ = page[-1]
 
     async def counts(self, batch: BatchFilter = None) -> Mapping[State, int]:
-        """How many jobs stand in each state, all or those that ``page`` reads; 0 where there are none."""
+        """Count the jobs in each state, including states with 0; ``batch`` as for ``page``."""
         numbers = dict.fromkeys(State, 0)
         for state, number in await self._read(_sql.counts(batch), batch=batch):
             numbers[State(state)] += number
         return numbers
 
     async def spent(self, batch: str) -> float:
-        """Credits of a batch, all attempts of its jobs together; 12 each where the cost is not known (yet)."""
+        """The credits that all attempts of a batch's jobs have cost; 12 for each whose cost is not known (yet)."""
         [(amount,)] = await self._read(_sql.SPENT, batch=batch)
         return float(amount)
 
     async def open_processes(self) -> list[str]:
-        """The processes, living or dead, that made the last attempts of the jobs in ``INTENT`` and ``SUBMITTED``."""
+        """The processes, living or dead, that made the last attempts of jobs in ``INTENT`` and ``SUBMITTED``."""
         return [process_id for (process_id,) in await self._read(_sql.OPEN_PROCESSES)]
 
     async def attempts(self, key: str) -> list[Attempt]:
@@ -214,17 +215,17 @@ class Journal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ transitions
 
     async def intend(self, key: str, token: str, context: Context | None = None, *, payer: Payer | None = None) -> Job:
-        """Move a planned job to its intent, as a new attempt with this token and context; durable.
+        """Move a planned job to ``INTENT``, as a new attempt; durable.
 
         Args:
-            key: which.
-            token: of the attempt.
-            context: of the attempt.
-            payer: who is going to pay; None if nothing is going to be sent, so that no cap matters.
+            key: the key of the job.
+            token: the token of the attempt.
+            context: the context of the attempt (``events.Submitting``).
+            payer: who pays; None if nothing will be sent, so that no cap applies.
 
         Raises:
-            BudgetError: its caps, or those of the job's batch, leave no room.
-            ConflictError: it is not planned (any more): somebody else has it, or it is done.
+            BudgetError: a cap of the payer, or of the job's batch, leaves no room.
+            ConflictError: the job is not planned (any more): another process has it, or it has ended.
         """
 
         def intend(job: Job, now: float) -> Job:
@@ -242,19 +243,19 @@ class Journal(AsyncContextManagerMixin):
             return job
 
     async def move(self, key: str, to: State, *, token: str | None = None, **facts: Any) -> Job:  # noqa: ANN401  # fields of ``Job``
-        """Move a job, in one step with the facts learnt; durable.
+        """Move a job to another state, and set fields of it in the same step; durable.
 
         Args:
-            key: which.
-            to: where to.
-            token: the transition is of the attempt with this token, and refused if the job is at another.
-            facts: fields of ``Job`` to set: task_id, tracks, files, directory, error, credits, partial, route. A
-                task_id is kept with the attempt too. A job that is planned again forgets those of the attempt.
+            key: the key of the job.
+            to: the new state.
+            token: if given, the attempt that the transition belongs to; refused if the job has another by now.
+            facts: fields of ``Job`` to set: task_id, tracks, files, directory, error, credits, partial, route. The
+                attempt keeps a task_id too. A job that is planned again loses the fields of its last attempt.
 
         Raises:
-            ConflictError: the move is not legal from where the job stands, or of another attempt, or the task is
-                another's; an intent is made by ``intend`` only.
-            TypeError: another fact, or a submission without its task_id.
+            ConflictError: the transition is not allowed from the job's state, belongs to another attempt, or names the
+                task of another job. Only ``intend`` leads to ``INTENT``.
+            TypeError: another field is given, or ``SUBMITTED`` without its task_id.
         """
         with self._writing():
             return await self._write(
@@ -264,10 +265,10 @@ class Journal(AsyncContextManagerMixin):
             )
 
     async def upload(self, key: str, source: Source) -> Job:
-        """Note where a job's source was uploaded, or that it must be uploaded; return the job.
+        """Record the source of a job, with its upload if it has one; return the job.
 
         Raises:
-            ConflictError: there is no such job.
+            ConflictError: there is no job of this key.
         """
         more = None
         if source.uploaded_at is not None:
@@ -277,13 +278,13 @@ class Journal(AsyncContextManagerMixin):
             return await self._write(key, lambda job, _now: attrs.evolve(job, source=source), lambda _job: more)
 
     async def uploaded(self, sha256: str, since: float) -> Source | None:
-        """Find content that was uploaded already, since that moment (unix seconds)."""
+        """Find an upload of the content with this hash that is not older than ``since`` (Unix seconds)."""
         rows = await self._read(_sql.UPLOADED, sha256=sha256, since=since)
         return unpack_document(intact(rows[0])[-1], Source) if rows else None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Let the journal close only when this write has ended."""
+        """Keep the journal from closing before this write has ended."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writes.add(ended)
         try:
@@ -293,9 +294,9 @@ class Journal(AsyncContextManagerMixin):
             ended.set_result(None)
 
     async def _write(self, key: str, change: Change, follow: Follow, payer: Payer | None = None) -> Job:
-        """Let a rule make the next job and write it; begin again if somebody else has written it meanwhile.
+        """Change a job by a rule and write it; repeat if another process has written the job in between.
 
-        With a payer it is written only within the caps.
+        With a payer it is written only if the caps allow it.
         """
         write_id, refused = uuid4().hex, ""
         while True:
@@ -326,13 +327,13 @@ class Journal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ callbacks
 
     async def save_callback(self, callback: InboundCallback) -> bool:
-        """Keep a callback, durably, and wake whoever listens, in any process. A repeated one changes nothing.
+        """Save a callback durably, and notify all processes that watch. A repeated callback changes nothing.
 
-        Only one whose token an attempt has is kept (the intent was durable before its address was sent), and only if
-        it says something new: the task of that attempt is not known yet, or it is this one and not at its end.
+        It is saved only if an attempt has its token (attempts are recorded before their address is sent), and only if
+        it can bring news: the task of the attempt is unknown, or is the callback's and its job has not ended.
 
         Returns:
-            False if it is not kept.
+            Whether it is saved now or was saved before.
         """
         expected = await self._read(_sql.EXPECTED, token=callback.token)  # a stranger's post costs no write
         if not any(is_awaited(callback, task_id, State(state)) for task_id, state in expected):
@@ -342,20 +343,20 @@ class Journal(AsyncContextManagerMixin):
         return True
 
     async def prune(self, before: float) -> int:
-        """Delete the callbacks of jobs that came to their end before that moment (unix seconds); return how many."""
+        """Delete the callbacks of jobs that ended before that moment (Unix seconds); return how many."""
         removed = 0
         while rows := await self._read(_PRUNE, before=before):
             removed += len(rows)
         return removed
 
     async def callbacks_for(self, *, token: str | None = None, task_id: str | None = None) -> list[InboundCallback]:
-        """The callbacks kept for a token or a task."""
+        """The saved callbacks of a token or a task."""
         return [read_callback(row) for row in await self._read(_sql.CALLBACKS, token=token, task_id=task_id)]
 
     def watch_callbacks(self) -> AsyncGenerator[InboundCallback]:
-        """Give the callbacks that come in since the journal was opened, by any process, until cancelled.
+        """Yield the callbacks that any process has saved since the journal was opened, until cancelled.
 
-        May give one twice; after an interruption, those missed are given. Keeps trying while the store is away.
+        A callback may be yielded twice, and none is missed. While the store cannot be reached, this keeps trying.
         """
         return self._watch_callbacks(self.driver.watch())
 
@@ -374,10 +375,10 @@ class Journal(AsyncContextManagerMixin):
     # ------------------------------------------------------------ leases
 
     async def lease(self, name: str, seconds: float) -> None:
-        """Take or renew the right to work on something, for so long.
+        """Take or renew a lease for that many seconds.
 
         Raises:
-            ConflictError: another process has it; the message says which.
+            ConflictError: another process holds it; the message names that process.
         """
         values = {"name": name, "process_id": self.process_id, "seconds": seconds}
         self._leases.add(name)

@@ -1,4 +1,4 @@
-"""The two journals, and how one is found by its address: a path, or the URL of a PostgreSQL."""
+"""The two kinds of journal, and how to open one by its address: a path, or the URL of a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _OTHER_ADDRESS = re.compile(
 
 
 class SQLiteJournal(Journal):
-    """A journal in a file of this machine; ``Journal`` says what its methods do.
+    """A journal in a file, for the processes of one machine. ``Journal`` describes the methods.
 
     Args:
-        path: of the file; made if it is not there, its directory too. Not on a network share. It is mode 0600, for it
-            holds addresses that need no password.
-        process_id: the id of this process; one is made if none is given.
-        patience: seconds to wait for another process that is writing.
+        path: the path of the file; created if absent, with its directory. It must not be on a network share. Its mode
+            is 0600, because it holds addresses that work without a password.
+        process_id: the id of this process; by default a random one.
+        patience: how many seconds to wait while another process writes.
         poll: seconds between two checks for callbacks that other processes have saved.
 
     Attributes:
-        path: of the file, absolute.
+        path: the absolute path of the file.
 
     Raises:
-        StorageError: (entering) it is no journal, damaged, of another version, or cannot be used; (leaving, and by
-            ``intend``) it was moved or deleted meanwhile. A whole copy is at its path then.
+        StorageError: when it is opened: the file is not a journal, damaged, of another version, or cannot be used. When
+            it is closed, and from ``intend``: the file was moved or deleted; then a whole copy is at its path.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class SQLiteJournal(Journal):
 
 
 class PostgresJournal(Journal):
-    """A journal that many processes on many machines share; ``Journal`` says what its methods do.
+    """A journal in PostgreSQL, for processes on any number of machines. ``Journal`` describes the methods.
 
     Args:
-        dsn: ``postgresql://user:password@host/database``, or libpq's other form; never shown. What libpq knows may
-            follow: ``?sslmode=verify-full&sslrootcert=ca.pem``, or ``?options=-csearch_path%3Dkie`` for a schema of
-            its own. Through a pooler that gives connections by the transaction (pgbouncer), callbacks that other
-            processes receive are found by reading twice a second; a schema of its own is then the role's
-            (``ALTER ROLE kie SET search_path = kie``), for it takes no ``options``.
-        process_id: the id of this process; made if none is given.
-        patience: seconds for which a method goes on trying while the database is away.
+        dsn: ``postgresql://user:password@host/database``, or libpq's other form; it is never shown. Options of libpq
+            may follow, such as ``?sslmode=verify-full&sslrootcert=ca.pem``, or ``?options=-csearch_path%3Dkie`` for a
+            schema of its own. Behind pgbouncer in transaction mode, callbacks that other processes receive are read
+            twice a second, because notifications do not come through; and since pgbouncer takes no ``options``, a
+            schema of its own is set for the role (``ALTER ROLE kie SET search_path = kie``).
+        process_id: the id of this process; by default a random one.
+        patience: for how many seconds a method retries while the database cannot be reached.
 
     Raises:
         SettingsError: the address cannot be used, or the extra ``cluster`` is not installed.
@@ -74,18 +74,18 @@ class PostgresJournal(Journal):
 
 
 def is_shared(where: str | PathLike[str]) -> bool:
-    """Tell whether an address is of a store that many machines share."""
+    """Tell whether an address is that of a journal that several machines can share."""
     return str(where).startswith(("postgresql://", "postgres://"))
 
 
 def open_journal(where: str | PathLike[str]) -> Journal:
-    """Return the journal at an address, to be entered with ``async with``.
+    """Return the journal at an address; open it with ``async with``.
 
     Args:
-        where: the path of a SQLite file, made if absent, or ``postgresql://...`` (the extra ``cluster``).
+        where: the path of a SQLite file, created if absent, or ``postgresql://...`` (the extra ``cluster``).
 
     Raises:
-        SettingsError: it is an address of another kind.
+        SettingsError: it is an address of another kind, or the extra ``cluster`` is not installed.
     """
     if is_shared(where):
         return PostgresJournal(str(where))
@@ -95,7 +95,7 @@ def open_journal(where: str | PathLike[str]) -> Journal:
 
 
 def default_journal(directory: str | PathLike[str]) -> Journal:
-    """Return the journal of a batch for which none is given: ``KIE_JOURNAL``, or else a file in its directory."""
+    """Return the default journal of a batch: ``KIE_JOURNAL``, or else a file in its directory."""
     return open_journal(journal_location() or Path(directory) / DEFAULT_NAME)
 
 
@@ -106,7 +106,7 @@ async def batches_of(journal: Journal) -> list[str]:
 
 
 def batch_name(journal: Journal, directory: str | PathLike[str]) -> str:
-    """Return the name of a batch for which none is given; blocks."""
+    """Return the default name of a batch; blocks."""
     folder = Path(directory).resolve()
     is_own = isinstance(journal, SQLiteJournal) and journal.path.resolve() == folder / DEFAULT_NAME
     return OWN_BATCH if is_own else text_of(folder)
