@@ -252,14 +252,15 @@ def test_living_workers_are_listed(
     assert not terminal(*asked).out
 
 
-def test_a_file_has_no_workers(terminal: Terminal, tmp_path: Path) -> None:
-    answer = terminal("workers", "--out", str(tmp_path))
+@pytest.mark.parametrize("words", [(), ("--journal", "jobs.sqlite")])
+def test_a_file_has_no_workers(terminal: Terminal, words: tuple[str, ...]) -> None:
+    answer = terminal("workers", *words)
     assert answer.code == 2
     assert "--journal must be postgresql://" in answer.err
 
 
-@pytest.mark.parametrize("words", [("jobs", "list"), ("workers",), ("database", "check")])
+@pytest.mark.parametrize("words", [("jobs", "list"), ("database", "check")])
 def test_help_says_where_the_journal_is_by_default(terminal: Terminal, words: tuple[str, ...]) -> None:
     text = " ".join(terminal(*words, "--help").out.replace("│", " ").split())
     assert "by default $KIE_JOURNAL, or else a file in --out" in text
-    assert "The batch's name: the path given to 'batch --out'" in text
+    assert "The path that 'batch --out' was given: it names the batch" in text

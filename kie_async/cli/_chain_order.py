@@ -19,8 +19,10 @@ from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JournalOption, NotNegative, Positive, Yes
 from kie_async.journal import Job, State
 
+_LENGTH = Group("Length, with --until", sort_key=2)
 
-@Parameter(name="*", group=Group("Length", sort_key=2))
+
+@Parameter(name="*", group=_LENGTH)
 @attrs.frozen(kw_only=True)
 class UntilOptions:
     """How a song is extended again and again.
@@ -40,8 +42,8 @@ class UntilOptions:
     max_steps: Positive = MAX_STEPS
     max_credits: NotNegative | None = None
     trim: bool = False
-    journal: JournalOption = None
-    yes: Yes = False
+    journal: Annotated[JournalOption, Parameter(group=_LENGTH)] = None
+    yes: Annotated[Yes, Parameter(group=_LENGTH)] = False
 
     def seconds(self) -> float:
         """The length to be reached."""

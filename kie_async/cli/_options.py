@@ -32,7 +32,7 @@ Out: TypeAlias = Annotated[
 ]
 Timeout: TypeAlias = Annotated[
     NotNegative | None,
-    Parameter(name="--timeout", group=RUN, help="Seconds to wait for the result; the task goes on beyond them."),
+    Parameter(name="--timeout", group=RUN, help="Seconds to wait; what was submitted goes on beyond them."),
 ]
 JournalOption: TypeAlias = Annotated[
     str | None,
@@ -44,7 +44,16 @@ JournalOption: TypeAlias = Annotated[
         "else a file in --out.",
     ),
 ]
-_BATCH_HELP = "The batch's name: the path given to 'batch --out'; to adopt or fetch: where the files are."
+SharedJournalOption: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name="--journal",
+        group=RUN,
+        metavar="URL",
+        help="The journal that the workers share: postgresql://...; by default $KIE_JOURNAL.",
+    ),
+]
+_BATCH_HELP = "The path that 'batch --out' was given: it names the batch, and holds its files (and its journal)."
 Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=RUN, help="Do not ask, but do it.")]
 ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
 _BATCH_YES_HELP = f"Do not ask. Otherwise more than {ASK_ABOVE} new jobs must be agreed to; without a terminal, any."
@@ -71,7 +80,7 @@ class CommonOptions(OutputOptions):
     """What every command takes that asks the service.
 
     Attributes:
-        route: Which of the service's two routes to take.
+        route: Which of the service's two routes to take (classic).
     """
 
     route: RouteName = "classic"
@@ -99,7 +108,8 @@ class Music:
         persona_model: What kind of persona it is.
         lyrics: Exact lyrics, which go before the prompt (--route jobs, SONG).
         variety: From 0 to 4 (--route jobs, SONG).
-        default_param_flag: Own parameters, or those of the source; by default it follows from what is given.
+        default_param_flag: Use the style, title and lyrics that are given here, or, with --no-, what the source was
+            made with; by default it follows from what is given.
     """
 
     at: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="POSITION")] = None
@@ -274,7 +284,7 @@ class WorkerRunOptions:
         drain: At SIGTERM, first finish what is submitted; a second one gives it back, as the first does without this.
     """
 
-    journal: JournalOption = None
+    journal: SharedJournalOption = None
     at_once: Positive = 100
     until_done: bool = False
     health: Annotated[str | None, Parameter(metavar="HOST:PORT")] = None
@@ -288,6 +298,15 @@ class WorkerOptions(ServiceOptions):
     """All the options of a worker, besides its directory."""
 
     run: WorkerRunOptions = WorkerRunOptions()
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class WorkersOptions:
+    """Whose workers are listed."""
+
+    journal: SharedJournalOption = None
+    output: OutputOptions = OutputOptions()
 
 
 @Parameter(name="*")
@@ -323,11 +342,11 @@ class EmulatorOptions:
     """How the emulator is served.
 
     Attributes:
-        port: 0 takes a free one.
-        seed: Of all that is random; without it, ids are new each time.
-        speed: Tasks live that many times faster (10).
+        port: Where it listens, on 127.0.0.1; 0 takes a free one.
+        seed: Make the same ids and music each time; without it, ids are new each time.
+        speed: How many times faster tasks are than at the service (10).
         credits: What the account holds (1000).
-        key: The only invented key that is taken (emulated-account-1); may be repeated.
+        key: An invented key to accept in the place of emulated-account-1; may be repeated.
         webhook_key: Sign the callbacks with this invented key.
         answers: What the tracks hold: the whole song, or only its continuation.
     """
@@ -347,7 +366,7 @@ class EmulatorOptions:
 
 # Without any option given.
 OUTPUT, COMMON, ADDRESS, SUBMIT = OutputOptions(), CommonOptions(), CallbackAddress(), SubmitOptions()
-BATCH, WORKER, JOBS = BatchOptions(), WorkerOptions(), JobsOptions()
+BATCH, WORKER, WORKERS, JOBS = BatchOptions(), WorkerOptions(), WorkersOptions(), JobsOptions()
 RESOLVE, EMULATOR = ResolveOptions(), EmulatorOptions()
 
 

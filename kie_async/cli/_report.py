@@ -18,7 +18,7 @@ _MAX_NAMES = 10  # of files, in a message
 
 
 async def report(
-    directory: Annotated[Path, Parameter(help="The folder to which a batch has downloaded.")],
+    directory: Annotated[Path, Parameter(help="The folder of the results: what --out was given.")],
     /,
     *,
     output: OutputArg,

@@ -308,7 +308,7 @@ async def download(
 
 
 async def status(task_id: TaskArg, /, *, output: OutputArg, common: CommonOptions = COMMON) -> None:
-    """Show what the service says of a task, whatever it is.
+    """Show what the service says of a task, whatever its state.
 
     Example: kie-async status 5c79be8e0a1b4c6d9e2f3a4b5c6d7e8f
     """

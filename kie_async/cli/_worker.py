@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -15,7 +16,7 @@ from kie_async.cli._batch import AFTER_UNKNOWN, lost_error
 from kie_async.cli._batch_progress import BatchProgress, timestamp
 from kie_async.cli._connect import JournalLocation, connect, find_journal, stopped_by_sigterm
 from kie_async.cli._exit_codes import UsageError
-from kie_async.cli._options import JOBS, WORKER, Directory, JobsOptions, OutputArg, WorkerOptions, parse_address
+from kie_async.cli._options import WORKER, WORKERS, Directory, OutputArg, WorkerOptions, WorkersOptions, parse_address
 from kie_async.cli._output import Output
 from kie_async.events import Observer
 
@@ -111,14 +112,14 @@ def _metrics(observer: Observer) -> PrometheusMetrics | str:
         return str(error)
 
 
-async def workers(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
+async def workers(*, output: OutputArg, options: WorkersOptions = WORKERS) -> None:
     """List the workers that are alive: machine, process, jobs under way, since when, and their last heartbeat.
 
     One that was killed is listed until it has given no sign of life for 30 s; then others have its jobs.
 
     Example: kie-async workers --journal postgresql://kie@db.example/kie
     """
-    location = find_journal(options.journal, options.out)
+    location = find_journal(options.journal, Path())
     if not location.is_shared:
         raise UsageError("--journal must be postgresql://..., where workers are; a file has none")
     living = await batch.list_workers(location.address)
