@@ -164,9 +164,8 @@ class Retrying:
 
 @attrs.frozen
 class Queued:
-    """A submission waits for the quota or for a place in flight (``what``), behind ``queued`` others."""
+    """A submission waits for a place in flight (``Settings.max_in_flight``), behind ``queued`` others."""
 
-    what: str
     queued: int
 
 

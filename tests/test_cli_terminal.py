@@ -261,7 +261,7 @@ def test_mere_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]
         (events.Polled("t1", "MIXING", 10.0), "the service says MIXING after 10 s"),
         (events.PollFailed("t1", "no answer"), "a poll failed and is tried again: no answer"),
         (events.Retrying("submit", "too fast", 1, 2.5), "submit is tried again in 2.5 s: too fast"),
-        (events.Queued("quota", 3), "waiting for a slot (quota)"),
+        (events.Queued(3), "waiting for a place in flight"),
         (events.Notice("t1", "odd: give style_weight="), "note: odd: give --style-weight"),
         (events.StageReached("t1", "text"), "text: the lyrics are there"),
         (events.CallbackReceived("t1", "text", 200), "callback: text"),

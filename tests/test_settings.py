@@ -139,7 +139,7 @@ EVENTS: list[events.Event] = [
     events.PollFailed("t1", "x https://a.example/b?sig=1"),
     events.CallbackReceived("t1", "text\nforged", 200),
     events.Retrying("credits", "x", 1, 0.5),
-    events.Queued("quota", 3),
+    events.Queued(3),
     events.StageReached("t1", "text"),
     events.Finished("t1", "extend", 90.0, 4),
     events.Notice("t1", "odd"),

@@ -57,7 +57,7 @@ class InFlightLimit:
     async def enter(self) -> Place:
         """Wait for a place."""
         if self._places.locked():
-            self._emit(Queued("in flight", self._queued))
+            self._emit(Queued(self._queued))
         self._queued += 1
         try:
             await self._places.acquire()

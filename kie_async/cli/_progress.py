@@ -124,7 +124,7 @@ _EVENT_LINES: dict[type[object], Callable[[Any], str]] = {
     events.PollFailed: lambda event: f"a poll failed and is tried again: {event.reason}",
     events.StageReached: lambda event: f"{event.stage}: {_STAGES[event.stage]}",
     events.Retrying: lambda event: f"{event.what} is tried again in {event.delay:.1f} s: {events.clean(event.reason)}",
-    events.Queued: lambda event: f"waiting for a slot ({event.what})",
+    events.Queued: lambda _event: "waiting for a place in flight",
     events.Notice: lambda event: f"note: {with_options(events.clean(event.note))}",
     events.CallbackReceived: lambda event: (
         f"callback: {f'refused, {event.note}' if event.status != HTTPStatus.OK else event.stage}"
