@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import inspect
 import math
 import os
 import re
@@ -131,7 +132,7 @@ def split_http(url: str) -> SplitResult | None:
 def _checked_url(name: str, url: str) -> str:
     parts = split_http(url)
     if parts is None:
-        raise SettingsError(f"{name} is not an http(s) address: give one like {BASE_URL}")
+        raise SettingsError(f"{name} is not an http(s) address: give one like https://host.example/path")
     if parts.username is not None or parts.query or parts.fragment:
         raise SettingsError(f"{name} holds a user name, a query or a fragment: leave them out")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
@@ -184,6 +185,10 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "datetime | None": (
         lambda value: value is None or (isinstance(value, datetime) and value.tzinfo is not None),
         "give ISO 8601 text like 2026-12-01, or a datetime with a time zone",
+    ),
+    "Observer": (
+        lambda value: callable(value) and not inspect.iscoroutinefunction(value),
+        "give a plain function, which is called with each event",
     ),
     "RouteName": (lambda value: value in get_args(RouteName), "give 'classic' or 'jobs'"),
 }

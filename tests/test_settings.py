@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import os
@@ -93,6 +94,7 @@ def test_plain_http_is_for_loopback(host: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("observer", None), ("observer", asyncio.sleep),
         ("route", "other"), ("quota", 0), ("max_in_flight", 1.5), ("max_concurrent_polls", -1), ("total_timeout", -1),
         ("task_timeout", float("nan")), ("connect_timeout", 0),
         ("quota_window", 0), ("missing_audio_timeout", True), ("quota_margin", "1"), ("read_timeout", float("inf")),
