@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import subprocess
 import sys
 import tracemalloc
 import wave
@@ -408,6 +409,26 @@ async def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list((tmp_path / "far").iterdir())
+
+
+_KILLED = """
+import asyncio, os, signal, sys
+from kie_async.audio import join
+os.fsync = lambda _number: os.kill(os.getpid(), signal.SIGKILL)  # all of it is written, and has no name yet
+asyncio.run(join(sys.argv[1], sys.argv[2], at=7.0, out=sys.argv[3], kind="continuation"))
+"""
+
+
+async def test_what_a_killed_join_leaves_is_overwritten_by_the_next(tmp_path: Path) -> None:
+    source, result = write_wav(tmp_path / "song.wav", SONG), write_wav(tmp_path / "new.wav", NEW)
+    out = tmp_path / "longer.wav"
+    words = [sys.executable, "-c", _KILLED, *map(str, (source, result, out))]
+    assert subprocess.run(words, check=False, timeout=60).returncode == -signal.SIGKILL  # noqa: ASYNC221, S603  # our own words
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["longer.wav.part", "new.wav", "song.wav"]
+    joined = await join(source, result, at=1.0, out=out, kind="continuation")  # a shorter one
+    assert joined.duration == pytest.approx(1 + len(NEW) / RATE, abs=0.001)
+    assert len(read_mono(out, RATE)) == round(joined.duration * RATE)
+    assert sorted(tmp_path.iterdir()) == [out, result, source]
 
 
 async def test_a_directory_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:

@@ -78,8 +78,11 @@ async def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: py
     source = short_song(tmp_path / "song.wav")
     with pytest.raises(kie.InvalidRequestError, match=r"out: is .*give a name that ends in \.wav, \.flac, \.mp3"):
         await trim(source, tmp_path / "short.ogg", seconds=1.0)
+    (tmp_path / "song.wav.part").hardlink_to(source)  # what is left by a process killed just after it was finished
+    before = source.read_bytes()
     with pytest.raises(kie.StorageError, match="exists"):
         await trim(source, source, seconds=1.0)
+    assert (list(tmp_path.iterdir()), source.read_bytes()) == ([source], before)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(kie.AudioError, match=r"kie_async\[audio\]"):
         await audio.trim(source, tmp_path / "short.wav", seconds=1.0)

@@ -15,8 +15,8 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 
-from kie_async._fsync import give_name, sync_directory, written_draft
 from kie_async.audio._decode import AudioReader, Samples
+from kie_async.files import write_new_file
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -60,16 +60,13 @@ class Form:
 
 
 def write(out: Path, blocks: Iterable[Samples], form: Form) -> None:
-    """Write a file; its directory is made if need be. It is whole under its name, or it is not there.
+    """Write a file; its directory is made if need be. Until it is whole it is ``NAME.part``.
 
     Raises:
         FileExistsError: the name is taken; what has it is untouched.
         OSError: the disk refused.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with written_draft(out, lambda file: _encode(_Sink(file), blocks, form)) as draft:
-        give_name(draft, out)
-    sync_directory(out.parent)
+    write_new_file(out, lambda file: _encode(_Sink(file), blocks, form))
 
 
 class _Sink:

@@ -348,7 +348,7 @@ async def _join(
     """Join the parts one after the other; only the last file stays."""
     target = _target(order.out, name, song)
     if not await files.on_disk(os.path.lexists, target):
-        with TemporaryDirectory(prefix=".kie-async-joining-", dir=order.out) as folder:
+        with TemporaryDirectory(prefix="kie-async-") as folder:
             for number, (path, at, kind) in enumerate(joins, start=1):
                 output.display.doing(f"joining {path.name}")
                 out = target if number == len(joins) else Path(folder) / f"{number}.wav"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kie_async.files._measure import hash_source, in_turn, measure, open_audio
     from kie_async.files._measure_source import measure_request, measure_request_url
     from kie_async.files._names import safe_name, track_name
-    from kie_async.files._partial_file import lock, remove_parts
+    from kie_async.files._partial_file import lock, remove_parts, write_new_file
     from kie_async.files._upload import FileStat, check_source, upload, upload_request
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "track_name",
     "upload",
     "upload_request",
+    "write_new_file",
 ]
 
 # A session loads them when it first has a file in hand.
@@ -49,7 +50,7 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(("hash_source", "in_turn", "measure", "open_audio"), "_measure"),
         **dict.fromkeys(("measure_request", "measure_request_url"), "_measure_source"),
         **dict.fromkeys(("safe_name", "track_name"), "_names"),
-        **dict.fromkeys(("lock", "remove_parts"), "_partial_file"),
+        **dict.fromkeys(("lock", "remove_parts", "write_new_file"), "_partial_file"),
         **dict.fromkeys(("FileStat", "check_source", "upload", "upload_request"), "_upload"),
     },
 )

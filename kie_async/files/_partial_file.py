@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Self, cast
@@ -108,6 +108,15 @@ class PartialFile:
         self.resume_info = info
         _write_resume_info(self.resume_info_path, info)
 
+    def rewrite(self, write: Callable[[BinaryIO], object]) -> None:
+        """Write other bytes in place of those that are there, and bring them to the disk."""
+        number = self._file.fileno()
+        self._file.seek(0)
+        self._file.truncate()
+        with os.fdopen(number, "wb", closefd=False) as file:
+            write(file)
+        os.fsync(number)
+
     def append(self, *pieces: bytes) -> None:
         """Write all of the data, or as much as there is room for."""
         left = memoryview(b"".join(pieces))
@@ -172,6 +181,25 @@ class PartialFile:
             with contextlib.suppress(OSError):  # an empty part that stays behind harms nobody
                 self.remove()
         self._file.close()
+
+
+def write_new_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file as ``NAME.part``, and give it its name when it is whole; its directory is made if need be.
+
+    A part that a killed process has left is overwritten; after an error none is left.
+
+    Raises:
+        FileExistsError: the name is taken; what has it is untouched.
+        OSError: the disk refused.
+    """
+    part = PartialFile.open(path.parent, path.name)
+    if part.finished_path is not None:  # that of a file that was finished, and is removed now
+        part = PartialFile.open(path.parent, path.name)
+    try:
+        part.rewrite(write)
+        give_name(part.path, path)
+    finally:
+        part.remove()
 
 
 def remove_parts(directory: Path, stem: str) -> None:
