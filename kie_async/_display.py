@@ -1,6 +1,6 @@
-"""Values as people read them: positions in audio, and what a notebook shows of tracks and results.
+"""Tracks and results as tables for notebooks.
 
-It lies beside the values, which load it when a notebook first asks. All text is escaped, nothing runs, and nothing is
+The values load this module when a notebook first asks for it. All text is escaped, nothing runs, and nothing is
 fetched before a person presses play; only addresses of http and https are played or linked.
 """
 
@@ -10,23 +10,13 @@ import html
 from collections.abc import Iterable, Sequence
 from urllib.parse import urldefrag
 
+from kie_async._text import clock
 from kie_async.events import clean
 from kie_async.models import TaskResult, Track
 from kie_async.settings import split_http
 
 _LEAD = 3.0  # seconds before the seam at which a link begins
 _CELL = 'style="text-align: left; vertical-align: top"'  # JupyterLab aligns to the right
-
-
-def clock(seconds: float) -> str:
-    """A position in audio, or its length, in minutes and seconds: 2:06, or 0:15.4."""
-    minutes, rest = divmod(round(seconds, 2), 60)
-    return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
-
-
-def count_of(number: int, noun: str) -> str:
-    """A number of things: 1 job, 2 jobs."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def track_html(track: Track) -> str:

@@ -10,10 +10,10 @@ import copy
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from kie_async._display import count_of
 from kie_async._protocol.address_rules import unreachable
 from kie_async._protocol.request_rules import MODELS, MODELS_WITH_PERSONA_MODEL, OLDER, is_blank, is_url, may_be_new
 from kie_async._protocol.wire import BARE_ID, TASK_ID
+from kie_async._text import count_of
 from kie_async.errors import (
     InvalidRequestError,
     KieError,

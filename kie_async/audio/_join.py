@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 
-from kie_async._display import clock
+from kie_async._text import clock
 from kie_async.audio._verdict import Verdict, can_compare, compare
 from kie_async.errors import AudioError, InvalidRequestError, Problem, StorageError, UnclearError, invalid_request
 from kie_async.events import clean

@@ -17,8 +17,8 @@ from threading import Event
 import attrs
 import numpy as np
 
-from kie_async._display import clock
 from kie_async._protocol.request_rules import FORMS, read_cut_point
+from kie_async._text import clock
 from kie_async.audio._decode import AudioReader, Samples, open_reader
 from kie_async.audio._encode import Form, write
 from kie_async.audio._join import SUFFIXES, Joined, Kind, refused

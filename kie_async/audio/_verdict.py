@@ -10,8 +10,8 @@ import attrs
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from kie_async._display import clock
 from kie_async._protocol.json_values import as_duration
+from kie_async._text import clock
 from kie_async.errors import AudioError
 from kie_async.files import in_turn
 

@@ -13,8 +13,8 @@ from typing import Annotated, Unpack
 import attrs
 from cyclopts import Parameter
 
-from kie_async._display import count_of
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
+from kie_async._text import count_of
 from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch
 from kie_async.cli._batch_progress import BatchProgress, Counts
 from kie_async.cli._connect import (

@@ -17,7 +17,7 @@ import attrs
 from rich.table import Table
 
 from kie_async import events
-from kie_async._display import count_of
+from kie_async._text import count_of
 from kie_async.batch import count_verdicts, song_of, tracks_expiry, upload_expiry
 from kie_async.cli._output import Output
 from kie_async.errors import LostRecordError, StorageError

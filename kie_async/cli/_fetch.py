@@ -9,7 +9,7 @@ from typing import Annotated
 import attrs
 from cyclopts import Parameter
 
-from kie_async._display import count_of
+from kie_async._text import count_of
 from kie_async.batch import fetch_jobs, find_by_name
 from kie_async.cli._batch_progress import job_line, job_value, print_files
 from kie_async.cli._connect import find_journal, make_settings, stopped_by_sigterm

@@ -11,9 +11,9 @@ import anyio
 import attrs
 from cyclopts import App, Parameter
 
-from kie_async._display import count_of
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.wire import TASK_ID
+from kie_async._text import count_of
 from kie_async.batch import (
     adopt,
     find_by_name,

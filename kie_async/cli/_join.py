@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from cyclopts import Parameter
 
 from kie_async import audio
-from kie_async._display import clock
 from kie_async._protocol.request_rules import is_url
+from kie_async._text import clock
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import OUTPUT, RUN, OutputArg, OutputOptions, RunOptions
 from kie_async.cli._output import Output

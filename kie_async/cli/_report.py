@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kie_async._display import count_of
+from kie_async._text import count_of
 from kie_async.cli._options import OUTPUT, Directory, OutputArg, OutputOptions
 from kie_async.cli._output import Output
 from kie_async.errors import StorageError

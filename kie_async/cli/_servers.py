@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from kie_async import emulator
 from kie_async._client.task import Task
-from kie_async._display import count_of
+from kie_async._text import count_of
 from kie_async.cli._connect import connect
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import (

@@ -15,8 +15,8 @@ from cyclopts import Parameter
 
 from kie_async import files
 from kie_async._client.task import Task
-from kie_async._display import clock, count_of
 from kie_async._protocol.request_rules import is_url
+from kie_async._text import clock, count_of
 from kie_async.batch import song_of
 from kie_async.chain import ChainSource
 from kie_async.cli._chain import extend_until

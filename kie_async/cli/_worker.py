@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kie_async import batch
-from kie_async._display import count_of
+from kie_async._text import count_of
 from kie_async.batch import WorkerControl, serve_health, work
 from kie_async.cli._batch import AFTER_UNKNOWN, lost_error
 from kie_async.cli._batch_progress import BatchProgress, timestamp

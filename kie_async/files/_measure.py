@@ -55,7 +55,7 @@ import attrs
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from kie_async._display import clock
+from kie_async._text import clock
 from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, OGG, WAV, AudioKind, audio_start, kind_of

@@ -10,11 +10,11 @@ from pathlib import Path
 import attrs
 
 from kie_async._client.http_client import Transport
-from kie_async._display import clock
 from kie_async._protocol.address_rules import check_url
 from kie_async._protocol.endpoints import FilePart
 from kie_async._protocol.endpoints import upload as upload_call
 from kie_async._protocol.request_rules import is_url
+from kie_async._text import clock
 from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AudioKind, audio_start, declared_end, kind_of

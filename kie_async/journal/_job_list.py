@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from pathlib import PureWindowsPath
 
-from kie_async._display import clock, count_of, escape, length, player, seam, table, title
+from kie_async._display import escape, length, player, seam, table, title
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import is_url
+from kie_async._text import clock, count_of
 from kie_async.journal._job import Job
 from kie_async.models import ExtendRequest, Request, TaskRecord, TaskResult
 
