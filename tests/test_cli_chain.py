@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,21 +166,26 @@ def test_continuations_are_joined_to_their_song(
     terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(demo.parent)
-    words = ("upload-extend", demo.name, "--out", str(tmp_path / "new"), "--until", "34", "--yes", *TITLED)
+    new = str(tmp_path / "new")
+    words = ("upload-extend", demo.name, "--at", "25.3", "--until", "34", "--out", new, "--yes", *TITLED)
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
-    says = "holds the continuation alone; the song lasts 0:34.4; cut at 0:03.5: the take before fades out from 0:04"
+    says = "holds the continuation alone; the song lasts 0:34.8; cut at 0:03.5: the take before fades out from 0:04"
     assert f"step 2: take 2 of 2 {says}" in answer.err
+    assert re.search(r"at 0:25.3 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
     *_, joined, trimmed = made(answer)
     assert (joined[-13:], trimmed[-10:]) == ("-2-joined.wav", "-2-34s.wav")
-    assert files.measure(tmp_path / "new" / joined) == pytest.approx(34.4, abs=0.2)
+    assert files.measure(tmp_path / "new" / joined) == pytest.approx(34.8, abs=0.2)
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(34, abs=0.001)
     assert sorted(path.name for path in (tmp_path / "new").glob(".*")) == []
     sidecars = [json.loads(path.read_bytes()) for path in (tmp_path / "new").glob("*-1-*.kie.json")]
     assert [facts["verdict"]["kind"] for facts in sidecars] == ["continuation"] * 2
     assert [facts["source"]["path"] for facts in sidecars] == [str(demo)] * 2  # a report is made anywhere
     finished = [word for word in words if word != "--yes"]
-    assert terminal(*finished, "--trim").out == answer.out
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))
+    again = terminal(*finished, "--trim")  # without the extra, what was found holds
+    assert (again.out, "told by its length" in again.err) == (answer.out, False)
     assert len(continuing.ledger) == 2
 
 

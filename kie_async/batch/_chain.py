@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 from kie_async._protocol.chain import ChainPart
 from kie_async._protocol.json_values import as_duration, as_text
@@ -66,18 +67,31 @@ class RecordedTakes:
             await self._results.record_end(job)
 
     async def detect(self, source: Path, take: Path, cut: float) -> ChainPart | None:
-        """Tell by its sound what a take holds, and write that into the sidecars of all takes of the step."""
+        """Tell by its sound what a take holds, and write that into the sidecars of all takes of the step.
+
+        What an earlier run has written there holds, also without the extra ``audio``.
+        """
         part: ChainPart | None = None
         for path in self._last:
             try:
-                verdict = await compare(source, path, continue_at=cut)
-                await on_disk(write_verdict, path, verdict)
+                kind = await on_disk(_read_kind, path)
+                if kind is None:
+                    verdict = await compare(source, path, continue_at=cut)
+                    await on_disk(write_verdict, path, verdict)
+                    kind = verdict.kind
             except KieError as error:
                 self._emit(Notice("", f"what {path.name} holds is told by its length alone: {clean(error.message)}"))
                 continue
-            if path == take and verdict.kind != "unclear":
-                part = verdict.kind
+            if path == take and kind != "unclear":
+                part = kind
         return part
+
+
+def _read_kind(path: Path) -> ChainPart | Literal["unclear"] | None:
+    """Read what a take holds from its sidecar; None if that does not say it; blocks."""
+    verdict = (read_sidecar(path.with_name(f"{path.stem}{SIDECAR}")) or {}).get("verdict")
+    kind: ChainPart | Literal["unclear"] | None = verdict.get("kind") if isinstance(verdict, dict) else None
+    return kind if kind in (*get_args(ChainPart), "unclear") else None
 
 
 def find_track(directory: Path, audio_id: str) -> Track:
