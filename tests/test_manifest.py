@@ -465,7 +465,7 @@ async def test_faults_in_a_folder_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "b.mp3").write_text("<html>" * 10)
     song(tmp_path / "c.wav")
     faults = await faults_of(read_manifest(tmp_path, defaults={"model": "V5", "continue_at": 5}))
-    assert str(faults[0]) == "a.mp3: source: a.mp3 is empty; give a file of audio"
+    assert str(faults[0]) == "a.mp3: source: a.mp3 is empty; give a file of audio, or move it out of the folder"
     assert str(faults[1]).startswith(
         "b.mp3: source: b.mp3 is no audio by its content, whatever its name says; give one of "
     )

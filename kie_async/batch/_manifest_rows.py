@@ -293,8 +293,11 @@ class _RowParser:
 
     def add_error(self, field: str, problem: str, remedy: str) -> None:
         """Add a fault, unless the field has one already: the first is the root cause."""
-        if not self._has_error(field):
-            self.faults.append(RowProblem(self.row.line, field, problem, remedy, self.row.location))
+        if self._has_error(field):
+            return
+        if field == "source" and self.row.line and self.row.location:  # a file of a folder, which nobody has listed
+            remedy += ", or move it out of the folder"
+        self.faults.append(RowProblem(self.row.line, field, problem, remedy, self.row.location))
 
     def _has_error(self, field: str) -> bool:
         return any(fault.field == field for fault in self.faults)
