@@ -199,7 +199,8 @@ class _Download:
             start, validator = self.part.size, info.validator
         async with self.fetcher.open(url, start=start, validator=validator) as response:
             if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                await self._check_end(response.total)
+                if not self.part.size or response.total != self.part.size:
+                    raise await self._discard("the host has less of the file than is here", retryable=True)
                 return True
             self._check_promise(response)
             anew = ResumeInfo(source, response.validator, response.total) if response.start == 0 else None
@@ -248,10 +249,6 @@ class _Download:
         missing = max((total or 0) - self.part.size, 0)
         if missing + _SPARE > self.part.free_space():
             raise StorageError(f"the disk has no room for the {missing} bytes to come: make room")
-
-    async def _check_end(self, total: int | None) -> None:
-        if not self.part.size or total != self.part.size:
-            raise await self._discard("the host has less of the file than is here", retryable=True)
 
     async def _stream(self, response: DownloadResponse) -> None:
         """Write what comes. When a connection breaks, what aiohttp has not handed out by then is fetched again."""

@@ -14,7 +14,6 @@ import sqlite3
 import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
@@ -351,16 +350,13 @@ class JournalPath:
         """Give the copy a name: that of the one before, if nobody has written into it, or else one that is free."""
         if self._copy is not None and _state(self._copy[0]) == self._copy[1]:
             return draft.replace(self._copy[0])
-        for path in self._names():
+        path, number = self._path, 0
+        while True:
             with suppress(FileExistsError):
                 give_name(draft, path)
                 return path
-        raise AssertionError  # pragma: no cover (names are numbered without end)
-
-    def _names(self) -> Iterator[Path]:
-        yield self._path
-        for number in count(1):  # pragma: no branch  # without end
-            yield self._path.with_name(f"{self._path.stem}.recovered{number}{self._path.suffix}")
+            number += 1
+            path = self._path.with_name(f"{self._path.stem}.recovered{number}{self._path.suffix}")
 
 
 def _file_id(path: Path) -> FileId | None:
