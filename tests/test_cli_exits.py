@@ -154,6 +154,11 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["emulate", "--fault", "zap"], "--fault"),
         (["emulate", "--port", "65536"], "--port"),
         (["status", "no id"], "TASK_ID"),
+        (
+            ["upload-extend", "a.mp3", "b c.mp3"],
+            "more is given than the command takes: 'b c.mp3'; for many songs: kie-async",
+        ),
+        (["credits", "mine"], "more is given than the command takes: mine\n"),
     ],
 )
 def test_2_wrong_use(terminal: Terminal, service: EmulatorHandle, words: list[str], says: str) -> None:

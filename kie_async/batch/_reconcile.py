@@ -319,7 +319,7 @@ async def find_job(journal: Journal, key: str, *states: State) -> Job:
     """
     job = await journal.get(key)
     if job is None:
-        raise ConflictError(f"the journal has no job {key!r}")
+        raise ConflictError(f"the journal has no job {key!r}: 'kie-async jobs list' shows the keys")
     if states and job.state not in states:
         raise ConflictError(f"job {key!r} is {job.state}, and not {' or '.join(states)}")
     return job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ from io import StringIO
 from itertools import takewhile
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from rich.console import Console
 
 from kie_async import __version__
@@ -38,6 +39,8 @@ KIE_MAX_CREDITS_SINCE, from when what a journal has on record counts.
 Exit codes:
 {exit_table()}
 """
+
+_SHOWN = 100  # characters of what is too much
 
 app = App(
     name="kie-async",
@@ -120,7 +123,7 @@ def _parse(words: Sequence[str], output: Output) -> Coroutine[Any, Any, None] | 
     try:
         command, bound, injected = app.parse_args(words, console=console, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        raise UsageError(f"{error}\nhelp: {_help_for(error)}") from None
+        raise UsageError(f"{_problem(error)}\nhelp: {_help_for(error)}") from None
     if "output" in injected:
         coroutine: Coroutine[Any, Any, None] = command(*bound.args, **bound.kwargs, output=output)
         return coroutine
@@ -128,6 +131,13 @@ def _parse(words: Sequence[str], output: Output) -> Coroutine[Any, Any, None] | 
     command(*bound.args, **bound.kwargs)
     output.value["text"] = text.getvalue()
     return None
+
+
+def _problem(error: CycloptsError) -> str:
+    if not isinstance(error, UnusedCliTokensError):
+        return str(error)
+    remedy = "; for many songs: kie-async batch" if error.command_chain == ("upload-extend",) else ""
+    return f"more is given than the command takes: {shlex.join(error.unused_tokens or ())[:_SHOWN]}{remedy}"
 
 
 def _help_for(error: CycloptsError) -> str:
