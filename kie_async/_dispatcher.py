@@ -1,7 +1,7 @@
-"""What an open session works with: it makes a task of a request, records in a journal, and acts on callbacks.
+"""The inside of an open session: turns requests into tasks, records them in a journal, and acts on callbacks.
 
-It lies between the session, which opens it, and the rooms that it wires. Most sessions have no journal: that room is
-loaded where there is one.
+It connects ``_client``, ``files`` and ``journal`` for the session, which opens it. Most sessions have no journal, so
+that package is loaded only when there is one.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ if TYPE_CHECKING:
 
 
 class Dispatcher:
-    """Checks requests, makes them ready, and submits them; with a journal, what becomes of them is recorded.
+    """Checks, prepares and submits requests; with a journal, their outcomes are recorded.
 
     Args:
-        client: open.
-        admission: what the session refuses.
-        journal: of the session itself, if it has one.
+        client: an open client.
+        admission: checks the requests.
+        journal: the session's own journal; None if it has none.
 
     Attributes:
-        recorder: of the journal in use, if there is one.
+        client: the one given.
+        recorder: the recorder of the journal in use; None if there is none.
     """
 
     def __init__(self, client: Client, admission: Admission, journal: Journal | None) -> None:
@@ -48,17 +49,17 @@ class Dispatcher:
         self._is_recording = journal is not None
 
     async def admit(self, request: Request) -> Request:
-        """Check and measure a request before anything waits or is spent; return it with its length.
+        """Check and measure a request before anything waits or is spent; return it with the length of its source.
 
         Raises:
-            KieError: it is not to be sent.
+            KieError: it must not be sent.
         """
         if isinstance(request, ExtendRequest) and self._admission.knows(request.audio_id):
             raise task_id_error(())
         self._admission.check(request)
         measured = await files.measure_request(request)
         if measured is not request:
-            self._admission.check(measured)  # by its length, too
+            self._admission.check(measured)  # now against its length
         return measured
 
     async def submit(
@@ -69,7 +70,7 @@ class Dispatcher:
         log: SubmissionLog | None = None,
         check: Check = lambda: None,
     ) -> TrackedTask:
-        """Submit a request that was admitted; by default, ``prepare`` uploads its source.
+        """Submit an admitted request; by default, ``prepare`` uploads its source.
 
         Raises:
             KieError: as ``KieSession.submit``.
@@ -77,7 +78,7 @@ class Dispatcher:
 
         async def ready(request: Request) -> Request:
             if isinstance(request, ExtendRequest):
-                return request  # it has no source to make ready, and was checked when it was admitted
+                return request  # it has no source to prepare, and ``admit`` has checked it
             request = await (prepare or self._upload)(request)
             request = await files.measure_request_url(request, self.client.fetcher, self._admission.notify)
             self._admission.check(request, ready=True)
@@ -89,13 +90,13 @@ class Dispatcher:
         return await files.upload_request(request, self.client.transport)
 
     def task(self, tracked: TrackedTask, key: str | None = None) -> Task:
-        """The task as a user holds it; its id is remembered, so that it is not taken for that of a track."""
+        """The task as a user holds it; its id is remembered, so that it can be refused as the id of a track."""
         self._admission.remember(tracked.task_id)
         return Task(tracked, self.client.tracker, key)
 
     @asynccontextmanager
     async def open_journal(self, journal: Journal) -> AsyncGenerator[Recorder]:
-        """Open a journal and record in it for as long as the block lasts; see ``KieSession.open_journal``."""
+        """Open a journal and record in it while the block lasts; see ``KieSession.open_journal``."""
         from kie_async.journal import Recorder
 
         if self.recorder is not None and journal is self._journal:
@@ -103,7 +104,7 @@ class Dispatcher:
             return
         if self._is_recording:
             raise SessionError("the session is at work with a journal: for another, make another session")
-        self._is_recording = True  # before anything is waited for, so that nobody comes between
+        self._is_recording = True  # set before the first await, so that no other task opens one
         try:
             async with journal, Recorder(journal, self.client, self) as recorder:
                 self.recorder = recorder
@@ -115,7 +116,7 @@ class Dispatcher:
             self._is_recording = False
 
     async def callback_received(self, token: str, task_id: str, stage: str) -> str:
-        """Act on a callback: it may name a lost task, and it hastens a poll; return why it is set aside, or nothing."""
+        """Act on a callback: it may name a lost task, or hasten a poll. Return why it is ignored, or ""."""
         if self.recorder is not None and await self.recorder.save_callback(token, task_id, stage):
             return ""  # it is durable before it is answered; the process that follows the task acts on it
         return self.client.submitter.callback_received(token, task_id, stage)
@@ -125,10 +126,11 @@ class Dispatcher:
 async def open_dispatcher(
     settings: Settings, limiter: Limiter | None, journal: Journal | None, admission: Admission, emit: Observer
 ) -> AsyncGenerator[Dispatcher]:
-    """Open all of it.
+    """Open the dispatcher of a session, with all that it needs.
 
-    Leaving, in this order: the recorder waits for the answers under way, ends its background tasks and writes the
-    outcomes; the client stops polling, ends what waits and closes its connections; last come the quota and the journal.
+    They are closed in this order: the recorder waits for the answers under way, ends its background tasks and writes
+    the outcomes; the client stops polling, ends the waits and closes its connections; last come the quota and the
+    journal.
     """
     async with AsyncExitStack() as stack:
         if journal is not None:
@@ -153,14 +155,14 @@ async def open_dispatcher(
 
 
 def settings_with(settings: Settings | None, api_key: str | Secret | None) -> Settings:
-    """The settings of a session that is given these."""
+    """The settings of a session, from its arguments."""
     if api_key is None:
         return Settings() if settings is None else settings
     return Settings(api_key=api_key) if settings is None else attrs.evolve(settings, api_key=api_key)
 
 
 def choose_journal(settings: Settings, given: Journal | str | PathLike[str] | None) -> Journal | None:
-    """The journal of a session that is given this one; "" stands for none."""
+    """The journal of a session, from its argument or else its settings; "" means none."""
     if given is None:
         given = settings.journal.reveal() if settings.journal else ""
     if not isinstance(given, (str, PathLike)):

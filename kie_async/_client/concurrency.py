@@ -1,4 +1,4 @@
-"""Many pieces of work at once: a bounded number of them, in the order of completion, each with its own error."""
+"""Run a bounded number of things at once, with their outcomes in the order of completion, and handle their errors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from kie_async.events import clean
 
 @contextmanager
 def unwrap_single_exception() -> Iterator[None]:
-    """Let an error that is alone in its group come out as itself, so that ``except KieError`` works.
-
-    So does one that is alone in the only group of a group.
-    """
+    """Raise the only error of an exception group, nested or not, as itself, so that ``except KieError`` works."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -33,10 +30,10 @@ def unwrap_single_exception() -> Iterator[None]:
 
 
 class InternalErrors:
-    """Lets whatever is no error of this library come out of the block as ``InternalError``, with its cause.
+    """Turns any other exception than a ``KieError`` into an ``InternalError``, with its cause.
 
-    So whoever runs many things, and goes on after a ``KieError`` of one of them, goes on after anything. A class costs
-    a third of a ``contextmanager``, and each submission passes through four.
+    So code that runs many things, and survives a ``KieError`` of one, survives any error. It is a class because that
+    costs a third of a ``contextmanager``, and each submission passes through four.
     """
 
     __slots__ = ("_what",)
@@ -68,14 +65,14 @@ B = TypeVar("B")
 async def map_unordered(
     source: Iterable[A] | AsyncIterable[A], work: Callable[[A], Awaitable[B]], group: TaskGroup, *, concurrency: int
 ) -> AsyncGenerator[B, None]:
-    """Do work on each item of a source and give the outcomes in the order of completion.
+    """Call ``work`` on each item of a source, and yield the outcomes in the order of completion.
 
-    At most ``concurrency`` items are under way or wait to be fetched, so a slow reader slows the work down; items
-    are taken one by one as there is room for them. What the source or the work raises is raised here, and ends
-    it; the end of the group is a ``SessionError``.
+    At most ``concurrency`` items are under way or wait to be read, so a slow reader slows the work down; items are
+    taken one by one as there is room for them. An error of the source or of the work is raised here and ends it; the
+    end of the group raises ``SessionError``.
 
-    The work lives in ``group``, so that it may be cancelled from any task. Closing it takes no more items and cancels
-    what is under way.
+    The work runs in ``group``, so that any task may cancel it. Closing the generator takes no more items and cancels
+    the work under way.
     """
     room = asyncio.Semaphore(concurrency)
     done: asyncio.Queue[tuple[B] | Exception | None] = asyncio.Queue()
@@ -111,7 +108,7 @@ async def map_unordered(
 
 
 async def each_of(source: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
-    """Give the items of any iterable."""
+    """Yield the items of any iterable."""
     if isinstance(source, AsyncIterable):
         async for item in source:
             yield item
@@ -121,7 +118,7 @@ async def each_of(source: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
 
 
 async def until(source: Iterable[A] | AsyncIterable[A], is_over: Callable[[], bool]) -> AsyncIterator[A]:
-    """Give the items of a source, and no more of them once it is over."""
+    """Yield the items of a source until ``is_over()``."""
     async for item in each_of(source):
         yield item
         if is_over():

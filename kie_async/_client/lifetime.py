@@ -1,7 +1,7 @@
-"""What is open for a while lives in a task of its own, so that any task of the event loop may open and close it.
+"""Hold a resource open in a task of its own, so that any task of the event loop may open and close it.
 
-A cancel scope must be left in the task that entered it. Notebook cells, fixtures and frameworks' hooks for start and
-stop are different tasks, so nothing that holds a task group over a ``yield`` is entered in the caller's.
+A cancel scope must be left in the task that entered it. But notebook cells, fixtures and the startup and shutdown hooks
+of frameworks run in different tasks. So nothing that holds a task group over a ``yield`` is entered in the caller's.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from kie_async.errors import SessionError
 
 T = TypeVar("T")
 
-_tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly; one that is forgotten works to its end
+_tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly, and they must run to their end
 
 
 class Phase(Enum):
-    """How far it is."""
+    """The phase of a lifetime."""
 
     NEW = auto()
     OPENING = auto()
     OPEN = auto()
-    FAILED = auto()  # by itself; nobody has closed it yet
+    FAILED = auto()  # the resource has failed; ``aclose`` was not called yet
     CLOSED = auto()
 
 
 class Lifetime(Generic[T]):
-    """Holds a resource open, from ``open`` to ``aclose``, which may be called in different tasks of one loop.
+    """Holds a resource open from ``open`` to ``aclose``, which may be called in different tasks of one event loop.
 
-    Used with ``async with``, it cancels the task that entered the block when the resource fails, and the failure comes
-    out of the block. A failure is raised as itself by whoever closes.
+    With ``async with``, a failure of the resource cancels the task inside the block, and the block raises it. Without a
+    block, ``aclose`` raises it.
 
     Args:
-        name: what messages call it.
-        make: makes the context manager that is held open.
+        name: the name of the resource in messages.
+        make: makes the context manager to hold open.
 
     Attributes:
-        value: what that gives; from the opening on.
+        phase: its phase.
+        value: the value of that context manager; set while it is open.
     """
 
     def __init__(self, name: str, make: Callable[[], AbstractAsyncContextManager[T]]) -> None:
@@ -57,16 +58,16 @@ class Lifetime(Generic[T]):
         self._home: tuple[asyncio.AbstractEventLoop | None, int] = None, 0
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._host: asyncio.Task[Any] | None = None  # who is inside the block
+        self._host: asyncio.Task[Any] | None = None  # the task inside the block
         self._has_cancelled_host = False
-        self._is_raised = False  # how it failed was raised
+        self._is_raised = False  # whether its failure was raised
 
     async def open(self) -> T:
-        """Open it, in a task of its own, and return what it gives.
+        """Open the resource, in a task of its own, and return its value.
 
         Raises:
-            SessionError: it was opened before, or this is no loop of asyncio.
-            BaseException: whatever kept it from opening.
+            SessionError: it was opened before, or no event loop of asyncio is running.
+            BaseException: the error that prevented the opening.
 
         Cancelling closes it.
         """
@@ -93,13 +94,13 @@ class Lifetime(Generic[T]):
         return opened.result()
 
     async def aclose(self) -> None:
-        """Close it and wait for its end, also if cancelled meanwhile; the cancellation is raised then.
+        """Close the resource and wait for its end. Does nothing if it is closed already, or was never opened.
 
-        Nothing happens to one that was closed before, or never opened.
+        Cancelling does not end the wait; the cancellation is raised after it.
 
         Raises:
             SessionError: it belongs to another event loop or process.
-            BaseException: how it failed, once.
+            BaseException: its failure, if that was not raised before.
         """
         if self._task is None:
             return
@@ -117,11 +118,11 @@ class Lifetime(Generic[T]):
 
     @property
     def is_left_open(self) -> bool:
-        """Whether nobody has closed it; the copy in a forked process is not meant."""
+        """Whether it was opened and never closed, in this process; a forked copy does not count."""
         return self.phase in {Phase.OPEN, Phase.FAILED} and self._home[1] == os.getpid()
 
     def check(self) -> T:
-        """Return what it gives; raise SessionError if it is not open, or not in this loop and process."""
+        """Return its value; raise SessionError if it is not open, or was opened in another loop or process."""
         if self.phase in {Phase.NEW, Phase.OPENING}:
             raise SessionError(f"the {self._name} is not open: use it inside 'async with'")
         if self.phase is Phase.CLOSED:
@@ -150,7 +151,7 @@ class Lifetime(Generic[T]):
         try:
             await self.aclose()
         except BaseException as failure:
-            failure.__suppress_context__ = self._has_cancelled_host  # what it came in the way of was that cancellation
+            failure.__suppress_context__ = self._has_cancelled_host  # the context is only our own cancellation
             raise
         finally:
             if self._has_cancelled_host and host is not None and host is asyncio.current_task():
@@ -169,7 +170,7 @@ class Lifetime(Generic[T]):
                     self._fail()
 
     def _fail(self) -> None:
-        """What is held open has failed, or the loop ends: cancel the task that is inside the block."""
+        """Note that the resource has failed, or the loop ends: cancel the task inside the block."""
         self.phase = Phase.FAILED
         if self._host is not None:
             self._has_cancelled_host = self._host.cancel(f"the {self._name} has failed")
@@ -177,7 +178,7 @@ class Lifetime(Generic[T]):
 
 def _forget(task: asyncio.Task[None]) -> None:
     _tasks.discard(task)
-    _error_of(task)  # read, so that it is not logged: whoever closes gets it
+    _error_of(task)  # read, so that asyncio does not log it: ``aclose`` raises it
 
 
 def _error_of(task: asyncio.Task[None] | None) -> BaseException | None:
@@ -185,9 +186,9 @@ def _error_of(task: asyncio.Task[None] | None) -> BaseException | None:
 
 
 class Opened(Generic[T]):
-    """What is opened and closed by its lifetime: with ``async with``, or by hand; one that is forgotten warns.
+    """Base class of what is opened by ``async with`` or by hand; an object left open emits a ``ResourceWarning``.
 
-    A subclass makes ``_lifetime``, which must not lead back to it.
+    A subclass makes ``_lifetime``, which must not refer back to the object.
     """
 
     _lifetime: Lifetime[T]
@@ -195,12 +196,12 @@ class Opened(Generic[T]):
     async def aclose(self) -> None:
         """Close it, from any task of its event loop; a second call does nothing.
 
-        Waits for the answers of submissions that are under way (some 90 s at most), also if cancelled meanwhile, and
-        stops following tasks. They go on at the service.
+        Waits for the answers of submissions under way (about 90 s at most), even if this is cancelled; the cancellation
+        is raised after that. Then stops following tasks, which go on at the service.
 
         Raises:
             SessionError: it belongs to another event loop or process.
-            BaseException: what it failed of, if it has failed.
+            BaseException: its failure, if it has failed and that was not raised before.
         """
         await self._lifetime.aclose()
 
@@ -221,7 +222,7 @@ class Opened(Generic[T]):
 
 
 def check_running(group: TaskGroup) -> None:
-    """Raise SessionError if a session's group takes no more work; it would refuse with a RuntimeError of its own."""
+    """Raise SessionError if a session's task group has ended; the group itself would raise RuntimeError."""
     if group.cancel_scope.cancel_called:
         raise SessionError("the session was closed, or has failed: nothing was sent")
 
@@ -230,7 +231,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
     """The running event loop.
 
     Raises:
-        SessionError: none of asyncio's is running.
+        SessionError: no event loop of asyncio is running.
     """
     try:
         return asyncio.get_running_loop()
@@ -241,7 +242,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
 
 
 async def until_done(future: asyncio.Future[Any]) -> None:
-    """Wait until a future is done, also if cancelled meanwhile; the cancellation is raised then."""
+    """Wait until a future is done, even if this is cancelled; the cancellation is raised after that."""
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
         while not future.done():

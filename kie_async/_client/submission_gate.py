@@ -1,8 +1,8 @@
-"""What lets a submission through: a place in flight, then the limiter, behind a gate that a refused key closes.
+"""What a submission waits for: a place in flight, then a permit of the limiter, unless the key is refused.
 
-One refusal of the key (401) may be a slip of the service's, and concerns its caller; the others wait for a moment. Two
-in a row, with no submission accepted between them, are about the key: those that wait get the same error at once, and
-so do those that come before the pause is over. After it the key is tried again.
+One refusal of the key (401) may be a mistake of the service: it is raised to its caller, and other submissions pause.
+After two in a row, with no accepted submission between them, the key is taken as wrong: all submissions that wait, or
+that come before the pause is over, get the same error. Then the key is tried again.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _MIN_SLOW_DOWN = 2.0  # seconds that the gate stays closed after "too fast"
 
 @attrs.define
 class Place:
-    """A place among the tasks in flight, which a submission holds and then its task.
+    """A place among the tasks in flight; held by a submission, and then by its task.
 
     Attributes:
         release: gives the place back.
-        settle: replaces what the session's cap has reserved for it by its cost, as its outcome shows; None if there
-            is no cap.
+        settle: called with the outcome: replaces the credits that the session's cap has reserved by the real cost.
+            None without a cap.
     """
 
     release: Callable[[], None]
     settle: Callable[[Ending], None] | None = None
 
     def submission_failed(self, error: KieError | None) -> None:
-        """Release the place of a submission that became no task; None if nothing was sent."""
+        """Release the place of a submission that did not become a task; ``error`` is None if nothing was sent."""
         self.release()
         if self.settle is not None:
             self.settle(error)
 
 
 class InFlightLimit:
-    """The places for tasks in flight."""
+    """The places for tasks in flight (``Settings.max_in_flight``)."""
 
     def __init__(self, limit: int, emit: Observer) -> None:
         self._places = asyncio.Semaphore(limit)
@@ -67,21 +67,21 @@ class InFlightLimit:
 
 
 class SubmissionGate:
-    """Gives the limiter's permits for as long as the key is not refused."""
+    """Passes the limiter's permits on, unless the key is refused."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._waits: set[asyncio.Timeout] = set()  # for a permit
+        self._waits: set[asyncio.Timeout] = set()  # the timeouts around the waits for a permit
         self._refusals = 0  # of the key, in a row
         self._refusal: AuthError | None = None
         self._closed_until = -math.inf  # to all, because the key was refused
         self._slow_downs = 0  # in a row
 
     def check_key(self) -> None:
-        """See whether the key can be used.
+        """Check that the key may be used now.
 
         Raises:
-            AuthError: it was refused a moment ago, and more than once.
+            AuthError: it was refused more than once, the last time less than ``PAUSE`` ago.
         """
         if self._refusal is None or self._refusals < _REFUSALS_TO_CLOSE:
             return
@@ -92,11 +92,11 @@ class SubmissionGate:
         """Wait for a permit, as ``Limiter.acquire``.
 
         Raises:
-            AuthError: the key was refused a moment ago, or while this waited.
+            AuthError: as ``check_key``; also if the key is refused while this waits.
         """
         while True:
             self.check_key()
-            wait = asyncio.timeout(None)  # it has no end, unless the key is refused
+            wait = asyncio.timeout(None)  # ends only if the key is refused
             self._waits.add(wait)
             try:
                 async with wait:
@@ -106,14 +106,14 @@ class SubmissionGate:
                     raise  # the limiter's own
             finally:
                 self._waits.discard(wait)
-            is_retry = True  # the refusal may be outdated by now, by a success or by time
+            is_retry = True  # a success, or the end of the pause, may have outdated the refusal
 
     def accepted(self) -> None:
-        """Note that a submission was accepted: the key is good, and the pace too."""
+        """Note that a submission was accepted: neither the key nor the pace was refused."""
         self._refusals = self._slow_downs = 0
 
     def key_refused(self, error: AuthError) -> None:
-        """Note that the key was refused: let nobody through for a moment."""
+        """Note that the key was refused: hold submissions back for ``PAUSE``."""
         self._refusals += 1
         self._refusal = error
         self._closed_until = asyncio.get_running_loop().time() + PAUSE
@@ -125,10 +125,10 @@ class SubmissionGate:
             wait.reschedule(-math.inf)  # it is over now
 
     def slow_down_delay(self, asked: float | None) -> float:
-        """Seconds that the gate should be closed after the service said "too fast", and asked for so many."""
+        """Return for how many seconds to close the gate after "too fast"; ``asked``: the seconds the service asked."""
         self._slow_downs += 1
         return max(asked or 0.0, _MIN_SLOW_DOWN + backoff(self._slow_downs, random.random))
 
     def close(self, seconds: float) -> None:
-        """Let nobody through for so long; the order of those who wait is kept."""
+        """Let no submission through for that many seconds; the queue keeps its order."""
         self._limiter.penalize(seconds)

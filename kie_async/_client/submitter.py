@@ -1,10 +1,10 @@
-"""Submitting: a place among the tasks in flight, a permit of the quota, then the paid POST, once.
+"""Submit a request: wait for a place in flight and for a permit of the quota, then send the paid POST once.
 
-The POST is shielded: the caller may go away, the answer is still awaited and its task followed. It is sent again only
-when the service refused it only for now (429, 430, 455) or when nothing was sent at all. When its answer is lost
-(``SubmitUnknownError`` of ``http_client``, for what never came, or of ``_protocol.response_codes``, for what says
-nothing), a callback that bears its token names the task; without one it stays unknown. What a journal makes of that is
-in ``journal._transitions``, and after a crash in ``journal._takeover``.
+The POST is shielded: if the caller is cancelled, the answer is still awaited and the task followed. The POST is sent
+again only if the service refused it for now (429, 430, 455) or if nothing was sent. If its answer is lost
+(``SubmitUnknownError``: ``http_client`` got none, or ``_protocol.response_codes`` could not read it), a callback with
+its token names the task; without one it stays unknown. ``journal._transitions`` says what a journal records then, and
+``journal._takeover`` what happens after a crash.
 """
 
 from __future__ import annotations
@@ -48,43 +48,43 @@ from kie_async.settings import PLACEHOLDER_CALLBACK_URL
 
 
 class SubmissionLog(Protocol):
-    """Records one submission so that a crash does not lose it; a session without a journal has none.
+    """Records one submission, so that a crash does not lose it; a session without a journal has none.
 
-    What it raises before the POST stops the POST: nothing is sent without a durable record.
+    If ``before_send`` raises, the POST is not sent: nothing is sent without a durable record.
     """
 
     async def before_send(self, token: str, context: Context) -> None:
-        """Record, durably, that a POST with this token is about to be sent; ``context`` is kept with its task."""
+        """Record durably that a POST with this token is about to be sent, and the ``context`` of its task."""
         ...
 
     async def accepted(self, token: str, task_id: str) -> None:
-        """Record, durably, the task that came of it. No event has been emitted yet."""
+        """Record its task durably; called before ``Submitted`` is emitted."""
         ...
 
     async def failed(self, token: str, error: KieError) -> None:
-        """Record that it did not become a task, or that nobody knows whether it did."""
+        """Record that it did not become a task, or that this is unknown."""
         ...
 
 
-Prepare = Callable[[Request], Awaitable[Request]]  # makes a request ready once there is a place: uploads its source
-Check = Callable[[], None]  # called right before the POST; what it raises forbids that, and is raised
+Prepare = Callable[[Request], Awaitable[Request]]  # called once there is a place: uploads the source
+Check = Callable[[], None]  # called right before the POST; if it raises, nothing is sent, and the error is raised
 
-_MAX_GIVEN_UP = 10_000  # tokens of submissions given up as unknown, in case their callback comes after all
-_MAX_LEFT = 1000  # tasks whose callbacks are recognized when they are not followed any more
+_MAX_GIVEN_UP = 10_000  # tokens of submissions given up as unknown, in case their callback still comes
+_MAX_LEFT = 1000  # tasks no longer followed whose late callbacks are still recognized
 _ANOTHER_TASK = "its token belongs to another task"
 
 
 @attrs.define(eq=False, repr=False)
 class _PendingSubmission:
-    """One request on its way.
+    """A submission that has no task yet.
 
     Attributes:
-        place: what it holds.
-        waited: seconds that it waited for the quota.
-        context: what the observer wants to come with its task.
-        token: in its callback URL; it names the task when the answer is lost.
-        named: done with the task id of the first callback that bears the token.
-        stages: those of the callbacks that came before the answer.
+        place: its place in flight.
+        waited: how many seconds it waited for the quota.
+        context: filled by the observer, and passed on with the task.
+        token: the token in its callback URL.
+        named: completed with the task id of the first callback that has the token.
+        stages: the stages of the callbacks that came before the answer.
     """
 
     request: Request
@@ -98,7 +98,7 @@ class _PendingSubmission:
     stages: list[str] = attrs.field(factory=list)
 
     def note_callback(self, task_id: str, stage: str) -> str:
-        """Note the task that a callback names; return why the callback is set aside, or nothing."""
+        """Note the task that a callback names; return why the callback is ignored, or ""."""
         if not self.named.done():
             self.named.set_result(task_id)
         if self.named.result() != task_id:
@@ -108,13 +108,13 @@ class _PendingSubmission:
 
 
 class _Tokens:
-    """Which submission, or which task, the token of a callback belongs to.
+    """The submissions and tasks that the tokens of callbacks belong to.
 
     Attributes:
-        pending: submissions that are sent, or about to be, and have no task yet.
-        followed: the ids of the tasks that are followed.
-        left: tokens and tasks that are not followed any more; their last callbacks may be under way.
-        given_up: submissions whose answer was lost, and which no callback named in time.
+        pending: by token, the submissions that were or are about to be sent and have no task yet.
+        followed: by token, the ids of the tasks that are followed.
+        left: tokens with the ids of tasks that are no longer followed; their last callbacks may still come.
+        given_up: tokens of submissions whose answer was lost and whose callback did not come in time.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class _Tokens:
 
 
 class Submitter:
-    """Turns requests into followed tasks; when the group of the session ends, nothing more is sent."""
+    """Turns requests into followed tasks; sends nothing more once the session's task group ends."""
 
     def __init__(self, transport: Transport, limiter: Limiter, tracker: Tracker, group: TaskGroup) -> None:
         self._settings = transport.settings
@@ -135,7 +135,7 @@ class Submitter:
         self._group = group
         self._gate = SubmissionGate(limiter)
         self._in_flight = InFlightLimit(self._settings.max_in_flight, self._emit)
-        self._cap = SpendingCap(self._settings.max_credits)  # a journal has its own
+        self._cap = SpendingCap(self._settings.max_credits)  # unused with a journal, which has its own caps
         self._tokens = _Tokens()
         self._posts: set[asyncio.Task[TrackedTask]] = set()  # with the wait for a callback, if the answer is lost
         self._unrecorded: set[asyncio.Future[None]] = set()  # one for each POST; done when its answer is recorded
@@ -150,8 +150,8 @@ class Submitter:
             BudgetError: ``Settings.max_credits`` leaves no room for it.
             KieError: it did not become a task.
 
-        Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: its task, if there
-        is one, is followed, and events are emitted.
+        Cancelling before the POST spends nothing. Cancelling during the POST does not stop it: if it becomes a task,
+        that is followed, and its events are emitted.
         """
         now = asyncio.get_running_loop().time
         started_at = now()
@@ -178,12 +178,12 @@ class Submitter:
                 place.submission_failed(None)
             elif post.done():
                 _free_if_failed(post, place)
-            else:  # the caller may go away during its POST: a task that comes of it is followed
+            else:  # the caller was cancelled during the POST: if that becomes a task, it is followed
                 post.add_done_callback(lambda left: _free_if_failed(left, place))
             raise
 
     def callback_received(self, token: str, task_id: str, stage: str) -> str:
-        """Let a callback name the task of its submission, or hasten a poll; return why it is set aside, or nothing."""
+        """Act on a callback: it names the task of a submission, or hastens a poll. Return why it is ignored, or ""."""
         tokens = self._tokens
         if (submission := tokens.pending.get(token)) is not None:
             return submission.note_callback(task_id, stage)
@@ -202,16 +202,16 @@ class Submitter:
 
     @property
     def under_way(self) -> int:
-        """How many submissions were sent, or are about to be, and are not answered yet."""
+        """The number of submissions that were or are about to be sent and are not answered yet."""
         return len(self._unrecorded)
 
     async def drain(self) -> None:
-        """Wait until each POST that is under way now is answered, and its answer recorded; some 90 s at most."""
+        """Wait until each POST under way is answered and its answer recorded; about 90 s at most."""
         if self._unrecorded:
             await asyncio.wait(tuple(self._unrecorded))
 
     async def close(self) -> None:
-        """Wait for the answers of all POSTs, and end the waits for callbacks."""
+        """Wait for the answers of all POSTs, and stop waiting for callbacks."""
         self._closing.set_result(None)
         if self._posts:
             await asyncio.wait(tuple(self._posts))
@@ -221,7 +221,7 @@ class Submitter:
     async def _acquire_permit(self, check: Check, *, is_retry: bool) -> Permit:
         permit = await self._gate.acquire(is_retry=is_retry)
         try:
-            check_running(self._group)  # while this waited, the session may have been closed in another task
+            check_running(self._group)  # another task may have closed the session while this waited
             check()
         except BaseException:
             permit.give_back()
@@ -283,7 +283,7 @@ class Submitter:
             del self._tokens.pending[submission.token]
 
     async def _send_or_recover(self, submission: _PendingSubmission, permit: Permit) -> str:
-        """Return the id of the task that a submission has become, by its answer or, if that is lost, by a callback."""
+        """Return the id of a submission's task, from its answer or, if that is lost, from a callback."""
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unrecorded.add(recorded)
         try:
@@ -296,7 +296,7 @@ class Submitter:
         return await self._recover(submission, lost)
 
     async def _send(self, submission: _PendingSubmission, permit: Permit) -> str:
-        """Send the POST, between the record of its intent and the record of its answer."""
+        """Record the intent, send the POST, and record its answer."""
         token, log, callback_url = submission.token, submission.log, self._settings.callback_url
         address = f"{callback_url}/{token}" if callback_url else PLACEHOLDER_CALLBACK_URL
         try:
@@ -320,13 +320,13 @@ class Submitter:
             return
         try:
             await submission.log.accepted(submission.token, task_id)
-        except StorageError as error:  # it is paid, and on record nowhere
+        except StorageError as error:  # the task is paid, and not on record
             error.retryable = False
             error.message += f"; the task is paid, so do not submit it again: session.track({task_id!r}) follows it"
             raise
 
     async def _record_failed(self, submission: _PendingSubmission, error: KieError) -> None:
-        """Record an error. It is raised even if the journal fails, for it says what was charged."""
+        """Record an error. If the journal fails, that is added to its message: the error says what was charged."""
         if submission.log is None:
             return
         try:
@@ -342,7 +342,7 @@ class Submitter:
             self._emit(Notice("", f"an answer was lost; waiting for its callback: {error.message}"))
             timeout = self._settings.recovery_timeout
             await asyncio.wait((named, self._closing), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not named.done() and self._closing.done():  # the next session with the journal goes on
+            if not named.done() and self._closing.done():  # the next session with the journal takes over
                 error.message += "; the session was closed before its callback came"
                 raise error
             error.message += f"; no callback named it within {timeout:.0f} s"
@@ -375,6 +375,6 @@ class Submitter:
 
 
 def _free_if_failed(post: asyncio.Future[TrackedTask], place: Place) -> None:
-    """Free the place of a POST that has failed. A task that came of the POST holds it until it is released."""
+    """Free the place of a POST that has failed. If it became a task, the task holds the place until its release."""
     if not post.cancelled() and isinstance(error := post.exception(), KieError):  # cancelled only as the loop ends
         place.submission_failed(error)
