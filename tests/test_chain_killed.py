@@ -40,7 +40,8 @@ async def main():
     settings = kie.Settings(observer=observe)
     async with kie.KieSession(settings, journal=f"{folder}/jobs.sqlite") as session:
         track = kie.Track("a1", duration=20.0)
-        chain = await session.extend_until(track, 30.0, model="V5", choose=choose, key="song", directory=folder)
+        given = {"model": "V5", "choose": choose, "key": "song", "directory": folder, "before_end": 0.5}
+        chain = await session.extend_until(track, 30.0, **given)
         print(len(chain.steps), chain.length, *(len(step.files) for step in chain.steps), flush=True)
 
 asyncio.run(main())

@@ -299,7 +299,7 @@ def test_a_step_that_added_nothing_is_not_followed_by_another(
         for more in (("--yes",), ()):  # the second has nothing to ask
             answer = terminal(*words, *more)
             assert answer.code == 3
-            assert "its last step added nothing" in answer.err
+            assert "its last step made it no longer" in answer.err
         assert "nothing to do" not in answer.err
         assert len(service.ledger) == 1
 

@@ -49,7 +49,7 @@ _UNCERTAIN_CUT = (
     "(and --prompt or --instrumental) the cut is certain"
 )
 _WHY_SHORT = {
-    "nothing_added": "its last step added nothing; another would be paid in vain",
+    "nothing_added": "its last step made it no longer; another would be paid in vain",
     "length_unknown": "the service does not say how long the last take is: listen to it, and go on with 'extend'",
 }
 
