@@ -231,6 +231,25 @@ async def test_what_is_refused_after_a_wait_and_has_no_key_says_why(tmp_path: Pa
         assert await journal.spent("") == 24
 
 
+async def test_what_is_refused_after_a_wait_and_has_a_key_says_why_until_it_is_sent(tmp_path: Path) -> None:
+    async with capped(12, max_in_flight=1) as service:
+        settings = service.session.settings
+        async with kie.KieSession(settings, journal=own_journal(tmp_path)) as session:
+            submitting = [session.submit(REQUEST, key=key) for key in ("first", "second")]
+            outcomes = await asyncio.gather(*submitting, return_exceptions=True)
+            assert [type(each) for each in outcomes if isinstance(each, Exception)] == [kie.BudgetError]
+            assert session.journal is not None
+            [refused] = [job async for job in session.journal.jobs(State.PLANNED)]
+            assert refused.error is not None
+            assert (refused.error.type, refused.error.charged) == ("BudgetError", "no")
+        async with kie.KieSession(attrs.evolve(settings, max_credits=24), journal=own_journal(tmp_path)) as session:
+            await (await session.submit(REQUEST, key=refused.key))
+    async with own_journal(tmp_path) as journal:
+        made = await journal.get(refused.key)
+        assert made is not None
+        assert (made.state, made.error) == (State.SUCCEEDED, None)
+
+
 async def test_what_is_cancelled_before_it_is_sent_and_has_no_key_is_not_left_waiting(tmp_path: Path) -> None:
     async with capped(24, max_in_flight=1) as service:
         settings = service.session.settings

@@ -19,7 +19,7 @@ from kie_async._client.concurrency import InternalErrors
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import Origin, Task, TrackedTask
 from kie_async._protocol.admission import check_task_id, task_id_error
-from kie_async.errors import ConflictError, KieError
+from kie_async.errors import BudgetError, ConflictError, KieError
 from kie_async.events import Notice, clean
 from kie_async.journal._caps import Payer
 from kie_async.journal._job import InboundCallback, Job, JobError, State, source_on
@@ -124,7 +124,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         Args:
             request: the request.
             key: of the job; None for a random one. If a job with a random key is not sent, because of an error or
-                because this is cancelled, it is rejected: nobody knows its key, so nobody could submit it again.
+                because this is cancelled, it is rejected: nobody knows its key, so nobody could submit it again. One
+                of an own key that has no room in the caps stays planned, with the error.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
@@ -135,12 +136,16 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """
         request = await self._admit(request)
         if key:
-            return await self._submit_as(key, await self.journal.get(key), request, check)
+            try:
+                return await self._submit_as(key, await self.journal.get(key), request, check)
+            except BudgetError as error:
+                await self._record_unsent(key, State.PLANNED, error)
+                raise
         key = secrets.token_hex(16)
         try:
             return await self._submit_as(key, None, request, check)
         except (KieError, asyncio.CancelledError) as error:
-            await self._reject_unsent(key, error)
+            await self._record_unsent(key, State.REJECTED, error)
             raise
 
     async def _submit_as(self, key: str, job: Job | None, request: Request, check: Check) -> Task:
@@ -161,14 +166,14 @@ class Recorder(anyio.AsyncContextManagerMixin):
             raise ConflictError(message, job.task_id, charged=charged(job))
         return await self._submit_admitted(job.key, request, None, check)
 
-    async def _reject_unsent(self, key: str, error: BaseException) -> None:
-        """Reject the job of a random key that was not sent: its caller does not know the key to submit it again."""
+    async def _record_unsent(self, key: str, to: State, error: BaseException) -> None:
+        """Record why a planned job was not sent; reject one of a random key, which its caller cannot submit again."""
         if not isinstance(error, KieError):
             error = KieError("it was cancelled before it was sent", charged="no")
         with suppress(KieError), anyio.CancelScope(shield=True):  # the caller raises the error of the submission
             job = await self.journal.get(key)
             if job is not None and job.state is State.PLANNED:
-                await self.journal.move(key, State.REJECTED, error=JobError.of(error))
+                await self.journal.move(key, to, error=JobError.of(error))
 
     async def check_caps(self, batch: str) -> None:
         """Check that the caps have room for one more submission, before its source is uploaded.

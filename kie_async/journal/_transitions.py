@@ -104,6 +104,8 @@ def transition(job: Job, to: State, facts: Mapping[str, Any], *, token: str | No
     """
     if odd := facts.keys() - FACTS:
         raise TypeError(f"no facts of a job: {', '.join(sorted(odd))}")
+    if job.state is to is State.PLANNED and facts.keys() == {"error"}:  # why it was not sent
+        return attrs.evolve(job, error=facts["error"])
     _guard(job, to, token)
     _guard_task(job, to, facts.get("task_id"))
     if to is State.PLANNED:  # it begins anew; the attempts in the journal keep what they were
