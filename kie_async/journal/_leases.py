@@ -1,4 +1,4 @@
-"""The leases that a process holds in a journal, and whether a process is dead: then what it held is free."""
+"""The leases that a process holds in a journal, and how to tell that a process is dead."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
     from kie_async.journal._journal import Journal
 
 HEARTBEAT = 5.0  # seconds between two renewals
-LEASE = 30.0  # seconds without a renewal after which a process is taken for dead
+LEASE = 30.0  # seconds without a renewal after which a process counts as dead
 
 
 class Leases:
-    """Holds leases of a journal.
+    """Holds and renews leases of a journal.
 
     Args:
-        journal: open already.
-        emit: is called when a lease can not be renewed, or given back.
+        journal: an open journal.
+        emit: called with a notice if a lease cannot be renewed or given back.
     """
 
     def __init__(self, journal: Journal, emit: Observer) -> None:
         self._journal = journal
         self._emit = emit
-        self._renewed: dict[str, float | None] = {}  # by name, when each was last renewed; None: it is being taken
-        self._guarding: set[str] = set()  # names of those without which nothing is submitted
+        self._renewed: dict[str, float | None] = {}  # when each was last renewed, by name; None: being taken
+        self._guarding: set[str] = set()  # names of leases without which nothing is submitted
 
     @asynccontextmanager
     async def holding(self, name: str, *, guards_spending: bool = True) -> AsyncGenerator[None]:
-        """Hold a lease, and renew it, for as long as the block lasts.
+        """Hold a lease and renew it while the block lasts.
 
         Args:
-            name: of the lease.
-            guards_spending: nothing is submitted once another process has it.
+            name: the name of the lease.
+            guards_spending: submit nothing once another process has taken it.
 
         Raises:
-            ConflictError: another process holds it, or this one does.
+            ConflictError: another process holds it, or this one does already.
         """
         if name in self._renewed:
             raise ConflictError(f"{name} is being worked on by this process already")
@@ -58,7 +58,7 @@ class Leases:
             self._renewed[name] = time.time()
         except BaseException as error:
             del self._renewed[name]
-            if not isinstance(error, ConflictError):  # it may have been written all the same
+            if not isinstance(error, ConflictError):  # it may have been written nevertheless
                 with anyio.CancelScope(shield=True):
                     await self._release(name)
             raise
@@ -76,34 +76,34 @@ class Leases:
         """Renew a lease that is held.
 
         Raises:
-            ConflictError: another process took it when it had run out.
+            ConflictError: it had expired, and another process has taken it.
         """
         now = time.time()
         await self._journal.lease(name, LEASE)
         if name in self._renewed:
             self._renewed[name] = now
-        else:  # it was given back between the two
+        else:  # it was given back during the write
             await self._release(name)
 
     async def check(self) -> None:
-        """See, before anything is spent, that no other process took a lease that guards it while this one slept.
+        """Check, before anything is spent, that no guarding lease was lost while this process was suspended.
 
         Raises:
-            ConflictError: one did.
+            ConflictError: another process has taken one.
         """
         for name in tuple(self._guarding):
             renewed_at = self._renewed.get(name)
-            if renewed_at is not None and time.time() - renewed_at > LEASE:  # else it was given back meanwhile
+            if renewed_at is not None and time.time() - renewed_at > LEASE:  # None: given back in the meantime
                 await self.renew(name)
 
     async def ensure_dead(self, process_id: str) -> None:
-        """Raise ConflictError if a process lives: it holds its lease then."""
+        """Raise ConflictError if a process lives, that is, if it holds its lease."""
         name = process_lease(process_id)
         await self._journal.lease(name, HEARTBEAT)
         await self._journal.release(name)
 
     async def keep_renewing(self) -> None:
-        """Renew all leases that are held, until cancelled."""
+        """Renew all held leases every ``HEARTBEAT``, until cancelled."""
         while True:
             await anyio.sleep(HEARTBEAT)
             for name in [name for name, at in self._renewed.items() if at is not None]:
@@ -116,12 +116,12 @@ class Leases:
     async def _release(self, name: str) -> None:
         try:
             await self._journal.release(name)
-        except KieError as error:  # it runs out by itself
+        except KieError as error:  # it expires by itself
             self._emit(Notice("", f"a lease could not be given back: {clean(error.message)}"))
 
 
 def process_lease(process_id: str) -> str:
-    """The name of the lease that says that a process lives."""
+    """The name of the lease that shows that a process lives."""
     return f"process:{process_id}"
 
 
@@ -129,7 +129,7 @@ def process_lease(process_id: str) -> str:
 
 
 def new_process_id() -> str:
-    """Return an id for this process: ``machine:pid:`` and a random part, for pids are used again."""
+    """Return an id for this process: ``machine:pid:`` and a random part, because pids are reused."""
     return f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
@@ -149,7 +149,7 @@ def is_dead(process_id: str) -> bool:
 
 
 def boot_id() -> str:
-    """Return the id of this start of the machine; empty where it has none."""
+    """Return the id of this boot of the machine; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -157,7 +157,7 @@ def boot_id() -> str:
 
 
 def _machine() -> str:
-    """The host, its start, and the space its pids are counted in: names and spaces alone may be those of another."""
+    """The host name, the boot id and the pid namespace, because other machines can have the same host name."""
     try:
         space = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:

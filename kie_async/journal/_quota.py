@@ -1,8 +1,8 @@
-"""One quota for many processes: the limiter whose slots stand in the journal's database, on its clock.
+"""A quota that many processes share: a limiter whose slots are in the journal's database, on the database's clock.
 
-A slot is held until the answer's headers and free one window later, as in ``SlidingLimiter``. Its holder says every
-few seconds that it lives; the slots of a dead one are free one window after its lease. Without the database nobody
-submits: no quota, no spending. Who gets which slot is decided in ``_quota_rules``.
+A slot is held until the headers of the answer arrive and is free one window later, as in ``SlidingLimiter``. A process
+renews its lease every few seconds; the slots of a dead process are free one window after its lease has expired. While
+the database is away, nobody submits. ``_quota_rules`` decides who gets which slot.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _SOON = 0.05  # seconds until slots are asked for again, while they are left to 
 
 @attrs.frozen
 class Deadline:
-    """A moment by two clocks: a suspended machine stops the one, and may set the other back."""
+    """A time by two clocks, because a suspended machine stops the one, and can set the other back."""
 
     monotonic: float
     wall: float
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """The moment so many seconds from now."""
+        """The time that many seconds from now."""
         return cls(asyncio.get_running_loop().time() + seconds, time.time() + seconds)
 
     @property
@@ -56,11 +56,11 @@ class Deadline:
 
 @attrs.define(eq=False)
 class SharedPermit:
-    """A slot of a shared quota.
+    """A permit of a shared quota: a slot, for a time.
 
     Attributes:
-        name: of this grant; a slot that was taken over bears another.
-        until: the latest moment for a submission to begin: half of the lease.
+        name: the name of this grant; if another process takes the slot over, the grant has another name.
+        until: the latest time to begin the submission: half of the lease.
     """
 
     name: str
@@ -70,15 +70,15 @@ class SharedPermit:
 
     @property
     def is_valid(self) -> bool:
-        """Whether a submission may still begin: neither process nor machine slept through the lease."""
+        """Whether the submission may still begin: not if the process or the machine was suspended for too long."""
         return not self.until.is_over
 
     def release(self) -> None:
-        """The server has seen the submission, or may have: the slot is free one window from now."""
+        """End it after the server has, or may have, seen the submission: the slot is free one window from now."""
         self._end(self, self._window)
 
     def give_back(self) -> None:
-        """Nothing was sent: the slot is free at once."""
+        """End it after nothing was sent: the slot is free at once."""
         self._end(self, 0.0)
 
 
@@ -86,17 +86,17 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
     """At most ``limit`` submissions in any ``window`` seconds, for all processes that share a journal.
 
     Enter it around the session: ``async with journal, JournalLimiter(journal) as limiter, KieSession(limiter=limiter):
-    ...``. Inside a process it is first come first served; between processes each gets its share, and what one does not
-    want is the others'.
+    ...``. Within a process it is first come first served; processes get equal shares, and what one does not need goes
+    to the others.
 
     Args:
-        journal: open for as long as the limiter is used.
-        account: whose quota; processes with the same key use the same word.
-        limit: permits; the service allows 20 per account.
+        journal: a journal that stays open while the limiter is used.
+        account: the name of the account whose quota it is.
+        limit: the number of permits; the service allows 20 per account.
         window: seconds; 10 at the service.
-        margin: seconds added to the window, for the difference of two clocks.
-        lease: seconds after which a process that gives no sign is taken for dead. One that was stopped for longer
-            asks ``SharedPermit.is_valid`` before its POST, and gets a permit anew.
+        margin: seconds added to the window, because the server's clock runs differently.
+        lease: seconds without a renewal after which a process counts as dead. A process that was suspended for longer
+            sees that its permit is not valid (``SharedPermit.is_valid``), and takes a new one.
     """
 
     def __init__(  # noqa: PLR0913  # five facts with defaults

@@ -1,8 +1,8 @@
-"""A living process goes on with what a dead one leaves: it resolves its intents, and follows its tasks.
+"""Take over from processes that have died: resolve their intents, and follow their tasks.
 
-To resolve a job that was sent and has no answer is to give it the state that can be known now. An intent becomes
-``SUBMITTED`` if a callback with its token was saved, and ``UNKNOWN`` if not; it is never sent again. A process is
-dead when its lease has run out, or when it is no more on this machine (``_leases``).
+To resolve a job that was sent and has no answer means to give it the state that can be known now. An intent becomes
+``SUBMITTED`` if a callback with its token was saved, and ``UNKNOWN`` if not; it is never sent again. A process counts
+as dead when its lease has expired, or when it ran on this machine and its pid is gone (``_leases``).
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ WITHOUT_ANSWER = (State.INTENT, State.UNKNOWN)
 
 
 class Takeover:
-    """Resolves what was sent and has no answer, and takes over from processes that are dead.
+    """Resolves jobs that were sent and have no answer, and takes over from dead processes.
 
     Args:
-        journal: open already.
-        leases: those that this process holds.
+        journal: an open journal.
+        leases: the leases that this process holds.
         knows: tells whether the submission with a token is under way or followed here.
         follow: follows the task of a job.
-        emit: is called with what could not be done.
+        emit: called with a notice of each failure.
 
     Attributes:
-        not_sent: token to key of each intent whose write failed: it may be in the journal, but nothing was sent.
+        not_sent: for each intent whose write failed, its token and the key of its job: the intent may be in the
+            journal, but nothing was sent.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Takeover:
         self.not_sent: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Take over from processes that are dead, now and whenever another may have died, until cancelled."""
+        """Take over from dead processes, now and every ``INTERVAL``, until cancelled."""
         excluded = {self._journal.process_id}
         async with anyio.create_task_group() as group:
             while True:
@@ -69,12 +70,12 @@ class Takeover:
                 await anyio.sleep(INTERVAL)
 
     async def _take_over(self, process_id: str, excluded: set[str]) -> None:
-        """Resolve the intents of a process, if it is dead, and follow its tasks to their ends.
+        """If a process is dead, resolve its intents and follow its tasks to their ends.
 
-        A process some of whose tasks came to no end is added to ``excluded``.
+        A process with tasks that did not end in time is added to ``excluded``.
 
-        As long as this lasts, a lease says so, and no other process does the same. It is not the dead one's own: a
-        process that was merely stopped for long goes on, and submits, when it wakes.
+        A lease keeps other processes from doing the same. It is not the lease of the dead process, because a process
+        that was only suspended for long continues when it wakes, and submits.
         """
         try:
             with InternalErrors("the tasks of a dead process"):
@@ -85,13 +86,13 @@ class Takeover:
                     tasks = [self._follow(job) for job in resolved if job.state is State.SUBMITTED]
                     if not all([await _has_ended(task) for task in tasks]):
                         excluded.add(process_id)  # its jobs stay submitted, and would be taken over again and again
-        except ConflictError:  # it lives, or another process was quicker
+        except ConflictError:  # the process lives, or another one was quicker
             return
         except KieError as error:
             self._notice(f"the tasks of a dead process could not be taken over: {clean(error.message)}")
 
     async def resolve_all(self, batch: str) -> None:
-        """Resolve each intent of a batch whose process is dead, and each unknown; ``""`` is the jobs of no batch.
+        """Resolve the unknown jobs of a batch, and its intents whose process is dead; ``""``: jobs without a batch.
 
         An intent whose process lives is left to that process.
         """
@@ -99,7 +100,7 @@ class Takeover:
             await self.try_to_resolve(job)
 
     async def try_to_resolve(self, job: Job) -> Job:
-        """Resolve a job if that is possible now; else leave it to whoever has it, and return it unchanged."""
+        """Resolve a job, and return it; if another process has it, emit a notice and return it unchanged."""
         try:
             return await self.resolve(job)
         except ConflictError as error:
@@ -107,9 +108,9 @@ class Takeover:
             return job
 
     async def resolve(self, job: Job) -> Job:
-        """Resolve an intent whose process is dead, or an unknown; any other job is returned unchanged.
+        """Resolve an unknown job, or an intent whose process is dead; return any other job unchanged.
 
-        An intent of which this process knows that nothing was sent becomes planned again.
+        An intent that this process knows was not sent becomes planned again.
 
         Raises:
             ConflictError: this process is submitting or following it, its process lives, or another was quicker.
@@ -123,7 +124,7 @@ class Takeover:
         if job.state is State.INTENT and job.process_id != self._journal.process_id:
             await self._leases.ensure_dead(job.process_id or "")
         callbacks = await self._journal.callbacks_for(token=job.token)
-        if job.state is State.INTENT and not callbacks:  # its answer is lost, be it this process's own
+        if job.state is State.INTENT and not callbacks:  # its answer is lost, even if it is this process's own
             error = JobError(type="SubmitUnknownError", message="no answer was recorded", charged="maybe")
             job = await self._journal.move(job.key, State.UNKNOWN, token=job.token, error=error)
             # A callback may have arrived between the read and the write: check again.
@@ -133,13 +134,13 @@ class Takeover:
         return job
 
     async def take_back_unsent(self) -> None:
-        """Take the intents back that were never sent."""
+        """Take back the intents that were never sent: their jobs are planned again."""
         for token, key in self.not_sent.items():
             with suppress(KieError):  # taken back already; or the journal is away, and the intent stays
                 await self._journal.move(key, State.PLANNED, token=token)
 
     async def intents_left(self, batch: str) -> AsyncGenerator[Job, None]:
-        """Give the intents of other processes in a batch, if there are any, after the seconds that a lease lasts.
+        """Yield the intents of other processes in a batch, if there are any, after waiting as long as a lease lasts.
 
         By then each is resolved, or its process is known to be dead.
         """
@@ -155,11 +156,11 @@ class Takeover:
 
 
 async def _has_ended(task: Task) -> bool:
-    """Wait for a task as long as it is followed, and tell whether it came to an end that the journal takes."""
+    """Wait for a task while it is followed; tell whether it has ended with an outcome that the journal records."""
     try:
         await task
     except (TaskFailedError, TaskNotFoundError):
         return True
-    except KieError:  # its time was over, say
+    except KieError:  # such as a timeout
         return False
     return True
