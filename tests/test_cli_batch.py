@@ -112,12 +112,15 @@ def test_a_journal_elsewhere(terminal: Terminal, tmp_path: Path, out: Path) -> N
     assert not list(out.glob("*.sqlite"))
 
 
+@pytest.mark.usefixtures("service")
 def test_the_environment_may_name_the_journal(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
     monkeypatch.setenv("KIE_JOURNAL", str(tmp_path / "jobs.db"))
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--emulate")
-    assert terminal(*words).code == 0
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out")
+    assert terminal(*words, str(tmp_path / "tried"), "--emulate").code == 0
+    assert not (tmp_path / "jobs.db").exists()  # what is merely tried out is not done
+    assert terminal(*words, str(out), "--yes", "--max-credits", "0").code == 4
     assert (tmp_path / "jobs.db").exists()
 
 

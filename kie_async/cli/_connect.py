@@ -246,13 +246,14 @@ class JournalLocation:
 def find_journal(location: str | None, out: Path | None, *, emulate: bool = False) -> JournalLocation:
     """Find the journal: by option, by ``KIE_JOURNAL``, or else as a file in the directory of the results.
 
+    ``KIE_JOURNAL`` is not for what is emulated: it would count as done.
+
     Raises:
         UsageError: none of these is given, the option is empty, or the URL is of an unknown kind.
     """
     if location is not None and not location.strip():
         raise UsageError("--journal is empty: give a path or postgresql://..., or leave it out")
-    location = location or journal_location()
-    if location:
+    if location := location or ("" if emulate else journal_location()):
         if not is_shared(location):
             try:
                 open_journal(location)
