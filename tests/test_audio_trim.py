@@ -66,12 +66,20 @@ async def test_a_file_that_is_shorter_is_faded_out_too(tmp_path: Path) -> None:
 async def test_the_tags_of_the_song_stay(tmp_path: Path, suffix: str, data: bytes, title: str) -> None:
     song = tmp_path / f"song{suffix}"
     song.write_bytes(data)
-    trimmed = await trim(song, tmp_path / "short.mp3", seconds=1.5)
+    take, untagged = tmp_path / "take.mp3", tone(tmp_path / "untagged.wav", 1)
+    take.write_bytes(audio_files.encoded("libmp3lame", "mp3", seconds=2.0, title="take"))
     given = {"at": 1.0, "kind": "continuation"}
-    joined = await join(song, tone(tmp_path / "new.wav", 1), out=tmp_path / "long.flac", **given)  # type: ignore[arg-type]
-    for path in (trimmed, joined.path):
+    made = [
+        await trim(song, tmp_path / "short.mp3", seconds=1.5),
+        await trim(song, tmp_path / "plain.mp3", seconds=1.5, tags_of=untagged),
+        await trim(song, tmp_path / "alone.mp3", seconds=1.5, tags_of=tmp_path / "nothing.mp3"),
+        await trim(take, tmp_path / "named.mp3", seconds=1.5, tags_of=song),
+        (await join(song, take, out=tmp_path / "long.flac", **given)).path,  # type: ignore[arg-type]
+        (await join(untagged, song, out=tmp_path / "longer.flac", **given)).path,  # type: ignore[arg-type]
+    ]
+    for path in made:
         with av.open(str(path)) as file:
-            assert file.metadata["title"].encode().endswith(title.encode())
+            assert file.metadata["title"].encode().endswith(title.encode()), path
 
 
 async def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import json
 import re
 import wave
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+import av
 import pytest
 from command_line import Answer, Terminal, served, short_song
 
@@ -165,22 +167,33 @@ def test_what_is_known_of_a_track_is_found_beside_it(
 def test_continuations_are_joined_to_their_song(
     terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(demo.parent)
+    monkeypatch.chdir(tmp_path)
+    tags = {"title": "Mine", "album_artist": "Me", "composer": "I"}
+    with av.open(str(demo)) as read, av.open("my song.flac", "w") as write:
+        write.metadata.update(tags)
+        stream = write.add_stream("flac", rate=read.streams.audio[0].rate)
+        for frame in chain(read.decode(audio=0), (None,)):
+            write.mux(stream.encode(frame))
     new = str(tmp_path / "new")
-    words = ("upload-extend", demo.name, "--at", "25.3", "--until", "34", "--out", new, "--yes", *TITLED)
+    words = ("upload-extend", "my song.flac", "--at", "25.3", "--until", "34", "--out", new, "--yes", *TITLED)
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
     says = "holds the continuation alone; the song lasts 0:34.8; cut at 0:03.5: the take before fades out from 0:04"
     assert f"step 2: take 2 of 2 {says}" in answer.err
     assert re.search(r"at 0:25.3 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
     *_, joined, trimmed = made(answer)
-    assert (joined[-13:], trimmed[-10:]) == ("-2-joined.wav", "-2-34s.wav")
+    assert (joined[-14:], trimmed[-11:]) == ("-2-joined.flac", "-2-34s.flac")
     assert files.measure(tmp_path / "new" / joined) == pytest.approx(34.8, abs=0.2)
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(34, abs=0.001)
     assert sorted(path.name for path in (tmp_path / "new").glob(".*")) == []
+    for name in (joined, trimmed):
+        with av.open(str(tmp_path / "new" / name)) as file:
+            assert tags.items() <= {key.lower(): value for key, value in file.metadata.items()}.items()
     sidecars = [json.loads(path.read_bytes()) for path in (tmp_path / "new").glob("*-1-*.kie.json")]
     assert [facts["verdict"]["kind"] for facts in sidecars] == ["continuation"] * 2
-    assert [facts["source"]["path"] for facts in sidecars] == [str(demo)] * 2  # a report is made anywhere
+    assert [facts["source"]["path"] for facts in sidecars] == [
+        f"{tmp_path}/my song.flac"
+    ] * 2  # wherever a report is made
     finished = [word for word in words if word != "--yes"]
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))

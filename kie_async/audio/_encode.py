@@ -47,11 +47,12 @@ class Form:
 
     @classmethod
     def fitting(cls, suffix: str, *readers: AudioReader) -> Form:
-        """The form that loses nothing of these, or as little as the kind of file can; with the tags of the first."""
+        """The form that loses nothing of these, or as little as it can; with the tags of the first that has any."""
         rate, channels, bits = (max(map(attrgetter(name), readers)) for name in ("rate", "channels", "bits"))
         if suffix == ".mp3":
             rate = next((each for each in _MP3_RATES if each >= rate), _MP3_RATES[-1])
-        return cls(suffix, rate, min(2, channels), bits, readers[0].tags)
+        tags = next((reader.tags for reader in readers if reader.tags), {})
+        return cls(suffix, rate, min(2, channels), bits, tags)
 
     @property
     def highest(self) -> float:

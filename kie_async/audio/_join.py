@@ -78,7 +78,7 @@ async def join(
         at: the cut (``continue_at``): seconds, or text such as "2:06", "75%" and "-10s".
         out: the file to write, a .wav, .flac or .mp3. It has the higher sample rate of the two files, at most two
             channels, and 24 bits if one of them has; an mp3 has 128 kbit/s for each channel. The tags (title, artist
-            and so on) are those of the source.
+            and so on) are those of the source, or of the result if the source has none.
         kind: what the result holds, "whole" or "continuation"; by default its sound decides.
 
     Returns:

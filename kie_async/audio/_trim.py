@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from kie_async.audio._join import SUFFIXES, refused
 from kie_async.audio._verdict import can_compare
-from kie_async.errors import AudioError
+from kie_async.errors import AudioError, StorageError
 from kie_async.events import clean
 from kie_async.files import on_disk
 
@@ -19,7 +22,14 @@ if TYPE_CHECKING:
 FADE = 2.0  # seconds
 
 
-async def trim(source: str | PathLike[str], out: str | PathLike[str], *, seconds: float, fade: float = FADE) -> Path:
+async def trim(
+    source: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    seconds: float,
+    fade: float = FADE,
+    tags_of: str | PathLike[str] | None = None,
+) -> Path:
     """Write the beginning of an audio file to a new file, with a fade-out, and return the path of that.
 
     Args:
@@ -27,25 +37,26 @@ async def trim(source: str | PathLike[str], out: str | PathLike[str], *, seconds
         out: the file to write, a .wav, .flac or .mp3.
         seconds: the length of the new file, above 0.
         fade: the length of the fade-out (equal power) at its end, in seconds.
+        tags_of: an audio file whose tags (title, artist and so on) the new file gets; by default, or if that has none
+            or cannot be decoded, those of the source.
 
     Raises:
         InvalidRequestError: ``out`` cannot be used; see ``problems``.
         AudioError: the source cannot be decoded as audio, or the extra ``audio`` is not installed.
         StorageError: the disk refused, or ``out`` exists already.
 
-    The file is whole or absent, and has the tags of the source (title, artist and so on). Cancelling waits for the
-    work, about 2 s for a song of 4 minutes.
+    The file is whole or absent. Cancelling waits for the work, about 2 s for a song of 4 minutes.
     """
     source, out = Path(source), Path(out)
     if out.suffix.lower() not in SUFFIXES:
         raise refused("out", f"is {clean(str(out))}", f"give a name that ends in {', '.join(SUFFIXES)}")
     if not can_compare():
         raise AudioError('audio cannot be trimmed: pip install "kie_async[audio]"')
-    await on_disk(_trim, source, out, seconds, fade)
+    await on_disk(_trim, source, out, seconds, fade, tags_of or source)
     return out
 
 
-def _trim(source: Path, out: Path, seconds: float, fade: float) -> None:
+def _trim(source: Path, out: Path, seconds: float, fade: float, tags_of: str | PathLike[str]) -> None:
     from kie_async.audio._decode import open_reader  # an extra, and slow to import
     from kie_async.audio._encode import Form, write
     from kie_async.files import measure
@@ -53,6 +64,8 @@ def _trim(source: Path, out: Path, seconds: float, fade: float) -> None:
     end = min(seconds, measure(source))
     with open_reader(source) as reader:
         form = Form.fitting(out.suffix.lower(), reader)
+        with suppress(AudioError, StorageError), open_reader(tags_of) as tagged:
+            form = attrs.evolve(form, tags=tagged.tags or form.tags)
         write(out, _faded(reader, form.rate, end, min(fade, end)), form)
 
 

@@ -33,6 +33,7 @@ from kie_async.cli._connect import (
     make_settings,
 )
 from kie_async.cli._exit_codes import TOP_UP, UsageError
+from kie_async.cli._join import say_seam
 from kie_async.cli._options import CallbackOptions, SubmitOptions
 from kie_async.cli._output import Output, confirm
 from kie_async.errors import AudioError, BudgetError, KieError
@@ -43,7 +44,6 @@ from kie_async.session import KieSession
 
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
 _NO_KEY = "none-is-needed"  # to check requests
-_SUFFIXES = (".wav", ".flac", ".mp3")  # of joined files
 _UNCERTAIN_CUT = (
     "where a take is extended, the service may go on from its end, and not from before it; with --style and --title "
     "(and --prompt or --instrumental) the cut is certain"
@@ -335,7 +335,7 @@ async def _finish(output: Output, order: ChainOrder, chain: Chain) -> Path | Non
         target = _target(order.out, name, song)
         if not await files.on_disk(os.path.lexists, target):
             output.display.doing(f"trimming {song.name}")
-            await audio.trim(song, target, seconds=plan.goal.seconds)
+            await audio.trim(song, target, seconds=plan.goal.seconds, tags_of=plan.source_file)
         output.value["trimmed"] = target
         output.print(str(target))
         return target
@@ -351,10 +351,9 @@ async def _join(
         with TemporaryDirectory(prefix="kie-async-") as folder:
             for number, (path, at, kind) in enumerate(joins, start=1):
                 output.display.doing(f"joining {path.name}")
-                out = target if number == len(joins) else Path(folder) / f"{number}.wav"
+                out = target if number == len(joins) else Path(folder) / f"{number}.flac"  # which keeps all tags
                 joined = await audio.join(song, path, at=at, out=out, kind=kind)
-                for flag in joined.seam.flags:
-                    output.say(f"at {clock(joined.seam.at)} {flag}: listen there")
+                say_seam(output, joined)
                 song = joined.path
     output.print(str(target))
     return target
@@ -363,4 +362,4 @@ async def _join(
 def _target(out: Path, name: str, song: Path) -> Path:
     """The file of a song in the directory: of its own kind if that can be written."""
     suffix = song.suffix.lower()
-    return out / f"{files.safe_name(name)}{suffix if suffix in _SUFFIXES else '.mp3'}"
+    return out / f"{files.safe_name(name)}{suffix if suffix in audio.SUFFIXES else '.mp3'}"

@@ -108,18 +108,23 @@ def _show(output: Output, joined: audio.Joined) -> dict[str, Any]:
     if joined.kind == "continuation" and joined.confidence is not None:
         holds = "the take holds nothing of the song: taken as its continuation"
     output.say(f"{holds}; it lasts {clock(joined.duration)}, the new part begins at {clock(joined.seam.at)}")
-    if abs(joined.seam.at - joined.at) > _NEAR:
-        output.say(
-            f"the track follows the song until {clock(joined.seam.at)}, and not until {clock(joined.at)}, the cut that "
-            "was given: it was joined there"
-        )
     if gain := round(joined.gain, 1):
         output.say(
             f"the track was made {abs(gain)} dB {'louder' if gain > 0 else 'quieter'}, to be as loud as the song"
         )
     if quieter := round(joined.turned_down, 1):
         output.say(f"all of it is {quieter} dB quieter, so that nothing clips")
-    for flag in joined.seam.flags:
-        output.say(f"at {clock(joined.seam.at)} {flag}: listen there")
+    say_seam(output, joined)
     output.print(str(joined.path))
     return joined.to_dict() | {"path": joined.path}
+
+
+def say_seam(output: Output, joined: audio.Joined) -> None:
+    """Say what is remarkable where the new part begins."""
+    if abs(joined.seam.at - joined.at) > _NEAR:
+        output.say(
+            f"the track follows the song until {clock(joined.seam.at)}, and not until {clock(joined.at)}, the cut that "
+            "was given: it was joined there"
+        )
+    for flag in joined.seam.flags:
+        output.say(f"at {clock(joined.seam.at)} {flag}: listen there")
