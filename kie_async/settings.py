@@ -245,7 +245,7 @@ class Settings:
         measure_urls: measure a source that is given by URL just before its submission, with one request of at most
             1 MiB and 3 s, and check ``continue_at`` against its length if that is proven. Needs the extra ``audio``.
         max_consecutive_failures: after that many failed tasks in a row, ``submit_all``, a batch and a worker submit
-            nothing more; 0 or None for no limit.
+            nothing more; 0 or None for no limit. A submission that came to no task, and may have been charged, counts.
         max_credits: the most that may be spent; by default ``KIE_MAX_CREDITS``, or else no cap. It applies to this
             session; with a journal, to all that is on record there for this account. The cost of a submission is
             reserved before it is sent (12 credits, as observed, or the cost of the dearest task so far), counts while

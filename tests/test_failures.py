@@ -95,6 +95,14 @@ async def test_a_success_begins_anew() -> None:
         assert sum(outcome.error is None for outcome in found) == 2
 
 
+@pytest.mark.parametrize("fault", [Fault("lost"), Fault("code", code=500)])
+async def test_submit_all_stops_where_each_submission_may_be_charged(fault: Fault) -> None:
+    async with failing(fault) as service:
+        with pytest.raises(kie.TooManyFailuresError, match=r"\d tasks failed in a row"):
+            _ = [outcome async for outcome in service.session.submit_all(requests(60))]
+        assert 5 <= len(service.emulator.arrivals) <= 6
+
+
 async def test_what_was_refused_is_no_failure() -> None:
     async with failing(Fault("code", code=422)) as service:
         found = [outcome async for outcome in service.session.submit_all(requests(8))]
@@ -108,6 +116,15 @@ def test_a_limit_that_is_none(limit: Any) -> None:
 
 
 # ---------------------------------------------------------------- batches
+
+
+async def test_a_batch_stops_where_each_submission_may_be_charged(tmp_path: Path) -> None:
+    jobs = [Job(key=request.title or "", request=request) for request in requests(12)]
+    async with failing(Fault("code", code=500)) as service:
+        journal = kie.SQLiteJournal(tmp_path / "journal.sqlite", poll=5.0)
+        with pytest.raises(kie.TooManyFailuresError, match=r"\d tasks failed in a row"):
+            _ = [job async for job in kie.run_batch(service.session, jobs, journal=journal, directory=tmp_path)]
+        assert 5 <= len(service.emulator.arrivals) <= 6
 
 
 async def test_a_batch_stops_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from kie_async.errors import (
     InvalidRequestError,
     KieError,
     Problem,
+    RefusedError,
+    SubmitUnknownError,
     TaskFailedError,
     TaskNotFoundError,
     TooManyFailuresError,
@@ -54,6 +56,8 @@ class RecentSet:
 class FailureStreak:
     """Counts the tasks that failed since the last success, and forbids submissions when there are too many.
 
+    A submission that came to no task, and may have been charged all the same, counts as one that failed.
+
     Tasks that are under way when the limit is reached go on; if one of them succeeds, submissions are allowed again.
     A limit of 0 or None is none.
 
@@ -68,8 +72,9 @@ class FailureStreak:
         self.refused: TooManyFailuresError | None = None
 
     def failed(self, error: KieError | None) -> None:
-        """Count the end of a task, if this is one."""
-        if isinstance(error, (TaskFailedError, TaskNotFoundError)):
+        """Count the end of a task, or of a submission that may have been charged, if this is one."""
+        is_lost = isinstance(error, (RefusedError, SubmitUnknownError)) and error.charged == "maybe"
+        if is_lost or isinstance(error, (TaskFailedError, TaskNotFoundError)):
             self._count += 1
             self._last = error
 

@@ -150,6 +150,7 @@ class Runner:
         if isinstance(error, (AudioError, InvalidRequestError)) and before.state is job.state is State.PLANNED:
             rejected = await self._recorder.journal.move(job.key, State.REJECTED, error=JobError.of(error))
             return rejected, None  # by our own check
+        self._failures.failed(error)
         action, delay = self._policy.decide(error)
         if action is Action.STOP:
             self.stopped = self.stopped or error
