@@ -621,11 +621,11 @@ def test_a_narrow_terminal_shows_whole_words(
     display, counts = ProgressDisplay(), Counts(submitted=2)
     display.show(progress_table(counts, "2 of 20", 90.0), progress_line(counts, "2 of 20", 90.0))
     display.stop()
-    shown = capsys.readouterr().err
+    shown = " ".join(capsys.readouterr().err.split())
     assert "submitted" in shown
-    assert "quota" in shown
     assert "1 min" in shown  # nothing is cut off
-    assert ("waiting" in shown) == (columns == 100)  # only the table names what is 0
+    for name in ("quota", "waiting"):
+        assert (name in shown) == (columns == 100)  # only the table names what is 0
 
 
 def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: Path) -> None:
