@@ -183,7 +183,11 @@ def test_2_a_request_that_breaks_rules_names_its_options(terminal: Terminal, ser
     assert {each["option"] for each in error["problems"]} == {
         "--model", "--audio-weight", "--prompt", "--title", "--at",
     }  # fmt: skip
-    assert terminal(*words).err.count("error: --") == 5
+    answer = terminal(*words)
+    assert answer.err.count("error: --") == 5
+    why = "needed as soon as prompt, style, title or --at is given, or --default-param-flag"
+    assert f"error: --title is missing; {why}\n" in answer.err
+    assert f"error: --prompt is missing; {why}; or set --instrumental\n" in answer.err
     assert not service.arrivals
 
 

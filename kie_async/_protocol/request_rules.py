@@ -323,9 +323,10 @@ def _moments(given: Fields) -> Iterator[Problem]:
 
 def _missing(given: Fields) -> Iterator[Problem]:
     """What must be there as soon as own parameters are given."""
+    own = "prompt, style, title or lyrics" if "source" in given else "prompt, style, title or continue_at"
+    remedy = f"needed as soon as {own} is given, or default_param_flag=True"
     for name in (*_needed_texts(given), "continue_at"):
         if given[name] is None:
-            remedy = "needed as soon as own parameters are given (default_param_flag true)"
             yield Problem(name, "is missing", f"{remedy}; or set instrumental=True" if name == "prompt" else remedy)
 
 
