@@ -94,7 +94,7 @@ async def batch(
     out: Annotated[Directory | None, Parameter(help="Where the files go; with --enqueue it names the batch.")] = None,
     options: BatchOptions = BATCH,
 ) -> None:
-    """Extend many songs, and download what comes of them; the same command again goes on where it was stopped.
+    """Extend many songs, and download their takes; an interrupted run continues with the same command.
 
     The options of music hold for all jobs whose row does not say otherwise.
 

@@ -64,7 +64,7 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     session_options: SessionOptions,
     join: bool,
 ) -> None:
-    """Extend a song again and again; the same command again goes on where it was stopped."""
+    """Extend a song step by step; an interrupted run continues with the same command."""
     run = options.run
     if run.out is None:
         raise UsageError("--until needs a folder for the takes: give --out DIR")

@@ -28,7 +28,7 @@ class UntilOptions:
     """How a song is extended again and again.
 
     Attributes:
-        until: Extend the song until it lasts so long (4:00 or 240); the same command again goes on where it stopped.
+        until: Extend the song until it lasts so long (4:00 or 240); an interrupted run continues with the same command.
         choose: Which take of a step the next one extends (longest).
         before_end: Where each take is cut, in seconds before its end (0.5 before it, or before it fades out).
         max_steps: Extend it so often at most (10).

@@ -1,9 +1,9 @@
-"""Caps on spending that processes share: what is on record in the journal is what counts.
+"""Caps on spending that processes share: they apply to all that is on record in the journal.
 
-The cap of a batch is kept with it, that of an account is given by who submits. A submission is reserved by the write of
-its intent, which happens only if there is room. Two at the same time lock the same row first, so the second one sees
-what the first has reserved. If tasks have cost more than expected, each that is still open counts as much: so the cap
-holds however they end.
+The journal records the cap of a batch; the cap of an account comes from the session that submits. The write of an
+intent reserves the cost of its submission, and happens only if the cap has room. Two intents at the same time lock the
+same row first, so the second one sees what the first has reserved. If tasks have cost more than expected, each open job
+counts as much as the dearest, so that the cap holds however the jobs end.
 """
 
 from __future__ import annotations

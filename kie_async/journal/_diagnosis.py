@@ -1,4 +1,4 @@
-"""What is wrong with a database for a journal, or worth knowing, with the statement that mends it: pure rules."""
+"""Find what is wrong with a database for a journal, or worth knowing, and the statement that mends it. Pure."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ GROUP BY kinds, nspname ORDER BY kinds
 
 @attrs.frozen
 class Finding:
-    """Something about a database.
+    """Something that was found about a database.
 
     Attributes:
-        what: in words.
-        remedy: a statement of SQL, or a command; empty if there is none.
-        hinders: whether the journal cannot work with it.
+        what: what was found.
+        remedy: an SQL statement or a command that mends it; empty if there is none.
+        hinders: whether the journal cannot work because of it.
     """
 
     what: str

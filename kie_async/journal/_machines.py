@@ -1,7 +1,7 @@
-"""The machines that share a journal: for which of them jobs wait, and which are at work.
+"""The machines that share a journal: which of them jobs wait for, and which have a process at work.
 
-A job whose source is a file of one machine waits for it until that machine has uploaded the file (``Job.waits_for``).
-Tasks of plain sessions, which are of no batch, wait for none.
+A job whose source only one machine can read waits until that machine has uploaded it (``Job.waits_for``). Jobs without
+a batch wait for no machine.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ class Machines:
     """The machines that share one journal.
 
     Args:
-        driver: of the journal, open.
+        driver: the open driver of the journal.
     """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
     async def waiting(self, batch: BatchFilter = None) -> Mapping[str, int]:
-        """How many jobs wait for each machine, by its name; None for all batches."""
+        """Count the jobs that wait for each machine, by its name; ``batch`` None: of all batches."""
         [rows] = await self._driver.run((_WAITING.format(of_batch=of_batch(batch)), {"batch": batch}))
         return {str(machine): int(number) for machine, number in rows}
 
     async def next_uploads(self, machine: str, *, ahead: int, full: Collection[str] = ()) -> AsyncGenerator[Job]:
-        """Give the jobs that wait for a machine and are needed soon, in their order.
+        """Yield the jobs that wait for a machine and are needed soon, in their order.
 
         Args:
-            machine: its name.
-            ahead: how many jobs, at most, can be submitted before one that is needed soon.
-            full: batches whose caps leave no room: none of their jobs is needed.
+            machine: the name of the machine.
+            ahead: a job is needed soon if at most this many jobs can be submitted before it.
+            full: batches whose caps have no room, so that none of their jobs is needed.
         """
         names = {f"batch{number}": batch for number, batch in enumerate(full)}
         condition = "".join(f" AND batch <> :{name}" for name in names)

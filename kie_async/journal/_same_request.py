@@ -1,4 +1,4 @@
-"""Whether two requests ask for the same, also if they are not written alike: pure."""
+"""Tell whether two requests ask for the same, even if they are not written alike. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ROUNDING = 0.011  # seconds; a computed cut point is rounded to the hundredth
 def asks_the_same(a: Request, b: Request) -> bool:
     """Whether two requests ask for the same.
 
-    The length of the source is not asked for: it is told, or measured, and then depends on what is installed. Cut
-    points may differ by as much as the two lengths do, up to 1 s. A relative path is the same as one that ends with
-    it. An address whose path names an audio file is compared without its query, which may be a signature.
+    The length of the source does not count: it is given or measured, which depends on what is installed. Cut points may
+    differ by as much as the two lengths do, up to 1 s. A relative path equals a path that ends with it. A URL whose
+    path names an audio file is compared without its query, which may be a signature.
     """
     return _plain_fields(a) == _plain_fields(b) and _same_cut_point(a, b) and _same_source(_source(a), _source(b))
 

@@ -1,4 +1,4 @@
-"""Records one submission in a journal: its intent, its answer, and how its task has ended."""
+"""Record a submission in a journal: its intent, its answer, and the outcome of its task."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from kie_async.journal._leases import Leases
 from kie_async.journal._transitions import state_after
 from kie_async.models import TaskResult
 
-_WRITE_TIMEOUT = 120.0  # seconds that the store may be away while a task id is in hand
-MIN_DELAY, MAX_DELAY = 0.1, 5.0  # seconds between two tries to write while the store is away
+_WRITE_TIMEOUT = 120.0  # seconds for which a task id is written again while the store is away
+MIN_DELAY, MAX_DELAY = 0.1, 5.0  # seconds between two attempts to write while the store is away
 
 
 @attrs.frozen(kw_only=True)
@@ -38,10 +38,10 @@ class JobSubmissionLog:
     """The ``SubmissionLog`` of one job.
 
     Attributes:
-        key: of the job, which must be planned.
-        route: noted with the job.
+        key: the key of the job, which must be planned.
+        route: the route of the submission, recorded with the job.
         payer: who pays.
-        not_sent: by token, the key of each intent that may have been written though nothing was sent.
+        not_sent: by token, the job key of each intent that may have been written although nothing was sent.
         is_closing: tells whether the journal is being closed.
     """
 
@@ -55,7 +55,7 @@ class JobSubmissionLog:
     is_closing: Callable[[], bool]
 
     async def before_send(self, token: str, context: Context) -> None:
-        """Record the intent; without it nothing is sent, and one that may have been written is taken back."""
+        """Record the intent. If that fails, nothing is sent, and an intent that may be written is taken back."""
         if self.is_closing():
             raise SessionError("the journal is being closed: nothing was sent")
         await self.leases.check()
@@ -68,12 +68,12 @@ class JobSubmissionLog:
             raise
 
     async def accepted(self, token: str, task_id: str) -> None:
-        """Record the task id; while the store is away it is tried again, for the task is paid."""
+        """Record the task id; retry while the store is away, because the task is paid."""
         changes = {"task_id": task_id, "route": self.route, "credits": CREDITS_PER_TASK}
         await self._keep_trying(lambda: self.journal.move(self.key, State.SUBMITTED, token=token, **changes), task_id)
 
     async def failed(self, token: str, error: KieError) -> None:
-        """Record what became of a submission that is no task."""
+        """Record the error of a submission that did not become a task."""
         to = state_after(error)
         changes = {} if to is State.PLANNED else {"error": JobError.of(error)}
         await self._keep_trying(lambda: self.journal.move(self.key, to, token=token, **changes), "")
