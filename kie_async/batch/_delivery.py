@@ -93,14 +93,14 @@ class Delivery:
         Raises:
             ConflictError: another process has, or is about to: this one was suspended until its lease ran out.
         """
-        job = await self._get_undelivered(key)
+        job = await find_job(self._journal, key, State.SUCCEEDED)
         try:
             files = await self._save(job, download)
         except KieError:
             await self._leases.renew(lease)
-            await self._get_undelivered(key)
+            await find_job(self._journal, key, State.SUCCEEDED)
             raise
-        await self._get_undelivered(key)
+        await find_job(self._journal, key, State.SUCCEEDED)
         moments = {**job.moments, State.DELIVERED.value: time.time()}
         results = attrs.evolve(job.results, files=files)
         await self._results.record_end(attrs.evolve(job, state=State.DELIVERED, results=results, moments=moments))
@@ -121,12 +121,6 @@ class Delivery:
         if errors:
             raise errors[0]
         return tuple(files)
-
-    async def _get_undelivered(self, key: str) -> Job:
-        job = await find_job(self._journal, key)
-        if job.state is not State.SUCCEEDED:
-            raise ConflictError(f"job {key!r} is {job.state}: another process was quicker", job.task_id)
-        return job
 
     async def _add_verdicts(self, job: Job) -> None:
         """Compare the tracks of a job with its source, if that is a file here, and write what they hold."""

@@ -63,8 +63,7 @@ async def connected(connector: PsycopgConnector) -> AsyncGenerator[PsycopgConnec
         await connector.open_async()
         yield connector
     except ConnectorException as error:
-        cause = error.__cause__ or error
-        raise StorageError(f"the engine's tables cannot be used: {clean(str(cause).partition(chr(10))[0])}") from None
+        raise StorageError(f"the engine's tables cannot be used: {describe(error)}") from None
     finally:
         with anyio.CancelScope(shield=True):
             await connector.close_async()
