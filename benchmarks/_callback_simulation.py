@@ -101,6 +101,6 @@ class Caller:
         for stage, at in zip(STAGES, ends, strict=True):
             if at <= self._now and stage not in dict(progress.stages):
                 progress.stages = (*progress.stages, (stage, self._now - entry.started_at))
-        entry.polls.last_at = self._now
+        entry.polls.last_running_at = self._now
         entry.polls.count += 1
         return self._now + self._planner.delay(entry, self._now)

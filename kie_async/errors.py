@@ -92,7 +92,8 @@ class KieError(Exception):
         task_id: the task that it concerns, if known.
         code: the ``code`` in the service's answer, or else the HTTP status; None if there was no answer.
         charged: whether credits were spent: "no", "maybe" or "yes".
-        retryable: whether the same call may simply be made again.
+        retryable: whether the same call may simply be made again. Of an error of waiting (``WaitTimeoutError``, a
+            closed session), that call is the waiting, not the submission: see ``charged`` before you submit again.
     """
 
     usually_charged: ClassVar[Charged] = "no"

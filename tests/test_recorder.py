@@ -283,14 +283,19 @@ async def test_ends_that_are_not_recorded_when_the_session_is_closed_are_tried_o
     assert states == {State.SUCCEEDED if is_back else State.SUBMITTED}
 
 
-async def test_a_key_whose_task_has_ended_is_followed_and_its_end_is_not_recorded_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.DELIVERED])
+async def test_a_key_whose_task_has_ended_is_followed_and_its_end_is_not_recorded_again(
+    tmp_path: Path, state: State
+) -> None:
     async with recording(tmp_path) as kept:
         result = await (await kept.session.submit(REQUEST, key="k"))
         await anyio.sleep(1)
+        if state is State.DELIVERED:
+            await kept.journal.move("k", state)
         again = [await kept.session.submit(REQUEST, key="k") for _ in range(2)]
         assert [(await task).tracks for task in again] == [result.tracks, result.tracks]
         await anyio.sleep(1)
-        assert (await kept.job("k")).state is State.SUCCEEDED
+        assert (await kept.job("k")).state is state
         assert len(kept.service.emulator.ledger) == 1
         assert "recorded before" not in kept.notes()
         await kept.session.submit(REQUEST, key="k")  # its end is not known when the session is closed
@@ -486,7 +491,7 @@ async def test_a_callback_that_cannot_be_recorded_now_is_told(tmp_path: Path) ->
             InboundCallback(token="t" * 43, task_id="task1", stage="complete", at=time.time())
         )
         await anyio.sleep(20)
-        assert "could not be recorded now" in kept.notes()
+        assert "could not be found or resolved now" in kept.notes()
 
 
 async def test_a_token_that_names_two_tasks_is_told(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ class PollPlanner:
 
     def task_succeeded(self, task: TrackedTask, now: float) -> str:
         """Learn from a task that has succeeded; return a warning about its callbacks, or ""."""
-        started, polled, claims = task.started_at, task.polls.last_at, task.callbacks
+        started, polled, claims = task.started_at, task.polls.last_running_at, task.callbacks
         if task.origin.is_own or polled is not None:  # its start is known, or a poll saw it before its end
             earliest = max(polled or started, claims.authentic_end_at or started)
             self._durations.learn(task.origin.kind, earliest - started, now - started, dict(task.progress.stages))
@@ -187,7 +187,7 @@ class PollPlanner:
 
     def _wait_for_end(self, task: TrackedTask, now: float) -> float:
         age, kind, stages = now - task.started_at, task.origin.kind, task.progress.stages
-        polled_age = 0.0 if task.polls.last_at is None else task.polls.last_at - task.started_at
+        polled_age = 0.0 if task.polls.last_running_at is None else task.polls.last_running_at - task.started_at
         if self.awaits_callback(task):
             return self._durations.delay_with_callbacks(kind, age, polled_age, self._trust.unreported, self._random)
         stage, stage_age = (stages[-1][0], polled_age - stages[-1][1]) if stages else (None, polled_age)
@@ -210,7 +210,7 @@ class PollPlanner:
             return earliest_poll(task, now)
         if self.awaits_callback(task):
             return math.inf
-        last = task.started_at if task.polls.last_at is None else task.polls.last_at
+        last = task.started_at if task.polls.last_running_at is None else task.polls.last_running_at
         return max(last + MAX_LISTENER_INTERVAL, earliest_poll(task, now))
 
 
@@ -228,4 +228,4 @@ def retry_delay(failures: int, random: Random) -> float:
 
 def earliest_poll(task: TrackedTask, now: float) -> float:
     """The earliest time at which a task may be polled again."""
-    return now if task.polls.last_at is None else max(now, task.polls.last_at + MIN_INTERVAL)
+    return now if task.polls.last_running_at is None else max(now, task.polls.last_running_at + MIN_INTERVAL)

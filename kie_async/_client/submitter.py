@@ -193,7 +193,7 @@ class Submitter:
             tokens.given_up.discard(token)
             self._emit(Notice(task_id, "a submission given up as unknown is this task: session.track() follows it"))
         is_authentic = token in tokens.followed or f"{token}/{task_id}" in tokens.left
-        is_followed = self._tracker.poll_soon(task_id, stage, is_authentic=is_authentic)
+        is_followed = self._tracker.note_callback(task_id, stage, is_authentic=is_authentic)
         return "" if is_followed else "a task that is not followed here (yet)"
 
     def knows(self, token: str) -> bool:
@@ -365,7 +365,7 @@ class Submitter:
         task.settle_cost = submission.place.settle
         if recovered and submission.named.result() == task_id:
             for stage in submission.stages:
-                self._tracker.poll_soon(task_id, stage, is_authentic=True)
+                self._tracker.note_callback(task_id, stage, is_authentic=True)
         return task
 
     def _task_released(self, token: str, place: Place) -> None:

@@ -140,7 +140,7 @@ class Polls:
     Attributes:
         next_at: when the next poll or recheck is due; infinite while a poll is under way.
         is_recheck: what is due is a recheck: it does not poll, but decides again when to.
-        last_at: when a poll was last answered that found the task running.
+        last_running_at: when a poll was last answered that found the task running.
         count: how many polls were answered.
         failures: how many of the latest polls in a row failed.
         refusals: how many of the latest polls in a row were refused because of the key.
@@ -148,7 +148,7 @@ class Polls:
 
     next_at: float = math.inf
     is_recheck: bool = False
-    last_at: float | None = None
+    last_running_at: float | None = None
     count: int = 0
     failures: int = 0
     refusals: int = 0
@@ -328,7 +328,7 @@ def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float)
     Records of the jobs route have the time of the end (``completeTime``). It is compared with ``createTime``, which is
     of the same clock. For other tasks, the time when the callback of the end came is taken.
     """
-    if not task.origin.is_own and task.polls.last_at is None:
+    if not task.origin.is_own and task.polls.last_running_at is None:
         return None  # the task may have ended long before it was followed
     if record is not None and record.created_at is not None and record.completed_at is not None:
         lasted = (record.completed_at - record.created_at).total_seconds()

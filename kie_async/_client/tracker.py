@@ -1,7 +1,8 @@
 """One coroutine starts the polls of all tasks, each when it is due; a bounded number run at once.
 
-A callback never ends a task: it moves the task's next poll to now, and that poll ends it. A failed poll affects only
-its own task. ``_protocol.statuses`` decides what a record means, ``_client.poll_schedule`` when to poll.
+A callback never ends a task: one that brings news makes the task's next poll due as soon as polls may follow each
+other, and only what a poll reads ends a task. A failed poll affects only its own task. ``_protocol.statuses`` decides
+what a record means, ``_client.poll_schedule`` when to poll.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ _shared_origin = lru_cache(1000)(Origin)  # equal origins are one object, to sav
 _MIN_UNDELIVERED_TIMEOUT = 600.0  # seconds after CALLBACK_EXCEPTION; audio has been seen to come 10 min later
 _MAX_KEY_REFUSALS = 5  # in a row; then a key that has never worked is taken as wrong
 _MAX_UNKNOWN_WORDS = 100  # unknown status words to report; a hostile server could send a new one each time
-_MAX_AGE = 86_400.0  # seconds; a task that seems older by its created_at is not: the clocks differ
-_CLOSE_BATCH = 200  # tasks to end at close before other coroutines get a turn
+_MAX_AGE = 86_400.0  # seconds; a created_at further back is not believed: the clocks may differ
+_CLOSE_BATCH = 200  # tasks to finish at close before other coroutines get a turn
 
 
 class Tracker:
-    """Follows tasks until they end.
+    """Follows each task until it has an outcome: what the service says of its end, or why it is followed no longer.
 
     Attributes:
-        on_finished: called with the id and the outcome of each task that ends; the journal's recorder sets it. While
-            it is None, a task is paused when its last waiter leaves.
+        on_finished: called with the id and the outcome of each task; the journal's recorder sets it, so it is None
+            without a journal. While it is None, a task is paused when its last waiter leaves.
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class Tracker:
     ) -> TrackedTask:
         """Follow a task from now on.
 
-        If the task is known already, ``origin`` is ignored and ``on_release`` is called at once, so that one task
-        never holds two places in flight.
+        ``on_release`` is called once, when the task is paused or has its outcome, so that another may take its place
+        in flight. If the task is known already, ``origin`` is ignored and ``on_release`` is called at once, so that
+        one task never holds two places.
         """
         task = self._followed.get(task_id) or self._paused.get(task_id)
         if task is None:
@@ -109,8 +111,11 @@ class Tracker:
                 self._queue.schedule(task, now)
         return task
 
-    def poll_soon(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
-        """Poll a task soon because a callback came, if that brings news. A paused task waits until it is awaited again.
+    def note_callback(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
+        """Choose the time of a task's next poll anew, because a callback came.
+
+        If the callback brings news, the task is polled soon (a paused one when it is awaited again). If not, it still
+        shows that callbacks arrive, and the next poll may be put off.
 
         Args:
             task_id: the task that the callback names; unverified.
@@ -120,7 +125,8 @@ class Tracker:
         Returns:
             False if no such task is known here.
         """
-        task, now = self._followed.get(task_id) or self._paused.get(task_id), self._now()
+        task = self._followed.get(task_id) or self._paused.get(task_id)
+        now = self._now()
         if task is None:
             if is_authentic:
                 self._planner.note_late_callback(task_id, now)
@@ -129,11 +135,11 @@ class Tracker:
         if brings_news:
             self._poll_no_later_than(task, earliest_poll(task, now))
         elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task):
-            self._schedule(task)  # it shows that callbacks arrive: the next poll can be later
+            self._schedule(task)
         return True
 
     async def wait(self, task: TrackedTask) -> TaskResult:
-        """Wait until a task has ended.
+        """Wait until a task has an outcome.
 
         Raises:
             KieError: the task has no result, and why; each waiter gets its own copy of the error.
@@ -155,7 +161,7 @@ class Tracker:
     async def events(self, task: TrackedTask) -> AsyncGenerator[TaskEvent, None]:
         """Yield each stage once, in order; a success passes through all of them.
 
-        Ends when the task ends. A failure is not raised here: ``wait`` raises it.
+        Ends when the task has an outcome. A failure is not raised here: ``wait`` raises it.
         """
         self._add_waiter(task)
         task.waiters.listeners += 1
@@ -166,7 +172,7 @@ class Tracker:
                 while task.outcome is None and len(task.progress.stages) < number:
                     await task.waiters.next_change()
                 if len(task.progress.stages) < number:
-                    return  # the task has failed
+                    return  # its outcome is an error
                 yield TaskEvent(task.task_id, stage, task.progress.tracks)
         finally:
             task.waiters.listeners -= 1
@@ -194,7 +200,7 @@ class Tracker:
         task.release()  # frees its place in flight, though the task goes on at the service
 
     def _resume_if_paused(self, task: TrackedTask) -> None:
-        """Go on polling a paused task: at the time its next poll was due, or as soon as a poll is allowed."""
+        """Go on polling a paused task: when its next poll (or recheck) was due, but not before a poll is allowed."""
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
@@ -231,7 +237,7 @@ class Tracker:
                 timer.cancel()
 
     async def _close(self) -> None:
-        """End all followed tasks, in batches, so that many of them do not block the loop."""
+        """Finish all followed tasks, in batches, so that many of them do not block the loop."""
         self._queue.clear()  # its entries would keep the tasks alive
         with anyio.CancelScope(shield=True):
             while self._followed:
@@ -241,7 +247,7 @@ class Tracker:
                 await asyncio.sleep(0)
 
     async def _poll(self, task: TrackedTask) -> None:
-        """Poll a task once. Any error, a bug of this library included, is a failed poll of this task alone."""
+        """Poll a task once. Any error in reading or judging its record is a failed poll of this task alone."""
         error = None
         try:
             with InternalErrors("record-info"):
@@ -268,14 +274,15 @@ class Tracker:
         verdict = self._judge_with_timeouts(task, record, now)
         if isinstance(verdict, Running):
             self._advance(task, verdict.stage, now)
-            task.polls.last_at = now
+            task.polls.last_running_at = now
             return
         if isinstance(verdict, Succeeded):
             task.progress.tracks = verdict.tracks
             self._advance(task, "complete", now)
             if warning := self._planner.task_succeeded(task, now):
                 self._emit(Notice(task.task_id, warning))
-        may_be_paid = task.origin.is_own or self.on_finished is not None  # with a journal, it may be one of its jobs
+        has_journal = self.on_finished is not None  # then the id may be that of one of its jobs
+        may_be_paid = task.origin.is_own or has_journal
         self._finish(task, outcome_of(task, verdict, record, self._settings, may_be_paid=may_be_paid), record)
 
     def _update(self, task: TrackedTask, record: TaskRecord, now: float) -> None:
@@ -291,10 +298,11 @@ class Tracker:
     def _notice_unknown_word(self, task_id: str, status: str) -> None:
         if status not in self._unknown_words and len(self._unknown_words) < _MAX_UNKNOWN_WORDS:
             self._unknown_words.add(status)
-            self._emit(Notice(task_id, f"the status {clean(status)!r} is not known: taken as running"))
+            words = f"the status {clean(status)!r} is not known: its task runs until audio or an error says otherwise"
+            self._emit(Notice(task_id, words))
 
     def _judge_with_timeouts(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
-        """Judge a record. A pending state that outlasts its timeout counts as the end of the task."""
+        """Judge a record. A pending reason (``Running.pending_reason``) that outlasts its timeout ends the task."""
         verdict = judge(record)
         progress = task.progress
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
@@ -309,7 +317,7 @@ class Tracker:
             "no audio": self._settings.missing_audio_timeout,
             "undelivered": max(self._settings.missing_audio_timeout, _MIN_UNDELIVERED_TIMEOUT),
         }
-        timeout = timeouts.get(reason, math.inf)  # the other reasons may last until the task's deadline
+        timeout = timeouts.get(reason, math.inf)  # an unknown word may last until the task's deadline
         return judge(record, timed_out=True) if now - progress.pending_since >= timeout else verdict
 
     def _advance(self, task: TrackedTask, stage: Stage | None, now: float) -> None:
@@ -327,11 +335,11 @@ class Tracker:
         self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
         if isinstance(error, AuthError) and task.polls.refusals >= _MAX_KEY_REFUSALS and not self._key_has_worked:
             error.task_id = task.task_id
-            error.charged = "yes"  # the task exists, so somebody has paid for it
+            error.charged = "maybe"  # an id from outside that this key could never read: nothing shows who has paid
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
-        """End a task: emit its event, wake its waiters, record its outcome, settle its cost, and free its place."""
+        """Give a task its outcome: emit it, wake the waiters, have it recorded, settle its cost, and free its place."""
         task.outcome = outcome
         (self._paused if task.is_paused else self._followed).pop(task.task_id, None)
         self._emit(finished_event(task, outcome, record, self._now()))
@@ -364,9 +372,9 @@ class Tracker:
         self._queue.schedule(task, recheck_at if is_recheck else poll_at, is_recheck=is_recheck)
 
     def _poll_no_later_than(self, task: TrackedTask, when: float) -> None:
-        """Poll a task no later than ``when``; infinity changes nothing.
+        """Bring the next poll of a task forward to ``when``; infinity changes nothing.
 
-        If a poll is under way and ``when`` has come, another poll follows it. If ``when`` is still ahead, nothing
+        While a poll is under way, another follows it if ``when`` has come; if ``when`` is still ahead, nothing
         changes, because the end of the poll under way schedules the next one.
         """
         if task.polls.phase is PollPhase.NONE:

@@ -299,8 +299,8 @@ class _Download:
             raise DownloadError(f"the download broke off at {self.part.size} of {total} bytes")
         return True
 
-    def _inspect(self) -> tuple[AudioKind | None, float | None]:
-        """Tell by the content what it is, and how long if that is asked for and can be told; blocks."""
+    def _inspect(self) -> tuple[AudioKind | None, float | AudioError | None]:
+        """Tell by the content what it is, and how long (or why it is damaged) if that is asked for; blocks."""
         kind = self.part.kind()
         if kind is None or not self.expected_duration:  # the service also says 0 for what it does not know
             return kind, None
@@ -309,11 +309,14 @@ class _Download:
         except NotMeasuredError as error:
             logger.debug("the duration of a download is not checked: %s", error)
             return kind, None
-        except AudioError:
-            return kind, 0.0
+        except AudioError as error:
+            return kind, error
 
-    def _check_duration(self, seconds: float | None) -> None:
-        """Refuse a file that is shorter than the record says; one that is longer lacks nothing."""
+    def _check_duration(self, seconds: float | AudioError | None) -> None:
+        """Refuse a file that is damaged, or shorter than the record says; one that is longer lacks nothing."""
+        if isinstance(seconds, AudioError):
+            words = f"what came is damaged, though all of it came; it is kept in {self.part.path.name}"
+            raise DownloadError(words, retryable=False) from seconds
         expected = self.expected_duration or 0.0
         if seconds is None or abs(seconds - expected) <= DURATION_TOLERANCE:
             return

@@ -40,7 +40,7 @@ class Dispatching(Protocol):
     """What a recorder needs of a session's dispatcher, which submits requests."""
 
     async def admit(self, request: Request) -> Request:
-        """Check and measure a request before anything waits or is spent."""
+        """Check a request before anything waits or is spent; return it with the length of its source."""
         ...
 
     async def submit(
@@ -85,7 +85,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         async with self.leases.holding(process_lease(self.journal.process_id)):
             scope, stopped = anyio.CancelScope(), anyio.Event()
-            # In the session's group, because another task may leave this block than the one that entered it.
+            # In the session's group: the asyncio task that leaves this block need not be the one that entered it.
             self.group.start_soon(self._background, scope, stopped)
             self._client.tracker.on_finished = self._outcomes.add
             try:
@@ -97,7 +97,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
                     await self._client.submitter.drain()
                     scope.cancel()
                     await stopped.wait()
-                    await self._outcomes.close()  # writes the outcomes seen so far
+                    await self._outcomes.close()  # tries to write the outcomes seen so far
                     self._client.tracker.on_finished = None
                     await self.takeover.take_back_unsent()
 
@@ -119,19 +119,21 @@ class Recorder(anyio.AsyncContextManagerMixin):
     # ------------------------------------------------------------ submitting and following
 
     async def submit(self, request: Request, key: str | None, check: Check) -> Task:
-        """Submit a request as a new job; if the job of this key is paid already, follow its task instead.
+        """Submit a request as the job of a key, new or planned; if that job is paid already, follow its task instead.
 
         Args:
             request: the request.
-            key: of the job; None for a random one. If a job with a random key is not sent, because of an error or
-                because this is cancelled, it is rejected: nobody knows its key, so nobody could submit it again. One
-                of an own key that has no room in the caps stays planned, with the error.
+            key: of the job; None for a random one. A job with a random key that is on record as planned and is not
+                sent, because of an error or because this is cancelled, is rejected: nobody knows its key, so nobody
+                could submit it again. A job whose key was given stays planned; if the caps leave no room for it, with
+                that error.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
             BudgetError: ``Settings.max_credits`` leaves no room for it.
-            ConflictError: the job of this key is being submitted, or is rejected, failed, unknown or abandoned; or it
-                has another request (``asks_the_same``). Nothing was sent; ``charged`` says whether the job was paid.
+            ConflictError: the job of this key is being submitted, or is rejected, failed, unknown or abandoned; or
+                its request asks for something else (``asks_the_same`` decides). Nothing was sent; ``charged`` says
+                whether the job was paid.
             KieError: as ``KieSession.submit``.
         """
         request = await self._admit(request)
@@ -167,7 +169,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return await self._submit_admitted(job.key, request, None, check)
 
     async def _record_unsent(self, key: str, to: State, error: BaseException) -> None:
-        """Record why a planned job was not sent; reject one of a random key, which its caller cannot submit again."""
+        """Move a job that is still planned to ``to``, with the reason why it was not sent; do nothing if that fails."""
         if not isinstance(error, KieError):
             error = KieError("it was cancelled before it was sent", charged="no")
         with suppress(KieError), anyio.CancelScope(shield=True):  # the caller raises the error of the submission
@@ -215,7 +217,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             payer=self._payer,
             journal=self.journal,
             leases=self.leases,
-            not_sent=self.takeover.not_sent,  # takes back an intent later, if that is impossible now
+            not_sent=self.takeover.not_sent,  # shared: the takeover takes back later what the log cannot take back now
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -223,22 +225,22 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return self._dispatcher.task(tracked, key)
 
     def follow(self, job: Job) -> Task:
-        """Follow the task of a submitted job; its outcome is recorded."""
-        # Not own, because another session may have submitted it: its age is read from its record.
+        """Follow the task of a paid job; its outcome is recorded, unless the job has ended already."""
+        # Not own, because another session may have submitted it: record-info tells its age and its kind.
         origin = Origin.of(job.request, job.last_attempt.context, is_own=False)
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
-        """Resolve the jobs outside batches that were sent and have no answer; follow those that are submitted."""
+        """Resolve the jobs outside batches that were sent and have no answer; then follow all that are submitted."""
         await self.takeover.resolve_all("")
         async for job in self.journal.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
 
     async def wait_recorded(self, task_id: str) -> None:
-        """Wait for the first attempt to write the outcome of a task; return at once if none is pending.
+        """Wait for the first try to write the outcome of a task; return at once if none is pending.
 
         Raises:
-            StorageError: that attempt failed; the recorder keeps trying while the journal is open.
+            KieError: that try failed; if the error is ``retryable``, it is tried again while the journal is open.
         """
         await self._outcomes.wait_recorded(task_id)
 
@@ -248,8 +250,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback durably, before it is answered; a process that watches the journal acts on it.
 
         Returns:
-            False if nothing is saved: no attempt has this token, or the attempt that has it is of another task, or
-            its job has ended.
+            False if nothing is saved: no attempt has this token, or the attempt that has it got another task, or got
+            this one and its job has ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
@@ -269,16 +271,17 @@ class Recorder(anyio.AsyncContextManagerMixin):
             with InternalErrors("a callback"):
                 job = await self._recover_by_callback(callback)
         except KieError as error:
-            self._notice(task_id, f"its callback could not be recorded now: {clean(error.message)}")
+            words = f"its callback is saved, but its job could not be found or resolved now: {clean(error.message)}"
+            self._notice(task_id, words)
             job = None
-        is_followed = self._client.tracker.poll_soon(task_id, callback.stage, is_authentic=job is not None)
+        is_followed = self._client.tracker.note_callback(task_id, callback.stage, is_authentic=job is not None)
         if is_followed or job is None:
             return
         if job.state is State.SUBMITTED and job.process_id == self.journal.process_id:
             self.follow(job)  # this process stopped following it after task_timeout, but the task goes on
 
     async def _recover_by_callback(self, callback: InboundCallback) -> Job | None:
-        """Return the job of a callback's token; None if there is none, or if its task is not the callback's.
+        """Return the job whose latest attempt has a callback's token, if its task is the callback's; else None.
 
         A job without an answer is first resolved by its saved callbacks, if possible, and its task is then followed.
         """

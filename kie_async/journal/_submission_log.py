@@ -125,7 +125,7 @@ class OutcomeWriter:
         """Wait for the first try to write the outcome of a task; return at once if none is pending.
 
         Raises:
-            StorageError: that try failed. It is tried again for as long as the journal is open.
+            KieError: that try failed. If it is ``retryable``, it is tried again for as long as the journal is open.
         """
         first_try = self._first_tries.get(task_id)
         if first_try is not None and (error := await asyncio.shield(first_try)) is not None:
@@ -173,7 +173,7 @@ class OutcomeWriter:
             self._emit(Notice(task_id, f"its end is not recorded: job {job.key!r} is at another attempt by now"))
             return
         state, changes = end
-        if job.state is state:  # its task was followed once more
+        if job.state is state or (job.state is State.DELIVERED and state is State.SUCCEEDED):  # followed once more
             return
         try:
             await self._journal.move(job.key, state, token=job.token, **changes)
