@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from kie_async import audio, callbacks
     from kie_async._client.task import Task
     from kie_async._package import __version__
-    from kie_async._protocol.chain import Chain, ChainStep
     from kie_async._protocol.request_rules import MODELS
     from kie_async.batch import Manifest, read_manifest, run_batch
+    from kie_async.chain import Chain, ChainStep
     from kie_async.errors import (
         AudioError,
         AuthError,
@@ -160,7 +160,7 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(("Secret", "Settings"), "settings"),
         **dict.fromkeys(("Limiter", "SlidingLimiter"), "limiter"),
         "MODELS": "_protocol.request_rules",
-        **dict.fromkeys(("Chain", "ChainStep"), "_protocol.chain"),
+        **dict.fromkeys(("Chain", "ChainStep"), "chain"),
         "KieSession": "session",
         "Task": "_client.task",
         "__version__": "_package",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async import MODELS
-from kie_async._protocol.chain import ChainGoal, ChainPart, SongLength, length_after, part_by_length
+from kie_async.chain._rules import ChainGoal, ChainPart, SongLength, length_after, part_by_length
 
 SECONDS = st.floats(0.01, 1000.0)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kie_async._package import lazy_exports
 from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
-from kie_async.batch._chain import RecordedTakes, find_track
+from kie_async.batch._chain_takes import RecordedTakes, find_track
 from kie_async.batch._control import WorkerControl, serve_health
 from kie_async.batch._delivery import count_verdicts, write_verdict
 from kie_async.batch._fetch import Expiry, fetch_jobs, tracks_expiry, upload_expiry

@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeAlias, cast
 import attrs
 
 from kie_async import files
-from kie_async._protocol.chain import BEFORE_END, MAX_STEPS, ChainGoal, SongLength
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.options import UPLOAD_ONLY, RequestFields, UploadFields, extend_track
 from kie_async._protocol.spending import check_cap
+from kie_async.chain._rules import BEFORE_END, MAX_STEPS, ChainGoal, SongLength
 from kie_async.errors import Problem, invalid_request
 from kie_async.journal import Job, Journal, is_local
 from kie_async.models import Request, Track, UploadExtendRequest

@@ -18,11 +18,11 @@ import attrs
 
 from kie_async import audio, files
 from kie_async._client.task import Task
-from kie_async._protocol.chain import Chain, ChainPart, ChainStep, SongLength, length_after, part_by_length
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.spending import credits_of
 from kie_async.chain._plan import ChainPlan
+from kie_async.chain._rules import Chain, ChainPart, ChainStep, SongLength, length_after, part_by_length
 from kie_async.errors import (
     AudioError,
     BudgetError,

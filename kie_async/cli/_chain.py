@@ -15,12 +15,12 @@ from typing import Any, cast
 import attrs
 
 from kie_async import audio, files
-from kie_async._protocol.chain import BEFORE_END, Chain, ChainPart, ChainStep
 from kie_async._protocol.options import UploadFields
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._text import clock, count_of
 from kie_async.batch import RecordedTakes, Results, find_track
 from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
+from kie_async.chain._rules import BEFORE_END, Chain, ChainPart, ChainStep
 from kie_async.cli._chain_order import ChainOrder, UntilOptions
 from kie_async.cli._connect import (
     EMULATED_FILE,

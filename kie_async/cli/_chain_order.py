@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import attrs
 from cyclopts import Group, Parameter
 
-from kie_async._protocol.chain import MAX_STEPS, SongLength, length_after, part_by_length
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import read_cut_point
 from kie_async.batch import count_verdicts
 from kie_async.chain import ChainPlan
+from kie_async.chain._rules import MAX_STEPS, SongLength, length_after, part_by_length
 from kie_async.cli._connect import JournalLocation
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JournalOption, NotNegative, Positive, Yes

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from kie_async._protocol.chain import ChainPart
 from kie_async._protocol.json_values import as_duration, as_text
 from kie_async.audio import compare
 from kie_async.batch._delivery import Delivery, write_verdict
 from kie_async.batch._reconcile import ENDED_WITHOUT_TRACKS, RecordedTasks, find_job, have_all
 from kie_async.batch._results import SIDECAR, Results, read_sidecar
+from kie_async.chain._rules import ChainPart
 from kie_async.errors import KieError
 from kie_async.events import Notice, clean, guarded
 from kie_async.files import on_disk
