@@ -45,8 +45,8 @@ from kie_async.session import KieSession
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
 _NO_KEY = "none-is-needed"  # to check requests
 _UNCERTAIN_CUT = (
-    "where a take is extended, the service may go on from its end, and not from before it; with --style and --title "
-    "(and --prompt or --instrumental) the cut is certain"
+    "the service may extend a take from its end in place of the cut; with --style and --title (and --prompt or "
+    "--instrumental) the cut is certain"
 )
 _WHY_SHORT = {
     "nothing_added": "its last step made it no longer; another would be paid in vain",
@@ -228,7 +228,7 @@ async def _say_quiet_end(output: Output, plan: ChainPlan) -> None:
             earlier = clock(plan.goal.next_cut(end, fades_from))
             output.say(
                 f"the song fades out from {clock(fades_from)}, and is cut at {clock(cut)}: --at {earlier} cuts it "
-                "before that; give that before anything is paid, for with another cut all steps are made and paid anew"
+                "before the fade. Choose now: with another --at, a later run makes and pays all steps again"
             )
 
 
