@@ -230,7 +230,7 @@ def test_a_song_that_fades_out_before_its_cut_is_told_of_before_it_is_paid(
         write.writeframes(read.readframes(20 * read.getframerate()) + bytes(rest * read.getframerate() * 2))
     answer = terminal("upload-extend", str(tmp_path / "song.wav"), "--until", "40", "--out", str(tmp_path / "new"))
     assert (answer.code, service.ledger) == (2, [])
-    told = "the song fades out from 0:20, and is cut at 0:22.5: --at 0:19.5 cuts it before that;"
+    told = "the song fades out from 0:20, and is cut at 0:22.5: --at 0:19.5 cuts it before the fade."
     assert (told in answer.err) == ("fades out" in answer.err) == bool(rest)
 
 

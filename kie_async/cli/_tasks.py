@@ -67,8 +67,7 @@ async def upload_extend(
 ) -> None:
     """Extend audio of your own: cut it at a position and let the service continue it; with --until, again and again.
 
-    Each run is charged: fetch what one has made by 'wait ID --out DIR'.
-    With --until, the same command goes on where it was interrupted.
+    Each run is charged; only with --until the same command goes on.
 
     Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
     """
