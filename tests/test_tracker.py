@@ -107,6 +107,18 @@ async def test_success_that_never_gets_audio_is_a_failure() -> None:
         assert error.charged == "yes"
 
 
+async def test_a_lagging_replica_does_not_begin_the_wait_for_audio_anew() -> None:
+    async with serving(faults=[Fault("no_audio")], settings={"missing_audio_timeout": 200}) as service:
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_of, service)
+            while not (polled := [event for event in service.of(Polled) if event.status == "SUCCESS"]):
+                await anyio.sleep(5)
+            await anyio.sleep(150)
+            service.emulator.faults.add(Fault("invisible", on="record_info", times=1))
+        assert "not visible" in [event.status for event in service.of(Polled)]
+        assert service.of(Polled)[-1].age - polled[0].age < 300
+
+
 async def test_an_undelivered_callback_is_no_failure() -> None:
     async with serving(rules=Rules(placeholder_fails=True)) as service:
         result = await end_of(service)

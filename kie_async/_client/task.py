@@ -99,7 +99,7 @@ _UNKNOWN_KIND = TaskKind("unknown", "unknown")
 
 
 class Origin(NamedTuple):
-    """What is known of a task before its first poll.
+    """Where a task comes from, as far as known.
 
     Attributes:
         kind: what its duration depends on.

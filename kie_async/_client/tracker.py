@@ -1,8 +1,8 @@
 """One coroutine starts the polls of all tasks, each when it is due; a bounded number run at once.
 
-A callback never ends a task: one that brings news makes the task's next poll due as soon as polls may follow each
-other, and only what a poll reads ends a task. A failed poll affects only its own task. ``_protocol.statuses`` decides
-what a record means, ``_client.poll_schedule`` when to poll.
+What a callback says is never an outcome: one that brings news makes the task's next poll due at the least interval
+after its last. A failed poll affects only its own task. ``_protocol.statuses`` decides what a record means,
+``_client.poll_schedule`` when to poll.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Tracker:
         task.release()  # frees its place in flight, though the task goes on at the service
 
     def _resume_if_paused(self, task: TrackedTask) -> None:
-        """Go on polling a paused task: when its next poll (or recheck) was due, but not before a poll is allowed."""
+        """Follow a paused task again; its next poll (or recheck) keeps its time, but not before a poll is allowed."""
         if task.is_paused and task.outcome is None:
             task.is_paused = False
             self._followed[task.task_id] = task
@@ -298,20 +298,20 @@ class Tracker:
     def _notice_unknown_word(self, task_id: str, status: str) -> None:
         if status not in self._unknown_words and len(self._unknown_words) < _MAX_UNKNOWN_WORDS:
             self._unknown_words.add(status)
-            words = f"the status {clean(status)!r} is not known: its task runs until audio or an error says otherwise"
+            words = f"the status {clean(status)!r} is not known: its task runs until another status or an error comes"
             self._emit(Notice(task_id, words))
 
     def _judge_with_timeouts(self, task: TrackedTask, record: TaskRecord | None, now: float) -> Verdict:
         """Judge a record. A pending reason (``Running.pending_reason``) that outlasts its timeout ends the task."""
-        verdict = judge(record)
         progress = task.progress
+        if record is None and progress.is_visible:  # a lagging replica of the service has answered
+            return Running()
+        verdict = judge(record)
         reason = verdict.pending_reason if isinstance(verdict, Running) else ""
         if reason != progress.pending_reason:
             progress.pending_reason, progress.pending_since = reason, now
         if not reason:
             return verdict
-        if reason == "not visible" and progress.is_visible:  # a lagging replica of the service has answered
-            return Running()
         timeouts = {
             "not visible": self._settings.not_found_timeout,
             "no audio": self._settings.missing_audio_timeout,
@@ -335,7 +335,7 @@ class Tracker:
         self._emit(PollFailed(task.task_id, clean(str(error)), type(error).__name__))
         if isinstance(error, AuthError) and task.polls.refusals >= _MAX_KEY_REFUSALS and not self._key_has_worked:
             error.task_id = task.task_id
-            error.charged = "maybe"  # an id from outside that this key could never read: nothing shows who has paid
+            error.charged = "maybe"  # not submitted here, and the key has never worked: nothing shows who paid
             self._finish(task, error)
 
     def _finish(self, task: TrackedTask, outcome: TaskResult | KieError, record: TaskRecord | None = None) -> None:
@@ -378,7 +378,7 @@ class Tracker:
         changes, because the end of the poll under way schedules the next one.
         """
         if task.polls.phase is PollPhase.NONE:
-            if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):  # a recheck is not a poll
+            if when < task.polls.next_at or (task.polls.is_recheck and when < math.inf):  # a recheck would not poll
                 self._queue.schedule(task, when)
         elif when <= self._now():
             task.polls.phase = PollPhase.REPEAT

@@ -123,10 +123,9 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         Args:
             request: the request.
-            key: of the job; None for a random one. A job with a random key that is on record as planned and is not
-                sent, because of an error or because this is cancelled, is rejected: nobody knows its key, so nobody
-                could submit it again. A job whose key was given stays planned; if the caps leave no room for it, with
-                that error.
+            key: of the job; None for a random one. If nothing is sent, because of an error or a cancellation, a job on
+                record with a random key is rejected: nobody knows the key, so nobody could submit it again. One with a
+                given key stays planned; a ``BudgetError`` is recorded with it.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
@@ -191,7 +190,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         Args:
             key: of the job.
             request: of the job.
-            prepare: called once a place in flight is free; returns the request to send. By default the source is
+            prepare: called when a place in flight is free; returns the request to send. By default the source is
                 uploaded.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
@@ -231,7 +230,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return self._dispatcher.task(self._client.tracker.follow(check_task_id(job.task_id), origin), job.key)
 
     async def resume(self) -> AsyncGenerator[Task, None]:
-        """Resolve the jobs outside batches that were sent and have no answer; then follow all that are submitted."""
+        """Of the jobs without a batch, resolve those sent without an answer; then follow the submitted ones."""
         await self.takeover.resolve_all("")
         async for job in self.journal.jobs(State.SUBMITTED, batch=""):
             yield self.follow(job)
@@ -250,8 +249,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback durably, before it is answered; a process that watches the journal acts on it.
 
         Returns:
-            False if nothing is saved: no attempt has this token, or the attempt that has it got another task, or got
-            this one and its job has ended.
+            False if nothing is saved: no attempt has this token, or that attempt's task is another, or is this one and
+            its job has ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
