@@ -201,6 +201,31 @@ def after_each_statement(
     monkeypatch.setattr(psycopg.AsyncClientCursor, "execute", execute_and_act)
 
 
+@pytest.mark.parametrize("by_scope", [False, True])
+async def test_a_cancellation_is_not_lost_while_a_connection_is_handed_over(
+    journal: PostgresJournal, *, by_scope: bool
+) -> None:
+    await asyncio.gather(*(journal.get("a") for _ in range(2)))  # both connections are there now
+    scope, reached = anyio.CancelScope(), []
+
+    async def read() -> None:
+        with scope:
+            reached.append(await journal.get("a"))
+
+    def cancel(_first: object) -> None:
+        if not waiting.cancelling():
+            (scope if by_scope else waiting).cancel()
+
+    first = [asyncio.create_task(journal.get("a")) for _ in range(2)]
+    waiting = asyncio.create_task(read())
+    for task in first:
+        task.add_done_callback(cancel)  # at once, when it has given its connection to the one that waits
+    await asyncio.wait([waiting])
+    assert not reached
+    assert waiting.cancelled() is not by_scope
+    await asyncio.gather(*first, *(journal.get("a") for _ in range(4)))  # none of the connections is lost
+
+
 async def test_what_was_done_is_not_done_twice(journal: PostgresJournal, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = lose_connections(monkeypatch)
     assert await journal.add([planned("a", batch="x"), planned("b")]) == 2
