@@ -423,7 +423,7 @@ async def test_the_last_to_close_it_is_the_last(path: Path) -> None:
 # ---------------------------------------------------------------- killed
 
 _WORK = """
-    async with SQLiteJournal(path) as journal:
+    async with SQLiteJournal(path, patience=60) as journal:
         async def work(name):
             for number in range(10_000):
                 key = f"{name}.{number}"

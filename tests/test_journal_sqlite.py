@@ -303,7 +303,7 @@ async def test_a_journal_that_is_closed_gives_its_leases_back(path: Path) -> Non
 
 async def test_two_processes_write_one_file(path: Path) -> None:
     program = """
-        async with SQLiteJournal(path) as journal:
+        async with SQLiteJournal(path, patience=60) as journal:
             async def claim(number):
                 try:
                     await journal.intend(f"{number}", f"{journal.process_id} {number}")
