@@ -13,6 +13,7 @@ from typing import Any, LiteralString
 
 import anyio
 import attrs
+import psycopg
 import pytest
 from postgres import Server, execute
 from procrastinate import App, PsycopgConnector
@@ -758,14 +759,30 @@ async def test_a_drained_worker_does_not_mind_a_batch_over_its_cap(shop: Shop) -
     assert await shop.states() == {State.DELIVERED: 1, State.PLANNED: 1}
 
 
+# The engine waits for its second row at once, as long as another has the lock.
+SLOW_ROW = """
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'doing') THEN PERFORM pg_advisory_xact_lock(7); END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER wait BEFORE UPDATE ON procrastinate_jobs
+    FOR EACH ROW WHEN (NEW.status = 'doing') EXECUTE FUNCTION wait()
+"""
+
+
 async def test_a_worker_that_is_drained_can_still_be_cancelled(shop: Shop) -> None:
-    await shop.plan(1)
+    await shop.install()
+    execute(shop.dsn, SLOW_ROW)
+    await shop.plan(2)
     shop.emulator.add_faults(Fault("stuck"))
     control = WorkerControl()
     beat = "SELECT last_heartbeat FROM procrastinate_workers"
-    async with shop.desk() as one:
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted"
+    async with shop.desk() as one, await psycopg.AsyncConnection.connect(shop.dsn) as holder:
+        await holder.execute("SELECT pg_advisory_lock(7)")
         working = asyncio.create_task(one.work(control=control))
         await shop.reaches(State.SUBMITTED, 1)
+        await becomes(lambda: bool(execute(shop.dsn, waiting)))
         control.drain()
         beats: set[tuple[Any, ...]] = set()
 
@@ -775,7 +792,9 @@ async def test_a_worker_that_is_drained_can_still_be_cancelled(shop: Shop) -> No
 
         await becomes(are_seen)  # it keeps its heartbeat while it waits for its last job
         working.cancel()
+        await becomes(lambda: not execute(shop.dsn, "SELECT 1 FROM kie_lease WHERE name LIKE 'worker:%'"))
+        await holder.execute("SELECT pg_advisory_unlock(7)")  # the second row comes when the first job was cancelled
         await becomes(working.done)
-    assert await shop.states() == {State.SUBMITTED: 1}
-    assert [status for _, status, _ in shop.queued()] == ["todo"]
+    assert await shop.states() == {State.SUBMITTED: 1, State.PLANNED: 1}
+    assert [status for _, status, _ in shop.queued()] == ["todo", "todo"]
     assert shop.workers() == 0

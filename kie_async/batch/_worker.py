@@ -262,6 +262,8 @@ class Worker:
     async def _run_job(self, key: str) -> None:
         """Take a job as far as it goes; called by the engine, in a task for each key."""
         self._register_task(key)
+        if self._control.draining.is_set():  # its row was on the way: nobody would cancel it any more
+            raise asyncio.CancelledError  # the engine gives it back
         try:
             job = await self._runner.run_job(key)
         except Exception as error:
