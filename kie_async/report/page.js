@@ -22,7 +22,7 @@
   }
 
   function clock(seconds) {
-    const whole = Math.max(0, Math.floor(seconds));
+    const whole = Math.max(0, Math.round(seconds));
     const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
     const rest = String(whole % 60).padStart(2, "0");
     return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
@@ -127,6 +127,7 @@
     lanes: job.lanes.map((lane) => ({ ...lane })),
     lane: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)),
     take: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)), // chosen last, of the takes
+    heard: null, // the lane whose player is the one that plays
     position: 0,
     isLooped: false,
     isBuilt: false,
@@ -135,6 +136,16 @@
 
   const isPlayable = (row) => row.lanes.some((lane) => lane.address);
   const laneName = (lane) => (lane.take ? `Take ${lane.take}` : "Source");
+
+  /** Whether a lane is the continuation alone, of a source that is here: the source is heard up to the cut. */
+  function isContinued(row, lane) {
+    return lane.take > 0 && lane.reading === "continuation" && row.job.cut !== null && !row.lanes[0].take;
+  }
+
+  /** The lane that is heard at a position when a lane is chosen. */
+  function laneAt(row, lane, position) {
+    return isContinued(row, lane) && position < row.job.cut ? row.lanes[0] : lane;
+  }
 
   function span(row) {
     const from = Math.min(0, ...row.lanes.map((lane) => lane.start));
@@ -231,7 +242,7 @@
       seek(row, position);
       play(row);
     });
-    listen(row, lane, index);
+    listen(row, lane);
     lane.element.append(lane.wave);
     if (lane.take) lane.element.append(makeChoice(row, lane), makeNote(row, lane));
     return lane.element;
@@ -326,10 +337,11 @@
   /** Show the position of a row. */
   function show(row) {
     const { parts } = row;
-    const [, to] = span(row);
-    parts.clock.replaceChildren(make("b", {}, clock(row.position)), ` / ${clock(to)}`);
+    const lane = row.lanes[row.lane];
+    const end = clock(lane.seconds ? ending(lane) : span(row)[1]);
+    parts.clock.replaceChildren(make("b", {}, clock(row.position)), ` / ${end}`);
     parts.slider.value = row.position;
-    parts.slider.setAttribute("aria-valuetext", `${clock(row.position)} of ${clock(to)}, ${laneName(row.lanes[row.lane])}`);
+    parts.slider.setAttribute("aria-valuetext", `${clock(row.position)} of ${end}, ${laneName(lane)}`);
     const left = `${100 * share(row, row.position)}%`;
     row.lanes.forEach((lane) => { if (lane.head) lane.head.style.left = left; });
     row.lanes.forEach((lane) => draw(row, lane));
@@ -357,16 +369,16 @@
     const pen = lane.canvas.getContext("2d");
     pen.scale(scale, scale);
     row.loudest ??= Math.max(1, ...row.lanes.flatMap((each) => (each.bytes ? [...each.bytes] : [])));
-    const { bytes } = lane;
-    const perSecond = bytes.length / (lane.seconds || 1);
     for (let bar = 0; bar < bars; bar++) {
-      const begin = from + (to - from) * bar / bars - lane.start;
-      const end = begin + (to - from) / bars;
-      if (end <= 0 || begin >= lane.seconds) continue;
+      const position = from + (to - from) * bar / bars;
+      const { bytes, start, seconds } = laneAt(row, lane, position);
+      const [begin, end] = [position - start, position - start + (to - from) / bars];
+      if (end <= 0 || begin >= seconds) continue;
+      const perSecond = bytes.length / (seconds || 1);
       let level = 0;
       const last = Math.min(bytes.length - 1, Math.floor(end * perSecond));
       for (let at = Math.max(0, Math.floor(begin * perSecond)); at <= last; at++) level = Math.max(level, bytes[at]);
-      const isAfterCut = row.job.cut !== null && begin + lane.start >= row.job.cut;
+      const isAfterCut = row.job.cut !== null && position >= row.job.cut;
       const rest = isAfterCut ? (lane.take ? "new" : "faint") : "wave";
       pen.fillStyle = colour(bar < played ? "accent" : rest);
       const tall = Math.max(2, Math.round(height * level / row.loudest));
@@ -378,19 +390,21 @@
 
   // ---------------------------------------------------------------- playing
 
-  const playing = (row) => row === active && !row.lanes[row.lane].audio.paused;
+  let nextFrame = 0;
+  const playing = (row) => row === active && !row.heard.audio.paused;
+  const beginning = (row, lane) => (isContinued(row, lane) ? row.lanes[0].start : lane.start);
   const ending = (lane) => (lane.seconds ? lane.start + lane.seconds : Infinity); // until its length is known
 
   /** Just before the seam; of a lane that has none, its last seconds, or its beginning if nothing is known. */
   function beforeSeam(row, lane) {
     const { cut } = row.job;
-    return cut === null ? lane.start : Math.max(lane.start, Math.min(cut, ending(lane)) - ROUND);
+    return cut === null ? lane.start : Math.max(beginning(row, lane), Math.min(cut, ending(lane)) - ROUND);
   }
 
   /** Go to just before the seam if the lane has nothing at the position, and say so. */
   function enter(row) {
     const [lane, { position }] = [row.lanes[row.lane], row];
-    if (position > lane.start - 0.05 && position < ending(lane) - 0.05) return;
+    if (position > beginning(row, lane) - 0.05 && position < ending(lane) - 0.05) return;
     row.position = beforeSeam(row, lane);
     warn(`${laneName(lane)} has nothing at ${clock(position)}: from ${clock(row.position)}`);
   }
@@ -411,6 +425,7 @@
       show(last);
     }
     active = row;
+    row.heard = row.lanes[row.lane];
     row.shell.classList.add("active");
     row.lanes.forEach((lane) => {
       if (!lane.audio) return;
@@ -420,15 +435,37 @@
     setCurrent(row);
   }
 
+  /** Set the players to the position: one is heard, and a take that continues it waits at the cut. */
+  function place(row) {
+    const lane = row.lanes[row.lane];
+    row.heard = laneAt(row, lane, row.position);
+    row.lanes.forEach((each) => { if (each !== row.heard) each.audio?.pause(); });
+    row.heard.audio.currentTime = Math.max(0, Math.min(row.position, ending(row.heard)) - row.heard.start);
+    if (row.heard !== lane) lane.audio.currentTime = row.job.cut - lane.start;
+  }
+
+  function start(row) {
+    const { heard } = row;
+    return heard.audio.play().catch((error) => {
+      if (error.name !== "AbortError") warn(`${laneName(heard)} cannot be played`);
+    });
+  }
+
+  /** Go over from the source to the take that continues it; the source goes on until the take is heard. */
+  function goOver(row) {
+    const source = row.heard;
+    row.heard = row.lanes[row.lane];
+    row.position = row.job.cut;
+    start(row).then(() => { if (row.heard !== source) source.audio.pause(); });
+  }
+
   function play(row) {
     activate(row);
     const lane = row.lanes[row.lane];
-    if (Math.abs(row.position - ending(lane)) < 0.05) row.position = lane.start; // played to its end: once more
+    if (Math.abs(row.position - ending(lane)) < 0.05) row.position = beginning(row, lane); // played to its end: once more
     enter(row);
-    lane.audio.currentTime = Math.max(0, row.position - lane.start);
-    lane.audio.play().catch((error) => {
-      if (error.name !== "AbortError") warn(`${laneName(lane)} cannot be played`);
-    });
+    place(row);
+    start(row);
     show(row);
   }
 
@@ -461,8 +498,11 @@
   function seek(row, position) {
     const [from, to] = span(row);
     row.position = Math.min(to, Math.max(from, position));
-    const lane = row.lanes[row.lane];
-    if (row === active) lane.audio.currentTime = Math.max(0, Math.min(row.position, ending(lane)) - lane.start);
+    if (row === active) {
+      const wasPlaying = playing(row);
+      place(row);
+      if (wasPlaying) start(row);
+    }
     show(row);
   }
 
@@ -474,7 +514,7 @@
 
   function toSeam(row) {
     if (!hasSeam(row)) return;
-    seek(row, beforeSeam(row, row.lanes[row.lane]));
+    row.position = beforeSeam(row, row.lanes[row.lane]);
     play(row);
   }
 
@@ -487,30 +527,31 @@
   }
 
   function follow(row) {
-    const lane = row.lanes[row.lane];
-    row.position = lane.start + lane.audio.currentTime;
+    row.position = row.heard.start + row.heard.audio.currentTime;
   }
 
   /** Follow what is heard, and turn back at the end of a loop. */
   function tick(row) {
     if (!playing(row)) return;
     follow(row);
-    if (row.isLooped && row.position >= row.job.cut + ROUND) seek(row, beforeSeam(row, row.lanes[row.lane]));
+    if (row.heard !== row.lanes[row.lane] && row.position >= row.job.cut) goOver(row);
+    else if (row.isLooped && row.position >= row.job.cut + ROUND) seek(row, beforeSeam(row, row.lanes[row.lane]));
     else if (!calm.matches || clock(row.position) !== row.parts.clock.firstChild.textContent) show(row);
   }
 
   function frame() {
     if (!active || !playing(active)) return;
     tick(active);
-    requestAnimationFrame(frame);
+    nextFrame = requestAnimationFrame(frame);
   }
 
-  function listen(row, lane, index) {
-    const on = (name, then) => lane.audio.addEventListener(name, () => { if (row === active && row.lane === index) then(); });
+  function listen(row, lane) {
+    const on = (name, then) => lane.audio.addEventListener(name, () => { if (row === active && row.heard === lane) then(); });
     on("play", () => {
       row.shell.classList.add("playing");
       row.parts.play.setAttribute("aria-label", `Pause ${row.job.title}`);
-      requestAnimationFrame(frame);
+      cancelAnimationFrame(nextFrame); // one player may take over from another
+      nextFrame = requestAnimationFrame(frame);
     });
     lane.audio.addEventListener("pause", () => {
       if (playing(row)) return;
@@ -520,7 +561,8 @@
     on("timeupdate", () => tick(row)); // also where frames stand still, as in a tab that is not seen
     on("ended", () => {
       if (lane.seconds) row.position = ending(lane);
-      if (row.isLooped) toSeam(row);
+      if (lane !== row.lanes[row.lane]) goOver(row); // a source that is cut at its end
+      else if (row.isLooped) toSeam(row);
       else show(row);
     });
     on("error", () => warn(`${laneName(lane)} cannot be played`));
