@@ -255,25 +255,6 @@ class Silence(Keyboard):
         return ""
 
 
-MANY = 21  # where somebody sits at a terminal, fewer need no answer
-
-
-@pytest.mark.usefixtures("wide_quota")
-def test_many_new_jobs_need_a_yes(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
-) -> None:  # fmt: skip
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate", "--callbacks")
-    for stdin in (None, StringIO("y\n")):
-        monkeypatch.setattr(sys, "stdin", stdin)
-        answer = terminal(*words)
-        assert answer.code == 2
-        assert f"{MANY} new jobs will cost about {12 * MANY} credits: nothing was done" in answer.err
-        assert "--yes" in answer.err
-    assert not out.exists()
-    assert terminal(*words, "--yes", virtual=True).code == 0
-    assert terminal(*words).code == 0  # known by now
-
-
 def test_nothing_is_spent_unasked_where_there_is_no_terminal(
     terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
@@ -304,35 +285,27 @@ def test_the_question_speaks_of_the_cap(
     assert not service.arrivals
 
 
-def test_a_few_songs_at_a_terminal_need_no_answer(
+def test_a_terminal_is_asked_for_any_number_of_jobs(
     terminal: Terminal, service: EmulatorHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", Keyboard())
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert terminal("batch", str(tracks(tmp_path / "jobs.csv", 2)), "--out", str(out), "--callbacks").code == 0
-    assert len(service.ledger) == 2
-
-
-@pytest.mark.usefixtures("wide_quota")
-def test_a_terminal_is_asked(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
-) -> None:  # fmt: skip
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
-    words = ("batch", str(tracks(tmp_path / "jobs.csv", MANY)), "--out", str(out), "--emulate", "--callbacks")
+    words = ("batch", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--callbacks")
     for typed in ("n\n", "", "yep\n"):
         monkeypatch.setattr(sys, "stdin", Keyboard(typed))
         answer = terminal(*words)
         assert answer.code == 2
-        assert "go on? [y/N]" in answer.err
+        assert "1 new job will cost about 12 credits: go on? [y/N]" in answer.err
         assert "not agreed: nothing was done" in answer.err
     monkeypatch.setattr(sys, "stdin", Silence())
     before = signal.getsignal(signal.SIGINT)
     assert terminal(*words).code == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert not out.exists()
+    assert not service.arrivals
     monkeypatch.setattr(sys, "stdin", Keyboard("Y\n"))
-    assert terminal(*words, virtual=True).code == 0
+    assert terminal(*words).code == 0
+    assert len(service.ledger) == 1
 
 
 # ---------------------------------------------------------------- what goes wrong

@@ -28,8 +28,8 @@ from kie_async.cli._connect import (
     stopped_by_sigterm,
 )
 from kie_async.cli._exit_codes import TOP_UP, UsageError
-from kie_async.cli._options import ASK_ABOVE, BATCH, BatchOptions, Directory, OutputArg
-from kie_async.cli._output import Output, confirm, is_at_terminal
+from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
+from kie_async.cli._output import Output, confirm
 from kie_async.cli._report import report_on
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.journal import OWN_BATCH, Job, Journal, State, is_local
@@ -149,16 +149,16 @@ async def _report(output: Output, out: Path) -> None:
 
 
 async def _ask(output: Output, order: BatchOrder) -> None:
-    """Ask before credits are spent; at a terminal, a few jobs need no answer."""
+    """Ask before credits are spent, for however few jobs; the emulator spends none."""
     run = order.options.run
     if duplicates := order.summary.duplicates:
         output.say(f"note: {count_of(duplicates, 'job')} {_repeats(duplicates)}")
-    if run.yes:
+    if run.yes or run.emulate:
         return
     _, jobs = await order.count()
-    if not jobs or (jobs <= ASK_ABOVE and (run.emulate or is_at_terminal())):
+    if not jobs:
         return
-    if not (run.emulate or run.enqueue):
+    if not run.enqueue:
         make_settings({})  # without a key there is nothing to confirm
     cost = jobs * CREDITS_PER_TASK
     words = f"about {cost:.12g} credits"

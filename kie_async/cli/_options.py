@@ -55,8 +55,7 @@ SharedJournalOption: TypeAlias = Annotated[
 ]
 _BATCH_HELP = "The path that 'batch --out' was given: it names the batch, and holds its files (and its journal)."
 Yes: TypeAlias = Annotated[bool, Parameter(name="--yes", group=RUN, help="Do not ask, but do it.")]
-ASK_ABOVE = 20  # new jobs, where somebody sits at a terminal
-_BATCH_YES_HELP = f"Do not ask. Otherwise more than {ASK_ABOVE} new jobs must be agreed to; without a terminal, any."
+_BATCH_YES_HELP = "Do not ask before credits are spent; without a terminal to ask at, none are spent but with this."
 Jsonl: TypeAlias = Annotated[bool, Parameter(help="Write a line of JSON to stdout for each transition of a job.")]
 
 

@@ -163,16 +163,11 @@ def confirm(output: Output, what: str) -> None:
     Raises:
         UsageError: the user does not agree, or cannot be asked.
     """
-    if not is_at_terminal():
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         raise UsageError(f"{what}: nothing was done; if that is meant, give --yes")
     output.say(f"{what}: go on? [y/N]")
     if _answer().strip().lower() not in {"y", "yes"}:
         raise UsageError("not agreed: nothing was done")
-
-
-def is_at_terminal() -> bool:
-    """Whether the user can be asked."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def _answer() -> str:
