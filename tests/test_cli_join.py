@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +89,12 @@ def test_of_a_cut_that_is_not_where_the_track_leaves_the_song_the_right_one_is_s
     assert float(remedy[1]) == pytest.approx(18.0, abs=0.1)
     assert terminal("join", str(song), str(new), "--at", remedy[1], "--out", str(out)).code == 0
     out.unlink()
+    sidecar(new, {"continue_at": 20.0})
+    answer = terminal("join", str(song), str(new), "--out", str(out))
+    assert f"give --at {remedy[1]} --as whole; or else listen" in answer.err
+    assert terminal("join", str(song), str(new), "--at", remedy[1], "--as", "whole", "--out", str(out)).code == 0
+    out.unlink()
+    new.with_name("new.kie.json").unlink()
     answer = terminal("join", str(song), str(new), "--at", "0:10", "--out", str(out))
     words = "and not until 0:10, the cut that was given: it was joined there"
     said = re.search(rf"^the track follows the song until (0:1[78]\S*), {words}$", answer.err, re.MULTILINE)
@@ -112,6 +121,47 @@ def test_what_cannot_be_used_is_named_by_its_option(
     assert f"error: {says}" in answer.err
 
 
+# ---------------------------------------------------------------- what a sidecar says
+
+
+def sidecar(take: Path, facts: dict[str, Any]) -> None:
+    take.with_name(f"{take.stem}.kie.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    ("facts", "given", "says"),
+    [
+        ({"continue_at": 6.0}, (), ""),
+        ({"request": {"continue_at": 6.0}}, ("--at", "5.6"), ""),
+        ({"continue_at": 6.0}, ("--at", "4"), "--at is 0:04, but new.kie.json says that the song was cut at 0:06: "),
+        ({"continue_at": 6.0}, ("--at", "50%"), "--at is 0:04, but "),
+        ({"continue_at": 6.0}, ("--at", "soon"), "--at is 'soon'; give a position in the song"),
+        ({"continue_at": 6.0}, ("--at", "4", "--as", "continuation"), ""),
+        ({"source": {"path": "/far/song.wav"}}, ("--at", "6"), ""),
+        ({"source": {"path": "/far/other.wav"}}, ("--at", "6"), "new.wav was made of /far/other.wav: give that; or, "),
+        ({"source": {"path": "/far/song.wav", "sha256": "00"}}, ("--at", "6"), "was made of /far/song.wav: give that"),
+        ({"request": {"audio_id": "t1", "continue_at": 6}}, (), ""),
+        ({"request": {"audio_id": "t2", "continue_at": 6}}, (), "new.wav was made of track t2: give that"),
+        ({"source": {"path": "/far/other.wav"}, "continue_at": 6}, ("--as", "continuation"), ""),
+        ({"continue_at": 4.0, "file": {"name": "new.mp3"}}, ("--at", "6"), ""),
+        ({"continue_at": 6.0, "file": {"name": "new.mp3"}}, (), "--at is missing, and no new.kie.json says where "),
+        ({"continue_at": "soon", "source": [], "request": None}, (), "--at is missing"),
+    ],
+)
+def test_the_sidecar_of_a_take_says_its_cut_and_its_song(
+    terminal: Terminal, tmp_path: Path, facts: dict[str, Any], given: tuple[str, ...], says: str
+) -> None:
+    song, new, out = tmp_path / "song.wav", tmp_path / "new.wav", tmp_path / "longer.wav"
+    noise(song, 8, 1)
+    noise(new, 3, 2)
+    sidecar(song, {"track": {"id": "t1"}})
+    sidecar(new, facts)
+    answer = terminal("join", str(song), str(new), *given, "--out", str(out))
+    assert (answer.code, out.exists()) == ((2, False) if says else (0, True)), answer.err
+    assert says in answer.err
+    assert "Traceback" not in answer.err
+
+
 # ---------------------------------------------------------------- upload-extend --join
 
 
@@ -134,6 +184,14 @@ def test_each_track_is_joined_to_its_song(
         else "the take holds nothing of the song: taken as "
     )
     assert answer.err.count(words) == 2
+    again, moved = tmp_path / "again.wav", tmp_path / "moved.wav"
+    shutil.copy(song, moved)  # the same by its content
+    assert terminal("join", str(moved), str(takes[0]), "--out", str(again)).code == 0
+    assert again.read_bytes() == takes[2].read_bytes()
+    again.unlink()
+    answer = terminal("join", str(takes[1]), str(takes[0]), "--at", "0:15.4", "--out", str(again))
+    assert (answer.code, again.exists()) == (2, False)
+    assert f"{takes[0].name} was made of {song}" in answer.err
 
 
 @pytest.mark.usefixtures("service")

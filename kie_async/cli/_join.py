@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
-from kie_async import audio
-from kie_async._protocol.request_rules import is_url
+from kie_async import audio, files
+from kie_async._protocol.json_values import as_duration, as_text
+from kie_async._protocol.request_rules import compute_cut_point, is_url
 from kie_async._text import clock
+from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import OUTPUT, RUN, OutputArg, OutputOptions, RunOptions
 from kie_async.cli._output import Output
 from kie_async.errors import KieError, UnclearError
+from kie_async.events import clean
 
 JoinOption: TypeAlias = Annotated[
     bool, Parameter(name="--join", group=RUN, help="Join each track to the song as well, in a file beside it.")
 ]
 _NEAR = 0.1  # seconds between two places that are the same
 _CHOICE = "--as whole or --as continuation"
+_SAME_CUT = 0.5  # seconds by which --at may differ from the cut that a sidecar says
 
 
 async def join(  # noqa: PLR0913  # keyword-only but for the two files
@@ -30,13 +34,15 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
     /,
     *,
     output: OutputArg,
-    at: Annotated[
-        str,
-        Parameter(
-            allow_leading_hyphen=True, metavar="POSITION", help="Where the song was cut: 45.5, 1:05, 75% or -10s."
-        ),
-    ],
     out: Annotated[Path, Parameter(help="The file to write: a .wav, .flac or .mp3.")],
+    at: Annotated[
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            metavar="POSITION",
+            help="Where the song was cut: 45.5, 1:05, 75% or -10s; by default what the .kie.json beside RESULT says.",
+        ),
+    ] = None,
     kind: Annotated[
         Literal["whole", "continuation"] | None,
         Parameter(name="--as", help="What RESULT holds; by default its sound tells."),
@@ -45,18 +51,81 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
 ) -> None:
     """Join a song and what continues it to one file; of a whole song, the service's own transition is kept.
 
-    If the sound does not tell what RESULT holds, nothing is joined, and the exit code is 1.
+    If the sound does not tell what RESULT holds, nothing is joined, and the exit code is 1. If the .kie.json beside it
+    says another cut or another song, nothing is joined, and the exit code is 2. In both cases --as decides.
 
-    Example: kie-async join song.mp3 new/song-5c79be8e.mp3 --at 2:06 --out longer.mp3
+    Example: kie-async join song.mp3 new/song-5c79be8e.mp3 --out longer.mp3
     """
     output.display.doing(f"joining {source.name} and {result.name}")
+    facts = await files.on_disk(_facts_of, result)
+    if kind is None:
+        await files.on_disk(_check_facts, facts, source, result, at)
+    cut = at or _cut_in(facts)
+    if cut is None:
+        sidecar = clean(f"{result.stem}{SIDECAR}")
+        raise UsageError(f"--at is missing, and no {sidecar} says where the song was cut: give --at")
     try:
-        joined = await audio.join(source, result, at=at, out=out, kind=kind)
+        joined = await audio.join(source, result, at=cut, out=out, kind=kind)
     except UnclearError as error:
         remedy = f"listen to it, and say {_CHOICE}"
-        error.add_note(remedy if error.leaves_at is None else f"give --at {error.leaves_at}; or else {remedy}")
+        if error.leaves_at is not None:
+            decided = " --as whole" if facts else ""  # what a sidecar says of the cut is another
+            remedy = f"give --at {error.leaves_at}{decided}; or else {remedy}"
+        error.add_note(remedy)
         raise
     output.value |= _show(output, joined)
+
+
+def _facts_of(take: Path) -> Mapping[str, Any]:
+    """Read the sidecar of a take; empty if it has none, or one that is of another file; blocks."""
+    facts = read_sidecar(take.with_name(f"{take.stem}{SIDECAR}")) or {}
+    return facts if _part(facts, "file").get("name") in (None, take.name) else {}
+
+
+def _part(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = facts.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _cut_in(facts: Mapping[str, Any]) -> float | None:
+    """The second at which the song was cut, as a sidecar says it."""
+    cut = as_duration(_part(facts, "request").get("continue_at"))  # of a batch or a chain
+    return as_duration(facts.get("continue_at")) if cut is None else cut
+
+
+def _check_facts(facts: Mapping[str, Any], source: Path, result: Path, at: str | None) -> None:
+    """Compare the song and the cut that are given with those of a sidecar; it blocks.
+
+    Raises:
+        UsageError: they are others.
+        AudioError, OSError: the song cannot be read.
+    """
+    says = f"{clean(result.stem)}{SIDECAR} says that"
+    if (made_of := _other_source(facts, source)) is not None:
+        raise UsageError(
+            f"SOURCE is {clean(str(source))}, but {says} {clean(result.name)} was made of {clean(made_of)}: give that; "
+            f"or, if they are the same song, say {_CHOICE}"
+        )
+    cut = _cut_in(facts)
+    if at is None or cut is None:
+        return
+    given = compute_cut_point(at, files.measure(source))
+    if isinstance(given, float) and abs(given - cut) > _SAME_CUT:
+        raise UsageError(
+            f"--at is {clock(given)}, but {says} the song was cut at {clock(cut)}: leave --at out; or, if you know "
+            f"better, say {_CHOICE}"
+        )
+
+
+def _other_source(facts: Mapping[str, Any], source: Path) -> str | None:
+    """What a take was made of, if that is not this file: compared by content, or else by name, or by a track's id."""
+    made_of, audio_id = _part(facts, "source"), as_text(_part(facts, "request").get("audio_id"))
+    if path := as_text(made_of.get("path")):
+        digest = made_of.get("sha256")
+        is_same = files.hash_source(source, measured=False)[0] == digest if digest else Path(path).name == source.name
+        return None if is_same else path
+    own_id = _part(_facts_of(source), "track").get("id")
+    return f"track {audio_id}" if audio_id and own_id and own_id != audio_id else None
 
 
 def check_join(song: str, run: RunOptions) -> None:

@@ -30,13 +30,14 @@ async def say_verdicts(output: Output, request: Request, result: TaskResult, out
     if cut is None or source is None:
         return
     output.display.doing("comparing the tracks with their source")
+    made_of = await files.on_disk(_source_facts, source)
     verdicts: list[dict[str, Any] | None] = []
     output.value["verdicts"] = verdicts
     for number, path in enumerate(output.value["files"], start=1):
         try:
             with InternalErrors(path.name):
                 verdict = await compare(source, path, continue_at=cut)
-                await files.on_disk(write_verdict, path, verdict, _facts(result, number, source, path))
+                await files.on_disk(write_verdict, path, verdict, _facts(result, number, made_of, path))
         except KieError as error:
             verdicts.append(None)
             output.say(f"track {number}: cannot tell what it holds: {error}")
@@ -54,13 +55,18 @@ def _find_source(request: Request, out: Path) -> Path | None:
     return next(found, None)
 
 
-def _facts(result: TaskResult, number: int, source: Path, path: Path) -> dict[str, Any]:
+def _source_facts(source: Path) -> dict[str, Any]:
+    """What a sidecar says of the source; the path is absolute, to be found from anywhere."""
+    return {"path": str(source.absolute()), "sha256": files.hash_source(source, measured=False)[0]}
+
+
+def _facts(result: TaskResult, number: int, made_of: dict[str, Any], path: Path) -> dict[str, Any]:
     """What a sidecar says besides the verdict."""
     track = result.tracks[number - 1]
     facts = {"id": track.id, "duration": track.duration, "model_name": track.model_name}
     return {
         "task_id": result.task_id,
-        "source": {"path": str(source.absolute())},  # to be found from anywhere
+        "source": made_of,
         "continue_at": result.continue_at,
         "track": {"number": number, "of": len(result.tracks), **facts},
         "file": {"name": path.name},
