@@ -221,17 +221,62 @@ def test_a_whole_song_is_joined_only_if_that_is_asked_for(
     assert len(service.ledger) == 1
 
 
-@pytest.mark.parametrize("rest", [0, 3])
-def test_a_song_that_fades_out_before_its_cut_is_told_of_before_it_is_paid(
-    rest: int, terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
-) -> None:
-    with wave.open(str(demo), "rb") as read, wave.open(str(tmp_path / "song.wav"), "wb") as write:
+@pytest.fixture
+def fading(demo: Path, tmp_path: Path) -> Path:
+    """The song, silent after 20 of 23 s."""
+    path = tmp_path / "song.wav"
+    with wave.open(str(demo), "rb") as read, wave.open(str(path), "wb") as write:
         write.setparams(read.getparams())
-        write.writeframes(read.readframes(20 * read.getframerate()) + bytes(rest * read.getframerate() * 2))
-    answer = terminal("upload-extend", str(tmp_path / "song.wav"), "--until", "40", "--out", str(tmp_path / "new"))
+        write.writeframes(read.readframes(20 * read.getframerate()) + bytes(3 * read.getframerate() * 2))
+    return path
+
+
+def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_extra(
+    terminal: Terminal, service: EmulatorHandle, fading: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("upload-extend", str(fading), "--out", str(tmp_path / "new"), "--until", "24.5", *TITLED)
+    told = "your song fades out from 0:20: it is cut before that, at 0:19.5 (--before-end 0.5 keeps the fade)"
+    asked = terminal(*words)
+    assert (asked.code, told in asked.err, service.ledger) == (2, True, [])
+    service.add_faults(Fault("failed", nth=2))
+    failed = terminal(*words, "--yes")
+    assert (failed.code, told in failed.err, len(service.ledger)) == (3, True, 2)
+    [retry] = [line for line in failed.err.splitlines() if "kie-async jobs retry" in line]
+    assert terminal(*retry.rpartition("kie-async ")[2].split(), "--yes").code == 0
+    find = importlib.util.find_spec
+    with monkeypatch.context() as without:  # the extra
+        without.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))
+        value = terminal(*words, "--yes", "--json").value
+    assert [step["cut"] for step in value["steps"]] == [charge.body["continueAt"] for charge in service.ledger[:2]]
+    again = terminal(*words, "--yes", "--json")
+    assert (again.value["steps"][0]["cut"], again.value["steps"][0]["fades_from"]) == (19.5, 20.0)
+    assert ["uploadUrl" in charge.body for charge in service.ledger] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ("--at", "0:22"),
+            "your song fades out from 0:20, and --at cuts it later, at 0:22: --at 0:19.5 is before the fade. Choose",
+        ),
+        (("--at", "0:19"), ""),
+        (("--before-end", "0.5"), ""),
+        (("--at", "0:22", "--duration", "23"), ""),
+        (("--duration", "23"), ""),
+    ],
+)
+def test_a_cut_that_is_given_stays_and_so_does_that_of_what_cannot_be_decoded(
+    options: tuple[str, ...], says: str, terminal: Terminal, service: EmulatorHandle, fading: Path
+) -> None:
+    if "--duration" in options:
+        fading.write_bytes(b"no audio")
+    out = ("--out", str(fading.parent / "new"))
+    answer = terminal("upload-extend", str(fading), "--until", "40", *out, *options)
     assert (answer.code, service.ledger) == (2, [])
-    told = "the song fades out from 0:20, and is cut at 0:22.5: --at 0:19.5 cuts it before the fade."
-    assert (told in answer.err) == ("fades out" in answer.err) == bool(rest)
+    assert says in answer.err
+    assert "it will cost 120 credits at most" in answer.err
+    assert ("fades out" in answer.err) == bool(says)
 
 
 def test_where_the_sound_tells_nothing_the_length_decides(

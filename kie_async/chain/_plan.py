@@ -6,18 +6,19 @@ import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
-from kie_async import files
+from kie_async import audio, files
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.options import UPLOAD_ONLY, RequestFields, UploadFields, extend_track
 from kie_async._protocol.spending import check_cap
 from kie_async.chain._rules import BEFORE_END, MAX_STEPS, ChainGoal, SongLength
-from kie_async.errors import Problem, invalid_request
+from kie_async.errors import AudioError, Problem, invalid_request
 from kie_async.journal import Job, Journal, is_local
 from kie_async.models import Request, Track, UploadExtendRequest
 
@@ -44,8 +45,9 @@ class ChainOptions(UploadFields, total=False):
             they hold.
         max_steps: the largest number of steps; 10 by default.
         max_credits: the most that all steps together may cost, including those of earlier calls.
-        before_end: how many seconds before its end each take is cut; 0.5 by default. With the extra ``audio``, a take
-            in ``directory`` that fades out or is silent at its end is by default cut 0.5 s before that begins.
+        before_end: how many seconds before its end each take, or a source without ``continue_at``, is cut; 0.5 by
+            default. With the extra ``audio``, a take in ``directory`` or a file that fades out or is silent at its end
+            is by default cut 0.5 s before that begins.
     """
 
     choose: ChooseTake
@@ -70,6 +72,8 @@ class ChainPlan:
         max_credits: the most that all steps may cost; None for no cap.
         directory: the folder to which takes are downloaded; None if they are not.
         start: how much of the source is kept: up to the cut, if one was given, or else all; None if unknown.
+        fades_from: the position in the source, in seconds, from which it fades out or is silent, if its first cut was
+            put before that; else None.
         has_own_key: whether the caller gave the key; otherwise it is made from the content of the source.
     """
 
@@ -82,6 +86,7 @@ class ChainPlan:
     max_credits: float | None = None
     directory: Path | None = None
     start: SongLength | None = None
+    fades_from: float | None = None
     has_own_key: bool = False
 
     @property
@@ -155,6 +160,9 @@ async def plan_chain(
         first = _first_extend(track, given, goal)
     if problems := list(goal.problems(first.model)):
         raise invalid_request(*problems)
+    fades_from = await _fades_from(first, given, goal)
+    if fades_from is not None:
+        first = attrs.evolve(first, continue_at=goal.next_cut(first.source_duration or 0.0, fades_from))
     check(first)
     plan = ChainPlan(
         name=key or await _content_key(first, given),
@@ -166,6 +174,7 @@ async def plan_chain(
         max_credits=cap,
         directory=None if directory is None else Path(directory),
         start=_start(first, given),
+        fades_from=fades_from,
         has_own_key=bool(key),
     )
     check(plan.next_request(Track("the-next", duration=seconds)))  # what it would refuse is known before the first
@@ -192,6 +201,15 @@ async def _first_upload(source: str | PathLike[str], given: dict[str, Any], goal
     length = request.source_duration
     cut = f"-{goal.before_end or BEFORE_END:.2f}s" if length is None else goal.next_cut(length)
     return attrs.evolve(request, continue_at=cut)
+
+
+async def _fades_from(first: Request, given: dict[str, Any], goal: ChainGoal) -> float | None:
+    """Where the source fades out, if it is a file and that decides where it is cut."""
+    path, length = _file_of(first), first.source_duration
+    if path is not None and length is not None and given.get("continue_at") is None and goal.before_end is None:
+        with suppress(AudioError):  # what cannot be decoded may be extended nevertheless
+            return await audio.quiet_from(path, length)
+    return None
 
 
 def _first_extend(track: Track, given: dict[str, Any], goal: ChainGoal) -> Request:
@@ -227,7 +245,11 @@ def _later_fields(given: dict[str, Any], model: str) -> RequestFields:
 
 
 async def _content_key(first: Request, given: dict[str, Any]) -> str:
-    """Make the key of a chain from what it asks for; not from its length, so that it can be made longer later."""
+    """Make the key of a chain from what it asks for.
+
+    Not from its length, so that it can be made longer later, and not from a measured cut: that depends on the extra
+    ``audio``.
+    """
     if isinstance(first, UploadExtendRequest):
         path = _file_of(first)
         subject = str(first.source) if path is None else await files.on_disk(_digest, path)

@@ -162,7 +162,7 @@ class ChainRun:
         """
         goal, request = self.plan.goal, self.plan.first
         before: SongLength | None = None
-        fades_from: float | None = None
+        fades_from = self.plan.fades_from
         while (end := goal.end_after(before, self._song, len(self._steps))) is None:
             before = self._song
             with self._explained():

@@ -19,7 +19,7 @@ from kie_async._protocol.options import UploadFields
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._text import clock, count_of
 from kie_async.batch import RecordedTakes, Results, find_track
-from kie_async.chain import ChainOptions, ChainPlan, ChainRun, ChainSource, plan_chain
+from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
 from kie_async.chain._rules import BEFORE_END, Chain, ChainPart, ChainStep
 from kie_async.cli._chain_order import ChainOrder, UntilOptions
 from kie_async.cli._connect import (
@@ -78,7 +78,15 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     checker = KieSession(make_settings({**checks, "route": options.common.route, "observer": _ignore}), journal="")
     plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
     with _location(until, run.out, emulate=run.emulate) as location:
-        order = ChainOrder(plan=plan, location=location, until=until, out=run.out, emulated=run.emulate, join=join)
+        order = ChainOrder(
+            plan=plan,
+            location=location,
+            until=until,
+            out=run.out,
+            emulated=run.emulate,
+            join=join,
+            has_cut=options.music.at is not None,
+        )
         order = await _ask(output, order)
         output.hints = _hints(output, order, 1)
         emulated = {"speed": _SPEED} if run.emulate else None
@@ -207,7 +215,7 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
             f"the first step is shared, and --choose {order.until.choose} pays for its own after that"
         )
     if new and not jobs:
-        await _say_quiet_end(output, plan)
+        await _say_fade(output, order)
     worst = f"it will cost {cost:.12g} credits at most"
     if new and not (order.emulated or order.until.yes):
         confirm(output, worst)
@@ -216,20 +224,23 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
     return order
 
 
-async def _say_quiet_end(output: Output, plan: ChainPlan) -> None:
-    """Say that a song fades out before its first cut, which a new part does not follow well."""
-    cut = plan.first.continue_at
-    if plan.source_file is None or plan.goal.before_end is not None or not isinstance(cut, float):
-        return
-    with suppress(AudioError):  # what cannot be decoded may be sent nevertheless
-        end = cut + BEFORE_END
-        fades_from = await audio.quiet_from(plan.source_file, end)
-        if fades_from is not None:
-            earlier = clock(plan.goal.next_cut(end, fades_from))
-            output.say(
-                f"the song fades out from {clock(fades_from)}, and is cut at {clock(cut)}: --at {earlier} cuts it "
-                "before the fade. Choose now: with another --at, a later run makes and pays all steps again"
-            )
+async def _say_fade(output: Output, order: ChainOrder) -> None:
+    """Say that a song fades out before its first cut, which a new part does not follow well, or where it is cut."""
+    plan, cut = order.plan, order.plan.first.continue_at
+    if plan.fades_from is not None:
+        output.say(
+            f"your song fades out from {clock(plan.fades_from)}: it is cut before that, at {clock(cast('float', cut))} "
+            f"(--before-end {BEFORE_END} keeps the fade)"
+        )
+    elif order.has_cut and plan.source_file is not None and isinstance(cut, float):
+        with suppress(AudioError):  # what cannot be decoded may be sent nevertheless
+            fades_from = await audio.quiet_from(plan.source_file, cut)
+            if fades_from is not None:
+                output.say(
+                    f"your song fades out from {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
+                    f"--at {clock(attrs.evolve(plan.goal, before_end=None).next_cut(cut, fades_from))} is before the "
+                    "fade. Choose now: with another --at, a later run makes and pays all steps again"
+                )
 
 
 def _paid(jobs: list[Job]) -> float:
@@ -248,7 +259,8 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
         take = step.tracks.index(step.track) + 1
         line = f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}"
         if step.fades_from is not None:
-            line += f"; cut at {clock(step.cut or 0.0)}: the take before fades out from {clock(step.fades_from)}"
+            before = "your song" if step.number == 1 else "the take before"
+            line += f"; cut at {clock(step.cut or 0.0)}: {before} fades out from {clock(step.fades_from)}"
         if step.number > order.delivered:  # the run that made the others has said it
             output.say(line)
         output.value["steps"].append(_step_value(step))

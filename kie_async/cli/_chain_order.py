@@ -30,7 +30,7 @@ class UntilOptions:
     Attributes:
         until: Extend the song until it lasts so long (4:00 or 240); an interrupted run continues with the same command.
         choose: Which take of a step the next one extends (longest).
-        before_end: Where each take is cut, in seconds before its end (0.5 before it, or before it fades out).
+        before_end: Where song and takes are cut, in seconds before their ends (0.5 before it, or before a fade-out).
         max_steps: Extend it so often at most (10).
         max_credits: Never spend more than this on it.
         trim: Make a file that lasts so long, and fades out at its end.
@@ -73,6 +73,7 @@ class ChainOrder:
         out: where the files go.
         emulated: on the built-in emulator.
         join: whether a joined file is asked for, whatever the takes hold.
+        has_cut: whether the cut of the source is given.
         delivered: how many steps were made and downloaded before.
     """
 
@@ -82,6 +83,7 @@ class ChainOrder:
     out: Path
     emulated: bool
     join: bool
+    has_cut: bool
     delivered: int = 0
 
     @property
