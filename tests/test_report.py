@@ -59,6 +59,7 @@ def batch_words(tmp_path: Path) -> list[str]:
 def test_a_batch_writes_its_report(terminal: Terminal, tmp_path: Path) -> None:
     answer = terminal(*batch_words(tmp_path), "--yes")
     assert answer.code == 0
+    assert "report.html: 3 files read\n" in answer.err  # also when the disk is quick
     assert f"compare the takes: {tmp_path / 'out' / 'report.html'}" in answer.err
     assert len(answer.out.splitlines()) == 2  # the files alone
     (job,) = data_of(tmp_path / "out" / "report.html")["jobs"]

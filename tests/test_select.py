@@ -22,21 +22,34 @@ def folder(tmp_path: Path) -> Path:
 
 
 def exported(path: Path, kept: list[str], *, directory: object = None) -> Path:
-    takes: list[dict[str, object]] = [{"file": name, "verdict": "keep", "note": ""} for name in kept]
-    takes += [{"file": "b.mp3", "verdict": "drop"}, {"file": "a.mp3", "verdict": None}]
+    notes: list[object] = ["lovely\n <bridge> \ud800", "", 7]
+    takes: list[dict[str, object]] = [
+        {"file": name, "verdict": "keep", "note": notes[at % 3]} for at, name in enumerate(kept)
+    ]
+    takes += [{"file": "b.mp3", "verdict": "drop", "note": "no"}, {"file": "a.mp3", "verdict": None}]
     path.write_text(json.dumps({"format": 1, "directory": directory, "takes": takes}))
     return path
 
 
 def test_what_was_kept_is_copied(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
-    verdicts = exported(tmp_path / "verdicts.json", ["a.mp3", "é #%.mp3", "a.mp3"], directory=str(folder))
+    verdicts = exported(tmp_path / "verdicts.json", ["a.mp3", "é #%.mp3", "b.mp3", "é #%.mp3"], directory=str(folder))
     out = tmp_path / "new" / "best"
     answer = terminal("select", "--from", str(verdicts), "--out", str(out))
-    assert (answer.code, answer.out.splitlines()) == (0, [str(out / "a.mp3"), str(out / "é #%.mp3")])
-    assert {path.name: path.read_text() for path in out.iterdir()} == {"a.mp3": "a.mp3", "é #%.mp3": "é #%.mp3"}
+    names = ["a.mp3", "é #%.mp3", "b.mp3"]
+    assert (answer.code, answer.out.splitlines()) == (0, [str(out / name) for name in names])
+    notes = "a.mp3: lovely <bridge> ?\né #%.mp3: lovely <bridge> ?\n"
+    assert f"the notes on them are in {out / 'notes.txt'}" in answer.err
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: name for name in names} | {
+        "notes.txt": notes
+    }
+    (out / "notes.txt").write_text("mine")
     again = terminal("select", "--from", str(verdicts), "--out", str(out), "--json")
     assert again.code == 0
-    assert (again.value["copied"], len(again.value["present"])) == ([], 2)
+    assert (again.value["copied"], len(again.value["present"])) == ([], 3)
+    assert again.value["notes"] == str(out / "notes.txt")
+    for _ in range(2):
+        assert (out / "notes.txt").read_text() == f"mine\n{notes}"
+        assert terminal("select", "--from", str(verdicts), "--out", str(out)).code == 0
 
 
 def test_the_folder_may_have_moved(terminal: Terminal, folder: Path, tmp_path: Path) -> None:

@@ -35,11 +35,15 @@ async def report(
 
 async def report_on(output: Output, directory: Path) -> Path:
     """Write the report of a folder, show its progress, and return its path."""
+    read = 0
 
     def progress(done: int, total: int | None) -> None:
+        nonlocal read
+        read = done
         output.display.doing(f"{REPORT_NAME}: {done} of {total} files read")
 
     path = await write_report(directory, progress=progress)
+    output.say(f"{REPORT_NAME}: {count_of(read, 'file')} read")
     output.value["report"] = path
     return path
 
@@ -56,7 +60,7 @@ async def select(
     out: Directory,
     _output: OutputOptions = OUTPUT,
 ) -> None:
-    """Copy the takes that were kept in a report; no file is overwritten.
+    """Copy the takes that were kept in a report, and their notes (notes.txt); no file is overwritten.
 
     Example: kie-async select --from verdicts.json --out best
     """
@@ -64,9 +68,12 @@ async def select(
     output.value["out"] = out
     for name in ("copied", "present", "missing", "taken"):
         output.value[name] = list(getattr(selection, name))
+    output.value["notes"] = selection.notes
     for path in selection.copied:
         output.print(str(path))
     output.say(f"{count_of(len(selection.copied), 'take')} copied, {len(selection.present)} there before")
+    if selection.notes:
+        output.say(f"the notes on them are in {selection.notes}")
     _check(selection)
 
 

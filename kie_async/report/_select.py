@@ -14,11 +14,12 @@ from typing import Any
 
 import attrs
 
-from kie_async._fsync import give_name, sync_directory, written_draft
+from kie_async._fsync import give_name, replace_file, sync_directory, written_draft
 from kie_async.events import clean
 from kie_async.files import on_disk
 from kie_async.report._folder import ReportError
 
+_NOTES = "notes.txt"
 _OUTCOMES = ("copied", "present", "missing", "taken")
 
 
@@ -32,6 +33,7 @@ class Selection:
         present: the copies that existed already.
         missing: the takes whose files no longer exist.
         taken: the copies that were not made because another file has the name.
+        notes: the text file of the notes on the copies; None if there are none.
     """
 
     directory: Path
@@ -39,12 +41,15 @@ class Selection:
     present: tuple[Path, ...] = ()
     missing: tuple[Path, ...] = ()
     taken: tuple[Path, ...] = ()
+    notes: Path | None = None
 
 
 async def select_takes(
     verdicts: str | PathLike[str], out: str | PathLike[str], *, directory: str | PathLike[str] | None = None
 ) -> Selection:
     """Copy the takes that were kept in a report. No file is overwritten; each copy is whole or absent.
+
+    The notes on them go into ``notes.txt`` beside the copies, a line each; lines that are in it stay.
 
     Args:
         verdicts: the file of verdicts that the report has exported.
@@ -61,24 +66,28 @@ async def select_takes(
     """
     found, kept = await on_disk(_find_kept, Path(verdicts), None if directory is None else Path(directory))
     groups: dict[str, list[Path]] = {name: [] for name in _OUTCOMES}
-    for path in kept:
+    lines = []
+    for path, note in kept.items():
         target = Path(out, path.name)
         outcome = await on_disk(_copy, path, target)
         groups[outcome].append(path if outcome == "missing" else target)
-    return Selection(directory=found, **{name: tuple(paths) for name, paths in groups.items()})
+        if note and outcome in {"copied", "present"}:
+            lines.append(f"{path.name}: {note}")
+    notes = await on_disk(_add_lines, Path(out, _NOTES), lines) if lines else None
+    return Selection(directory=found, notes=notes, **{name: tuple(paths) for name, paths in groups.items()})
 
 
-def _find_kept(verdicts: Path, directory: Path | None) -> tuple[Path, list[Path]]:
-    """The folder of the report, and the files that are to be copied."""
+def _find_kept(verdicts: Path, directory: Path | None) -> tuple[Path, dict[Path, str]]:
+    """The folder of the report, and the files that are to be copied, with the notes on them."""
     value = _read(verdicts)
     directory = directory or _named_directory(value) or verdicts.parent
     if not directory.is_dir():
         raise ReportError(f"{clean(str(directory))} is no folder: give the folder of the report")
-    kept = [_inside(directory, name) for name in _kept(verdicts, value)]
+    kept = {_inside(directory, name): note for name, note in _kept(verdicts, value)}
     if not kept:
         where = clean(str(verdicts))
         raise ReportError(f"{where} keeps nothing: mark takes in the report, and download the verdicts again")
-    return directory, list(dict.fromkeys(kept))
+    return directory, kept
 
 
 def _copy(path: Path, target: Path) -> str:
@@ -93,6 +102,15 @@ def _copy(path: Path, target: Path) -> str:
         give_name(draft, target)
     sync_directory(target.parent)
     return "copied"
+
+
+def _add_lines(path: Path, lines: list[str]) -> Path:
+    """Add to a text file the lines that are not in it."""
+    there = path.read_bytes().splitlines() if path.exists() else []
+    new = [line for text in lines if (line := os.fsencode(text)) not in there]
+    if new:
+        replace_file(path, b"\n".join([*there, *new, b""]))
+    return path
 
 
 # ---------------------------------------------------------------- the file of verdicts
@@ -117,13 +135,16 @@ def _named_directory(value: Mapping[str, Any]) -> Path | None:
     return path if path.is_absolute() and path.is_dir() else None
 
 
-def _kept(path: Path, value: Mapping[str, Any]) -> Iterator[str]:
+def _kept(path: Path, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The names of the takes that were kept, and the notes on them, each in one line."""
     for number, take in enumerate(value["takes"], 1):
         name = take.get("file") if isinstance(take, dict) else None
         if not isinstance(name, str) or not name or "\0" in name:
             raise ReportError(f"{clean(str(path))}: take {number} names no file: download the verdicts again")
         if take.get("verdict") == "keep":
-            yield name
+            note = take.get("note")
+            note = " ".join(note.split()) if isinstance(note, str) else ""
+            yield name, note.encode(errors="replace").decode()  # JSON can hold half a character
 
 
 def _inside(directory: Path, name: str) -> Path:
