@@ -168,7 +168,7 @@ def test_continuations_are_joined_to_their_song(
     terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tags = {"title": "Mine", "album_artist": "Me", "composer": "I"}
+    tags = {"title": "Mine", "album_artist": "Me", "composer": "I", "disc": "1/2"}
     with av.open(str(demo)) as read, av.open("my song.flac", "w") as write:
         write.metadata.update(tags)
         stream = write.add_stream("flac", rate=read.streams.audio[0].rate)

@@ -32,7 +32,19 @@ Samples: TypeAlias = NDArray[np.float32]  # channels x samples
 Mono: TypeAlias = NDArray[np.float32]  # samples of one channel
 
 _DEEP = {"s32", "s32p", "flt", "dbl"}  # formats of samples; lossy codecs give "fltp"
-_TAGS = ("title", "artist", "album", "album_artist", "composer", "genre", "date", "track", "copyright", "comment")
+_TAGS = (
+    "title",
+    "artist",
+    "album",
+    "album_artist",
+    "composer",
+    "genre",
+    "date",
+    "track",
+    "disc",
+    "copyright",
+    "comment",
+)
 _REMEDY = "convert it anew, or fetch it again"
 
 

@@ -36,7 +36,8 @@ class Form:
         rate: samples a second.
         channels: 1 or 2.
         bits: of a sample, 16 or 24; an mp3 knows none.
-        tags: what it says of its music (title, artist and so on); a wav knows some of them.
+        tags: what it says of its music (title, artist and so on); a wav has no place for album_artist, composer and
+            disc.
     """
 
     suffix: str
