@@ -115,7 +115,9 @@ def test_what_cannot_be_used_is_named_by_its_option(
     terminal: Terminal, tmp_path: Path, given: tuple[str, str], says: str
 ) -> None:
     song, new = noise(tmp_path / "song.wav", 8), noise(tmp_path / "new.wav", 2)
-    options = {"--at": "6", "--out": str(tmp_path / "longer.wav")} | dict([given])
+    taken = tmp_path / "longer.wav"
+    taken.touch()
+    options = {"--at": "6", "--out": str(taken if "soon" in given else tmp_path / "free.wav")} | dict([given])
     answer = terminal("join", song, new, *(word for option in options.items() for word in option))
     assert answer.code == 2
     assert f"error: {says}" in answer.err

@@ -140,7 +140,7 @@ class Joining:
             FileExistsError: ``out`` is there already.
             InvalidRequestError, AudioError, StorageError: something cannot be used.
         """
-        form, cut = _form(source, result, out), _seconds(at, source)
+        cut, form = _seconds(at, source), _form(source, result, out)
         ours = _scan_song(source, form, cut, stop)
         if ours.length < (cut - _ROUNDING) * form.rate:
             problem = f"is {clock(cut)}, and {clean(str(source))} ends at {clock(ours.length / form.rate)}"
