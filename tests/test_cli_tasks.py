@@ -159,10 +159,13 @@ def test_lyrics_reach_the_jobs_route_alone(terminal: Terminal, service: Emulator
 
 
 def test_what_is_only_pointless_is_a_note(terminal: Terminal, service: EmulatorHandle) -> None:
-    words = ("--instrumental", "--style", "s", "--title", "t", "--prompt", "p", "--vocal-gender", "m", "--at", "60")
-    answer = terminal("extend", "a1", "--model", "V5", *words, "--no-wait")
+    song = ("--instrumental", "--style", "s", "--title", "t" * 81, "--at", "60")
+    words = ("extend", "a1", "--model", "V5", *song, "--prompt", "p", "--vocal-gender", "m", "--no-wait")
+    answer, verbose = terminal(*words), terminal(*words, "-v")
     assert answer.code == 0
     assert "note: --vocal-gender: has no effect with instrumental" in answer.err
+    beyond = "title: is beyond a limit that has been raised"  # a newer page decides: nothing is to be done
+    assert (beyond in answer.err, beyond in verbose.err) == (False, True)
     assert service.ledger[0].body["vocalGender"] == "m"
 
 

@@ -29,6 +29,8 @@ from kie_async.events import Notice, Observer, clean
 from kie_async.models import ExtendRequest, Request, UploadExtendRequest
 from kie_async.settings import Settings
 
+RAISED_LIMIT = "is beyond a limit that has been raised"
+
 # ---------------------------------------------------------------- what a session remembers
 
 
@@ -197,7 +199,7 @@ def _find_notices(request: Request, settings: Settings) -> Iterator[Problem]:
     if isinstance(request, ExtendRequest) and BARE_ID.fullmatch(request.audio_id):
         yield Problem("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
     for name, _, allowed in _find_older_limits(request):
-        yield Problem(name, "is beyond a limit that has been raised", f"{allowed}; a newer page allows it, and decides")
+        yield Problem(name, RAISED_LIMIT, f"{allowed}; a newer page allows it, and decides")
     url = str(request.source) if isinstance(request, UploadExtendRequest) else ""
     if is_url(url) and "@" in urlsplit(url).netloc:
         remedy = "the service may not use it, and may repeat it: give a signed address"

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from kie_async import events
+from kie_async._protocol.admission import RAISED_LIMIT
 from kie_async.cli._exit_codes import with_options
 
 QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
@@ -133,6 +134,8 @@ _EVENT_LINES: dict[type[object], Callable[[Any], str]] = {
 
 
 def event_line(event: events.Event) -> str | None:
-    """An event in a line; None if it is not shown."""
+    """An event in a line; None if it is not shown, or if nothing is to be done about it."""
+    if isinstance(event, events.Notice) and RAISED_LIMIT in event.note:
+        return None  # such as of every song over two minutes
     text = _EVENT_LINES.get(type(event))
     return text(event) if text else None
