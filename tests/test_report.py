@@ -254,13 +254,18 @@ def test_the_steps_of_a_chain_stand_in_their_order(terminal: Terminal, folder: P
     }.items():
         tone(folder / f"{key}.wav", 0.1)
         sidecar(folder, key, key=key, request=request)
+    for name in ("Song 9-k-10-joined", "Song 9-k-10-12.5s", "song-k-3-joined"):  # two finished songs of the chain
+        tone(folder / f"{name}.wav", 0.1)
     found = [(job["title"], job["step"], job["key"]) for job in reported(terminal, folder)]
     assert found == [
         ("round", 1, "round"),
+        ("Song 9", 0, "Song 9-k-10-12.5s.wav"),
+        ("Song 9", 0, "Song 9-k-10-joined.wav"),
         ("Song 9", 1, "k-1"),
         ("Song 9", 2, "k-2"),
         ("Song 9", 3, "k-10"),
         ("song 10", 1, "other"),
+        ("song-k-3-joined", 1, "song-k-3-joined.wav"),
     ]
 
 

@@ -232,7 +232,7 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
 
 
 def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -> None:
-    assert page.one("#summary").text == "104 jobs · 104 takes · 1 failed · 1 unknown"
+    assert page.one("#summary").text == "104 songs · 104 takes · 1 failed · 1 unknown"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
     assert "its source is not here" in page.all(".facts")[1].text
@@ -258,7 +258,7 @@ def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
         page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         assert page.run("return document.documentElement.scrollWidth") == width
     page.run("document.querySelectorAll('.job .note')[1].scrollIntoView()")
-    assert page.run("return document.elementFromPoint(40, 80).closest('.play') !== null")  # it stays above its takes
+    assert page.run("return document.elementFromPoint(40, 60).closest('.play') !== null")  # it stays above its takes
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     unnamed = "[...document.querySelectorAll('button, input, select')].filter(each => !each.labels?.length"
     unnamed += " && !(each.getAttribute('aria-label') ?? each.textContent).trim()).length"

@@ -28,6 +28,7 @@ Facts: TypeAlias = Mapping[str, Any]
 _SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 _READINGS = ("whole", "continuation", "unclear")
 _MADE = ("", "succeeded", "delivered")
+_FINISHED = re.compile(r"(.+)-(?:joined|[\d.]+s)")  # the stem of the joined or trimmed song of a chain
 _MAX_TEXT = 300  # characters of a text that is shown
 
 
@@ -74,7 +75,8 @@ class ReportedJob:
         source: the file that was extended, if it is known and still the same.
         source_name: what was extended, as far as it is known.
         audio_id: the track that was extended, if it was one.
-        step: which it is of a chain, in which each extends a take of the one before; from 1.
+        step: which it is of a chain, in which each extends a take of the one before; from 1. The finished song of a
+            chain has 0.
     """
 
     key: str
@@ -109,10 +111,12 @@ def read_folder(directory: Path) -> list[ReportedJob]:
     jobs = [_job(directory, key, lines.get(key, {}), group, files) for key, group in groups.items()]
     known = {take.name for job in jobs for take in job.takes}
     known |= {job.source.name for job in jobs if job.source and job.source.parent == directory.resolve()}
-    others = [_lone(path) for path in directory.iterdir() if _is_audio(path) and path.name not in known]
+    jobs = list(_chained(jobs))
+    others = [_lone(path, jobs) for path in directory.iterdir() if _is_audio(path) and path.name not in known]
     if not jobs and not others:
         raise ReportError(f"{clean(str(directory))} holds no results: give the folder to which a batch has downloaded")
-    return [*_sorted(_chained(jobs)), *_sorted(others)]
+    jobs += [each for each in others if not each.step]
+    return [*_sorted(jobs), *_sorted(each for each in others if each.step)]
 
 
 def _sorted(jobs: Iterable[ReportedJob]) -> list[ReportedJob]:
@@ -124,9 +128,8 @@ def _natural(text: str) -> str:
     return re.sub(r"\d+", lambda number: number[0].zfill(9), text)
 
 
-def _chained(jobs: Iterable[ReportedJob]) -> Iterator[ReportedJob]:
+def _chained(jobs: list[ReportedJob]) -> Iterator[ReportedJob]:
     """Count the steps of chains; one that has no title takes that of the first."""
-    jobs = list(jobs)
     makers = {take.track_id: job for job in jobs for take in job.takes if take.track_id}
     for job in jobs:
         chain = [job]
@@ -136,9 +139,13 @@ def _chained(jobs: Iterable[ReportedJob]) -> Iterator[ReportedJob]:
         yield attrs.evolve(job, title=title, step=len(chain))
 
 
-def _lone(path: Path) -> ReportedJob:
+def _lone(path: Path, jobs: Iterable[ReportedJob]) -> ReportedJob:
+    """Make a row of a file that belongs to no job; the finished song of a chain has the title of its last step."""
     take = Take(number=1, name=path.name, is_there=True)
-    return ReportedJob(key=path.name, title=path.stem[:_MAX_TEXT], takes=(take,))
+    finished = _FINISHED.fullmatch(path.stem)
+    step = finished and next((job for job in jobs if finished[1].endswith(f"-{job.key}")), None)
+    title = step.title if step else path.stem[:_MAX_TEXT]
+    return ReportedJob(key=path.name, title=title, step=0 if step else 1, takes=(take,))
 
 
 def _is_audio(path: Path) -> bool:

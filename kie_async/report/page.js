@@ -162,8 +162,9 @@
   function facts(job) {
     return [
       job.state === "delivered" ? "" : job.state,
+      job.step === 0 ? "finished song" : "",
       job.step > 1 ? `step ${job.step}` : "",
-      job.source && job.source !== job.title ? job.source : "",
+      job.source && job.source.replace(/\.[^.]*$/, "") !== job.title ? job.source : "",
       job.source && job.lanes.every((lane) => lane.take) ? "its source is not here" : "",
       job.cut === null ? "" : `cut at ${clock(job.cut)}`,
       job.model,
@@ -251,7 +252,7 @@
   function describe(row, lane) {
     const readings = { whole: "whole song", continuation: "continuation", unclear: "unclear" };
     const reading = readings[lane.reading] ?? "";
-    const sure = reading && lane.confidence !== null ? ` · ${Math.round(100 * lane.confidence)} %` : "";
+    const sure = reading && lane.confidence !== null ? ` · ${Math.round(100 * lane.confidence)}\u00a0%` : "";
     return [
       lane.take && lane.title !== row.job.title ? lane.title : "",
       lane.seconds ? clock(lane.seconds) : "",
@@ -647,7 +648,7 @@
     });
     const shown = rows.filter((row) => !row.shell.hidden).length;
     find("nothing").hidden = shown > 0;
-    say(`${shown} of ${count(rows.length, "job")} shown`);
+    say(`${shown} of ${rows.length} shown`);
   }
 
   const sizes = new ResizeObserver((entries) => {
@@ -666,7 +667,8 @@
 
   const failed = rows.filter((row) => ["failed", "rejected"].includes(row.job.state)).length;
   const unknown = rows.filter((row) => row.job.error).length - failed;
-  find("summary").textContent = [count(rows.length, "job"), count(takes.length, "take"), failed ? `${failed} failed` : "", unknown ? `${unknown} unknown` : ""].filter(Boolean).join(" · ");
+  const songs = rows.filter((row) => row.job.step === 1).length; // of a chain, only its first step is one
+  find("summary").textContent = [count(songs, "song"), count(takes.length, "take"), failed ? `${failed} failed` : "", unknown ? `${unknown} unknown` : ""].filter(Boolean).join(" · ");
   main.append(...rows.map(makeShell));
   rows.forEach((row) => sight.observe(row.shell));
   showProgress();
