@@ -86,7 +86,7 @@ def test_of_a_cut_that_is_not_where_the_track_leaves_the_song_the_right_one_is_s
     assert (answer.code, answer.out, out.exists()) == (1, "", False)
     remedy = re.search(r"^give --at (\S+); or else listen to it, and say --as whole", answer.err, re.MULTILINE)
     assert remedy, answer.err
-    assert float(remedy[1]) == pytest.approx(18.0, abs=0.1)
+    assert re.fullmatch(r"0:1(8|8\.0\d|7\.9\d?)", remedy[1])
     assert terminal("join", str(song), str(new), "--at", remedy[1], "--out", str(out)).code == 0
     out.unlink()
     sidecar(new, {"continue_at": 20.0})

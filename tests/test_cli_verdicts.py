@@ -28,7 +28,7 @@ def sidecars(folder: Path) -> list[Any]:
 
 
 WORDS = {
-    "whole": "the whole song, new from 0:06 on (100% sure)",
+    "whole": "the whole song, new from 0:07.5 on (100% sure)",
     "continuation": "it holds nothing of the song: taken as its continuation",
 }
 
@@ -40,9 +40,11 @@ def test_upload_extend_says_what_each_track_holds(
     out, words = tmp_path / "new", WORDS[answers]
     monkeypatch.chdir(song.parent)
     with served(monkeypatch, answers=answers, **SHORT):
-        answer = terminal("upload-extend", song.name, "--at", "6", *MUSIC, "--out", str(out))
+        answer = terminal("upload-extend", song.name, "--at", "7.5", *MUSIC, "--out", str(out))
         assert answer.code == 0
-        assert all(f"track {number}: {words}" in answer.err for number in (1, 2))
+        by_length = "track 1 is not longer than what was kept of the song: it holds the continuation alone"
+        assert (f"track 1: {words}" in answer.err) == (by_length not in answer.err) == (answers == "whole")  # told once
+        assert f"track 2: {words}" in answer.err
         found = sidecars(out)
         assert [each["verdict"]["kind"] for each in found] == [answers, answers]
         assert sorted(each["track"]["number"] for each in found) == [1, 2]

@@ -70,7 +70,7 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
         remedy = f"listen to it, and say {_CHOICE}"
         if error.leaves_at is not None:
             decided = " --as whole" if facts else ""  # what a sidecar says of the cut is another
-            remedy = f"give --at {error.leaves_at}{decided}; or else {remedy}"
+            remedy = f"give --at {clock(error.leaves_at)}{decided}; or else {remedy}"
         error.add_note(remedy)
         raise
     output.value |= _show(output, joined)

@@ -115,7 +115,7 @@ def printable(text: str) -> str:
 TRANSIENT = (events.Polled, events.PollFailed, events.Queued)
 
 _STAGES = {
-    "text": "the lyrics are there",
+    "text": "the text is there",
     "first": "the first track is done",
     "complete": "all tracks are done",
 }

@@ -43,7 +43,8 @@ async def say_verdicts(output: Output, request: Request, result: TaskResult, out
             output.say(f"track {number}: cannot tell what it holds: {error}")
         else:
             verdicts.append(attrs.asdict(verdict))
-            output.say(f"track {number}: {verdict}")
+            if not verdict.kind == result.holds(result.tracks[number - 1]) == "continuation":  # its length has told it
+                output.say(f"track {number}: {verdict}")
 
 
 def _find_source(request: Request, out: Path) -> Path | None:
