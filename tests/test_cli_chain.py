@@ -56,12 +56,15 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     words = ("upload-extend", str(demo), "--until", "1:00", "--emulate", "--out", str(tmp_path / "new"), "--trim")
     answer = terminal(*words, *TITLED, virtual=True)
     assert answer.code == 0, answer.err
-    assert "the song (0:25.4) is extended until 1:00, by 10 new steps at most" in answer.err
+    assert "your song (0:25.4) is extended until 1:00, by 10 new steps at most" in answer.err
     assert "step 1: take 2 of 2 holds the whole song; the song lasts 1:0" in answer.err
     *takes, trimmed = made(answer)
     assert len(takes) == 2
     assert trimmed.endswith("-1-60s.mp3")
-    assert f"done: 1:00, 1 step, 12 credits; your song: {tmp_path / 'new' / trimmed}" in answer.err
+    file = re.escape(str(tmp_path / "new" / trimmed))
+    assert re.search(
+        rf"^done: the song lasts 1:0\S+, 1 step, 12 credits; your song, cut to 1:00: {file}$", answer.err, re.MULTILINE
+    )
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(60, abs=0.1)
     assert len(list((tmp_path / "new").glob("*.kie.json"))) == 2
     again = terminal(*words[:-1], *TITLED, virtual=True)  # the emulator is gone, and its tasks too
@@ -132,6 +135,7 @@ def test_a_track_is_extended_and_another_choice_shares_the_first_step(
     shared = terminal(*words, "--until", "22")  # of which the longest take is long enough
     assert (shared.code, len(made(shared)), len(service.ledger)) == (0, 2, 2)
     longer = terminal(*words, "--until", "25", "--yes")
+    assert "the song so far (0:23) is extended until 0:25, by 9 new steps at most" in longer.err
     assert (
         "1 step on record with --choose first (12 credits) cannot be used: the first step is shared, and" in longer.err
     )
@@ -215,7 +219,9 @@ def test_a_whole_song_is_joined_only_if_that_is_asked_for(
     terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
 ) -> None:
     words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "27", "--yes", *TITLED)
-    assert len(made(terminal(*words))) == 2
+    first = terminal(*words)
+    assert len(made(first)) == 2
+    assert re.search(r"done: the song lasts 0:\S+ \(0:27 was asked; --trim cuts it to that\), 1 step, 12 c", first.err)
     value = terminal(*words, "--join", "--json").value
     assert files.measure(Path(value["joined"])) == pytest.approx(value["length"], abs=0.3)
     assert len(service.ledger) == 1
@@ -275,6 +281,10 @@ def test_a_cut_that_is_given_stays_and_so_does_that_of_what_cannot_be_decoded(
     answer = terminal("upload-extend", str(fading), "--until", "40", *out, *options)
     assert (answer.code, service.ledger) == (2, [])
     assert says in answer.err
+    kept = f", kept to {options[1]}, is extended" if "--at" in options else " is extended"
+    assert (
+        f"your song (0:23){kept} until 0:40, by 10 new steps at most\nnote: the service may extend a take" in answer.err
+    )
     assert "it will cost 120 credits at most" in answer.err
     assert ("fades out" in answer.err) == bool(says)
 
@@ -370,6 +380,8 @@ def test_a_step_that_fails_can_be_had_after_all(
     failed = terminal(*words)
     assert failed.code == 3
     assert len(made(failed)) == 2
+    assert [failed.err.count(note) for note in ("the cut is certain", "is documented for")] == [1, 0]
+    assert failed.err.index("the cut is certain") < failed.err.index("it will cost")
     assert "step 2: " in failed.err
     [retry] = [line for line in failed.err.splitlines() if "kie-async jobs retry" in line]
     assert f"  kie-async {' '.join(words)}" in failed.err

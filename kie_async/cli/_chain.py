@@ -20,7 +20,7 @@ from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._text import clock, count_of
 from kie_async.batch import RecordedTakes, Results, find_track
 from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
-from kie_async.chain._rules import BEFORE_END, Chain, ChainPart, ChainStep
+from kie_async.chain._rules import BEFORE_END, Chain, ChainPart, ChainStep, SongLength
 from kie_async.cli._chain_order import ChainOrder, UntilOptions
 from kie_async.cli._connect import (
     EMULATED_FILE,
@@ -74,8 +74,10 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     if isinstance(source, Track):
         source = await _find_track(output, source, run.out, options.music.model)
     fields = options.music.of_track() if isinstance(source, Track) else options.music.of_upload()
-    checks = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
-    checker = KieSession(make_settings({**checks, "route": options.common.route, "observer": _ignore}), journal="")
+    checks: dict[str, Any] = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
+    events: list[Event] = []
+    checks |= {"route": options.common.route, "observer": events.append}
+    checker = KieSession(make_settings(checks), journal="")
     plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
     with _location(until, run.out, emulate=run.emulate) as location:
         order = ChainOrder(
@@ -86,13 +88,13 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
             emulated=run.emulate,
             join=join,
             has_cut=options.music.at is not None,
+            is_cut_uncertain=any(map(_is_on_cut, events)),
         )
         order = await _ask(output, order)
         output.hints = _hints(output, order, 1)
         emulated = {"speed": _SPEED} if run.emulate else None
-        opening: SessionOptions = {**session_options, "journal": location.journal()}
-        if options.music.at is None:
-            opening["observer"] = partial(_emit, output)
+        own: SessionOptions = {"journal": location.journal(), "observer": partial(_emit, output)}
+        opening: SessionOptions = {**session_options, **own}
         try:
             async with connect(output, receiver, emulated=emulated, sigterm=True, **opening) as session:
                 chain = await _run(output, order, session)
@@ -129,8 +131,11 @@ def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None)
         if len(chain.steps) <= order.delivered:
             line = f"nothing to do: the song lasts {length} already" + (f" ({spent})" if chain.steps else "")
         else:
-            line = f"done: {wanted if order.until.trim else f'{length} of {wanted}'}, {spent}"
-        output.say(line if song is None else f"{line}; your song: {song}")
+            is_longer = length != wanted and song is not None and not order.until.trim
+            line = f"done: the song lasts {length}"
+            line += f" ({wanted} was asked; --trim cuts it to that), {spent}" if is_longer else f", {spent}"
+        which = f"your song, cut to {wanted}" if order.until.trim else "your song"
+        output.say(line if song is None else f"{line}; {which}: {song}")
         return
     message, remedy = f"the song lasts {length}, and not {wanted}", _WHY_SHORT.get(chain.end, "")
     if chain.end == "max_steps":
@@ -169,14 +174,12 @@ def _location(until: UntilOptions, out: Path, *, emulate: bool) -> Iterator[Jour
 
 
 def _emit(output: Output, event: Event) -> None:
-    """Show an event; a notice on a cut that nobody has typed says which cut is meant."""
-    if isinstance(event, Notice) and event.note.startswith("continue_at: is documented"):
-        event = attrs.evolve(event, note=_UNCERTAIN_CUT)
-    output.emit(event)
+    """Show an event, but not the notice on the cut, which was said with the plan."""
+    (output.count if _is_on_cut(event) else output.emit)(event)
 
 
-def _ignore(_event: object) -> None:
-    """The session that runs the chain tells it."""
+def _is_on_cut(event: Event) -> bool:
+    return isinstance(event, Notice) and event.note.startswith("continue_at: is documented")
 
 
 def _chain_options(fields: object, until: UntilOptions, emulate: bool) -> ChainOptions:  # noqa: FBT001  # one of three
@@ -206,8 +209,11 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
     if is_ended:
         goal = attrs.evolve(plan.goal, max_steps=max(len(jobs), 1))  # whatever their sound is found to hold now
         return attrs.evolve(order, plan=attrs.evolve(plan, goal=goal))
-    lasts = "" if song is None else f" ({clock(song.total)})"
-    output.say(f"the song{lasts} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most")
+    output.say(
+        f"{_subject(order, song)} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most"
+    )
+    if order.is_cut_uncertain and new:
+        output.say(f"note: {_UNCERTAIN_CUT}")
     if unused and new:
         output.say(
             f"{count_of(len(unused), 'step')} on record with --choose {order.other_choice} ({_paid(unused):.12g} "
@@ -222,6 +228,16 @@ async def _ask(output: Output, order: ChainOrder) -> ChainOrder:
     elif new:
         output.say(f"{worst}, which the emulator only counts" if order.emulated else worst)
     return order
+
+
+def _subject(order: ChainOrder, song: SongLength | None) -> str:
+    """What is extended: the source, if no step is on record, or else the song that the steps have made."""
+    source, cut, is_source = order.plan.first, order.plan.first.continue_at, song == order.plan.start
+    length = source.source_duration if is_source or song is None else song.total
+    subject = ("your song" if is_source else "the song so far") + ("" if length is None else f" ({clock(length)})")
+    return subject + (
+        f", kept to {clock(cut) if isinstance(cut, float) else cut}," if is_source and order.has_cut else ""
+    )
 
 
 async def _say_fade(output: Output, order: ChainOrder) -> None:

@@ -74,6 +74,7 @@ class ChainOrder:
         emulated: on the built-in emulator.
         join: whether a joined file is asked for, whatever the takes hold.
         has_cut: whether the cut of the source is given.
+        is_cut_uncertain: whether the service may extend a take from its end in place of the cut.
         delivered: how many steps were made and downloaded before.
     """
 
@@ -84,6 +85,7 @@ class ChainOrder:
     emulated: bool
     join: bool
     has_cut: bool
+    is_cut_uncertain: bool
     delivered: int = 0
 
     @property
