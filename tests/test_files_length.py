@@ -29,6 +29,11 @@ def written(directory: Path, data: bytes, name: str = "song.mp3") -> Path:
     return path
 
 
+def with_padding(flac: bytes) -> bytes:
+    """A flac with 9,000 zero bytes behind its first block of metadata, which is never the last."""
+    return flac[:42] + b"\x01" + (9000).to_bytes(3, "big") + bytes(9000) + flac[42:]
+
+
 WHOLE = {
     "mp3": audio_files.mp3,
     "mp3 with another name": lambda: audio_files.encoded("libmp3lame", "mp3", title="Ünïcode\N{SNOWMAN}"),
@@ -47,6 +52,7 @@ WHOLE = {
     "wav that claims hours": lambda: audio_files.wav_that_claims(0xFFFFFFF0),
     "wav that claims nothing": lambda: audio_files.wav_that_claims(0),
     "flac": audio_files.flac,
+    "flac with padding in its header": lambda: with_padding(audio_files.flac()),
     "flac that claims nothing": lambda: audio_files.flac_that_claims(0),
     "flac that claims weeks": lambda: audio_files.flac_that_claims((1 << 36) - 1),
     "aac": audio_files.aac,
@@ -122,6 +128,22 @@ def test_zeros_in_place_of_the_end_do_not_count(tag: bytes, tmp_path: Path) -> N
     data = audio_files.mp3()
     half = len(data) // 2
     assert measure(written(tmp_path, data[:half] + bytes(half) + tag)) == pytest.approx(SECONDS / 2, abs=0.3)
+
+
+@pytest.mark.parametrize("tag", [b"", b"TAG".ljust(128, b"\0")])
+def test_zeros_in_place_of_the_end_of_a_flac_do_not_count(tag: bytes, tmp_path: Path) -> None:
+    data = audio_files.flac()
+    half = len(data) // 2
+    assert measure(written(tmp_path, data[:half] + bytes(half) + tag)) == pytest.approx(SECONDS / 2, abs=1.0)
+
+
+@pytest.mark.parametrize("lost", [8192, 400_000])
+def test_a_flac_that_lost_audio_in_its_middle_is_refused(lost: int, tmp_path: Path) -> None:
+    data = audio_files.flac()
+    end = len(data) - 20_000
+    path = written(tmp_path, data[: end - lost] + bytes(lost) + data[end:])
+    with pytest.raises(AudioError, match=r"has zeros in the place of audio in its middle: copy or download it again"):
+        measure(path)
 
 
 @pytest.mark.parametrize("lost", [1024, 20_000, 300_000])

@@ -217,6 +217,17 @@ async def test_a_file_that_ends_before_its_header_says_so_goes_up_with_a_notice(
         assert int(found[1]) == pytest.approx(end, abs=4)  # half of the bytes is not always half of the time
 
 
+async def test_an_ogg_without_its_last_page_goes_up_with_a_notice(song: Path) -> None:
+    data = audio_files.ogg()
+    notes: list[Event] = []
+    for part in (data, data[: len(data) // 2]):
+        song.write_bytes(part)
+        async with upload_host() as (_, transport):
+            transport.emit = notes.append
+            await files.upload(transport, song, measure=False)
+    assert notes == [Notice("", "My song.mp3 seems to be cut off: the page that ends it is missing")]
+
+
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0x7FFFFFD0, 0xFFFFFFFF])
 async def test_a_wav_from_a_pipe_is_not_cut_off(size: int, song: Path) -> None:
     data = audio_files.wav_that_claims(size and size - 36)

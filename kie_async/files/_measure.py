@@ -58,9 +58,9 @@ from anyio.lowlevel import RunVar
 from kie_async._text import clock
 from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
-from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, M4A, MP3, OGG, WAV, AudioKind, audio_start, kind_of
+from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, FLAC, M4A, MP3, OGG, WAV, AudioKind, audio_start, kind_of
 from kie_async.files._disk import on_disk
-from kie_async.files._stated_length import is_one_ogg_stream, read_frames, stated_length
+from kie_async.files._stated_length import has_hole, is_one_ogg_stream, read_frames, stated_length
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -225,10 +225,12 @@ class _Measurement:
         return seconds
 
     def _stated(self, file: BinaryIO) -> float | None:
-        """Read the length of a wav from its header, or that of an mp3 from its frames."""
+        """Read the length of a wav from its header, or that of an mp3 from its frames; refuse what has lost audio."""
         import av  # an extra, and slow to import
 
         start = audio_start(file) or 0
+        if self.kind is FLAC and has_hole(file, start):
+            raise self._unusable("has zeros in the place of audio in its middle", "copy or download it again")
         if self.kind is WAV:
             total = file.seek(0, SEEK_END)
             file.seek(0)

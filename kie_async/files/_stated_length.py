@@ -29,6 +29,7 @@ _BITRATES_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _FRAME_HEADER = 3  # bytes that tell the size of a frame
 _BLOCK = 1 << 18  # bytes of frames read at once: a larger block costs more in fresh pages of memory
 _MP3_TAGS = (b"TAG", b"APETAGEX")  # what may follow the last frame
+_FLAC_HOLE = 4096  # zero bytes among the frames of a flac
 _CUT, _HOLE = 8, 512  # zero bytes at the end of a frame, and those with what follows it: audio was lost
 
 
@@ -219,6 +220,31 @@ def _frame_sizes(version: int, rate: int) -> dict[bytes, int]:
         for padding in (0, 1)
         for private in (0, 1)
     }
+
+
+# ------------------------------------------------------------ the zeros of a flac
+
+
+def has_hole(file: BinaryIO, start: int) -> bool:
+    """Tell whether zeros have replaced audio of an open flac, and more audio follows.
+
+    A frame of silence has a header and is short, and padding stands in a block of metadata: neither is a long row of
+    zeros among the frames. Header and end of such a file agree, so that nothing else shows what it lost.
+    """
+    at, is_last = start + 4, False
+    while not is_last:
+        file.seek(at)
+        head = file.read(4)
+        is_last = head[:1] >= b"\x80" or not head  # a flag of the last block of metadata
+        at += 4 + _number(head, 1, 3)
+    file.seek(at)
+    is_found = False
+    while data := file.read(_BLOCK):
+        if not is_found and (zeros := data.find(bytes(_FLAC_HOLE))) >= 0:
+            is_found, data = True, data[zeros:]
+        if is_found and (rest := data.lstrip(b"\0")):
+            return not rest.startswith(_MP3_TAGS)
+    return False
 
 
 # ------------------------------------------------------------ the pages of an ogg

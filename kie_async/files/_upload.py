@@ -17,7 +17,15 @@ from kie_async._protocol.request_rules import is_url
 from kie_async._text import clock
 from kie_async.errors import AudioError, BadResponseError, DownloadError
 from kie_async.events import clean
-from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AudioKind, audio_start, declared_end, kind_of
+from kie_async.files._audio_kinds import (
+    AUDIO_KIND_NAMES,
+    OGG,
+    AudioKind,
+    audio_start,
+    declared_end,
+    ends_as_declared,
+    kind_of,
+)
 from kie_async.files._disk import Progress, Reporter, on_disk
 from kie_async.files._measure import MAX_DURATION, in_turn
 from kie_async.files._measure import measure as measure_file
@@ -128,8 +136,11 @@ def check_source(path: Path) -> tuple[AudioKind, FileStat]:
 
 
 def _cut_off(path: Path, kind: AudioKind, seconds: float | None) -> str:
-    """Say of a file that ends before its header says so how long it should be; nothing of another; blocks."""
+    """Say of a file that it ends before its header says so, or without an end; nothing of another; blocks."""
     with path.open("rb") as file:
+        if kind is OGG:
+            missing = f"{_shown(path)} seems to be cut off: the page that ends it is missing"
+            return "" if ends_as_declared(file, kind) else missing
         size, start, end = file.seek(0, SEEK_END), audio_start(file) or 0, declared_end(file, kind)
         file.seek(0)
         head = file.read(_HEAD)
