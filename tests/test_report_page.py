@@ -74,8 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     song = tone(path.parent / ODD_NAME, SECONDS, width=1)
     source = {"source": {"path": str(song)}}
     request = {"title": HOSTILE, "continue_at": CUT}
-    for number, name, seconds in ((1, ODD_NAME, SECONDS), (2, "b.wav", SHORTER)):
-        tone(path / name, seconds, width=1)
+    for number, name, seconds, loudness in ((1, ODD_NAME, SECONDS, 1.0), (2, "b.wav", SHORTER, 0.5)):
+        tone(path / name, seconds, width=1, loudness=loudness)
         sidecar(path, f"a-{number}", number, name=name, key="a", request=request, **source)
     tone(path / "rest.wav", 2.0)
     more: dict[str, Any] = {"verdict": {"kind": "continuation", "seam": 0}, "source": {"path": "gone.wav"}}
@@ -120,11 +120,17 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
     page.one(".play").click()
     page.until(f"{SOUNDS}[1].currentTime > 0.2")
     assert page.run(f"return {SOUNDS}.map(each => each.paused)") == [True, False, True]
+    assert page.run(f"return {SOUNDS}[1].volume") == pytest.approx(0.5, abs=0.02)  # as loud as take 2
+    page.one("#match").click()
+    assert page.run(f"return {SOUNDS}[1].volume") == 1
+    page.one("#match").click()
+    page.one(".job h2").click()  # where a space plays
 
     page.run(f"{SOUNDS}[1].currentTime = 8")
     page.until(f"{SOUNDS}[1].currentTime > 8.1")
     page.press("2")
     page.until(f"!{SOUNDS}[2].paused && {SOUNDS}[2].currentTime > 8")
+    assert page.run(f"return {SOUNDS}[2].volume") == 1
     page.press("0")
     page.until(f"!{SOUNDS}[0].paused && {SOUNDS}[0].currentTime > 8.1")
     assert page.run(f"return {SOUNDS}.map(each => each.paused)") == [False, True, True]

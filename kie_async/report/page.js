@@ -3,6 +3,7 @@
 (() => {
   const ROUND = 3; // seconds before and after the seam that are looped
   const STEP = 5; // seconds of an arrow key
+  const QUIETEST = 0.25; // the lowest volume that matches levels: 12 dB less
   const BAR = 3; // pixels of a bar of a waveform, with its gap
 
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -436,10 +437,24 @@
     setCurrent(row);
   }
 
+  /** How loud a lane is: the root mean square of its outline; 0 if that is unknown. */
+  function loudness({ bytes = [] }) {
+    return Math.sqrt(bytes.reduce((sum, level) => sum + level * level, 0) / (bytes.length || 1));
+  }
+
+  /** Lower a lane that is louder than the quietest of its row, as louder seems better; both sides of a seam alike. */
+  function matchLevels(row) {
+    const levels = row.lanes.map(loudness).filter(Boolean);
+    const own = loudness(row.lanes[row.lane]);
+    const volume = find("match").checked && own ? Math.max(QUIETEST, Math.min(...levels) / own) : 1;
+    row.lanes.forEach((lane) => { if (lane.audio) lane.audio.volume = volume; });
+  }
+
   /** Set the players to the position: one is heard, and a take that continues it waits at the cut. */
   function place(row) {
     const lane = row.lanes[row.lane];
     row.heard = laneAt(row, lane, row.position);
+    matchLevels(row);
     row.lanes.forEach((each) => { if (each !== row.heard) each.audio?.pause(); });
     row.heard.audio.currentTime = Math.max(0, Math.min(row.position, ending(row.heard)) - row.heard.start);
     if (row.heard !== lane) lane.audio.currentTime = row.job.cut - lane.start;
@@ -610,12 +625,12 @@
   function onKey(event) {
     const { target } = event;
     if (event.ctrlKey || event.metaKey || event.altKey || find("help").open) return;
-    if (target.matches("input:not([type=range]), select, textarea")) {
+    if (target.matches("input:not([type=range], [type=checkbox]), select, textarea")) {
       if (event.key === "Escape" && target.matches(".note")) current.parts.title.focus({ preventScroll: true });
       return;
     }
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (key === " " && target.matches("button, a")) return;
+    if (key === " " && target.matches("button, a, [type=checkbox]")) return;
     if (/^[a-z0-9?]$/.test(key) && !find("keys-on").checked) return;
     const row = current && !current.shell.hidden ? current : rows.find((each) => isPlayable(each) && !each.shell.hidden);
     if (key === "?") find("help").showModal();
@@ -676,6 +691,7 @@
   find("search").addEventListener("input", sift);
   find("filter").addEventListener("change", sift);
   find("keys").addEventListener("click", () => find("help").showModal());
+  find("match").addEventListener("change", () => { if (active) matchLevels(active); });
   find("export").addEventListener("click", download);
   document.addEventListener("keydown", onKey);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
