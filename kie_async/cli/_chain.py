@@ -93,8 +93,11 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         order = await _ask(output, order)
         output.hints = _hints(output, order, 1)
         emulated = {"speed": _SPEED} if run.emulate else None
-        own: SessionOptions = {"journal": location.journal(), "observer": partial(_emit, output)}
-        opening: SessionOptions = {**session_options, **own}
+        opening: SessionOptions = {
+            **session_options,
+            "journal": location.journal(),
+            "observer": partial(_emit, output),
+        }
         try:
             async with connect(output, receiver, emulated=emulated, sigterm=True, **opening) as session:
                 chain = await _run(output, order, session)
