@@ -128,6 +128,22 @@ def ended_on_terminal(*words: str, env: dict[str, str]) -> tuple[Answer, bytes]:
     return answer, shown
 
 
+def full_terminal() -> tuple[int, int]:
+    """A terminal that has no room for what is written, until it is read: its side, and the program's."""
+    ours, theirs = pty.openpty()
+    fill(theirs)
+    return ours, theirs
+
+
+def fill(writable: int) -> None:
+    """Write until there is no room."""
+    os.set_blocking(writable, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writable, b".")
+    os.set_blocking(writable, True)
+
+
 def short_song(path: Path, number: int = 0) -> Path:
     """Write a song of two seconds; no two numbers give the same."""
     with wave.open(str(path), "wb") as file:

@@ -8,7 +8,9 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from command_line import (
     ended,
     ended_on_terminal,
     environment,
+    full_terminal,
     served,
     short_songs,
     started,
@@ -568,6 +571,48 @@ def test_a_real_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert b" of 20" in shown
     assert b"Traceback" not in shown
     assert "\x1b" not in answer.out
+
+
+def test_a_terminal_that_is_not_read_does_not_stop_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:  # fmt: skip
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--callbacks")
+    ours, theirs = full_terminal()
+    with (
+        served(monkeypatch) as service,
+        started(*words, env=environment(service, TERM="xterm"), stdout=theirs, stderr=theirs) as process,
+    ):
+        os.close(theirs)
+        while len(list(out.glob("*.mp3"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)  # the process needs the time
+        shown = b""
+        with suppress(OSError):  # EIO: nobody has the terminal open any more
+            while piece := os.read(ours, 4096):
+                shown += piece
+        assert ended(process).code == 0
+    os.close(ours)
+    assert shown.count(b"track0-") == 2
+    assert b"1 done" in shown
+
+
+def test_sigterm_ends_a_batch_whose_terminal_is_not_read(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 1)), "--out", str(out), "--callbacks")
+    ours, theirs = full_terminal()
+    with (
+        served(monkeypatch, speed=1.0) as service,
+        started(*words, env=environment(service, TERM="xterm"), stdout=theirs, stderr=theirs) as process,
+    ):
+        while not service.ledger:
+            assert process.poll() is None
+            time.sleep(0.01)  # the process needs the time
+        process.send_signal(signal.SIGTERM)
+        assert ended(process).code == 130
+    os.close(ours)
+    os.close(theirs)
+    assert " submitted " in terminal("jobs", "list", "--out", str(out)).out
 
 
 @pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "20"}])

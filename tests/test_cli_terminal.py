@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -11,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from command_line import PATIENCE, Terminal, ended, ended_on_terminal, environment, served, short_song, started
+from command_line import PATIENCE, Terminal, ended, ended_on_terminal, environment, fill, served, short_song, started
 
 import kie_async as kie
 from kie_async import __main__ as program
@@ -213,6 +214,38 @@ def test_a_real_terminal_shows_a_bar(service: EmulatorHandle) -> None:
     assert b"submitted: task " in shown
     assert b"Traceback" not in shown
     assert "\x1b" not in answer.out
+
+
+def test_nothing_is_drawn_while_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = os.pipe()
+    fill(theirs)
+    with os.fdopen(theirs, "w", encoding="utf-8") as stderr, os.fdopen(ours, "rb") as pipe:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        display = ProgressDisplay()
+        display.show("a picture", "a line")
+        display.stop()
+        display.say("the end")
+        shown = b""
+        while b"the end\n" not in shown:
+            shown += pipe.read1()
+        display.writer.close()
+    assert b"picture" not in shown
+
+
+def test_a_full_stderr_that_does_not_block_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    fill(theirs)
+    os.set_blocking(theirs, False)
+    with os.fdopen(theirs, "w", encoding="utf-8") as stderr, os.fdopen(ours, "rb") as pipe:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        display = ProgressDisplay()
+        display.say("lost")
+        assert set(pipe.read1(1 << 20)) == set(b".")
+        display.say("the end")
+        display.writer.close()
+        assert pipe.read1() == b"the end\n"
 
 
 @pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "20"}])

@@ -1,7 +1,7 @@
 """Output of one command: progress on stderr, results on stdout, or one JSON value in the place of the results.
 
 Text from elsewhere reaches a terminal without its control characters. A closed stderr is ignored: paid work must
-finish. A closed stdout is reported by the exit status, at the end.
+finish. A closed stdout is reported by the exit status, at the end. Streams that nobody reads are waited for at the end.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from kie_async.cli._exit_codes import (
     with_cap,
 )
 from kie_async.cli._progress import TRANSIENT, PipeConsole, ProgressDisplay, event_line, printable
+from kie_async.cli._writer import PATIENCE
 from kie_async.errors import UnclearError
 
 _logger = logging.getLogger("kie_async.cli")
@@ -104,11 +105,7 @@ class Output:
         if self.stdout_error is not None:
             return
         self.display.stop()
-        try:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-        except OSError as error:
-            self._close(error)
+        self.display.writer.write(sys.stdout, f"{line}\n", self._close)
 
     def _close(self, error: OSError) -> None:
         self.stdout_error = error
@@ -127,6 +124,9 @@ class Output:
             described = error_value(error, task_id=task_id, is_submitted=self.events[events.Submitted] > 0)
             self.value = {"error": described, **self.value}
         self.publish()
+        is_stopped = isinstance(error, (KeyboardInterrupt, TerminatedError))
+        with suppress(KeyboardInterrupt):  # a terminal that has stopped may never read the rest
+            self.display.writer.close(PATIENCE if is_stopped else None)
         if error is None and self.stdout_error is not None and not isinstance(self.stdout_error, BrokenPipeError):
             self._explain(self.stdout_error)
         return exit_status(error or self.stdout_error).code

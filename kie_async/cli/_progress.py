@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -16,6 +16,7 @@ from rich.text import Text
 from kie_async import events
 from kie_async._protocol.admission import RAISED_LIMIT
 from kie_async.cli._exit_codes import with_options
+from kie_async.cli._writer import OutputWriter, StderrFile
 
 QUIET = 15.0  # seconds between two lines of mere progress where there is no terminal
 
@@ -23,7 +24,7 @@ QUIET = 15.0  # seconds between two lines of mere progress where there is no ter
 class PipeConsole(Console):
     """A console that falls silent, and does not end the program, when the reader of a pipe goes away."""
 
-    on_closed: Callable[[], None] = staticmethod(lambda: None)
+    on_closed: Callable[[], None]
 
     def on_broken_pipe(self) -> None:
         """Fall silent."""
@@ -36,10 +37,15 @@ class ProgressDisplay:
 
     Args:
         now: the clock, in seconds.
+
+    Attributes:
+        writer: writes all of it.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._console = PipeConsole(stderr=True, markup=False, emoji=False, highlight=False)
+        self.writer = OutputWriter()
+        file = cast("TextIO", StderrFile(self.writer))
+        self._console = Console(file=file, markup=False, emoji=False, highlight=False)
         self._now = now
         self._last_line = -QUIET
         self._live: Live | None = None
@@ -95,9 +101,22 @@ class ProgressDisplay:
 
     def _draw(self, picture: RenderableType) -> None:
         if self._live is None:
-            self._live = Live(console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False)
+            self._live = _Live(self.writer, self._console)
             self._live.start()
         self._live.update(picture)
+
+
+class _Live(Live):
+    """A picture that is drawn again and again, except while the terminal does not take what was drawn before."""
+
+    def __init__(self, writer: OutputWriter, console: Console) -> None:
+        super().__init__(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._writer = writer
+
+    def refresh(self) -> None:
+        """Draw it."""
+        if not self._writer.is_behind:
+            super().refresh()
 
 
 def _share(done: int, total: int | None) -> str:
