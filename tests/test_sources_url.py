@@ -22,7 +22,7 @@ from service import Service, serving
 import kie_async as kie
 from kie_async.events import Notice
 from kie_async.files._audio_kinds import AAC, AIFF, AUDIO_KINDS, FLAC, M4A, MP3, OGG, WAV, AudioKind, audio_start
-from kie_async.files._stated_length import stated_length
+from kie_async.files._proven_length import stated_length
 from kie_async.journal import Job, State
 
 pytestmark = pytest.mark.anyio

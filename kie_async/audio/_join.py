@@ -1,4 +1,4 @@
-"""Join a song and its continuation into one file. The arguments are checked here; ``_joining`` does the work."""
+"""Join a song and its continuation into one file. The arguments are checked here; ``_write_joined`` does the work."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kie_async.events import clean
 from kie_async.files import check_writable, measure, on_disk
 
 if TYPE_CHECKING:
-    from kie_async.audio._joining import Joining
     from kie_async.audio._seam import Seam
+    from kie_async.audio._write_joined import Joining
 
 Kind: TypeAlias = Literal["whole", "continuation"]
 
@@ -99,7 +99,7 @@ async def join(
     source, result, out = Path(source), Path(result), Path(out)
     if not can_compare():
         raise AudioError('audio cannot be joined: pip install "kie_async[audio]"')
-    from kie_async.audio._joining import Joining  # an extra, and slow to import
+    from kie_async.audio._write_joined import Joining  # an extra, and slow to import
 
     await check_writable(out.parent)
     stop = Event()

@@ -1,4 +1,4 @@
-"""Tell by the sound whether a result holds its source and the continuation, or the continuation alone."""
+"""What the sound tells of a result, as a value, and ``compare``, which reads the files; ``_align`` finds it out."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ from kie_async.errors import AudioError, KieError, StorageError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, FLAC, M4A, MP3, OGG, WAV, AudioKind, audio_start, kind_of
 from kie_async.files._disk import on_disk
-from kie_async.files._stated_length import has_hole, is_one_ogg_stream, read_frames, stated_length
+from kie_async.files._proven_length import has_hole, is_one_ogg_stream, read_frames, stated_length
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext

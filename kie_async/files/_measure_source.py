@@ -18,7 +18,7 @@ from kie_async.errors import AudioError, DownloadError
 from kie_async.events import clean
 from kie_async.files._audio_kinds import M4A, WAV, audio_start, kind_of
 from kie_async.files._measure import MAX_DURATION, NotMeasuredError, can_measure, in_turn, measure, measure_open
-from kie_async.files._stated_length import stated_length
+from kie_async.files._proven_length import stated_length
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback
 

@@ -29,7 +29,7 @@ from kie_async.files._audio_kinds import (
 from kie_async.files._disk import Progress, Reporter, on_disk
 from kie_async.files._measure import MAX_DURATION, in_turn
 from kie_async.files._measure import measure as measure_file
-from kie_async.files._stated_length import stated_length
+from kie_async.files._proven_length import stated_length
 from kie_async.models import Request, UploadedFile, UploadExtendRequest
 
 _HEAD = 1 << 18  # bytes that hold the header of a file, or the index of an mp4
