@@ -134,7 +134,7 @@ class PollPlanner:
     # ------------------------------------------------------------ what it learns from
 
     def note_callback(self, task: TrackedTask, stage: str, now: float, *, is_authentic: bool) -> bool:
-        """Note what a callback claims about a task; return whether a poll can bring news that somebody waits for.
+        """Note what a callback claims about a task; return whether it calls for a poll: somebody waits for it.
 
         ``is_authentic``: it came to the address of the task's submission, which only the service knows. Any other
         callback is only a reason to poll.

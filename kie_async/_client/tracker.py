@@ -1,7 +1,7 @@
 """One coroutine starts the polls of all tasks, each when it is due; a bounded number run at once.
 
-What a callback says is never an outcome: one that brings news makes the task's next poll due at the least interval
-after its last. A failed poll affects only its own task. ``_protocol.statuses`` decides what a record means,
+What a callback says is never an outcome: if somebody waits for what it reports, the task's next poll is due as early
+as is allowed. A failed poll affects only its own task. ``_protocol.statuses`` decides what a record means,
 ``_client.poll_schedule`` when to poll.
 """
 
@@ -114,8 +114,8 @@ class Tracker:
     def note_callback(self, task_id: str, stage: str, *, is_authentic: bool) -> bool:
         """Choose the time of a task's next poll anew, because a callback came.
 
-        If the callback brings news, the task is polled soon (a paused one when it is awaited again). If not, it still
-        shows that callbacks arrive, and the next poll may be put off.
+        If the callback calls for a poll, the task is polled soon (a paused one when it is awaited again). If not, it
+        still shows that callbacks arrive, and the next poll may be put off.
 
         Args:
             task_id: the task that the callback names; unverified.
@@ -131,8 +131,8 @@ class Tracker:
             if is_authentic:
                 self._planner.note_late_callback(task_id, now)
             return False
-        brings_news = self._planner.note_callback(task, stage, now, is_authentic=is_authentic)
-        if brings_news:
+        calls_for_poll = self._planner.note_callback(task, stage, now, is_authentic=is_authentic)
+        if calls_for_poll:
             self._poll_no_later_than(task, earliest_poll(task, now))
         elif task.polls.phase is PollPhase.NONE and self._planner.awaits_callback(task):
             self._schedule(task)

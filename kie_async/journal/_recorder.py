@@ -168,7 +168,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
         return await self._submit_admitted(job.key, request, None, check)
 
     async def _record_unsent(self, key: str, to: State, error: BaseException) -> None:
-        """Move a job that is still planned to ``to``, with the reason why it was not sent; do nothing if that fails."""
+        """If a job is still planned, move it to ``to``, with the reason why it was not sent; ignore failures."""
         if not isinstance(error, KieError):
             error = KieError("it was cancelled before it was sent", charged="no")
         with suppress(KieError), anyio.CancelScope(shield=True):  # the caller raises the error of the submission
@@ -216,7 +216,7 @@ class Recorder(anyio.AsyncContextManagerMixin):
             payer=self._payer,
             journal=self.journal,
             leases=self.leases,
-            not_sent=self.takeover.not_sent,  # shared: the takeover takes back later what the log cannot take back now
+            not_sent=self.takeover.not_sent,  # shared: takeover later undoes the intents that the log cannot undo now
             emit=self._client.emit,
             is_closing=lambda: self._is_closing,
         )
@@ -249,8 +249,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback durably, before it is answered; a process that watches the journal acts on it.
 
         Returns:
-            False if nothing is saved: no attempt has this token, or that attempt's task is another, or is this one and
-            its job has ended.
+            False if nothing is saved: no attempt has this token, or its task is another, or is ``task_id`` but the job
+            has ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
