@@ -123,9 +123,9 @@ class Recorder(anyio.AsyncContextManagerMixin):
 
         Args:
             request: the request.
-            key: of the job; None for a random one. If nothing is sent, because of an error or a cancellation, a job on
-                record with a random key is rejected: nobody knows the key, so nobody could submit it again. One with a
-                given key stays planned; a ``BudgetError`` is recorded with it.
+            key: of the job; None for a random one. If nothing is sent, because of an error or a cancellation, a job
+                recorded here under a random key becomes ``REJECTED``: nobody knows the key, so nobody could submit it
+                again. One with a given key stays planned; a ``BudgetError`` is recorded with it.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
@@ -249,8 +249,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """Save a callback durably, before it is answered; a process that watches the journal acts on it.
 
         Returns:
-            False if nothing is saved: no attempt has this token, or its task is another, or is ``task_id`` but the job
-            has ended.
+            False if nothing is saved: no attempt has this token; its known task is another; or that task's job has
+            ended.
         """
         callback = InboundCallback(token=token, task_id=task_id, stage=stage, at=time.time())
         return await self.journal.save_callback(callback)
