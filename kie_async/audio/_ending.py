@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 
 from kie_async.audio._verdict import can_compare
+from kie_async.errors import AudioError
 from kie_async.files import on_disk
 
 _WINDOW = 30.0  # seconds before the end that are measured
@@ -16,12 +17,18 @@ _LOUD = 4.0  # LU below it at most: what comes before the fade
 async def quiet_from(source: str | PathLike[str], end: float) -> float | None:
     """Return the position in seconds, accurate to 1 s, from which a file fades out or is silent up to ``end``.
 
-    None if the file is not much quieter at ``end`` than before, or if the extra ``audio`` is not installed.
+    None if the file is not much quieter at ``end`` than before, if it cannot be decoded (it may be extended
+    nevertheless), or if the extra ``audio`` is not installed.
 
     Raises:
-        AudioError, StorageError: as ``open_reader``.
+        StorageError: as ``open_reader``.
     """
-    return await on_disk(_quiet_from, source, end) if can_compare() else None
+    if not can_compare():
+        return None
+    try:
+        return await on_disk(_quiet_from, source, end)
+    except AudioError:
+        return None
 
 
 def _quiet_from(source: str | PathLike[str], end: float) -> float | None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -18,7 +17,7 @@ from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.options import UPLOAD_ONLY, RequestFields, UploadFields, extend_track
 from kie_async._protocol.spending import check_cap
 from kie_async.chain._rules import BEFORE_END, MAX_STEPS, ChainGoal, SongLength
-from kie_async.errors import AudioError, Problem, invalid_request
+from kie_async.errors import Problem, invalid_request
 from kie_async.journal import Job, Journal, is_local
 from kie_async.models import Request, Track, UploadExtendRequest
 
@@ -206,10 +205,9 @@ async def _first_upload(source: str | PathLike[str], given: dict[str, Any], goal
 async def _fades_from(first: Request, given: dict[str, Any], goal: ChainGoal) -> float | None:
     """Where the source fades out, if it is a file and that decides where it is cut."""
     path, length = _file_of(first), first.source_duration
-    if path is not None and length is not None and given.get("continue_at") is None and goal.before_end is None:
-        with suppress(AudioError):  # what cannot be decoded may be extended nevertheless
-            return await audio.quiet_from(path, length)
-    return None
+    if path is None or length is None or given.get("continue_at") is not None or goal.before_end is not None:
+        return None
+    return await audio.quiet_from(path, length)
 
 
 def _first_extend(track: Track, given: dict[str, Any], goal: ChainGoal) -> Request:

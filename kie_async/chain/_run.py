@@ -24,7 +24,6 @@ from kie_async._protocol.spending import credits_of
 from kie_async.chain._plan import ChainPlan
 from kie_async.chain._rules import Chain, ChainPart, ChainStep, SongLength, length_after, part_by_length
 from kie_async.errors import (
-    AudioError,
     BudgetError,
     ConflictError,
     KieError,
@@ -183,10 +182,9 @@ class ChainRun:
 
     async def _fades_from(self, step: ChainStep) -> float | None:
         """Where the chosen take of a step begins to fade out, if that decides where it is cut."""
-        if self.plan.goal.before_end is None and step.file is not None:
-            with suppress(AudioError):  # what cannot be decoded may be extended nevertheless
-                return await audio.quiet_from(step.file, step.track.duration or 0.0)
-        return None
+        if self.plan.goal.before_end is not None or step.file is None:
+            return None
+        return await audio.quiet_from(step.file, step.track.duration or 0.0)
 
     async def _step(self, request: Request, fades_from: float | None) -> ChainStep:
         number = len(self._steps) + 1

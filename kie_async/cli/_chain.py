@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._join import say_seam
 from kie_async.cli._options import CallbackOptions, SubmitOptions
 from kie_async.cli._output import Output, confirm
-from kie_async.errors import AudioError, BudgetError, KieError
+from kie_async.errors import BudgetError, KieError
 from kie_async.events import Event, Notice
 from kie_async.journal import PAID, Job, State
 from kie_async.models import Track
@@ -252,14 +252,13 @@ async def _say_fade(output: Output, order: ChainOrder) -> None:
             f"(--before-end {BEFORE_END} keeps the fade)"
         )
     elif order.has_cut and plan.source_file is not None and isinstance(cut, float):
-        with suppress(AudioError):  # what cannot be decoded may be sent nevertheless
-            fades_from = await audio.quiet_from(plan.source_file, cut)
-            if fades_from is not None:
-                output.say(
-                    f"your song fades out from {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
-                    f"--at {clock(attrs.evolve(plan.goal, before_end=None).next_cut(cut, fades_from))} is before the "
-                    "fade. Choose now: with another --at, a later run makes and pays all steps again"
-                )
+        fades_from = await audio.quiet_from(plan.source_file, cut)
+        if fades_from is not None:
+            output.say(
+                f"your song fades out from {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
+                f"--at {clock(attrs.evolve(plan.goal, before_end=None).next_cut(cut, fades_from))} is before the "
+                "fade. Choose now: with another --at, a later run makes and pays all steps again"
+            )
 
 
 def _paid(jobs: list[Job]) -> float:
