@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -144,6 +145,7 @@ def sidecar(take: Path, facts: dict[str, Any]) -> None:
         ({"source": {"path": "/far/song.wav", "sha256": "00"}}, ("--at", "6"), "was made of /far/song.wav: give that"),
         ({"request": {"audio_id": "t1", "continue_at": 6}}, (), ""),
         ({"request": {"audio_id": "t2", "continue_at": 6}}, (), "new.wav was made of track t2: give that"),
+        ({"request": {"audio_id": "t3", "continue_at": 6}}, (), "new.wav was made of third.wav: give that"),
         ({"source": {"path": "/far/other.wav"}, "continue_at": 6}, ("--as", "continuation"), ""),
         ({"continue_at": 4.0, "file": {"name": "new.mp3"}}, ("--at", "6"), ""),
         ({"continue_at": 6.0, "file": {"name": "new.mp3"}}, (), "--at is missing, and no new.kie.json says where "),
@@ -158,10 +160,59 @@ def test_the_sidecar_of_a_take_says_its_cut_and_its_song(
     noise(new, 3, 2)
     sidecar(song, {"track": {"id": "t1"}})
     sidecar(new, facts)
+    sidecar(tmp_path / "third.wav", {"track": {"id": "t3"}, "file": {"name": "third.wav"}})
     answer = terminal("join", str(song), str(new), *given, "--out", str(out))
     assert (answer.code, out.exists()) == ((2, False) if says else (0, True)), answer.err
     assert says in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_a_take_of_another_track_is_joined_only_to_that_or_to_what_it_holds(terminal: Terminal, tmp_path: Path) -> None:
+    song, take, new, out = (tmp_path / name for name in ("song.wav", "take.wav", "new.wav", "longer.wav"))
+    noise(song, 20, 1)
+    noise(take, 10, 2)
+    noise(new, 30, 3)
+    sidecar(new, {"request": {"audio_id": "t1", "continue_at": 8.0}})
+
+    def joined(source: Path, *options: str) -> tuple[int, str]:
+        out.unlink(missing_ok=True)
+        answer = terminal("join", str(source), str(new), *options, "--out", str(out))
+        assert out.exists() == (not answer.code)
+        return answer.code, answer.err
+
+    code, said = joined(song)  # nothing of the song is in it
+    assert code == 2
+    assert f"error: SOURCE is {song}, but new.kie.json says that new.wav was made of track t1: give that; or, " in said
+    assert joined(song, "--at", "0:08.2")[0] == 2
+    assert joined(song, "--as", "continuation")[0] == 0
+    noise(new, 30, 1)
+    assert joined(song)[0] == 0  # all of the song is in it
+    noise(new, 30, 3)
+    sidecar(
+        take, {"track": {"id": "t1"}, "file": {"name": "take.wav", "sha256": sha256(take.read_bytes()).hexdigest()}}
+    )
+    code, said = joined(song)
+    assert code == 2
+    assert "new.wav was made of take.wav: give that" in said
+    moved = tmp_path / "moved.wav"
+    shutil.copy(take, moved)
+    assert [joined(take)[0], joined(moved)[0]] == [0, 0]
+    take.with_name("take.kie.json").unlink()
+    short = noise(tmp_path / "short.wav", 3)
+    code, said = joined(Path(short))
+    assert code == 2
+    assert f"error: --at is 0:08, and {short} ends at 0:03; give a position before its end" in said
+    assert "--at is what new.kie.json says: give the song that new.wav was made of, or --at" in said
+    sidecar(new, {"request": {"audio_id": "t1"}})  # the service has chosen the cut
+    assert "--at is 'soon'; give a position in the song" in joined(song, "--at", "soon")[1]
+
+
+def test_a_file_that_is_not_there_is_named(terminal: Terminal, tmp_path: Path) -> None:
+    song = noise(tmp_path / "song.wav", 8)
+    for words in ((song, "nix.mp3"), ("nix.mp3", song)):
+        answer = terminal("join", *words, "--out", str(tmp_path / "longer.wav"))
+        assert (answer.code, answer.out) == (8, "")
+        assert "error: nix.mp3 cannot be read: No such file or directory" in answer.err
 
 
 # ---------------------------------------------------------------- upload-extend --join

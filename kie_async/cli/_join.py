@@ -17,12 +17,14 @@ from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import OUTPUT, RUN, OutputArg, OutputOptions, RunOptions
 from kie_async.cli._output import Output
-from kie_async.errors import KieError, UnclearError
+from kie_async.errors import AudioError, InvalidRequestError, KieError, UnclearError
 from kie_async.events import clean
 
 JoinOption: TypeAlias = Annotated[
     bool, Parameter(name="--join", group=RUN, help="Join each track to the song as well, in a file beside it.")
 ]
+Facts: TypeAlias = Mapping[str, Any]
+
 _NEAR = 0.1  # seconds between two places that are the same
 _CHOICE = "--as whole or --as continuation"
 _SAME_CUT = 0.5  # seconds by which --at may differ from the cut that a sidecar says
@@ -57,12 +59,13 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
     Example: kie-async join song.mp3 new/song-5c79be8e.mp3 --out longer.mp3
     """
     output.display.doing(f"joining {source.name} and {result.name}")
-    facts = await files.on_disk(_facts_of, result)
+    facts, sidecar = await files.on_disk(_facts_of, result), clean(f"{result.stem}{SIDECAR}")
     if kind is None:
-        await files.on_disk(_check_facts, facts, source, result, at)
+        await _check_facts(facts, source, result, at)
     cut = at or _cut_in(facts)
     if cut is None:
-        sidecar = clean(f"{result.stem}{SIDECAR}")
+        for path in (source, result):
+            await files.on_disk(files.measure, path)  # which says what is wrong with it
         raise UsageError(f"--at is missing, and no {sidecar} says where the song was cut: give --at")
     try:
         joined = await audio.join(source, result, at=cut, out=out, kind=kind)
@@ -73,59 +76,105 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
             remedy = f"give --at {clock(error.leaves_at)}{decided}; or else {remedy}"
         error.add_note(remedy)
         raise
+    except InvalidRequestError as error:
+        if at is None and any(problem.field == "at" for problem in error.problems):
+            error.add_note(f"--at is what {sidecar} says: give the song that {clean(result.name)} was made of, or --at")
+        raise
     output.value |= _show(output, joined)
 
 
-def _facts_of(take: Path) -> Mapping[str, Any]:
+def _facts_of(take: Path) -> Facts:
     """Read the sidecar of a take; empty if it has none, or one that is of another file; blocks."""
     facts = read_sidecar(take.with_name(f"{take.stem}{SIDECAR}")) or {}
     return facts if _part(facts, "file").get("name") in (None, take.name) else {}
 
 
-def _part(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _part(facts: Facts, name: str) -> Facts:
     value = facts.get(name)
     return value if isinstance(value, dict) else {}
 
 
-def _cut_in(facts: Mapping[str, Any]) -> float | None:
+def _cut_in(facts: Facts) -> float | None:
     """The second at which the song was cut, as a sidecar says it."""
     cut = as_duration(_part(facts, "request").get("continue_at"))  # of a batch or a chain
     return as_duration(facts.get("continue_at")) if cut is None else cut
 
 
-def _check_facts(facts: Mapping[str, Any], source: Path, result: Path, at: str | None) -> None:
-    """Compare the song and the cut that are given with those of a sidecar; it blocks.
+async def _check_facts(facts: Facts, source: Path, result: Path, at: str | None) -> None:
+    """Compare the song and the cut that are given with those of a sidecar.
 
     Raises:
         UsageError: they are others.
-        AudioError, OSError: the song cannot be read.
+        AudioError, StorageError: the song cannot be read.
     """
     says = f"{clean(result.stem)}{SIDECAR} says that"
-    if (made_of := _other_source(facts, source)) is not None:
+    cut = _cut_in(facts)
+    given = None if at is None or not facts else await files.on_disk(_position, at, source)
+    made_of, is_source = await files.on_disk(_compare_source, facts, source, result.parent)
+    if made_of is not None and is_source is None:
+        is_source = await _is_in(source, result, cut if given is None else given)
+    if made_of is not None and not is_source:
         raise UsageError(
             f"SOURCE is {clean(str(source))}, but {says} {clean(result.name)} was made of {clean(made_of)}: give that; "
             f"or, if they are the same song, say {_CHOICE}"
         )
-    cut = _cut_in(facts)
-    if at is None or cut is None:
-        return
-    given = compute_cut_point(at, files.measure(source))
-    if isinstance(given, float) and abs(given - cut) > _SAME_CUT:
+    if cut is not None and given is not None and abs(given - cut) > _SAME_CUT:
         raise UsageError(
             f"--at is {clock(given)}, but {says} the song was cut at {clock(cut)}: leave --at out; or, if you know "
             f"better, say {_CHOICE}"
         )
 
 
-def _other_source(facts: Mapping[str, Any], source: Path) -> str | None:
-    """What a take was made of, if that is not this file: compared by content, or else by name, or by a track's id."""
-    made_of, audio_id = _part(facts, "source"), as_text(_part(facts, "request").get("audio_id"))
+def _position(at: str, source: Path) -> float | None:
+    """The second that is meant by ``--at``; None if it means none; blocks."""
+    return as_duration(compute_cut_point(at, files.measure(source)))
+
+
+def _compare_source(facts: Facts, source: Path, directory: Path) -> tuple[str | None, bool | None]:
+    """Return what a take was made of, and whether it is this file: by content, by name, or by the id of a track.
+
+    Either is None if nothing tells it. It blocks.
+    """
+    made_of = _part(facts, "source")
     if path := as_text(made_of.get("path")):
         digest = made_of.get("sha256")
-        is_same = files.hash_source(source, measured=False)[0] == digest if digest else Path(path).name == source.name
-        return None if is_same else path
-    own_id = _part(_facts_of(source), "track").get("id")
-    return f"track {audio_id}" if audio_id and own_id and own_id != audio_id else None
+        return path, _digest(source) == digest if digest else Path(path).name == source.name
+    audio_id = as_text(_part(facts, "request").get("audio_id"))
+    if audio_id is None:
+        return None, None
+    file = _file_of_track(directory, audio_id)
+    name = as_text(file.get("name")) or f"track {audio_id}"
+    if own_id := _track_id(_facts_of(source)):
+        return name, own_id == audio_id
+    return name, _digest(source) == file.get("sha256") if file else None
+
+
+def _digest(path: Path) -> str:
+    return files.hash_source(path, measured=False)[0]
+
+
+def _track_id(facts: Facts) -> str | None:
+    return as_text(_part(facts, "track").get("id"))
+
+
+def _file_of_track(directory: Path, audio_id: str) -> Facts:
+    """What the sidecars in a directory say of the file of a track: its name and content; empty if they do not."""
+    sidecars = (read_sidecar(path) or {} for path in sorted(directory.glob(f"*{SIDECAR}")))
+    return next((_part(facts, "file") for facts in sidecars if _track_id(facts) == audio_id), {})
+
+
+async def _is_in(source: Path, result: Path, cut: float | None) -> bool:
+    """Whether a take holds a song up to its cut.
+
+    If it does not, it may be the continuation of this song or, in a chain, of a later take: nothing tells them apart.
+    """
+    if cut is None:
+        return True  # the join will be refused for that
+    try:
+        verdict = await audio.compare(source, result, continue_at=cut)
+    except AudioError:
+        return True  # and for this
+    return verdict.kind == "whole"
 
 
 def check_join(song: str, run: RunOptions) -> None:
