@@ -170,6 +170,18 @@ async def test_a_continuation_is_brought_to_the_level_of_the_song(level: float, 
     assert joined.gain == pytest.approx(gain, abs=0.1)
 
 
+@pytest.mark.parametrize("kind", ["whole", "continuation"])
+async def test_a_take_of_one_channel_is_as_loud_as_its_song_of_two(
+    kind: Literal["whole", "continuation"], tmp_path: Path
+) -> None:
+    left, right, new = (steady(10.0, seed) for seed in (1, 2, 3))  # the mean of two sounds has half of their power
+    song = write_wav(tmp_path / "song.wav", np.stack([left, right]))
+    take = np.concatenate([(left + right)[:AT] / 2, new / np.float32(np.sqrt(2))])
+    result = write_wav(tmp_path / "new.wav", take if kind == "whole" else take[AT:])
+    joined = await join(song, result, at=7.0, out=tmp_path / "joined.wav", kind=kind)
+    assert joined.gain == pytest.approx(3.01, abs=0.1)
+
+
 async def test_the_level_is_left_alone_where_the_song_itself_changes(tmp_path: Path) -> None:
     loud = np.repeat(np.array([0.2, 2.0, 0.2, 2.0], dtype=np.float32), 3 * RATE)
     source = write_wav(tmp_path / "song.wav", steady(12.0, 1) * loud)

@@ -123,17 +123,18 @@ def where_same(source: Excerpt, result: Excerpt, cut: int, guess: int, rate: int
         at = max(cut - fade, -guess)
         gain = _matched(source.part(first, last - first), result.part(first + guess, last - first), rate, 0.0)
         return Splice(at, at + guess, fade, 0.0, gain)
-    gain = float(np.sqrt((ours @ ours) / (theirs @ theirs)))
+    alike = np.sqrt((ours @ ours) / (theirs @ theirs))
     fade = min(round(FADE * rate), last - first)
-    error = running_sums(np.square(ours - theirs * np.float32(gain), dtype=np.float64), fade)
+    error = running_sums(np.square(ours - theirs * alike, dtype=np.float64), fade)
     power = running_sums(np.square(ours, dtype=np.float64), fade)
     step = round(_STEP * rate)
     likeness = (error / np.maximum(power, 1e-3 * np.max(power)))[::step]
     at = first + int(np.argmin(likeness)) * step
     around = round(_LOCAL * rate)
     local = max(first, at - around), min(last, at + around)
+    gain = _power(source.part(first, last - first)) / _power(result.part(first + offset, last - first))
     offset, same = _offset(source, result, local, offset, round(_NEAR * rate))
-    return Splice(at, at + offset, fade, max(0.0, same), gain)
+    return Splice(at, at + offset, fade, max(0.0, same), gain**0.5)
 
 
 def _offset(source: Excerpt, result: Excerpt, stretch: tuple[int, int], guess: int, reach: int) -> tuple[int, float]:
@@ -152,9 +153,14 @@ def _offset(source: Excerpt, result: Excerpt, stretch: tuple[int, int], guess: i
     return start + best - first, float(likeness[best])
 
 
+def _power(samples: Samples) -> float:
+    """The power over all channels: a mono copy of a stereo sound has less of it than its source."""
+    return float(np.square(samples).sum())
+
+
 def _likeness(ours: Samples, theirs: Samples) -> float:
     """How much two sounds are the same, from 0 to 1."""
-    power = float(np.square(ours).sum()) * float(np.square(theirs).sum())
+    power = _power(ours) * _power(theirs)
     return max(0.0, float((ours * theirs).sum()) / power**0.5) if power else 0.0
 
 
