@@ -1,0 +1,88 @@
+"""What is said of a chain before it is paid for, and the question whether to go on."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import attrs
+
+from kie_async import audio, files
+from kie_async._protocol.request_rules import CREDITS_PER_TASK
+from kie_async._text import clock, count_of
+from kie_async.chain._rules import BEFORE_END, SongLength
+from kie_async.cli._chain_order import ChainOrder
+from kie_async.cli._output import Output, confirm
+from kie_async.journal import PAID, Job, State
+
+_UNCERTAIN_CUT = (
+    "the service may extend a take from its end in place of the cut; with --style and --title (and --prompt or "
+    "--instrumental) the cut is certain"
+)
+
+
+async def ask(output: Output, order: ChainOrder) -> ChainOrder:
+    """Show the plan, and ask before credits are spent; return what was agreed."""
+    plan, (jobs, unused) = order.plan, await order.on_record()
+    is_ended, song = await files.on_disk(order.is_ended, jobs)
+    paid = [job for job in jobs if job.state in PAID]
+    new = 0 if is_ended else max(plan.goal.max_steps - len(paid), 0)
+    if plan.max_credits is not None:
+        new = min(new, int(max(plan.max_credits - _paid(jobs), 0) // CREDITS_PER_TASK))
+    cost, length = new * CREDITS_PER_TASK, plan.first.source_duration
+    output.value["plan"] = {"key": plan.key, "new_steps": new, "credits": cost, "source_duration": length}
+    output.value["plan"] |= {"unused_steps": len(unused)}
+    order = attrs.evolve(order, delivered=sum(job.state is State.DELIVERED for job in jobs))
+    if is_ended:
+        goal = attrs.evolve(plan.goal, max_steps=max(len(jobs), 1))  # whatever their sound is found to hold now
+        return attrs.evolve(order, plan=attrs.evolve(plan, goal=goal))
+    output.say(
+        f"{_subject(order, song)} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most"
+    )
+    if order.is_cut_uncertain and new:
+        output.say(f"note: {_UNCERTAIN_CUT}")
+    if unused and new:
+        output.say(
+            f"{count_of(len(unused), 'step')} on record with --choose {order.other_choice} ({_paid(unused):.12g} "
+            "credits) cannot be used: "
+            f"the first step is shared, and --choose {order.until.choose} pays for its own after that"
+        )
+    if new and not jobs:
+        await _say_fade(output, order)
+    worst = f"it will cost {cost:.12g} credits at most"
+    if new and not (order.emulated or order.until.yes):
+        confirm(output, worst)
+    elif new:
+        output.say(f"{worst}, which the emulator only counts" if order.emulated else worst)
+    return order
+
+
+def _subject(order: ChainOrder, song: SongLength | None) -> str:
+    """What is extended: the source, if no step is on record, or else the song that the steps have made."""
+    source, cut, is_source = order.plan.first, order.plan.first.continue_at, song == order.plan.start
+    length = source.source_duration if is_source or song is None else song.total
+    subject = ("your song" if is_source else "the song so far") + ("" if length is None else f" ({clock(length)})")
+    return subject + (
+        f", kept to {clock(cut) if isinstance(cut, float) else cut}," if is_source and order.has_cut else ""
+    )
+
+
+async def _say_fade(output: Output, order: ChainOrder) -> None:
+    """Say that a song fades out before its first cut, which a new part does not follow well, or where it is cut."""
+    plan, cut = order.plan, order.plan.first.continue_at
+    if plan.fades_from is not None:
+        output.say(
+            f"your song fades out from {clock(plan.fades_from)}: it is cut before that, at {clock(cast('float', cut))} "
+            f"(--before-end {BEFORE_END} keeps the fade)"
+        )
+    elif order.has_cut and plan.source_file is not None and isinstance(cut, float):
+        fades_from = await audio.quiet_from(plan.source_file, cut)
+        if fades_from is not None:
+            output.say(
+                f"your song fades out from {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
+                f"--at {clock(attrs.evolve(plan.goal, before_end=None).next_cut(cut, fades_from))} is before the "
+                "fade. Choose now: with another --at, a later run makes and pays all steps again"
+            )
+
+
+def _paid(jobs: list[Job]) -> float:
+    return sum(CREDITS_PER_TASK if job.credits is None else job.credits for job in jobs if job.state in PAID)
