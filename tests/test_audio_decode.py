@@ -71,6 +71,8 @@ def test_channels_keep_their_order(channels: int, tmp_path: Path) -> None:
         assert (reader.channels, reader.rate) == (channels, 8000)
         blocks = list(reader.blocks())
     assert np.allclose(np.concatenate(blocks, axis=1).mean(axis=1) * 32768, levels, atol=2)
+    is_mean = abs(read_mono(tmp_path / "song.wav", 8000).mean() * 32768 - levels.mean()) < 2
+    assert is_mean == (channels == 2)  # more are mixed, as films are
 
 
 def test_more_channels_than_can_be_read_are_an_audio_error(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_audio_of_any_kind_is_read(kind: str, mono: bool) -> None:  # noqa: FBT0
     callback = decode(content, 4.0)
     assert len(callback) == samples(4.0)
     assert likeness(callback, melody(4.0)) > 0.95
+    assert np.std(callback) == pytest.approx(np.std(melody(4.0)), rel=0.06)  # two channels are no louder than one
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -45,6 +45,8 @@ _TAGS = (
     "copyright",
     "comment",
 )
+_STEREO = 2  # channels
+_MEAN_OF_TWO = np.float32(0.5**0.5)  # for the resampler makes their sum 3 dB louder than the mean
 _REMEDY = "convert it anew, or fetch it again"
 
 
@@ -82,7 +84,7 @@ class AudioReader:
             start: where to begin, in seconds.
             end: where to end, in seconds; None for the end of the file. A shorter file ends earlier.
             rate: samples per second to convert to; by default the file's own.
-            layout: channels to convert to: "mono" is the mean of all; for "stereo" a single channel is doubled, more
+            layout: channels to convert to: "mono" is the mean of two; for "stereo" a single channel is doubled. More
                 than two are mixed. By default the file's own.
 
         Raises:
@@ -92,8 +94,10 @@ class AudioReader:
         first, last = round(start * rate), None if end is None else round(end * rate)
         at = 0
         is_doubled = layout == "stereo" and self.channels == 1  # the resampler would make it quieter
+        is_mean = layout == "mono" and self.channels == _STEREO
         for converted in self._converted(self._layout if is_doubled else layout or self._layout, rate):
             block = np.repeat(converted, 2, axis=0) if is_doubled else converted
+            block = block * _MEAN_OF_TWO if is_mean else block
             piece = block[:, max(0, first - at) : None if last is None else max(0, last - at)]
             at += block.shape[1]
             if piece.shape[1]:

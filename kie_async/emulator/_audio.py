@@ -254,12 +254,13 @@ def decode(content: bytes, until: float) -> Sound:
 
 
 def _blocks(container: InputContainer, wanted: int) -> Iterator[Sound]:
-    resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
+    resampler = AudioResampler(format="flt", rate=RATE)
     got = 0
     for frame in chain(_frames(container), (None,)):  # None flushes the resampler
         for part in resampler.resample(frame):
             got += part.samples
-            yield part.to_ndarray().astype(np.float32, copy=False).reshape(-1)
+            channels = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+            yield channels.mean(axis=1, dtype=np.float32)  # the resampler's mono is louder: it may clip
         if got >= wanted:
             return
 
