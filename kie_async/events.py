@@ -6,9 +6,9 @@ No event holds the API key, a callback token or a signed address. ``error`` is t
 ``log_event``, the default observer, writes each event to ``logging``. For formatters that write JSON, the log record
 has more attributes (``extra``): ``kie_event``, the name of the event, and each of its fields with the prefix ``kie_``:
 ``kie_task_id``, ``kie_operation``, ``kie_model``, ``kie_code``, ``kie_error``, ``kie_reason``, ``kie_charged``,
-``kie_waited``, ``kie_recovered``, ``kie_status``, ``kie_age``, ``kie_stage``, ``kie_note``, ``kie_what``,
-``kie_attempt``, ``kie_delay``, ``kie_queued``, ``kie_seconds``, ``kie_polls``, ``kie_lag``, ``kie_credits``.
-``context`` is left out; a field that is None stays None.
+``kie_waited``, ``kie_recovered``, ``kie_status``, ``kie_age``, ``kie_stage``, ``kie_note``, ``kie_topic``,
+``kie_what``, ``kie_attempt``, ``kie_delay``, ``kie_queued``, ``kie_seconds``, ``kie_polls``, ``kie_lag``,
+``kie_credits``. ``context`` is left out; a field that is None stays None.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
@@ -24,6 +24,7 @@ from kie_async.errors import KieError
 
 # The context of a submission, in the sense of OpenTelemetry: it links the spans of several processes.
 Context: TypeAlias = Mapping[str, str]
+Topic: TypeAlias = Literal["", "raised_limit", "uncertain_cut"]
 
 
 @attrs.frozen
@@ -205,10 +206,18 @@ class Finished:
 
 @attrs.frozen
 class Notice:
-    """Something worth knowing that is not an error, such as an unknown status word; ``task_id`` may be empty."""
+    """Something worth knowing that is not an error, such as an unknown status word.
+
+    Attributes:
+        task_id: the task that it concerns; may be empty.
+        note: what is worth knowing.
+        topic: for those who filter notices: "raised_limit" (an older page of the service allows less than the page
+            that decides) or "uncertain_cut" (the service may ignore ``continue_at``); empty for all others.
+    """
 
     task_id: str
     note: str
+    topic: Topic = ""
 
 
 Event: TypeAlias = (

@@ -296,6 +296,8 @@ def test_mere_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]
         (events.Retrying("submit", "too fast", 1, 2.5), "submit is tried again in 2.5 s: too fast"),
         (events.Queued(3), "waiting for a place in flight"),
         (events.Notice("t1", "odd: give style_weight="), "note: odd: give --style-weight"),
+        (events.Notice("", "odd", "uncertain_cut"), "note: odd"),
+        (events.Notice("", "odd", "raised_limit"), None),
         (events.StageReached("t1", "text"), "text: the text is there"),
         (events.CallbackReceived("t1", "text", 200), "callback: text"),
         (events.CallbackReceived("", "", 401, "wrong signature"), "callback: refused, wrong signature"),

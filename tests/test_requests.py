@@ -353,6 +353,7 @@ async def test_the_current_page_decides_and_the_older_one_is_told_once(name: str
         assert note.startswith(
             f'{name}: is beyond a limit that has been raised; the page "Extend Music (older)" allows '
         )
+        assert [event.topic for event in service.of(Notice)] == ["raised_limit"]
         strict = attrs.evolve(service.session.settings, strict_limits=True)
         async with kie.KieSession(strict) as session:
             with pytest.raises(kie.InvalidRequestError, match=f"{name}: has .*{len(BEYOND[name]) - 1}.*strict_limits"):

@@ -25,11 +25,9 @@ from kie_async.errors import (
     TooManyFailuresError,
     invalid_request,
 )
-from kie_async.events import Notice, Observer, clean
+from kie_async.events import Notice, Observer, Topic, clean
 from kie_async.models import ExtendRequest, Request, UploadExtendRequest
 from kie_async.settings import Settings
-
-RAISED_LIMIT = "is beyond a limit that has been raised"
 
 # ---------------------------------------------------------------- what a session remembers
 
@@ -122,13 +120,16 @@ class Admission:
         if problems := list(_find_problems(request, self._settings, ready=ready)):
             raise invalid_request(*problems)
         for notice in _find_notices(request, self._settings):
-            self.notify(str(notice))
+            self._emit_once(notice)
 
-    def notify(self, notice: str) -> None:
+    def notify(self, note: str) -> None:
         """Emit a notice, unless it was emitted before."""
-        if notice not in self._emitted:
-            self._emitted.add(notice)
-            self._emit(Notice("", notice))
+        self._emit_once(Notice("", note))
+
+    def _emit_once(self, notice: Notice) -> None:
+        if notice.note not in self._emitted:
+            self._emitted.add(notice.note)
+            self._emit(notice)
 
     def remember(self, task_id: str) -> None:
         """Take note of a task of this session, so that its id is not taken for that of a track."""
@@ -189,56 +190,61 @@ def _find_older_limits(request: Request) -> Iterator[tuple[str, str, str]]:
         yield "source", f"lasts {duration:.2f} s", f'the page "{older.page}" allows {older.upload_seconds:.0f} s'
 
 
-def _find_notices(request: Request, settings: Settings) -> Iterator[Problem]:
+def _find_notices(request: Request, settings: Settings) -> Iterator[Notice]:
     """What has no effect, or is not documented. None names a value, so that a session emits few of them."""
     yield from _find_pointless(request, sends_flag=settings.route == "classic")
     if may_be_new(request.model):
-        yield Problem(
+        yield _notice(
             "model", f"{request.model} is none that is known", f"its limits are taken from {list(MODELS)[-1]}"
         )
     if isinstance(request, ExtendRequest) and BARE_ID.fullmatch(request.audio_id):
-        yield Problem("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
+        yield _notice("audio_id", "looks like the id of a task", "give the id of a track (Track.id)")
     for name, _, allowed in _find_older_limits(request):
-        yield Problem(name, RAISED_LIMIT, f"{allowed}; a newer page allows it, and decides")
+        remedy = f"{allowed}; a newer page allows it, and decides"
+        yield _notice(name, "is beyond a limit that has been raised", remedy, "raised_limit")
     url = str(request.source) if isinstance(request, UploadExtendRequest) else ""
     if is_url(url) and "@" in urlsplit(url).netloc:
         remedy = "the service may not use it, and may repeat it: give a signed address"
-        yield Problem("source", "holds a user name or a password", remedy)
+        yield _notice("source", "holds a user name or a password", remedy)
     if settings.callback_url and not settings.on_loopback and (reason := unreachable(settings.callback_url)):
         remedy = "no callback will come, and polling does all"
-        yield Problem("callback_url", f"leads to where the service cannot reach ({reason})", remedy)
+        yield _notice("callback_url", f"leads to where the service cannot reach ({reason})", remedy)
 
 
-def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
+def _find_pointless(request: Request, *, sends_flag: bool) -> Iterator[Notice]:
     """What has no effect; ``sends_flag`` tells whether the route sends ``default_param_flag``."""
     if request.instrumental:
         for name in _given(request, "lyrics", "prompt", "vocal_gender"):
-            yield Problem(name, "has no effect with instrumental", "leave it out, or drop instrumental")
+            yield _notice(name, "has no effect with instrumental", "leave it out, or drop instrumental")
     if not request.own_parameters:
         yield from _find_not_inherited(request, sends_flag=sends_flag)
     if request.persona_model and request.persona_id is None:
-        yield Problem("persona_model", "has no effect without persona_id", "give persona_id too, or leave it out")
+        yield _notice("persona_model", "has no effect without persona_id", "give persona_id too, or leave it out")
     elif request.persona_model and request.model not in MODELS_WITH_PERSONA_MODEL:
         documented = " and ".join(MODELS_WITH_PERSONA_MODEL)
-        yield Problem("persona_model", f"is documented for {documented} alone", "it may have no effect")
+        yield _notice("persona_model", f"is documented for {documented} alone", "it may have no effect")
     for name in ("negative_tags", "prompt", "style", "title"):
         if is_blank(getattr(request, name)):
-            yield Problem(name, "is empty", "leave it out")
+            yield _notice(name, "is empty", "leave it out")
 
 
-def _find_not_inherited(request: Request, *, sends_flag: bool) -> Iterator[Problem]:
+def _find_not_inherited(request: Request, *, sends_flag: bool) -> Iterator[Notice]:
     """What has no effect, or none that is documented, because the parameters are those of the source."""
     is_upload = isinstance(request, UploadExtendRequest)
     if not is_upload and sends_flag and request.continue_at is not None:
         remedy = "the service may go on from the end instead: give style and title, and prompt or instrumental"
-        yield Problem("continue_at", "is documented for requests with own parameters alone", remedy)
+        yield _notice("continue_at", "is documented for requests with own parameters alone", remedy, "uncertain_cut")
     for name in _given(request, *(("lyrics", "style", "title") if is_upload else ("prompt", "style", "title"))):
         if sends_flag:
             remedy = "leave it out, or drop default_param_flag=False"
-            yield Problem(name, "has no effect with default_param_flag=False", remedy)
+            yield _notice(name, "has no effect with default_param_flag=False", remedy)
         else:
             remedy = "leave out what is not to count"
-            yield Problem("default_param_flag", f"is not known to the jobs route, where {name} counts", remedy)
+            yield _notice("default_param_flag", f"is not known to the jobs route, where {name} counts", remedy)
+
+
+def _notice(field: str, problem: str, remedy: str, topic: Topic = "") -> Notice:
+    return Notice("", str(Problem(field, problem, remedy)), topic)
 
 
 def _given(request: Request, *names: str) -> list[str]:

@@ -177,7 +177,7 @@ def _emit(output: Output, event: Event) -> None:
 
 
 def _is_on_cut(event: Event) -> bool:
-    return isinstance(event, Notice) and event.note.startswith("continue_at: is documented")
+    return isinstance(event, Notice) and event.topic == "uncertain_cut"
 
 
 def _chain_options(fields: object, until: UntilOptions, emulate: bool) -> ChainOptions:  # noqa: FBT001  # one of three

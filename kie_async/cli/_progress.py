@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from kie_async import events
-from kie_async._protocol.admission import RAISED_LIMIT
 from kie_async.cli._exit_codes import with_options
 from kie_async.cli._writer import OutputWriter, StderrFile
 
@@ -154,7 +153,7 @@ _EVENT_LINES: dict[type[object], Callable[[Any], str]] = {
 
 def event_line(event: events.Event) -> str | None:
     """An event in a line; None if it is not shown, or if nothing is to be done about it."""
-    if isinstance(event, events.Notice) and RAISED_LIMIT in event.note:
+    if isinstance(event, events.Notice) and event.topic == "raised_limit":
         return None  # such as of every song over two minutes
     text = _EVENT_LINES.get(type(event))
     return text(event) if text else None
