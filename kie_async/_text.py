@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def clock(seconds: float) -> str:
-    """A position in audio, or its length, in minutes and seconds: 2:06, or 0:15.4."""
+    """A position in audio, or its length, in minutes and seconds: 2:06, or with hundredths if it has any, 0:15.40."""
     minutes, rest = divmod(round(seconds, 2), 60)
-    return f"{minutes:.0f}:{rest:05.2f}".rstrip("0").rstrip(".") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
+    return f"{minutes:.0f}:{rest:05.2f}" if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
 
 
 def count_of(number: int, noun: str) -> str:

@@ -56,7 +56,7 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     words = ("upload-extend", str(demo), "--until", "1:00", "--emulate", "--out", str(tmp_path / "new"), "--trim")
     answer = terminal(*words, *TITLED, virtual=True)
     assert answer.code == 0, answer.err
-    assert "your song (0:25.4) is extended until 1:00, by 10 new steps at most" in answer.err
+    assert "your song (0:25.40) is extended until 1:00, by 10 new steps at most" in answer.err
     assert "step 1: take 2 of 2 holds the whole song; the song lasts 1:0" in answer.err
     *takes, trimmed = made(answer)
     assert len(takes) == 2
@@ -182,9 +182,9 @@ def test_continuations_are_joined_to_their_song(
     words = ("upload-extend", "my song.flac", "--at", "25.3", "--until", "34", "--out", new, "--yes", *TITLED)
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
-    says = "holds the continuation alone; the song lasts 0:34.8; cut at 0:03.5: the take before fades out from 0:04"
+    says = "holds the continuation alone; the song lasts 0:34.80; cut at 0:03.50: the take before fades out from 0:04"
     assert f"step 2: take 2 of 2 {says}" in answer.err
-    assert re.search(r"at 0:25.3 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
+    assert re.search(r"at 0:25.30 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
     *_, joined, trimmed = made(answer)
     assert (joined[-14:], trimmed[-11:]) == ("-2-joined.flac", "-2-34s.flac")
     assert files.measure(tmp_path / "new" / joined) == pytest.approx(34.8, abs=0.2)
@@ -241,7 +241,7 @@ def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_e
     terminal: Terminal, service: EmulatorHandle, fading: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("upload-extend", str(fading), "--out", str(tmp_path / "new"), "--until", "24.5", *TITLED)
-    told = "your song fades out from 0:20: it is cut before that, at 0:19.5 (--before-end 0.5 keeps the fade)"
+    told = "your song fades out from 0:20: it is cut before that, at 0:19.50 (--before-end 0.5 keeps the fade)"
     asked = terminal(*words)
     assert (asked.code, told in asked.err, service.ledger) == (2, True, [])
     service.add_faults(Fault("failed", nth=2))
@@ -264,7 +264,7 @@ def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_e
     [
         (
             ("--at", "0:22"),
-            "your song fades out from 0:20, and --at cuts it later, at 0:22: --at 0:19.5 is before the fade. Choose",
+            "your song fades out from 0:20, and --at cuts it later, at 0:22: --at 0:19.50 is before the fade. Choose",
         ),
         (("--at", "0:19"), ""),
         (("--before-end", "0.5"), ""),
@@ -342,7 +342,7 @@ def test_a_song_that_stays_too_short_says_why(
     words = ("--until=12", "--before-end", "0.5", "--out", str(tmp_path), "--yes")
     answer = terminal("upload-extend", "--max-steps=1", str(song), *words)
     assert answer.code == 3
-    assert "error: --max-steps 1 is reached at 0:05.5 of 0:12" in answer.err
+    assert "error: --max-steps 1 is reached at 0:05.50 of 0:12" in answer.err
     assert f"your song so far: {tmp_path / made(answer)[1]}" in answer.err
     says = "to go on, and pay for new steps alone, with more steps:\n  kie-async "
     typed = answer.err.partition(says)[2].split()

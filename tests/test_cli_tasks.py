@@ -61,7 +61,7 @@ def test_upload_extend_by_looks_alone(terminal: Terminal, song: Path) -> None:
     answer = terminal("upload-extend", str(song), "--at", "-10s", "--emulate", virtual=True)
     assert answer.code == 0
     assert len(answer.out.splitlines()) == 2
-    assert "the song (0:25.4) is kept to 0:15.4 and continued" in answer.err
+    assert "the song (0:25.40) is kept to 0:15.40 and continued" in answer.err
     stages = [line.partition(":")[0] for line in answer.err.splitlines() if line.startswith(("text", "first", "comp"))]
     assert stages == ["text", "first", "complete"]
 
@@ -201,7 +201,7 @@ def test_each_length_is_told_beside_where_the_song_was_cut(
 ) -> None:
     with served(monkeypatch, goes_on=(-5.4, 4.6)) as service:
         answer = terminal("upload-extend", str(song), "--at", "-10s")
-        assert "2 tracks that last 0:10 and 0:20, made from the first 0:15.4 of 0:25.4" in answer.err
+        assert "2 tracks that last 0:10 and 0:20, made from the first 0:15.40 of 0:25.40" in answer.err
         assert "track 1 is not longer than what was kept of the song: it holds the continuation alone" in answer.err
         assert "track 2 is not longer" not in answer.err
         value = terminal("wait", service.ledger[0].task_id, "--json").value

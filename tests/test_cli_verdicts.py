@@ -28,7 +28,7 @@ def sidecars(folder: Path) -> list[Any]:
 
 
 WORDS = {
-    "whole": "the whole song, new from 0:07.5 on (100% sure)",
+    "whole": "the whole song, new from 0:07.50 on (100% sure)",
     "continuation": "it holds nothing of the song: taken as its continuation",
 }
 
@@ -73,7 +73,7 @@ def test_a_comparison_that_fails_is_only_told(
     with served(monkeypatch, check_sources=False):
         answer = terminal("upload-extend", str(song), *lie, *MUSIC, "--out", str(tmp_path / "new"))
     assert answer.code == 0
-    assert "track 2: cannot tell what it holds: continue_at: is 0:40, but the source lasts 0:25.4" in answer.err
+    assert "track 2: cannot tell what it holds: continue_at: is 0:40, but the source lasts 0:25.40" in answer.err
     assert len(list((tmp_path / "new").iterdir())) == 2
 
 

@@ -103,7 +103,7 @@ def test_a_result_shows_where_its_tracks_are_new() -> None:
     assert page.caption == "Task t1, made from the first 1:00 of 2:06"
     assert page.cells == [
         "1", "One", "1:00", "from the start: this is the continuation alone", "",
-        "2", "Two", "2:05.5", "from 1:00, if this is the whole song|listen from 0:57", "",
+        "2", "Two", "2:05.50", "from 1:00, if this is the whole song|listen from 0:57", "",
     ]  # fmt: skip
     assert [audio["aria-label"] for audio in page.of("audio")] == ["One", "Two"]
     (link,) = page.of("a")
@@ -113,7 +113,7 @@ def test_a_result_shows_where_its_tracks_are_new() -> None:
 def test_a_result_says_what_it_does_not_know() -> None:
     page = shown(result_of(LONG, partial=True))
     assert page.caption == "Task t1; other tracks of it never got their audio"
-    assert page.cells == ["1", "Two", "2:05.5", "not known", ""]
+    assert page.cells == ["1", "Two", "2:05.50", "not known", ""]
     page = shown(result_of(kie.Track("a"), continue_at=2.0))
     assert page.caption == "Task t1, made from the first 0:02"
     assert page.cells == ["1", "untitled", "not known", "from 0:02, if this is the whole song", "none yet"]
@@ -201,7 +201,7 @@ def test_a_job_shows_its_tracks() -> None:
         "1:00",
         (
             "One, length 1:00||new part: from the start: this is the continuation alone||"
-            "Two, length 2:05.5||new part: from 1:00, if this is the whole song|listen from 0:57"
+            "Two, length 2:05.50||new part: from 1:00, if this is the whole song|listen from 0:57"
         ),
     ]
     assert [audio["aria-label"] for audio in page.of("audio")] == ["One", "Two"]
@@ -214,7 +214,7 @@ def test_a_job_shows_its_tracks() -> None:
         (kie.ExtendRequest("a1", model="V5"), "a1", ""),
         (kie.UploadExtendRequest("a.wav", continue_at="75%"), "a.wav", "75%"),
         (kie.UploadExtendRequest("https://x.example/s.mp3?sign=1", continue_at=1), "https://x.example/…", "0:01"),
-        (kie.UploadExtendRequest("C:\\Users\\ann\\song.wav", continue_at=65.5), "song.wav", "1:05.5"),
+        (kie.UploadExtendRequest("C:\\Users\\ann\\song.wav", continue_at=65.5), "song.wav", "1:05.50"),
         (kie.UploadExtendRequest(Path("/home/ann/a.wav"), continue_at=1), "a.wav", "0:01"),
     ],
 )
