@@ -139,7 +139,8 @@ class KieSession(Opened[Dispatcher]):
 
         Args:
             source: a path, a URL, a ``Track``, or the id of a track.
-            seconds: the length to reach; at most what the model can make.
+            seconds: the length to reach; at most what the model can make. Audio that misses it by less than half a
+                second has reached it: no further step is paid.
             options: see ``kie_async.chain.ChainOptions``.
 
         Raises:

@@ -104,7 +104,7 @@ def test_the_same_command_pays_for_nothing_twice(
     assert finished.code == 0, finished.err
     assert finished.value["steps"] == value["steps"]
     take = Path(value["files"][3]).relative_to(tmp_path)
-    said = f"nothing to do: the song lasts 0:09 already (2 steps, 24 credits); your song: {take}"
+    said = f"nothing to do: the song lasts 0:09 already, 2 steps, 24 credits; your song: {take}"
     assert [line for line in finished.err.splitlines() if line] == [said]
     longer = terminal(*words, "--until", "11", "--yes", "--max-credits", "40")
     assert (longer.code, longer.value["plan"]["credits"], longer.value["length"]) == (0, 12, 12.5)
@@ -218,12 +218,18 @@ def test_without_the_song_there_is_nothing_to_join_to(terminal: Terminal, tmp_pa
 def test_a_whole_song_is_joined_only_if_that_is_asked_for(
     terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
 ) -> None:
-    words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--until", "27", "--yes", *TITLED)
-    first = terminal(*words)
+    words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--yes", *TITLED, "--until")
+    first = terminal(*words, "27")
     assert len(made(first)) == 2
     assert re.search(r"done: the song lasts 0:\S+ \(0:27 was asked; --trim cuts it to that\), 1 step, 12 c", first.err)
-    value = terminal(*words, "--join", "--json").value
+    value = terminal(*words, "27", "--join", "--json").value
     assert files.measure(Path(value["joined"])) == pytest.approx(value["length"], abs=0.3)
+    nearly = terminal(*words, str(value["length"] + 0.4), "--trim")
+    assert re.search(
+        r"nothing to do: .* already \(\S+ was asked; for less than 0.5 s no step is paid\), 1 step, 12 credits; your "
+        r"song, faded out at its end: \S+s.mp3$", nearly.err, re.MULTILINE
+    )  # fmt: skip
+    assert files.measure(Path(nearly.out.splitlines()[-1])) == pytest.approx(value["length"], abs=0.1)
     assert len(service.ledger) == 1
 
 

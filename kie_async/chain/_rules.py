@@ -19,6 +19,7 @@ from kie_async.models import Track
 
 MAX_STEPS = 10
 BEFORE_END = 0.5  # seconds
+NEARLY = 0.5  # seconds; who asks for 2:40 means about that, and a song is not paid another step for less
 _MIN_BEFORE_END = 0.01  # the service is sent hundredths
 
 ChainPart: TypeAlias = Literal["whole", "continuation"]
@@ -30,7 +31,7 @@ class ChainGoal:
     """The goal of a chain.
 
     Attributes:
-        seconds: the length to reach; at most what the model can make.
+        seconds: the length to reach, or to miss by less than half a second; at most what the model can make.
         max_steps: the largest number of steps.
         before_end: how many seconds before its end a take is cut; None for 0.5 s before its end or its fade-out.
     """
@@ -73,7 +74,7 @@ class ChainGoal:
             now: the length after it, or of the source if no step was made; None if unknown.
             steps: how many steps were made.
         """
-        if now is not None and now.total >= self.seconds:
+        if now is not None and now.total > self.seconds - NEARLY:
             return "reached"
         if steps and now is None:
             return "length_unknown"
@@ -182,8 +183,9 @@ class Chain:
         seconds: the length that was asked for.
         source_duration: the length of the source, in seconds; None if unknown.
         steps: all steps, including those of earlier runs.
-        end: why it ended: "reached"; "max_steps"; "nothing_added" if the last step did not make the song longer;
-            "length_unknown" if the service does not say how long the take chosen last is.
+        end: why it ended: "reached", also if less than half a second is missing; "max_steps"; "nothing_added" if the
+            last step did not make the song longer; "length_unknown" if the service does not say how long the take
+            chosen last is.
     """
 
     key: str

@@ -19,7 +19,7 @@ from kie_async._protocol.options import UploadFields
 from kie_async._text import clock, count_of
 from kie_async.batch import RecordedTakes, Results, find_track
 from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
-from kie_async.chain._rules import Chain, ChainPart, ChainStep
+from kie_async.chain._rules import NEARLY, Chain, ChainPart, ChainStep
 from kie_async.cli._chain_ask import ask
 from kie_async.cli._chain_order import ChainOrder, UntilOptions
 from kie_async.cli._connect import (
@@ -122,19 +122,10 @@ def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None)
     Raises:
         KieError: the song is not as long as it was to be.
     """
-    length, wanted = "an unknown time" if chain.length is None else clock(chain.length), clock(chain.seconds)
-    steps = count_of(len(chain.steps), "step")
     if chain.end == "reached":
-        spent = f"{steps}, {chain.credits:.12g} credits"
-        if len(chain.steps) <= order.delivered:
-            line = f"nothing to do: the song lasts {length} already" + (f" ({spent})" if chain.steps else "")
-        else:
-            is_longer = length != wanted and song is not None and not order.until.trim
-            line = f"done: the song lasts {length}"
-            line += f" ({wanted} was asked; --trim cuts it to that), {spent}" if is_longer else f", {spent}"
-        which = f"your song, cut to {wanted}" if order.until.trim else "your song"
-        output.say(line if song is None else f"{line}; {which}: {song}")
+        output.say(_reached(order, chain, song))
         return
+    length, wanted = _length(chain), clock(chain.seconds)
     message, remedy = f"the song lasts {length}, and not {wanted}", _WHY_SHORT.get(chain.end, "")
     if chain.end == "max_steps":
         message = f"--max-steps {order.until.max_steps} is reached at {length} of {wanted}"
@@ -144,6 +135,28 @@ def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None)
     error = KieError(message, charged="yes")
     error.add_note(remedy if song is None else f"your song so far: {song}\n{remedy}")
     raise error
+
+
+def _length(chain: Chain) -> str:
+    return "an unknown time" if chain.length is None else clock(chain.length)
+
+
+def _reached(order: ChainOrder, chain: Chain, song: Path | None) -> str:
+    """How long the song is, beside what was asked for, what it has cost, and where it is."""
+    length, wanted = _length(chain), clock(chain.seconds)
+    is_short, is_trimmed = (chain.length or 0.0) < chain.seconds, order.until.trim
+    is_new = len(chain.steps) > order.delivered
+    line = f"done: the song lasts {length}" if is_new else f"nothing to do: the song lasts {length} already"
+    if length != wanted and is_short:
+        line += f" ({wanted} was asked; for less than {NEARLY} s no step is paid)"
+    elif length != wanted and is_new and song is not None and not is_trimmed:
+        line += f" ({wanted} was asked; --trim cuts it to that)"
+    if chain.steps:
+        line += f", {count_of(len(chain.steps), 'step')}, {chain.credits:.12g} credits"
+    if song is None:
+        return line
+    how = (", faded out at its end" if is_short else f", cut to {wanted}") if is_trimmed else ""
+    return f"{line}; your song{how}: {song}"
 
 
 def _with_more_steps(words: Sequence[str], steps: int) -> list[str]:

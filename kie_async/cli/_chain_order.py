@@ -28,12 +28,13 @@ class UntilOptions:
     """How a song is extended again and again.
 
     Attributes:
-        until: Extend the song until it lasts so long (4:00 or 240); an interrupted run continues with the same command.
+        until: Extend the song until it lasts so long (4:00 or 240; less than 0.5 s may be missing); an interrupted run
+            continues with the same command.
         choose: Which take of a step the next one extends (longest).
         before_end: Where song and takes are cut, in seconds before their ends (0.5 before it, or before a fade-out).
         max_steps: Extend it so often at most (10).
         max_credits: Never spend more than this on it.
-        trim: Make a file that lasts so long, and fades out at its end.
+        trim: Make a file that lasts no longer, and fades out at its end.
     """
 
     until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
