@@ -94,6 +94,7 @@ class KieError(Exception):
         charged: whether credits were spent: "no", "maybe" or "yes".
         retryable: whether the same call may simply be made again. Of an error of waiting (``WaitTimeoutError``, a
             closed session), that call is the waiting, not the submission: see ``charged`` before you submit again.
+        retry_after: with ``RateLimitedError``, how many seconds the service asked to wait, if it did; else None.
     """
 
     usually_charged: ClassVar[Charged] = "no"
@@ -104,6 +105,7 @@ class KieError(Exception):
     code: int | None = None
     charged: Charged = attrs.Factory(lambda error: error.usually_charged, takes_self=True)
     retryable: bool = attrs.Factory(lambda error: error.usually_retryable, takes_self=True)
+    retry_after: float | None = None
 
     def __init_subclass__(cls, *, charged: Charged | None = None, retryable: bool | None = None) -> None:
         """Set the default ``charged`` and ``retryable`` of a class of errors."""
@@ -178,15 +180,8 @@ class InsufficientCreditsError(RefusedError):
     """The account has too few credits (402)."""
 
 
-@attrs.define(slots=False)
 class RateLimitedError(RefusedError, retryable=True):
-    """The service said "too fast" (405, 429, 430) for longer than ``Settings.submit_retry_timeout``.
-
-    Attributes:
-        retry_after: how many seconds the service asked to wait; None if it did not say.
-    """
-
-    retry_after: float | None = None
+    """The service said "too fast" (405, 429, 430) for longer than ``Settings.submit_retry_timeout``."""
 
 
 class KeyQuotaError(RefusedError):

@@ -63,4 +63,5 @@ def test_a_class_says_what_is_usual_and_an_error_what_is_so(kind: type[KieError]
     assert (error.charged, error.retryable) == USUAL.get(kind.__name__, ("no", False))
     told = kind("what happened", charged="yes", retryable=not error.retryable)
     assert (told.charged, told.retryable) == ("yes", not error.retryable)
+    assert told.retry_after is None
     assert repr(told).startswith(f"{kind.__name__}(message='what happened', task_id=None, code=None, ")

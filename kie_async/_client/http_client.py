@@ -41,7 +41,6 @@ from kie_async.errors import (
     InternalError,
     InvalidRequestError,
     KieError,
-    RateLimitedError,
     ServerError,
     SessionError,
     StorageError,
@@ -132,9 +131,7 @@ class Transport(anyio.AsyncContextManagerMixin):
             attempt += 1
 
     def _may_send_again(self, error: KieError) -> bool:
-        if not error.retryable or (isinstance(error, RateLimitedError) and (error.retry_after or 0) > MAX_RETRY_AFTER):
-            return False
-        return self._budget.spend()
+        return error.retryable and (error.retry_after or 0.0) <= MAX_RETRY_AFTER and self._budget.spend()
 
     async def _exchange(self, call: ApiCall[Any], permit: Permit | None) -> Response:
         sending = _Sending(permit)
@@ -240,8 +237,7 @@ def _parsed(call: ApiCall[T], answer: Response) -> T:
 
 
 def _delay(error: KieError, attempt: int) -> float:
-    asked = error.retry_after if isinstance(error, RateLimitedError) else None
-    return (asked or 0.0) + backoff(attempt, random.random)
+    return (error.retry_after or 0.0) + backoff(attempt, random.random)
 
 
 def _json(call: ApiCall[Any]) -> bytes | None:

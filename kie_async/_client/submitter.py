@@ -31,7 +31,7 @@ from kie_async._protocol.backoff import backoff
 from kie_async._protocol.endpoints import ROUTES
 from kie_async._protocol.response_codes import TRANSIENT
 from kie_async._protocol.spending import SpendingCap
-from kie_async.errors import AuthError, ConnectError, KieError, RateLimitedError, StorageError, SubmitUnknownError
+from kie_async.errors import AuthError, ConnectError, KieError, StorageError, SubmitUnknownError
 from kie_async.events import (
     Context,
     Notice,
@@ -234,10 +234,7 @@ class Submitter:
         may_be_sent_again = error.retryable and (is_transient or isinstance(error, ConnectError))
         if not may_be_sent_again:
             raise error
-        if is_transient:
-            delay = self._gate.slow_down_delay(error.retry_after if isinstance(error, RateLimitedError) else None)
-        else:
-            delay = backoff(attempt, random.random)
+        delay = self._gate.slow_down_delay(error.retry_after) if is_transient else backoff(attempt, random.random)
         if asyncio.get_running_loop().time() + delay > started_at + self._settings.submit_retry_timeout:
             raise error
         self._emit(Retrying("submit", str(error), attempt, delay))

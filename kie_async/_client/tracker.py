@@ -34,7 +34,7 @@ from kie_async._client.task import (
 from kie_async._protocol.backoff import MAX_RETRY_AFTER
 from kie_async._protocol.durations import DurationModel, TaskKind
 from kie_async._protocol.statuses import WORDS, Running, Succeeded, Verdict, judge, stage_number
-from kie_async.errors import AuthError, KieError, RateLimitedError, SessionError
+from kie_async.errors import AuthError, KieError, SessionError
 from kie_async.events import Followed, Notice, Observer, Paused, Polled, PollFailed, StageReached, clean
 from kie_async.models import STAGES, Stage, TaskEvent, TaskRecord, TaskResult
 from kie_async.settings import Settings
@@ -360,8 +360,8 @@ class Tracker:
         elif phase is PollPhase.REPEAT:
             self._queue.schedule(task, min(earliest_poll(task, now), task.deadline))
         else:
-            asked = error.retry_after if isinstance(error, RateLimitedError) else None
-            self._schedule(task, at_least=min(asked or 0.0, MAX_RETRY_AFTER))
+            asked = (error and error.retry_after) or 0.0
+            self._schedule(task, at_least=min(asked, MAX_RETRY_AFTER))
 
     def _schedule(self, task: TrackedTask, at_least: float = 0.0) -> None:
         """Schedule the next poll. If it is far off because a callback should come first, schedule a recheck instead."""

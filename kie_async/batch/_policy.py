@@ -104,8 +104,7 @@ class ErrorPolicy:
         if rule.action is not Action.RETRY_LATER:
             return rule.action, 0.0
         delay = min(rule.first_delay * 2 ** min(count - 1, 20), rule.max_delay)
-        requested = error.retry_after if isinstance(error, RateLimitedError) else None
-        return rule.action, max(delay, requested or 0.0)
+        return rule.action, max(delay, error.retry_after or 0.0)
 
     def succeed(self) -> None:
         """Start counting anew: a submission was accepted."""
