@@ -272,6 +272,7 @@ def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_e
             ("--at", "0:22"),
             "your song fades out from 0:20, and --at cuts it later, at 0:22: --at 0:19.50 is before the fade. Choose",
         ),
+        (("--at", "0:20.80"), "your song fades out from 0:20, and --at cuts it later, at 0:20.80: --at 0:19.50"),
         (("--at", "0:19"), ""),
         (("--before-end", "0.5"), ""),
         (("--at", "0:22", "--duration", "23"), ""),
