@@ -75,8 +75,10 @@ async def _say_fade(output: Output, order: ChainOrder) -> None:
             f"(--before-end {BEFORE_END} keeps the fade)"
         )
     elif order.has_cut and plan.source_file is not None and isinstance(cut, float):
-        fades_from = await audio.quiet_from(plan.source_file, cut)
-        if fades_from is not None:
+        ends = {cut, plan.first.source_duration or cut}  # where it is quiet already, and where it has become so later
+        found = [await audio.quiet_from(plan.source_file, end) for end in ends]
+        fades_from = min((at for at in found if at is not None), default=cut)
+        if fades_from < cut:
             output.say(
                 f"your song fades out from {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
                 f"--at {clock(attrs.evolve(plan.goal, before_end=None).next_cut(cut, fades_from))} is before the "
