@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -365,16 +366,22 @@ async def test_an_intent_of_a_living_process_is_left_alone(tmp_path: Path) -> No
 
 
 async def test_an_intent_is_resolved_when_the_lease_of_its_process_has_run_out(tmp_path: Path) -> None:
+    async def break_down() -> None:
+        raise ZeroDivisionError("of the journal")
+
     await intent_of(tmp_path, "k", "elsewhere:1:aa", "t" * 43)
     async with alive(tmp_path, "elsewhere:1:aa") as other, recording(tmp_path) as kept:
         assert [task async for task in kept.session.resume()] == []
+        kept.journal.beside["open_processes"] = break_down
         await anyio.sleep(61)
         assert (await kept.job("k")).state is State.INTENT
         await other.release("process:elsewhere:1:aa")
         kept.journal.failures["open_processes"] = 1  # once more it cannot be done
         await anyio.sleep(61)
         assert (await kept.job("k")).state is State.UNKNOWN
-        assert "could not be read now" in kept.notes()
+        broken, away = [note for note in kept.notes().splitlines() if "could not be read now: " in note]
+        assert away.endswith("could not be read now: open_processes: the store is away")
+        assert re.search(r"a fault of .*: ZeroDivisionError in test_recorder.py:\d+: of the journal$", broken)
 
 
 async def test_the_callback_of_a_process_that_died_a_moment_ago_names_its_task(tmp_path: Path) -> None:

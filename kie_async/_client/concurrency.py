@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from kie_async._client.lifetime import check_running
 from kie_async.errors import InternalError, KieError, SessionError
-from kie_async.events import clean
+from kie_async.events import Notice, Observer, clean
 
 
 @contextmanager
@@ -48,8 +48,29 @@ class InternalErrors:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, KieError):
-            reason = f"{type(error).__name__}{_where(trace)}: {clean(str(error))}"
-            raise InternalError(f"{self._what}: a fault of this library, or of one that it uses: {reason}") from error
+            raise InternalError(f"{self._what}: {_describe_fault(error, trace)}") from error
+
+
+@contextmanager
+def emit_failures(emit: Observer, note: str, task_id: str = "") -> Iterator[None]:
+    """Emit any error of the block as a notice, and go on after the block.
+
+    Args:
+        emit: called with the notice.
+        note: what could not be done; the reason is appended.
+        task_id: the task that it concerns.
+    """
+    try:
+        yield
+    except KieError as error:
+        emit(Notice(task_id, f"{note}: {clean(error.message)}"))
+    except Exception as error:  # noqa: BLE001  # a fault: see InternalErrors
+        emit(Notice(task_id, f"{note}: {_describe_fault(error, error.__traceback__)}"))
+
+
+def _describe_fault(error: Exception, trace: TracebackType | None) -> str:
+    reason = f"{type(error).__name__}{_where(trace)}: {clean(str(error))}"
+    return f"a fault of this library, or of one that it uses: {reason}"
 
 
 def _where(trace: TracebackType | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import attrs
 
-from kie_async._client.concurrency import InternalErrors
+from kie_async._client.concurrency import emit_failures
 from kie_async._client.lifetime import until_done
 from kie_async._fsync import replace_file
 from kie_async._protocol.json_values import as_duration
@@ -26,7 +26,7 @@ from kie_async.audio import Verdict, can_compare, compare
 from kie_async.batch._reconcile import find_job, location_of
 from kie_async.batch._results import SIDECAR, Download, Results, encode_json, read_sidecar, song_file
 from kie_async.errors import ConflictError, KieError, StorageError
-from kie_async.events import Notice, Observer
+from kie_async.events import Observer
 from kie_async.files import hash_source, on_disk
 from kie_async.journal import Job, Journal, Leases, State
 
@@ -127,15 +127,12 @@ class Delivery:
         cut = as_duration(job.request.continue_at)
         if cut is None or not can_compare():
             return
-        try:
-            with InternalErrors(f"job {job.key!r}"):
-                if (source := await on_disk(_find_source, job)) is None:
-                    return
-                for path in (self._results.directory / name for name in job.files):
-                    await on_disk(write_verdict, path, await compare(source, path, continue_at=cut))
-        except KieError as error:
-            note = f"what the tracks of job {job.key!r} hold cannot be told: {error}"
-            self._emit(Notice(job.task_id or "", note))
+        note = f"what the tracks of job {job.key!r} hold cannot be told"
+        with emit_failures(self._emit, note, job.task_id or ""):
+            if (source := await on_disk(_find_source, job)) is None:
+                return
+            for path in (self._results.directory / name for name in job.files):
+                await on_disk(write_verdict, path, await compare(source, path, continue_at=cut))
 
 
 # ---------------------------------------------------------------- verdicts

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from kie_async._client.concurrency import InternalErrors
-from kie_async.errors import ConflictError, KieError
-from kie_async.events import Notice, Observer, clean
+from kie_async._client.concurrency import emit_failures
+from kie_async.errors import ConflictError
+from kie_async.events import Observer
 
 if TYPE_CHECKING:
     from kie_async.journal._journal import Journal
@@ -107,17 +107,12 @@ class Leases:
         while True:
             await anyio.sleep(HEARTBEAT)
             for name in [name for name, at in self._renewed.items() if at is not None]:
-                try:
-                    with InternalErrors("a lease"):
-                        await self.renew(name)
-                except KieError as error:
-                    self._emit(Notice("", f"a lease could not be renewed: {clean(error.message)}"))
+                with emit_failures(self._emit, "a lease could not be renewed"):
+                    await self.renew(name)
 
     async def _release(self, name: str) -> None:
-        try:
+        with emit_failures(self._emit, "a lease could not be given back"):  # it expires by itself
             await self._journal.release(name)
-        except KieError as error:  # it expires by itself
-            self._emit(Notice("", f"a lease could not be given back: {clean(error.message)}"))
 
 
 def process_lease(process_id: str) -> str:

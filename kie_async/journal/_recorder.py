@@ -15,12 +15,12 @@ from typing import Protocol, Self
 import anyio
 
 from kie_async._client.client import Client
-from kie_async._client.concurrency import InternalErrors
+from kie_async._client.concurrency import emit_failures
 from kie_async._client.submitter import Check, Prepare, SubmissionLog
 from kie_async._client.task import Origin, Task, TrackedTask
 from kie_async._protocol.admission import check_task_id, task_id_error
 from kie_async.errors import BudgetError, ConflictError, KieError
-from kie_async.events import Notice, clean
+from kie_async.events import Notice
 from kie_async.journal._caps import Payer
 from kie_async.journal._job import InboundCallback, Job, JobError, State, source_on
 from kie_async.journal._journal import Journal
@@ -112,9 +112,6 @@ class Recorder(anyio.AsyncContextManagerMixin):
                     group.start_soon(self._prune_callbacks)
         finally:
             stopped.set()
-
-    def _notice(self, task_id: str | None, note: str) -> None:
-        self._client.emit(Notice(task_id or "", note))
 
     # ------------------------------------------------------------ submitting and following
 
@@ -261,18 +258,14 @@ class Recorder(anyio.AsyncContextManagerMixin):
             if not submitter.knows(callback.token):
                 await self._act_on_unknown_token(callback)
             elif why_ignored := submitter.callback_received(callback.token, callback.task_id, callback.stage):
-                self._notice(callback.task_id, why_ignored)
+                self._client.emit(Notice(callback.task_id, why_ignored))
 
     async def _act_on_unknown_token(self, callback: InboundCallback) -> None:
         """Act on a callback whose token is unknown here; another process may have sent its submission."""
-        task_id = callback.task_id
-        try:
-            with InternalErrors("a callback"):
-                job = await self._recover_by_callback(callback)
-        except KieError as error:
-            words = f"its callback is saved, but its job could not be found or resolved now: {clean(error.message)}"
-            self._notice(task_id, words)
-            job = None
+        task_id, job = callback.task_id, None
+        note = "its callback is saved, but its job could not be found or resolved now"
+        with emit_failures(self._client.emit, note, task_id):
+            job = await self._recover_by_callback(callback)
         is_followed = self._client.tracker.note_callback(task_id, callback.stage, is_authentic=job is not None)
         if is_followed or job is None:
             return
@@ -296,11 +289,8 @@ class Recorder(anyio.AsyncContextManagerMixin):
     async def _prune_callbacks(self) -> None:
         """Delete the callbacks of jobs that ended more than a day ago, every hour."""
         while True:
-            try:
-                with InternalErrors("old callbacks"):
-                    await self.journal.prune(time.time() - _CALLBACK_RETENTION)
-            except KieError as error:
-                self._notice("", f"old callbacks could not be deleted now: {clean(error.message)}")
+            with emit_failures(self._client.emit, "old callbacks could not be deleted now"):
+                await self.journal.prune(time.time() - _CALLBACK_RETENTION)
             await anyio.sleep(_PRUNE_INTERVAL)
 
 

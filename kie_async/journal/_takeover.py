@@ -12,10 +12,10 @@ from contextlib import suppress
 
 import anyio
 
-from kie_async._client.concurrency import InternalErrors
+from kie_async._client.concurrency import emit_failures
 from kie_async._client.task import Task
 from kie_async.errors import ConflictError, KieError, TaskFailedError, TaskNotFoundError
-from kie_async.events import Notice, Observer, clean
+from kie_async.events import Notice, Observer
 from kie_async.journal._job import Job, JobError, State
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import LEASE, Leases
@@ -60,13 +60,10 @@ class Takeover:
         excluded = {self._journal.process_id}
         async with anyio.create_task_group() as group:
             while True:
-                try:
-                    with InternalErrors("dead processes"):
-                        for process_id in await self._journal.open_processes():
-                            if process_id not in excluded:
-                                group.start_soon(self._take_over, process_id, excluded)
-                except KieError as error:
-                    self._notice(f"the tasks of dead processes could not be read now: {clean(error.message)}")
+                with emit_failures(self._emit, "the tasks of dead processes could not be read now"):
+                    for process_id in await self._journal.open_processes():
+                        if process_id not in excluded:
+                            group.start_soon(self._take_over, process_id, excluded)
                 await anyio.sleep(INTERVAL)
 
     async def _take_over(self, process_id: str, excluded: set[str]) -> None:
@@ -77,19 +74,15 @@ class Takeover:
         A lease keeps other processes from doing the same. It is not the lease of the dead process, because a process
         that was only suspended for long continues when it wakes, and submits.
         """
-        try:
-            with InternalErrors("the tasks of a dead process"):
-                await self._leases.ensure_dead(process_id)
-                async with self._leases.holding(f"takeover:{process_id}", guards_spending=False):
-                    jobs = [job async for job in self._journal.jobs(State.INTENT, State.SUBMITTED)]
-                    resolved = [await self.try_to_resolve(job) for job in jobs if job.process_id == process_id]
-                    tasks = [self._follow(job) for job in resolved if job.state is State.SUBMITTED]
-                    if not all([await _has_ended(task) for task in tasks]):
-                        excluded.add(process_id)  # its jobs stay submitted, and would be taken over again and again
-        except ConflictError:  # the process lives, or another one was quicker
-            return
-        except KieError as error:
-            self._notice(f"the tasks of a dead process could not be taken over: {clean(error.message)}")
+        failures = emit_failures(self._emit, "the tasks of a dead process could not be taken over")
+        with failures, suppress(ConflictError):  # the process lives, or another one was quicker
+            await self._leases.ensure_dead(process_id)
+            async with self._leases.holding(f"takeover:{process_id}", guards_spending=False):
+                jobs = [job async for job in self._journal.jobs(State.INTENT, State.SUBMITTED)]
+                resolved = [await self.try_to_resolve(job) for job in jobs if job.process_id == process_id]
+                tasks = [self._follow(job) for job in resolved if job.state is State.SUBMITTED]
+                if not all([await _has_ended(task) for task in tasks]):
+                    excluded.add(process_id)  # its jobs stay submitted, and would be taken over again and again
 
     async def resolve_all(self, batch: str) -> None:
         """Resolve the unknown jobs of a batch, and its intents whose process is dead; ``""``: jobs without a batch.
@@ -104,7 +97,7 @@ class Takeover:
         try:
             return await self.resolve(job)
         except ConflictError as error:
-            self._notice(f"left as it is: {error.message}", job.task_id)
+            self._emit(Notice(job.task_id or "", f"left as it is: {error.message}"))
             return job
 
     async def resolve(self, job: Job) -> Job:
@@ -150,9 +143,6 @@ class Takeover:
             await anyio.sleep(LEASE)
         for job in left:
             yield job
-
-    def _notice(self, note: str, task_id: str | None = None) -> None:
-        self._emit(Notice(task_id or "", note))
 
 
 async def _has_ended(task: Task) -> bool:
