@@ -85,6 +85,16 @@ async def test_a_result_that_follows_its_source_beyond_the_cut_is_new_from_where
     assert verdict.offset == pytest.approx(0.5 + (cut + 0.5) * drift, abs=0.005)
 
 
+async def test_a_song_that_was_silent_long_before_its_cut_is_found_by_what_is_loud_in_it(tmp_path: Path) -> None:
+    fade = np.minimum(1.0, np.linspace(3.0, 0.0, round(3.5 * RATE), dtype=np.float32) ** 2)
+    head = np.append(SONG[: len(fade)] * fade, np.zeros(round(36.5 * RATE), dtype=np.float32))
+    write_wav(tmp_path / "song.wav", np.append(head, SONG))
+    write_mp3(tmp_path / "new.mp3", np.append(head, OTHER), rate=44_100, bit_rate=64_000)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=40.0)
+    assert verdict.kind == "whole"
+    assert verdict.offset == pytest.approx(0.0, abs=0.005)
+
+
 async def test_of_a_long_song_what_is_around_the_cut_is_compared(tmp_path: Path) -> None:
     noise = np.float32(0.1) * np.random.default_rng(1).standard_normal(320 * RATE, dtype=np.float32)
     write_wav(tmp_path / "song.wav", noise[: 310 * RATE])

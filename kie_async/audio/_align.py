@@ -42,12 +42,12 @@ _SHORTEST = 1.0  # seconds; a shorter anchor proves nothing
 _MAX_ANCHORS = 8
 _START = 1.5  # seconds at the start of the source without an anchor; a result may lack them
 _EXACT = 0.75  # seconds of an anchor that are compared sample by sample; drift blurs longer ones
+_FAINT = 0.1  # of the energy of the loudest of these; what is fainter may be found anywhere
 _DRIFT = 0.002  # of the distance from the cut: the most that is sought
 _MAX_OFFSET = 5.0  # seconds; a result that holds the source has it near its own place
 _NEXT = 0.5  # seconds from a place to the next one that is another
 _SILENT = 1e-6  # of the energy of the loudest stretch: below it nothing is found
 _APART = 2.0  # seconds between two places whose offsets tell a drift; closer ones tell the noise
-_FAR = 0.25  # of the distance from the cut: places that are closer say little of the offset there
 _ENOUGH = 3  # anchors; fewer are sought by their samples, too, and have to be found with more certainty
 _NEARER = 0.002  # of the score, for each second that an offset lies nearer: of equal ones the nearest counts
 _OFF = 0.5  # seconds from the cut: a result that leaves its source sooner or later was cut there, or nearly there
@@ -330,23 +330,23 @@ def _line(anchors: Sequence[_Anchor], head: Mono, result: Mono, offset: float) -
     """
     exact = [_exact(anchor, head, result, offset) for anchor in anchors]
     points = [(place, at) for place, at, same in exact if same > _LONG.other]
-    apart = max([_APART, *(-_FAR * place for place, _ in points)])
-    slopes = [(b - d) / (a - c) for (a, b), (c, d) in combinations(points, 2) if abs(a - c) >= apart]
+    slopes = [(b - d) / (a - c) for (a, b), (c, d) in combinations(points, 2) if abs(a - c) >= _APART]
     drift = float(np.median(slopes)) if slopes else 0.0  # a median, for a few may be found at a wrong place
     height = float(np.median([at - place * drift for place, at in points])) if points else offset
     return height, drift * 1e6 if slopes else None
 
 
 def _exact(anchor: _Anchor, head: Mono, result: Mono, offset: float) -> tuple[float, float, float]:
-    """Find the loudest stretch of an anchor by its samples.
+    """Find the middle of an anchor by its samples, or its loudest stretch if the middle is faint.
 
     Returns:
         Its distance from the cut in seconds (negative), its offset in seconds, and how much it is the same, to 1.
     """
     piece = anchor.samples(head)
     length = min(len(piece), round(_EXACT * RATE))
-    loudest = int(np.argmax(running_sums(np.square(piece), length)))  # another may be silence, and found anywhere
-    first = anchor.start * _HOP + loudest
+    energy, middle = running_sums(np.square(piece), length), (len(piece) - length) // 2
+    is_faint = energy[middle] < _FAINT * np.max(energy)
+    first = anchor.start * _HOP + (int(np.argmax(energy)) if is_faint else middle)
     piece = head[first : first + length]
     reach = round(2 * _HOP + _DRIFT * (len(head) - first))
     start = first + round(offset * RATE) - reach
