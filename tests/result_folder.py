@@ -11,12 +11,20 @@ from typing import Any
 RATE = 8000
 
 
-def tone(path: Path, seconds: float = 2.0, *, loudness: float = 1.0, width: int = 2, channels: int = 1) -> Path:
-    """Write a wav that is silent, then a tone, in equal parts."""
+def tone(  # noqa: PLR0913  # what there is to choose
+    path: Path,
+    seconds: float = 2.0,
+    *,
+    before: float = 0.0,
+    loudness: float = 1.0,
+    width: int = 2,
+    channels: int = 1,
+) -> Path:
+    """Write a wav that is silent, or as loud as ``before``, then as loud as is said: a tone, in equal parts."""
     count = int(seconds * RATE)
     middle, top = (128, 127) if width == 1 else (0, 32767)
     values = [
-        middle + round((number >= count // 2) * loudness * top * math.sin(number / 3))
+        middle + round((loudness if number >= count // 2 else before) * top * math.sin(number / 3))
         for number in range(count)
         for _ in range(channels)
     ]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import re
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import unquote
 
 import audio_files
+import numpy as np
 import pytest
 from command_line import Terminal, short_song
 from result_folder import data_of, line, sidecar, tone
 
 import kie_async as kie
+from benchmarks._audio_cases import RATE, made_up_song, write_wav
+from kie_async.audio import join
 from kie_async.emulator import Fault
 from kie_async.report import ReportError, write_report
 from kie_async.report._folder import Take
@@ -42,7 +47,7 @@ def reported(terminal: Terminal, folder: Path) -> Any:
 
 
 def levels(lane: dict[str, Any]) -> bytes:
-    return base64.b64decode(lane["levels"])
+    return base64.b64decode(lane["peaks"])
 
 
 # ---------------------------------------------------------------- with a batch
@@ -318,7 +323,7 @@ def test_what_can_be_decoded_has_a_waveform(terminal: Terminal, folder: Path) ->
     }.items():
         (folder / name).write_bytes(data)
     tone(folder / "moment.wav", 0.005)
-    found = {job["key"]: bool(job["lanes"][0]["levels"]) for job in reported(terminal, folder)}
+    found = {job["key"]: bool(job["lanes"][0]["peaks"]) for job in reported(terminal, folder)}
     assert {name for name, has_levels in found.items() if has_levels} == {"mp3.mp3", "flac.flac", "damaged.mp3"}
 
 
@@ -329,7 +334,7 @@ def test_only_what_has_changed_is_decoded_again(terminal: Terminal, folder: Path
     first = reported(terminal, folder)
     cache = json.loads(kept.read_text())
     for entry in cache["files"].values():
-        entry[2:] = [1.5, base64.b64encode(b"\x07").decode()]
+        entry[2:] = [1.5, base64.b64encode(b"\x07").decode(), ""]
     kept.write_text(json.dumps(cache))
     os.utime(folder / "b.wav", (1, 1))
     assert [levels(job["lanes"][0]) == b"\x07" for job in reported(terminal, folder)] == [True, False]
@@ -342,12 +347,64 @@ def test_only_what_has_changed_is_decoded_again(terminal: Terminal, folder: Path
 
     good = json.loads(kept.read_text())
     (entry,) = good["files"].values()
-    for bad in ("", "[]", "{}", '{"format": 2, "files": {}}', '{"format": 1, "files": 3}'):
+    for bad in ("", "[]", "{}", '{"format": 1, "files": {}}', '{"format": 2, "files": 3}'):
         kept.write_text(bad)
         assert reported(terminal, folder)[0]["lanes"] == first[1]["lanes"]
-    for bad_entry in (None, [*entry[:3]], [*entry[:2], "x", "!"], [*entry[:3], "é"]):
-        kept.write_text(json.dumps({"format": 1, "files": {"b.wav": bad_entry}}))
+    for bad_entry in (None, entry[:4], [*entry[:2], "x", "!", ""], [*entry[:3], "é", ""]):
+        kept.write_text(json.dumps({"format": 2, "files": {"b.wav": bad_entry}}))
         assert reported(terminal, folder)[0]["lanes"] == first[1]["lanes"]
+
+
+# ---------------------------------------------------------------- levels
+
+
+@pytest.mark.anyio
+async def test_takes_are_as_loud_beside_their_source_as_they_would_be_joined(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song, new = (np.float32(0.35) * made_up_song(Random(seed), seconds) for seed, seconds in ((1, 10.0), (2, 4.0)))
+    write_wav(tmp_path / "song.wav", song)
+    more: dict[str, Any] = {"request": {"continue_at": 7.0}, "source": {"path": str(tmp_path / "song.wav")}}
+    late = np.zeros(RATE // 2, dtype=np.float32)
+    held = song[: 7 * RATE]
+    for number, kind, seam, sound in (
+        (1, "whole", 7.5, np.concatenate([late, held, new]) * np.float32(0.4)),
+        (2, "continuation", 0.0, new * np.float32(0.6)),
+        (3, "continuation", 0.0, new * np.float32(1.8)),
+        (4, "whole", 7.0, held * np.float32(0.0)),
+    ):
+        write_wav(folder / f"{number}.wav", sound)
+        sidecar(folder, str(number), number, verdict={"kind": kind, "seam": seam}, **more)
+    await write_report(folder)
+    (job,) = data_of(folder / "report.html")["jobs"]
+    source, *takes, silent = job["lanes"]
+    assert (source["gain"], silent["gain"]) == (0.0, None)
+    for lane in takes:
+        options: dict[str, Any] = {"at": 7.0, "kind": lane["reading"]}
+        joined = await join(tmp_path / "song.wav", folder / lane["name"], out=tmp_path / lane["name"], **options)
+        assert abs(joined.gain) > 1
+        assert lane["gain"] == pytest.approx(joined.gain, abs=0.5)
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))
+    await write_report(folder)  # of what is cached
+    (job,) = data_of(folder / "report.html")["jobs"]
+    assert [(lane["gain"], bool(lane["peaks"])) for lane in job["lanes"]] == [(None, True)] * 5
+
+
+def test_takes_without_a_source_or_a_cut_are_as_loud_as_the_quietest(
+    terminal: Terminal, folder: Path, tmp_path: Path
+) -> None:
+    song = tone(tmp_path / "song.wav", loudness=0.4)
+    for number, loudness in enumerate((1.0, 0.5, 0.0), 1):
+        tone(folder / f"a-{number}.wav", loudness=loudness, channels=number)
+        sidecar(folder, f"a-{number}", number, key="a", task_id="a")
+        tone(folder / f"b-{number}.wav", loudness=loudness)
+        sidecar(folder, f"b-{number}", number, key="b", request={}, source={"path": str(song)})
+    gains = {job["key"]: [lane["gain"] for lane in job["lanes"]] for job in reported(terminal, folder)}
+    near = 0.4
+    assert gains["a"] == [pytest.approx(-6.0, abs=near), pytest.approx(0.0, abs=near), None]
+    assert gains["b"] == [0.0, pytest.approx(-8.0, abs=near), pytest.approx(-1.9, abs=near), None]
 
 
 # ---------------------------------------------------------------- errors

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian'
 
 ODD_NAME = "100% #1? 'a' \"b\" é日本.wav"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-CUT, SECONDS, SHORTER = 6.0, 20.0, 12.0
+CUT, SECONDS, SHORTER = 6.5, 20.0, 13.0
 OPTIONS = [
     "--headless=new",
     "--no-sandbox",
@@ -68,25 +68,29 @@ class ReportPage:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job with its source, a take and a shorter one; one with the continuation alone, one that failed; many more."""
+    """Jobs: with its source, a take and a shorter one; with the continuation alone; one that failed; many more.
+
+    The take is as loud as its source in what both hold, up to the cut, and the shorter one half as loud.
+    """
     path = tmp_path_factory.mktemp("results") / "100% #?"
     path.mkdir()
-    song = tone(path.parent / ODD_NAME, SECONDS, width=1)
+    song = tone(path.parent / ODD_NAME, SECONDS, width=1, before=0.4, loudness=0.5)
     source = {"source": {"path": str(song)}}
     request = {"title": HOSTILE, "continue_at": CUT}
-    for number, name, seconds, loudness in ((1, ODD_NAME, SECONDS, 1.0), (2, "b.wav", SHORTER, 0.5)):
-        tone(path / name, seconds, width=1, loudness=loudness)
+    for number, name, seconds, loudness in ((1, ODD_NAME, SECONDS, 0.4), (2, "b.wav", SHORTER, 0.2)):
+        tone(path / name, seconds, width=1, before=loudness)
         sidecar(path, f"a-{number}", number, name=name, key="a", request=request, **source)
     tone(path / "rest.wav", 2.0)
     more: dict[str, Any] = {"verdict": {"kind": "continuation", "seam": 0}, "source": {"path": "gone.wav"}}
     sidecar(path, "rest", key="b", request=request | {"title": "Rest"}, **more)
-    tone(path / "seam.wav", 14.0, width=1)
+    tone(path / "seam.wav", 14.0, width=1, before=0.6)
     more["verdict"]["seam"] = 0.25
     sidecar(path, "seam", key="d", request=request | {"title": "Seam"}, **more | source)
     line(path, "c", state="failed", title="River", error={"message": "a known work", "code": 413})
     for number in range(100):
         line(path, f"more-{number}", title=f"Z{number}", files=["rest.wav"])
     line(path, "more-98", state="unknown", title="Z98", files=["rest.wav"])
+    tone(path / "z99-more-99-joined.wav", 0.2)  # the finished song of a chain
     asyncio.run(write_report(path))
     return path
 
@@ -114,23 +118,25 @@ def page(browser: webdriver.Chrome, folder: Path) -> Iterator[ReportPage]:
 
 
 SOUNDS = "[...document.querySelectorAll('.job.active audio')]"
+VOLUMES = f"{SOUNDS}.map(each => each.volume)"
 
 
 def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPage) -> None:
     page.one(".play").click()
     page.until(f"{SOUNDS}[1].currentTime > 0.2")
     assert page.run(f"return {SOUNDS}.map(each => each.paused)") == [True, False, True]
-    assert page.run(f"return {SOUNDS}[1].volume") == pytest.approx(0.5, abs=0.02)  # as loud as take 2
+    as_loud = pytest.approx([0.5, 0.5, 1.0], abs=0.03)  # the song, in all of them
+    assert page.run(f"return {VOLUMES}") == as_loud
     page.one("#match").click()
-    assert page.run(f"return {SOUNDS}[1].volume") == 1
+    assert page.run(f"return {VOLUMES}") == [1, 1, 1]
     page.one("#match").click()
+    assert page.run(f"return {VOLUMES}") == as_loud
     page.one(".job h2").click()  # where a space plays
 
     page.run(f"{SOUNDS}[1].currentTime = 8")
     page.until(f"{SOUNDS}[1].currentTime > 8.1")
     page.press("2")
     page.until(f"!{SOUNDS}[2].paused && {SOUNDS}[2].currentTime > 8")
-    assert page.run(f"return {SOUNDS}[2].volume") == 1
     page.press("0")
     page.until(f"!{SOUNDS}[0].paused && {SOUNDS}[0].currentTime > 8.1")
     assert page.run(f"return {SOUNDS}.map(each => each.paused)") == [False, True, True]
@@ -180,7 +186,8 @@ def test_a_continuation_is_heard_behind_its_source(page: ReportPage) -> None:
     page.press("n", "n", "n", "n", "g")
     page.until("starts.length")
     assert page.run("return document.activeElement.textContent") == "Seam"
-    assert page.one(".current .clock").text.endswith(" / 0:20")
+    assert page.one(".current .clock").text == "0:03.5 / 0:20.3"
+    assert page.run(f"return {VOLUMES}") == pytest.approx([1.0, 0.4 / 0.6], abs=0.03)  # as loud as the song
     page.run(f"{SOUNDS}[0].currentTime = {CUT} - 0.2")
     page.until(f"{paused} === 'true,false' && {SOUNDS}[1].currentTime > 0.3")
     assert page.run("return [starts[0], starts.at(-1)]") == [["source", CUT - 3], ["take", 0.25]]
@@ -214,9 +221,9 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
     page.until("document.querySelector('#live.shown').textContent === 'The source gets no verdict: choose a take'")
     page.press("e", "a", Keys.SPACE, "k", Keys.ESCAPE, "1", "k", "k")  # a note; kept, and undecided
     page.all(".note")[1].send_keys('"<é>"')
-    assert page.one("#progress").text == "1 of 104 decided"
+    assert page.one("#progress").text == "1 of 105 decided"
     page.open()
-    assert page.one("#progress").text == "1 of 104 decided"
+    assert page.one("#progress").text == "1 of 105 decided"
     assert [each.get_attribute("value") for each in page.all(".note")[:2]] == ["a k", '"<é>"']
     assert page.all("[data-verdict=keep]")[1].get_attribute("aria-pressed") == "true"
 
@@ -241,6 +248,8 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
     assert page.one("#summary").text == "104 songs · 104 takes · 1 failed · 1 unknown"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
+    assert page.all(".facts")[0].text.endswith("cut at 0:06.5")
+    assert page.one(".axis .cut").text == "cut 0:06.5"
     assert "its source is not here" in page.all(".facts")[1].text
     assert 3 <= len(page.all(".job:not(.waiting)")) < 30
     page.one(".job h2").click()
@@ -256,6 +265,7 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
     page.open()
     page.run("document.querySelector('.job:last-child').scrollIntoView()")
     page.until("!document.querySelector('.job:last-child').classList.contains('waiting')")
+    assert [each.text for each in page.all(".job:nth-last-child(-n + 2) .pick b")] == ["Song", "Take 1"]
 
 
 def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
@@ -272,7 +282,11 @@ def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
     page.press("?")
     assert page.one("#help").is_displayed()
     page.one("#keys-on").click()
-    page.press(Keys.ESCAPE, "?")
+    page.press(Keys.ESCAPE)
+    page.one("#match").click()
+    page.open()  # the switches are as they were left
+    assert page.run("return document.getElementById('match').checked") is False
+    page.press("?")
     assert not page.one("#help").is_displayed()
     page.one("[type=range]").send_keys(Keys.ARROW_RIGHT)
-    assert page.one(".clock b").text == "0:05"
+    assert page.one(".clock b").text == "0:05.0"

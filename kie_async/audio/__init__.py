@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from kie_async.audio._decode import AudioReader, open_reader, read_mono, read_samples
     from kie_async.audio._ending import quiet_from
     from kie_async.audio._join import SUFFIXES, Joined, join
+    from kie_async.audio._levels import LevelProfile, frame_levels
     from kie_async.audio._seam import Seam
     from kie_async.audio._trim import trim
     from kie_async.audio._verdict import Verdict, can_compare, compare
@@ -16,10 +17,12 @@ __all__ = [
     "SUFFIXES",
     "AudioReader",
     "Joined",
+    "LevelProfile",
     "Seam",
     "Verdict",
     "can_compare",
     "compare",
+    "frame_levels",
     "join",
     "open_reader",
     "quiet_from",
@@ -35,6 +38,7 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(("AudioReader", "open_reader", "read_mono", "read_samples"), "_decode"),
         "quiet_from": "_ending",
         **dict.fromkeys(("SUFFIXES", "Joined", "join"), "_join"),
+        **dict.fromkeys(("LevelProfile", "frame_levels"), "_levels"),
         "Seam": "_seam",
         "trim": "_trim",
         **dict.fromkeys(("Verdict", "can_compare", "compare"), "_verdict"),

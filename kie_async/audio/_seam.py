@@ -96,8 +96,7 @@ class Profile:
 
     def changes(self, seconds: float) -> float:
         """By how many dB the loudness changes, as a rule, from some seconds to the next ones."""
-        steps = _steps(self.powers, seconds)
-        return float(np.sqrt(np.square(steps).mean())) if len(steps) else 0.0
+        return usual_change(self.powers, seconds)
 
 
 def measure_seam(samples: Samples, seam: int, at: float, rate: int, own: Sequence[Profile]) -> Seam:
@@ -121,6 +120,12 @@ def measure_seam(samples: Samples, seam: int, at: float, rate: int, own: Sequenc
         step=loudness(behind, rate) - loudness(before, rate),
         usual_step=_seldom([_steps(each.powers, _MOMENT) for each in own]),
     )
+
+
+def usual_change(power: NDArray[np.float64], seconds: float) -> float:
+    """By how many dB the loudness of frames changes, as a rule, from some seconds to the next ones."""
+    steps = _steps(power, seconds)
+    return float(np.sqrt(np.square(steps).mean())) if len(steps) else 0.0
 
 
 def _edges(frames: NDArray[np.float32]) -> NDArray[np.float32]:

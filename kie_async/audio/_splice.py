@@ -165,13 +165,22 @@ def _likeness(ours: Samples, theirs: Samples) -> float:
 
 
 def _matched(before: Samples, after: Samples, rate: int, own_steps: float) -> float:
-    """The gain that makes a sound as loud as the one before it.
+    """The factor that makes a sound as loud as the one before it."""
+    return float(10 ** (matching_gain(loudness(before, rate), loudness(after, rate), own_steps) / 20))
 
-    What differs may be the music: the more loudness the song itself gains and loses (``own_steps``, dB), the less of
-    the difference is taken for one of level.
+
+def matching_gain(before: float, after: float, own_steps: float) -> float:
+    """Return by how many dB a sound is to be louder, so that it goes on as loud as the one before it.
+
+    What differs may be the music: the more loudness the song itself gains and loses, the less of the difference is
+    taken for one of level.
+
+    Args:
+        before: the loudness of a song up to the cut, in LUFS.
+        after: that of the sound behind it.
+        own_steps: by how many dB the loudness of the song changes within seconds.
     """
-    ours, theirs = loudness(before, rate), loudness(after, rate)
-    if min(ours, theirs) <= SILENCE:
-        return 1.0
+    if min(before, after) <= SILENCE:
+        return 0.0
     share = _OFF_LEVEL**2 / (_OFF_LEVEL**2 + own_steps**2)
-    return float(10 ** (np.clip((ours - theirs) * share, -_MAX_GAIN, _MAX_GAIN) / 20))
+    return float(np.clip((before - after) * share, -_MAX_GAIN, _MAX_GAIN))

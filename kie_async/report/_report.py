@@ -26,6 +26,7 @@ from kie_async.errors import ConflictError
 from kie_async.events import clean
 from kie_async.files import Progress, on_disk
 from kie_async.report._folder import ReportedJob, Take, read_folder, relative_address
+from kie_async.report._gains import Lane, lane_gains
 from kie_async.report._peaks import NO_OUTLINE, Outline, OutlineCache
 
 REPORT_NAME = "report.html"
@@ -126,14 +127,17 @@ def _page_data(directory: Path, jobs: list[ReportedJob], outlines: Mapping[Path,
 
 
 def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) -> dict[str, Any]:
-    lanes: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    lanes: list[Lane] = []
     if job.source is not None:
         found = outlines.get(job.source, NO_OUTLINE)
-        lanes.append({"take": 0, "title": job.source.name, "start": 0.0} | _sound(directory, job.source, found))
+        lanes.append(Lane(found, is_source=True))
+        shown.append({"take": 0, "title": job.source.name, "start": 0.0} | _sound(directory, job.source, found))
     for take in job.takes:
         found = outlines.get(directory / take.name, NO_OUTLINE)
         seconds = found.seconds or take.seconds or 0.0
         start, reading = lane_start(take, job.cut, seconds)
+        lanes.append(Lane(found, start, reading))
         lane = {
             "take": take.number,
             "title": take.title,
@@ -143,7 +147,7 @@ def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) ->
             "reading": reading,
             "confidence": take.confidence,
         }
-        lanes.append(lane | _sound(directory, directory / take.name if take.is_there else None, found, seconds))
+        shown.append(lane | _sound(directory, directory / take.name if take.is_there else None, found, seconds))
     return {
         "key": job.key,
         "title": job.title,
@@ -153,7 +157,7 @@ def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) ->
         "step": job.step,
         "source": job.source_name,
         "cut": job.cut,
-        "lanes": lanes,
+        "lanes": [lane | {"gain": gain} for lane, gain in zip(shown, lane_gains(lanes, job.cut), strict=True)],
     }
 
 
@@ -161,7 +165,7 @@ def _sound(directory: Path, path: Path | None, outline: Outline, seconds: float 
     return {
         "address": path and relative_address(directory, path),
         "seconds": round(outline.seconds or seconds, 3),
-        "levels": base64.b64encode(outline.levels).decode(),
+        "peaks": base64.b64encode(outline.peaks).decode(),
     }
 
 

@@ -3,7 +3,7 @@
 (() => {
   const ROUND = 3; // seconds before and after the seam that are looped
   const STEP = 5; // seconds of an arrow key
-  const QUIETEST = 0.25; // the lowest volume that matches levels: 12 dB less
+  const QUIETEST = 0.25; // the lowest volume that matches levels, of a lane that is 12 dB louder than another
   const BAR = 3; // pixels of a bar of a waveform, with its gap
 
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -22,12 +22,17 @@
     return element;
   }
 
-  function clock(seconds) {
-    const whole = Math.max(0, Math.round(seconds));
+  /** A position or a length, to so many decimal places. */
+  function clock(seconds, places = 0) {
+    const scale = 10 ** places;
+    const units = Math.max(0, Math.round(scale * seconds));
+    const whole = Math.floor(units / scale);
     const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
-    const rest = String(whole % 60).padStart(2, "0");
+    const rest = String(whole % 60).padStart(2, "0") + (places ? `.${String(units % scale).padStart(places, "0")}` : "");
     return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
   }
+
+  const exact = (seconds) => clock(seconds, 2).replace(/\.?0+$/, ""); // as the commands print it: 2:06, or 0:15.4
 
   const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
@@ -121,11 +126,29 @@
     warn("Verdicts downloaded as verdicts.json");
   }
 
+  /** Leave a switch as it was at the last visit, to any report. */
+  function remember(id) {
+    const key = `kie-async report: ${id}`; // that of a file has a space before the address
+    try {
+      find(id).checked = localStorage.getItem(key) !== "off";
+    } catch { /* no storage */ }
+    find(id).addEventListener("change", ({ target }) => {
+      try {
+        localStorage.setItem(key, target.checked ? "on" : "off");
+      } catch { /* no storage */ }
+    });
+  }
+
   // ---------------------------------------------------------------- rows
+
+  function laneLabel(job, lane) {
+    if (!lane.take) return "Source";
+    return job.step ? `Take ${lane.take}` : "Song"; // the finished song of a chain is no take
+  }
 
   const rows = data.jobs.map((job) => ({
     job,
-    lanes: job.lanes.map((lane) => ({ ...lane })),
+    lanes: job.lanes.map((lane) => ({ ...lane, label: laneLabel(job, lane) })),
     lane: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)),
     take: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)), // chosen last, of the takes
     heard: null, // the lane whose player is the one that plays
@@ -136,7 +159,6 @@
   }));
 
   const isPlayable = (row) => row.lanes.some((lane) => lane.address);
-  const laneName = (lane) => (lane.take ? `Take ${lane.take}` : "Source");
 
   /** Whether a lane is the continuation alone, of a source that is here: the source is heard up to the cut. */
   function isContinued(row, lane) {
@@ -167,7 +189,7 @@
       job.step > 1 ? `step ${job.step}` : "",
       job.source && job.source.replace(/\.[^.]*$/, "") !== job.title ? job.source : "",
       job.source && job.lanes.every((lane) => lane.take) ? "its source is not here" : "",
-      job.cut === null ? "" : `cut at ${clock(job.cut)}`,
+      job.cut === null ? "" : `cut at ${exact(job.cut)}`,
       job.model,
     ].filter(Boolean);
   }
@@ -220,8 +242,7 @@
   }
 
   function makeLane(row, lane, index) {
-    const name = laneName(lane);
-    lane.pick = make("button", { type: "button", class: "pick", "aria-pressed": "false" }, make("b", {}, name), make("span", {}));
+    lane.pick = make("button", { type: "button", class: "pick", "aria-pressed": "false" }, make("b", {}, lane.label), make("span", {}));
     lane.pick.addEventListener("click", () => choose(row, index));
     lane.element = make("div", { class: "lane" }, lane.pick);
     if (!lane.address) {
@@ -229,7 +250,7 @@
       lane.element.append(make("p", { class: "gone" }, make("bdi", {}, `${lane.name} is missing`)));
       return lane.element;
     }
-    lane.bytes = Uint8Array.from(atob(lane.levels), (character) => character.charCodeAt(0));
+    lane.bytes = Uint8Array.from(atob(lane.peaks), (character) => character.charCodeAt(0));
     lane.canvas = make("canvas", { "aria-hidden": "true" });
     lane.head = make("i", { class: "head" });
     lane.mark = make("i", { class: "seam" });
@@ -256,7 +277,7 @@
     const sure = reading && lane.confidence !== null ? ` · ${Math.round(100 * lane.confidence)}\u00a0%` : "";
     return [
       lane.take && lane.title !== row.job.title ? lane.title : "",
-      lane.seconds ? clock(lane.seconds) : "",
+      lane.seconds ? exact(lane.seconds) : "",
       reading + sure,
       lane.address && !lane.bytes.length ? "no waveform" : "",
     ].filter(Boolean);
@@ -270,11 +291,11 @@
     });
     lane.choice = buttons;
     showVerdict(lane);
-    return make("div", { class: "choice", role: "group", "aria-label": `Verdict on ${laneName(lane)} of ${row.job.title}` }, ...buttons);
+    return make("div", { class: "choice", role: "group", "aria-label": `Verdict on ${lane.label} of ${row.job.title}` }, ...buttons);
   }
 
   function makeNote(row, lane) {
-    lane.note = make("input", { class: "note", type: "text", placeholder: "Note", "aria-label": `Note on ${laneName(lane)} of ${row.job.title}`, autocomplete: "off" });
+    lane.note = make("input", { class: "note", type: "text", placeholder: "Note", "aria-label": `Note on ${lane.label} of ${row.job.title}`, autocomplete: "off" });
     lane.note.value = verdictOf(lane.name).note;
     lane.note.addEventListener("input", () => {
       verdictOf(lane.name).note = lane.note.value;
@@ -313,7 +334,7 @@
     value.verdict = value.verdict === verdict ? null : verdict;
     showVerdict(lane);
     store(lane.name);
-    say(`${laneName(lane)}: ${{ keep: "kept", drop: "dropped" }[value.verdict] ?? "undecided"}`);
+    say(`${lane.label}: ${{ keep: "kept", drop: "dropped" }[value.verdict] ?? "undecided"}`);
   }
 
   function showLane(row) {
@@ -331,7 +352,7 @@
     [parts.from.textContent, parts.to.textContent] = [clock(from), clock(to)];
     if (job.cut === null) return;
     const at = share(row, job.cut);
-    parts.cut.textContent = at > 0.1 && at < 0.9 ? `cut ${clock(job.cut)}` : "";
+    parts.cut.textContent = at > 0.1 && at < 0.9 ? `cut ${exact(job.cut)}` : "";
     parts.cut.style.left = `${100 * at}%`;
     row.lanes.forEach((lane) => { if (lane.mark) lane.mark.style.left = `${100 * at}%`; });
   }
@@ -340,10 +361,11 @@
   function show(row) {
     const { parts } = row;
     const lane = row.lanes[row.lane];
-    const end = clock(lane.seconds ? ending(lane) : span(row)[1]);
-    parts.clock.replaceChildren(make("b", {}, clock(row.position)), ` / ${end}`);
+    const [now, end] = [row.position, lane.seconds ? ending(lane) : span(row)[1]].map((seconds) => clock(seconds, 1));
+    parts.clock.replaceChildren(make("b", {}, now), ` / ${end}`);
+    row.second = Math.floor(row.position);
     parts.slider.value = row.position;
-    parts.slider.setAttribute("aria-valuetext", `${clock(row.position)} of ${end}, ${laneName(lane)}`);
+    parts.slider.setAttribute("aria-valuetext", `${now} of ${end}, ${lane.label}`);
     const left = `${100 * share(row, row.position)}%`;
     row.lanes.forEach((lane) => { if (lane.head) lane.head.style.left = left; });
     row.lanes.forEach((lane) => draw(row, lane));
@@ -408,7 +430,7 @@
     const [lane, { position }] = [row.lanes[row.lane], row];
     if (position > beginning(row, lane) - 0.05 && position < ending(lane) - 0.05) return;
     row.position = beforeSeam(row, lane);
-    warn(`${laneName(lane)} has nothing at ${clock(position)}: from ${clock(row.position)}`);
+    warn(`${lane.label} has nothing at ${exact(position)}: from ${exact(row.position)}`);
   }
 
   /** Load the audio of a row, and let go that of another. */
@@ -434,27 +456,22 @@
       lane.audio.preload = "auto";
       lane.audio.src = lane.address;
     });
+    matchLevels(row);
     setCurrent(row);
   }
 
-  /** How loud a lane is: the root mean square of its outline; 0 if that is unknown. */
-  function loudness({ bytes = [] }) {
-    return Math.sqrt(bytes.reduce((sum, level) => sum + level * level, 0) / (bytes.length || 1));
-  }
-
-  /** Lower a lane that is louder than the quietest of its row, as louder seems better; both sides of a seam alike. */
+  /** Set the volumes of a row: they go up to 1 only, so that all lanes are turned down by the largest gain. */
   function matchLevels(row) {
-    const levels = row.lanes.map(loudness).filter(Boolean);
-    const own = loudness(row.lanes[row.lane]);
-    const volume = find("match").checked && own ? Math.max(QUIETEST, Math.min(...levels) / own) : 1;
-    row.lanes.forEach((lane) => { if (lane.audio) lane.audio.volume = volume; });
+    const largest = Math.max(...row.lanes.map(({ gain }) => gain)); // one that is unknown, null, counts as 0
+    row.lanes.forEach(({ audio, gain }) => {
+      if (audio) audio.volume = find("match").checked ? Math.max(QUIETEST, 10 ** ((gain - largest) / 20)) : 1;
+    });
   }
 
   /** Set the players to the position: one is heard, and a take that continues it waits at the cut. */
   function place(row) {
     const lane = row.lanes[row.lane];
     row.heard = laneAt(row, lane, row.position);
-    matchLevels(row);
     row.lanes.forEach((each) => { if (each !== row.heard) each.audio?.pause(); });
     row.heard.audio.currentTime = Math.max(0, Math.min(row.position, ending(row.heard)) - row.heard.start);
     if (row.heard !== lane) lane.audio.currentTime = row.job.cut - lane.start;
@@ -463,7 +480,7 @@
   function start(row) {
     const { heard } = row;
     return heard.audio.play().catch((error) => {
-      if (error.name !== "AbortError") warn(`${laneName(heard)} cannot be played`);
+      if (error.name !== "AbortError") warn(`${heard.label} cannot be played`);
     });
   }
 
@@ -505,7 +522,7 @@
     row.lane = index;
     if (lane.take) row.take = index;
     showLane(row);
-    say(laneName(lane));
+    say(lane.label);
     enter(row);
     if (wasPlaying) play(row);
     else show(row);
@@ -552,7 +569,7 @@
     follow(row);
     if (row.heard !== row.lanes[row.lane] && row.position >= row.job.cut) goOver(row);
     else if (row.isLooped && row.position >= row.job.cut + ROUND) seek(row, beforeSeam(row, row.lanes[row.lane]));
-    else if (!calm.matches || clock(row.position) !== row.parts.clock.firstChild.textContent) show(row);
+    else if (!calm.matches || Math.floor(row.position) !== row.second) show(row);
   }
 
   function frame() {
@@ -581,7 +598,7 @@
       else if (row.isLooped) toSeam(row);
       else show(row);
     });
-    on("error", () => warn(`${laneName(lane)} cannot be played`));
+    on("error", () => warn(`${lane.label} cannot be played`));
     lane.audio.addEventListener("loadedmetadata", () => {
       if (lane.seconds || !Number.isFinite(lane.audio.duration)) return;
       lane.seconds = lane.audio.duration;
@@ -683,10 +700,13 @@
   const failed = rows.filter((row) => ["failed", "rejected"].includes(row.job.state)).length;
   const unknown = rows.filter((row) => row.job.error).length - failed;
   const songs = rows.filter((row) => row.job.step === 1).length; // of a chain, only its first step is one
-  find("summary").textContent = [count(songs, "song"), count(takes.length, "take"), failed ? `${failed} failed` : "", unknown ? `${unknown} unknown` : ""].filter(Boolean).join(" · ");
+  find("summary").textContent = [count(songs, "song"), count(takes.filter(([job]) => job.step).length, "take"), failed ? `${failed} failed` : "", unknown ? `${unknown} unknown` : ""].filter(Boolean).join(" · ");
   main.append(...rows.map(makeShell));
   rows.forEach((row) => sight.observe(row.shell));
   showProgress();
+
+  for (const id of ["match", "keys-on"]) remember(id);
+  find("match").closest("p").hidden = data.jobs.every(({ lanes }) => lanes.every(({ gain }) => gain === null));
 
   find("search").addEventListener("input", sift);
   find("filter").addEventListener("change", sift);

@@ -1,0 +1,84 @@
+"""How loud a file is along its length, in a byte for each frame, and the gain that puts a take beside its song. Pure.
+
+This module needs the extra ``kie_async[audio]``.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kie_async.audio._loudness import HOP, SILENCE, mean_loudness, rough_powers
+from kie_async.audio._seam import usual_change
+from kie_async.audio._splice import LEVELS, matching_gain
+
+_PER_LU = 3  # a byte holds 85 LU, in thirds
+
+
+def frame_levels(frames: NDArray[np.float32], rate: int) -> bytes:
+    """Return the loudness of frames for a ``LevelProfile``: a byte for each, in thirds of a LU above -70 LUFS.
+
+    Args:
+        frames: of a sound (channels x frames x samples), of about 0.1 s; full scale is 1.
+        rate: samples a second.
+    """
+    power = np.nan_to_num(rough_powers(frames, rate), posinf=0.0)
+    loud = -0.691 + 10 * np.log10(np.maximum(power, 1e-12))
+    return bytes(((loud - SILENCE) * _PER_LU).round().clip(0, 255).astype(np.uint8))
+
+
+@attrs.frozen
+class LevelProfile:
+    """How loud a file is along its length.
+
+    Attributes:
+        levels: of equal parts of about 0.1 s, by ``frame_levels``.
+        seconds: how long the file is.
+    """
+
+    levels: bytes
+    seconds: float
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether any of it is known, and not silent."""
+        return any(self.levels)
+
+    @property
+    def loudness(self) -> float:
+        """The loudness of all of it, in LUFS."""
+        return mean_loudness(self._powers(0.0, self.seconds))
+
+    def gain_of_continuation(self, result: LevelProfile, cut: float, seam: float = 0.0) -> float:
+        """Return by how many dB ``join`` would make a continuation louder, to within 1 dB as a rule.
+
+        Args:
+            result: the continuation.
+            cut: where this song was cut, in seconds.
+            seam: where the new part begins in the result, in seconds.
+        """
+        before = self._powers(max(0.0, cut - LEVELS), cut)
+        after = result._powers(seam, seam + LEVELS)
+        own_steps = usual_change(self._powers(0.0, cut), LEVELS)
+        return matching_gain(mean_loudness(before), mean_loudness(after), own_steps)
+
+    def gain_of_whole(self, result: LevelProfile, cut: float, start: float = 0.0) -> float:
+        """Return by how many dB a whole song is to be louder, so that what both hold before the cut is as loud.
+
+        Args:
+            result: the whole song; it may be another performance.
+            cut: where this song was cut, in seconds.
+            start: the second of this song at which the result begins; negative if that has more before it.
+        """
+        first, last = max(0.0, start), min(cut, self.seconds, start + result.seconds)
+        ours, theirs = self._powers(first, last), result._powers(first - start, last - start)
+        both = (ours[: len(theirs)] > 0) & (theirs[: len(ours)] > 0)  # of a length, but for rounding
+        ours, theirs = (power[: len(both)][both] for power in (ours, theirs))
+        return mean_loudness(ours) - mean_loudness(theirs)
+
+    def _powers(self, first: float, last: float) -> NDArray[np.float64]:
+        """The weighted powers every 0.1 s from one second to another; the file may end earlier."""
+        places = (first + HOP * (np.arange(max(0, round((last - first) / HOP))) + 0.5)) / self.seconds
+        found = np.frombuffer(self.levels, np.uint8)[(places[places < 1] * len(self.levels)).astype(int)]
+        return np.asarray(10 ** ((found / _PER_LU + SILENCE + 0.691) / 10) * (found > 0))
