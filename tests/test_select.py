@@ -26,7 +26,11 @@ def exported(path: Path, kept: list[str], *, directory: object = None) -> Path:
     takes: list[dict[str, object]] = [
         {"file": name, "verdict": "keep", "note": notes[at % 3]} for at, name in enumerate(kept)
     ]
-    takes += [{"file": "b.mp3", "verdict": "drop", "note": "no"}, {"file": "a.mp3", "verdict": None}]
+    takes += [
+        {"file": "b.mp3", "verdict": None, "note": "perhaps"},
+        {"file": "../c\r.mp3", "verdict": "drop", "note": "no"},
+    ]
+    takes += [{"file": "d.mp3", "verdict": None}, {"file": "e.mp3", "verdict": ["keep"], "note": "odd"}]
     path.write_text(json.dumps({"format": 1, "directory": directory, "takes": takes}))
     return path
 
@@ -37,8 +41,9 @@ def test_what_was_kept_is_copied(terminal: Terminal, folder: Path, tmp_path: Pat
     answer = terminal("select", "--from", str(verdicts), "--out", str(out))
     names = ["a.mp3", "é #%.mp3", "b.mp3"]
     assert (answer.code, answer.out.splitlines()) == (0, [str(out / name) for name in names])
-    notes = "a.mp3: lovely <bridge> ?\né #%.mp3: lovely <bridge> ?\n"
-    assert f"the notes on them are in {out / 'notes.txt'}" in answer.err
+    notes = "a.mp3: lovely <bridge> ?\né #%.mp3: lovely <bridge> ?\nc .mp3 (dropped): no\n"
+    notes += "b.mp3 (undecided): perhaps\ne.mp3 (undecided): odd\n"
+    assert f"the notes are in {out / 'notes.txt'}" in answer.err
     assert {path.name: path.read_text() for path in out.iterdir()} == {name: name for name in names} | {
         "notes.txt": notes
     }
@@ -86,6 +91,15 @@ def test_what_is_missing_or_taken_is_named_and_the_rest_copied(
         "taken": 2,
     }
     assert ((out / "a.mp3").read_text(), (out / "é #%.mp3").exists()) == ("mine", True)
+    assert "a.mp3 (kept, not copied): lovely <bridge> ?\n" in (out / "notes.txt").read_text()
+
+    (folder / "é #%.mp3").unlink()
+    again = terminal("select", "--from", str(verdicts), "--out", str(tmp_path / "new"), "--json")
+    assert (again.code, again.value["notes"], len(again.value["copied"])) == (8, str(tmp_path / "new" / "notes.txt"), 2)
+    for name in ("a.mp3", "b.mp3"):
+        (folder / name).unlink()
+    none = terminal("select", "--from", str(verdicts), "--out", str(tmp_path / "none"), "--json")
+    assert (none.code, none.value["notes"], (tmp_path / "none").exists()) == (8, None, False)
 
 
 @pytest.mark.parametrize("name", ["../secret.mp3", "{tmp_path}/secret.mp3", "link.mp3", "up/secret.mp3"])
@@ -109,6 +123,7 @@ def test_no_path_leads_out_of_the_folder(terminal: Terminal, folder: Path, tmp_p
         ({"takes": 3}, "holds no verdicts"),
         ({"takes": [3]}, "take 1 names no file"),
         ({"takes": [{"file": "a.mp3"}, {"file": "a\0.mp3"}]}, "take 2 names no file"),
+        ({"takes": [{"file": "\ud800.mp3", "verdict": "keep"}]}, "take 1 names no file"),
         ({"takes": [{"file": "a.mp3"}]}, "keeps nothing: mark takes in the report"),
     ],
 )

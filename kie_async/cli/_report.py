@@ -60,7 +60,7 @@ async def select(
     out: Directory,
     _output: OutputOptions = OUTPUT,
 ) -> None:
-    """Copy the takes that were kept in a report, and their notes (notes.txt); no file is overwritten.
+    """Copy the takes that were kept in a report, and write the notes on all takes (notes.txt); no file is overwritten.
 
     Example: kie-async select --from verdicts.json --out best
     """
@@ -73,7 +73,7 @@ async def select(
         output.print(str(path))
     output.say(f"{count_of(len(selection.copied), 'take')} copied, {len(selection.present)} there before")
     if selection.notes:
-        output.say(f"the notes on them are in {selection.notes}")
+        output.say(f"the notes are in {selection.notes}")
     _check(selection)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from kie_async.report._folder import ReportError
 
 _NOTES = "notes.txt"
 _OUTCOMES = ("copied", "present", "missing", "taken")
+_WORDS = {"keep": "kept", "drop": "dropped"}
+_IMPOSSIBLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # in the name of a file; JSON can hold half a character
+_LINE_END = re.compile(r"[\r\n]")
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +38,7 @@ class Selection:
         present: the copies that existed already.
         missing: the takes whose files no longer exist.
         taken: the copies that were not made because another file has the name.
-        notes: the text file of the notes on the copies; None if there are none.
+        notes: the text file of the notes on all takes; None if there are none, or nothing was copied.
     """
 
     directory: Path
@@ -44,12 +49,28 @@ class Selection:
     notes: Path | None = None
 
 
+@attrs.frozen
+class _Take:
+    """A take in the file of verdicts.
+
+    Attributes:
+        path: its file; of one that is not kept, only the name is of use.
+        verdict: ``kept``, ``dropped`` or ``undecided``.
+        note: in one line; empty if there is none.
+    """
+
+    path: Path
+    verdict: str
+    note: str
+
+
 async def select_takes(
     verdicts: str | PathLike[str], out: str | PathLike[str], *, directory: str | PathLike[str] | None = None
 ) -> Selection:
     """Copy the takes that were kept in a report. No file is overwritten; each copy is whole or absent.
 
-    The notes on them go into ``notes.txt`` beside the copies, a line each; lines that are in it stay.
+    The notes go into ``notes.txt`` beside the copies, a line each: those on the copies, then those on takes that were
+    not copied, were dropped or are undecided, which say so. Lines that are in it stay.
 
     Args:
         verdicts: the file of verdicts that the report has exported.
@@ -64,30 +85,40 @@ async def select_takes(
 
     Cancelling finishes the file that is being copied; the same call copies the others later.
     """
-    found, kept = await on_disk(_find_kept, Path(verdicts), None if directory is None else Path(directory))
+    found, takes = await on_disk(_find_takes, Path(verdicts), None if directory is None else Path(directory))
     groups: dict[str, list[Path]] = {name: [] for name in _OUTCOMES}
-    lines = []
-    for path, note in kept.items():
+    for path in dict.fromkeys(take.path for take in takes if take.verdict == "kept"):
         target = Path(out, path.name)
         outcome = await on_disk(_copy, path, target)
         groups[outcome].append(path if outcome == "missing" else target)
-        if note and outcome in {"copied", "present"}:
-            lines.append(f"{path.name}: {note}")
+    copies = {path.name for path in groups["copied"] + groups["present"]}
+    lines = _note_lines(takes, copies) if copies else []
     notes = await on_disk(_add_lines, Path(out, _NOTES), lines) if lines else None
     return Selection(directory=found, notes=notes, **{name: tuple(paths) for name, paths in groups.items()})
 
 
-def _find_kept(verdicts: Path, directory: Path | None) -> tuple[Path, dict[Path, str]]:
-    """The folder of the report, and the files that are to be copied, with the notes on them."""
+def _find_takes(verdicts: Path, directory: Path | None) -> tuple[Path, list[_Take]]:
+    """The folder of the report, and its takes, of which some are kept."""
     value = _read(verdicts)
     directory = directory or _named_directory(value) or verdicts.parent
     if not directory.is_dir():
         raise ReportError(f"{clean(str(directory))} is no folder: give the folder of the report")
-    kept = {_inside(directory, name): note for name, note in _kept(verdicts, value)}
-    if not kept:
+    takes = list(_takes(verdicts, value, directory))
+    if not any(take.verdict == "kept" for take in takes):
         where = clean(str(verdicts))
         raise ReportError(f"{where} keeps nothing: mark takes in the report, and download the verdicts again")
-    return directory, kept
+    return directory, takes
+
+
+def _note_lines(takes: Iterable[_Take], copies: Container[str]) -> list[str]:
+    """The lines of the notes: those on the copies first; the others say what became of the take."""
+    lines: dict[str, list[str]] = {word: [] for word in ("", "kept, not copied", "dropped", "undecided")}
+    for take in takes:
+        name = take.path.name
+        word = take.verdict if take.verdict != "kept" else "" if name in copies else "kept, not copied"
+        if take.note:
+            lines[word].append(f"{_LINE_END.sub(' ', name)}{word and f' ({word})'}: {take.note}")
+    return list(dict.fromkeys(chain.from_iterable(lines.values())))
 
 
 def _copy(path: Path, target: Path) -> str:
@@ -135,16 +166,18 @@ def _named_directory(value: Mapping[str, Any]) -> Path | None:
     return path if path.is_absolute() and path.is_dir() else None
 
 
-def _kept(path: Path, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The names of the takes that were kept, and the notes on them, each in one line."""
+def _takes(path: Path, value: Mapping[str, Any], directory: Path) -> Iterator[_Take]:
+    """The takes, with the notes on them, each in one line."""
     for number, take in enumerate(value["takes"], 1):
         name = take.get("file") if isinstance(take, dict) else None
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name or _IMPOSSIBLE.search(name):
             raise ReportError(f"{clean(str(path))}: take {number} names no file: download the verdicts again")
-        if take.get("verdict") == "keep":
-            note = take.get("note")
-            note = " ".join(note.split()) if isinstance(note, str) else ""
-            yield name, note.encode(errors="replace").decode()  # JSON can hold half a character
+        note = take.get("note")
+        note = " ".join(note.split()) if isinstance(note, str) else ""
+        note = note.encode(errors="replace").decode()
+        verdict = take.get("verdict")
+        word = _WORDS.get(verdict, "undecided") if isinstance(verdict, str) else "undecided"
+        yield _Take(_inside(directory, name) if word == "kept" else Path(name), word, note)
 
 
 def _inside(directory: Path, name: str) -> Path:
