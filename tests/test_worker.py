@@ -759,6 +759,7 @@ async def test_a_drained_worker_does_not_mind_a_batch_over_its_cap(shop: Shop) -
     assert await shop.states() == {State.DELIVERED: 1, State.PLANNED: 1}
 
 
+WAITING = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted"
 # The engine waits for its second row at once, as long as another has the lock.
 SLOW_ROW = """
 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -777,12 +778,11 @@ async def test_a_worker_that_is_drained_can_still_be_cancelled(shop: Shop) -> No
     shop.emulator.add_faults(Fault("stuck"))
     control = WorkerControl()
     beat = "SELECT last_heartbeat FROM procrastinate_workers"
-    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted"
     async with shop.desk() as one, await psycopg.AsyncConnection.connect(shop.dsn) as holder:
         await holder.execute("SELECT pg_advisory_lock(7)")
         working = asyncio.create_task(one.work(control=control))
         await shop.reaches(State.SUBMITTED, 1)
-        await becomes(lambda: bool(execute(shop.dsn, waiting)))
+        await becomes(lambda: bool(execute(shop.dsn, WAITING)))
         control.drain()
         beats: set[tuple[Any, ...]] = set()
 
@@ -798,3 +798,30 @@ async def test_a_worker_that_is_drained_can_still_be_cancelled(shop: Shop) -> No
     assert await shop.states() == {State.SUBMITTED: 1, State.PLANNED: 1}
     assert [status for _, status, _ in shop.queued()] == ["todo", "todo"]
     assert shop.workers() == 0
+
+
+SLOW_END = """
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NEW; END $$;
+CREATE TRIGGER wait BEFORE UPDATE ON procrastinate_jobs
+    FOR EACH ROW WHEN (OLD.status = 'doing') EXECUTE FUNCTION wait()
+"""
+
+
+async def test_a_worker_that_is_cancelled_and_drained_at_once_records_what_has_ended(shop: Shop) -> None:
+    await shop.install()
+    execute(shop.dsn, SLOW_END)
+    await shop.plan(1)
+    control = WorkerControl()
+    async with shop.desk(at_once=1) as one, await psycopg.AsyncConnection.connect(shop.dsn) as holder:
+        await holder.execute("SELECT pg_advisory_lock(7)")
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: one.work(control=control))
+            await becomes(lambda: bool(execute(shop.dsn, WAITING)))
+            group.cancel_scope.cancel()
+            control.drain()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.3)  # longer than the engine waits before it cancels its jobs
+                await holder.execute("SELECT pg_advisory_unlock(7)")
+    assert [status for _, status, _ in shop.queued()] == ["succeeded"]
+    await shop.check(1)

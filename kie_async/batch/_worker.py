@@ -208,7 +208,9 @@ class Worker:
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                self._cancel_jobs(*(self._jobs if self._control.draining.is_set() else ()))  # the engine waits for them
+                if self._control.draining.is_set():
+                    engine.shutdown_graceful_timeout = None  # cancelled here, they are not to be cancelled by it again
+                    self._cancel_jobs(*self._jobs)
                 engine.stop()  # type: ignore[no-untyped-call]  # theirs
                 while not (await asyncio.wait([running], timeout=HEARTBEAT))[0]:
                     await self._stop(engine)
