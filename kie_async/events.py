@@ -24,7 +24,7 @@ from kie_async.errors import KieError
 
 # The context of a submission, in the sense of OpenTelemetry: it links the spans of several processes.
 Context: TypeAlias = Mapping[str, str]
-Topic: TypeAlias = Literal["", "raised_limit", "uncertain_cut"]
+Topic: TypeAlias = Literal["", "raised_limit", "uncertain_cut", "cut_off"]
 
 
 @attrs.frozen
@@ -212,7 +212,8 @@ class Notice:
         task_id: the task that it concerns; may be empty.
         note: what is worth knowing.
         topic: for those who filter notices: "raised_limit" (an older page of the service allows less than the page
-            that decides) or "uncertain_cut" (the service may ignore ``continue_at``); empty for all others.
+            that decides), "uncertain_cut" (the service may ignore ``continue_at``) or "cut_off" (a source seems to have
+            lost its end); empty for all others.
     """
 
     task_id: str

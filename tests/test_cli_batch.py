@@ -14,6 +14,7 @@ from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
+import audio_files
 import pytest
 from command_line import (
     Answer,
@@ -160,6 +161,30 @@ def test_a_rehearsal_sends_nothing(
         {"operation": "extend", "model": "V4", "jobs": 2},
     ]
     assert plan == {"jobs": 4, "new": 3, "duplicates": 1, "credits": 36.0, "credits_left": 988.0}
+
+
+def test_songs_that_are_cut_off_are_named_before_they_are_paid(
+    terminal: Terminal, service: EmulatorHandle, tmp_path: Path, out: Path
+) -> None:
+    folder, data = tmp_path / "in", audio_files.flac()
+    folder.mkdir()
+    songs = [folder / f"{number}.flac" for number in range(6)]
+    for song in songs:
+        song.write_bytes(data[: len(data) // 2])
+    words = ("batch", str(folder), "--out", str(out), *MUSIC)
+    for more, after in (((), "new jobs will cost"), (("--dry-run",), "left on the account")):
+        answer = terminal(*words, *more)
+        said = (answer.err + answer.out).partition(after)[0]
+        assert said.count(".flac is cut off: its header says 0:20") == 5
+        assert "note: 1 more song is cut off" in said
+    assert not service.ledger
+    for song in songs[1:]:
+        song.unlink()
+    counts = [terminal(*words, "--yes", "--callbacks").err.count("cut off") for _ in range(2)]
+    assert (counts, len(service.ledger)) == ([1, 0], 1)
+    songs[0].write_bytes(data[: len(data) // 14])
+    answer = terminal(*words, "--yes")
+    assert (answer.code, "less than 2 s of it are left; get the whole file" in answer.err) == (2, True)
 
 
 def test_a_journal_without_jobs_knows_none(

@@ -311,6 +311,25 @@ def test_where_the_sound_tells_nothing_the_length_decides(
 # ---------------------------------------------------------------- what is asked, and what goes wrong
 
 
+def test_that_a_song_is_cut_off_is_said_once_before_it_is_paid(
+    terminal: Terminal, service: EmulatorHandle, demo: Path, tmp_path: Path
+) -> None:
+    song, data = tmp_path / "song.wav", demo.read_bytes()
+    song.write_bytes(data[: len(data) // 2])
+    words = ("upload-extend", str(song), "--out", str(tmp_path / "new"), *TITLED)
+    until, once = ("--until", "14", "--yes"), ("--at", "40%")
+    for more, after in ((until[:2], "it will cost 120 credits"), (until, "submitted"), (once, "is kept to 0:05")):
+        answer = terminal(*words, *more)
+        says = "note: song.wav is cut off: its header says 0:25.40, its audio ends at about 0:13\n"
+        assert answer.err.count("cut off") == answer.err.partition(after)[0].count(says) == 1
+    assert "cut off" not in terminal(*words, *until).err  # it is made already
+    song.write_bytes(data[:60_000])
+    for more in (until, once):
+        answer = terminal(*words, *more)
+        assert (answer.code, len(service.ledger)) == (2, 2)
+        assert "less than 2 s of it are left: get the whole file" in answer.err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

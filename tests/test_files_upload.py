@@ -225,7 +225,16 @@ async def test_an_ogg_without_its_last_page_goes_up_with_a_notice(song: Path) ->
         async with upload_host() as (_, transport):
             transport.emit = notes.append
             await files.upload(transport, song, measure=False)
-    assert notes == [Notice("", "My song.mp3 seems to be cut off: the page that ends it is missing")]
+    assert notes == [Notice("", "My song.mp3 seems to be cut off: the page that ends it is missing", "cut_off")]
+
+
+@pytest.mark.parametrize("make", [audio_files.wav, audio_files.mp3, audio_files.flac, audio_files.ogg])
+async def test_of_a_file_that_is_cut_off_some_seconds_must_be_left(make: Callable[[], bytes], song: Path) -> None:
+    data = make()
+    song.write_bytes(data[: len(data) // 14])
+    message = await refused(song)
+    assert "cut off: " in message
+    assert message.endswith("; less than 2 s of it are left: get the whole file")
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0x7FFFFFD0, 0xFFFFFFFF])

@@ -23,7 +23,15 @@ from kie_async.batch._manifest_rows import Row, parse_defaults, parse_row, read_
 from kie_async.batch._results import SIDECAR
 from kie_async.errors import AudioError, ManifestError, Problem, RowProblem, StorageError
 from kie_async.events import clean
-from kie_async.files import AUDIO_KIND_NAMES, AUDIO_KINDS, FileStat, check_source, hash_source, on_disk
+from kie_async.files import (
+    AUDIO_KIND_NAMES,
+    AUDIO_KINDS,
+    FileStat,
+    check_source,
+    describe_cut_off,
+    hash_source,
+    on_disk,
+)
 from kie_async.journal import Job, Source
 
 _AUDIO = frozenset(kind.suffix for kind in AUDIO_KINDS) | {".aif", ".mp4", ".oga", ".opus", ".wave"}
@@ -53,12 +61,14 @@ class ManifestSummary:
         counts: the number of jobs by operation and model.
         duplicates: how many jobs ask for the same as an earlier one; each is nevertheless made and paid.
         credits: what all jobs cost, at 12 credits each.
+        cut_off: a sentence on each source that seems to have lost its end; it can be extended all the same.
     """
 
     total: int
     counts: Mapping[tuple[str, str], int]
     duplicates: int
     credits: float
+    cut_off: Sequence[str] = ()
 
 
 class Manifest:
@@ -101,7 +111,8 @@ class Manifest:
         if counter.faults:
             raise manifest_error(counter.faults, counter.fault_count)
         self._duplicates = counter.content_keys.duplicates()
-        self._summary, self._sources.is_checked = summary, True
+        self._summary = summary = attrs.evolve(summary, cut_off=self._sources.cut_off())
+        self._sources.is_checked = True
         return summary
 
     async def __aiter__(self) -> AsyncIterator[Job]:
@@ -267,6 +278,11 @@ class _SourceCache:
         self.read_count = 0
         # By path, and whether the length is needed: what tells whether it has changed, and what was found.
         self._sources: dict[tuple[str, bool], tuple[FileStat | None, Source | Problem]] = {}
+        self._notices: dict[Path, str] = {}  # empty for a source that is whole
+
+    def cut_off(self) -> tuple[str, ...]:
+        """Say of each source that seems to have lost its end."""
+        return tuple(notice for notice in self._notices.values() if notice)
 
     def find(self, path: str, *, needs_length: bool) -> Source | Problem:
         """Return a source, or the problem with it; read it unless it is known and unchanged."""
@@ -286,19 +302,19 @@ class _SourceCache:
             if known is not None and known[0] == stat:
                 return known
             self.read_count += 1
-            return stat, _read_source(path, stat, measured=measured)
+            return stat, self._read_source(path, stat, measured=measured)
         except AudioError as error:
             problem, _, remedy = error.message.rpartition(": ")
             return stat, Problem("source", problem, remedy)
         except (StorageError, OSError):
             return None, Problem("source", f"{clean(path.name)} cannot be read", "give access to it")
 
-
-def _read_source(path: Path, before: FileStat, *, measured: bool) -> Source:
-    sha256, duration = hash_source(path, measured=measured)
-    if check_source(path)[1] != before:
-        raise AudioError(f"{clean(path.name)} changed while it was read: wait until it is finished")
-    return Source(path=str(path), size=before.size, sha256=sha256, duration=duration)
+    def _read_source(self, path: Path, before: FileStat, *, measured: bool) -> Source:
+        sha256, duration = hash_source(path, measured=measured)
+        self._notices[path] = describe_cut_off(path, duration)
+        if check_source(path)[1] != before:
+            raise AudioError(f"{clean(path.name)} changed while it was read: wait until it is finished")
+        return Source(path=str(path), size=before.size, sha256=sha256, duration=duration)
 
 
 # ---------------------------------------------------------------- counting

@@ -32,6 +32,7 @@ from kie_async.cli._options import BATCH, BatchOptions, Directory, OutputArg
 from kie_async.cli._output import Output, confirm
 from kie_async.cli._report import report_on
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
+from kie_async.events import Notice
 from kie_async.journal import OWN_BATCH, Job, Journal, State, is_local
 from kie_async.session import KieSession
 from kie_async.settings import Settings
@@ -39,6 +40,7 @@ from kie_async.settings import Settings
 # How the built-in emulator is served: what a batch waits for is the quota alone.
 _EMULATED = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
 _NO_KEY = "none-is-needed"  # to check requests
+_MAX_CUT_OFF = 5  # songs that are named; the others are counted
 
 
 @attrs.frozen
@@ -153,10 +155,14 @@ async def _ask(output: Output, order: BatchOrder) -> None:
     run = order.options.run
     if duplicates := order.summary.duplicates:
         output.say(f"note: {count_of(duplicates, 'job')} {_repeats(duplicates)}")
-    if run.yes or run.emulate:
+    is_agreed = run.yes or run.emulate
+    if is_agreed and not order.summary.cut_off:
         return
     _, jobs = await order.count()
     if not jobs:
+        return
+    _say_cut_off(output, order.summary)
+    if is_agreed:
         return
     if not run.enqueue:
         make_settings({})  # without a key there is nothing to confirm
@@ -196,6 +202,7 @@ async def _check_emulated(order: BatchOrder) -> None:
 async def _show_plan(output: Output, order: BatchOrder) -> None:
     """Show what would be done, what it would cost, and what is there to pay it."""
     summary, (new, _) = order.summary, await order.count()
+    _say_cut_off(output, summary)
     counts = [
         {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in summary.counts.items()
     ]
@@ -212,6 +219,14 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
         left = (await session.credits()).amount
     value["credits_left"] = left
     output.print(f"{left:>7.12g}  credits are left on the account")
+
+
+def _say_cut_off(output: Output, summary: ManifestSummary) -> None:
+    """Say which songs have lost their ends: one by one, if they are few."""
+    for notice in summary.cut_off[:_MAX_CUT_OFF]:
+        output.emit(Notice("", notice, "cut_off"))
+    if (more := len(summary.cut_off) - _MAX_CUT_OFF) > 0:
+        output.say(f"note: {count_of(more, 'more song')} {'is' if more == 1 else 'are'} cut off")
 
 
 def _repeats(count: int) -> str:

@@ -12,6 +12,7 @@ from kie_async._text import clock, count_of
 from kie_async.chain._rules import BEFORE_END, SongLength
 from kie_async.cli._chain_order import ChainOrder
 from kie_async.cli._output import Output, confirm
+from kie_async.cli._source import say_cut_off
 from kie_async.journal import PAID, Job, State
 
 _UNCERTAIN_CUT = (
@@ -47,6 +48,7 @@ async def ask(output: Output, order: ChainOrder) -> ChainOrder:
             f"the first step is shared, and --choose {order.until.choose} pays for its own after that"
         )
     if new and not jobs:
+        await say_cut_off(output, plan.first)
         await _say_fade(output, order)
     worst = f"it will cost {cost:.12g} credits at most"
     if new and not (order.emulated or order.until.yes):

@@ -63,6 +63,7 @@ class Output:
         self.resume: str | None = ""
         self.hints: Mapping[int, str] = {}
         self.stdout_error: OSError | None = None
+        self._shown: set[events.Notice] = set()
         self._is_published = False
 
     def say(self, line: str) -> None:
@@ -72,6 +73,10 @@ class Output:
     def emit(self, event: events.Event) -> None:
         """Show an event of the session."""
         self.count(event)
+        if isinstance(event, events.Notice) and event.topic == "cut_off":
+            if event in self._shown:  # before it was paid for; it is told again when the file is uploaded
+                return
+            self._shown.add(event)
         if isinstance(event, events.Submitted):
             self.value["task_id"] = event.task_id
         if (line := event_line(event)) is not None:

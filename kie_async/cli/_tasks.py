@@ -36,6 +36,7 @@ from kie_async.cli._options import (
     Timeout,
 )
 from kie_async.cli._output import Output
+from kie_async.cli._source import say_cut_off
 from kie_async.cli._verdicts import say_verdicts
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import CallbackReceived, Polled, clean
@@ -77,8 +78,9 @@ async def upload_extend(
         return
     if join:
         check_join(song, options.run)
-    request = UploadExtendRequest(song, **options.music.of_upload())
-    result = await _submit(output, await files.measure_request(request), options)
+    request = await files.measure_request(UploadExtendRequest(song, **options.music.of_upload()))
+    await say_cut_off(output, request)
+    result = await _submit(output, request, options)
     if join and result is not None:
         await join_takes(output, Path(song), result.continue_at or 0.0, output.value["files"])
 

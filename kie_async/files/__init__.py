@@ -6,6 +6,7 @@ from kie_async._package import lazy_exports
 
 if TYPE_CHECKING:
     from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AUDIO_KINDS, kind_of
+    from kie_async.files._cut_off import describe_cut_off
     from kie_async.files._disk import Progress, check_writable, on_disk
     from kie_async.files._download import download_track, renew_link
     from kie_async.files._measure import hash_source, in_turn, measure, open_audio
@@ -21,6 +22,7 @@ __all__ = [
     "Progress",
     "check_source",
     "check_writable",
+    "describe_cut_off",
     "download_track",
     "hash_source",
     "in_turn",
@@ -45,6 +47,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("Progress", "check_writable", "on_disk"), "_disk"),
+        "describe_cut_off": "_cut_off",
         **dict.fromkeys(("download_track", "renew_link"), "_download"),
         **dict.fromkeys(("AUDIO_KIND_NAMES", "AUDIO_KINDS", "kind_of"), "_audio_kinds"),
         **dict.fromkeys(("hash_source", "in_turn", "measure", "open_audio"), "_measure"),

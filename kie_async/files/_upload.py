@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import stat
-from os import SEEK_END, PathLike
+from os import PathLike
 from pathlib import Path
 
 import attrs
@@ -14,26 +14,15 @@ from kie_async._protocol.address_rules import check_url
 from kie_async._protocol.endpoints import FilePart
 from kie_async._protocol.endpoints import upload as upload_call
 from kie_async._protocol.request_rules import is_url
-from kie_async._text import clock
 from kie_async.errors import AudioError, BadResponseError, DownloadError
-from kie_async.events import clean
-from kie_async.files._audio_kinds import (
-    AUDIO_KIND_NAMES,
-    OGG,
-    AudioKind,
-    audio_start,
-    declared_end,
-    ends_as_declared,
-    kind_of,
-)
+from kie_async.events import Notice, clean
+from kie_async.files._audio_kinds import AUDIO_KIND_NAMES, AudioKind, kind_of
+from kie_async.files._cut_off import describe_cut_off
 from kie_async.files._disk import Progress, Reporter, on_disk
-from kie_async.files._measure import MAX_DURATION, in_turn
+from kie_async.files._measure import in_turn
 from kie_async.files._measure import measure as measure_file
-from kie_async.files._proven_length import stated_length
 from kie_async.models import Request, UploadedFile, UploadExtendRequest
 
-_HEAD = 1 << 18  # bytes that hold the header of a file, or the index of an mp4
-_MISSING = 1.0  # seconds; what lacks no more is not worth a notice
 MAX_UPLOAD = 200_000_000  # bytes; 8 min of studio wav have 140 MB
 
 
@@ -67,7 +56,8 @@ async def upload(
         duration: how long it is, if that is known.
 
     Raises:
-        AudioError: the file is no audio, or changed while it was sent; nothing was submitted.
+        AudioError: the file is no audio, or a cut-off one of which less than 2 s are left, or it changed while it was
+            sent; nothing was submitted.
         StorageError: it cannot be read.
         BadResponseError: the answer is not about this file.
         KieError: what the upload itself raises.
@@ -76,8 +66,8 @@ async def upload(
     kind, before = await on_disk(check_source, path)
     duration = await in_turn(measure_file, path) if measure else duration
     reporter = Reporter(progress, transport.emit)
-    if notice := await on_disk(_cut_off, path, kind, duration):
-        reporter.notify(notice)
+    if notice := await on_disk(describe_cut_off, path, duration):
+        transport.emit(Notice("", notice, "cut_off"))
     part = FilePart(
         path=path,
         size=before.size,
@@ -133,25 +123,6 @@ def check_source(path: Path) -> tuple[AudioKind, FileStat]:
             f"{_shown(path)} is no audio by its content, whatever its name says: give one of {AUDIO_KIND_NAMES}"
         )
     return kind, found
-
-
-def _cut_off(path: Path, kind: AudioKind, seconds: float | None) -> str:
-    """Say of a file that it ends before its header says so, or without an end; nothing of another; blocks."""
-    with path.open("rb") as file:
-        if kind is OGG:
-            missing = f"{_shown(path)} seems to be cut off: the page that ends it is missing"
-            return "" if ends_as_declared(file, kind) else missing
-        size, start, end = file.seek(0, SEEK_END), audio_start(file) or 0, declared_end(file, kind)
-        file.seek(0)
-        head = file.read(_HEAD)
-    claimed = stated_length(kind, head, start, max(size, end or 0))
-    if end is not None:
-        seconds = (claimed or 0.0) * (size - start) / max(end - start, 1)
-    if seconds is None or claimed is None or not seconds + _MISSING < claimed <= MAX_DURATION:
-        return ""
-    return (
-        f"{_shown(path)} is cut off: its header says {clock(claimed)}, its audio ends at about {clock(round(seconds))}"
-    )
 
 
 def _file_stat(path: Path) -> FileStat:
