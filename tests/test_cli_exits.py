@@ -232,14 +232,12 @@ def test_2_a_port_in_use(terminal: Terminal, service: EmulatorHandle) -> None:
     assert not service.arrivals
 
 
-def test_2_a_port_in_use_for_the_emulator() -> None:
+def test_2_a_port_in_use_for_the_emulator(terminal: Terminal) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with started("emulate", "--port", port, "--json", env=environment()) as process:
-            answer = ended(process)
-    assert answer.code == 2
-    assert f"cannot listen for requests to the emulator on 127.0.0.1 port {port}" in answer.value["error"]["message"]
-    assert "Traceback" not in answer.err
+        error = check(terminal, 2, "emulate", "--port", port, kind="UsageError", says="give another one, or 0")
+    says = f"--port: cannot listen for requests to the emulator on 127.0.0.1 port {port}"
+    assert error["message"].startswith(says)
 
 
 def test_2_the_service_calls_the_request_wrong(terminal: Terminal, service: EmulatorHandle) -> None:

@@ -29,7 +29,7 @@ from kie_async.cli._options import (
 from kie_async.cli._output import Output
 from kie_async.cli._tasks import result_value, resume_options
 from kie_async.emulator import KINDS, Fault
-from kie_async.errors import KieError
+from kie_async.errors import KieError, SettingsError
 from kie_async.events import CallbackReceived, Event
 from kie_async.session import KieSession
 
@@ -108,7 +108,9 @@ async def emulate(*, output: OutputArg, options: EmulatorOptions = EMULATOR) -> 
         async with emulator.serve(**given, faults=[Fault(kind) for kind in options.fault]) as service:
             _announce(output, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, options.webhook_key)
             await anyio.sleep_forever()
-    except ValueError as error:  # the only one that the options leave possible
+    except SettingsError as error:
+        raise UsageError(f"--port: {error}; give another one, or 0 for a free one") from None
+    except ValueError as error:  # the only other one that the options leave possible
         raise UsageError(f"--key: {error}") from None
 
 
