@@ -23,7 +23,7 @@ from kie_async.errors import (
 )
 from kie_async.events import Context, Notice, Observer, clean
 from kie_async.journal._caps import Payer
-from kie_async.journal._job import JobError, State
+from kie_async.journal._job import Job, JobError, State
 from kie_async.journal._journal import Journal
 from kie_async.journal._leases import Leases
 from kie_async.journal._transitions import state_after
@@ -173,12 +173,17 @@ class OutcomeWriter:
             self._emit(Notice(task_id, f"its end is not recorded: job {job.key!r} is at another attempt by now"))
             return
         state, changes = end
-        if job.state is state or (job.state is State.DELIVERED and state is State.SUCCEEDED):  # followed once more
+        if _is_recorded(job, state):  # followed once more
             return
         try:
             await self._journal.move(job.key, state, token=job.token, **changes)
-        except ConflictError as error:
-            self._emit(Notice(task_id, f"the end of a job was recorded before: {error.message}"))
+        except ConflictError as error:  # another process that follows the task may have recorded the same end
+            if not _is_recorded(await self._journal.get(job.key) or job, state):
+                self._emit(Notice(task_id, f"the end of a job was recorded before: {error.message}"))
+
+
+def _is_recorded(job: Job, end: State) -> bool:
+    return job.state is end or (job.state is State.DELIVERED and end is State.SUCCEEDED)
 
 
 def _end_of_job(outcome: TaskResult | KieError) -> tuple[State, Mapping[str, Any]] | None:
