@@ -46,7 +46,13 @@ def song(tmp_path: Path) -> Path:
 
 
 def made(answer: Answer) -> list[str]:
+    """The files that make the song, on stdout."""
     return [Path(line).name for line in answer.out.splitlines()]
+
+
+def takes(answer: Answer) -> list[str]:
+    """The takes that are new."""
+    return [Path(path).name for path in re.findall(r"^take [12]: (.+)$", answer.err, re.MULTILINE)]
 
 
 # ---------------------------------------------------------------- how it goes
@@ -57,9 +63,11 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     answer = terminal(*words, *TITLED, virtual=True)
     assert answer.code == 0, answer.err
     assert "your song (0:25.40) is extended until 1:00, by 10 new steps at most" in answer.err
-    assert "step 1: take 2 of 2 holds the whole song; the song lasts 1:0" in answer.err
-    *takes, trimmed = made(answer)
-    assert len(takes) == 2
+    assert re.search(
+        r"take 2 of 2 holds the whole song; the song lasts 1:0.*; your song is cut at 0:2\S+$", answer.err, re.MULTILINE
+    )
+    assert len(takes(answer)) == 2
+    [trimmed] = made(answer)
     assert trimmed.endswith("-1-60s.mp3")
     file = re.escape(str(tmp_path / "new" / trimmed))
     assert re.search(
@@ -104,6 +112,7 @@ def test_the_same_command_pays_for_nothing_twice(
     assert finished.code == 0, finished.err
     assert finished.value["steps"] == value["steps"]
     take = Path(value["files"][3]).relative_to(tmp_path)
+    assert value["song"] == again["song"] == finished.value["song"] == str(tmp_path / take)
     said = f"nothing to do: the song lasts 0:09 already, 2 steps, 24 credits; your song: {take}"
     assert [line for line in finished.err.splitlines() if line] == [said]
     longer = terminal(*words, "--until", "11", "--yes", "--max-credits", "40")
@@ -133,7 +142,7 @@ def test_a_track_is_extended_and_another_choice_shares_the_first_step(
     assert (nothing.code, nothing.out) == (0, "")
     assert "nothing to do: the song lasts 0:20 already\n" in nothing.err
     shared = terminal(*words, "--until", "22")  # of which the longest take is long enough
-    assert (shared.code, len(made(shared)), len(service.ledger)) == (0, 2, 2)
+    assert (shared.code, made(shared), len(service.ledger)) == (0, [takes(answer)[1]], 2)
     longer = terminal(*words, "--until", "25", "--yes")
     assert "the song so far (0:23) is extended until 0:25, by 9 new steps at most" in longer.err
     assert (
@@ -182,10 +191,10 @@ def test_continuations_are_joined_to_their_song(
     words = ("upload-extend", "my song.flac", "--at", "25.3", "--until", "34", "--out", new, "--yes", *TITLED)
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
-    says = "holds the continuation alone; the song lasts 0:34.80; cut at 0:03.50: the take before fades out from 0:04"
-    assert f"step 2: take 2 of 2 {says}" in answer.err
+    says = "holds the continuation alone; the song lasts 0:34.80; the take before is cut at 0:03.50, for it fades out"
+    assert f"step 2: take 2 of 2 {says} from 0:04\n" in answer.err
     assert re.search(r"at 0:25.30 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
-    *_, joined, trimmed = made(answer)
+    [trimmed], [joined] = made(answer), [path.name for path in Path(new).glob("*-joined.*")]
     assert (joined[-14:], trimmed[-11:]) == ("-2-joined.flac", "-2-34s.flac")
     assert files.measure(tmp_path / "new" / joined) == pytest.approx(34.8, abs=0.2)
     assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(34, abs=0.001)
@@ -212,7 +221,7 @@ def test_without_the_song_there_is_nothing_to_join_to(terminal: Terminal, tmp_pa
     answer = terminal(*words, *TITLED)
     assert answer.code == 0
     assert "the song is not here: join it with 'kie-async join'" in answer.err
-    assert len(made(answer)) == 2
+    assert made(answer) == takes(answer)[1:]  # what continues it
 
 
 def test_a_whole_song_is_joined_only_if_that_is_asked_for(
@@ -220,7 +229,7 @@ def test_a_whole_song_is_joined_only_if_that_is_asked_for(
 ) -> None:
     words = ("upload-extend", str(demo), "--out", str(tmp_path / "new"), "--yes", *TITLED, "--until")
     first = terminal(*words, "27")
-    assert len(made(first)) == 2
+    assert made(first) == takes(first)[1:]
     assert re.search(r"done: the song lasts 0:\S+ \(0:27 was asked; --trim cuts it to that\), 1 step, 12 c", first.err)
     value = terminal(*words, "27", "--join", "--json").value
     assert files.measure(Path(value["joined"])) == pytest.approx(value["length"], abs=0.3)
@@ -369,7 +378,8 @@ def test_a_song_that_stays_too_short_says_why(
     answer = terminal("upload-extend", "--max-steps=1", str(song), *words)
     assert answer.code == 3
     assert "error: --max-steps 1 is reached at 0:05.50 of 0:12" in answer.err
-    assert f"your song so far: {tmp_path / made(answer)[1]}" in answer.err
+    assert f"your song so far: {tmp_path / takes(answer)[1]}" in answer.err
+    assert made(answer) == takes(answer)[1:]
     says = "to go on, and pay for new steps alone, with more steps:\n  kie-async "
     typed = answer.err.partition(says)[2].split()
     assert typed == ["upload-extend", str(song), "--max-steps", "2", *words]
@@ -377,25 +387,38 @@ def test_a_song_that_stays_too_short_says_why(
     assert second.code == 3
     more = terminal(*second.err.partition(says)[2].split())
     assert more.code == 0
-    assert all(name.startswith("song-") for name in made(more))
+    assert all(name.startswith("song-") for name in takes(more))
     assert "with --style and --title (and --prompt or --instrumental) the cut is certain" in more.err
     assert "own parameters" not in more.err
     assert "jobs retry" not in answer.err
-    assert len(made(answer)) == 2
     assert len(service.ledger) == 3
 
 
+@pytest.mark.parametrize(("before_end", "lost"), [((), "fade-out"), (("--before-end", "0.5"), "end")])
 def test_a_step_that_added_nothing_is_not_followed_by_another(
-    terminal: Terminal, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before_end: tuple[str, ...], lost: str, terminal: Terminal, fading: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(monkeypatch, goes_on=(0.2, 0.4)) as service:
-        words = ("upload-extend", str(song), "--until", "9", "--out", str(tmp_path))
+        words = ("upload-extend", str(fading), "--until", "50", "--out", str(fading.parent / "new"), *before_end)
         for more in (("--yes",), ()):  # the second has nothing to ask
             answer = terminal(*words, *more)
             assert answer.code == 3
-            assert "its last step made it no longer" in answer.err
+            says = f"its last step added no more than the {lost} that it cut off (before it, the song lasted 0:23)"
+            assert f"{says}; another would be paid in vain" in answer.err
         assert "nothing to do" not in answer.err
         assert len(service.ledger) == 1
+
+
+def test_a_take_whose_length_is_not_told_is_not_extended(
+    terminal: Terminal, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(monkeypatch, malformed_jobs=False) as service:
+        service.add_faults(Fault("shape", shape="urls"))
+        words = ("--until", "9", "--route", "jobs", "--out", str(tmp_path / "new"), "--yes")
+        answer = terminal("upload-extend", str(song), *words)
+        assert (answer.code, len(service.ledger)) == (3, 1)
+        assert "error: the song lasts an unknown time, and not 0:09" in answer.err
+        assert "the service does not say how long the last take is: listen to it, and go on with 'extend'" in answer.err
 
 
 def test_a_step_that_fails_can_be_had_after_all(
@@ -405,7 +428,7 @@ def test_a_step_that_fails_can_be_had_after_all(
     service.add_faults(Fault("failed", nth=2))
     failed = terminal(*words)
     assert failed.code == 3
-    assert len(made(failed)) == 2
+    assert (len(takes(failed)), failed.out) == (2, "")
     assert [failed.err.count(note) for note in ("the cut is certain", "is documented for")] == [1, 0]
     assert failed.err.index("the cut is certain") < failed.err.index("it will cost")
     assert "step 2: " in failed.err

@@ -43,10 +43,6 @@ from kie_async.session import KieSession
 
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
 _NO_KEY = "none-is-needed"  # to check requests
-_WHY_SHORT = {
-    "nothing_added": "its last step made it no longer; another would be paid in vain",
-    "length_unknown": "the service does not say how long the last take is: listen to it, and go on with 'extend'",
-}
 
 
 async def extend_until(  # noqa: PLR0913  # keyword-only but for what every command has
@@ -126,15 +122,28 @@ def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None)
         output.say(_reached(order, chain, song))
         return
     length, wanted = _length(chain), clock(chain.seconds)
-    message, remedy = f"the song lasts {length}, and not {wanted}", _WHY_SHORT.get(chain.end, "")
+    message = f"the song lasts {length}, and not {wanted}"
     if chain.end == "max_steps":
         message = f"--max-steps {order.until.max_steps} is reached at {length} of {wanted}"
-        again = order.location.as_typed(_with_more_steps(output.words, order.until.max_steps))
-        remedy = f"{EMULATOR_GONE}; to begin anew" if order.emulated else "to go on, and pay for new steps alone"
-        remedy += f", with more steps:\n  {again}"
-    error = KieError(message, charged="yes")
+    error, remedy = KieError(message, charged="yes"), _remedy(output, order, chain)
     error.add_note(remedy if song is None else f"your song so far: {song}\n{remedy}")
     raise error
+
+
+def _remedy(output: Output, order: ChainOrder, chain: Chain) -> str:
+    """Say why the song is not longer, where that is not said yet, and what can be done about it."""
+    if chain.end == "length_unknown":
+        return "the service does not say how long the last take is: listen to it, and go on with 'extend'"
+    if chain.end == "nothing_added":
+        lengths = [order.plan.start and order.plan.start.total, *(step.length for step in chain.steps)]
+        lost = "end" if chain.steps[-1].fades_from is None else "fade-out"
+        return (
+            f"its last step added no more than the {lost} that it cut off (before it, the song lasted "
+            f"{clock(lengths[-2] or 0.0)}); another would be paid in vain"
+        )
+    again = order.location.as_typed(_with_more_steps(output.words, order.until.max_steps))
+    how = f"{EMULATOR_GONE}; to begin anew" if order.emulated else "to go on, and pay for new steps alone"
+    return f"{how}, with more steps:\n  {again}"
 
 
 def _length(chain: Chain) -> str:
@@ -212,19 +221,11 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
     output.value |= {"steps": [], "files": []}
 
     def made(step: ChainStep) -> None:
-        length = "an unknown length" if step.length is None else clock(step.length)
-        holds = "the whole song" if step.holds == "whole" else "the continuation alone"
-        take = step.tracks.index(step.track) + 1
-        line = f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}"
-        if step.fades_from is not None:
-            before = "your song" if step.number == 1 else "the take before"
-            line += f"; cut at {clock(step.cut or 0.0)}: {before} fades out from {clock(step.fades_from)}"
         if step.number > order.delivered:  # the run that made the others has said it
-            output.say(line)
+            for line in _step_lines(step):
+                output.say(line)
         output.value["steps"].append(_step_value(step))
-        for path in step.files:
-            output.value["files"].append(path)
-            output.print(str(path))
+        output.value["files"] += step.files
         output.hints = _hints(output, order, step.number + 1)
 
     async with session.open_journal(journal) as recorder:
@@ -232,6 +233,21 @@ async def _run(output: Output, order: ChainOrder, session: KieSession) -> Chain:
         takes = RecordedTakes(session, recorder, results)
         run = ChainRun(plan=plan, session=session, recorder=recorder, takes=takes, detect=takes.detect, observer=made)
         return await run.run()
+
+
+def _step_lines(step: ChainStep) -> Iterator[str]:
+    """What a step has made, from where on, and where its takes are."""
+    length = "an unknown length" if step.length is None else clock(step.length)
+    holds = "the whole song" if step.holds == "whole" else "the continuation alone"
+    take, before = step.tracks.index(step.track) + 1, "your song" if step.number == 1 else "the take before"
+    line = f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}"
+    if step.cut is not None:
+        line += f"; {before} is cut at {clock(step.cut)}"
+    if step.fades_from is not None:
+        line += f", for it fades out from {clock(step.fades_from)}"
+    yield line
+    for number, path in enumerate(step.files, start=1):
+        yield f"take {number}: {path}"
 
 
 def _step_value(step: ChainStep) -> dict[str, Any]:
@@ -282,8 +298,10 @@ def parts_of(chain: Chain, source: Path | None) -> list[tuple[Path, float]]:
 async def _finish(output: Output, order: ChainOrder, chain: Chain) -> Path | None:
     """Join the parts of the song, if it has several or that is asked for, and trim it, if that is asked for.
 
+    Writes the file of the song to stdout; or, if its source is not here, the files that continue that, in their order.
+
     Returns:
-        The file of the song; None if no step was made, or the song is not here.
+        The file of the song; None if it is not here.
     """
     plan = order.plan
     parts = parts_of(chain, plan.source_file)
@@ -292,6 +310,8 @@ async def _finish(output: Output, order: ChainOrder, chain: Chain) -> Path | Non
     song, begins_at = parts[0]
     if begins_at:
         output.say("the takes hold the continuation alone, and the song is not here: join it with 'kie-async join'")
+        for path, _ in parts:
+            output.print(str(path))
         return None
     joins: list[tuple[Path, float, ChainPart]] = [(path, at, "continuation") for path, at in parts[1:]]
     if order.join and plan.source_file is not None and plan.source_file != song:
@@ -306,10 +326,10 @@ async def _finish(output: Output, order: ChainOrder, chain: Chain) -> Path | Non
         if not await files.on_disk(os.path.lexists, target):
             output.display.doing(f"trimming {song.name}")
             await audio.trim(song, target, seconds=plan.goal.seconds, tags_of=plan.source_file)
-        output.value["trimmed"] = target
-        output.print(str(target))
-        return target
-    return song if chain.steps else None
+        output.value["trimmed"] = song = target
+    output.value["song"] = song
+    output.print(str(song))
+    return song
 
 
 async def _join(
@@ -325,7 +345,6 @@ async def _join(
                 joined = await audio.join(song, path, at=at, out=out, kind=kind)
                 say_seam(output, joined)
                 song = joined.path
-    output.print(str(target))
     return target
 
 
