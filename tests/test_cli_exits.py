@@ -201,7 +201,8 @@ def test_2_a_moment_beyond_the_song(terminal: Terminal, service: EmulatorHandle,
 def test_2_a_file_that_is_no_audio(terminal: Terminal, service: EmulatorHandle, tmp_path: Path) -> None:
     page = tmp_path / "page.mp3"
     page.write_text("<html>")
-    check(terminal, 2, "upload-extend", str(page), "--at", "5", kind="AudioError", says="page.mp3")
+    says = "SONG: page.mp3 is no audio by its content"
+    check(terminal, 2, "upload-extend", str(page), "--at", "5", kind="AudioError", says=says)
     assert not service.arrivals
 
 

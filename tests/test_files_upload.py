@@ -165,10 +165,10 @@ async def test_what_is_no_plain_file_stays_here(tmp_path: Path) -> None:
 
 
 async def test_what_is_not_there_is_told(tmp_path: Path) -> None:
-    assert "does not exist" in await refused(tmp_path / "missing.mp3")
-    assert "does not exist" in await refused("a\0b.mp3")
     (tmp_path / "dangling.mp3").symlink_to("nowhere")
-    assert "does not exist" in await refused(tmp_path / "dangling.mp3")
+    (tmp_path / "file").touch()
+    for name in ("missing.mp3", "a\0b.mp3", "dangling.mp3", "file/below.mp3"):
+        assert "does not exist" in await refused(tmp_path / name)
 
 
 async def test_a_link_in_circles_is_the_disks_matter(tmp_path: Path) -> None:

@@ -87,8 +87,9 @@ async def test_a_moment_beyond_the_song_is_refused_before_anything_is_sent(song:
         with pytest.raises(kie.InvalidRequestError, match="continue_at"):
             track = kie.Track("a1", duration=30.0)
             await service.session.extend(track, model="V5", prompt="p", style="s", title="t", continue_at=30)
-        with pytest.raises(kie.FileError, match=r"absent\.mp3"):
-            await service.session.upload_extend(song.parent / "absent.mp3", model="V5", continue_at=3)
+        for length in (None, 9.0):  # which is not measured if it is given
+            with pytest.raises(kie.AudioError, match=r"^source: absent\.mp3 does not exist: give the path of a file"):
+                await service.session.upload_extend(song.parent / "absent.mp3", continue_at=3, source_duration=length)
         assert len(service.emulator.arrivals) == 0
 
 

@@ -118,6 +118,7 @@ _OPTIONS = {
     "seconds": "--until",
     "kind": "--as",
 }
+_SOURCE = re.compile(r"^source(?=: )")
 _FIELDS = {field.name for kind in (ExtendRequest, UploadExtendRequest) for field in attrs.fields(kind)}
 _ROUTE = re.compile(r'\bSettings\(route="(\w+)"\)')
 _PYTHON = re.compile(
@@ -162,7 +163,7 @@ def error_lines(error: BaseException) -> list[str]:
     elif isinstance(error, errors.InvalidRequestError) and error.problems:
         lines = [_option_line(problem) for problem in error.problems]
     else:
-        return f"error: {with_options(str(_known(error)))}".splitlines()
+        return f"error: {_with_argument(str(_known(error)))}".splitlines()
     return [f"error: {line}" for line in lines]
 
 
@@ -177,7 +178,7 @@ def error_value(error: BaseException, *, task_id: str | None, is_submitted: bool
     known = _known(error)
     value: dict[str, Any] = {
         "type": type(error).__name__,
-        "message": with_options(known.message),
+        "message": _with_argument(known.message),
         "code": known.code,
         "task_id": known.task_id or task_id,
         "charged": known.charged,
@@ -225,6 +226,11 @@ def _known(error: BaseException) -> KieError:
     if isinstance(error, OSError) and error.strerror:
         return KieError(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
     return KieError(f"{type(error).__name__}: {error}")
+
+
+def _with_argument(message: str) -> str:
+    """A message of an error with options in the place of Python, and with the argument that it begins with."""
+    return with_options(_SOURCE.sub(option_of("source"), message))
 
 
 def _fault_line(fault: errors.RowProblem) -> str:

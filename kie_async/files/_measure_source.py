@@ -19,6 +19,7 @@ from kie_async.events import clean
 from kie_async.files._audio_kinds import M4A, WAV, audio_start, kind_of
 from kie_async.files._measure import MAX_DURATION, NotMeasuredError, can_measure, in_turn, measure, measure_open
 from kie_async.files._proven_length import stated_length
+from kie_async.files._upload import check_source, source_named
 from kie_async.models import Request, UploadExtendRequest
 from kie_async.settings import is_loopback
 
@@ -32,13 +33,20 @@ async def measure_request(request: Request) -> Request:
     """Measure a local source, unless its length is given.
 
     Raises:
-        AudioError, StorageError: it cannot be used.
+        AudioError: it is not there, it is no audio, or its length cannot be told.
+        StorageError: it cannot be read.
         InvalidRequestError: its length does not fit the request.
     """
     if not isinstance(request, UploadExtendRequest) or is_url(request.source) or request.source_duration:
         return request
-    duration = await in_turn(measure, Path(request.source))
+    with source_named():
+        duration = await in_turn(_measure_source, Path(request.source))
     return attrs.evolve(request, source_duration=duration)
+
+
+def _measure_source(path: Path) -> float:
+    check_source(path)
+    return measure(path)
 
 
 async def measure_request_url(request: Request, fetcher: Fetcher, notify: Callable[[str], None]) -> Request:

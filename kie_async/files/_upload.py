@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -89,8 +91,19 @@ async def upload_request(request: Request, transport: Transport) -> Request:
     """
     if not isinstance(request, UploadExtendRequest) or is_url(request.source):
         return request
-    uploaded = await upload(transport, Path(request.source), measure=False, duration=request.source_duration)
+    with source_named():
+        uploaded = await upload(transport, Path(request.source), measure=False, duration=request.source_duration)
     return attrs.evolve(request, source=uploaded.download_url)
+
+
+@contextmanager
+def source_named() -> Iterator[None]:
+    """Let what is wrong with the source of a request name this field."""
+    try:
+        yield
+    except AudioError as error:
+        error.message = f"source: {error.message}"
+        raise
 
 
 def check_answer(answer: UploadedFile, sent: int, *, allow_loopback_http: bool) -> None:
@@ -128,7 +141,7 @@ def check_source(path: Path) -> tuple[AudioKind, FileStat]:
 def _file_stat(path: Path) -> FileStat:
     try:
         about = path.stat()
-    except (FileNotFoundError, ValueError):  # ValueError: a NUL in the path
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
         raise AudioError(f"{_shown(path)} does not exist: give the path of a file of audio") from None
     if not stat.S_ISREG(about.st_mode):
         raise AudioError(f"{_shown(path)} is no plain file: give the path of a file of audio")
