@@ -207,12 +207,24 @@ def test_a_take_of_another_track_is_joined_only_to_that_or_to_what_it_holds(term
     assert "--at is 'soon'; give a position in the song" in joined(song, "--at", "soon")[1]
 
 
-def test_a_file_that_is_not_there_is_named(terminal: Terminal, tmp_path: Path) -> None:
-    song = noise(tmp_path / "song.wav", 8)
-    for words in ((song, "nix.mp3"), ("nix.mp3", song)):
-        answer = terminal("join", *words, "--out", str(tmp_path / "longer.wav"))
-        assert (answer.code, answer.out) == (8, "")
-        assert "error: nix.mp3 cannot be read: No such file or directory" in answer.err
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("song.wav", "nix.mp3"), "RESULT: there is no file 'nix.mp3'"),
+        (("nix.mp3", "song.wav"), "SOURCE: there is no file 'nix.mp3'"),
+        (("song.wav", "."), "RESULT: '.' is a directory; give one file"),
+        (("song.wav", "song.wav"), "--at is missing, and no song.kie.json says where the song was cut: give --at"),
+        (("song.wav", "song.wav", "--at", ""), "--at is ''; give a position in the song"),
+    ],
+)
+def test_what_is_no_file_or_no_cut_is_named(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise(tmp_path / "song.wav", 8)
+    answer = terminal("join", *words, "--out", "longer.wav")
+    assert (answer.code, answer.out) == (2, "")
+    assert f"error: {says}" in answer.err
 
 
 # ---------------------------------------------------------------- upload-extend --join
@@ -242,6 +254,9 @@ def test_each_track_is_joined_to_its_song(
     assert terminal("join", str(moved), str(takes[0]), "--out", str(again)).code == 0
     assert again.read_bytes() == takes[2].read_bytes()
     again.unlink()
+    answer = terminal("join", str(takes[0]), str(song), "--at", "0:05", "--out", str(again))
+    assert (answer.code, again.exists()) == (2, False)
+    assert f"{takes[0].stem}.kie.json says that SOURCE was made of RESULT: give song.wav first" in answer.err
     answer = terminal("join", str(takes[1]), str(takes[0]), "--at", "0:15.4", "--out", str(again))
     assert (answer.code, again.exists()) == (2, False)
     assert f"{takes[0].name} was made of {song}" in answer.err

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+from anyio import to_thread
 from cyclopts import Parameter
 
 from kie_async import audio, files
@@ -17,6 +18,7 @@ from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import OUTPUT, RUN, OutputArg, OutputOptions, RunOptions
 from kie_async.cli._output import Output
+from kie_async.cli._source import check_file
 from kie_async.errors import AudioError, InvalidRequestError, KieError, UnclearError
 from kie_async.events import clean
 
@@ -58,14 +60,13 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
 
     Example: kie-async join song.mp3 new/song-5c79be8e.mp3 --out longer.mp3
     """
+    await to_thread.run_sync(_check_files, source, result)
     output.display.doing(f"joining {source.name} and {result.name}")
     facts, sidecar = await files.on_disk(_facts_of, result), clean(f"{result.stem}{SIDECAR}")
     if kind is None:
         await _check_facts(facts, source, result, at)
-    cut = at or _cut_in(facts)
+    cut = _cut_in(facts) if at is None else at
     if cut is None:
-        for path in (source, result):
-            await files.on_disk(files.measure, path)  # which says what is wrong with it
         raise UsageError(f"--at is missing, and no {sidecar} says where the song was cut: give --at")
     try:
         joined = await audio.join(source, result, at=cut, out=out, kind=kind)
@@ -81,6 +82,11 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
             error.add_note(f"--at is what {sidecar} says: give the song that {clean(result.name)} was made of, or --at")
         raise
     output.value |= _show(output, joined)
+
+
+def _check_files(source: Path, result: Path) -> None:
+    check_file("SOURCE", source)
+    check_file("RESULT", result)
 
 
 def _facts_of(take: Path) -> Facts:
@@ -108,6 +114,12 @@ async def _check_facts(facts: Facts, source: Path, result: Path, at: str | None)
         AudioError, StorageError: the song cannot be read.
     """
     says = f"{clean(result.stem)}{SIDECAR} says that"
+    own_facts = await files.on_disk(_facts_of, source)
+    if (await files.on_disk(_compare_source, own_facts, result, source.parent))[1]:
+        raise UsageError(
+            f"{clean(source.stem)}{SIDECAR} says that SOURCE was made of RESULT: give {clean(result.name)} first; or, "
+            f"if you know better, say {_CHOICE}"
+        )
     cut = _cut_in(facts)
     given = None if at is None or not facts else await files.on_disk(_position, at, source)
     made_of, is_source = await files.on_disk(_compare_source, facts, source, result.parent)

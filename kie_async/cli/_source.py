@@ -1,12 +1,29 @@
-"""What is said of a song of one's own before its extension is paid for."""
+"""What is checked and said of a song of one's own before anything is done with it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kie_async import files
 from kie_async.batch import song_file
+from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._output import Output
-from kie_async.events import Notice
+from kie_async.events import Notice, clean
 from kie_async.models import Request
+
+
+def check_file(argument: str, path: Path, remedy: str = "give one file") -> None:
+    """Refuse what is no file before anything is done with it; it blocks.
+
+    Raises:
+        UsageError: it is a directory, or no plain file, or not there.
+    """
+    name = clean(str(path))
+    if path.is_dir():
+        raise UsageError(f"{argument}: {name!r} is a directory; {remedy}")
+    if not path.is_file():
+        fault = f"{name!r} is no plain file; copy it to one first" if path.exists() else f"there is no file {name!r}"
+        raise UsageError(f"{argument}: {fault}")
 
 
 async def say_cut_off(output: Output, request: Request) -> None:

@@ -36,7 +36,7 @@ from kie_async.cli._options import (
     Timeout,
 )
 from kie_async.cli._output import Output
-from kie_async.cli._source import say_cut_off
+from kie_async.cli._source import check_file, say_cut_off
 from kie_async.cli._verdicts import say_verdicts
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import CallbackReceived, Polled, clean
@@ -73,7 +73,8 @@ async def upload_extend(
     Example: kie-async upload-extend song.mp3 --at 75% --instrumental --style folk --title Longer --out new
     """
     if not is_url(song):
-        await to_thread.run_sync(_check_file, song)
+        remedy = "give one file, or extend all songs in it with kie-async batch"
+        await to_thread.run_sync(check_file, option_of("source"), Path(song), remedy)
     if await _extend_until(output, song, options, until, join=join):
         return
     if join:
@@ -115,16 +116,6 @@ async def _extend_until(
     receiver, session_options = _receiver(options), _settings(options.common.route, options.run.timeout)
     await extend_until(output, source, options, until, receiver=receiver, session_options=session_options, join=join)
     return True
-
-
-def _check_file(song: str) -> None:
-    path = Path(song)
-    if path.is_dir():
-        remedy = "give one file, or extend all songs in it with kie-async batch"
-        raise UsageError(f"{option_of('source')}: {song!r} is a directory; {remedy}")
-    if not path.is_file():
-        fault = f"{song!r} is no plain file; copy it to one first" if path.exists() else f"there is no file {song!r}"
-        raise UsageError(f"{option_of('source')}: {fault}")
 
 
 def _say_cut(output: Output, request: Request) -> None:
