@@ -73,6 +73,7 @@ def test_a_refusal_hidden_in_http_200(code: int, kind: type, charged: str, retry
     assert type(error) is kind
     assert (error.code, error.charged, error.retryable) == (code, charged, retryable)
     assert "words" in error.message
+    assert ("may be charged" in error.message) == (charged == "maybe")  # its words can be "please try again later"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,8 @@ def test_both_count() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status: int) -> None:
-    assert refusal(SUBMIT, Response(status, b"")).charged == "maybe"
+    paid = refusal(SUBMIT, Response(status, b""))
+    assert (paid.charged, "may be charged" in paid.message) == ("maybe", True)
     error = refusal(LOOK, Response(status, b""))
     assert isinstance(error, errors.UnexpectedRedirectError)
     assert error.charged == "no"

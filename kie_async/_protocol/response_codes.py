@@ -90,6 +90,11 @@ _ABOUT_CREDITS = re.compile(
     r"|(?:\b(?:insufficient|not(?: have)? enough|out of)|n't have enough)\b[^.]{0,20}\b(?:credits?|balance)\b",
     re.IGNORECASE,
 )
+# What to mind before the same is sent again, whatever the service's words ("please try again later") ask for.
+_REMEDY: Mapping[Charged, str] = {
+    "no": "",
+    "maybe": "; it may be charged all the same: look at the service's own log of tasks before it is sent again",
+}
 TRANSIENT = frozenset({429, 430, 455})  # refused only for now: the same submission may be sent again
 
 
@@ -114,7 +119,8 @@ def parse_response(call: ApiCall[T], response: Response) -> T:
     """
     if _REDIRECTS <= response.status < _CLIENT_ERRORS:
         message = f"{call.name}: the API answered with a redirect, which is not followed: check base_url"
-        raise UnexpectedRedirectError(message, code=response.status, charged="maybe" if call.spends else "no")
+        charged: Charged = "maybe" if call.spends else "no"
+        raise UnexpectedRedirectError(message + _REMEDY[charged], code=response.status, charged=charged)
     try:
         envelope = wire.read_envelope(response.body)
     except BadResponseError as error:
@@ -174,7 +180,7 @@ def _refused(call: ApiCall[T], response: Response, envelope: wire.Envelope) -> K
         return SubmitUnknownError(message, task_id, code)
     if refusal is None:
         return ServerError(message, code=code)
-    error = refusal.kind(message, code=code, charged=refusal.charged, retryable=refusal.retryable)
+    error = refusal.kind(message + _REMEDY[refusal.charged], code=code, charged=refusal.charged, retryable=refusal.retryable)
     if isinstance(error, RateLimitedError):
         error.retry_after = response.retry_after
     return error
