@@ -260,6 +260,20 @@ def test_an_answer_that_is_no_success_may_name_its_task_all_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "task_id"),
+    [
+        (b'{"code":200,"data":{"taskId":"%s"', "5c79" * 8),
+        (b'{"code":200,"data":{"taskId":"%s', None),  # cut off within it, perhaps
+        (b'{"taskId":"%s","task_id":"' + b"0" * 32 + b'"', None),
+    ],
+)
+def test_an_answer_that_is_cut_off_behind_the_id_of_its_task_names_it(content: bytes, task_id: str | None) -> None:
+    error = refusal(SUBMIT, Response(200, content % (b"5c79" * 8)))
+    assert isinstance(error, SubmitUnknownError)
+    assert error.task_id == task_id
+
+
 @pytest.mark.parametrize(("status", "code"), [(429, 200), (200, 429), (200, 500), (455, 455)])
 def test_what_names_a_task_is_never_sent_again(status: int, code: int) -> None:
     error = refusal(SUBMIT, Response(status, body(code, "words", {"taskId": "t1"})))

@@ -164,7 +164,8 @@ def _unread(call: ApiCall[T], response: Response, reason: str) -> KieError:
     if response.status == _FORBIDDEN or (response.status == _UNAUTHORIZED and is_html):
         message = f"{call.name}: a page with HTTP status {response.status}, not the service's word on the key: {reason}"
         return (UnavailableError if call.spends else ServerError)(message, code=response.status, retryable=True)
-    return _refused(call, response, wire.Envelope(msg=reason))
+    named = wire.task_id_in(response.body)
+    return _refused(call, response, wire.Envelope(msg=reason, data={"taskId": named} if named else None))
 
 
 def _refused(call: ApiCall[T], response: Response, envelope: wire.Envelope) -> KieError:
@@ -180,7 +181,9 @@ def _refused(call: ApiCall[T], response: Response, envelope: wire.Envelope) -> K
         return SubmitUnknownError(message, task_id, code)
     if refusal is None:
         return ServerError(message, code=code)
-    error = refusal.kind(message + _REMEDY[refusal.charged], code=code, charged=refusal.charged, retryable=refusal.retryable)
+    error = refusal.kind(
+        message + _REMEDY[refusal.charged], code=code, charged=refusal.charged, retryable=refusal.retryable
+    )
     if isinstance(error, RateLimitedError):
         error.retry_after = response.retry_after
     return error

@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # no dot: "id.timestamp" is what a callback's signature covers
 BARE_ID = re.compile(r"[0-9a-f]{32}")  # as the ids of tasks are; those of tracks have hyphens
+_ID_IN_TEXT = re.compile(rb'"(?:taskId|task_id)"\s*:\s*"([0-9a-f]{32})"')
 
 
 class Envelope(NamedTuple):
@@ -99,6 +100,12 @@ def read_task_id(data: object) -> str:
     if TASK_ID.fullmatch(task_id) is None:
         raise BadResponseError("the answer names no task id that can be one")
     return task_id
+
+
+def task_id_in(body: bytes) -> str | None:
+    """The only id of a task that stands in an answer that is no JSON, such as one that was cut off behind it."""
+    ids = set(_ID_IN_TEXT.findall(body))
+    return ids.pop().decode() if len(ids) == 1 else None
 
 
 def is_record(data: object) -> bool:
