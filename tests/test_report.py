@@ -362,16 +362,18 @@ def test_only_what_has_changed_is_decoded_again(terminal: Terminal, folder: Path
 async def test_takes_are_as_loud_beside_their_source_as_they_would_be_joined(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    song, new = (np.float32(0.35) * made_up_song(Random(seed), seconds) for seed, seconds in ((1, 10.0), (2, 4.0)))
+    song, new = (np.float32(0.3) * made_up_song(Random(seed), seconds) for seed, seconds in ((1, 10.0), (2, 4.0)))
+    song[: 3 * RATE] *= 2
     write_wav(tmp_path / "song.wav", song)
     more: dict[str, Any] = {"request": {"continue_at": 7.0}, "source": {"path": str(tmp_path / "song.wav")}}
-    late = np.zeros(RATE // 2, dtype=np.float32)
-    held = song[: 7 * RATE]
+    held, late = song[: 7 * RATE], 2 * new[: RATE * 3 // 2]
+    muted = held * (np.arange(len(held)) >= 3 * RATE)
     for number, kind, seam, sound in (
-        (1, "whole", 7.5, np.concatenate([late, held, new]) * np.float32(0.4)),
-        (2, "continuation", 0.0, new * np.float32(0.6)),
-        (3, "continuation", 0.0, new * np.float32(1.8)),
-        (4, "whole", 7.0, held * np.float32(0.0)),
+        (1, "whole", 8.5, np.concatenate([late, held, new]) * np.float32(0.4)),
+        (2, "continuation", 0.0, new * np.float32(0.3)),
+        (3, "continuation", 0.0, new * np.float32(3.0)),
+        (4, "whole", 7.0, np.concatenate([muted, new]) * np.float32(0.5)),
+        (5, "whole", 7.0, held * np.float32(0.0)),
     ):
         write_wav(folder / f"{number}.wav", sound)
         sidecar(folder, str(number), number, verdict={"kind": kind, "seam": seam}, **more)
@@ -389,7 +391,7 @@ async def test_takes_are_as_loud_beside_their_source_as_they_would_be_joined(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))
     await write_report(folder)  # of what is cached
     (job,) = data_of(folder / "report.html")["jobs"]
-    assert [(lane["gain"], bool(lane["peaks"])) for lane in job["lanes"]] == [(None, True)] * 5
+    assert [(lane["gain"], bool(lane["peaks"])) for lane in job["lanes"]] == [(None, True)] * 6
 
 
 def test_takes_without_a_source_or_a_cut_are_as_loud_as_the_quietest(

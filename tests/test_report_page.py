@@ -119,6 +119,14 @@ def page(browser: webdriver.Chrome, folder: Path) -> Iterator[ReportPage]:
 
 SOUNDS = "[...document.querySelectorAll('.job.active audio')]"
 VOLUMES = f"{SOUNDS}.map(each => each.volume)"
+HEIGHTS = """
+return [...document.querySelectorAll('.job.active canvas')].map(each => {
+  const copy = new OffscreenCanvas(each.width, each.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(each, 0, 0);
+  const { data } = copy.getImageData(16, 0, 1, each.height);
+  return data.filter((value, at) => at % 4 === 3 && value > 127).length;
+});
+"""
 
 
 def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPage) -> None:
@@ -127,8 +135,10 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
     assert page.run(f"return {SOUNDS}.map(each => each.paused)") == [True, False, True]
     as_loud = pytest.approx([0.5, 0.5, 1.0], abs=0.03)  # the song, in all of them
     assert page.run(f"return {VOLUMES}") == as_loud
+    assert page.run(HEIGHTS) == pytest.approx([11, 11, 11], abs=1)
     page.one("#match").click()
     assert page.run(f"return {VOLUMES}") == [1, 1, 1]
+    assert page.run(HEIGHTS) == pytest.approx([22, 22, 11], abs=1)
     page.one("#match").click()
     assert page.run(f"return {VOLUMES}") == as_loud
     page.one(".job h2").click()  # where a space plays
@@ -245,7 +255,7 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
 
 
 def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -> None:
-    assert page.one("#summary").text == "104 songs · 104 takes · 1 failed · 1 unknown"
+    assert page.one("#summary").text == "104 songs · 104 takes · 1 finished · 1 failed · 1 unknown"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
     assert page.all(".facts")[0].text.endswith("cut at 0:06.5")

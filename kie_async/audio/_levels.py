@@ -50,16 +50,15 @@ class LevelProfile:
         """The loudness of all of it, in LUFS."""
         return mean_loudness(self._powers(0.0, self.seconds))
 
-    def gain_of_continuation(self, result: LevelProfile, cut: float, seam: float = 0.0) -> float:
+    def gain_of_continuation(self, result: LevelProfile, cut: float) -> float:
         """Return by how many dB ``join`` would make a continuation louder, to within 1 dB as a rule.
 
         Args:
             result: the continuation.
             cut: where this song was cut, in seconds.
-            seam: where the new part begins in the result, in seconds.
         """
         before = self._powers(max(0.0, cut - LEVELS), cut)
-        after = result._powers(seam, seam + LEVELS)
+        after = result._powers(0.0, LEVELS)
         own_steps = usual_change(self._powers(0.0, cut), LEVELS)
         return matching_gain(mean_loudness(before), mean_loudness(after), own_steps)
 

@@ -46,7 +46,7 @@ def lane_gains(lanes: Sequence[Lane], cut: float | None) -> list[float | None]:
         if song is None or cut is None:
             return quietest - profile.loudness
         if lane.reading == "continuation":
-            return song.gain_of_continuation(profile, cut, cut - lane.start)
+            return song.gain_of_continuation(profile, cut)
         return song.gain_of_whole(profile, cut, lane.start)
 
     return [round(gain(lane, profile), 2) if profile.is_heard else None for lane, profile in both]

@@ -251,6 +251,7 @@
       return lane.element;
     }
     lane.bytes = Uint8Array.from(atob(lane.peaks), (character) => character.charCodeAt(0));
+    lane.peak = Math.max(0, ...lane.bytes);
     lane.canvas = make("canvas", { "aria-hidden": "true" });
     lane.head = make("i", { class: "head" });
     lane.mark = make("i", { class: "seam" });
@@ -378,24 +379,25 @@
     return colours.getPropertyValue(`--${name}`);
   }
 
-  /** Draw a waveform: what is played in the accent, what is new darker than what was there. */
+  /** Draw a waveform, as loud as it is played: what is played in the accent, what is new darker than what was there. */
   function draw(row, lane) {
     const [width, height] = [lane.wave?.clientWidth, lane.wave?.clientHeight];
     if (!width) return;
     const [from, to] = span(row);
     const bars = Math.floor(width / BAR);
     const played = row === active && row.lanes[row.lane] === lane ? Math.round(share(row, row.position) * width / BAR) : 0;
-    const state = [width, height, devicePixelRatio, from, to, played, colour("new")].join();
+    const state = [width, height, devicePixelRatio, from, to, played, find("match").checked, colour("new")].join();
     if (lane.drawn === state) return;
     lane.drawn = state;
     const scale = devicePixelRatio;
     [lane.canvas.width, lane.canvas.height] = [width * scale, height * scale];
     const pen = lane.canvas.getContext("2d");
     pen.scale(scale, scale);
-    row.loudest ??= Math.max(1, ...row.lanes.flatMap((each) => (each.bytes ? [...each.bytes] : [])));
+    const loudest = Math.max(1, ...row.lanes.map((each) => (each.peak ?? 0) * volumeOf(row, each)));
     for (let bar = 0; bar < bars; bar++) {
       const position = from + (to - from) * bar / bars;
-      const { bytes, start, seconds } = laneAt(row, lane, position);
+      const heard = laneAt(row, lane, position);
+      const { bytes, start, seconds } = heard;
       const [begin, end] = [position - start, position - start + (to - from) / bars];
       if (end <= 0 || begin >= seconds) continue;
       const perSecond = bytes.length / (seconds || 1);
@@ -405,11 +407,15 @@
       const isAfterCut = row.job.cut !== null && position >= row.job.cut;
       const rest = isAfterCut ? (lane.take ? "new" : "faint") : "wave";
       pen.fillStyle = colour(bar < played ? "accent" : rest);
-      const tall = Math.max(2, Math.round(height * level / row.loudest));
+      const tall = Math.max(2, Math.round(height * level * volumeOf(row, heard) / loudest));
       pen.beginPath();
       pen.roundRect(bar * BAR, (height - tall) / 2, BAR - 1, tall, 1);
       pen.fill();
     }
+  }
+
+  function drawAll() {
+    rows.filter((row) => row.isBuilt).forEach((row) => row.lanes.forEach((lane) => draw(row, lane)));
   }
 
   // ---------------------------------------------------------------- playing
@@ -456,16 +462,19 @@
       lane.audio.preload = "auto";
       lane.audio.src = lane.address;
     });
-    matchLevels(row);
+    setVolumes(row);
     setCurrent(row);
   }
 
-  /** Set the volumes of a row: they go up to 1 only, so that all lanes are turned down by the largest gain. */
-  function matchLevels(row) {
+  /** How loud a lane is played: up to 1 only, so that all lanes of a row are turned down by the largest gain. */
+  function volumeOf(row, lane) {
+    if (!find("match").checked) return 1;
     const largest = Math.max(...row.lanes.map(({ gain }) => gain)); // one that is unknown, null, counts as 0
-    row.lanes.forEach(({ audio, gain }) => {
-      if (audio) audio.volume = find("match").checked ? Math.max(QUIETEST, 10 ** ((gain - largest) / 20)) : 1;
-    });
+    return Math.max(QUIETEST, 10 ** ((lane.gain - largest) / 20));
+  }
+
+  function setVolumes(row) {
+    row.lanes.forEach((lane) => { if (lane.audio) lane.audio.volume = volumeOf(row, lane); });
   }
 
   /** Set the players to the position: one is heard, and a take that continues it waits at the cut. */
@@ -699,8 +708,9 @@
 
   const failed = rows.filter((row) => ["failed", "rejected"].includes(row.job.state)).length;
   const unknown = rows.filter((row) => row.job.error).length - failed;
+  const finished = rows.filter((row) => row.job.step === 0).length;
   const songs = rows.filter((row) => row.job.step === 1).length; // of a chain, only its first step is one
-  find("summary").textContent = [count(songs, "song"), count(takes.filter(([job]) => job.step).length, "take"), failed ? `${failed} failed` : "", unknown ? `${unknown} unknown` : ""].filter(Boolean).join(" · ");
+  find("summary").textContent = [count(songs, "song"), count(takes.length - finished, "take"), finished ? `${finished} finished` : "", failed ? `${failed} failed` : "", unknown ? `${unknown} unknown` : ""].filter(Boolean).join(" · ");
   main.append(...rows.map(makeShell));
   rows.forEach((row) => sight.observe(row.shell));
   showProgress();
@@ -711,11 +721,14 @@
   find("search").addEventListener("input", sift);
   find("filter").addEventListener("change", sift);
   find("keys").addEventListener("click", () => find("help").showModal());
-  find("match").addEventListener("change", () => { if (active) matchLevels(active); });
+  find("match").addEventListener("change", () => {
+    if (active) setVolumes(active);
+    drawAll();
+  });
   find("export").addEventListener("click", download);
   document.addEventListener("keydown", onKey);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     colours = null;
-    rows.filter((row) => row.isBuilt).forEach((row) => row.lanes.forEach((lane) => draw(row, lane)));
+    drawAll();
   });
 })();
