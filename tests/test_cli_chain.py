@@ -167,8 +167,11 @@ def test_what_is_known_of_a_track_is_found_beside_it(
     assert (unknown.code, unknown.value["error"]["problems"][0]["option"]) == (2, "--model")
     says = f"no sidecar (NAME.kie.json) in {tmp_path} tells the model and the length of track a1: give the --out DIR"
     assert f"{says} that holds it, or --model and --duration\n" in unknown.err
-    model = terminal("extend", "a1", "--until", "12", "--model", "V5", *TITLED, *out)
+    elsewhere = ("--model", "V5", "--yes", "--json", "--out", str(tmp_path / "elsewhere"))
+    model = terminal("extend", made_before["id"], "--until", "9.2", *elsewhere)
     assert "holds it, or --duration\n" in model.err
+    assert model.value["steps"][0]["cut"] is None
+    assert "; the service has chosen where your song is cut\n" in model.err
     assert "NAME.kie.json" not in longer.err
     known = terminal("extend", made_before["id"], "--until", "8", "--duration", "9", *TITLED, *out)
     assert (known.code, "NAME.kie.json" in known.err) == (0, False)

@@ -241,8 +241,11 @@ def _step_lines(step: ChainStep) -> Iterator[str]:
     holds = "the whole song" if step.holds == "whole" else "the continuation alone"
     take, before = step.tracks.index(step.track) + 1, "your song" if step.number == 1 else "the take before"
     line = f"step {step.number}: take {take} of {len(step.tracks)} holds {holds}; the song lasts {length}"
-    if step.cut is not None:
-        line += f"; {before} is cut at {clock(step.cut)}"
+    line += (
+        f"; the service has chosen where {before} is cut"
+        if step.cut is None
+        else f"; {before} is cut at {clock(step.cut)}"
+    )
     if step.fades_from is not None:
         line += f", for it fades out from {clock(step.fades_from)}"
     yield line

@@ -34,7 +34,7 @@ class UntilOptions:
         before_end: Where song and takes are cut, in seconds before their ends (0.5 before it, or before a fade-out).
         max_steps: Extend it so often at most (10).
         max_credits: Never spend more than this on it.
-        trim: Make a file that lasts no longer, and fades out at its end.
+        trim: Make a file that lasts no longer, fades out at its end, and has the tags of the song.
     """
 
     until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
