@@ -1,4 +1,4 @@
-"""Ctrl-C, and a reader that goes away: in processes of their own."""
+"""Ctrl-C, SIGTERM, SIGHUP, and a reader that goes away: in processes of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,16 @@ def test_7_ctrl_c_during_a_post_that_is_not_answered(silent: Silent, flags: list
         assert (error["type"], error["charged"], error["retryable"]) == ("SubmitUnknownError", "maybe", False)
 
 
+@contextmanager
+def inherited(number: signal.Signals, action: signal.Handlers) -> Iterator[None]:
+    """Let processes begin with a signal ignored, or not, whatever these tests have inherited themselves."""
+    before = signal.signal(number, action)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 def test_7_sigterm_during_a_post_that_is_not_answered(silent: Silent) -> None:
     with started("extend", "a1", "--model", "V5", env=silent.environment) as process:
         silent.take()
@@ -139,6 +150,34 @@ def test_7_sigterm_during_a_post_that_is_not_answered(silent: Silent) -> None:
         answer = ended(process)
     assert answer.code == 7
     assert "stopped by SIGTERM; a submission was sent, perhaps charged, and no answer came" in answer.err
+
+
+def test_7_a_terminal_that_is_closed_during_a_post_that_is_not_answered(silent: Silent) -> None:
+    with (
+        inherited(signal.SIGHUP, signal.SIG_DFL),
+        started("extend", "a1", "--model", "V5", env=silent.environment) as process,
+    ):
+        silent.take()
+        process.send_signal(signal.SIGHUP)
+        lines(process, until=AWAITED)
+        process.send_signal(signal.SIGHUP)  # of the shell, as it ends
+        silent.hang_up()
+        answer = ended(process)
+    assert answer.code == 7
+    assert "stopped by SIGHUP; a submission was sent, perhaps charged, and no answer came" in answer.err
+
+
+def test_under_nohup_a_command_goes_on_when_its_terminal_is_closed(service: EmulatorHandle) -> None:
+    service.add_faults(Fault("slow", "submit", seconds=0.5))
+    with (
+        inherited(signal.SIGHUP, signal.SIG_IGN),
+        started("extend", "a1", "--model", "V5", env=environment(service)) as process,
+    ):
+        while not service.arrivals:
+            assert process.poll() is None
+            time.sleep(0.01)  # the process needs the time
+        process.send_signal(signal.SIGHUP)
+        assert ended(process).code == 0
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -176,10 +215,7 @@ def test_141_the_reader_went_away(service: EmulatorHandle, words: list[str]) -> 
 
 
 def test_an_interrupt_that_is_ignored_stays_so(service: EmulatorHandle, capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and background jobs of a shell have it
-    try:
+    with inherited(signal.SIGINT, signal.SIG_IGN):  # as nohup and background jobs of a shell have it
         assert run(["credits"]) == 0
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().out == f"{service.credits:g}\n"

@@ -69,11 +69,11 @@ async def connect(
         output: its ``emit`` is called with each event, unless the options name another observer.
         receiver: whether callbacks are received here; without an address of its own, the environment's is used.
         emulated: options of the built-in emulator; None for the real service.
-        sigterm: SIGTERM cancels the block; the answer of a submission is awaited.
+        sigterm: SIGTERM or SIGHUP cancels the block; the answer of a submission is awaited.
         options: of the session.
 
     Raises:
-        TerminatedError: SIGTERM came.
+        TerminatedError: SIGTERM or SIGHUP came.
     """
     with unwrap_single_exception():
         async with AsyncExitStack() as stack:
@@ -97,12 +97,12 @@ async def connect(
             stack.enter_context(on_interrupt(announce))
             await stack.enter_async_context(session)
             if sigterm:
-                stack.enter_context(stopped_by_sigterm(partial(_terminate, announce)))
+                stack.enter_context(stopped_by_sigterm(partial(_terminate, announce=announce)))
             yield session
 
 
 def _announce(output: Output, session: KieSession) -> None:
-    """Say what a Ctrl-C or SIGTERM waits for."""
+    """Say what a Ctrl-C, SIGTERM or SIGHUP waits for."""
     if count := session.submissions_under_way:
         output.say(
             f"{submissions_were(count)} sent and may be charged: the answer is awaited for at most "
@@ -285,38 +285,71 @@ def _is_secret(address: str) -> bool:
 # ---------------------------------------------------------------- signals
 
 
-def _terminate(announce: Callable[[], None] | None = None) -> None:
-    if announce is not None:
-        announce()
-    raise TerminatedError("stopped by SIGTERM")
+def _terminate(name: str, announce: Callable[[], None] = lambda: None) -> None:
+    announce()
+    raise TerminatedError(f"stopped by {name}")
 
 
 @contextmanager
 def stopped_by_sigterm(
-    then: Callable[[], None] = _terminate, *, first: Callable[[], None] | None = None
+    then: Callable[[str], None] = _terminate, *, first: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Cancel the block when SIGTERM comes, so that it can finish what must not be cut off.
+    """Cancel the block when SIGTERM or SIGHUP comes, so that it can finish what must not be cut off.
 
     Args:
-        then: called when SIGTERM has ended the block; by default it raises TerminatedError.
-        first: called at the first SIGTERM instead; the second cancels.
+        then: called with the name of the signal that has ended the block; by default it raises TerminatedError.
+        first: called with the name of the first signal instead; the second one cancels.
     """
-    loop = asyncio.get_running_loop()
+    last = ""
     with CancelScope() as scope:
         steps = iter(filter(None, (first,)))
 
-        def handle() -> None:
-            next(steps, scope.cancel)()
+        def handle(name: str) -> None:
+            nonlocal last
+            last = name
+            next(steps, lambda _name: scope.cancel())(name)
 
-        with suppress(NotImplementedError):  # Windows has no such signal
-            loop.add_signal_handler(signal.SIGTERM, handle)
-        try:
+        with _sigterm_handled(handle), _sighup_handled(handle):
             yield
-        finally:
-            with suppress(NotImplementedError):
-                loop.remove_signal_handler(signal.SIGTERM)
     if scope.cancelled_caught:
-        then()
+        then(last)
+
+
+@contextmanager
+def _sigterm_handled(handle: Callable[[str], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError):  # Windows has no such signal
+        loop.add_signal_handler(signal.SIGTERM, handle, "SIGTERM")
+    try:
+        yield
+    finally:
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(signal.SIGTERM)
+
+
+@contextmanager
+def _sighup_handled(handle: Callable[[str], None]) -> Iterator[None]:
+    """Handle the first SIGHUP, which comes when the terminal is closed, unless it is ignored (nohup).
+
+    The shell may send another: it is ignored from then on, also after the block, where an answer is awaited.
+    """
+    number, loop = getattr(signal, "SIGHUP", None), asyncio.get_running_loop()
+    if number is None or signal.getsignal(number) is signal.SIG_IGN:  # Windows has no such signal
+        yield
+        return
+    handlers = iter((handle,))
+
+    def handle_once() -> None:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+        for each in handlers:  # none is left if two came in one turn of the loop
+            each("SIGHUP")
+
+    loop.add_signal_handler(number, handle_once)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(number)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class KeyUnusableError(SettingsError):
 
 @attrs.define(slots=False)
 class TerminatedError(KieError):
-    """The process received SIGTERM."""
+    """The process received SIGTERM or SIGHUP."""
 
 
 TOP_UP = "top up at https://kie.ai"  # the first words of a hint; where a cap is what is full: to raise it

@@ -45,12 +45,12 @@ async def worker(*, output: OutputArg, out: Directory, options: WorkerOptions = 
     output.hints[7] = f"{AFTER_UNKNOWN.format(where=location.options)}\n{again}"
     control = WorkerControl()
 
-    def drain() -> None:
-        output.say("SIGTERM: what is submitted comes to its end first; SIGTERM again leaves it to other workers")
+    def drain(name: str) -> None:
+        output.say(f"{name}: what is submitted comes to its end first; SIGTERM again leaves it to other workers")
         control.drain()
 
-    def stopped() -> None:
-        output.say("stopped by SIGTERM; every job stays as the journal has it")
+    def stopped(name: str) -> None:
+        output.say(f"stopped by {name}; every job stays as the journal has it")
 
     with stopped_by_sigterm(stopped, first=drain if options.run.drain else None):
         await _work(output, location, out, options, control)
