@@ -384,7 +384,7 @@ async def test_what_cannot_be_used_is_refused(given: dict[str, Any], field: str,
 
 async def test_what_is_far_too_short_is_no_whole_song(tmp_path: Path) -> None:
     source, result = write_wav(tmp_path / "song.wav", SONG), write_wav(tmp_path / "new.wav", NEW[: RATE // 2])
-    with pytest.raises(kie.InvalidRequestError, match=r"kind: is whole, but .* ends at 0:00\.5, before the cut"):
+    with pytest.raises(kie.InvalidRequestError, match=r"kind: is whole, but .* ends at 0:00\.50, before the cut"):
         await join(source, result, at=CUT, out=tmp_path / "longer.wav", kind="whole")
 
 

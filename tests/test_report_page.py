@@ -258,8 +258,8 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
     assert page.one("#summary").text == "104 songs · 104 takes · 1 finished · 1 failed · 1 unknown"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
-    assert page.all(".facts")[0].text.endswith("cut at 0:06.5")
-    assert page.one(".axis .cut").text == "cut 0:06.5"
+    assert page.all(".facts")[0].text.endswith("cut at 0:06.50")
+    assert page.one(".axis .cut").text == "cut 0:06.50"
     assert "its source is not here" in page.all(".facts")[1].text
     assert 3 <= len(page.all(".job:not(.waiting)")) < 30
     page.one(".job h2").click()

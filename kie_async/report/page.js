@@ -32,7 +32,7 @@
     return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
   }
 
-  const exact = (seconds) => clock(seconds, 2).replace(/\.?0+$/, ""); // as the commands print it: 2:06, or 0:15.4
+  const exact = (seconds) => clock(seconds, 2).replace(".00", ""); // as the commands write it: 2:06, or 0:15.40
 
   const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
