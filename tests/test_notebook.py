@@ -254,6 +254,11 @@ CELLS = (
     "own = {'continue_at': 60, 'style': 'Classical', 'title': '<b>Longer</b>', 'instrumental': True}",
     "task = await session.extend('track-id', model='V5', **own)",
     "await task",
+    "(await task).tracks[0]",
+    """jobs = kie.JobList()
+async for job in kie.run_batch(session, kie.read_manifest("songs.jsonl", defaults={"model": "V5"}), directory="out"):
+    jobs.append(job)
+jobs""",
     "await session.aclose()",
 )
 
@@ -281,8 +286,10 @@ FOLDERS = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNT
 def test_a_session_lives_across_the_cells_of_a_notebook(kie_emulator: EmulatorHandle) -> None:
     with tempfile.TemporaryDirectory(prefix="kie-") as folder:  # a short path, as sockets need
         environment = {name: text for name, text in os.environ.items() if not name.startswith("COVERAGE")}
+        Path(folder, "songs.jsonl").write_text('{"id": "<i>one</i>", "audio_id": "a1"}')
         done = subprocess.run(  # noqa: S603  # our own code
             [sys.executable, "-c", EXECUTE, folder, *CELLS],
+            cwd=folder,
             env=environment | dict.fromkeys(FOLDERS, folder),
             capture_output=True,
             text=True,
@@ -291,10 +298,13 @@ def test_a_session_lives_across_the_cells_of_a_notebook(kie_emulator: EmulatorHa
         )
     assert done.returncode == 0, done.stderr
     cells = json.loads(done.stdout)["cells"]
-    assert [cell["outputs"] for cell in cells if cell["source"] != ["await task"]] == [[], [], [], []]
-    (output,) = cells[3]["outputs"]
-    page = Page("".join(output["data"]["text/html"]))
-    assert page.caption.endswith("made from the first 1:00")
-    assert [page.cells[1], page.cells[6]] == ["<b>Longer</b>"] * 2
-    assert [str(audio["src"]).startswith(kie_emulator.base_url) for audio in page.of("audio")] == [True, True]
+    silent, (result,), (track,), (batch,), closed = (cells[:3], *(cell["outputs"] for cell in cells[3:6]), cells[6:])
+    assert [cell["outputs"] for cell in (*silent, *closed)] == [[], [], [], []]
+    pages = [Page("".join(output["data"]["text/html"])) for output in (result, track, batch)]
+    assert pages[0].caption.endswith("made from the first 1:00")
+    assert [pages[0].cells[1], pages[0].cells[6], pages[1].cells[0]] == ["<b>Longer</b>"] * 3
+    assert pages[2].caption == "1 job: 1 delivered; 12 credits"
+    assert pages[2].cells[:2] == ["<i>one</i>", "delivered"]
+    assert [len(page.of("audio")) for page in pages] == [2, 1, 2]
+    assert all(str(audio["src"]).startswith(kie_emulator.base_url) for page in pages for audio in page.of("audio"))
     assert kie_emulator.key not in done.stdout
