@@ -189,7 +189,7 @@ async def test_a_step_that_fails_says_what_there_is(tmp_path: Path) -> None:
             await extend(service, key="song")
         assert caught.value.message.startswith("step 2: ")
         (first,) = await made(service, "song-1")
-        assert f"so far the song lasts 34.5 s of 42 s (track {first.tracks[1].id})" in caught.value.message
+        assert f"so far the song lasts 0:34.50 of 0:42 (track {first.tracks[1].id})" in caught.value.message
         assert "the same call goes on from there, and pays for none of it again" in caught.value.message
         with pytest.raises(kie.ConflictError, match=r"'song-2' is failed .*paid again: kie-async jobs retry song-2"):
             await extend(service, key="song")

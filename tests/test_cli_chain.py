@@ -52,7 +52,7 @@ def made(answer: Answer) -> list[str]:
 
 def takes(answer: Answer) -> list[str]:
     """The takes that are new."""
-    return [Path(path).name for path in re.findall(r"^take [12]: (.+)$", answer.err, re.MULTILINE)]
+    return [Path(path).name for path in re.findall(r"^take [12](?: \(\S+\))?: (.+)$", answer.err, re.MULTILINE)]
 
 
 # ---------------------------------------------------------------- how it goes
@@ -66,6 +66,7 @@ def test_a_song_is_extended_on_the_built_in_emulator(terminal: Terminal, demo: P
     assert re.search(
         r"take 2 of 2 holds the whole song; the song lasts 1:0.*; your song is cut at 0:2\S+$", answer.err, re.MULTILINE
     )
+    assert re.search(r"^take 2 \(1:0\S+\): ", answer.err, re.MULTILINE)
     assert len(takes(answer)) == 2
     [trimmed] = made(answer)
     assert trimmed.endswith("-1-60s.mp3")

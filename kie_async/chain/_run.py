@@ -21,6 +21,7 @@ from kie_async._client.task import Task
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.spending import credits_of
+from kie_async._text import clock
 from kie_async.chain._plan import ChainPlan
 from kie_async.chain._rules import Chain, ChainPart, ChainStep, SongLength, length_after, part_by_length
 from kie_async.errors import (
@@ -300,7 +301,8 @@ class ChainRun:
         if not self._steps:
             return "no step is made yet"
         last = self._steps[-1]
-        there = f"so far the song lasts {last.length:.1f} s of {self.plan.goal.seconds:g} s (track {last.track.id})"
+        lasts = f"{clock(last.length or 0.0)} of {clock(self.plan.goal.seconds)}"  # else it would have ended before
+        there = f"so far the song lasts {lasts} (track {last.track.id})"
         if self.recorder is None:
             return f"{there}; to go on from there, extend that track"
         return f"{there}; the same call goes on from there, and pays for none of it again"

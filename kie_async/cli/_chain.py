@@ -249,8 +249,9 @@ def _step_lines(step: ChainStep) -> Iterator[str]:
     if step.fades_from is not None:
         line += f", for it fades out from {clock(step.fades_from)}"
     yield line
-    for number, path in enumerate(step.files, start=1):
-        yield f"take {number}: {path}"
+    for number, (track, path) in enumerate(zip(step.tracks, step.files, strict=True), start=1):
+        lasts = "" if track.duration is None else f" ({clock(track.duration)})"
+        yield f"take {number}{lasts}: {path}"
 
 
 def _step_value(step: ChainStep) -> dict[str, Any]:
