@@ -279,7 +279,7 @@ def _translate(call: ApiCall[Any], error: Exception, sending: _Sending) -> KieEr
             "sent again"
         )
     if isinstance(error, _TooLongError):
-        return BadResponseError(f"{call.name}: the answer is longer than {MAX_BODY} bytes")
+        return BadResponseError(f"{call.name}: the answer cannot be read ({reason})")
     return ServerError(f"{call.name}: no answer ({reason})")
 
 
@@ -297,6 +297,8 @@ def _unsent(call: ApiCall[Any], error: Exception, reason: str) -> ConnectError:
 
 def _reason(error: Exception) -> str:
     """Name an error of aiohttp's. Only the system's words are repeated: its own quote headers."""
+    if isinstance(error, _TooLongError):
+        return f"it is longer than {MAX_BODY} bytes"
     words = error.strerror if isinstance(error, OSError) else None
     return f"{type(error).__name__}: {clean(words)}" if words else type(error).__name__
 
