@@ -14,7 +14,7 @@ from kie_async._client.concurrency import InternalErrors, map_unordered, until
 from kie_async._client.lifetime import Lifetime, Opened
 from kie_async._client.task import Task
 from kie_async._dispatcher import Dispatcher, choose_journal, open_dispatcher, settings_with
-from kie_async._protocol.admission import Admission, FailureStreak, check_task_id
+from kie_async._protocol.admission import Admission, FailureStreak, check_task_id, check_track
 from kie_async._protocol.endpoints import ROUTES, credits_left, download_url
 from kie_async._protocol.options import RequestFields, UploadFields, extend_track
 from kie_async.callbacks import Receiver
@@ -335,12 +335,13 @@ class KieSession(Opened[Dispatcher]):
             DownloadError: it could not be fetched whole; ``NAME.part`` is kept, and the next call resumes it.
             ResultExpiredError: the service no longer keeps it.
             StorageError: the local disk refused.
+            InvalidRequestError: ``track`` is no track.
 
         Cancelling keeps ``NAME.part``.
         """
         return await files.download_track(
             self._open().client.fetcher,
-            track,
+            check_track(track),
             Path(directory),
             name=name,
             keep_existing=keep_existing,

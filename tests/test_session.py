@@ -134,6 +134,10 @@ async def test_an_expired_link_is_renewed(tmp_path: Path) -> None:
         service.emulator.faults.add(Fault("expired", times=1))
         path = await service.session.download(result.tracks[0], tmp_path)
         assert path.stat().st_size
+        with pytest.raises(
+            kie.InvalidRequestError, match=r"track: is of type TaskResult; give one of TaskResult.tracks"
+        ):
+            await service.session.download(result, tmp_path)  # type: ignore[arg-type]  # wrong on purpose
         service.emulator.faults.add(Fault("expired"))
         service.emulator.faults.add(Fault("code", on="download_url", code=422))
         with pytest.raises(kie.ResultExpiredError):

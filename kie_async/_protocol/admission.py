@@ -26,7 +26,7 @@ from kie_async.errors import (
     invalid_request,
 )
 from kie_async.events import Notice, Observer, Topic, clean
-from kie_async.models import ExtendRequest, Request, UploadExtendRequest
+from kie_async.models import ExtendRequest, Request, Track, UploadExtendRequest
 from kie_async.settings import Settings
 
 # ---------------------------------------------------------------- what a session remembers
@@ -151,6 +151,13 @@ def check_task_id(task_id: object) -> str:
     if not isinstance(task_id, str) or TASK_ID.fullmatch(task_id) is None:
         raise invalid_request(Problem("task_id", "is no id of a task", "give Task.id as it was given to you"))
     return task_id
+
+
+def check_track(track: object) -> Track:
+    """Return what is a track; raise InvalidRequestError if it is something else, such as the result that holds it."""
+    if not isinstance(track, Track):
+        raise invalid_request(Problem("track", f"is of type {type(track).__name__}", "give one of TaskResult.tracks"))
+    return track
 
 
 # ---------------------------------------------------------------- the checks: pure
