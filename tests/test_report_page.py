@@ -86,6 +86,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tone(path / "seam.wav", 14.0, width=1, before=0.6)
     more["verdict"]["seam"] = 0.25
     sidecar(path, "seam", key="d", request=request | {"title": "Seam"}, **more | source)
+    tone(path / "step.wav", 0.2)
+    sidecar(path, "step", key="e", request={"audio_id": "id-seam"})
     line(path, "c", state="failed", title="River", error={"message": "a known work", "code": 413})
     for number in range(100):
         line(path, f"more-{number}", title=f"Z{number}", files=["rest.wav"])
@@ -171,8 +173,12 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
     page.press(" ")
     page.until(f"{SOUNDS}[2].paused")
 
-    page.press("n", " ")  # that of the continuation, which begins at the cut
+    page.press(" ")
+    page.until("document.querySelector('.job.playing')")
+    page.press("n")  # that of the continuation, which begins at the cut
     page.until(f"{SOUNDS}.length === 1 && {SOUNDS}[0].currentTime > 0.1")
+    assert len(page.all(".job.playing")) == 1  # the other row shows that it is paused
+    assert page.one(".play").get_attribute("aria-label") == f"Play {HOSTILE}"
     assert page.run("return document.activeElement.textContent") == "Rest"
     position = float(page.one(".job.current [type=range]").get_attribute("value") or 0)
     assert CUT <= position <= CUT + 2
@@ -231,9 +237,9 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
     page.until("document.querySelector('#live.shown').textContent === 'The source gets no verdict: choose a take'")
     page.press("e", "a", Keys.SPACE, "k", Keys.ESCAPE, "1", "k", "k")  # a note; kept, and undecided
     page.all(".note")[1].send_keys('"<é>"')
-    assert page.one("#progress").text == "1 of 105 decided"
+    assert page.one("#progress").text == "1 of 106 decided"
     page.open()
-    assert page.one("#progress").text == "1 of 105 decided"
+    assert page.one("#progress").text == "1 of 106 decided"
     assert [each.get_attribute("value") for each in page.all(".note")[:2]] == ["a k", '"<é>"']
     assert page.all("[data-verdict=keep]")[1].get_attribute("aria-pressed") == "true"
 
@@ -255,10 +261,11 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
 
 
 def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -> None:
-    assert page.one("#summary").text == "104 songs · 104 takes · 1 finished · 1 failed · 1 unknown"
+    assert page.one("#summary").text == "104 songs · 105 takes · 1 finished · 1 failed · 1 unknown"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
     assert page.all(".facts")[0].text.endswith("cut at 0:06.50")
+    assert page.all(".facts")[4].text == "step 2from take 1 of step 1"
     assert page.one(".axis .cut").text == "cut 0:06.50"
     assert "its source is not here" in page.all(".facts")[1].text
     assert 3 <= len(page.all(".job:not(.waiting)")) < 30

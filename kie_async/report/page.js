@@ -182,12 +182,20 @@
     return Math.min(1, Math.max(0, (position - from) / (to - from)));
   }
 
+  /** What was extended, unless the title says so. */
+  function origin({ source, title, step }) {
+    const before = step > 1 ? data.jobs.filter((job) => job.step === step - 1) : [];
+    const made = before.flatMap((job) => job.lanes).find((lane) => lane.take && lane.name === source);
+    if (made) return `from take ${made.take} of step ${step - 1}`;
+    return source.replace(/\.[^.]*$/, "") === title ? "" : source;
+  }
+
   function facts(job) {
     return [
       job.state === "delivered" ? "" : job.state,
       job.step === 0 ? "finished song" : "",
       job.step > 1 ? `step ${job.step}` : "",
-      job.source && job.source.replace(/\.[^.]*$/, "") !== job.title ? job.source : "",
+      origin(job),
       job.source && job.lanes.every((lane) => lane.take) ? "its source is not here" : "",
       job.cut === null ? "" : `cut at ${exact(job.cut)}`,
       job.model,
@@ -446,6 +454,7 @@
       const last = active;
       pause(last);
       last.shell.classList.remove("active");
+      showPaused(last); // its players do not say so: they drop their events when they let go their files
       last.lanes.forEach((lane) => {
         if (!lane.audio) return;
         lane.audio.removeAttribute("src");
@@ -513,6 +522,11 @@
 
   function pause(row) {
     row.lanes.forEach((lane) => lane.audio?.pause());
+  }
+
+  function showPaused(row) {
+    row.shell.classList.remove("playing");
+    row.parts.play.setAttribute("aria-label", `Play ${row.job.title}`);
   }
 
   function toggle(row) {
@@ -596,9 +610,7 @@
       nextFrame = requestAnimationFrame(frame);
     });
     lane.audio.addEventListener("pause", () => {
-      if (playing(row)) return;
-      row.shell.classList.remove("playing");
-      row.parts.play.setAttribute("aria-label", `Play ${row.job.title}`);
+      if (!playing(row)) showPaused(row);
     });
     on("timeupdate", () => tick(row)); // also where frames stand still, as in a tab that is not seen
     on("ended", () => {
