@@ -199,7 +199,9 @@ def test_a_continuation_is_heard_behind_its_source(page: ReportPage) -> None:
     """The clock is that of the song: the source plays up to the cut, and the take from there."""
     paused = f"{SOUNDS}.map(each => each.paused).join()"
     page.run(STARTS)
-    page.press("n", "n", "n", "n", "g")
+    page.press("n", "n", "n", "n")
+    assert page.one(".current .clock").text == "0:00.0 / 0:20.3"
+    page.press("g")
     page.until("starts.length")
     assert page.run("return document.activeElement.textContent") == "Seam"
     assert page.one(".current .clock").text == "0:03.5 / 0:20.3"
@@ -305,5 +307,10 @@ def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
     assert page.run("return document.getElementById('match').checked") is False
     page.press("?")
     assert not page.one("#help").is_displayed()
+    fixed = "Object.defineProperty(HTMLMediaElement.prototype, 'volume', { get: () => 1, set() {} })"  # as an iPhone's
+    script = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": fixed})
+    page.open()
+    assert page.one(".match").text == "Levels are not matched: this device plays all at one volume"
+    page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
     page.one("[type=range]").send_keys(Keys.ARROW_RIGHT)
     assert page.one(".clock b").text == "0:05.0"

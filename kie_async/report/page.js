@@ -10,6 +10,7 @@
   const find = (id) => document.getElementById(id);
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const main = find("jobs");
+  const match = find("match"); // the switch
   let current = null; // the row that the keys are for
   let active = null; // the row whose audio is loaded
   let saying = 0; // the timer of what is about to be said
@@ -139,6 +140,17 @@
     });
   }
 
+  /** Say why levels are not matched where they cannot be. */
+  function offerMatching() {
+    const probe = make("audio");
+    probe.volume = 0.5;
+    const isKnown = data.jobs.some(({ lanes }) => lanes.some(({ gain }) => gain !== null));
+    if (isKnown && probe.volume < 1) return;
+    match.checked = false;
+    const reason = isKnown ? "this device plays all at one volume" : "they could not be measured";
+    match.closest("p").replaceChildren(make("span", {}, `Levels are not matched: ${reason}`));
+  }
+
   // ---------------------------------------------------------------- rows
 
   function laneLabel(job, lane) {
@@ -226,7 +238,7 @@
     row.lanes.forEach((lane, index) => row.shell.append(makeLane(row, lane, index)));
     if (isPlayable(row)) {
       row.shell.append(makeAxis(row));
-      row.position = Math.max(0, row.lanes[row.lane].start);
+      row.position = Math.max(0, beginning(row, row.lanes[row.lane]));
       row.lanes.forEach((lane) => { if (lane.wave) sizes.observe(lane.wave); });
       showLane(row);
       showSpan(row);
@@ -394,7 +406,7 @@
     const [from, to] = span(row);
     const bars = Math.floor(width / BAR);
     const played = row === active && row.lanes[row.lane] === lane ? Math.round(share(row, row.position) * width / BAR) : 0;
-    const state = [width, height, devicePixelRatio, from, to, played, find("match").checked, colour("new")].join();
+    const state = [width, height, devicePixelRatio, from, to, played, match.checked, colour("new")].join();
     if (lane.drawn === state) return;
     lane.drawn = state;
     const scale = devicePixelRatio;
@@ -477,7 +489,7 @@
 
   /** How loud a lane is played: up to 1 only, so that all lanes of a row are turned down by the largest gain. */
   function volumeOf(row, lane) {
-    if (!find("match").checked) return 1;
+    if (!match.checked) return 1;
     const largest = Math.max(...row.lanes.map(({ gain }) => gain)); // one that is unknown, null, counts as 0
     return Math.max(QUIETEST, 10 ** ((lane.gain - largest) / 20));
   }
@@ -728,12 +740,12 @@
   showProgress();
 
   for (const id of ["match", "keys-on"]) remember(id);
-  find("match").closest("p").hidden = data.jobs.every(({ lanes }) => lanes.every(({ gain }) => gain === null));
+  offerMatching();
 
   find("search").addEventListener("input", sift);
   find("filter").addEventListener("change", sift);
   find("keys").addEventListener("click", () => find("help").showModal());
-  find("match").addEventListener("change", () => {
+  match.addEventListener("change", () => {
     if (active) setVolumes(active);
     drawAll();
   });
