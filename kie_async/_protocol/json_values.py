@@ -1,11 +1,11 @@
 """JSON of the service as plain values: the text mended if need be, and fields read from keys in either spelling.
 
-Text is read strictly first, and mended if that cannot be. Inside ``data.param`` and ``data.paramJson`` of a real answer
-of the jobs route the innermost quotes had one backslash too few, so that a finished, paid task could not be read. It is
-put back, there and in the tracks; if that does not help, the two are cut out, for they are echoes of the request.
-Bytes that cannot be read even so are a ``BadResponseError``.
+Text is first read strictly, and mended if that fails. Inside ``data.param`` and ``data.paramJson`` of a real answer of
+the jobs route the innermost quotes had one backslash too few, so that a finished, paid task could not be read. The
+backslash is put back, there and in the tracks; if that does not help, the two fields are cut out, because they only
+echo the request. Bytes that still cannot be read raise ``BadResponseError``.
 
-A plain value is read whatever it came as: what cannot be read is none, and nothing is raised.
+Plain values are read leniently: one that cannot be read is None, and nothing is raised.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def beginning(body: bytes) -> str:
 
 
 def load_tolerantly(body: bytes) -> Json:
-    """Read JSON strictly, and mended if that cannot be."""
+    """Read JSON strictly; if that fails, mend it."""
     try:
         return load(body)
     except BadResponseError:
@@ -122,8 +122,8 @@ def load_tolerantly(body: bytes) -> Json:
 def mend(body: bytes, read: Callable[[str], Any] = _loads_leniently) -> Json:
     """Read a malformed answer: letters cut in half, control characters, NaN; or with lost backslashes put back.
 
-    Last, without its echoes of the request, which takes what stands between two faults with them. None if nothing
-    mends it.
+    As a last resort its echoes of the request are cut out, and with them what stands between two faults. None if
+    nothing helps.
     """
     text = body.removeprefix(BOM_UTF8).decode("utf-8", "replace").rstrip("\0 \t\r\n")
     value = _readable(text, read)[1]
@@ -177,7 +177,7 @@ def as_word(value: object) -> str:
 
 
 def as_address(value: object) -> str | None:
-    """An http(s) address, alone or in a list; "null" and what else may stand for one that is not there yet is none."""
+    """An http(s) address, alone or in a list; None for "null" and other placeholders of one that is not there yet."""
     text = as_text(value[0] if isinstance(value, list) and len(value) == 1 else value)
     if text is None:
         return None
@@ -269,7 +269,7 @@ def _members_of(cls: type[object], **own: Callable[[object], object]) -> dict[st
 
 
 def _reader(members: Mapping[str, tuple[str, Callable[..., object]]]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Make the function that reads fields: a plain loop, for it is the greater part of what an answer costs."""
+    """Make the function that reads fields: a plain loop, because it takes most of the time to read an answer."""
     find = members.get
 
     def read(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 First what the service accepts, as data, each limit with the page that states it; where two pages disagree, the current
 one decides, and ``OLDER`` holds what the other says. Then how a cut point is written: ``45.5``, ``1:05``, ``75%``,
 ``-10s``. Last the rules: each takes the fields as they were given, of any type whatever, and yields what is wrong with
-them. Refused is what the service is known to refuse, and what would be paid and cannot have the effect that is asked
-for. What is only pointless is no fault: see ``_protocol.admission``.
+them. A request is refused if the service is known to refuse it, or if it would be paid and cannot have the effect that
+is asked for. What is only pointless is no fault: see ``_protocol.admission``.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def is_url(source: object) -> bool:
 
 
 def is_blank(text: object) -> bool:
-    """Tell whether a value is text that says nothing."""
+    """Tell whether a value is text, and empty or only white space."""
     return isinstance(text, str) and not text.strip()
 
 

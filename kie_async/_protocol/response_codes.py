@@ -1,8 +1,8 @@
-"""What the status and the code of an answer mean: a value, an error, or (of a submission) that nobody knows. Pure.
+"""What the status and the code of an answer mean: a value, an error, or for a submission an unknown outcome. Pure.
 
-Its bytes become values in ``wire``; what an answer that never came means is said in ``_client.http_client``.
+``wire`` turns the bytes of an answer into values; ``_client.http_client`` handles answers that never came.
 
-The service refuses with HTTP 200 and a code in the body nearly always; real HTTP errors and a CDN's HTML pages occur
+Nearly always the service refuses with HTTP 200 and a code in the body; real HTTP errors and a CDN's HTML pages occur
 too. Both count: only 2xx *and* code 200 is a success, and a code that is not known never is.
 """
 
@@ -42,7 +42,7 @@ _REDIRECTS, _CLIENT_ERRORS, _UNAUTHORIZED, _FORBIDDEN, _SERVER_ERRORS = 300, 400
 
 
 class Refusal(NamedTuple):
-    """What a definite no means."""
+    """What a definite refusal means."""
 
     kind: type[RefusedError] = RefusedError
     charged: Charged = "no"
@@ -207,7 +207,7 @@ def _named_task(envelope: wire.Envelope) -> str | None:
 
 
 def _refusal(call: ApiCall[T], status: int, envelope: wire.Envelope) -> Refusal | None:
-    """The definite no that a status, a body code and its words make together; None if they make none."""
+    """The definite refusal that a status, a body code and its words make together; None if they make none."""
     code = envelope.code
     if code is None or code not in BODY_CODES:
         refusal = HTTP_STATUSES.get(status)

@@ -140,7 +140,7 @@ def _charged(record: TaskRecord, unless_told: Charged) -> Charged:
 
 
 def _without_audio(record: TaskRecord) -> Verdict:
-    """What a success without audio is when its time is over: what can be had is taken, the original files too."""
+    """Judge a success that still lacks audio when its time is over: all tracks with a file count, also an original."""
     usable = tuple(track for track in record.tracks if track.audio_url or track.source_audio_url)
     if usable:
         return Succeeded(usable, partial=len(usable) < len(record.tracks))

@@ -1,7 +1,7 @@
 """The bytes of answers to values, and values back: the only place that knows cattrs. ``json_values`` reads the text.
 
 Read tolerantly: keys in camelCase or snake_case, nulls, absent keys, numbers as text, dates as epoch milliseconds
-or text; unknown keys fall away. What is read here ends, whatever it is, in a value or in ``BadResponseError``.
+or text; unknown keys fall away. Any input becomes a value, or raises ``BadResponseError``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _OF_A_TASK = frozenset({*_ID, "status", "state", "successFlag", "success_flag"})
 
 
 def _first(data: object, *names: str) -> str | None:
-    """The first of these members that is a text with something in it."""
+    """The first of these members that is a text and not empty."""
     return next((text for name in names if (text := as_text(_get(data, name)))), None)
 
 
@@ -103,18 +103,18 @@ def read_task_id(data: object) -> str:
 
 
 def task_id_in(body: bytes) -> str | None:
-    """The only id of a task that stands in an answer that is no JSON, such as one that was cut off behind it."""
+    """The task id in an answer that is no JSON, such as one cut off after it; None if there is not exactly one."""
     ids = set(_ID_IN_TEXT.findall(body))
     return ids.pop().decode() if len(ids) == 1 else None
 
 
 def is_record(data: object) -> bool:
-    """Whether this is what record-info says of a task, and not of the question."""
+    """Whether this is the record of a task, and not an error about the question."""
     return bool(_first(_bare(data), "status", "state", "successFlag", "success_flag"))
 
 
 def with_reason(envelope: Envelope) -> Json:
-    """A record; one that failed and does not say why gets the code and the words that stand beside it."""
+    """The record in an envelope; if it failed and does not say why, with the code and the message of the envelope."""
     data = _bare(envelope.data)
     code, reason = _why(data)
     if code or WORDS.get(_status(data, reason)) is not Word.FAILED:
@@ -169,7 +169,7 @@ _NO_REASON = frozenset({"", "NULL", "NONE", "OK", "SUCCESS"})
 
 
 def _why(data: Mapping[str, Any]) -> tuple[int | None, str | None]:
-    """Why a task failed: a number other than 0, and what stands in words in the place of one."""
+    """Why a task failed: its code, other than 0, and the words that stand in the place of a code."""
     code = reason = None
     for name in _CODES:
         if value := data.get(name):

@@ -1,7 +1,7 @@
 """Which kinds of audio file there are, how each begins, and where each says that it ends.
 
-What counts is the content; a name or a header of HTTP proves nothing. A file may declare an end that is wrong; then
-it does not end there, and is not taken for whole: only an end at the very byte counts.
+Only the content counts: a name or an HTTP header proves nothing. A file counts as whole only if it ends at exactly the
+byte that it declares as its end.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _mp3_end(file: BinaryIO, _size: int) -> int | None:
 
 
 def _chunk_end(file: BinaryIO, size: int, order: Literal["little", "big"]) -> int | None:
-    """Read the size of the one chunk that is the file; an encoder that could not go back leaves it open."""
+    """Return the end by the size of the chunk that holds all others; None if the encoder could not fill it in."""
     file.seek(4)
     length = int.from_bytes(file.read(4), order)
     end = 8 + length
@@ -143,7 +143,7 @@ def _ogg_ends(file: BinaryIO, size: int) -> bool | None:
 
 
 def _m4a_end(file: BinaryIO, size: int) -> int | None:
-    """Go from box to box: they fill the file, and its index is one of them."""
+    """Return where the last box ends; without the index (``moov``), at least one more box is missing."""
     at, names = 0, set()
     while at < size:
         file.seek(at)

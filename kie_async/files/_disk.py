@@ -1,4 +1,4 @@
-"""Blocking work on files, done in a worker thread; what the disk refuses becomes our own error."""
+"""Run blocking file operations in a worker thread; an ``OSError`` becomes a ``StorageError``."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def on_disk(function: Callable[..., T], *arguments: object, on_cancel: Cal
 
 
 async def check_writable(directory: Path) -> None:
-    """See that files can be written to a directory, or to the one in which it would be made; nothing is left there.
+    """Check that files can be written to a directory, or to the one in which it would be made; leave nothing there.
 
     Raises:
         StorageError: they cannot.
@@ -91,7 +91,7 @@ class Reporter:
     _task_id: str = ""
 
     def report(self, done: int, total: int | None) -> None:
-        """Tell once more; a callback that failed is not called again."""
+        """Call the callback, unless it has failed before."""
         if self._progress is None:
             return
         try:

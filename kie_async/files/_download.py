@@ -1,10 +1,10 @@
-"""Fetch results, going on where an earlier try ended: a file is whole under its name, or it is not there.
+"""Download results, and resume interrupted downloads: a file is whole under its name, or it is absent.
 
-The bytes go to ``NAME.part``. A connection that breaks off, stands still or crawls is taken up where it ended
-(Range, If-Range), a bounded number of times; what is left then stays for the next call. Only a file that is proven to
-be whole, that is audio by its content and as long as the service said, gets its name. What proves it is whole: the
-size or the chunks of HTTP; or the size that the host tells when it is asked for what comes after the last byte; or
-the end that the file itself declares.
+The bytes go to ``NAME.part``. If a connection breaks, stalls or is too slow, the download is resumed where it stopped
+(Range, If-Range), a bounded number of times; then the part stays for the next call. A file gets its name only if it is
+proven to be whole, is audio by its content, and is as long as the service said. It is proven to be whole by the size
+or the chunks of HTTP, by the size that the host names when it is asked for the bytes after the last one, or by the end
+that the file itself declares.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
 ) -> Path:
     """Download a track into a directory, which is made if need be, and return the path of the file.
 
-    It tries ``audio_url`` first and ``source_audio_url`` next; the address of a stream stops to work (the service says
-    so), and is never used. With the extra ``audio``, a file that is more than 2 s shorter than ``track.duration`` is
-    refused, and a notice emitted of one that is longer.
+    It tries ``audio_url`` first and ``source_audio_url`` next. The address of a stream is never used, because it stops
+    working (the service says so). With the extra ``audio``, a file that is more than 2 s shorter than
+    ``track.duration`` is refused, and a notice emitted of one that is longer.
 
     Args:
         fetcher: carries it; its settings say how large a file may be.
@@ -114,7 +114,7 @@ async def download_track(  # noqa: PLR0913  # keyword-only but for the subject
 
 
 async def renew_link(transport: Transport, track: Track) -> str | None:
-    """Ask for another link to the audio of a track, for its own has expired; None, with a notice, if there is none."""
+    """Ask for a new link to the audio of a track whose own has expired; None, and a notice, if there is none."""
     try:
         return await transport.send(download_url(track.audio_url or ""))
     except KieError as error:  # the link's own error says more to the user
@@ -145,7 +145,7 @@ class _MinimumSpeed:
 
 @attrs.define(kw_only=True)
 class _Download:
-    """One file on its way into one part, and what it must turn out to be."""
+    """The download of one file into one part, and what the file must be."""
 
     fetcher: Fetcher
     part: PartialFile
@@ -169,7 +169,7 @@ class _Download:
         raise next((error for error in errors if error.retryable), errors[0])
 
     async def _from(self, url: str) -> Path:
-        """Fetch from one address, with as many exchanges as it may take."""
+        """Fetch from one address, in at most ``EXCHANGES`` exchanges."""
         for attempt in range(1, EXCHANGES):
             try:
                 return await self._try(url)
@@ -212,7 +212,7 @@ class _Download:
         return await self._check_size(self._total(response)) or is_whole
 
     async def _prove(self, url: str, kind: AudioKind) -> None:
-        """Prove that the file is whole after a body that ended with its connection, as one that breaks off does too."""
+        """Prove that the file is whole, where the body ended with the connection, as an interrupted one does too."""
         if await self._check_size(await self._size_at_host(url)):
             return
         is_complete = await on_disk(self.part.is_complete, kind)
@@ -226,7 +226,7 @@ class _Download:
             raise DownloadError(f"the download broke off after {self.part.size} bytes: the file declares more")
 
     async def _size_at_host(self, url: str) -> int | None:
-        """Ask for what comes after the last byte here: the answer names the size; None if the host does not tell."""
+        """Ask for the bytes after the last one here, and return the size that the host names; None if it names none."""
         validator = self.part.resume_info.validator if self.part.resume_info else None
         try:
             async with self.fetcher.open(url, start=self.part.size, validator=validator) as response:
@@ -243,7 +243,7 @@ class _Download:
             raise DownloadError(words, retryable=False)
 
     def _begin(self, anew: ResumeInfo | None, total: int | None) -> None:
-        """Empty the part if it begins anew, and see that there is room for what will come; blocks."""
+        """Empty the part if the download begins anew, and check that the disk has room for the rest; blocks."""
         if anew is not None:
             self.part.restart(anew)
         missing = max((total or 0) - self.part.size, 0)
@@ -251,7 +251,7 @@ class _Download:
             raise StorageError(f"the disk has no room for the {missing} bytes to come: make room")
 
     async def _stream(self, response: DownloadResponse) -> None:
-        """Write what comes. When a connection breaks, what aiohttp has not handed out by then is fetched again."""
+        """Write the body to the part. If the connection breaks, what aiohttp still holds is fetched again."""
         pieces, held = list[bytes](), 0
         speed = _MinimumSpeed(anyio.current_time())
         try:
@@ -284,11 +284,11 @@ class _Download:
         await on_disk(self.part.append, *pieces)
 
     def _total(self, response: DownloadResponse) -> int | None:
-        """Tell the size of the whole, as this response or the one it continues has said it."""
+        """Return the size of the whole file, as this response or the one that it continues has named it."""
         return self.part.resume_info.total if response.total is None and self.part.resume_info else response.total
 
     async def _check_size(self, total: int | None) -> bool:
-        """Hold what is there to the size of the whole; tell whether that is known."""
+        """Compare the part with the size of the whole file; return whether that size is known."""
         if self.part.size == 0:
             raise DownloadError("the host sent an empty file")
         if total is None:
@@ -300,7 +300,7 @@ class _Download:
         return True
 
     def _inspect(self) -> tuple[AudioKind | None, float | AudioError | None]:
-        """Tell by the content what it is, and how long (or why it is damaged) if that is asked for; blocks."""
+        """Return the kind of the audio and, if its length is to be checked, the length or why it is damaged; blocks."""
         kind = self.part.kind()
         if kind is None or not self.expected_duration:  # the service also says 0 for what it does not know
             return kind, None
@@ -326,16 +326,16 @@ class _Download:
         self.reporter.notify(f"{self.part.stem}: {words}")
 
     async def _discard(self, words: str, *, retryable: bool = False) -> DownloadError:
-        """Throw away what came, so that nothing is built on it."""
+        """Empty the part, so that its bytes are not resumed; return the error to raise."""
         await on_disk(self.part.restart, ResumeInfo("", None, None))
         return DownloadError(words, retryable=retryable)
 
 
 def _source(url: str) -> str:
-    """Name where a file lies without its query, which holds signatures and changes with each of them."""
+    """Return a hash of an address without its query, which holds signatures and changes with each of them."""
     return hashlib.sha256(url.partition("?")[0].encode("utf-8", "replace")).hexdigest()
 
 
 def _same(total: int | None, info: ResumeInfo | None) -> bool:
-    """Tell whether a size is that of the file begun; one that either side does not know contradicts nothing."""
+    """Whether a size can be that of the file that was begun; a size that is not known can be any."""
     return total is None or info is None or info.total in {None, total}

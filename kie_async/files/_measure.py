@@ -140,7 +140,7 @@ def hash_source(path: Path, *, measured: bool) -> tuple[str, float | None]:
 
 
 class _HashedFile(io.FileIO):
-    """A file that is hashed while it is read in order; what was passed over is read at the end."""
+    """A file that is hashed while it is read in order; what was skipped is read, and hashed, at the end."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -247,7 +247,7 @@ class _Measurement:
         return frames.seconds if is_honest else None
 
     def _by_its_end(self, file: BinaryIO) -> float | None:
-        """Read the last packets alone where no other can be missing: by the index of an mp4, or the pages of an ogg."""
+        """Read only the last packets, if the index of an mp4 or the pages of an ogg prove that no other is missing."""
         import av  # an extra, and slow to import
 
         is_one_stream = self.kind is OGG and is_one_ogg_stream(file)

@@ -124,7 +124,7 @@ def _size(response: DownloadResponse, received: int) -> int | None:
 
 
 def _proven(data: bytes, total: int) -> float | None:
-    """The length that the beginning of a file proves, or all of it; blocks."""
+    """Return the length that the beginning of a file proves, or that of a file which is here as a whole; blocks."""
     if len(data) == total:
         return measure_open(BytesIO(data), _NAME)
     kind, start = kind_of(BytesIO(data)), audio_start(BytesIO(data))
@@ -139,7 +139,7 @@ def _proven(data: bytes, total: int) -> float | None:
 
 
 def _agrees(data: bytes, total: int, start: int, seconds: float) -> bool:
-    """Whether what the beginning lasts makes a length likely: a header can lie, or be that of a file cut off since."""
+    """Whether a length agrees with that of the beginning: a header may be wrong, or the file cut off behind it."""
     try:
         expected = measure_open(BytesIO(data), _NAME) * (total - start) / (len(data) - start)
     except AudioError:

@@ -29,7 +29,7 @@ _SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 def safe_name(text: str, *, limit: int = MAX_NAME) -> str:
     """Make a file's name out of any text, of at most ``limit`` bytes in UTF-8.
 
-    A suffix of audio is taken off: the file gets the one that its content deserves. What has nothing left is "track".
+    A suffix of audio is removed, because the file gets that of its content. If nothing is left, the name is "track".
     """
     plain = unicodedata.normalize("NFC", text)
     if plain.lower().endswith(_SUFFIXES):
@@ -58,7 +58,7 @@ def _cut(name: str, limit: int) -> str:
 
 
 def _stripped(name: str) -> str:
-    """Take off what a name must not begin or end with; a mark at the beginning would have nothing to stand on."""
+    """Remove what a name must not begin or end with, such as a combining mark, which needs a letter before it."""
     name = name.strip(_EDGE)
     while name and (name[0] in _EDGE or unicodedata.category(name[0]).startswith("M")):
         name = name[1:]

@@ -1,10 +1,10 @@
-"""A download on disk, for ``_download``, which decides when and from where it goes on. Everything here blocks.
+"""The file of a download on disk; ``_download`` decides when and from where it is resumed. Everything here blocks.
 
-It is ``NAME.part`` while it comes, and ``NAME.mp3`` once it is whole.
-What proves that a later response continues the same file stands in ``NAME.part.json``; without that proof a download
-begins anew. A part is locked while it is written, so that two processes never mix their bytes in one: the second
-takes ``NAME.part-2``. The final name appears by a hard link, which is atomic and overwrites nothing, and only
-after the bytes are on the disk: killed at any moment, the whole file is there under its name, or none.
+It is ``NAME.part`` while it is downloaded, and ``NAME.mp3`` once it is whole. ``NAME.part.json`` holds what proves that
+a later response continues the same file; without that proof the download begins anew. A part is locked while it is
+written, so that two processes never mix their bytes in one: the second takes ``NAME.part-2``. The final name is given
+by a hard link, which is atomic and overwrites nothing, after the bytes are on the disk: if the process is killed at any
+moment, the whole file has its name, or no file has it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PartialFile:
 
     @classmethod
     def open(cls, directory: Path, stem: str) -> Self:
-        """Take the part of a name, or of the next free one if another download holds it."""
+        """Open and lock the part of a name, or of the next free name if another download holds it."""
         directory.mkdir(parents=True, exist_ok=True)
         directory = directory.resolve()
         for name in _numbered(f"{stem}.part"):
@@ -101,7 +101,7 @@ class PartialFile:
         return self._file.closed
 
     def restart(self, info: ResumeInfo) -> None:
-        """Throw away what is there and write down what will come."""
+        """Empty the part, and save what it will be the beginning of."""
         self._file.seek(0)
         self._file.truncate()
         self.size = 0
@@ -109,7 +109,7 @@ class PartialFile:
         _write_resume_info(self.resume_info_path, info)
 
     def rewrite(self, write: Callable[[BinaryIO], object]) -> None:
-        """Write other bytes in place of those that are there, and bring them to the disk."""
+        """Replace the content of the part, and sync it to the disk."""
         number = self._file.fileno()
         self._file.seek(0)
         self._file.truncate()
@@ -130,17 +130,17 @@ class PartialFile:
         return shutil.disk_usage(self.path.parent).free
 
     def kind(self) -> AudioKind | None:
-        """Tell by its content what it is."""
+        """Return the kind of audio by the content; None if it is no known audio."""
         with self.path.open("rb") as file:
             return kind_of(file)
 
     def is_complete(self, kind: AudioKind) -> bool | None:
-        """Tell by its content whether it is all there; None if the content does not say."""
+        """Return whether the content ends where it declares its end; None if it declares none."""
         with self.path.open("rb") as file:
             return ends_as_declared(file, kind)
 
     def finish(self, suffix: str, *, keep_existing: bool = False) -> Path:
-        """Bring the bytes to the disk, give them their final name, and return it. An existing file is kept.
+        """Sync the bytes to the disk, give them their final name, and return it. An existing file is kept.
 
         Args:
             suffix: of the file.
@@ -176,7 +176,7 @@ class PartialFile:
         self._file.close()  # last, so that nobody takes the part while it goes
 
     def release(self) -> None:
-        """Give the part free for others, and take it away if there is nothing in it."""
+        """Unlock the part for others, and remove it if it is empty."""
         if not self._file.closed and self.size == 0:
             with contextlib.suppress(OSError):  # an empty part that stays behind harms nobody
                 self.remove()
@@ -281,7 +281,7 @@ def _sibling(path: Path, stem: str, about: os.stat_result) -> Path | None:
 
 
 def _read_resume_info(path: Path) -> ResumeInfo | None:
-    """Read what a part is the beginning of; anything odd is as good as nothing."""
+    """Read what a part is the beginning of; None if there is nothing that can be read."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW | _BINARY), "rb") as file:
             facts = json.loads(file.read(_MAX_RESUME_INFO))

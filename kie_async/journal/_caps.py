@@ -142,7 +142,7 @@ class Caps:
 
 
 def _check(results: list[Rows], remedy: str, batch: str = "") -> None:
-    """Hold what counts to a cap, if there is one; of the open jobs, those under way may turn out to be free."""
+    """Raise BudgetError if a cap leaves no room; ``retryable`` if there is room once jobs under way cost nothing."""
     for cap, spent, extra, open_jobs, under_way in chain(*results):
         reserved, needed = spent + extra * open_jobs, _CREDITS_NEEDED + extra
         if reserved + needed > cap:

@@ -1,9 +1,9 @@
 """The shared quota as a value, and what an exchange with a process does to it: pure rules, for every store.
 
-The quota has as many slots as an account may submit in one window. A slot is free once its moment has passed. While it
-is held, that moment lies one window after the end of its holder's lease, so nobody needs to clear up after a dead one.
-Processes that want slots stand in a queue. Each gets its share, and leaves what those before it want of theirs. Who was
-served goes to the end; who is silent loses its turn.
+The quota has as many slots as an account may submit in one window. A slot is free from its time ``free_at`` on. While
+it is held, that time is one window after the end of its holder's lease, so nobody needs to clear up after a dead one.
+Processes that want slots wait in a queue. Each gets at most its share, and leaves free what those before it still want
+of theirs. One that was served goes to the end of the queue; one that is silent loses its turn.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ WHERE key = :key AND write_id = :seen
 
 
 class AnyBatch(Enum):
-    """Stands for all batches, and so leaves out the tasks of plain sessions, which are of none."""
+    """Stands for all batches; tasks of plain sessions, which have no batch, are left out."""
 
     ANY_BATCH = "any batch"
 

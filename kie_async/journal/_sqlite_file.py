@@ -1,6 +1,6 @@
 """The file of a SQLite journal: made whole or not at all, checked when opened, never made anew over another.
 
-What SQLite says is put into words that tell what to do.
+An error of SQLite becomes one that says what to do.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def _attach(path: Path, patience: float) -> sqlite3.Connection:
 
 
 def _identify(connection: sqlite3.Connection, path: Path, versions: Container[int]) -> int:
-    """See that it is a journal of one of these versions, before anything of it is changed, and return its version.
+    """Check that it is a journal of one of these versions before anything in it is changed; return its version.
 
-    By SQLite alone: to open and close the file beside it would give up the locks of this process's other connections.
+    Only SQLite reads the file: to open and close it beside would release the locks of this process's other connections.
     """
     if not path.stat().st_size:  # SQLite would take it for a new database
         raise damaged(path, "the file is empty")
@@ -168,7 +168,7 @@ def _use_log(connection: sqlite3.Connection) -> None:
 
 
 def _make(path: Path, patience: float) -> None:
-    """Make it beside, whole, and give it its name only then: an empty file there is a loss, and never a beginning."""
+    """Make a whole file beside it, and then give that its name: an empty file of this name is always a damaged one."""
     log = path.with_name(f"{path.name}-wal")
     if log.exists() and log.stat().st_size and not os.path.lexists(path):  # asked last: another may make it now
         raise damaged(path, f"the file is gone, but its log {log.name} is there")
@@ -192,7 +192,7 @@ def _tables(version: int) -> str:
 
 
 def _write_tables(connection: sqlite3.Connection) -> None:
-    """Write all into the file itself, and let it use a log only then.
+    """Write the tables into the file itself, before it begins to use a log.
 
     A log is brought into its file when the connection closes, and SQLite does not tell if that fails.
     """
@@ -204,7 +204,7 @@ def _write_tables(connection: sqlite3.Connection) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path, version: int = VERSION) -> None:
-    """Check the file throughout, unless it is huge: then what is damaged shows itself when it is read."""
+    """Check the whole file, unless it is huge: then damage is found when a row is read."""
     _check_schema(connection, path, version)
     if _is_huge(path):
         return

@@ -1,7 +1,7 @@
 """What batches and accounts have spent: totals that the write of a job changes in the same transaction.
 
-To sum up a million jobs takes 0.1 s, at each submission. A batch has one total. An account has one for each period in
-which jobs were submitted, for its cap may count since a moment.
+To sum up a million jobs at each submission would take 0.1 s. A batch has one total. An account has one for each period
+in which jobs were submitted, for its cap may count since a moment.
 """
 
 from __future__ import annotations

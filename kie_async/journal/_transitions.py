@@ -64,7 +64,7 @@ _PENDING = (AuthError, InsufficientCreditsError, KeyQuotaError, ConnectError)  #
 
 
 def intended(job: Job, token: str, process_id: str, at: float, context: Context | None = None) -> Job:
-    """The job as a new attempt that is meant to be sent.
+    """Return a planned job with a new attempt, which is about to be sent.
 
     Raises:
         ConflictError: it is not planned.
@@ -82,7 +82,7 @@ def intended(job: Job, token: str, process_id: str, at: float, context: Context 
 
 
 def enqueued(job: Job, known: Job) -> Job:
-    """A known task of a plain session as a job of the batch that it is enqueued into now; all that was learnt stays.
+    """Return the job of a plain session as one of the batch that it is enqueued into; what is on record of it stays.
 
     Args:
         job: as it is enqueued: if it asks for the same and nothing was sent yet, its file is used, or its newer
@@ -96,11 +96,11 @@ def enqueued(job: Job, known: Job) -> Job:
 
 
 def transition(job: Job, to: State, facts: Mapping[str, Any], *, token: str | None, at: float) -> Job:
-    """Return the job in another state, with the facts learnt.
+    """Return the job in another state, with new facts.
 
     Raises:
-        ConflictError: the transition is not legal from where it stands, of another attempt, or names another task.
-        TypeError: a fact is none that can be learnt, or the task id of a submission is missing.
+        ConflictError: the transition is not allowed from its state, of another attempt, or names another task.
+        TypeError: a fact is no field that can be set, or the task id of a submission is missing.
     """
     if odd := facts.keys() - FACTS:
         raise TypeError(f"no facts of a job: {', '.join(sorted(odd))}")
