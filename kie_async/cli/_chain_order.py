@@ -28,8 +28,7 @@ class UntilOptions:
     """How a song is extended again and again.
 
     Attributes:
-        until: Extend the song until it lasts so long (4:00 or 240; less than 0.5 s may be missing); an interrupted run
-            continues with the same command.
+        until: Extend the song to this length, or just 0.5 s less (4:00 or 240); if it stops, the same command goes on.
         choose: Which take of a step the next one extends (longest).
         before_end: Where song and takes are cut, in seconds before their ends (0.5 before it, or before a fade-out).
         max_steps: Extend it so often at most (10).

@@ -23,13 +23,7 @@ from kie_async.errors import AudioError, InvalidRequestError, KieError, UnclearE
 from kie_async.events import clean
 
 JoinOption: TypeAlias = Annotated[
-    bool,
-    Parameter(
-        name="--join",
-        group=RUN,
-        help="Join each track to the song as well, in a file beside it; with --until, make one file of the song and "
-        "what the last track adds. It has the song's tags.",
-    ),
+    bool, Parameter(name="--join", group=RUN, help="Also join song and track to a file with the song's tags.")
 ]
 Facts: TypeAlias = Mapping[str, Any]
 
