@@ -298,7 +298,8 @@ def test_takes_of_one_id_with_audio_of_their_own_are_kept() -> None:
 def test_a_record_in_a_list_in_text_or_in_another_envelope() -> None:
     data = {"taskId": TASK_ID, "status": "SUCCESS"}
     envelope = {"code": 200, "msg": "ok", "data": data}
-    for held in ([data], json.dumps(data), json.dumps([data]), envelope, {"data": json.dumps(envelope)}):
+    nested = {"task": data}, {"record": json.dumps({"info": [data]})}
+    for held in ([data], json.dumps(data), json.dumps([data]), envelope, {"data": json.dumps(envelope)}, *nested):
         record = wire.read_record(held)
         assert record is not None
         assert (record.task_id, record.status) == (TASK_ID, "SUCCESS")

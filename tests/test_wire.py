@@ -438,17 +438,25 @@ def test_the_callback_samples_are_read() -> None:
     [
         {"data": {"taskId": "t1"}}, {"task_id": "t1"}, {"taskId": "t1", "data": {"task_id": "t1"}},
         {"code": "200", "taskId": "t1", "data": "text"}, {"data": [{"task_id": "t1"}]},
+        {"data": {"data": {"task_id": "t1"}}}, {"data": {"code": 200, "data": {"taskId": "t1", "data": []}}},
     ],
 )  # fmt: skip
 def test_the_id_of_a_callback_stands_in_several_places(body: object) -> None:
     assert wire.read_callback(json.dumps(body).encode()).task_id == "t1"
 
 
+def test_the_code_of_a_callback_may_stand_outside_of_its_envelope() -> None:
+    event = wire.read_callback(b'{"code":501,"msg":"no","data":{"data":{"task_id":"t1","callbackType":"error"}}}')
+    assert (event.stage, event.code, event.message) == ("error", 501, "no")
+
+
 @pytest.mark.parametrize(
     "body",
     [
         b'{"data":{"task_id":"t1","taskId":"t2"}}', b'{"task_id":"t1","data":{"task_id":"t2"}}',
-        b'{"task_id":"t1","task_id":"t1"}', b'{"task_id":"a.b"}', b'{"task_id":7}', b"{}", b"null", b"[]", b"\xff",
+        b'{"task_id":"t1","task_id":"t1"}', b'{"task_id":"a.b"}', b'{"task_id":7}', b"{}",
+        b'{"data":{"data":{"data":{"data":{"data":{"task_id":"t1"}}}}}}', b'{"data":{"data":[{"id":"t1"}]}}',
+        b"null", b"[]", b"\xff",
     ],
 )  # fmt: skip
 def test_a_callback_that_can_be_read_in_two_ways_is_refused(body: bytes) -> None:

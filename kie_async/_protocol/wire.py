@@ -64,7 +64,8 @@ def _get(data: object, *names: str) -> Json:
 
 
 _ID = ("taskId", "task_id")
-_OF_A_TASK = frozenset({*_ID, "status", "state", "successFlag", "success_flag"})
+_ID_KEYS = frozenset(_ID)
+_OF_A_TASK = _ID_KEYS | {"status", "state", "successFlag", "success_flag"}
 
 
 def _first(data: object, *names: str) -> str | None:
@@ -141,10 +142,10 @@ def read_record(data: object) -> TaskRecord | None:
 
 
 def _bare(data: object, depth: int = 3) -> Json:
-    """An object that came as JSON text, as the only item of a list, or in another envelope."""
+    """An object that came as JSON text, as the only item of a list, in another envelope, or as an only member."""
     data = _single(data)
-    if depth and isinstance(data, dict) and "data" in data and _OF_A_TASK.isdisjoint(data):
-        inner = _bare(data["data"], depth - 1)
+    if depth and isinstance(data, dict) and ("data" in data or len(data) == 1) and _OF_A_TASK.isdisjoint(data):
+        inner = _bare(data["data"] if "data" in data else next(iter(data.values())), depth - 1)
         return inner if isinstance(inner, dict) and not _OF_A_TASK.isdisjoint(inner) else data
     return data
 
@@ -244,8 +245,7 @@ def read_callback(body: bytes) -> CallbackEvent:
         BadResponseError: no JSON object, a key of what is claimed written twice, or no task id that could be one, or
             two that differ.
     """
-    value = _members(load_marked(body))
-    data = _members(value.get("data"))
+    value, data = _claim(load_marked(body))
     places = data.get("task_id"), data.get("taskId"), value.get("task_id"), value.get("taskId")
     ids = {place for place in places if isinstance(place, str) and place}
     task_id = ids.pop() if len(ids) == 1 else ""
@@ -263,6 +263,14 @@ def read_callback(body: bytes) -> CallbackEvent:
             code = own_code or (None if code in NO_ERROR else code)
             message = as_text(_get(claims, "failMsg", "fail_msg", "errorMessage", "error_message")) or message
     return CallbackEvent(task_id, stage.strip().lower(), code, message, partial(read_tracks, claims))
+
+
+def _claim(body: object, depth: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The envelope of a callback, and its data; both may stand in another envelope."""
+    value = _members(body)
+    data = _members(value.get("data"))
+    is_named = not _ID_KEYS.isdisjoint(value.keys() | data.keys())
+    return (value, data) if is_named or not data or not depth else _claim({**value, "data": None, **data}, depth - 1)
 
 
 _STAGES = {Word.FAILED: "error", Word.SUCCEEDED: "complete", Word.UNDELIVERED: "complete", Word.ENDED: "complete"}
