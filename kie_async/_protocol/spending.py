@@ -93,7 +93,7 @@ def check_cap(max_credits: float | None) -> None:
         raise SettingsError(f"max_credits is {max_credits!r}: give a number of credits from 0 up")
 
 
-def budget_error(cap: float, spent: float, remedy: str, *, batch: str = "", retryable: bool = False) -> BudgetError:
+def budget_error(cap: float, spent: float, remedy: str, *, batch: str = "", retryable: bool) -> BudgetError:
     """Make the error of a submission that a cap leaves no room for."""
     whose = f" of the batch {batch!r}" if batch else ""
     used = f"max_credits{whose} is {cap:.12g}, and {spent:.12g} are spent or reserved"

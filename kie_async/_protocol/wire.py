@@ -189,7 +189,7 @@ def _word(value: object) -> str:
     return as_word(value).strip().upper().replace(" ", "_").replace("-", "_")
 
 
-def _status(data: Mapping[str, Any], reason: str | None = None) -> str:
+def _status(data: Mapping[str, Any], reason: str | None) -> str:
     """One word for both routes: that of ``status``, unless another member says more of how the task has ended.
 
     Others are ``state`` (the jobs route), a code in words that is itself the status of a failure, and, where there is

@@ -30,8 +30,8 @@ from kie_async._protocol.request_rules import is_url
 from kie_async.errors import StorageError
 from kie_async.events import clean
 from kie_async.files import AUDIO_KINDS, hash_source, lock, on_disk, remove_parts, safe_name
-from kie_async.journal import Job
-from kie_async.models import Request, Track, UploadExtendRequest
+from kie_async.journal import Job, is_local
+from kie_async.models import Request, Track
 
 Download: TypeAlias = Callable[..., Awaitable[Path]]
 
@@ -303,9 +303,7 @@ def song_of(request: Request) -> str | None:
 
 def song_file(request: Request) -> Path | None:
     """Return the file that a request extends, if it is one."""
-    if isinstance(request, UploadExtendRequest) and not is_url(request.source):
-        return Path(request.source)
-    return None
+    return Path(request.source) if is_local(request) else None
 
 
 # ---------------------------------------------------------------- sidecars and lines

@@ -181,14 +181,13 @@ class Recorder(anyio.AsyncContextManagerMixin):
         """
         await self.journal.caps.check(batch, self._payer)
 
-    async def submit_planned(self, key: str, request: Request, *, prepare: Prepare | None = None, check: Check) -> Task:
+    async def submit_planned(self, key: str, request: Request, *, prepare: Prepare, check: Check) -> Task:
         """Submit a job that is on record as planned, and record its transitions and its outcome.
 
         Args:
             key: of the job.
             request: of the job.
-            prepare: called when a place in flight is free; returns the request to send. By default the source is
-                uploaded.
+            prepare: called when a place in flight is free; uploads the source, and returns the request to send.
             check: called right before the POST; if it raises, nothing is sent, and the error is raised here.
 
         Raises:
