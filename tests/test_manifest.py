@@ -284,6 +284,10 @@ GOOD = "a1,,V5,,,,,,,,\n"
 
 FAULTS = {
     "unknown column": ("audio_id,model,Style \na1,V5,\n", [(1, "Style", "call it style")]),
+    "columns in another spelling": (
+        "audioId;Model;Style Weight\na1;V5;0.5\n",
+        [(1, "audioId", "call it audio_id"), (1, "Model", "call it model"), (1, "Style Weight", "style_weight")],
+    ),
     "column never heard of": ("audio_id,model,tempo\na1,V5,\n", [(1, "tempo", "columns are audio_id, ")]),
     "column given twice": ("audio_id,model,model\na1,V5,V5\n", [(1, "model", "twice")]),
     "header that is no csv": ('"audio_id"x,model\na1,V5\n', [(1, '"audio_id"x,model', ""), (2, "", "2 cells under 1")]),
@@ -348,6 +352,7 @@ LINES = {
     "not a number": ('{"audio_id": "a1", "model": "V5", "style_weight": NaN}\n', "", "is no JSON"),
     "a field twice": ('{"audio_id": "a1", "audio_id": "a2", "model": "V5"}', "", "written twice"),
     "unknown": ('{"audio_id": "a1", "model": "V5", "callBackUrl": "x"}', "callBackUrl", "no known column"),
+    "a camel's": ('{"audioId": "a1", "model": "V5"}', "audioId", "call it audio_id"),
     "a huge number": (f'{{"audio_id": "a1", "model": "V5", "style_weight": {10**400}}}', "style_weight", "0 to 1"),
     "a flag that is a number": ('{"audio_id": "a1", "model": "V5", "instrumental": 1}', "instrumental", "type int"),
     "a number that is a flag": ('{"audio_id": "a1", "model": "V5", "style_weight": true}', "style_weight", "type bool"),
@@ -367,6 +372,7 @@ async def test_every_fault_of_a_line_has_its_line(name: str, tmp_path: Path) -> 
     faults = await faults_of(manifest(tmp_path, good + text, "songs.jsonl"))
     assert (faults[0].line, faults[0].field) == (3, field)
     assert words in str(faults[0])
+    assert {fault.field for fault in faults}.isdisjoint({"audio_id", "source"} - {field})  # for it is there
 
 
 @pytest.mark.parametrize("name", ["songs.csv", "songs.jsonl"])

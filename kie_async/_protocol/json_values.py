@@ -239,6 +239,12 @@ def camel_case(name: str) -> str:
     return head + "".join(map(str.capitalize, tail))
 
 
+def snake_case(name: str) -> str:
+    """``negativeTags``, ``Negative-Tags`` or ``NEGATIVE TAGS`` as ``negative_tags``."""
+    return _BETWEEN_WORDS.sub("_", name.strip()).lower()
+
+
+_BETWEEN_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+")
 _READERS: dict[object, Callable[[object], object]] = {
     str: as_word,
     str | None: as_text,

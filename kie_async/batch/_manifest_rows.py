@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO, get_args, get_type_hints
 
 import attrs
 
-from kie_async._protocol.json_values import reader
+from kie_async._protocol.json_values import reader, snake_case
 from kie_async._protocol.request_rules import FORMS, CutPoint, read_cut_point
 from kie_async.batch._results import KEY_LENGTH
 from kie_async.errors import InvalidRequestError, Problem, RowProblem
@@ -112,7 +112,7 @@ def _read_csv(lines: _LineReader) -> Generator[Row, None, None]:
         return
     # The delimiter is the one that yields the most known columns.
     splits = {delimiter: _split(header, delimiter) for delimiter in ",;\t"}
-    delimiter, names = max(splits.items(), key=lambda split: len(COLUMNS.intersection(split[1])))
+    delimiter, names = max(splits.items(), key=lambda split: len(COLUMNS.intersection(map(snake_case, split[1]))))
     line, named = lines.number, dict.fromkeys(filter(None, names))
     twice = [clean(name[:40]) for name in named if names.count(name) > 1]
     faults = [RowProblem(line, name, "is given twice as a column", "leave one out") for name in twice]
@@ -141,7 +141,7 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def _unknown(line: int, name: str) -> RowProblem:
-    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+    plain = snake_case(name)
     remedy = f"call it {plain}" if plain in COLUMNS else f"columns are {', '.join(sorted(COLUMNS))}"
     return RowProblem(line, clean(name[:40]), "is no known column", remedy)
 
@@ -154,7 +154,8 @@ def _csv_row(line: int, names: Sequence[str], cells: Sequence[str]) -> Row:
     if any(stray):
         problem = f"has {len(cells)} cells under {len(names)} columns"
         return unreadable(line, problem, "put quotes around text that holds delimiters")
-    return Row(line, {name: text for name, text in zip(names, texts, strict=False) if text and name in COLUMNS})
+    named = zip(map(snake_case, names), texts, strict=False)
+    return Row(line, {name: text for name, text in named if text and name in COLUMNS})
 
 
 def _read_jsonl(lines: _LineReader) -> Generator[Row, None, None]:
@@ -174,8 +175,9 @@ def _read_jsonl(lines: _LineReader) -> Generator[Row, None, None]:
         if not isinstance(value, dict):
             yield unreadable(line, "is no JSON object", remedy)
             continue
-        given = {name: cell for name, cell in value.items() if name in COLUMNS and cell is not None}
-        cells = {name: cell for name, cell in given.items() if not isinstance(cell, str) or cell.strip()}
+        # Misspelled columns are reported, and read all the same: their cells are not missing.
+        named = [(snake_case(name), cell) for name, cell in value.items()]
+        cells = {name: cell for name, cell in named if name in COLUMNS and cell is not None and str(cell).strip()}
         yield Row(line, cells, tuple(_unknown(line, name) for name in value if name not in COLUMNS))
 
 
