@@ -174,17 +174,24 @@ def _make(path: Path, patience: float) -> None:
         raise damaged(path, f"the file is gone, but its log {log.name} is there")
     for directory in reversed([each for each in path.parents if not each.exists()]):
         directory.mkdir(mode=0o700, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    with _draft_of(path) as draft:
         with closing(_attach(draft, patience)) as connection:
             _write_tables(connection)
         with suppress(FileExistsError):  # another process was quicker
             give_name(draft, path)
         sync_directory(path.parent)
+
+
+@contextmanager
+def _draft_of(path: Path) -> Iterator[Path]:
+    """Make an empty file beside a path, for SQLite to fill; only this user can read it. At the end no draft is left."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        yield draft
     finally:
-        for each in (draft, *path.parent.glob(f"{draft.name}-*")):  # what SQLite keeps beside it, if it failed
-            each.unlink(missing_ok=True)
+        for end in ("", "-journal", "-wal", "-shm"):  # what SQLite keeps beside it, if it failed
+            draft.with_name(f"{draft.name}{end}").unlink(missing_ok=True)
 
 
 def _tables(version: int) -> str:
@@ -217,7 +224,7 @@ def _check(connection: sqlite3.Connection, path: Path, version: int = VERSION) -
 
 
 def check_totals(connection: sqlite3.Connection, path: Path) -> None:
-    """See that the totals are what the jobs have cost.
+    """Check that the totals are what the jobs have cost.
 
     Raises:
         StorageError: they are not.
@@ -332,17 +339,12 @@ class JournalPath:
 
     def _write_copy(self, connection: sqlite3.Connection) -> Path:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.new")
-        try:
-            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        with _draft_of(self._path) as draft:
             with closing(sqlite3.connect(draft, isolation_level=None)) as target:
                 connection.backup(target)
                 target.execute("PRAGMA journal_mode = DELETE").fetchall()  # one file: a log of its own is not beside it
             copy = self._give_name(draft)
             sync_directory(copy.parent)
-        finally:
-            for end in ("", "-journal", "-wal", "-shm"):  # what SQLite keeps beside it, if it failed
-                draft.with_name(f"{draft.name}{end}").unlink(missing_ok=True)
         self._copy = copy, _state(copy)
         return copy
 
