@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
+from kie_async._client.concurrency import emit_failures
 from kie_async._protocol.json_values import as_duration, as_text
 from kie_async.audio import compare
 from kie_async.batch._delivery import Delivery, write_verdict
 from kie_async.batch._reconcile import ENDED_WITHOUT_TRACKS, RecordedTasks, find_job, have_all
 from kie_async.batch._results import SIDECAR, Results, read_sidecar
 from kie_async.chain._rules import ChainPart
-from kie_async.errors import KieError
-from kie_async.events import Notice, clean, guarded
+from kie_async.events import guarded
 from kie_async.files import on_disk
 from kie_async.journal import Job, Recorder, State
 from kie_async.models import Request, Track
@@ -73,17 +73,14 @@ class RecordedTakes:
         """
         part: ChainPart | None = None
         for path in self._last:
-            try:
+            with emit_failures(self._emit, f"what {path.name} holds is told by its length alone"):
                 kind = await on_disk(_read_kind, path)
                 if kind is None:
                     verdict = await compare(source, path, continue_at=cut)
                     await on_disk(write_verdict, path, verdict)
                     kind = verdict.kind
-            except KieError as error:
-                self._emit(Notice("", f"what {path.name} holds is told by its length alone: {clean(error.message)}"))
-                continue
-            if path == take and kind != "unclear":
-                part = kind
+                if path == take and kind != "unclear":
+                    part = kind
         return part
 
 
