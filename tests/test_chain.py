@@ -333,10 +333,10 @@ async def test_the_sound_of_a_take_tells_what_it_holds(tmp_path: Path) -> None:
     song = tmp_path / "song.wav"
     song.write_bytes(emulator.demo_song())
     async with serving(goes_on=(9.0, 12.0), answers="continuation") as service:
-        chain = await service.session.extend_until(song, 29.0, continue_at=8.0, directory=tmp_path / "new")
+        chain = await service.session.extend_until(song, 28.0, continue_at=8.0, directory=tmp_path / "new")
         assert [(step.holds, step.length) for step in chain.steps] == [
             ("continuation", 20.0),
-            ("continuation", 29.5),
+            ("continuation", 28.5),
         ]
         unheard = await service.session.extend_until(song, 30.0, continue_at=8.0)
         assert [(step.holds, step.length) for step in unheard.steps] == [("whole", 12.0), ("whole", 12.0)]
@@ -354,17 +354,17 @@ async def test_a_take_that_fades_out_is_cut_before_that(tmp_path: Path, monkeypa
             chain = await service.session.extend_until(song, seconds, **given)
             return [(step.cut, step.fades_from) for step in chain.steps]
 
-        first = await extend(29.0)
-        assert first == [(8.0, None), (17.5, 18.0)]  # it fades out for 3 s, and lasts 20 s
+        first = await extend(28.0)
+        assert first == [(8.0, None), (16.5, 17.0)]  # it fades out for 3 s, and lasts 20 s
         with monkeypatch.context() as without:  # the extra
             without.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))
-            assert await extend(40.0) == [(8.0, None), (17.5, None), (29.0, None)]
-        assert await extend(40.0) == [*first, (29.0, None)]
+            assert await extend(40.0) == [(8.0, None), (16.5, None), (28.0, None)]
+        assert await extend(40.0) == [*first, (28.0, None)]
         assert len(service.emulator.ledger) == 3
         (third,) = await made(service, "song-3")
         (tmp_path / "new" / third.files[1]).write_bytes(b"no audio")
-        assert await extend(42.0) == [*first, (29.0, None), (40.5, None)]
-        assert cuts(service) == [8.0, 17.5, 29.0, 40.5]
+        assert await extend(42.0) == [*first, (28.0, None), (39.5, None)]
+        assert cuts(service) == [8.0, 16.5, 28.0, 39.5]
 
 
 async def test_a_task_of_another_job_is_refused(tmp_path: Path) -> None:

@@ -192,16 +192,16 @@ def test_continuations_are_joined_to_their_song(
         for frame in chain(read.decode(audio=0), (None,)):
             write.mux(stream.encode(frame))
     new = str(tmp_path / "new")
-    words = ("upload-extend", "my song.flac", "--at", "25.3", "--until", "34", "--out", new, "--yes", *TITLED)
+    words = ("upload-extend", "my song.flac", "--at", "25.3", "--until", "33", "--out", new, "--yes", *TITLED)
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
-    says = "holds the continuation alone; the song lasts 0:34.80; the take before is cut at 0:03.50, for it fades out"
-    assert f"step 2: take 2 of 2 {says} from 0:04\n" in answer.err
+    says = "holds the continuation alone; the song lasts 0:33.80; the take before is cut at 0:02.50, for it fades out"
+    assert f"step 2: take 2 of 2 {says} from 0:03\n" in answer.err
     assert re.search(r"at 0:25.30 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
     [trimmed], [joined] = made(answer), [path.name for path in Path(new).glob("*-joined.*")]
-    assert (joined[-14:], trimmed[-11:]) == ("-2-joined.flac", "-2-34s.flac")
-    assert files.measure(tmp_path / "new" / joined) == pytest.approx(34.8, abs=0.2)
-    assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(34, abs=0.001)
+    assert (joined[-14:], trimmed[-11:]) == ("-2-joined.flac", "-2-33s.flac")
+    assert files.measure(tmp_path / "new" / joined) == pytest.approx(33.8, abs=0.2)
+    assert files.measure(tmp_path / "new" / trimmed) == pytest.approx(33, abs=0.001)
     assert sorted(path.name for path in (tmp_path / "new").glob(".*")) == []
     for name in (joined, trimmed):
         with av.open(str(tmp_path / "new" / name)) as file:
@@ -259,7 +259,7 @@ def fading(demo: Path, tmp_path: Path) -> Path:
 def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_extra(
     terminal: Terminal, service: EmulatorHandle, fading: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("upload-extend", str(fading), "--out", str(tmp_path / "new"), "--until", "24.5", *TITLED)
+    words = ("upload-extend", str(fading), "--out", str(tmp_path / "new"), "--until", "24", *TITLED)
     told = "your song fades out from 0:20: it is cut before that, at 0:19.50 (--before-end 0.5 keeps the fade)"
     asked = terminal(*words)
     assert (asked.code, told in asked.err, service.ledger) == (2, True, [])

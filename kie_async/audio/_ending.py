@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import TYPE_CHECKING, TypeAlias
 
 from kie_async.audio._verdict import can_compare
 from kie_async.errors import AudioError
@@ -11,11 +12,23 @@ from kie_async.files import on_disk
 _WINDOW = 30.0  # seconds before the end that are measured
 _MOMENT = 1.0  # seconds whose loudness is one value
 _QUIETER = 10.0  # LU below the usual moment of these seconds: an end as quiet as that is a fade, or silence
-_LOUD = 4.0  # LU below it at most: what comes before the fade
+_LOUD = 4.0  # LU below it at most: what comes before the fade, or is its beginning
+_HEARD = 30.0  # LU below what comes before it: quieter moments say nothing of the course of a fade
+_EARLIER = 0.7  # of a fade: the most that is added to it, for music that gets quieter before it does not belong to it
+_POINTS = 3  # moments; any line leads through fewer
+_FLAT = 1e-9  # the least slope of a line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Values: TypeAlias = NDArray[np.float64]
 
 
 async def quiet_from(source: str | PathLike[str], end: float) -> float | None:
-    """Return the position in seconds, accurate to 1 s, from which a file fades out or is silent up to ``end``.
+    """Return the position in seconds from which a file fades out or is silent up to ``end``.
+
+    It is accurate to 1 s for silence and short fades; that of a slow one may be some seconds late.
 
     None if the file is not much quieter at ``end`` than before, if it cannot be decoded (it may be extended
     nevertheless), or if the extra ``audio`` is not installed.
@@ -46,4 +59,33 @@ def _quiet_from(source: str | PathLike[str], end: float) -> float | None:
     if moments[0] >= usual - _QUIETER:
         return None
     last_loud = int(np.argmax(moments >= usual - _LOUD))
-    return start + ends[last_loud] / rate
+    return start + ends[min(_fade_length(moments, last_loud), len(ends) - 1)] / rate
+
+
+def _fade_length(moments: Values, last_loud: int) -> int:
+    """How many moments a fade takes: a line through their gains, or through their loudness, leads to its beginning.
+
+    Args:
+        moments: the loudness of each, the last one first.
+        last_loud: the first of them that is nearly as loud as the others.
+    """
+    import numpy as np
+
+    fade = np.minimum(moments[: last_loud + 1] - np.median(moments[last_loud:]), 0.0)
+    is_heard, at = fade > -_HEARD, np.arange(len(fade), dtype=np.float64) + 0.5
+    if np.count_nonzero(is_heard) < _POINTS:
+        return last_loud
+    fade, at = fade[is_heard], at[is_heard]
+    gains, by_gain = _extend(at, 10 ** (fade / 20), 1.0)
+    levels, by_level = _extend(at, fade, 0.0)
+    gains_missed = np.square(20 * np.log10(np.maximum(gains, 10 ** (-_HEARD / 20))) - fade).mean()
+    length = by_gain if gains_missed < np.square(levels - fade).mean() else by_level
+    return round(min(max(length, last_loud), last_loud * (1 + _EARLIER)))
+
+
+def _extend(at: Values, values: Values, full: float) -> tuple[Values, float]:
+    """Lay a line through values, and return what stands on it in their places, and where it reaches the full value."""
+    import numpy as np
+
+    slope, offset = np.polyfit(at, values, 1)
+    return offset + slope * at, float((full - offset) / max(slope, _FLAT))
