@@ -71,6 +71,15 @@ async def test_a_result_that_leaves_its_source_before_the_cut_is_new_from_there(
     assert verdict.confidence <= 0.6
 
 
+async def test_a_result_of_the_other_polarity_is_found_as_exactly(tmp_path: Path) -> None:
+    write_wav(tmp_path / "song.wav", SONG)
+    write_mp3(tmp_path / "new.mp3", -np.append(SONG[: 17 * RATE], OTHER), rate=44_100, bit_rate=96_000)
+    verdict = await compare(tmp_path / "song.wav", tmp_path / "new.mp3", continue_at=17.0)
+    assert (verdict.kind, verdict.confidence > 0.9) == ("whole", True)
+    assert verdict.seam == pytest.approx(17.0, abs=0.001)
+    assert verdict.drift == pytest.approx(0.0, abs=20)
+
+
 @pytest.mark.parametrize(("cut", "left", "drift"), [(16.4, 17.0, 0.0), (4.0, 17.0, 4e-4), (17.0, 30.0, 0.0)])
 async def test_a_result_that_follows_its_source_beyond_the_cut_is_new_from_where_it_leaves_it(
     cut: float, left: float, drift: float, tmp_path: Path
@@ -148,6 +157,7 @@ async def test_a_result_that_is_too_short_holds_the_continuation_alone(tmp_path:
         (np.zeros(20 * RATE, dtype=np.float32), SONG, 10.0),  # nothing to be heard
         (SONG, SONG, 0.5),  # too little
         (SONG, SONG[:1000], 0.01),
+        (SONG, np.zeros(20 * RATE, dtype=np.float32), 10.0),  # nothing to be heard in the result
         (SONG, SONG[:RATE], 4.0),  # the result is shorter than what is sought
         (SONG, np.concatenate([OTHER[: 8 * RATE], SONG[8 * RATE : 20 * RATE], OTHER]), 20.0),  # its end is there
         (np.append(np.tile(LOOP, 4), SONG), np.append(np.tile(LOOP, 2), OTHER), 12.0),  # so is a part that is repeated

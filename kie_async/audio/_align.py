@@ -46,6 +46,7 @@ _FAINT = 0.1  # of the energy of the loudest of these; what is fainter may be fo
 _DRIFT = 0.002  # of the distance from the cut: the most that is sought
 _MAX_OFFSET = 5.0  # seconds; a result that holds the source has it near its own place
 _NEXT = 0.5  # seconds from a place to the next one that is another
+_INAUDIBLE = 1e-4  # of full scale: -80 dB
 _SILENT = 1e-6  # of the energy of the loudest stretch: below it nothing is found
 _APART = 2.0  # seconds between two places whose offsets tell a drift; closer ones tell the noise
 _ENOUGH = 3  # anchors; fewer are sought by their samples, too, and have to be found with more certainty
@@ -90,6 +91,10 @@ class _Sound:
     @property
     def seconds(self) -> float:
         return len(self.samples) / RATE
+
+    @property
+    def is_audible(self) -> bool:
+        return float(self.samples.std()) > _INAUDIBLE  # two channels may cancel each other out
 
     def until(self, seconds: float) -> _Sound:
         """Its beginning."""
@@ -147,7 +152,7 @@ def _judged(head: _Sound, source: _Sound, result: _Sound, bounds: _Bounds) -> Ve
     if result.seconds < head.seconds - _MAX_OFFSET - _START:
         return Verdict("continuation", 1.0, seam=0.0)  # the source has no room in it
     anchors = _anchors(head.levels)
-    if not anchors or result.levels.shape[1] <= anchors[0].frames:
+    if not anchors or result.levels.shape[1] <= anchors[0].frames or not result.is_audible:
         return Verdict("unclear")
     bounds = bounds if len(anchors) >= _ENOUGH else _SHORT
     score, offset = _search(anchors, head, result, _near, least=len(anchors) // 2 + 1)
@@ -354,7 +359,7 @@ def _exact(anchor: _Anchor, head: Mono, result: Mono, offset: float) -> tuple[fl
     low = max(0, start)
     high = max(low, min(len(result), start + len(around)))
     around[low - start : high - start] = result[low:high]
-    found = _sample_scores(piece, around)
+    found = np.abs(_sample_scores(piece, around))  # its polarity may be the other one
     best = int(np.argmax(found))
     return (first - len(head)) / RATE, (start + best - first) / RATE, float(found[best])
 
