@@ -86,7 +86,7 @@ EXITS: tuple[ExitStatus, ...] = (
         "fetch it again: kie-async download {task}{options}",
     ),
     ExitStatus(
-        130, "Ctrl-C", (KeyboardInterrupt, TerminatedError),
+        130, "Ctrl-C, SIGTERM or SIGHUP", (KeyboardInterrupt, TerminatedError),
         "the task continues; wait for it: kie-async wait {task}{options}",
     ),
     ExitStatus(141, "the reader of the output went away", (BrokenPipeError,)),
