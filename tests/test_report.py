@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import math
 import os
 import re
 from hashlib import sha256
@@ -350,7 +351,13 @@ def test_only_what_has_changed_is_decoded_again(terminal: Terminal, folder: Path
     for bad in ("", "[]", "{}", '{"format": 1, "files": {}}', '{"format": 2, "files": 3}'):
         kept.write_text(bad)
         assert reported(terminal, folder)[0]["lanes"] == first[1]["lanes"]
-    for bad_entry in (None, entry[:4], [*entry[:2], "x", "!", ""], [*entry[:3], "é", ""]):
+    for bad_entry in (
+        None,
+        entry[:4],
+        [*entry[:2], "x", "!", ""],
+        [*entry[:2], math.nan, *entry[3:]],
+        [*entry[:3], "é", ""],
+    ):
         kept.write_text(json.dumps({"format": 2, "files": {"b.wav": bad_entry}}))
         assert reported(terminal, folder)[0]["lanes"] == first[1]["lanes"]
 

@@ -7,6 +7,7 @@ meanwhile, so a thread for each core does it. What was read is kept in a file of
 from __future__ import annotations
 
 import json
+import math
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
@@ -196,6 +197,7 @@ def _unpacked(kept: object, identity: list[int]) -> Outline | None:
     try:
         seconds, *packed = kept[2:]
         peaks, levels = map(b64decode, packed)
-        return Outline(float(seconds), peaks, levels)
+        outline = Outline(float(seconds), peaks, levels)
     except (TypeError, ValueError):
         return None
+    return outline if 0 < outline.seconds < math.inf else None
