@@ -196,7 +196,7 @@ def test_continuations_are_joined_to_their_song(
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
     says = "holds the continuation alone; the song lasts 0:33.80; the take before is cut at 0:02.50, for it fades out"
-    assert f"step 2: take 2 of 2 {says} from 0:03\n" in answer.err
+    assert f"step 2: take 2 of 2 {says} from about 0:03\n" in answer.err
     assert re.search(r"at 0:25.30 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
     [trimmed], [joined] = made(answer), [path.name for path in Path(new).glob("*-joined.*")]
     assert (joined[-14:], trimmed[-11:]) == ("-2-joined.flac", "-2-33s.flac")
@@ -260,7 +260,7 @@ def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_e
     terminal: Terminal, service: EmulatorHandle, fading: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("upload-extend", str(fading), "--out", str(tmp_path / "new"), "--until", "24", *TITLED)
-    told = "your song fades out from 0:20: it is cut before that, at 0:19.50 (--before-end 0.5 keeps the fade)"
+    told = "your song fades out from about 0:20: it is cut before that, at 0:19.50 (--before-end 0.5 keeps the fade)"
     asked = terminal(*words)
     assert (asked.code, told in asked.err, service.ledger) == (2, True, [])
     service.add_faults(Fault("failed", nth=2))
@@ -283,9 +283,9 @@ def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_e
     [
         (
             ("--at", "0:22"),
-            "your song fades out from 0:20, and --at cuts it later, at 0:22: --at 0:19.50 is before the fade. Choose",
+            "your song fades out from about 0:20, and --at cuts it later, at 0:22: --at 0:19.50 is before the fade.",
         ),
-        (("--at", "0:20.80"), "your song fades out from 0:20, and --at cuts it later, at 0:20.80: --at 0:19.50"),
+        (("--at", "0:20.80"), "your song fades out from about 0:20, and --at cuts it later, at 0:20.80: --at 0:19.50"),
         (("--at", "0:19"), ""),
         (("--before-end", "0.5"), ""),
         (("--at", "0:22", "--duration", "23"), ""),

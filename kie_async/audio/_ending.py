@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 async def quiet_from(source: str | PathLike[str], end: float) -> float | None:
     """Return the position in seconds from which a file fades out or is silent up to ``end``.
 
-    It is accurate to 1 s for silence and short fades; that of a slow one may be some seconds late.
+    It is accurate to 1 s for silence and short fades; for a slow fade it may be some seconds off.
 
     None if the file is not much quieter at ``end`` than before, if it cannot be decoded (it may be extended
     nevertheless), or if the extra ``audio`` is not installed.

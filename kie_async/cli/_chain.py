@@ -247,7 +247,7 @@ def _step_lines(step: ChainStep) -> Iterator[str]:
         else f"; {before} is cut at {clock(step.cut)}"
     )
     if step.fades_from is not None:
-        line += f", for it fades out from {clock(step.fades_from)}"
+        line += f", for it fades out from about {clock(step.fades_from)}"
     yield line
     for number, (track, path) in enumerate(zip(step.tracks, step.files, strict=True), start=1):
         lasts = "" if track.duration is None else f" ({clock(track.duration)})"

@@ -73,8 +73,8 @@ async def _say_fade(output: Output, order: ChainOrder) -> None:
     plan, cut = order.plan, order.plan.first.continue_at
     if plan.fades_from is not None:
         output.say(
-            f"your song fades out from {clock(plan.fades_from)}: it is cut before that, at {clock(cast('float', cut))} "
-            f"(--before-end {BEFORE_END} keeps the fade)"
+            f"your song fades out from about {clock(plan.fades_from)}: it is cut before that, at "
+            f"{clock(cast('float', cut))} (--before-end {BEFORE_END} keeps the fade)"
         )
     elif order.has_cut and plan.source_file is not None and isinstance(cut, float):
         ends = {cut, plan.first.source_duration or cut}  # where it is quiet already, and where it has become so later
@@ -82,7 +82,7 @@ async def _say_fade(output: Output, order: ChainOrder) -> None:
         fades_from = min((at for at in found if at is not None), default=cut)
         if fades_from < cut:
             output.say(
-                f"your song fades out from {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
+                f"your song fades out from about {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
                 f"--at {clock(attrs.evolve(plan.goal, before_end=None).next_cut(cut, fades_from))} is before the "
                 "fade. Choose now: with another --at, a later run makes and pays all steps again"
             )
