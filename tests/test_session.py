@@ -106,6 +106,9 @@ async def test_other_calls(song: Path) -> None:
         session = service.session
         assert (await session.credits()).amount == 24.5
         assert await session.record_info("not-there") is None
+        with pytest.raises(kie.WaitTimeoutError, match=r"within 30 s; the service does not know this task") as waited:
+            await session.track("not-there").result(timeout=30)
+        assert waited.value.charged == "maybe"
         task = await session.submit(REQUEST)
         record = await session.record_info(task.id)
         assert record is not None

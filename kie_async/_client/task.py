@@ -83,8 +83,7 @@ class Task:
         except WaitTimeoutError:
             raise
         except TimeoutError:
-            message = f"no end within {seconds} s; the task goes on: wait again, or session.track({self.id!r}) later"
-            raise WaitTimeoutError(message, self.id) from None
+            raise _wait_error(self._tracked, seconds) from None
 
     def events(self) -> AsyncGenerator[TaskEvent, None]:
         """Yield the stages "text", "first" and "complete", each once and in this order; ends when the task ends.
@@ -335,6 +334,16 @@ def _detection_lag(task: TrackedTask, record: TaskRecord | None, seconds: float)
         return min(max(0.0, seconds - lasted), seconds)
     ended_at = task.callbacks.authentic_end_at
     return None if ended_at is None else task.started_at + seconds - ended_at
+
+
+def _wait_error(task: TrackedTask, seconds: float) -> WaitTimeoutError:
+    """The error of a waiter whose own timeout is over; an id from outside that is not visible may be mistyped."""
+    message = f"no end within {seconds:g} s"
+    if task.progress.pending_reason == "not visible" and not (task.origin.is_own or task.progress.is_visible):
+        message += "; the service does not know this task, or not yet: check its id, or wait again"
+        return WaitTimeoutError(message, task.task_id, charged="maybe")
+    message += f"; the task goes on: wait again, or session.track({task.task_id!r}) later"
+    return WaitTimeoutError(message, task.task_id)
 
 
 def timeout_error(task_id: str, settings: Settings, last: KieError | None) -> WaitTimeoutError:

@@ -75,7 +75,7 @@ EXITS: tuple[ExitStatus, ...] = (
     ),
     ExitStatus(
         6, "still running", (errors.WaitTimeoutError,),
-        "the task continues; wait again: kie-async wait {task}{options}",
+        "wait again: kie-async wait {task}{options}",
     ),
     ExitStatus(
         7, "outcome unknown", (errors.SubmitUnknownError,),
