@@ -28,12 +28,12 @@ class RetryBudget:
         self.capacity, self.cost, self.tokens = capacity, cost, capacity
 
     def spend(self) -> bool:
-        """Take the price of one retry; False if there is not enough."""
+        """Take the cost of one retry; return False if too few tokens are left."""
         if self.tokens < self.cost:
             return False
         self.tokens -= self.cost
         return True
 
     def succeed(self) -> None:
-        """Give something back for a call that went well."""
+        """Give one token back after a call that succeeded."""
         self.tokens = min(self.capacity, self.tokens + 1)

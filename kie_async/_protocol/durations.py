@@ -70,7 +70,7 @@ class DurationHistogram:
             self.weights[step] += self.unit * share
 
     def copy(self) -> DurationHistogram:
-        """One that learns apart from this."""
+        """Return a copy, which learns independently of this one."""
         return DurationHistogram(self.weights.copy(), self.unit)
 
     def next_poll(self, age: float, poll_cost: float) -> float:

@@ -213,7 +213,8 @@ class Postgres(anyio.AsyncContextManagerMixin):
     async def _listen(self, connection: Connection) -> bool:
         """Listen, and tell whether a pooler lets no notifications through, though LISTEN succeeds.
 
-        A pooler tells another number of a process than the database. Then one of our own shows whether they come.
+        Behind a pooler, the process number of a connection is not the one that the database knows. Then a notification
+        of our own shows whether they come through.
         """
         await connection.execute("LISTEN kie_journal")
         if await _value(connection, "SELECT pg_backend_pid()") == connection.info.backend_pid:

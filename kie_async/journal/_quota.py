@@ -253,7 +253,7 @@ class JournalLimiter(anyio.AsyncContextManagerMixin):
         return min(reply.delay, interval) if reply.delay else _SOON
 
     async def _ask(self, request: QuotaRequest) -> QuotaReply:
-        """Change the quota by the rules and write it; begin again if somebody else has written it meanwhile."""
+        """Change the quota by the rules and write it; repeat if another process has written it in between."""
         written = uuid4().hex
         quota, seen, now = await self._read()
         while True:

@@ -109,7 +109,7 @@ class QuotaReply:
 
 
 def on_clock(quota: Quota, boot: str, now: float) -> Quota:
-    """Return the quota on a clock that began anew, or went back: what was to come is as far off as it was."""
+    """Return the quota on a clock that was restarted or set back: its times stay as far in the future as they were."""
     if quota.boot == boot and quota.tick <= now:
         return quota
     shift = now - quota.tick
