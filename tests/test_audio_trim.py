@@ -45,6 +45,12 @@ async def test_it_lasts_as_long_as_asked_and_falls_silent(tmp_path: Path, channe
     assert np.abs(samples[:, -20:]).max() < 0.01
 
 
+async def test_no_fade_leaves_the_end_as_it_is(tmp_path: Path) -> None:
+    source = tone(tmp_path / "tone.wav", 1)
+    samples, _ = read_samples(await trim(source, tmp_path / "short.wav", seconds=1.0, fade=0))
+    assert np.array_equal(samples, read_samples(source, 0.0, 1.0)[0])
+
+
 async def test_a_file_that_is_shorter_is_faded_out_too(tmp_path: Path) -> None:
     path = await trim(tone(tmp_path / "tone.wav", 1, 1.0), tmp_path / "short.mp3", seconds=9.0)
     samples, rate = read_samples(path)
@@ -88,8 +94,19 @@ async def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: py
         await trim(source, tmp_path / "short.ogg", seconds=1.0)
     (tmp_path / "song.wav.part").hardlink_to(source)  # what is left by a process killed just after it was finished
     before = source.read_bytes()
-    with pytest.raises(kie.StorageError, match="exists"):
+    with pytest.raises(
+        kie.InvalidRequestError, match=r"out: is .*song\.wav, which is there already; give another name"
+    ):
         await trim(source, source, seconds=1.0)
+    for seconds in (0, -1.0, 0.001, float("nan"), float("inf"), None):
+        with pytest.raises(kie.InvalidRequestError, match=r"seconds: is .*; give a number of seconds from 0\.1 up"):
+            await trim(source, tmp_path / "short.wav", seconds=seconds)  # type: ignore[arg-type]  # as some would
+    for fade in (-1.0, float("nan")):
+        with pytest.raises(kie.InvalidRequestError, match=r"fade: is .*; give a number of seconds from 0 up"):
+            await trim(source, tmp_path / "short.wav", seconds=1.0, fade=fade)
+    for missing, out in ((tmp_path / "nothing.mp3", "short.wav"), (source, "song.wav/short.wav")):
+        with pytest.raises(kie.StorageError, match=r"nothing\.mp3 cannot be read|song\.wav"):
+            await trim(missing, tmp_path / out, seconds=1.0)
     assert (list(tmp_path.iterdir()), source.read_bytes()) == ([source], before)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(kie.AudioError, match=r"kie_async\[audio\]"):
