@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -155,6 +156,9 @@ async def test_a_track_without_a_length_ends_it() -> None:
     [
         ({"seconds": 481.0}, "seconds: is 481 s; V5 makes songs of at most 480 s"),
         ({"max_steps": 0}, "max_steps: is 0"),
+        ({"before_end": math.nan}, "before_end: is nan; give seconds from 0.01 up"),
+        ({"before_end": "soon"}, "before_end: is 'soon'; give seconds from 0.01 up"),
+        ({"before_end": 30.0}, "before_end: is 30 s, and the source lasts 30 s; give less"),
         ({"choose": "best"}, 'choose: is \'best\'; give "longest", "first"'),
         ({"lyrics": "la"}, "lyrics: is given with a track"),
         ({"title": "Longer"}, "style: is missing"),
@@ -220,8 +224,16 @@ async def test_a_chain_without_a_journal_says_how_to_go_on() -> None:
 
 async def test_a_function_that_chooses_none_of_the_tracks(tmp_path: Path) -> None:
     async with recording(tmp_path) as service:
-        with pytest.raises(kie.InvalidRequestError, match="step 1: choose: returned none of the tracks"):
+        with pytest.raises(kie.InvalidRequestError, match="step 1: choose: returned none of the tracks") as caught:
             await extend(service, choose=lambda _tracks: TRACK)
+        paid = service.emulator.ledger[0]
+        tracks = ", ".join(service.emulator.task(paid.task_id).track_ids)
+        left = f"the step is made and paid (tracks {tracks}); the same call goes on from there, and pays for none of it"
+        assert left in caught.value.message
+        assert (caught.value.charged, caught.value.task_id) == ("yes", paid.task_id)
+        with pytest.raises(ZeroDivisionError) as failed:
+            await extend(service, choose=lambda _tracks: 1 / 0)
+        assert failed.value.__notes__ == [f"step 1 of a chain: {left} again"]
         await extend(service, choose=lambda tracks: tracks[1])  # the first step is not paid again
         assert len(service.emulator.ledger) == 3
 
@@ -311,7 +323,7 @@ async def test_a_key_that_another_job_has_is_refused(tmp_path: Path, song: Path)
 async def test_the_takes_are_downloaded_as_they_come(tmp_path: Path, song: Path, *, journal: bool) -> None:
     async with serving(goes_on=(3.0, 5.0), journal=store(tmp_path) if journal else None) as service:
         service.emulator.faults.add(Fault("code", on="download", nth=2, code=403), Fault("empty", on="download", nth=1))
-        with pytest.raises(kie.DownloadError, match=r"step 1: .*; the step is paid; no step is made yet") as caught:
+        with pytest.raises(kie.DownloadError, match=r"step 1: .*; the step is made and paid \(tracks ") as caught:
             await service.session.extend_until(song, 8.0, directory=tmp_path / "new")
         assert caught.value.task_id == service.emulator.ledger[0].task_id
         service.emulator.faults.clear()

@@ -152,13 +152,13 @@ async def plan_chain(
         remedy = 'give "longest", "first", or a function that takes the tracks and returns one'
         raise invalid_request(Problem("choose", f"is {choose!r}", remedy))
     check_cap(cap)
+    _check_goal(goal, given.get("model") or "")
     track = _as_track(source, given.get("source_duration"))
     if track is None:
         first: Request = await _first_upload(cast("str | PathLike[str]", source), given, goal)
     else:
         first = _first_extend(track, given, goal)
-    if problems := list(goal.problems(first.model)):
-        raise invalid_request(*problems)
+    _check_goal(goal, first.model, first.source_duration if given.get("continue_at") is None else None)
     fades_from = await _fades_from(first, given, goal)
     if fades_from is not None:
         first = attrs.evolve(first, continue_at=goal.next_cut(first.source_duration or 0.0, fades_from))
@@ -180,13 +180,18 @@ async def plan_chain(
     return plan
 
 
+def _check_goal(goal: ChainGoal, model: str, length: float | None = None) -> None:
+    if problems := list(goal.problems(model, length)):
+        raise invalid_request(*problems)
+
+
 def _as_track(source: ChainSource, duration: object) -> Track | None:
     """The track that a source is, or of which it is the id; None if it is audio of one's own."""
     if isinstance(source, str) and _TRACK_ID.fullmatch(source):
         source = Track(source)
     if not isinstance(source, Track):
         return None
-    return attrs.evolve(source, duration=as_duration(duration) or source.duration)
+    return attrs.evolve(source, duration=as_duration(duration) or as_duration(source.duration))
 
 
 def _file_of(request: Request) -> Path | None:

@@ -40,8 +40,8 @@ class ChainGoal:
     max_steps: int = MAX_STEPS
     before_end: float | None = None
 
-    def problems(self, model: str) -> Iterator[Problem]:
-        """Yield what is wrong with the goal, for a model."""
+    def problems(self, model: str, length: float | None = None) -> Iterator[Problem]:
+        """Yield what is wrong with the goal, for a model, and for a source of this length that it is to cut."""
         limits = limits_of(model)
         most = LONGEST if limits is None else limits.result_seconds
         if not (_is_number(self.seconds) and 0 < self.seconds < LONGEST):
@@ -54,6 +54,8 @@ class ChainGoal:
             _is_number(self.before_end) and _MIN_BEFORE_END <= self.before_end < LONGEST
         ):
             yield Problem("before_end", f"is {self.before_end!r}", f"give seconds from {_MIN_BEFORE_END} up")
+        elif self.before_end is not None and length is not None and self.before_end >= length:
+            yield Problem("before_end", f"is {self.before_end:g} s, and the source lasts {length:.12g} s", "give less")
 
     def next_cut(self, duration: float, fades_from: float | None = None) -> float:
         """Return where to cut a track of this length, in seconds: above 0 and below its length.

@@ -42,7 +42,7 @@ StepObserver: TypeAlias = Callable[[ChainStep], None]
 _REMEDIES = {
     State.FAILED: "to have it made after all, and paid again: kie-async jobs retry {key}",
     State.REJECTED: "when that is mended: kie-async jobs retry {key}",
-    State.UNKNOWN: "it may be paid: look at https://kie.ai/logs, then decide: kie-async jobs resolve {key}",
+    State.UNKNOWN: "it may be paid: look at https://kie.ai/logs, then: kie-async jobs resolve {key} --task-id ID",
     State.ABANDONED: "it was given up; another key begins anew",
 }
 _NO_JOURNAL = (
@@ -147,6 +147,7 @@ class ChainRun:
     detect: DetectPart | None = None
     observer: StepObserver = lambda _step: None
     _steps: list[ChainStep] = attrs.field(factory=list, init=False)
+    _paid: _MadeStep | None = attrs.field(default=None, init=False)  # the step that is at work, once it is made
     _song: SongLength | None = attrs.field(init=False)
     _source: Path | None = attrs.field(init=False)
 
@@ -164,7 +165,7 @@ class ChainRun:
         before: SongLength | None = None
         fades_from = self.plan.fades_from
         while (end := goal.end_after(before, self._song, len(self._steps))) is None:
-            before = self._song
+            before, self._paid = self._song, None
             with self._explained():
                 if self._steps:
                     fades_from = await self._fades_from(self._steps[-1])
@@ -191,16 +192,11 @@ class ChainRun:
         number = len(self._steps) + 1
         key = self.plan.step_key(number)
         try:
-            made = await self._make(key, request)
+            self._paid = made = await self._make(key, request)
         except KieError as error:
             await self.takes.record_failure(key, error.task_id)
             raise
-        try:
-            paths = await self.takes.save(key, made.tracks)
-        except KieError as error:
-            error.task_id = error.task_id or made.task_id
-            error.message += "; the step is paid"
-            raise
+        paths = await self.takes.save(key, made.tracks)
         track = await self._choose(number, made.tracks)
         file = paths[made.tracks.index(track)] if paths else None
         holds = await self._part(file, made.cut, track.duration)
@@ -290,21 +286,29 @@ class ChainRun:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Let an error say which step it is about, and what there is."""
+        """Let an error say which step it is about, what is paid, and what there is."""
         try:
             yield
         except KieError as error:
             error.message = f"step {len(self._steps) + 1}: {error.message}; {self._so_far()}"
+            if self._paid is not None:
+                error.task_id, error.charged = error.task_id or self._paid.task_id, "yes"
+            raise
+        except Exception as error:  # of the function that chooses
+            error.add_note(f"step {len(self._steps) + 1} of a chain: {self._so_far()}")
             raise
 
     def _so_far(self) -> str:
-        if not self._steps:
+        if self._paid is not None:
+            there = f"the step is made and paid (tracks {', '.join(track.id for track in self._paid.tracks)})"
+        elif not self._steps:
             return "no step is made yet"
-        last = self._steps[-1]
-        lasts = f"{clock(last.length or 0.0)} of {clock(self.plan.goal.seconds)}"  # else it would have ended before
-        there = f"so far the song lasts {lasts} (track {last.track.id})"
+        else:
+            last = self._steps[-1]
+            lasts = f"{clock(last.length or 0.0)} of {clock(self.plan.goal.seconds)}"  # else it would have ended before
+            there = f"so far the song lasts {lasts} (track {last.track.id})"
         if self.recorder is None:
-            return f"{there}; to go on from there, extend that track"
+            return f"{there}; to go on from there, extend {'one of them' if self._paid else 'that track'}"
         return f"{there}; the same call goes on from there, and pays for none of it again"
 
 
