@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import os
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -136,5 +137,14 @@ def test_one_room_opens_the_client_s_sessions() -> None:
     assert openers <= {*allowed}
 
 
-def test_dir_lists_the_public_names() -> None:
-    assert dir(kie_async) == sorted(kie_async.__all__)
+@pytest.mark.parametrize("package", [kie_async, kie_async.audio, kie_async.callbacks])
+def test_dir_lists_the_public_names(package: ModuleType) -> None:
+    assert dir(package) == sorted(package.__all__)
+
+
+def test_without_the_extra_dir_lists_what_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    listed = {"Joined", "SUFFIXES", "Verdict", "can_compare", "compare", "join", "quiet_from", "trim"}
+    assert set(dir(kie_async.audio)) == listed
+    code = "import sys; sys.modules |= {'av': None, 'numpy': None}; from kie_async.audio import " + ", ".join(listed)
+    assert run(code).stderr == ""

@@ -31,6 +31,8 @@ __all__ = [
     "trim",
 ]
 
+_NEED_THE_EXTRA = {"AudioReader", "LevelProfile", "Seam", "frame_levels", "open_reader", "read_mono", "read_samples"}
+
 # PyAV and numpy are slow to load.
 __getattr__ = lazy_exports(
     __name__,
@@ -44,3 +46,10 @@ __getattr__ = lazy_exports(
         **dict.fromkeys(("Verdict", "can_compare", "compare"), "_verdict"),
     },
 )
+
+
+def __dir__() -> list[str]:
+    """The names that can be loaded, as ``pydoc`` and completion load them."""
+    from kie_async.audio._verdict import can_compare
+
+    return [name for name in __all__ if name not in _NEED_THE_EXTRA or can_compare()]

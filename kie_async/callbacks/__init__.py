@@ -14,3 +14,7 @@ __all__ = ["Receiver", "Receiving", "Serving", "add_routes", "asgi", "serve", "s
 
 # Every session has a receiver; few receive callbacks.
 __getattr__ = lazy_exports(__name__, {**dict.fromkeys(("Serving", "add_routes", "serve"), "_aiohttp"), "asgi": "_asgi"})
+
+
+def __dir__() -> list[str]:
+    return __all__
