@@ -15,7 +15,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder of three takes."""
     path = tmp_path / "takes"
     path.mkdir()
-    for name in ("a.mp3", "b.mp3", "é #%.mp3"):
+    for name in ("a.mp3", "b.mp3", "é #%.mp3", "report.html"):
         (path / name).write_text(name)
     (tmp_path / "secret.mp3").write_text("secret")
     return path
@@ -59,8 +59,12 @@ def test_what_was_kept_is_copied(terminal: Terminal, folder: Path, tmp_path: Pat
 
 def test_the_folder_may_have_moved(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
     """It is the one that is given, or that the verdicts name, or in which they lie."""
+    other = tmp_path / "other"  # a folder without a report
+    other.mkdir()
+    (other / "a.mp3").write_text("private")
     for directory, words, place in (
         ("/nowhere", (), folder),
+        (str(other), (), folder),
         (7, (), folder),
         ("a\0b", (), folder),
         ("takes", (str(folder),), tmp_path),
@@ -121,6 +125,7 @@ def test_no_path_leads_out_of_the_folder(terminal: Terminal, folder: Path, tmp_p
         (b"[]", "holds no verdicts"),
         (b"[" * 100_000, "holds no verdicts"),
         ({"takes": 3}, "holds no verdicts"),
+        ({"takes": [], "format": 2}, "is of another version: write the report anew"),
         ({"takes": [3]}, "take 1 names no file"),
         ({"takes": [{"file": "a.mp3"}, {"file": "a\0.mp3"}]}, "take 2 names no file"),
         ({"takes": [{"file": "\ud800.mp3", "verdict": "keep"}]}, "take 1 names no file"),

@@ -25,6 +25,7 @@ from kie_async.files import AUDIO_KINDS
 
 Facts: TypeAlias = Mapping[str, Any]
 
+REPORT_NAME = "report.html"
 _SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 _READINGS = ("whole", "continuation", "unclear")
 _MADE = ("", "succeeded", "delivered")

@@ -25,11 +25,10 @@ from kie_async._fsync import replace_file
 from kie_async.errors import ConflictError
 from kie_async.events import clean
 from kie_async.files import Progress, on_disk
-from kie_async.report._folder import ReportedJob, Take, read_folder, relative_address
+from kie_async.report._folder import REPORT_NAME, ReportedJob, Take, read_folder, relative_address
 from kie_async.report._gains import Lane, lane_gains
 from kie_async.report._peaks import NO_OUTLINE, Outline, OutlineCache
 
-REPORT_NAME = "report.html"
 _GENERATOR = '<meta name="generator" content="kie-async report">'  # by which a page of ours is known
 _HEAD = 4096  # bytes of a page that name its generator
 

@@ -19,9 +19,10 @@ import attrs
 from kie_async._fsync import give_name, replace_file, sync_directory, written_draft
 from kie_async.events import clean
 from kie_async.files import on_disk
-from kie_async.report._folder import ReportError
+from kie_async.report._folder import REPORT_NAME, ReportError
 
 _NOTES = "notes.txt"
+_FORMAT = 1  # of the file of verdicts
 _OUTCOMES = ("copied", "present", "missing", "taken")
 _WORDS = {"keep": "kept", "drop": "dropped"}
 _IMPOSSIBLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # in the name of a file; JSON can hold half a character
@@ -156,14 +157,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         value = None
     if not isinstance(value, dict) or not isinstance(value.get("takes"), list):
         raise ReportError(f"{clean(str(path))} holds no verdicts: give the file that the report has exported")
+    if value.get("format", _FORMAT) != _FORMAT:
+        raise ReportError(f"{clean(str(path))} is of another version: write the report anew, and download them there")
     return value
 
 
 def _named_directory(value: Mapping[str, Any]) -> Path | None:
-    """The folder in which the page was open, if it is on this machine."""
+    """The folder in which the page was open, if it is on this machine, and holds a report: none else is read."""
     name = value.get("directory")
     path = Path(name) if isinstance(name, str) and "\0" not in name else Path()
-    return path if path.is_absolute() and path.is_dir() else None
+    return path if path.is_absolute() and (path / REPORT_NAME).is_file() else None
 
 
 def _takes(path: Path, value: Mapping[str, Any], directory: Path) -> Iterator[_Take]:
