@@ -161,6 +161,10 @@ def test_a_rehearsal_sends_nothing(
         {"operation": "extend", "model": "V4", "jobs": 2},
     ]
     assert plan == {"jobs": 4, "new": 3, "duplicates": 1, "credits": 36.0, "credits_left": 988.0}
+    manifest.write_text(manifest.read_text().replace("track0,a0", "track0,other"))
+    edited = "1 row differs from what is on record under the same id, which stays: an edited row needs a new id"
+    assert f"note: {edited}\n" in terminal(*words[:-1]).err
+    assert terminal(*words, "--json").value["plan"]["edited"] == 1
 
 
 def test_songs_that_are_cut_off_are_named_before_they_are_paid(

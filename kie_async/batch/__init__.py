@@ -14,6 +14,7 @@ from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._chain_takes import RecordedTakes, find_track
 from kie_async.batch._control import WorkerControl, serve_health
 from kie_async.batch._delivery import count_verdicts, write_verdict
+from kie_async.batch._edited import count_edited
 from kie_async.batch._fetch import Expiry, fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
 from kie_async.batch._policy import CreditBudget
@@ -45,6 +46,7 @@ __all__ = [
     "Runner",
     "WorkerControl",
     "adopt",
+    "count_edited",
     "count_verdicts",
     "create_worker_tables",
     "enqueue",

@@ -44,7 +44,7 @@ _LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # for ``str.splitlines``, besides
 # Keys that ``safe_name`` does not change. No capitals: "A" and "a" are one name on some disks.
 _SAFE_KEY = re.compile(r"(?=.{1,60}\Z)[a-z0-9][a-z0-9_]*(?:-[a-z0-9_]+)*")
 KEY_LENGTH = 24  # hex digits of a key made from the content of a job: 96 bits
-_CONTENT_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}(?:-[0-9]+)?")
+CONTENT_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}(?:-[0-9]+)?")
 _MAX_LABEL = 60  # bytes
 _PART = ".part"
 _SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
@@ -286,7 +286,7 @@ def track_stem(job: Job, number: int, song: str | None = None) -> str:
     The key of the job is the name; one made from content has the song's name, or else the one given, or the title,
     before it.
     """
-    if _CONTENT_KEY.fullmatch(job.key):
+    if CONTENT_KEY.fullmatch(job.key):
         label = song_of(job.request) or song or job.request.title or "track"
         return f"{safe_name(label, limit=_MAX_LABEL)}-{job.key}-{number}"
     if _SAFE_KEY.fullmatch(job.key):

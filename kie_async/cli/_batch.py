@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._text import count_of
-from kie_async.batch import Manifest, ManifestSummary, enqueue, read_manifest, run_batch, run_shared_batch
+from kie_async.batch import Manifest, ManifestSummary, count_edited, enqueue, read_manifest, run_batch, run_shared_batch
 from kie_async.cli._batch_progress import BatchProgress, Counts
 from kie_async.cli._connect import (
     EMULATOR_GONE,
@@ -87,6 +87,14 @@ class BatchOrder:
                 paid += known is None or (known.state is State.PLANNED and not known.batch)
             return new, paid
 
+    async def count_edited(self) -> int:
+        """How many rows differ from what the journal has under their ids."""
+        if self.location.exists:
+            with suppress(StorageError):  # the run meets it too, and says how to go on
+                async with self.location.journal() as journal:
+                    return await count_edited(journal, self.jobs)
+        return 0
+
 
 async def batch(
     manifest: Annotated[Path, Parameter(help="A CSV or JSONL file with a row for each job, or a folder of songs.")],
@@ -155,6 +163,8 @@ async def _ask(output: Output, order: BatchOrder) -> None:
     run = order.options.run
     if duplicates := order.summary.duplicates:
         output.say(f"note: {count_of(duplicates, 'job')} {_repeats(duplicates)}")
+    if edited := await order.count_edited():
+        output.say(f"note: {count_of(edited, 'row')} {_differs(edited)}")
     is_agreed = run.yes or run.emulate
     if is_agreed and not order.summary.cut_off:
         return
@@ -214,6 +224,9 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
     output.print(f"{new:>7}  of {count_of(summary.total, 'job')} {'is' if new == 1 else 'are'} new")
     if summary.duplicates:
         output.print(f"{summary.duplicates:>7}  {_repeats(summary.duplicates)}")
+    if edited := await order.count_edited():
+        value["edited"] = edited
+        output.print(f"{edited:>7}  {_differs(edited)}")
     output.print(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")
     async with order.connect(output, journal="") as session:
         left = (await session.credits()).amount
@@ -231,6 +244,11 @@ def _say_cut_off(output: Output, summary: ManifestSummary) -> None:
 
 def _repeats(count: int) -> str:
     return f"{'asks' if count == 1 else 'ask'} for the same as another; each of them is made and paid for"
+
+
+def _differs(count: int) -> str:
+    verb = "differs" if count == 1 else "differ"
+    return f"{verb} from what is on record under the same id, which stays: an edited row needs a new id"
 
 
 # ---------------------------------------------------------------- for workers

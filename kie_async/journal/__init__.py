@@ -34,6 +34,7 @@ from kie_async.journal._open import (
 )
 from kie_async.journal._quota import JournalLimiter, SharedPermit
 from kie_async.journal._recorder import Recorder
+from kie_async.journal._same_request import asks_the_same
 from kie_async.journal._schema import VERSION
 from kie_async.journal._sql import ANY_BATCH, BatchFilter
 from kie_async.journal._transitions import FINAL, OPEN, PAID, TRANSITIONS
@@ -69,6 +70,7 @@ __all__ = [
     "SharedPermit",
     "Source",
     "State",
+    "asks_the_same",
     "batch_name",
     "batches_of",
     "default_journal",
