@@ -197,6 +197,9 @@ async def test_nothing_clips(tmp_path: Path) -> None:
     joined = await join(loud, result, at=8, out=tmp_path / "longer.wav", kind="continuation")
     assert joined.turned_down > 0
     assert np.abs(read_mono(joined.path, RATE)).max() == pytest.approx(1.0, abs=0.001)
+    distorted = write_wav(tmp_path / "distorted.wav", np.clip(SONG * 17, -1, 1))
+    coded = await join(distorted, distorted, at=8, out=tmp_path / "longer.mp3", kind="continuation")
+    assert 0.8 < np.abs(read_mono(coded.path, RATE)).max() < 0.95  # there is room for what the codec adds
     quiet = await join(source, result, at=8, out=tmp_path / "quiet.wav", kind="continuation")
     assert quiet.turned_down == 0.0
 
