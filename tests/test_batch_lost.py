@@ -248,6 +248,10 @@ def test_adopt_needs_the_directory_of_the_results(terminal: Terminal, tmp_path: 
     answer = terminal("jobs", "adopt", "--journal", str(tmp_path / "jobs.sqlite"))
     assert answer.code == 2
     assert "--out is missing" in answer.err
+    (tmp_path / "results.jsonl").write_text("")
+    answer = terminal("jobs", "adopt", "--out", str(tmp_path))
+    assert answer.code == 2
+    assert "kie-async.sqlite does not exist: run the batch again: it puts its jobs on record" in answer.err
 
 
 def test_a_job_that_failed_and_is_tried_again_is_paid_again(

@@ -15,6 +15,7 @@ from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.wire import TASK_ID
 from kie_async._text import count_of
 from kie_async.batch import (
+    RESULTS,
     adopt,
     find_by_name,
     find_job,
@@ -291,6 +292,9 @@ async def adopt_tasks(*, output: OutputArg, options: JobsOptions = JOBS) -> None
     location, out = find_journal(options.journal, options.out), options.out
     if out is None:
         raise UsageError("--out is missing: give the directory of the results")
+    if not location.exists and (out / RESULTS).exists():
+        how = "run the batch again: it puts its jobs on record, and sends none that the results name; then adopt"
+        raise UsageError(f"{location.address} does not exist: {how}")
     emulated = location.is_emulated or make_settings({}).on_loopback
     batch = ANY_BATCH if location.is_shared else location.only_batch  # a worker puts all batches into one directory
     output.value["jobs"], taken = [], 0
