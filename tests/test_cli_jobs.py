@@ -450,6 +450,17 @@ def test_an_unknown_job_is_left(terminal: Terminal, out: Path) -> None:
     assert terminal("jobs", "resolve", "unknown", "--give-up", "--out", str(out)).code == 8
 
 
+@pytest.mark.parametrize("track", ["5c79be8e-0a1b-4c6d-9e2f-3a4b5c6d7e8f", TASK[:-1]])
+def test_what_does_not_look_like_the_id_of_a_task_is_asked_about(terminal: Terminal, out: Path, track: str) -> None:
+    words = ("jobs", "resolve", "unknown", "--task-id", track, "--out", str(out))
+    answer = terminal(*words)
+    assert answer.code == 2
+    assert "ids of tasks have 32 characters" in answer.err
+    assert state(out, "unknown").state is State.UNKNOWN
+    assert terminal(*words, "--yes").code == 0
+    assert state(out, "unknown").task_id == track
+
+
 @pytest.mark.parametrize(
     "words", [(), ("--give-up", "--retry"), ("--give-up", "--task-id", TASK), ("--task-id", "../x")]
 )

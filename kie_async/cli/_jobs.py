@@ -12,7 +12,7 @@ import attrs
 from cyclopts import App, Parameter
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
-from kie_async._protocol.wire import TASK_ID
+from kie_async._protocol.wire import BARE_ID, TASK_ID
 from kie_async._text import count_of
 from kie_async.batch import (
     RESULTS,
@@ -258,6 +258,9 @@ async def resolve(
         raise UsageError("give one of --task-id ID, --retry and --give-up")
     if task_id is not None and TASK_ID.fullmatch(task_id) is None:
         raise UsageError("--task-id is no id of a task: give it as the service shows it")
+    if task_id is not None and BARE_ID.fullmatch(task_id) is None and not choice.yes:
+        odd = f"--task-id is {task_id!r}, and ids of tasks have 32 characters, 0-9 and a-f"
+        confirm(output, f"{odd}; if it is none, job {key!r} will fail, and its task is lost")
     if choice.retry and not choice.yes:
         async with location.opened() as journal:
             await find_job(journal, key, State.UNKNOWN)
