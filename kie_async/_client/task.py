@@ -342,7 +342,7 @@ def _wait_error(task: TrackedTask, seconds: float) -> WaitTimeoutError:
     if task.progress.pending_reason == "not visible" and not (task.origin.is_own or task.progress.is_visible):
         message += "; the service does not know this task, or not yet: check its id, or wait again"
         return WaitTimeoutError(message, task.task_id, charged="maybe")
-    message += f"; the task goes on: wait again, or session.track({task.task_id!r}) later"
+    message += f"; the task goes on: wait again, or later: session.track({task.task_id!r}) follows it"
     return WaitTimeoutError(message, task.task_id)
 
 
