@@ -192,4 +192,4 @@ def wide_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process's commands submit more than 20 at once: a journal's quota waits in real time."""
     monkeypatch.setattr("kie_async.cli._connect.Settings", partial(kie.Settings, quota=1000))
     emulated = {"speed": FAST, "credits": 1e6, "goes_on": (1.0, 2.0), "rules": Rules(quota=1000)}
-    monkeypatch.setattr("kie_async.cli._batch._EMULATED", emulated)
+    monkeypatch.setattr("kie_async.cli._batch_order._EMULATED", emulated)

@@ -179,6 +179,13 @@ class JournalContract:
         assert (await journal.counts())[State.PLANNED] == 1234
         assert [job.key async for job in journal.jobs()] == [f"{number:04}" for number in range(1234)]
 
+    async def test_many_are_read_at_once(self, journal: Journal) -> None:
+        await journal.add(planned(f"job{number}") for number in range(3))
+        assert await journal.get_all(["job2", "other", "job0"]) == {
+            key: await job_of(journal, key) for key in ("job2", "job0")
+        }
+        assert await journal.get_all([]) == {}
+
     async def test_only_planned_jobs_are_added(self, journal: Journal) -> None:
         with pytest.raises(ValueError, match="planned"):
             await journal.add([planned("a"), attrs.evolve(planned("b"), state=State.SUBMITTED)])

@@ -165,6 +165,9 @@ def test_a_rehearsal_sends_nothing(
     edited = "1 row differs from what is on record under the same id, which stays: an edited row needs a new id"
     assert f"note: {edited}\n" in terminal(*words[:-1]).err
     assert terminal(*words, "--json").value["plan"]["edited"] == 1
+    tracks(manifest, 300)  # more than are looked up at once
+    plan = terminal(*words, "--json").value["plan"]
+    assert (plan["jobs"], plan["new"]) == (300, 299)
 
 
 def test_songs_that_are_cut_off_are_named_before_they_are_paid(

@@ -14,7 +14,7 @@ from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._chain_takes import RecordedTakes, find_track
 from kie_async.batch._control import WorkerControl, serve_health
 from kie_async.batch._delivery import count_verdicts, write_verdict
-from kie_async.batch._edited import count_edited
+from kie_async.batch._edited import count_edited, with_known
 from kie_async.batch._fetch import Expiry, fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
 from kie_async.batch._policy import CreditBudget
@@ -69,6 +69,7 @@ __all__ = [
     "strip_secrets",
     "tracks_expiry",
     "upload_expiry",
+    "with_known",
     "work",
     "worker_migrations",
     "write_verdict",

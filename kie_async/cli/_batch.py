@@ -6,23 +6,27 @@ import asyncio
 import shlex
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated
 
-import attrs
 from cyclopts import Parameter
 
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._text import count_of
-from kie_async.batch import Manifest, ManifestSummary, count_edited, enqueue, read_manifest, run_batch, run_shared_batch
+from kie_async.batch import (
+    ManifestSummary,
+    enqueue,
+    read_manifest,
+    run_batch,
+    run_shared_batch,
+)
+from kie_async.cli._batch_order import BatchOrder
 from kie_async.cli._batch_progress import BatchProgress, Counts
 from kie_async.cli._connect import (
     EMULATOR_GONE,
     EMULATOR_REMEDY,
     JournalLocation,
-    SessionOptions,
-    connect,
     find_journal,
     make_settings,
     stopped_by_sigterm,
@@ -33,67 +37,12 @@ from kie_async.cli._output import Output, confirm
 from kie_async.cli._report import report_on
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.events import Notice
-from kie_async.journal import OWN_BATCH, Job, Journal, State, is_local
+from kie_async.journal import Job, Journal, is_local
 from kie_async.session import KieSession
 from kie_async.settings import Settings
 
-# How the built-in emulator is served: what a batch waits for is the quota alone.
-_EMULATED = {"speed": 300.0, "credits": 1e6, "goes_on": (3.0, 5.0)}
 _NO_KEY = "none-is-needed"  # to check requests
 _MAX_CUT_OFF = 5  # songs that are named; the others are counted
-
-
-@attrs.frozen
-class BatchOrder:
-    """What the command was asked for.
-
-    Attributes:
-        jobs: of the manifest.
-        summary: how many they are, of which kind.
-        location: where the jobs are kept.
-        options: how it is to be done.
-    """
-
-    jobs: Manifest
-    summary: ManifestSummary
-    location: JournalLocation
-    options: BatchOptions
-
-    @property
-    def name(self) -> str:
-        """The batch's name in the journal."""
-        return self.location.batch or OWN_BATCH
-
-    def connect(self, output: Output, **options: Unpack[SessionOptions]) -> AbstractAsyncContextManager[KieSession]:
-        """Open a session for it."""
-        receiver, options["route"] = self.options.receiver, self.options.common.route
-        if self.options.run.emulate:
-            receiver = attrs.evolve(receiver, callbacks=True)  # those of the emulator always find their way
-            return connect(output, receiver, emulated=_EMULATED, **options)
-        if not (receiver.callbacks or self.location.is_shared):
-            receiver = receiver.here()
-        return connect(output, receiver, **options)
-
-    async def count(self) -> tuple[int, int]:
-        """How many jobs the journal does not know yet, and how many will be paid: those, and what it has planned."""
-        if not self.location.exists:
-            return self.summary.total, self.summary.total
-        async with self.location.journal() as journal:
-            new, paid = 0, (await journal.counts(self.name))[State.PLANNED]
-            async for job in self.jobs:
-                known = await journal.get(job.key)
-                new += known is None
-                # One that a plain session has planned goes into the batch.
-                paid += known is None or (known.state is State.PLANNED and not known.batch)
-            return new, paid
-
-    async def count_edited(self) -> int:
-        """How many rows differ from what the journal has under their ids."""
-        if self.location.exists:
-            with suppress(StorageError):  # the run meets it too, and says how to go on
-                async with self.location.journal() as journal:
-                    return await count_edited(journal, self.jobs)
-        return 0
 
 
 async def batch(

@@ -38,7 +38,6 @@ Follow: TypeAlias = Callable[[Job], Step | None]
 
 _ADDED_AT_ONCE = 500  # jobs in one transaction: some milliseconds, in which others wait
 _PRUNE = _sql.PRUNE.format(open_states=", ".join(f"'{state}'" for state in sorted(OPEN)))
-
 logger = logging.getLogger("kie_async.journal")
 
 
@@ -147,8 +146,12 @@ class Journal(AsyncContextManagerMixin):
 
     async def get(self, key: str) -> Job | None:
         """Read the job of a key; None if there is none."""
-        rows = await self._read(_sql.GET, key=key)
-        return read_job(rows[0][:-2]) if rows else None
+        return (await self.get_all([key])).get(key)
+
+    async def get_all(self, keys: Iterable[str]) -> dict[str, Job]:
+        """Read the jobs of some keys in one step, by key; those that are not on record are left out."""
+        found = await self.driver.run(*((_sql.GET, {"key": key}) for key in keys))
+        return {row[0]: read_job(row[:-2]) for rows in found for row in rows}
 
     async def find(self, *, token: str | None = None, task_id: str | None = None) -> Job | None:
         """Find the job that has, or had, an attempt with this token or task id; None if there is none."""
@@ -200,8 +203,7 @@ class Journal(AsyncContextManagerMixin):
 
     async def spent(self, batch: str) -> float:
         """The credits that all attempts of a batch's jobs have cost; 12 for each whose cost is not known (yet)."""
-        [(amount,)] = await self._read(_sql.SPENT, batch=batch)
-        return float(amount)
+        return float((await self._read(_sql.SPENT, batch=batch))[0][0])
 
     async def open_processes(self) -> list[str]:
         """The processes, living or dead, that made the last attempts of jobs in ``INTENT`` and ``SUBMITTED``."""
@@ -395,5 +397,4 @@ class Journal(AsyncContextManagerMixin):
         await self._read(_sql.RELEASE, name=name, process_id=self.process_id)
 
     async def _read(self, statement: str, **values: object) -> Rows:
-        [rows] = await self.driver.run((statement, values))
-        return rows
+        return (await self.driver.run((statement, values)))[0]
