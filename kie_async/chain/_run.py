@@ -42,7 +42,7 @@ StepObserver: TypeAlias = Callable[[ChainStep], None]
 _REMEDIES = {
     State.FAILED: "to have it made after all, and paid again: kie-async jobs retry {key}",
     State.REJECTED: "when that is mended: kie-async jobs retry {key}",
-    State.UNKNOWN: "it may be paid: look at https://kie.ai/logs, then: kie-async jobs resolve {key} --task-id ID",
+    State.UNKNOWN: "it may be paid: look at https://kie.ai/logs, then decide: kie-async jobs resolve {key}",
     State.ABANDONED: "it was given up; another key begins anew",
 }
 _NO_JOURNAL = (
