@@ -95,4 +95,4 @@ def test_a_batch_counts_them(terminal: Terminal, song: Path, tmp_path: Path, mon
         words = ("--at", "6", *MUSIC, "--yes", "--out", str(tmp_path / "new"))
         answer = terminal("batch", str(song.parent), *words)
     assert answer.code == 0
-    assert "by their sound, of 2 tracks: 2 hold the whole song" in answer.err
+    assert "by their sound, of 2 tracks of this run: 2 hold the whole song" in answer.err

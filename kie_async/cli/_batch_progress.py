@@ -240,10 +240,10 @@ def progress_table(counts: Counts, quota: str, seconds: float) -> Table:
 
 
 def verdicts_line(verdicts: Mapping[str, int]) -> str:
-    """What tracks hold, in a line."""
+    """What the tracks of this run hold, in a line; those of earlier runs are not compared again."""
     words = {"whole": "hold the whole song", "continuation": "the continuation alone", "unclear": "cannot be told"}
     found = [f"{verdicts[kind]} {what}" for kind, what in words.items() if kind in verdicts]
-    return f"by their sound, of {count_of(sum(verdicts.values()), 'track')}: {', '.join(found)}"
+    return f"by their sound, of {count_of(sum(verdicts.values()), 'track')} of this run: {', '.join(found)}"
 
 
 async def blocked_jobs(journal: Journal, batch: BatchFilter) -> str:
