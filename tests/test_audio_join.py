@@ -190,6 +190,17 @@ async def test_the_level_is_left_alone_where_the_song_itself_changes(tmp_path: P
     assert 0.0 < joined.gain < 1.0
 
 
+async def test_the_level_over_more_than_a_bar_counts_too(tmp_path: Path) -> None:
+    loud = np.where(np.arange(60 * RATE) / (2.5 * RATE) % 2 >= 1, 0.25, 1.0).astype(
+        np.float32
+    )  # a loud bar, a quiet one
+    music = steady(60.0, 1) * loud
+    source = write_wav(tmp_path / "song.wav", music[: 35 * RATE])
+    result = write_wav(tmp_path / "new.wav", music[35 * RATE :] * times(-4.0))
+    joined = await join(source, result, at=35, out=tmp_path / "longer.wav", kind="continuation")
+    assert 3.0 < joined.gain < 4.5
+
+
 async def test_nothing_clips(tmp_path: Path) -> None:
     source = write_wav(tmp_path / "song.wav", steady(9.0, 1))
     result = write_wav(tmp_path / "new.wav", np.clip(steady(5.0, 2), -0.1, 0.1) * np.float32(9.9) * 0.5)
@@ -277,7 +288,7 @@ async def test_a_step_in_loudness_is_flagged(level: float, word: str, tmp_path: 
     joined = await join(source, result, at=CUT, out=tmp_path / "longer.wav", kind="whole")
     assert joined.seam.step == pytest.approx(20 * np.log10(level), abs=1.5)
     assert joined.seam.usual_step < 2
-    assert f"LU {word} (the song itself seldom more than " in joined.seam.flags[-1]
+    assert f"LU {word} (elsewhere seldom more than " in joined.seam.flags[-1]
 
 
 def test_a_step_that_is_hardly_above_the_usual_ones_is_not_flagged() -> None:

@@ -11,9 +11,35 @@ from numpy.typing import NDArray
 
 from kie_async.audio._loudness import HOP, SILENCE, mean_loudness, rough_powers
 from kie_async.audio._seam import usual_change
-from kie_async.audio._splice import LEVELS, matching_gain
+from kie_async.audio._splice import MAX_GAIN
 
+_STRETCHES = (3.0, 15.0)  # seconds before a cut and behind it whose loudness is compared
+_OFF_LEVEL = 3.0  # dB by which takes are off in level, as a rule
+_LEAST = 0.1  # dB; no music changes less
 _PER_LU = 3  # a byte holds 85 LU, in thirds
+
+
+def continuation_gain(song: NDArray[np.float64], result: NDArray[np.float64]) -> float:
+    """Return by how many dB a continuation is to be louder, so that it goes on as loud as its song.
+
+    What differs at the cut may be the music: the more the loudness of the song itself changes from such a stretch to
+    the next one, the less of the difference is taken for one of level. Longer stretches tell what a quiet bar on one
+    side of the cut hides.
+
+    Args:
+        song: the weighted powers of its frames of ``HOP`` seconds up to the cut.
+        result: those of the continuation.
+    """
+    total, weights = 0.0, _OFF_LEVEL**-2
+    for number, seconds in enumerate(_STRETCHES):
+        count = round(seconds / HOP)
+        if number and len(song) < 2 * count:
+            continue  # how much it changes is not known
+        before, after = mean_loudness(song[-count:]), mean_loudness(result[:count])
+        if min(before, after) > SILENCE:
+            weight = max(usual_change(song, seconds), _LEAST) ** -2
+            total, weights = total + weight * (before - after), weights + weight
+    return float(np.clip(total / weights, -MAX_GAIN, MAX_GAIN))
 
 
 def frame_levels(frames: NDArray[np.float32], rate: int) -> bytes:
@@ -57,10 +83,7 @@ class LevelProfile:
             result: the continuation.
             cut: where this song was cut, in seconds.
         """
-        before = self._powers(max(0.0, cut - LEVELS), cut)
-        after = result._powers(0.0, LEVELS)
-        own_steps = usual_change(self._powers(0.0, cut), LEVELS)
-        return matching_gain(mean_loudness(before), mean_loudness(after), own_steps)
+        return continuation_gain(self._powers(0.0, cut), result._powers(0.0, max(_STRETCHES)))
 
     def gain_of_whole(self, result: LevelProfile, cut: float, start: float = 0.0) -> float:
         """Return by how many dB a whole song is to be louder, so that what both hold before the cut is as loud.

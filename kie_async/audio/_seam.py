@@ -31,10 +31,10 @@ class Seam:
     Attributes:
         at: its position in the joined file, in seconds.
         gap: how many milliseconds of silence it has.
-        click: its sharpest edge between two samples, as a multiple of the song's own sharp edges (99th percentile);
-            up to 1 is usual.
+        click: its sharpest edge between two samples, as a multiple of the sharp edges elsewhere in the file (99th
+            percentile); up to 1 is usual.
         step: by how many LU the file is louder after it than before it (momentary loudness of ITU-R BS.1770).
-        usual_step: the step, in LU, that the song itself rarely exceeds (99th percentile).
+        usual_step: the step, in LU, that the file rarely exceeds elsewhere (99th percentile).
     """
 
     at: float
@@ -50,12 +50,10 @@ class Seam:
         if self.gap >= _MIN_GAP:
             found.append(f"it is silent for {self.gap:.0f} ms")
         if self.click > _CLEAR_CLICK:
-            found.append(f"it clicks: an edge is {self.click:.1f} times as sharp as the song's own sharpest ones")
+            found.append(f"it clicks: an edge is {self.click:.1f} times as sharp as the sharpest ones elsewhere")
         if abs(self.step) > max(_MIN_STEP, self.usual_step + _CLEAR_STEP):
             louder = "louder" if self.step > 0 else "quieter"
-            found.append(
-                f"it gets {abs(self.step):.1f} LU {louder} (the song itself seldom more than {self.usual_step:.1f})"
-            )
+            found.append(f"it gets {abs(self.step):.1f} LU {louder} (elsewhere seldom more than {self.usual_step:.1f})")
         return tuple(found)
 
 
@@ -93,10 +91,6 @@ class Profile:
     def between(self, first: int, last: int | None) -> Profile:
         """The frames from one to another."""
         return Profile(self.powers[first:last], self.peaks[first:last], self.edges[first:last])
-
-    def changes(self, seconds: float) -> float:
-        """By how many dB the loudness changes, as a rule, from some seconds to the next ones."""
-        return usual_change(self.powers, seconds)
 
 
 def measure_seam(samples: Samples, seam: int, at: float, rate: int, own: Sequence[Profile]) -> Seam:

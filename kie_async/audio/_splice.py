@@ -19,10 +19,8 @@ _MARGIN = 0.25  # seconds before the cut that are left to the service's own tran
 _STEP = 0.01  # seconds from one position to the next
 _LOCAL = 0.15  # seconds to each side of the splice that are compared there
 _NEAR = 0.002  # seconds by which a drift moves the two against each other within the reach
-LEVELS = 3.0  # seconds before a cut and behind it whose levels are compared
 _SAME = 0.5  # correlation from which on the two are the same sound
-_MAX_GAIN = 6.0  # dB, between sounds that are not the same
-_OFF_LEVEL = 3.0  # dB by which takes are off in level, as a rule
+MAX_GAIN = 6.0  # dB, between sounds that are not the same
 
 
 @attrs.frozen
@@ -84,7 +82,7 @@ def fades(count: int, same: float) -> tuple[Mono, Mono]:
     return np.asarray(fall / power, dtype=np.float32), np.asarray(rise / power, dtype=np.float32)
 
 
-def at_cut(source: Excerpt, result: Excerpt, cut: int, rate: int, own_steps: float) -> Splice:
+def at_cut(source: Excerpt, result: Excerpt, cut: int, rate: int, gain: float) -> Splice:
     """Put a continuation behind the cut: the song fades out behind it, while the continuation begins.
 
     Args:
@@ -93,16 +91,14 @@ def at_cut(source: Excerpt, result: Excerpt, cut: int, rate: int, own_steps: flo
         result: the first seconds of the continuation.
         cut: a position of the source.
         rate: samples a second.
-        own_steps: by how many dB the loudness of the source changes within seconds.
+        gain: of the continuation, in dB.
     """
     fade = round(FADE * rate)
     end = source.first + source.samples.shape[1]
     at = max(0, min(cut, end - fade))
-    count = round(LEVELS * rate)
-    before = source.samples[:, max(0, at - count - source.first) : max(0, at - source.first)]
     fade = min(fade, end - at)
     same = _likeness(source.part(at, fade), result.part(0, fade))
-    return Splice(at, 0, fade, same, _matched(before, result.samples[:, :count], rate, own_steps))
+    return Splice(at, 0, fade, same, _factor(gain))
 
 
 def where_same(source: Excerpt, result: Excerpt, cut: int, guess: int, rate: int) -> Splice:
@@ -121,8 +117,8 @@ def where_same(source: Excerpt, result: Excerpt, cut: int, guess: int, rate: int
     if same < _SAME:  # another performance: only its levels are alike
         fade = min(round(FADE * rate), cut)
         at = max(cut - fade, -guess)
-        gain = _matched(source.part(first, last - first), result.part(first + guess, last - first), rate, 0.0)
-        return Splice(at, at + guess, fade, 0.0, gain)
+        gain = _matched(source.part(first, last - first), result.part(first + guess, last - first), rate)
+        return Splice(at, at + guess, fade, 0.0, _factor(gain))
     alike = np.sqrt((ours @ ours) / (theirs @ theirs))
     fade = min(round(FADE * rate), last - first)
     error = running_sums(np.square(ours - theirs * alike, dtype=np.float64), fade)
@@ -164,23 +160,11 @@ def _likeness(ours: Samples, theirs: Samples) -> float:
     return max(0.0, float((ours * theirs).sum()) / power**0.5) if power else 0.0
 
 
-def _matched(before: Samples, after: Samples, rate: int, own_steps: float) -> float:
-    """The factor that makes a sound as loud as the one before it."""
-    return float(10 ** (matching_gain(loudness(before, rate), loudness(after, rate), own_steps) / 20))
+def _matched(before: Samples, after: Samples, rate: int) -> float:
+    """By how many dB a sound is to be louder, so that it is as loud as the same music before it."""
+    ours, theirs = loudness(before, rate), loudness(after, rate)
+    return 0.0 if min(ours, theirs) <= SILENCE else float(np.clip(ours - theirs, -MAX_GAIN, MAX_GAIN))
 
 
-def matching_gain(before: float, after: float, own_steps: float) -> float:
-    """Return by how many dB a sound is to be louder, so that it goes on as loud as the one before it.
-
-    What differs may be the music: the more loudness the song itself gains and loses, the less of the difference is
-    taken for one of level.
-
-    Args:
-        before: the loudness of a song up to the cut, in LUFS.
-        after: that of the sound behind it.
-        own_steps: by how many dB the loudness of the song changes within seconds.
-    """
-    if min(before, after) <= SILENCE:
-        return 0.0
-    share = _OFF_LEVEL**2 / (_OFF_LEVEL**2 + own_steps**2)
-    return float(np.clip((before - after) * share, -_MAX_GAIN, _MAX_GAIN))
+def _factor(decibels: float) -> float:
+    return float(10 ** (decibels / 20))

@@ -22,9 +22,10 @@ from kie_async._text import clock
 from kie_async.audio._decode import AudioReader, Samples, open_reader
 from kie_async.audio._encode import Form, write
 from kie_async.audio._join import SUFFIXES, Joined, Kind, refused
+from kie_async.audio._levels import continuation_gain
 from kie_async.audio._loudness import HOP
 from kie_async.audio._seam import Profile, Seam, measure_seam
-from kie_async.audio._splice import FADE, LEVELS, REACH, Excerpt, Splice, at_cut, where_same
+from kie_async.audio._splice import FADE, REACH, Excerpt, Splice, at_cut, where_same
 from kie_async.audio._verdict import Verdict
 from kie_async.errors import AudioError
 from kie_async.events import clean
@@ -32,6 +33,7 @@ from kie_async.files import measure
 
 _BLOCK = 1.0  # seconds that are handled at once
 _UNSURE, _SURE = 4.0, 0.1  # seconds by which the offset of a whole may be wrong, without a verdict and with one
+_HELD = 3.0  # seconds to each side of a cut that are held
 _AROUND = 1.0  # seconds to each side of the seam that are judged
 _SHORTEST = 0.1  # seconds of a song up to its cut, or of a result
 _ROUNDING = 0.05  # seconds by which a cut may lie beyond the end of its source
@@ -177,16 +179,16 @@ class Joining:
 
     def _continued(self) -> JoinPlan:
         rate = self.form.rate
-        theirs = _scan(self.result, self.form, (0.0, LEVELS), self.stop)
-        own_steps = self.ours.profile.changes(LEVELS)
-        splice = at_cut(self.ours.excerpt, theirs.excerpt, round(self.cut * rate), rate, own_steps)
+        theirs = _scan(self.result, self.form, (0.0, _HELD), self.stop)
+        gain = continuation_gain(self.ours.profile.powers[: int(self.cut / HOP)], theirs.profile.powers)
+        splice = at_cut(self.ours.excerpt, theirs.excerpt, round(self.cut * rate), rate, gain)
         return JoinPlan(splice, self.ours, theirs, splice.at, rate)
 
     def _whole(self, verdict: Verdict) -> JoinPlan:
         rate, (left, position) = self.form.rate, self.leaves(verdict)
         ours = self.ours if left == self.cut else _scan_song(self.source, self.form, left, self.stop)
         doubt = _UNSURE if verdict.offset is None else _SURE
-        held = (position - REACH - doubt, position + max(doubt, LEVELS))
+        held = (position - REACH - doubt, position + max(doubt, _HELD))
         theirs = _scan(self.result, self.form, held, self.stop)
         cut = round(left * rate)
         splice = where_same(ours.excerpt, theirs.excerpt, cut, round((position - left) * rate), rate)
@@ -233,7 +235,7 @@ def _seconds(at: float | str, source: Path) -> float:
 
 def _scan_song(source: Path, form: Form, cut: float, stop: Event) -> Scan:
     """Read a song up to its cut."""
-    held = (cut - max(LEVELS, REACH), cut + 2 * FADE)
+    held = (cut - max(_HELD, REACH), cut + 2 * FADE)
     return _scan(source, form, held, stop, end=held[1])
 
 

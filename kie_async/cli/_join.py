@@ -238,10 +238,6 @@ def _show(output: Output, joined: audio.Joined) -> dict[str, Any]:
     if joined.kind == "continuation" and joined.confidence is not None:
         holds = "the take holds nothing of the song: taken as its continuation"
     output.say(f"{holds}; it lasts {clock(joined.duration)}, the new part begins at {clock(joined.seam.at)}")
-    if gain := round(joined.gain, 1):
-        output.say(
-            f"the track was made {abs(gain)} dB {'louder' if gain > 0 else 'quieter'}, to be as loud as the song"
-        )
     if quieter := round(joined.turned_down, 1):
         output.say(f"all of it is {quieter} dB quieter, so that nothing clips")
     say_seam(output, joined)
@@ -250,7 +246,10 @@ def _show(output: Output, joined: audio.Joined) -> dict[str, Any]:
 
 
 def say_seam(output: Output, joined: audio.Joined) -> None:
-    """Say what is remarkable where the new part begins."""
+    """Say by how much the new part was made louder, and what is remarkable where it begins."""
+    if gain := round(joined.gain, 1):
+        louder = "louder" if gain > 0 else "quieter"
+        output.say(f"from {clock(joined.seam.at)} on it was made {abs(gain)} dB {louder}, towards the level before")
     if abs(joined.seam.at - joined.at) > _NEAR:
         output.say(
             f"the track follows the song until {clock(joined.seam.at)}, and not until {clock(joined.at)}, the cut that "

@@ -175,6 +175,7 @@ def fade_out(sound: Sound, seconds: float) -> None:
 # ---------------------------------------------------------------- going on
 
 _CROSS = 0.25  # seconds in which the song passes into what follows it
+_FAINT = 0.02  # the level of what goes on after silence
 _KEY = 8.0  # seconds before the cut that decide on the key
 _LOWEST, _HIGHEST = 60.0, 2000.0  # frequencies of chords
 
@@ -190,6 +191,10 @@ def keynote(sound: Sound) -> int:
     return int(np.argmax(np.bincount(classes, weights=spectrum[audible] ** 2, minlength=12)))
 
 
+def _level(sound: Sound) -> float:
+    return max(float(np.sqrt(np.mean(np.square(sound)))), _FAINT) if len(sound) else _FAINT
+
+
 def continuation(head: Sound, after: Sound, seconds: float, *, take: int, seed: str) -> Sound:
     """Make what follows ``head``: a new song in its key and as loud, into which ``after`` fades.
 
@@ -200,8 +205,10 @@ def continuation(head: Sound, after: Sound, seconds: float, *, take: int, seed: 
     bar = chance.uniform(2.0, 2.6) if take else chance.uniform(2.8, 3.4)
     notes = _song(seconds, bar, chance, lively=bool(take))
     sound = perform(notes, seconds, keynote(last) if len(last) else 0, chance)
-    loudness = float(np.sqrt(np.mean(np.square(last)))) if len(last) else 0.0
-    sound = np.asarray(np.tanh(sound * np.float32(max(0.5, min(1.5, 6 * loudness)))))
+    level = _level(last)
+    sound *= np.float32(level / _level(sound))
+    np.tanh(sound, out=sound)  # takes its peaks off
+    sound *= np.float32(min(level / _level(sound), 1 / np.abs(sound).max(initial=_FAINT)))
     cross = min(len(after), len(sound), samples(_CROSS))
     fall = np.cos(np.linspace(0, np.pi / 2, cross, dtype=np.float32))
     sound[:cross] = sound[:cross] * fall[::-1] + after[:cross] * fall
