@@ -402,6 +402,12 @@ async def test_what_is_far_too_short_is_no_whole_song(tmp_path: Path) -> None:
         await join(source, result, at=CUT, out=tmp_path / "longer.wav", kind="whole")
 
 
+async def test_a_song_is_not_joined_to_itself(tmp_path: Path) -> None:
+    source = write_wav(tmp_path / "song.wav", SONG)
+    with pytest.raises(kie.InvalidRequestError, match=r"result: is .*, which follows the song to its own end"):
+        await join(source, source, at=CUT, out=tmp_path / "longer.wav")
+
+
 async def test_what_lasts_no_time_is_not_joined(tmp_path: Path) -> None:
     source, result = write_wav(tmp_path / "song.wav", SONG), write_wav(tmp_path / "new.wav", NEW[:1000])
     with pytest.raises(kie.AudioError, match=r"new\.wav has only 0\.045 s to join: give at least 0\.1 s"):

@@ -158,6 +158,9 @@ def test_the_sidecar_of_a_take_says_its_cut_and_its_song(
     song, new, out = tmp_path / "song.wav", tmp_path / "new.wav", tmp_path / "longer.wav"
     noise(song, 8, 1)
     noise(new, 3, 2)
+    if not says:
+        answer = terminal("join", str(song), str(new), "--at", "6", "--out", str(tmp_path / "first.wav"))
+        assert answer.err.endswith("no new.kie.json tells whether the take is of this song: listen\n")
     sidecar(song, {"track": {"id": "t1"}})
     sidecar(new, facts)
     sidecar(tmp_path / "third.wav", {"track": {"id": "t3"}, "file": {"name": "third.wav"}})

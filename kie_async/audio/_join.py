@@ -88,7 +88,7 @@ async def join(
         UnclearError: the sound does not show what the result holds; nothing was written. Listen, and give ``kind``. If
             it has ``leaves_at``, the result differs from the song more than half a second before the cut: give that
             position as ``at``, or ``kind="whole"`` to join there.
-        InvalidRequestError: ``at``, ``out`` or ``kind`` cannot be used; see ``problems``.
+        InvalidRequestError: ``at``, ``out`` or ``kind`` cannot be used, or ``result`` has nothing new.
         AudioError: a file cannot be decoded as audio, or the extra ``audio`` is not installed.
         StorageError: the disk refused.
 

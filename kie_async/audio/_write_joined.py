@@ -35,7 +35,7 @@ _BLOCK = 1.0  # seconds that are handled at once
 _UNSURE, _SURE = 4.0, 0.1  # seconds by which the offset of a whole may be wrong, without a verdict and with one
 _HELD = 3.0  # seconds to each side of a cut that are held
 _AROUND = 1.0  # seconds to each side of the seam that are judged
-_SHORTEST = 0.1  # seconds of a song up to its cut, or of a result
+_SHORTEST = 0.1  # seconds of a song up to its cut, of a result, or of what is new in it
 _ROUNDING = 0.05  # seconds by which a cut may lie beyond the end of its source
 
 
@@ -161,7 +161,7 @@ class Joining:
 
         Raises:
             FileExistsError: ``out`` is there by now.
-            InvalidRequestError: the result is too short to be what it is said to be.
+            InvalidRequestError: the result is too short to be what it is said to be, or has nothing new.
         """
         plan = self._continued() if kind == "continuation" else self._whole(verdict)
         master = self.form.highest / max(self.form.highest, plan.loudest())
@@ -196,6 +196,9 @@ class Joining:
         if theirs.length <= plan.begins:
             problem = f"is whole, but {clean(str(self.result))} ends at {clock(theirs.length / rate)}, before the cut"
             raise refused("kind", problem, "it can only be the continuation")
+        if theirs.length / rate - position < _SHORTEST:
+            problem = f"is {clean(str(self.result))}, which follows the song to its own end: nothing new is in it"
+            raise refused("result", problem, "give a track that goes on behind the cut")
         return plan
 
     def _blocks(self, plan: JoinPlan, master: float) -> Iterator[Samples]:

@@ -117,6 +117,7 @@ _OPTIONS = {
     "source_duration": "--duration",
     "seconds": "--until",
     "kind": "--as",
+    "result": "RESULT",
 }
 _SOURCE = re.compile(r"^source(?=: )")
 _FIELDS = {field.name for kind in (ExtendRequest, UploadExtendRequest) for field in attrs.fields(kind)}

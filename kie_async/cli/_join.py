@@ -82,6 +82,8 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
             error.add_note(f"--at is what {sidecar} says: give the song that {clean(result.name)} was made of, or --at")
         raise
     output.value |= _show(output, joined)
+    if joined.kind == "continuation" and kind is None and not facts:
+        output.say(f"no {sidecar} tells whether the take is of this song: listen")
 
 
 def _check_files(source: Path, result: Path) -> None:
