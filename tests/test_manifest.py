@@ -462,8 +462,11 @@ async def test_a_pattern_that_fits_no_file_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_folder_without_songs_is_a_fault(tmp_path: Path) -> None:
+    song(tmp_path / "a-1.wav")
+    (tmp_path / "a-1.kie.json").touch()
     (fault,) = await faults_of(read_manifest(tmp_path))
     assert fault.problem == "holds no songs"
+    assert "a track that has a NAME.kie.json is a result, and no song), or give another folder" in fault.remedy
 
 
 async def test_faults_in_a_folder_name_the_file(tmp_path: Path) -> None:

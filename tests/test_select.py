@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import Terminal
+from result_folder import sidecar
 
 
 @pytest.fixture
@@ -57,6 +58,44 @@ def test_what_was_kept_is_copied(terminal: Terminal, folder: Path, tmp_path: Pat
         assert terminal("select", "--from", str(verdicts), "--out", str(out)).code == 0
 
 
+ALONE = "the continuation alone: kie-async join SONG TAKE --out FILE puts"
+
+
+def test_a_take_comes_with_its_sidecar(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
+    """What tells ``join`` where the song was cut, and what the take holds; it is not overwritten, and no link out."""
+    verdicts, out = exported(folder / "verdicts.json", ["a.mp3", "b.mp3", "é #%.mp3"]), tmp_path / "best"
+    words = ("select", "--from", str(verdicts), "--out", str(out))
+    assert "continuation" not in terminal(*words).err
+    measured: dict[str, Any] = {"verdict": {"kind": "continuation"}}
+    wanted = sidecar(folder, "a", name="a.mp3", **measured)
+    (folder / "b.kie.json").symlink_to(sidecar(tmp_path, "b", name="b.mp3", **measured))
+    (folder / "é #%.kie.json").write_text("{")
+    for _ in range(2):  # the takes are there
+        answer = terminal(*words, "--json")
+        assert (answer.code, len(answer.value["present"])) == (0, 3)
+        assert answer.value["sidecars"] == [str(out / "a.kie.json")]
+        assert answer.value["continuations"] == [str(out / "a.mp3")]
+        assert f"1 of them holds {ALONE} it behind its song" in answer.err
+        assert (out / "a.kie.json").read_bytes() == wanted.read_bytes()
+        assert [path.name for path in out.glob("*.kie.json")] == ["a.kie.json"]
+
+    (folder / "b.kie.json").unlink()
+    for name, track in (("a", {"duration": 0.9}), ("b", {"duration": 1.0}), ("é #%", {"duration": 1.1})):
+        sidecar(folder, name, name=f"{name}.mp3", track=track)  # its length tells; it was cut at 1.0
+    answer = terminal(*words, "--json")
+    assert (answer.code, answer.value["taken"]) == (8, [str(out / "a.kie.json")])
+    assert answer.value["sidecars"] == [str(out / "b.kie.json"), str(out / "é #%.kie.json")]
+    assert f"2 of them hold {ALONE} each behind its song" in answer.err
+    assert "a.kie.json: another file has that name; give another --out" in answer.err
+    assert json.loads((out / "a.kie.json").read_text())["verdict"] == measured["verdict"]
+
+    sidecar(folder, "a", name="a.wav", **measured)  # is of another file
+    sidecar(folder, "b", name="b.mp3", track={"duration": 1.0}, verdict={"kind": "unclear"})
+    answer = terminal(*words[:-1], str(tmp_path / "new"), "--json")
+    assert (answer.code, len(answer.value["sidecars"]), answer.value["continuations"]) == (0, 3, [])
+    assert "continuation" not in answer.err
+
+
 def test_the_folder_may_have_moved(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
     """It is the one that is given, or that the verdicts name, or in which they lie."""
     other = tmp_path / "other"  # a folder without a report
@@ -82,8 +121,8 @@ def test_what_is_missing_or_taken_is_named_and_the_rest_copied(
     out.mkdir()
     (out / "a.mp3").write_text("mine")
     (out / "b.mp3").mkdir()
-    gone = [f"gone-{number}.mp3" for number in range(12)]
-    verdicts = exported(folder / "verdicts.json", ["a.mp3", "b.mp3", *gone, "é #%.mp3"])
+    gone = [f"gone-{number}.mp3" for number in range(11)]
+    verdicts = exported(folder / "verdicts.json", ["a.mp3", "b.mp3", *gone, ".", "é #%.mp3"])
     answer = terminal("select", "--from", str(verdicts), "--out", str(out), "--json")
     assert answer.code == 8
     assert f"gone-9.mp3 and 2 more: not in {folder}; give the folder of the report" in answer.err

@@ -190,7 +190,8 @@ class Manifest:
     def _empty_error(self, *, is_folder: bool) -> RowProblem:
         problem, remedy = "holds no jobs", "write a row for each"
         if is_folder:
-            problem, remedy = "holds no songs", f"put some into it ({AUDIO_KIND_NAMES}), or give another folder"
+            what = f"{AUDIO_KIND_NAMES}; a track that has a NAME{SIDECAR} is a result, and no song"
+            problem, remedy = "holds no songs", f"put some into it ({what}), or give another folder"
             if self._pattern is not None:
                 problem, remedy = (
                     f"holds no file that {self._pattern!r} fits",

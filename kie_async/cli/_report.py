@@ -62,16 +62,22 @@ async def select(
 ) -> None:
     """Copy the takes that were kept in a report, and write the notes on all takes (notes.txt); no file is overwritten.
 
+    Each comes with its .kie.json, by which join knows where the song was cut.
+
     Example: kie-async select --from verdicts.json --out best
     """
     selection = await select_takes(verdicts, out, directory=directory)
     output.value["out"] = out
-    for name in ("copied", "present", "missing", "taken"):
+    for name in ("copied", "present", "missing", "taken", "sidecars", "continuations"):
         output.value[name] = list(getattr(selection, name))
     output.value["notes"] = selection.notes
     for path in selection.copied:
         output.print(str(path))
     output.say(f"{count_of(len(selection.copied), 'take')} copied, {len(selection.present)} there before")
+    if number := len(selection.continuations):
+        verb, them = ("holds", "it") if number == 1 else ("hold", "each")
+        remedy = f"kie-async join SONG TAKE --out FILE puts {them} behind its song"
+        output.say(f"{number} of them {verb} the continuation alone: {remedy}")
     if selection.notes:
         output.say(f"the notes are in {selection.notes}")
     _check(selection)

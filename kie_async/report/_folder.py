@@ -187,8 +187,6 @@ def _job(
     audio_id = _text(first, "request", "audio_id")
     if not audio_id or audio_id not in files:
         title = title or Path(source_name).stem or (takes[0].title if takes else "") or key[:_MAX_TEXT]
-    length = _number(first, "source", "duration") or _number(first, "request", "source_duration")
-    cut = compute_cut_point(_dig(first, "request", "continue_at") or first.get("continue_at"), length)
     state = _text(line, "state")
     return ReportedJob(
         key=key,
@@ -196,7 +194,7 @@ def _job(
         state=state,
         error=_error(line) if state not in _MADE else "",
         model=_text(line, "model") or _text(first, "request", "model"),
-        cut=_number({"cut": cut}, "cut"),
+        cut=_cut(first),
         source=source,
         source_name=source_name,
         audio_id=audio_id,
@@ -220,6 +218,25 @@ def _take(path: Path, facts: Facts) -> Take:
         confidence=None if confidence is None else min(confidence, 1.0),
         seam=_number(facts, "verdict", "seam"),
     )
+
+
+def _cut(facts: Facts) -> float | None:
+    """The second at which the song was cut, as a sidecar says it."""
+    length = _number(facts, "source", "duration") or _number(facts, "request", "source_duration")
+    cut = compute_cut_point(_dig(facts, "request", "continue_at") or facts.get("continue_at"), length)
+    return _number({"cut": cut}, "cut")
+
+
+def holds_continuation(facts: Facts, name: str) -> bool:
+    """Whether a sidecar says that the track of this name holds the continuation alone.
+
+    Where that was not measured, a track that is not longer than the cut does.
+    """
+    reading = _text(facts, "verdict", "kind")
+    if reading not in _READINGS:
+        seconds, cut = _number(facts, "track", "duration"), _cut(facts)
+        reading = "continuation" if seconds and cut and seconds <= cut else ""
+    return reading == "continuation" and _named_file(facts) in {"", name}
 
 
 def _error(line: Facts) -> str:

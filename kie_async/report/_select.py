@@ -17,13 +17,15 @@ from typing import Any
 import attrs
 
 from kie_async._fsync import give_name, replace_file, sync_directory, written_draft
+from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.events import clean
 from kie_async.files import on_disk
-from kie_async.report._folder import REPORT_NAME, ReportError
+from kie_async.report._folder import REPORT_NAME, ReportError, holds_continuation
 
 _NOTES = "notes.txt"
 _FORMAT = 1  # of the file of verdicts
 _OUTCOMES = ("copied", "present", "missing", "taken")
+_THERE = ("copied", "present")
 _WORDS = {"keep": "kept", "drop": "dropped"}
 _IMPOSSIBLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # in the name of a file; JSON can hold half a character
 _LINE_END = re.compile(r"[\r\n]")
@@ -38,7 +40,10 @@ class Selection:
         copied: the copies that were made.
         present: the copies that existed already.
         missing: the takes whose files no longer exist.
-        taken: the copies that were not made because another file has the name.
+        taken: the copies that were not made because another file has the name; of takes, and of their sidecars.
+        sidecars: what says how the takes were made (``NAME.kie.json``): the copies that are beside those of the takes,
+            whether they were made or existed.
+        continuations: those of ``copied`` and ``present`` that hold the continuation alone, as the sidecars say.
         notes: the text file of the notes on all takes; None if there are none, or nothing was copied.
     """
 
@@ -47,6 +52,8 @@ class Selection:
     present: tuple[Path, ...] = ()
     missing: tuple[Path, ...] = ()
     taken: tuple[Path, ...] = ()
+    sidecars: tuple[Path, ...] = ()
+    continuations: tuple[Path, ...] = ()
     notes: Path | None = None
 
 
@@ -68,7 +75,10 @@ class _Take:
 async def select_takes(
     verdicts: str | PathLike[str], out: str | PathLike[str], *, directory: str | PathLike[str] | None = None
 ) -> Selection:
-    """Copy the takes that were kept in a report. No file is overwritten; each copy is whole or absent.
+    """Copy the takes that were kept in a report, each with its sidecar (``NAME.kie.json``), if it has one.
+
+    No file is overwritten; each copy is whole or absent. ``kie_async.audio.join`` puts a take that holds the
+    continuation alone (``Selection.continuations``) behind its song.
 
     The notes go into ``notes.txt`` beside the copies, a line each: those on the copies, then those on takes that were
     not copied, were dropped or are undecided, which say so. Lines that are in it stay.
@@ -87,11 +97,10 @@ async def select_takes(
     Cancelling finishes the file that is being copied; the same call copies the others later.
     """
     found, takes = await on_disk(_find_takes, Path(verdicts), None if directory is None else Path(directory))
-    groups: dict[str, list[Path]] = {name: [] for name in _OUTCOMES}
+    groups: dict[str, list[Path]] = {name: [] for name in (*_OUTCOMES, "sidecars", "continuations")}
     for path in dict.fromkeys(take.path for take in takes if take.verdict == "kept"):
-        target = Path(out, path.name)
-        outcome = await on_disk(_copy, path, target)
-        groups[outcome].append(path if outcome == "missing" else target)
+        for group, file in await on_disk(_copy_take, path, Path(out), found):
+            groups[group].append(file)
     copies = {path.name for path in groups["copied"] + groups["present"]}
     lines = _note_lines(takes, copies) if copies else []
     notes = await on_disk(_add_lines, Path(out, _NOTES), lines) if lines else None
@@ -120,6 +129,20 @@ def _note_lines(takes: Iterable[_Take], copies: Container[str]) -> list[str]:
         if take.note:
             lines[word].append(f"{_LINE_END.sub(' ', name)}{word and f' ({word})'}: {take.note}")
     return list(dict.fromkeys(chain.from_iterable(lines.values())))
+
+
+def _copy_take(path: Path, out: Path, directory: Path) -> list[tuple[str, Path]]:
+    """Copy a take, then its sidecar; return what became of them: fields of ``Selection``, each with a file for it."""
+    target = out / path.name
+    outcome = _copy(path, target)
+    files = [(outcome, path if outcome == "missing" else target)]
+    if outcome not in _THERE:
+        return files
+    sidecar, beside = (file.with_name(f"{file.stem}{SIDECAR}") for file in (path, target))
+    if not _is_in(directory, sidecar) or (facts := read_sidecar(sidecar)) is None:
+        return files
+    files.append(("sidecars" if _copy(sidecar, beside) in _THERE else "taken", beside))
+    return [*files, ("continuations", target)] if holds_continuation(facts, path.name) else files
 
 
 def _copy(path: Path, target: Path) -> str:
@@ -186,8 +209,13 @@ def _takes(path: Path, value: Mapping[str, Any], directory: Path) -> Iterator[_T
 def _inside(directory: Path, name: str) -> Path:
     """The file of a directory; ReportError if the name, or a link behind it, leads elsewhere."""
     path = directory / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+    if not _is_in(directory, path):
         raise ReportError(
             f"{name!r} leads out of {clean(str(directory))}: nothing was copied; download the verdicts again"
         )
     return path
+
+
+def _is_in(directory: Path, path: Path) -> bool:
+    """Whether a file is in a directory, and no link that leads out of it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
