@@ -42,6 +42,11 @@ async def test_a_fade_is_found_where_it_begins(fade: str, seconds: float, tmp_pa
     assert await audio.quiet_from(path, SECONDS) == pytest.approx(SECONDS - seconds, abs=1.0)
 
 
+async def test_a_quiet_tail_begins_at_its_drop(tmp_path: Path) -> None:
+    tail = np.repeat([0.18, 0.32, 0.3, 0.03, 0.005], np.array([1, 4, 5, 1, 1]) * RATE)  # -15, -10, -10, -30, -46 dB
+    assert await audio.quiet_from(noise(tmp_path / "song.wav", tail), SECONDS) == pytest.approx(SECONDS - 12, abs=1.0)
+
+
 async def test_what_does_not_get_quieter_has_no_fade(tmp_path: Path) -> None:
     path = noise(tmp_path / "song.wav", np.full(RATE, 0.5))
     assert await audio.quiet_from(path, SECONDS) is None

@@ -65,27 +65,33 @@ def _quiet_from(source: str | PathLike[str], end: float) -> float | None:
 def _fade_length(moments: Values, last_loud: int) -> int:
     """How many moments a fade takes: a line through their gains, or through their loudness, leads to its beginning.
 
+    The line of a sudden drop to a quiet tail leads into music at its full loudness: there, the drop is the beginning.
+
     Args:
         moments: the loudness of each, the last one first.
         last_loud: the first of them that is nearly as loud as the others.
     """
     import numpy as np
 
-    fade = np.minimum(moments[: last_loud + 1] - np.median(moments[last_loud:]), 0.0)
-    is_heard, at = fade > -_HEARD, np.arange(len(fade), dtype=np.float64) + 0.5
-    if np.count_nonzero(is_heard) < _POINTS:
+    fade = np.minimum(moments - np.median(moments[last_loud:]), 0.0)
+    heard = np.flatnonzero(fade[: last_loud + 1] > -_HEARD)
+    if len(heard) < _POINTS:
         return last_loud
-    fade, at = fade[is_heard], at[is_heard]
-    gains, by_gain = _extend(at, 10 ** (fade / 20), 1.0)
-    levels, by_level = _extend(at, fade, 0.0)
-    gains_missed = np.square(20 * np.log10(np.maximum(gains, 10 ** (-_HEARD / 20))) - fade).mean()
-    length = by_gain if gains_missed < np.square(levels - fade).mean() else by_level
+    gains, by_gain = _extend(10 ** (fade / 20), heard, 1.0)
+    levels, by_level = _extend(fade, heard, 0.0)
+    above_gains = fade - 20 * np.log10(np.maximum(gains, 10 ** (-_HEARD / 20)))
+    above_levels = fade - levels
+    is_gain = np.square(above_gains[heard]).mean() < np.square(above_levels[heard]).mean()
+    above, length = (above_gains, by_gain) if is_gain else (above_levels, by_level)
+    if above[last_loud : last_loud + _POINTS].mean() > _LOUD:
+        return last_loud
     return round(min(max(length, last_loud), last_loud * (1 + _EARLIER)))
 
 
-def _extend(at: Values, values: Values, full: float) -> tuple[Values, float]:
-    """Lay a line through values, and return what stands on it in their places, and where it reaches the full value."""
+def _extend(values: Values, known: NDArray[np.intp], full: float) -> tuple[Values, float]:
+    """Lay a line through the known values, and return its values up to the full one, and where it reaches that."""
     import numpy as np
 
-    slope, offset = np.polyfit(at, values, 1)
-    return offset + slope * at, float((full - offset) / max(slope, _FLAT))
+    at = np.arange(len(values), dtype=np.float64) + 0.5
+    slope, offset = np.polyfit(at[known], values[known], 1)
+    return np.minimum(offset + slope * at, full), float((full - offset) / max(slope, _FLAT))
