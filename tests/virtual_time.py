@@ -8,6 +8,7 @@ not run into virtual deadlines.
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from anyio import CapacityLimiter, to_thread
 
 GRACE = 0.001  # real seconds to wait for a socket before the clock jumps; loopback delivers while it is sent to
 BEYOND = 1e-6  # seconds by which the clock jumps beyond a timer: at its very moment, rounding decides what is due
+STEP = 2.0**-20  # seconds: of its multiples all sums are exact, else rounding decides what is due after whole seconds
 THREAD_PATIENCE = 0.05  # real seconds between two looks at a busy thread
 
 
@@ -46,7 +48,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         selector = _JumpingSelector()
-        self._began = time.monotonic()
+        self._began = math.floor(time.monotonic() / STEP) * STEP
         self._skipped = 0.0
         self._executing = 0
         self._threads: CapacityLimiter | None = None
@@ -63,7 +65,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def advance(self, seconds: float) -> None:
         """Let the clock jump, as it does by itself when idle."""
-        self._skipped += seconds
+        self._skipped += math.ceil(seconds / STEP) * STEP
 
     def watch_threads(self) -> None:
         """Let the clock stand still while anyio's worker threads are busy. Called inside the loop."""
