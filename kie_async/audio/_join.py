@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from threading import Event
@@ -103,15 +105,10 @@ async def join(
 
     await check_writable(out.parent)
     stop = Event()
-    try:
+    with new_file(out):
         begun = await on_disk(Joining.begin, source, result, at, out, stop, on_cancel=stop.set)
         verdict = Verdict("continuation") if kind == "continuation" else await _verdict(begun, kind)
         joined = await on_disk(begun.finish, kind or verdict.kind, verdict, on_cancel=stop.set)
-    except StorageError as error:
-        if not isinstance(error.__cause__, FileExistsError):
-            raise
-        problem = f"is {clean(str(out))}, which is there already"
-        raise refused("out", problem, "give another name, or remove it") from None
     return joined if kind is None else attrs.evolve(joined, confidence=None)
 
 
@@ -137,6 +134,18 @@ async def _verdict(begun: Joining, kind: Kind | None) -> Verdict:
         f"it, and the joined file lasts {clock(cut + length)}",
         durations={"whole": length, "continuation": cut + length},
     )
+
+
+@contextmanager
+def new_file(out: Path) -> Iterator[None]:
+    """Let the error of a file that is there already name ``out``."""
+    try:
+        yield
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        problem = f"is {clean(str(out))}, which is there already"
+        raise refused("out", problem, "give another name, or remove it") from None
 
 
 def refused(field: str, problem: str, remedy: str) -> InvalidRequestError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kie_async._protocol.json_values import as_number
-from kie_async.audio._join import SUFFIXES, refused
+from kie_async.audio._join import SUFFIXES, new_file, refused
 from kie_async.audio._verdict import can_compare
 from kie_async.errors import AudioError, StorageError
 from kie_async.events import clean
@@ -60,13 +60,8 @@ async def trim(
     if not can_compare():
         raise AudioError('audio cannot be trimmed: pip install "kie_async[audio]"')
     await check_writable(out.parent)
-    try:
+    with new_file(out):
         await on_disk(_trim, source, out, length, fade_out, tags_of or source)
-    except StorageError as error:
-        if not isinstance(error.__cause__, FileExistsError):
-            raise
-        problem = f"is {clean(str(out))}, which is there already"
-        raise refused("out", problem, "give another name, or remove it") from None
     return out
 
 

@@ -11,7 +11,7 @@ from kie_async.report._peaks import Outline
 
 
 @attrs.frozen
-class Lane:
+class RowFile:
     """A file in a row.
 
     Attributes:
@@ -27,7 +27,7 @@ class Lane:
     is_source: bool = False
 
 
-def lane_gains(lanes: Sequence[Lane], cut: float | None) -> list[float | None]:
+def lane_gains(lanes: Sequence[RowFile], cut: float | None) -> list[float | None]:
     """Return the gain of each lane in dB, relative to the others; None where it cannot be told.
 
     Beside its source, which has 0, a whole take is to be as loud in what both hold of the song, and a continuation as
@@ -42,7 +42,7 @@ def lane_gains(lanes: Sequence[Lane], cut: float | None) -> list[float | None]:
     song = next((profile for lane, profile in both if lane.is_source and profile.is_heard), None)
     quietest = min((profile.loudness for profile in profiles if profile.is_heard), default=0.0)
 
-    def gain(lane: Lane, profile: LevelProfile) -> float:
+    def gain(lane: RowFile, profile: LevelProfile) -> float:
         if song is None or cut is None:
             return quietest - profile.loudness
         if lane.reading == "continuation":

@@ -26,7 +26,7 @@ from kie_async.errors import ConflictError
 from kie_async.events import clean
 from kie_async.files import Progress, on_disk
 from kie_async.report._folder import REPORT_NAME, ReportedJob, Take, read_folder, relative_address
-from kie_async.report._gains import Lane, lane_gains
+from kie_async.report._gains import RowFile, lane_gains
 from kie_async.report._peaks import NO_OUTLINE, Outline, OutlineCache
 
 _GENERATOR = '<meta name="generator" content="kie-async report">'  # by which a page of ours is known
@@ -127,16 +127,16 @@ def _page_data(directory: Path, jobs: list[ReportedJob], outlines: Mapping[Path,
 
 def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) -> dict[str, Any]:
     shown: list[dict[str, Any]] = []
-    lanes: list[Lane] = []
+    lanes: list[RowFile] = []
     if job.source is not None:
         found = outlines.get(job.source, NO_OUTLINE)
-        lanes.append(Lane(found, is_source=True))
+        lanes.append(RowFile(found, is_source=True))
         shown.append({"take": 0, "title": job.source.name, "start": 0.0} | _sound(directory, job.source, found))
     for take in job.takes:
         found = outlines.get(directory / take.name, NO_OUTLINE)
         seconds = found.seconds or take.seconds or 0.0
         start, reading = lane_start(take, job.cut, seconds)
-        lanes.append(Lane(found, start, reading))
+        lanes.append(RowFile(found, start, reading))
         lane = {
             "take": take.number,
             "title": take.title,
