@@ -14,7 +14,7 @@ from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._chain_takes import RecordedTakes, find_track
 from kie_async.batch._control import WorkerControl, serve_health
 from kie_async.batch._delivery import count_verdicts, write_verdict
-from kie_async.batch._edited import count_edited, with_known
+from kie_async.batch._edited import count_edited, is_edited, with_known
 from kie_async.batch._fetch import Expiry, fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
 from kie_async.batch._policy import CreditBudget
@@ -55,6 +55,7 @@ __all__ = [
     "find_job",
     "find_track",
     "give_up",
+    "is_edited",
     "list_workers",
     "read_manifest",
     "read_sidecar",

@@ -24,9 +24,17 @@ async def count_edited(journal: Journal, jobs: AsyncIterable[Job]) -> int:
     What is on record stays, whether it was made or is still planned: an id is never paid twice. A key made from the
     content of a job is not looked up, for an edited row has another one.
     """
-    named = (job async for job in jobs if CONTENT_KEY.fullmatch(job.key) is None)
-    pairs = with_known(journal, named)
-    return sum([1 async for job, known in pairs if known and not asks_the_same(known.request, job.request)])
+    named = (job async for job in jobs if _has_own_id(job))
+    return sum([is_edited(job, known) async for job, known in with_known(journal, named)])
+
+
+def is_edited(job: Job, known: Job | None) -> bool:
+    """Whether a job asks for something else than what is on record under its own id."""
+    return known is not None and _has_own_id(job) and not asks_the_same(known.request, job.request)
+
+
+def _has_own_id(job: Job) -> bool:
+    return CONTENT_KEY.fullmatch(job.key) is None
 
 
 async def _portions(jobs: AsyncIterable[Job]) -> AsyncGenerator[list[Job]]:

@@ -112,12 +112,13 @@ async def _ask(output: Output, order: BatchOrder) -> None:
     run = order.options.run
     if duplicates := order.summary.duplicates:
         output.say(f"note: {count_of(duplicates, 'job')} {_repeats(duplicates)}")
-    if edited := await order.count_edited():
-        output.say(f"note: {count_of(edited, 'row')} {_differs(edited)}")
     is_agreed = run.yes or run.emulate
     if is_agreed and not order.summary.cut_off:
-        return
-    _, jobs = await order.count()
+        jobs, edited = 0, await order.count_edited()
+    else:
+        _, jobs, edited = await order.count()
+    if edited:
+        output.say(f"note: {count_of(edited, 'row')} {_differs(edited)}")
     if not jobs:
         return
     _say_cut_off(output, order.summary)
@@ -160,7 +161,7 @@ async def _check_emulated(order: BatchOrder) -> None:
 
 async def _show_plan(output: Output, order: BatchOrder) -> None:
     """Show what would be done, what it would cost, and what is there to pay it."""
-    summary, (new, _) = order.summary, await order.count()
+    summary, (new, _, edited) = order.summary, await order.count()
     _say_cut_off(output, summary)
     counts = [
         {"operation": operation, "model": model, "jobs": jobs} for (operation, model), jobs in summary.counts.items()
@@ -173,7 +174,7 @@ async def _show_plan(output: Output, order: BatchOrder) -> None:
     output.print(f"{new:>7}  of {count_of(summary.total, 'job')} {'is' if new == 1 else 'are'} new")
     if summary.duplicates:
         output.print(f"{summary.duplicates:>7}  {_repeats(summary.duplicates)}")
-    if edited := await order.count_edited():
+    if edited:
         value["edited"] = edited
         output.print(f"{edited:>7}  {_differs(edited)}")
     output.print(f"{cost:>7.12g}  credits is what the new ones will cost, about {CREDITS_PER_TASK:g} each")

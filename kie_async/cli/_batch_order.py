@@ -7,7 +7,7 @@ from typing import Unpack
 
 import attrs
 
-from kie_async.batch import Manifest, ManifestSummary, count_edited, with_known
+from kie_async.batch import Manifest, ManifestSummary, count_edited, is_edited, with_known
 from kie_async.cli._connect import JournalLocation, SessionOptions, connect
 from kie_async.cli._options import BatchOptions
 from kie_async.cli._output import Output
@@ -50,20 +50,21 @@ class BatchOrder:
             receiver = receiver.here()
         return connect(output, receiver, **options)
 
-    async def count(self) -> tuple[int, int]:
-        """How many jobs the journal does not know yet, and how many will be paid: those, and what it has planned."""
+    async def count(self) -> tuple[int, int, int]:
+        """Count the jobs that are new to the journal, those to be paid (also what it has planned), and edited rows."""
         if not self.location.exists:
-            return self.summary.total, self.summary.total
+            return self.summary.total, self.summary.total, 0
         async with self.location.journal() as journal:
-            new, paid = 0, (await journal.counts(self.name))[State.PLANNED]
-            async for _, known in with_known(journal, self.jobs):
+            new, paid, edited = 0, (await journal.counts(self.name))[State.PLANNED], 0
+            async for job, known in with_known(journal, self.jobs):
                 new += known is None
+                edited += is_edited(job, known)
                 # One that a plain session has planned goes into the batch.
                 paid += known is None or (known.state is State.PLANNED and not known.batch)
-            return new, paid
+            return new, paid, edited
 
     async def count_edited(self) -> int:
-        """How many rows differ from what the journal has under their ids."""
+        """Count edited rows alone, for which only rows with an id of their own are looked up."""
         if self.location.exists:
             with suppress(StorageError):  # the run meets it too, and says how to go on
                 async with self.location.journal() as journal:
