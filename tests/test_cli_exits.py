@@ -158,6 +158,10 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
             ["upload-extend", "a.mp3", "b c.mp3"],
             "more is given than the command takes: 'b c.mp3'; for many songs: kie-async",
         ),
+        (
+            ["upload-extend", "--", "a.mp3", "--at=50%"],
+            "error: --at stands after --, where only arguments are: options",
+        ),
         (["credits", "mine"], "more is given than the command takes: mine\n"),
     ],
 )
@@ -167,7 +171,7 @@ def test_2_wrong_use(terminal: Terminal, service: EmulatorHandle, words: list[st
     assert plain.err.startswith("error: ")
     assert says in plain.err
     assert "\x1b" not in plain.err
-    assert terminal(*words, "--json").value["error"]["charged"] == "no"
+    assert terminal(words[0], "--json", *words[1:]).value["error"]["charged"] == "no"
     assert not service.arrivals
 
 

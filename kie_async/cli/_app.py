@@ -11,7 +11,7 @@ from io import StringIO
 from itertools import takewhile
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 from rich.console import Console
 
 from kie_async import __version__
@@ -134,6 +134,10 @@ def _parse(words: Sequence[str], output: Output) -> Coroutine[Any, Any, None] | 
 
 
 def _problem(error: CycloptsError) -> str:
+    if isinstance(error, UnknownOptionError):
+        option = (error.token.keyword or error.token.value).partition("=")[0]
+        if any(option in argument.names and argument.parse for argument in error.argument_collection):  # known
+            return f"{option} stands after --, where only arguments are: options stand before it"
     if not isinstance(error, UnusedCliTokensError):
         return str(error)
     remedy = "; for many songs: kie-async batch" if error.command_chain == ("upload-extend",) else ""
