@@ -122,6 +122,7 @@ def test_what_cannot_be_used_is_named_by_its_option(
     answer = terminal("join", song, new, *(word for option in options.items() for word in option))
     assert answer.code == 2
     assert f"error: {says}" in answer.err
+    assert ("joining" in answer.err) == ("longer.ogg" not in given)
 
 
 # ---------------------------------------------------------------- what a sidecar says

@@ -61,6 +61,9 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
     Example: kie-async join song.mp3 new/song-5c79be8e.mp3 --out longer.mp3
     """
     await to_thread.run_sync(_check_files, source, result)
+    if out.suffix.lower() not in audio.SUFFIXES:
+        known = f"{', '.join(audio.SUFFIXES[:-1])} or {audio.SUFFIXES[-1]}"
+        raise UsageError(f"--out is {clean(str(out))}; give a file whose name ends in {known}")
     output.display.doing(f"joining {source.name} and {result.name}")
     facts, sidecar = await files.on_disk(_facts_of, result), clean(f"{result.stem}{SIDECAR}")
     if kind is None:
