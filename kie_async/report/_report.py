@@ -1,4 +1,4 @@
-"""Write the report of a folder: make the data of the page, and fill them into the templates beside this module.
+"""Write the report of a folder: make the data of the page, and fill them into the templates in ``page/``.
 
 Each row of the page has one time line, that of the source: a take that holds the whole song begins at 0, one that holds
 the continuation alone begins at the cut. So the same position of all takes is at the same place.
@@ -30,6 +30,7 @@ from kie_async.report._gains import RowFile, lane_gains
 from kie_async.report._peaks import NO_OUTLINE, Outline, OutlineCache
 
 _GENERATOR = '<meta name="generator" content="kie-async report">'  # by which a page of ours is known
+_SCRIPTS = ("model.js", "verdicts.js", "view.js", "player.js", "main.js")  # in their order; one global scope
 _HEAD = 4096  # bytes of a page that name its generator
 
 
@@ -170,10 +171,10 @@ def _sound(directory: Path, path: Path | None, outline: Outline, seconds: float 
 
 def _render(data: Mapping[str, Any]) -> bytes:
     """Fill data into the page. Nothing of it can become markup, and the page runs and loads nothing but its own."""
-    style, script = (_part(f"page.{suffix}") for suffix in ("css", "js"))
+    style, *scripts = (f"\n{_part(name)}" for name in ("page.css", *_SCRIPTS))
     policy = {
         "default-src": "'none'",
-        "script-src": _hash(script),
+        "script-src": " ".join(map(_hash, scripts)),
         "style-src": _hash(style),
         "media-src": "'self' file:",
         "img-src": "data:",
@@ -183,8 +184,8 @@ def _render(data: Mapping[str, Any]) -> bytes:
     parts = {
         "generator": _GENERATOR,
         "policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-        "style": style,
-        "script": script,
+        "style": f"<style>{style}</style>",
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
         "folder": html.escape(data["folder"]).encode("ascii", "xmlcharrefreplace").decode(),
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     }
@@ -192,7 +193,7 @@ def _render(data: Mapping[str, Any]) -> bytes:
 
 
 def _part(name: str) -> str:
-    return (resources.files("kie_async.report") / name).read_text("utf-8")
+    return (resources.files("kie_async.report") / "page" / name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

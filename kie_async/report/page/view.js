@@ -1,0 +1,230 @@
+"use strict";
+// The elements of a row, which are made when it is seen, and what they show.
+
+const BAR = 3; // pixels of a bar of a waveform, with its gap
+
+let current = null; // the row that the keys are for
+
+/** Make the frame of a row; what is in it is made when it is seen. */
+function makeShell(row, index) {
+  const { job } = row;
+  const title = make("h2", { id: `title-${index}`, tabindex: -1 }, make("bdi", {}, job.title));
+  const about = make("p", { class: "facts" }, ...facts(job).map((fact) => make("span", {}, make("bdi", {}, fact))));
+  row.shell = make("article", { class: "job waiting", "aria-labelledby": `title-${index}` }, make("header", {}, title, about));
+  row.shell.style.setProperty("--lanes", row.lanes.length);
+  row.parts.title = title;
+  if (job.error) row.shell.append(make("p", { class: "problem" }, make("bdi", {}, job.error)));
+  row.shell.addEventListener("focusin", () => setCurrent(row));
+  row.shell.addEventListener("pointerdown", () => setCurrent(row));
+  return row.shell;
+}
+
+const ICONS = '<svg viewBox="0 0 16 16" aria-hidden="true"><path class="start" d="M4 2.2v11.6c0 .6.7 1 1.2.7l9-5.8c.5-.3.5-1 0-1.4l-9-5.8C4.7 1.2 4 1.6 4 2.2z"/><path class="pause" d="M3.5 2h3v12h-3zM9.5 2h3v12h-3z"/></svg>';
+
+function build(row) {
+  if (row.isBuilt) return;
+  row.isBuilt = true;
+  row.shell.classList.remove("waiting");
+  if (isPlayable(row)) row.shell.append(makePlayRow(row));
+  row.lanes.forEach((lane, index) => row.shell.append(makeLane(row, lane, index)));
+  if (isPlayable(row)) {
+    row.shell.append(makeAxis(row));
+    row.position = Math.max(0, beginning(row, row.lanes[row.lane]));
+    row.lanes.forEach((lane) => { if (lane.wave) sizes.observe(lane.wave); });
+    showLane(row);
+    showSpan(row);
+    show(row);
+  }
+}
+
+function makePlayRow(row) {
+  const { parts, job } = row;
+  const isCut = job.cut !== null;
+  parts.play = make("button", { type: "button", class: "play", "aria-label": `Play ${job.title}` });
+  parts.play.innerHTML = ICONS;
+  parts.play.addEventListener("click", () => toggle(row));
+  parts.clock = make("span", { class: "clock" });
+  parts.seam = make("button", { type: "button", class: "to-seam" }, "To the seam");
+  parts.seam.addEventListener("click", () => toSeam(row));
+  parts.loop = make("button", { type: "button", class: "loop", "aria-pressed": "false", "aria-label": "Loop round the seam" }, "Loop");
+  parts.loop.addEventListener("click", () => loop(row));
+  parts.seam.disabled = parts.loop.disabled = !isCut;
+  return make("div", { class: "play-row" }, parts.play, parts.clock, parts.seam, parts.loop);
+}
+
+function makeLane(row, lane, index) {
+  lane.pick = make("button", { type: "button", class: "pick", "aria-pressed": "false" }, make("b", {}, lane.label), make("span", {}));
+  lane.pick.addEventListener("click", () => choose(row, index));
+  lane.element = make("div", { class: "lane" }, lane.pick);
+  if (!lane.address) {
+    lane.pick.disabled = true;
+    lane.element.append(make("p", { class: "gone" }, make("bdi", {}, `${lane.name} is missing`)));
+    return lane.element;
+  }
+  lane.bytes = Uint8Array.from(atob(lane.peaks), (character) => character.charCodeAt(0));
+  lane.peak = Math.max(0, ...lane.bytes);
+  lane.canvas = make("canvas", { "aria-hidden": "true" });
+  lane.head = make("i", { class: "head" });
+  lane.mark = make("i", { class: "seam" });
+  lane.mark.hidden = row.job.cut === null;
+  lane.audio = make("audio", { preload: "none" });
+  lane.wave = make("div", { class: "wave" }, lane.canvas, lane.mark, lane.head, lane.audio);
+  lane.wave.addEventListener("click", (event) => {
+    const box = lane.wave.getBoundingClientRect();
+    const [from, to] = span(row);
+    const position = from + (to - from) * (event.clientX - box.left) / box.width;
+    choose(row, index, position);
+    seek(row, position);
+    play(row);
+  });
+  listen(row, lane);
+  lane.element.append(lane.wave);
+  if (lane.take) lane.element.append(makeChoice(row, lane), makeNote(row, lane));
+  return lane.element;
+}
+
+function describe(row, lane) {
+  const readings = { whole: "whole song", continuation: "continuation", unclear: "unclear" };
+  const reading = readings[lane.reading] ?? "";
+  const sure = reading && lane.confidence !== null ? ` · ${Math.round(100 * lane.confidence)}\u00a0%` : "";
+  return [
+    lane.take && lane.title !== row.job.title ? lane.title : "",
+    lane.seconds ? exact(lane.seconds) : "",
+    reading + sure,
+    lane.address && !lane.bytes.length ? "no waveform" : "",
+  ].filter(Boolean);
+}
+
+function makeChoice(row, lane) {
+  const buttons = [["keep", "Keep"], ["drop", "Drop"]].map(([verdict, text]) => {
+    const button = make("button", { type: "button", "data-verdict": verdict, "aria-pressed": "false" }, text);
+    button.addEventListener("click", () => decide(lane, verdict));
+    return button;
+  });
+  lane.choice = buttons;
+  showVerdict(lane);
+  return make("div", { class: "choice", role: "group", "aria-label": `Verdict on ${lane.label} of ${row.job.title}` }, ...buttons);
+}
+
+function makeNote(row, lane) {
+  lane.note = make("input", { class: "note", type: "text", placeholder: "Note", "aria-label": `Note on ${lane.label} of ${row.job.title}`, autocomplete: "off" });
+  lane.note.value = verdictOf(lane.name).note;
+  lane.note.addEventListener("input", () => {
+    verdictOf(lane.name).note = lane.note.value;
+    store(lane.name);
+  });
+  return lane.note;
+}
+
+function makeAxis(row) {
+  const { parts } = row;
+  parts.slider = make("input", { type: "range", step: "0.01", "aria-label": `Position in ${row.job.title}` });
+  parts.slider.addEventListener("input", () => seek(row, Number(parts.slider.value)));
+  parts.from = make("span", { class: "from" });
+  parts.cut = make("span", { class: "cut" });
+  parts.to = make("span", { class: "to" });
+  return make("div", { class: "axis" }, make("div", {}, parts.slider, parts.from, parts.cut, parts.to));
+}
+
+// ---------------------------------------------------------------- what is shown
+
+function setCurrent(row) {
+  if (current === row) return;
+  current?.shell.classList.remove("current");
+  current = row;
+  row.shell.classList.add("current");
+}
+
+function showVerdict(lane) {
+  const { verdict } = verdictOf(lane.name);
+  lane.choice.forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.verdict === verdict)));
+  lane.element.classList.toggle("drop", verdict === "drop");
+}
+
+function decide(lane, verdict) {
+  const value = verdictOf(lane.name);
+  value.verdict = value.verdict === verdict ? null : verdict;
+  showVerdict(lane);
+  store(lane.name);
+  say(`${lane.label}: ${{ keep: "kept", drop: "dropped" }[value.verdict] ?? "undecided"}`);
+}
+
+function showLane(row) {
+  row.lanes.forEach((lane, index) => {
+    lane.pick.setAttribute("aria-pressed", String(index === row.lane));
+    lane.pick.lastChild.replaceChildren(...describe(row, lane).map((line) => make("small", {}, make("bdi", {}, line))));
+  });
+}
+
+/** Place what stands on the time line, which may change when a length becomes known. */
+function showSpan(row) {
+  const { parts, job } = row;
+  const [from, to] = span(row);
+  [parts.slider.min, parts.slider.max] = [from, to];
+  [parts.from.textContent, parts.to.textContent] = [clock(from), clock(to)];
+  if (job.cut === null) return;
+  const at = share(row, job.cut);
+  parts.cut.textContent = at > 0.1 && at < 0.9 ? `cut ${exact(job.cut)}` : "";
+  parts.cut.style.left = `${100 * at}%`;
+  row.lanes.forEach((lane) => { if (lane.mark) lane.mark.style.left = `${100 * at}%`; });
+}
+
+/** Show the position of a row. */
+function show(row) {
+  const { parts } = row;
+  const lane = row.lanes[row.lane];
+  const [now, end] = [row.position, lane.seconds ? ending(lane) : span(row)[1]].map((seconds) => clock(seconds, 1));
+  parts.clock.replaceChildren(make("b", {}, now), ` / ${end}`);
+  row.second = Math.floor(row.position);
+  parts.slider.value = row.position;
+  parts.slider.setAttribute("aria-valuetext", `${now} of ${end}, ${lane.label}`);
+  const left = `${100 * share(row, row.position)}%`;
+  row.lanes.forEach((lane) => { if (lane.head) lane.head.style.left = left; });
+  row.lanes.forEach((lane) => draw(row, lane));
+}
+
+let colours = null;
+
+function colour(name) {
+  colours ??= getComputedStyle(document.documentElement);
+  return colours.getPropertyValue(`--${name}`);
+}
+
+/** Draw a waveform, as loud as it is played: what is played in the accent, what is new darker than what was there. */
+function draw(row, lane) {
+  const [width, height] = [lane.wave?.clientWidth, lane.wave?.clientHeight];
+  if (!width) return;
+  const [from, to] = span(row);
+  const bars = Math.floor(width / BAR);
+  const played = row === active && row.lanes[row.lane] === lane ? Math.round(share(row, row.position) * width / BAR) : 0;
+  const state = [width, height, devicePixelRatio, from, to, played, match.checked, colour("new")].join();
+  if (lane.drawn === state) return;
+  lane.drawn = state;
+  const scale = devicePixelRatio;
+  [lane.canvas.width, lane.canvas.height] = [width * scale, height * scale];
+  const pen = lane.canvas.getContext("2d");
+  pen.scale(scale, scale);
+  const loudest = Math.max(1, ...row.lanes.map((each) => (each.peak ?? 0) * volumeOf(row, each)));
+  for (let bar = 0; bar < bars; bar++) {
+    const position = from + (to - from) * bar / bars;
+    const heard = laneAt(row, lane, position);
+    const { bytes, start, seconds } = heard;
+    const [begin, end] = [position - start, position - start + (to - from) / bars];
+    if (end <= 0 || begin >= seconds) continue;
+    const perSecond = bytes.length / (seconds || 1);
+    let level = 0;
+    const last = Math.min(bytes.length - 1, Math.floor(end * perSecond));
+    for (let at = Math.max(0, Math.floor(begin * perSecond)); at <= last; at++) level = Math.max(level, bytes[at]);
+    const isAfterCut = row.job.cut !== null && position >= row.job.cut;
+    const rest = isAfterCut ? (lane.take ? "new" : "faint") : "wave";
+    pen.fillStyle = colour(bar < played ? "accent" : rest);
+    const tall = Math.max(2, Math.round(height * level * volumeOf(row, heard) / loudest));
+    pen.beginPath();
+    pen.roundRect(bar * BAR, (height - tall) / 2, BAR - 1, tall, 1);
+    pen.fill();
+  }
+}
+
+function drawAll() {
+  rows.filter((row) => row.isBuilt).forEach((row) => row.lanes.forEach((lane) => draw(row, lane)));
+}
