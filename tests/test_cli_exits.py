@@ -162,6 +162,13 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
             ["upload-extend", "--", "a.mp3", "--at=50%"],
             "error: --at stands after --, where only arguments are: options",
         ),
+        (["upload-extend", "a.mp3", "--at", "1.30"], '"1.30" for --at. Is it 1:30 or 1.3 seconds? Write 1:30 or 1.3s.'),
+        (["batch", "songs", "--at", "-0.05", "--out", "o"], '"-0.05" for --at. Is it -0:05 or -0.05 seconds? Write'),
+        (["extend", "a1", "--until", "4.00", "--out", "o"], "for --until. Is it 4:00 or 4 seconds?"),
+        (["join", "a.mp3", "b.mp3", "--at", "7.59", "--out", "c.mp3"], "for --at. Is it 7:59 or 7.59 seconds?"),
+        (["join", "a.mp3", "b.mp3", "--at", "8.00", "--out", "c.mp3"], "there is no file"),
+        (["join", "a.mp3", "b.mp3", "--at", "1.60", "--out", "c.mp3"], "there is no file"),
+        (["join", "a.mp3", "b.mp3", "--at", "1.30s", "--out", "c.mp3"], "there is no file"),
         (["credits", "mine"], "more is given than the command takes: mine\n"),
     ],
 )

@@ -284,7 +284,7 @@ def test_what_is_unclear_stays_as_it_is_and_is_named(terminal: Terminal, tmp_pat
 @pytest.mark.usefixtures("service")
 def test_what_cannot_be_joined_is_paid_and_kept(terminal: Terminal, tmp_path: Path) -> None:
     song = str(short_song(tmp_path / "song.wav"))
-    answer = terminal("upload-extend", song, "--at", "0.05", "--out", str(tmp_path / "new"), "--join", "--json")
+    answer = terminal("upload-extend", song, "--at", "0.05s", "--out", str(tmp_path / "new"), "--join", "--json")
     assert answer.code == 2
     error = answer.value["error"]
     assert (error["type"], error["charged"], len(answer.value["files"])) == ("AudioError", "yes", 2)

@@ -17,6 +17,7 @@ from kie_async.chain._rules import MAX_STEPS, SongLength, length_after, part_by_
 from kie_async.cli._connect import JournalLocation
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JournalOption, NotNegative, Positive, Yes
+from kie_async.cli._position import check_position
 from kie_async.journal import Job, State
 
 _LENGTH = Group("Length, with --until", sort_key=2)
@@ -36,7 +37,7 @@ class UntilOptions:
         trim: Make a file that lasts no longer, fades out at its end, and has the tags of the song.
     """
 
-    until: Annotated[str | None, Parameter(metavar="LENGTH")] = None
+    until: Annotated[str | None, Parameter(metavar="LENGTH", validator=check_position)] = None
     choose: Literal["longest", "first"] = "longest"
     before_end: float | None = None
     max_steps: Positive = MAX_STEPS

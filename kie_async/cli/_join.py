@@ -18,6 +18,7 @@ from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import OUTPUT, RUN, OutputArg, OutputOptions, RunOptions
 from kie_async.cli._output import Output
+from kie_async.cli._position import check_position
 from kie_async.cli._source import check_file
 from kie_async.errors import AudioError, InvalidRequestError, KieError, UnclearError
 from kie_async.events import clean
@@ -44,6 +45,7 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
         Parameter(
             allow_leading_hyphen=True,
             metavar="POSITION",
+            validator=check_position,
             help="Where the song was cut: 45.5, 1:05, 75% or -10s; by default what the .kie.json beside RESULT says.",
         ),
     ] = None,
@@ -223,7 +225,7 @@ async def join_takes(output: Output, song: Path, at: float, takes: Sequence[Path
         except KieError as error:
             if isinstance(error, UnclearError):
                 cut = at if error.leaves_at is None else error.leaves_at
-                words = ["kie-async", "join", song, take, "--at", f"{cut:g}", "--as", "whole", "--out", out]
+                words = ["kie-async", "join", song, take, "--at", clock(cut), "--as", "whole", "--out", out]
                 commands.append(f"\n  {shlex.join(map(str, words))}")
             errors.append(error)
         else:

@@ -13,6 +13,7 @@ from kie_async._protocol.options import UPLOAD_ONLY, RequestFields, UploadFields
 from kie_async._protocol.request_rules import MODELS
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._output import Output
+from kie_async.cli._position import check_position
 from kie_async.emulator import KINDS
 from kie_async.settings import RouteName
 
@@ -111,7 +112,7 @@ class Music:
             made with; by default it follows from what is given.
     """
 
-    at: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="POSITION")] = None
+    at: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="POSITION", validator=check_position)] = None
     duration: float | None = None
     model: Annotated[
         str | None,
