@@ -50,3 +50,22 @@ async def test_a_quiet_tail_begins_at_its_drop(tmp_path: Path) -> None:
 async def test_what_does_not_get_quieter_has_no_fade(tmp_path: Path) -> None:
     path = noise(tmp_path / "song.wav", np.full(RATE, 0.5))
     assert await audio.quiet_from(path, SECONDS) is None
+
+
+@pytest.mark.parametrize(
+    ("silent", "cut", "begins"),
+    [
+        ((30, 40), 35, 30),  # it is quiet at the cut and at the end
+        ((30, 33), 32, 30),  # at the cut alone
+        ((2, 8), 5, 2),  # long before the end
+        ((30, 40), 25, 30),  # at the end alone, and after the cut
+        ((30, 40), 5, None),  # long after it
+    ],
+)
+async def test_a_cut_may_lie_where_it_is_quiet(
+    silent: tuple[int, int], cut: float, begins: float | None, tmp_path: Path
+) -> None:
+    gain = np.ones(round(SECONDS * RATE))
+    gain[silent[0] * RATE : silent[1] * RATE] = 0.0
+    found = await audio.quiet_from(noise(tmp_path / "song.wav", gain), SECONDS, cut=cut)
+    assert found == (None if begins is None else pytest.approx(begins, abs=1.0))

@@ -276,6 +276,9 @@ def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_e
     again = terminal(*words, "--yes", "--json")
     assert (again.value["steps"][0]["cut"], again.value["steps"][0]["fades_from"]) == (19.5, 20.0)
     assert ["uploadUrl" in charge.body for charge in service.ledger] == [True, False, False]
+    once = terminal("upload-extend", str(fading), "--at", "22", "--no-wait").err
+    told = "your song fades out from about 0:20, and --at cuts it later, at 0:22: --at 0:19.50 is before the fade\n"
+    assert once.index("is kept to 0:22") < once.index(told) < once.index("submitted")
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kie_async.audio._decode import Samples
+
     Values: TypeAlias = NDArray[np.float64]
 
 
-async def quiet_from(source: str | PathLike[str], end: float) -> float | None:
+async def quiet_from(source: str | PathLike[str], end: float, *, cut: float | None = None) -> float | None:
     """Return the position in seconds from which a file fades out or is silent up to ``end``.
 
     It is accurate to 1 s for silence and short fades; for a slow fade it may be some seconds off.
 
-    None if the file is not much quieter at ``end`` than before, if it cannot be decoded (it may be extended
+    Args:
+        source: the file.
+        end: where it ends, in seconds.
+        cut: a position before ``end``, in seconds, at which the file may be quiet already; if it is, also only for a
+            while, the earlier of the two positions is returned.
+
+    None if the file is not much quieter there than before, if it cannot be decoded (it may be extended
     nevertheless), or if the extra ``audio`` is not installed.
 
     Raises:
@@ -39,19 +47,32 @@ async def quiet_from(source: str | PathLike[str], end: float) -> float | None:
     if not can_compare():
         return None
     try:
-        return await on_disk(_quiet_from, source, end)
+        return await on_disk(_quiet_from, source, end, end if cut is None else cut)
     except AudioError:
         return None
 
 
-def _quiet_from(source: str | PathLike[str], end: float) -> float | None:
-    import numpy as np  # an extra, and slow to import
+def _quiet_from(source: str | PathLike[str], end: float, cut: float) -> float | None:
+    from kie_async.audio._decode import read_samples  # an extra, and slow to import
 
-    from kie_async.audio._decode import read_samples
+    ends = {cut, end} if end - cut < _WINDOW else {cut}  # a fade is found only within the last seconds
+    first = max(0.0, cut - _WINDOW)
+    samples, rate = read_samples(source, first, max(ends))
+    found: list[float] = []
+    for at in ends:
+        start = max(0.0, at - _WINDOW)
+        window = slice(round((start - first) * rate), round((at - first) * rate))
+        if (begins := _quiet_end(samples[:, window], rate)) is not None:
+            found.append(start + begins)
+    return min(found, default=None)
+
+
+def _quiet_end(samples: Samples, rate: int) -> float | None:
+    """The position in seconds from which samples fade out or are silent up to their end; None if they do not."""
+    import numpy as np
+
     from kie_async.audio._loudness import SILENCE, loudness
 
-    start = max(0.0, end - _WINDOW)
-    samples, rate = read_samples(source, start, end)
     size = round(_MOMENT * rate)
     ends = range(samples.shape[1], size - 1, -size)  # the last one first
     moments = np.array([loudness(samples[:, at - size : at], rate) for at in ends] or [0.0])
@@ -59,7 +80,7 @@ def _quiet_from(source: str | PathLike[str], end: float) -> float | None:
     if moments[0] >= usual - _QUIETER:
         return None
     last_loud = int(np.argmax(moments >= usual - _LOUD))
-    return start + ends[min(_fade_length(moments, last_loud), len(ends) - 1)] / rate
+    return ends[min(_fade_length(moments, last_loud), len(ends) - 1)] / rate
 
 
 def _fade_length(moments: Values, last_loud: int) -> int:

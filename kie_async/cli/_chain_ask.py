@@ -6,13 +6,13 @@ from typing import cast
 
 import attrs
 
-from kie_async import audio, files
+from kie_async import files
 from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._text import clock, count_of
 from kie_async.chain._rules import BEFORE_END, SongLength
 from kie_async.cli._chain_order import ChainOrder
 from kie_async.cli._output import Output, confirm
-from kie_async.cli._source import say_cut_off
+from kie_async.cli._source import describe_fade, say_cut_off
 from kie_async.journal import PAID, Job, State
 
 _UNCERTAIN_CUT = (
@@ -76,16 +76,8 @@ async def _say_fade(output: Output, order: ChainOrder) -> None:
             f"your song fades out from about {clock(plan.fades_from)}: it is cut before that, at "
             f"{clock(cast('float', cut))} (--before-end {BEFORE_END} keeps the fade)"
         )
-    elif order.has_cut and plan.source_file is not None and isinstance(cut, float):
-        ends = {cut, plan.first.source_duration or cut}  # where it is quiet already, and where it has become so later
-        found = [await audio.quiet_from(plan.source_file, end) for end in ends]
-        fades_from = min((at for at in found if at is not None), default=cut)
-        if fades_from < cut:
-            output.say(
-                f"your song fades out from about {clock(fades_from)}, and --at cuts it later, at {clock(cut)}: "
-                f"--at {clock(attrs.evolve(plan.goal, before_end=None).next_cut(cut, fades_from))} is before the "
-                "fade. Choose now: with another --at, a later run makes and pays all steps again"
-            )
+    elif order.has_cut and (fade := await describe_fade(plan.first)):
+        output.say(f"{fade}. Choose now: with another --at, a later run makes and pays all steps again")
 
 
 def _paid(jobs: list[Job]) -> float:

@@ -36,7 +36,7 @@ from kie_async.cli._options import (
     Timeout,
 )
 from kie_async.cli._output import Output
-from kie_async.cli._source import check_file, say_cut_off
+from kie_async.cli._source import check_file, describe_fade, say_cut_off
 from kie_async.cli._verdicts import say_verdicts
 from kie_async.errors import KieError, TaskNotFoundError
 from kie_async.events import CallbackReceived, Polled, clean
@@ -118,10 +118,13 @@ async def _extend_until(
     return True
 
 
-def _say_cut(output: Output, request: Request) -> None:
+async def _say_cut(output: Output, request: Request) -> None:
+    """Say where the song is cut, and whether it fades out before that."""
     if isinstance(request.continue_at, (int, float)):
         lasts = "" if request.source_duration is None else f" ({clock(request.source_duration)})"
         output.say(f"the song{lasts} is kept to {clock(request.continue_at)} and continued")
+    if fade := await describe_fade(request):
+        output.say(fade)
 
 
 def _receiver(options: SubmitOptions) -> CallbackOptions:
@@ -157,7 +160,7 @@ async def _submit(output: Output, request: Request, options: SubmitOptions) -> T
     emulated = {"speed": _SPEED} if run.emulate else None
     async with connect(output, receiver, emulated=emulated, sigterm=True, **_settings(route, run.timeout)) as session:
         session.check_request(request)
-        _say_cut(output, request)
+        await _say_cut(output, request)
         output.display.doing("uploading and submitting" if isinstance(request, UploadExtendRequest) else "submitting")
         task = await session.submit(request)
         if run.no_wait:
