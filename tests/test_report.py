@@ -25,8 +25,8 @@ from benchmarks._audio_cases import RATE, made_up_song, write_wav
 from kie_async.audio import join
 from kie_async.emulator import Fault
 from kie_async.report import ReportError, write_report
-from kie_async.report._folder import Take
 from kie_async.report._report import lane_start
+from kie_async.report._rows import Take
 from kie_async.testing import EmulatorHandle
 
 HOSTILE = """</script><img src=x onerror=alert(1)>\u2028'"&{{data}}"""
@@ -274,6 +274,85 @@ def test_the_steps_of_a_chain_stand_in_their_order(terminal: Terminal, folder: P
         ("song 10", 1, "other"),
         ("song-k-3-joined", 1, "song-k-3-joined.wav"),
     ]
+
+
+def chain(folder: Path, key: str, steps: dict[int, dict[str, Any]], *, chosen: int = 2, end: str = "joined") -> None:
+    """Write the sidecars of a chain whose steps have two takes of 20 and 30 s, and its finished song, without sound."""
+    for number, facts in steps.items():
+        source = {"audio_id": f"id-{key}-{number - 1}-{chosen}"} if number > 1 else {"source": f"{key[0]}.mp3"}
+        for take, seconds in ((1, 20.0), (2, 30.0)):
+            stem = f"{key}-{number}-{take}"
+            (folder / f"{stem}.wav").touch()
+            track = {"number": take, "id": f"id-{stem}", "title": "Extended", "duration": seconds}
+            request = {"continue_at": facts.get("cut")} | source
+            verdict = {"kind": facts.get("kind"), "seam": facts.get("seam")}
+            sidecar(
+                folder, stem, key=f"{key}-{number}", task_id=stem[:-2], request=request, track=track, verdict=verdict
+            )
+    if end:
+        (folder / f"{key[0]}-{key}-{max(steps)}-{end}.wav").touch()
+
+
+def test_the_seams_of_a_chain_are_marked_in_its_song(terminal: Terminal, folder: Path) -> None:
+    whole, rest = {"kind": "whole"}, {"kind": "continuation"}
+    chain(folder, "a" * 24, {1: {"cut": 10, **rest}, 2: {"cut": 6, **rest}, 3: {"cut": 4, **rest}})
+    chain(folder, "b" * 24, {1: {"cut": 10, "seam": 10.25, **whole}, 2: {"cut": 15, **whole}}, end="20.5s")
+    chain(folder, "c" * 24, {1: {"cut": 10, **whole}, 2: {"cut": 19, **rest}, 3: {"cut": 7, **whole}})
+    chain(folder, "d" * 24, {1: {"cut": 40}, 2: {"cut": 12}, 3: {"cut": 21}}, chosen=1)  # told by their lengths
+    chain(folder, "e" * 24, {1: {"cut": 10}, 3: {"cut": 21}})
+    chain(folder, "f" * 24, {1: {"cut": 10}, 2: {}})
+    tone(folder / f"b-{'b' * 24}-2-12s.wav", 12.0)
+    songs = [job for job in reported(terminal, folder) if job["step"] == 0]
+    assert [(song["title"], song["steps"], song["seams"], song["notice"]) for song in songs] == [
+        ("a", 3, [10, 16, 20], ""),
+        ("b", 2, [10.25], ""),  # what was trimmed off has no seam
+        ("b", 2, [10.25, 15], ""),
+        ("c", 3, [10, 19, 26], ""),
+        ("d", 3, [40, 52, 61], ""),
+        ("Extended", 1, [], "its seams are not known: the .kie.json of step 2 is not here"),
+        ("f", 2, [], "its seams are not known: nothing says where step 2 begins"),
+    ]
+
+
+def test_the_take_that_is_the_song_of_a_chain_is_marked(terminal: Terminal, folder: Path) -> None:
+    whole: dict[int, dict[str, Any]] = {1: {"cut": 10, "kind": "whole"}, 2: {"cut": 15}}
+    chain(folder, "a" * 24, whole, end="")
+    chain(folder, "b" * 24, whole, end="", chosen=1)
+    chain(folder, "c" * 24, whole)  # its song is a file of its own
+    chain(folder, "d" * 24, {1: {"cut": 10}, 2: {"cut": 10, "kind": "continuation"}}, end="")
+    chain(folder, "e" * 24, {1: {"cut": 10}}, end="")
+    line(folder, "a" * 24 + "-3", state="failed")
+    line(folder, "9" * 24 + "-1", state="failed")
+    jobs = reported(terminal, folder)
+    assert [lane["name"] for job in jobs for lane in job["lanes"] if lane.get("song")] == [
+        "a" * 24 + "-2-2.wav",
+        "b" * 24 + "-2-1.wav",
+    ]
+    failed = [(job["title"], job["step"], job["steps"]) for job in jobs if job["state"] == "failed"]
+    assert failed == [("9" * 24 + "-1", 1, 1), ("a", 3, 3)]  # a step that made nothing is known by its key
+
+
+def test_a_song_has_the_name_that_says_most(terminal: Terminal, folder: Path) -> None:
+    """That of the source's file, before the service's, before an id; a take's title is shown if another has another."""
+    for key, request, titles in (
+        ("a", {"source": "My Song.mp3"}, ("Extended", "Extended")),
+        ("b", {"source": "My Song.mp3", "title": "Asked"}, ("Asked", "Other")),
+        ("c", {"audio_id": "5c79"}, ("Called", "Called")),
+        ("d", {"audio_id": "5c79"}, (None, None)),
+        ("e", {}, ("Made", "Made")),
+    ):
+        for number, title in enumerate(titles, 1):
+            sidecar(folder, f"{key}-{number}", key=key, request=request, track={"number": number, "title": title})
+    line(folder, "f")
+    jobs = {job["key"]: job for job in reported(terminal, folder)}
+    assert {key: (job["title"], [lane["title"] for lane in job["lanes"]]) for key, job in jobs.items()} == {
+        "a": ("My Song", ["", ""]),
+        "b": ("Asked", ["Asked", "Other"]),
+        "c": ("Called", ["", ""]),
+        "d": ("5c79", ["", ""]),
+        "e": ("Made", ["", ""]),
+        "f": ("f", []),
+    }
 
 
 def test_the_takes_of_a_single_command_are_of_one_job(terminal: Terminal, folder: Path, tmp_path: Path) -> None:

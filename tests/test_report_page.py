@@ -93,7 +93,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more["verdict"]["seam"] = 0.25
     sidecar(path, "seam", key="d", request=request | {"title": "Seam"}, **more | source)
     tone(path / "step.wav", 0.2)
-    sidecar(path, "step", key="e", request={"audio_id": "id-seam"})
+    sidecar(path, "step", key="e", request={"audio_id": "id-seam", "continue_at": 5})
+    tone(path / "seam-e-joined.wav", 15.0, width=1)
     line(path, "c", state="failed", title="River", error={"message": "a known work", "code": 413})
     for number in range(100):
         line(path, f"more-{number}", title=f"Z{number}", files=["rest.wav"])
@@ -191,6 +192,22 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
     assert page.run("return document.querySelectorAll('audio[src]').length") == 1  # no other is loaded
 
 
+def test_the_keys_go_from_seam_to_seam_of_a_finished_song(page: ReportPage) -> None:
+    page.press("n", "n", "n", "n")
+    assert page.run("return document.activeElement.textContent") == "Seam finished song"
+    assert page.texts(".current .facts span") == ["2 seams: 0:06.50, 0:11.50"]
+    assert page.texts(".current .axis .cut") == ["0:06.50", "0:11.50"]
+    for keys, seam in (("g", CUT), ("g", CUT + 5), ("g", CUT), ("gl", CUT + 5)):  # round, and the one it is at
+        page.press(*keys)
+        page.until(f"{SOUNDS}[0].currentTime > {seam} - 3.01 && {SOUNDS}[0].currentTime < {seam} - 1")
+    page.run(f"{SOUNDS}[0].currentTime = {CUT} + 5 + 2.9")
+    page.until(f"{SOUNDS}[0].currentTime < {CUT} + 5")
+    page.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)  # nearer to the other
+    page.run(f"{SOUNDS}[0].currentTime = {CUT} + 2.9")
+    page.until(f"{SOUNDS}[0].currentTime < {CUT}")
+    page.press("l", " ")
+
+
 STARTS = """
 window.starts = [];
 const { play } = HTMLMediaElement.prototype;
@@ -205,11 +222,11 @@ def test_a_continuation_is_heard_behind_its_source(page: ReportPage) -> None:
     """The clock is that of the song: the source plays up to the cut, and the take from there."""
     paused = f"{SOUNDS}.map(each => each.paused).join()"
     page.run(STARTS)
-    page.press("n", "n", "n", "n")
+    page.press("n", "n", "n", "n", "n")
     assert page.texts(".current .clock") == ["0:00.0 / 0:20.3"]
     page.press("g")
     page.until("starts.length")
-    assert page.run("return document.activeElement.textContent") == "Seam"
+    assert page.run("return document.activeElement.textContent") == "Seam step 1 of 2"
     assert page.texts(".current .clock")[0].endswith(" / 0:20.3")
     assert page.run(f"return {VOLUMES}") == pytest.approx([1.0, 0.4 / 0.6], abs=0.03)  # as loud as the song
     page.run(f"{SOUNDS}[0].currentTime = {CUT} - 0.2")
@@ -245,9 +262,9 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
     page.until("document.querySelector('#live.shown').textContent === 'The source gets no verdict: choose a take'")
     page.press("e", "a", Keys.SPACE, "k", Keys.ESCAPE, "1", "k", "k")  # a note; kept, and undecided
     page.all(".note")[1].send_keys('"<é>"')
-    assert page.one("#progress").text == "1 of 106 decided"
+    assert page.one("#progress").text == "1 of 107 decided"
     page.open()
-    assert page.one("#progress").text == "1 of 106 decided"
+    assert page.one("#progress").text == "1 of 107 decided"
     assert [each.get_attribute("value") for each in page.all(".note")[:2]] == ["a k", '"<é>"']
     assert page.all("[data-verdict=keep]")[1].get_attribute("aria-pressed") == "true"
 
@@ -269,12 +286,13 @@ def test_verdicts_are_kept_exported_and_copied(page: ReportPage, folder: Path, t
 
 
 def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -> None:
-    assert page.one("#summary").text == "104 songs · 105 takes · 1 finished · 1 failed · 1 unknown"
+    assert page.one("#summary").text == "104 songs · 105 takes · 2 finished · 1 failed · 1 unknown"
     assert page.one(".job h2").text == HOSTILE
     assert page.all(".job img") == []
     facts = page.texts(".facts")
     assert (facts[0].endswith("cut at 0:06.50"), page.texts(".axis .cut")[0]) == (True, "cut 0:06.50")
-    assert (facts[1], facts[4]) == ("gone.wavits source is not herecut at 0:06.50", "step 2from take 1 of step 1")
+    assert (facts[1], facts[5]) == ("gone.wavits source is not herecut at 0:06.50", "from take 1 of step 1cut at 0:05")
+    assert page.texts(".job h2")[5] == "Seam step 2 of 2"
     assert 3 <= len(page.all(".job:not(.waiting)")) < 30
     page.one(".job h2").click()
     page.one("#search").send_keys("z50")

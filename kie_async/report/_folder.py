@@ -22,6 +22,8 @@ from kie_async.batch import RESULTS, SIDECAR, read_sidecar
 from kie_async.errors import KieError
 from kie_async.events import clean
 from kie_async.files import AUDIO_KINDS
+from kie_async.report._chains import tell_chains
+from kie_async.report._rows import MAX_TEXT, ReportedJob, Take
 
 Facts: TypeAlias = Mapping[str, Any]
 
@@ -29,68 +31,11 @@ REPORT_NAME = "report.html"
 _SUFFIXES = tuple(kind.suffix for kind in AUDIO_KINDS)
 _READINGS = ("whole", "continuation", "unclear")
 _MADE = ("", "succeeded", "delivered")
-_FINISHED = re.compile(r"(.+)-(?:joined|[\d.]+s)")  # the stem of the joined or trimmed song of a chain
-_MAX_TEXT = 300  # characters of a text that is shown
 
 
 @attrs.define(slots=False)
 class ReportError(KieError):
     """A folder has no results, or a file of verdicts cannot be used."""
-
-
-@attrs.frozen(kw_only=True)
-class Take:
-    """A track of a job.
-
-    Attributes:
-        number: as the service numbers it, from 1.
-        name: of its file in the folder.
-        is_there: whether that file exists.
-        track_id: of the service; empty if unknown.
-        seconds: how long the service says it is.
-        reading: ``whole``, ``continuation`` or ``unclear``, as it was measured; empty if it was not.
-        confidence: of that, from 0 to 1.
-        seam: the second at which its new part begins, as it was measured.
-    """
-
-    number: int
-    name: str
-    is_there: bool
-    title: str = ""
-    track_id: str = ""
-    seconds: float | None = None
-    reading: str = ""
-    confidence: float | None = None
-    seam: float | None = None
-
-
-@attrs.frozen(kw_only=True)
-class ReportedJob:
-    """A row of the report.
-
-    Attributes:
-        key: of the job; for a file that belongs to none, its name.
-        state: as the results say; empty if they do not.
-        error: why nothing was made; empty if something was.
-        cut: the second of the source at which the new part begins.
-        source: the file that was extended, if it is known and still the same.
-        source_name: what was extended, as far as it is known.
-        audio_id: the track that was extended, if it was one.
-        step: which it is of a chain, in which each extends a take of the one before; from 1. The finished song of a
-            chain has 0.
-    """
-
-    key: str
-    title: str
-    state: str = ""
-    error: str = ""
-    model: str = ""
-    cut: float | None = None
-    source: Path | None = None
-    source_name: str = ""
-    audio_id: str = ""
-    step: int = 1
-    takes: tuple[Take, ...] = ()
 
 
 def read_folder(directory: Path) -> list[ReportedJob]:
@@ -112,12 +57,11 @@ def read_folder(directory: Path) -> list[ReportedJob]:
     jobs = [_job(directory, key, lines.get(key, {}), group, files) for key, group in groups.items()]
     known = {take.name for job in jobs for take in job.takes}
     known |= {job.source.name for job in jobs if job.source and job.source.parent == directory.resolve()}
-    jobs = list(_chained(jobs))
-    others = [_lone(path, jobs) for path in directory.iterdir() if _is_audio(path) and path.name not in known]
+    others = [_lone(path) for path in directory.iterdir() if _is_audio(path) and path.name not in known]
     if not jobs and not others:
         raise ReportError(f"{clean(str(directory))} holds no results: give the folder to which a batch has downloaded")
-    jobs += [each for each in others if not each.step]
-    return [*_sorted(jobs), *_sorted(each for each in others if each.step)]
+    jobs, others = tell_chains(jobs, others)
+    return [*_sorted(jobs), *_sorted(others)]
 
 
 def _sorted(jobs: Iterable[ReportedJob]) -> list[ReportedJob]:
@@ -129,24 +73,10 @@ def _natural(text: str) -> str:
     return re.sub(r"\d+", lambda number: number[0].zfill(9), text)
 
 
-def _chained(jobs: list[ReportedJob]) -> Iterator[ReportedJob]:
-    """Count the steps of chains; one that has no title takes that of the first."""
-    makers = {take.track_id: job for job in jobs for take in job.takes if take.track_id}
-    for job in jobs:
-        chain = [job]
-        while (before := makers.get(chain[-1].audio_id)) and before not in chain:
-            chain.append(before)
-        title = next((each.title for each in chain if each.title), job.key[:_MAX_TEXT])
-        yield attrs.evolve(job, title=title, step=len(chain))
-
-
-def _lone(path: Path, jobs: Iterable[ReportedJob]) -> ReportedJob:
-    """Make a row of a file that belongs to no job; the finished song of a chain has the title of its last step."""
+def _lone(path: Path) -> ReportedJob:
+    """Make a row of a file that belongs to no job."""
     take = Take(number=1, name=path.name, is_there=True)
-    finished = _FINISHED.fullmatch(path.stem)
-    step = finished and next((job for job in jobs if finished[1].endswith(f"-{job.key}")), None)
-    title = step.title if step else path.stem[:_MAX_TEXT]
-    return ReportedJob(key=path.name, title=title, step=0 if step else 1, takes=(take,))
+    return ReportedJob(key=path.name, title=path.stem[:MAX_TEXT], takes=(take,))
 
 
 def _is_audio(path: Path) -> bool:
@@ -185,16 +115,20 @@ def _job(
     source, source_name = _source(directory, first, files)
     title = _text(line, "title") or _text(first, "request", "title")
     audio_id = _text(first, "request", "audio_id")
-    if not audio_id or audio_id not in files:
-        title = title or Path(source_name).stem or (takes[0].title if takes else "") or key[:_MAX_TEXT]
-    state = _text(line, "state")
+    if not title and audio_id not in files:
+        called = next((take.title for take in takes), "") if source_name == audio_id else Path(source_name).stem
+        title = called or audio_id
+    if len({take.title for take in takes}) < 2:  # noqa: PLR2004  # it tells nothing apart
+        takes = [attrs.evolve(take, title="") for take in takes]
+    state, cut = _text(line, "state"), _cut(first)
     return ReportedJob(
         key=key,
         title=title,
         state=state,
         error=_error(line) if state not in _MADE else "",
         model=_text(line, "model") or _text(first, "request", "model"),
-        cut=_cut(first),
+        cut=cut,
+        seams=() if cut is None else (cut,),
         source=source,
         source_name=source_name,
         audio_id=audio_id,
@@ -266,7 +200,7 @@ def _source(directory: Path, facts: Facts, files: Mapping[str, Path]) -> tuple[P
                 return found, found.name
         except (OSError, ValueError, RuntimeError):  # it is not there, or no path at all
             continue
-    return None, Path(given).name[:_MAX_TEXT] or _text(facts, "request", "audio_id")
+    return None, Path(given).name[:MAX_TEXT] or _text(facts, "request", "audio_id")
 
 
 # ---------------------------------------------------------------- files
@@ -331,7 +265,7 @@ def _dig(value: object, *names: str) -> object:
     return value
 
 
-def _text(facts: Facts, *names: str, limit: int | None = _MAX_TEXT) -> str:
+def _text(facts: Facts, *names: str, limit: int | None = MAX_TEXT) -> str:
     found = _dig(facts, *names)
     return found.strip()[:limit] if isinstance(found, str) else ""
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -25,9 +26,10 @@ from kie_async._fsync import replace_file
 from kie_async.errors import ConflictError
 from kie_async.events import clean
 from kie_async.files import Progress, on_disk
-from kie_async.report._folder import REPORT_NAME, ReportedJob, Take, read_folder, relative_address
+from kie_async.report._folder import REPORT_NAME, read_folder, relative_address
 from kie_async.report._gains import RowFile, lane_gains
 from kie_async.report._peaks import NO_OUTLINE, Outline, OutlineCache
+from kie_async.report._rows import ReportedJob, Take
 
 _GENERATOR = '<meta name="generator" content="kie-async report">'  # by which a page of ours is known
 _SCRIPTS = ("model.js", "verdicts.js", "view.js", "player.js", "main.js")  # in their order; one global scope
@@ -146,8 +148,10 @@ def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) ->
             "start": start,
             "reading": reading,
             "confidence": take.confidence,
+            "song": take.is_song,
         }
         shown.append(lane | _sound(directory, directory / take.name if take.is_there else None, found, seconds))
+    end = max((lane["start"] + lane["seconds"] for lane in shown), default=0.0) or math.inf
     return {
         "key": job.key,
         "title": job.title,
@@ -155,8 +159,11 @@ def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) ->
         "error": job.error,
         "model": job.model,
         "step": job.step,
+        "steps": job.steps,
         "source": job.source_name,
         "cut": job.cut,
+        "seams": [seam for seam in job.seams if seam < end or job.step],
+        "notice": job.notice,
         "lanes": [lane | {"gain": gain} for lane, gain in zip(shown, lane_gains(lanes, job.cut), strict=True)],
     }
 

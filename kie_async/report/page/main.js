@@ -21,8 +21,8 @@ const decideBy = (verdict) => (row) => {
 };
 const KEYS = {
   " ": toggle,
-  ArrowLeft: (row) => seek(row, row.position - STEP),
-  ArrowRight: (row) => seek(row, row.position + STEP),
+  ArrowLeft: (row) => jump(row, row.position - STEP),
+  ArrowRight: (row) => jump(row, row.position + STEP),
   g: toSeam,
   l: loop,
   k: decideBy("keep"),

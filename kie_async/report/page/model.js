@@ -25,12 +25,22 @@ function laneLabel(job, lane) {
   return job.step ? `Take ${lane.take}` : "Song"; // the finished song of a chain is no take
 }
 
+/** Which step of a chain a row is, or that it is what the chain has made. */
+function stepOf({ step, steps }) {
+  if (!step) return "finished song";
+  return steps > 1 ? `step ${step} of ${steps}` : "";
+}
+
+const nameOf = (job) => [job.title, stepOf(job)].filter(Boolean).join(", ");
+
 const rows = data.jobs.map((job) => ({
   job,
   lanes: job.lanes.map((lane) => ({ ...lane, label: laneLabel(job, lane) })),
   lane: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)),
   take: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)), // chosen last, of the takes
   heard: null, // the lane whose player is the one that plays
+  name: nameOf(job), // for who does not see where it stands
+  seam: 0, // which of its seams the keys are for
   position: 0,
   isLooped: false,
   isBuilt: false,
@@ -55,6 +65,17 @@ function span(row) {
   return [from, to];
 }
 
+/** The seam of a row that is nearest to a position. */
+function nearestSeam({ job: { seams } }, position) {
+  const away = seams.map((seam) => Math.abs(seam - position));
+  return Math.max(0, away.indexOf(Math.min(...away)));
+}
+
+/** The seam of a row that comes after a position, and is not about to: the first, if none does. */
+function nextSeam({ job: { seams } }, position) {
+  return Math.max(0, seams.findIndex((seam) => seam - ROUND > position + 0.05));
+}
+
 /** A position on the time line of a row, from 0 to 1. */
 function share(row, position) {
   const [from, to] = span(row);
@@ -69,14 +90,19 @@ function origin({ source, title, step }) {
   return source.replace(/\.[^.]*$/, "") === title ? "" : source;
 }
 
+/** The step that extends a take, if one does. */
+function continuedIn({ step }, lane) {
+  return lane.take ? data.jobs.find((job) => job.step === step + 1 && job.source === lane.name) : undefined;
+}
+
 function facts(job) {
   return [
     job.state === "delivered" ? "" : job.state,
-    job.step === 0 ? "finished song" : "",
-    job.step > 1 ? `step ${job.step}` : "",
     origin(job),
     job.source && job.lanes.every((lane) => lane.take) ? "its source is not here" : "",
     job.cut === null ? "" : `cut at ${exact(job.cut)}`,
+    job.step || !job.seams.length ? "" : `${count(job.seams.length, "seam")}: ${job.seams.map(exact).join(", ")}`,
+    job.notice,
     job.model,
   ].filter(Boolean);
 }

@@ -14,8 +14,8 @@ const ending = (lane) => (lane.seconds ? lane.start + lane.seconds : Infinity); 
 
 /** Just before the seam; of a lane that has none, its last seconds, or its beginning if nothing is known. */
 function beforeSeam(row, lane) {
-  const { cut } = row.job;
-  return cut === null ? lane.start : Math.max(beginning(row, lane), Math.min(cut, ending(lane)) - ROUND);
+  const seam = row.job.seams[row.seam];
+  return seam === undefined ? lane.start : Math.max(beginning(row, lane), Math.min(seam, ending(lane)) - ROUND);
 }
 
 /** Go to just before the seam if the lane has nothing at the position, and say so. */
@@ -105,7 +105,7 @@ function pause(row) {
 
 function showPaused(row) {
   row.shell.classList.remove("playing");
-  row.parts.play.setAttribute("aria-label", `Play ${row.job.title}`);
+  row.parts.play.setAttribute("aria-label", `Play ${row.name}`);
 }
 
 function toggle(row) {
@@ -141,14 +141,26 @@ function seek(row, position) {
   show(row);
 }
 
+/** Go to where the visitor points: the seam that is nearest is the one to loop round. */
+function jump(row, position) {
+  row.seam = nearestSeam(row, position);
+  seek(row, position);
+}
+
 /** Whether a row has a seam; says so if it has none. */
 function hasSeam(row) {
-  if (row.job.cut === null) warn("It is not known where the new part begins");
-  return row.job.cut !== null;
+  const isKnown = row.job.seams.length > 0;
+  if (!isKnown) warn(row.job.notice || "It is not known where the new part begins");
+  return isKnown;
 }
 
 function toSeam(row) {
   if (!hasSeam(row)) return;
+  row.seam = nextSeam(row, row.position);
+  playSeam(row);
+}
+
+function playSeam(row) {
   row.position = beforeSeam(row, row.lanes[row.lane]);
   play(row);
 }
@@ -158,7 +170,7 @@ function loop(row) {
   row.isLooped = !row.isLooped;
   row.parts.loop.setAttribute("aria-pressed", String(row.isLooped));
   say(row.isLooped ? "Loop on" : "Loop off");
-  if (row.isLooped) toSeam(row);
+  if (row.isLooped) playSeam(row);
 }
 
 function follow(row) {
@@ -170,7 +182,7 @@ function tick(row) {
   if (!playing(row)) return;
   follow(row);
   if (row.heard !== row.lanes[row.lane] && row.position >= row.job.cut) goOver(row);
-  else if (row.isLooped && row.position >= row.job.cut + ROUND) seek(row, beforeSeam(row, row.lanes[row.lane]));
+  else if (row.isLooped && row.position >= row.job.seams[row.seam] + ROUND) seek(row, beforeSeam(row, row.lanes[row.lane]));
   else if (!calm.matches || Math.floor(row.position) !== row.second) show(row);
 }
 
@@ -184,7 +196,7 @@ function listen(row, lane) {
   const on = (name, then) => lane.audio.addEventListener(name, () => { if (row === active && row.heard === lane) then(); });
   on("play", () => {
     row.shell.classList.add("playing");
-    row.parts.play.setAttribute("aria-label", `Pause ${row.job.title}`);
+    row.parts.play.setAttribute("aria-label", `Pause ${row.name}`);
     cancelAnimationFrame(nextFrame); // one player may take over from another
     nextFrame = requestAnimationFrame(frame);
   });
@@ -195,7 +207,7 @@ function listen(row, lane) {
   on("ended", () => {
     if (lane.seconds) row.position = ending(lane);
     if (lane !== row.lanes[row.lane]) goOver(row); // a source that is cut at its end
-    else if (row.isLooped) toSeam(row);
+    else if (row.isLooped) playSeam(row);
     else show(row);
   });
   on("error", () => warn(`${lane.label} cannot be played`));

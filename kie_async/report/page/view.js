@@ -9,6 +9,7 @@ let current = null; // the row that the keys are for
 function makeShell(row, index) {
   const { job } = row;
   const title = make("h2", { id: `title-${index}`, tabindex: -1 }, make("bdi", {}, job.title));
+  if (stepOf(job)) title.append(" ", make("span", {}, stepOf(job)));
   const about = make("p", { class: "facts" }, ...facts(job).map((fact) => make("span", {}, make("bdi", {}, fact))));
   row.shell = make("article", { class: "job waiting", "aria-labelledby": `title-${index}` }, make("header", {}, title, about));
   row.shell.style.setProperty("--lanes", row.lanes.length);
@@ -38,17 +39,16 @@ function build(row) {
 }
 
 function makePlayRow(row) {
-  const { parts, job } = row;
-  const isCut = job.cut !== null;
-  parts.play = make("button", { type: "button", class: "play", "aria-label": `Play ${job.title}` });
+  const { parts, job: { seams } } = row;
+  parts.play = make("button", { type: "button", class: "play", "aria-label": `Play ${row.name}` });
   parts.play.innerHTML = ICONS;
   parts.play.addEventListener("click", () => toggle(row));
   parts.clock = make("span", { class: "clock" });
-  parts.seam = make("button", { type: "button", class: "to-seam" }, "To the seam");
+  parts.seam = make("button", { type: "button", class: "to-seam" }, seams.length > 1 ? "Next seam" : "To the seam");
   parts.seam.addEventListener("click", () => toSeam(row));
-  parts.loop = make("button", { type: "button", class: "loop", "aria-pressed": "false", "aria-label": "Loop round the seam" }, "Loop");
+  parts.loop = make("button", { type: "button", class: "loop", "aria-pressed": "false", "aria-label": `Loop round ${seams.length > 1 ? "a" : "the"} seam` }, "Loop");
   parts.loop.addEventListener("click", () => loop(row));
-  parts.seam.disabled = parts.loop.disabled = !isCut;
+  parts.seam.hidden = parts.loop.hidden = !seams.length;
   return make("div", { class: "play-row" }, parts.play, parts.clock, parts.seam, parts.loop);
 }
 
@@ -65,16 +65,15 @@ function makeLane(row, lane, index) {
   lane.peak = Math.max(0, ...lane.bytes);
   lane.canvas = make("canvas", { "aria-hidden": "true" });
   lane.head = make("i", { class: "head" });
-  lane.mark = make("i", { class: "seam" });
-  lane.mark.hidden = row.job.cut === null;
+  lane.marks = row.job.seams.map(() => make("i", { class: "seam" }));
   lane.audio = make("audio", { preload: "none" });
-  lane.wave = make("div", { class: "wave" }, lane.canvas, lane.mark, lane.head, lane.audio);
+  lane.wave = make("div", { class: "wave" }, lane.canvas, ...lane.marks, lane.head, lane.audio);
   lane.wave.addEventListener("click", (event) => {
     const box = lane.wave.getBoundingClientRect();
     const [from, to] = span(row);
     const position = from + (to - from) * (event.clientX - box.left) / box.width;
     choose(row, index, position);
-    seek(row, position);
+    jump(row, position);
     play(row);
   });
   listen(row, lane);
@@ -87,7 +86,10 @@ function describe(row, lane) {
   const readings = { whole: "whole song", continuation: "continuation", unclear: "unclear" };
   const reading = readings[lane.reading] ?? "";
   const sure = reading && lane.confidence !== null ? ` · ${Math.round(100 * lane.confidence)}\u00a0%` : "";
+  const next = continuedIn(row.job, lane);
   return [
+    lane.song ? "your song" : "",
+    next ? `goes on in step ${next.step}` : "",
     lane.take && lane.title !== row.job.title ? lane.title : "",
     lane.seconds ? exact(lane.seconds) : "",
     reading + sure,
@@ -103,11 +105,11 @@ function makeChoice(row, lane) {
   });
   lane.choice = buttons;
   showVerdict(lane);
-  return make("div", { class: "choice", role: "group", "aria-label": `Verdict on ${lane.label} of ${row.job.title}` }, ...buttons);
+  return make("div", { class: "choice", role: "group", "aria-label": `Verdict on ${lane.label} of ${row.name}` }, ...buttons);
 }
 
 function makeNote(row, lane) {
-  lane.note = make("input", { class: "note", type: "text", placeholder: "Note", "aria-label": `Note on ${lane.label} of ${row.job.title}`, autocomplete: "off" });
+  lane.note = make("input", { class: "note", type: "text", placeholder: "Note", "aria-label": `Note on ${lane.label} of ${row.name}`, autocomplete: "off" });
   lane.note.value = verdictOf(lane.name).note;
   lane.note.addEventListener("input", () => {
     verdictOf(lane.name).note = lane.note.value;
@@ -118,12 +120,12 @@ function makeNote(row, lane) {
 
 function makeAxis(row) {
   const { parts } = row;
-  parts.slider = make("input", { type: "range", step: "0.01", "aria-label": `Position in ${row.job.title}` });
-  parts.slider.addEventListener("input", () => seek(row, Number(parts.slider.value)));
+  parts.slider = make("input", { type: "range", step: "0.01", "aria-label": `Position in ${row.name}` });
+  parts.slider.addEventListener("input", () => jump(row, Number(parts.slider.value)));
   parts.from = make("span", { class: "from" });
-  parts.cut = make("span", { class: "cut" });
+  parts.cuts = row.job.seams.map(() => make("span", { class: "cut" }));
   parts.to = make("span", { class: "to" });
-  return make("div", { class: "axis" }, make("div", {}, parts.slider, parts.from, parts.cut, parts.to));
+  return make("div", { class: "axis" }, make("div", {}, parts.slider, parts.from, ...parts.cuts, parts.to));
 }
 
 // ---------------------------------------------------------------- what is shown
@@ -162,11 +164,15 @@ function showSpan(row) {
   const [from, to] = span(row);
   [parts.slider.min, parts.slider.max] = [from, to];
   [parts.from.textContent, parts.to.textContent] = [clock(from), clock(to)];
-  if (job.cut === null) return;
-  const at = share(row, job.cut);
-  parts.cut.textContent = at > 0.1 && at < 0.9 ? `cut ${exact(job.cut)}` : "";
-  parts.cut.style.left = `${100 * at}%`;
-  row.lanes.forEach((lane) => { if (lane.mark) lane.mark.style.left = `${100 * at}%`; });
+  let labelled = 0; // up to where there are labels
+  job.seams.forEach((seam, index) => {
+    const at = share(row, seam);
+    const isFree = at > labelled + 0.1 && at < 0.9;
+    if (isFree) labelled = at;
+    parts.cuts[index].textContent = isFree ? `${job.cut === null ? "" : "cut "}${exact(seam)}` : "";
+    parts.cuts[index].style.left = `${100 * at}%`;
+    row.lanes.forEach((lane) => { if (lane.marks) lane.marks[index].style.left = `${100 * at}%`; });
+  });
 }
 
 /** Show the position of a row. */
@@ -215,7 +221,7 @@ function draw(row, lane) {
     let level = 0;
     const last = Math.min(bytes.length - 1, Math.floor(end * perSecond));
     for (let at = Math.max(0, Math.floor(begin * perSecond)); at <= last; at++) level = Math.max(level, bytes[at]);
-    const isAfterCut = row.job.cut !== null && position >= row.job.cut;
+    const isAfterCut = position >= row.job.seams[0];
     const rest = isAfterCut ? (lane.take ? "new" : "faint") : "wave";
     pen.fillStyle = colour(bar < played ? "accent" : rest);
     const tall = Math.max(2, Math.round(height * level * volumeOf(row, heard) / loudest));
