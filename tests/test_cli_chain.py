@@ -461,6 +461,9 @@ def test_a_step_that_was_given_up_is_not_made(
     unknown = terminal(*words, "--json")
     assert unknown.code == 7
     key = unknown.value["plan"]["key"] + "-1"
+    again = terminal(*words)
+    assert (again.code, again.err.count("jobs resolve"), again.err.count("https://kie.ai/logs")) == (7, 1, 1)
+    assert "so it is not sent again); no step is made yet\n" in again.err
     assert terminal("jobs", "resolve", key, "--give-up", *out).code == 0
     answer = terminal(*words)
     assert (answer.code, len(service.ledger)) == (8, 1)
