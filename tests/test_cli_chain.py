@@ -124,7 +124,10 @@ def test_the_same_command_pays_for_nothing_twice(
     assert left in capped.value["error"]["message"]
     assert len(service.ledger) == 3
     listed = terminal("jobs", "list", "--out", "new", "--json").value
-    assert [job["state"] for job in listed["jobs"]] == ["delivered"] * 3
+    assert [(job["state"], job["song"]) for job in listed["jobs"]] == [("delivered", "song")] * 3
+    for command in (("list",), ("results",), ("show", f"{value['key']}-2")):
+        shown = terminal("jobs", *command, "--out", "new").out
+        assert re.search(rf"{value['key']}-2(  \S+)?  song  |^song: song$", shown, re.MULTILINE), shown
     take = tmp_path / "new" / value["steps"][0]["files"][0].rpartition("/")[2]
     take.unlink()
     assert terminal(*words, "--until", "8", "--yes").code == 0

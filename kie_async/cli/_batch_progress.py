@@ -291,11 +291,11 @@ def print_files(output: Output, out: Path, job: Job) -> bool:
     return True
 
 
-def job_value(job: Job) -> dict[str, Any]:
-    """A job as JSON; without its token and without signed URLs."""
+def job_value(job: Job, song: str | None = None) -> dict[str, Any]:
+    """A job as JSON; without its token and without signed URLs. ``song``: its song, where its request does not tell."""
     return {
         "key": job.key,
-        "song": song_of(job.request),
+        "song": song_of(job.request) or song,
         "state": job.state.value,
         "attempt": job.attempt,
         "waits_for": job.waits_for or None,
@@ -308,9 +308,9 @@ def job_value(job: Job) -> dict[str, Any]:
     }
 
 
-def job_line(job: Job) -> str:
-    """A job in a line."""
-    song = song_of(job.request) or ""
+def job_line(job: Job, song: str | None = None) -> str:
+    """A job in a line; ``song``: its song, where its request does not tell."""
+    song = song_of(job.request) or song or ""
     parts = (
         job.key,
         job.state.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, repeat
@@ -44,6 +45,7 @@ app = App(name="jobs", help="See what became of the jobs of a batch, and decide 
 _INTERVAL = 1.0  # seconds between two reads of the journal
 _MADE = (State.SUCCEEDED, State.DELIVERED)
 _FAILED = (State.FAILED, State.REJECTED, State.UNKNOWN)
+_LATER_STEP = re.compile(r"(?P<chain>[0-9a-f]{24})-(?!1$)[0-9]+")  # the key of one
 
 app.command(fetch)
 
@@ -65,7 +67,7 @@ async def list_jobs(
     output.value["jobs"] = []
     async with _opened(location) as journal:
         async for job in _jobs_in(journal, output, location, *state):
-            _show_job(output, job)
+            _show_job(output, job, await _song_of_chain(journal, job))
         counts = await journal.counts(location.only_batch)
         waiting = await journal.machines.waiting(location.only_batch)
     output.value["counts"] = {each.value: counts.get(each, 0) for each in State}
@@ -134,12 +136,14 @@ async def results(*, output: OutputArg, options: JobsOptions = JOBS) -> None:
     output.value["jobs"] = []
     async with _opened(location) as journal:
         async for job in _jobs_in(journal, output, location, *_MADE, *_FAILED):
+            song = await _song_of_chain(journal, job)
             if output.as_json:
-                output.value["jobs"].append({**job_value(job), "tracks": [track.to_dict() for track in job.tracks]})
+                tracks = [track.to_dict() for track in job.tracks]
+                output.value["jobs"].append({**job_value(job, song), "tracks": tracks})
             if job.state in _FAILED:
-                output.say(job_line(job))
+                output.say(job_line(job, song))
             for track, path in zip(job.tracks, chain(_paths(job), repeat("")), strict=False):
-                output.print(_track_line(job, track, path))
+                output.print(_track_line(job, song, track, path))
 
 
 def _paths(job: Job) -> Iterator[str]:
@@ -148,9 +152,16 @@ def _paths(job: Job) -> Iterator[str]:
     return (f"{directory}/{file}" if directory else file for file in map(clean, job.files))
 
 
-def _track_line(job: Job, track: Track, path: str) -> str:
+def _track_line(job: Job, song: str | None, track: Track, path: str) -> str:
     length = "" if track.duration is None else f"{track.duration:.1f} s"
-    return "  ".join(filter(None, (job.key, song_of(job.request), length, track.audio_url, path)))
+    return "  ".join(filter(None, (job.key, song_of(job.request) or song, length, track.audio_url, path)))
+
+
+async def _song_of_chain(journal: Journal, job: Job) -> str | None:
+    """The song of a later step of a chain, which extends a take: that of its first step, if both share a name."""
+    step = None if job.batch else _LATER_STEP.fullmatch(job.key)
+    first = None if step is None else await journal.get(f"{step['chain']}-1")
+    return None if first is None else song_of(first.request)
 
 
 @app.command
@@ -169,7 +180,8 @@ async def show(
     async with location.opened() as journal:
         job = await find_by_name(journal, key, location.only_batch)
         attempts = await journal.attempts(job.key)
-    output.value |= _whole(job, attempts)
+        song = await _song_of_chain(journal, job)
+    output.value |= _whole(job, attempts, song)
     for line in _lines(output.value):
         output.print(line)
 
@@ -192,12 +204,12 @@ def _words(value: object) -> str:
     return str(value)
 
 
-def _whole(job: Job, attempts: Sequence[Attempt]) -> dict[str, Any]:
+def _whole(job: Job, attempts: Sequence[Attempt], song: str | None) -> dict[str, Any]:
     """A job with all its attempts, as JSON; no token."""
     request = job.request
     source = request.audio_id if isinstance(request, ExtendRequest) else strip_secrets(str(request.source))
     return {
-        **job_value(job),
+        **job_value(job, song),
         "batch": job.batch,
         "machine": job.machine or None,
         "operation": request.operation,
@@ -311,7 +323,7 @@ async def adopt_tasks(*, output: OutputArg, options: JobsOptions = JOBS) -> None
         output.say(f"0 jobs taken in: no planned job has a task in {out}")
 
 
-def _show_job(output: Output, job: Job) -> None:
+def _show_job(output: Output, job: Job, song: str | None = None) -> None:
     if output.as_json:
-        output.value["jobs"].append(job_value(job))
-    output.print(job_line(job))
+        output.value["jobs"].append(job_value(job, song))
+    output.print(job_line(job, song))
