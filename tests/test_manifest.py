@@ -462,11 +462,14 @@ async def test_a_pattern_that_fits_no_file_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_folder_without_songs_is_a_fault(tmp_path: Path) -> None:
+    (fault,) = await faults_of(read_manifest(tmp_path))
+    assert fault.problem == "holds no songs"
+    assert fault.remedy.startswith("put some into it (mp3, ")
     song(tmp_path / "a-1.wav")
     (tmp_path / "a-1.kie.json").touch()
     (fault,) = await faults_of(read_manifest(tmp_path))
-    assert fault.problem == "holds no songs"
-    assert "a track that has a NAME.kie.json is a result, and no song), or give another folder" in fault.remedy
+    assert fault.problem == "holds tracks of the service (each with its NAME.kie.json), and no songs"
+    assert "extend each by its id (track.id there): kie-async extend ID --model MODEL, or a CSV with" in fault.remedy
 
 
 async def test_faults_in_a_folder_name_the_file(tmp_path: Path) -> None:

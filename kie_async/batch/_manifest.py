@@ -38,6 +38,7 @@ _AUDIO = frozenset(kind.suffix for kind in AUDIO_KINDS) | {".aif", ".mp4", ".oga
 _ROWS_AT_ONCE = 256
 _MAX_FAULTS = 100  # kept of one manifest
 _MAX_SHOWN = 3  # faults in an error's message
+_TRACKS = "extend each by its id (track.id there): kie-async extend ID --model MODEL, or a CSV with audio_id and model"
 
 _Entry: TypeAlias = tuple[Row, Job | Sequence[RowProblem]]
 _FileVersion: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode
@@ -107,7 +108,7 @@ class Manifest:
                 counter.add(row, result)
         summary = counter.finish("defaults" if contents.is_folder else "every row")
         if not summary.total and not counter.faults:
-            counter.add_error(self._empty_error(is_folder=contents.is_folder))
+            counter.add_error(await on_disk(self._empty_error))
         if counter.faults:
             raise manifest_error(counter.faults, counter.fault_count)
         self._duplicates = counter.content_keys.duplicates()
@@ -187,17 +188,15 @@ class Manifest:
     def _fault(self, problem: str, remedy: str) -> RowProblem:
         return RowProblem(0, "", problem, remedy, clean(self.path.name or str(self.path)))
 
-    def _empty_error(self, *, is_folder: bool) -> RowProblem:
-        problem, remedy = "holds no jobs", "write a row for each"
-        if is_folder:
-            what = f"{AUDIO_KIND_NAMES}; a track that has a NAME{SIDECAR} is a result, and no song"
-            problem, remedy = "holds no songs", f"put some into it ({what}), or give another folder"
-            if self._pattern is not None:
-                problem, remedy = (
-                    f"holds no file that {self._pattern!r} fits",
-                    "give a pattern like '*.mp3' or '**/*.wav'",
-                )
-        return self._fault(problem, remedy)
+    def _empty_error(self) -> RowProblem:
+        if not self._contents.is_folder:
+            return self._fault("holds no jobs", "write a row for each")
+        if self._pattern is not None:
+            remedy = "give a pattern like '*.mp3' or '**/*.wav'"
+            return self._fault(f"holds no file that {self._pattern!r} fits", remedy)
+        if any(self.path.glob(f"*{SIDECAR}")):
+            return self._fault(f"holds tracks of the service (each with its NAME{SIDECAR}), and no songs", _TRACKS)
+        return self._fault("holds no songs", f"put some into it ({AUDIO_KIND_NAMES}), or give another folder")
 
 
 def read_manifest(
