@@ -50,7 +50,8 @@ async def ask(output: Output, order: ChainOrder) -> ChainOrder:
     if new and not jobs:
         await say_cut_off(output, plan.first)
         await _say_fade(output, order)
-    worst = f"it will cost {cost:.12g} credits at most"
+    each = f" ({CREDITS_PER_TASK:.12g} for each step that it takes)" if new > 1 else ""
+    worst = f"it will cost {cost:.12g} credits at most{each}"
     if new and not (order.emulated or order.until.yes):
         confirm(output, worst)
     elif new:
