@@ -152,6 +152,7 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["extend", "a1", "--model", "V5", "--bind", "8080"], "--callbacks"),
         (["extend", "a1", "--model", "V5", "--emulate", "--callbacks", "--bind", "here"], "--bind"),
         (["emulate", "--fault", "zap"], "--fault"),
+        (["emulate", "--fault", "lost:0"], "--fault: 'lost:0' is no KIND:NTH; write lost, or lost:2"),
         (["emulate", "--port", "65536"], "--port"),
         (["status", "no id"], "TASK_ID"),
         (

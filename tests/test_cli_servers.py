@@ -84,13 +84,13 @@ def test_emulate_refuses_a_key_that_no_client_could_send(terminal: Terminal) -> 
 
 
 def test_emulate_gives_its_json_at_once(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    with started("emulate", "--json", "--fault", "lost", "--fault", "stuck", env=environment()) as process:
+    with started("emulate", "--json", "--fault", "lost:2", "--fault", "stuck", env=environment()) as process:
         value = json.loads(first_line(process))
         url = value["base_url"]
         assert value["env"] == {"KIE_BASE_URL": url, "KIE_API_KEY": value["env"]["KIE_API_KEY"]}
         for name, text in value["env"].items():
             monkeypatch.setenv(name, text)
-        assert terminal("extend", "a1", "--model", "V5").code == 7
+        assert [terminal("extend", "a1", "--model", "V5", "--no-wait").code for _ in range(2)] == [0, 7]
         process.send_signal(signal.SIGINT)
         answer = ended(process)
     assert (answer.code, answer.out) == (130, "")

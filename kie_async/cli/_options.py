@@ -359,7 +359,12 @@ class EmulatorOptions:
     webhook_key: str | None = None
     answers: Literal["whole", "continuation"] = "whole"
     fault: Annotated[
-        tuple[str, ...], Parameter(help=f"What shall go wrong; may be repeated. One of {', '.join(KINDS)}.")
+        tuple[str, ...],
+        Parameter(
+            metavar="KIND[:NTH]",
+            help="What shall go wrong, always or the NTH time alone (lost:2); may be repeated. KIND is one of "
+            f"{', '.join(KINDS)}.",
+        ),
     ] = ()
     output: OutputOptions = OutputOptions()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ from kie_async.emulator import KINDS, Fault
 from kie_async.errors import KieError, SettingsError
 from kie_async.events import CallbackReceived, Event
 from kie_async.session import KieSession
+
+_NTH = re.compile(r"[1-9][0-9]{0,8}")
 
 
 async def listen(
@@ -101,17 +104,26 @@ async def emulate(*, output: OutputArg, options: EmulatorOptions = EMULATOR) -> 
 
     Example: kie-async emulate --port 8765 --fault lost
     """
-    if unknown := [kind for kind in options.fault if kind not in KINDS]:
-        raise UsageError(f"--fault: {unknown[0][:40]!r} is not known; give one of {', '.join(KINDS)}")
+    faults = [_fault(text) for text in options.fault]
     given = attrs.asdict(options, filter=lambda field, _: field.name not in {"fault", "output"})
     try:
-        async with emulator.serve(**given, faults=[Fault(kind) for kind in options.fault]) as service:
+        async with emulator.serve(**given, faults=faults) as service:
             _announce(output, {"KIE_BASE_URL": service.base_url, "KIE_API_KEY": service.key}, options.webhook_key)
             await anyio.sleep_forever()
     except SettingsError as error:
         raise UsageError(f"--port: {error}; give another one, or 0 for a free one") from None
     except ValueError as error:  # the only other one that the options leave possible
         raise UsageError(f"--key: {error}") from None
+
+
+def _fault(text: str) -> Fault:
+    """Read ``KIND``, or ``KIND:NTH`` for the nth event alone."""
+    kind, has_number, nth = text.partition(":")
+    if kind not in KINDS:
+        raise UsageError(f"--fault: {kind[:40]!r} is not known; give one of {', '.join(KINDS)}")
+    if has_number and _NTH.fullmatch(nth) is None:
+        raise UsageError(f"--fault: {text[:60]!r} is no KIND:NTH; write {kind}, or {kind}:2 for the second time alone")
+    return Fault(kind, nth=int(nth) if has_number else None)
 
 
 def _announce(output: Output, environment: dict[str, str], webhook_key: str | None) -> None:
