@@ -447,6 +447,7 @@ def test_a_step_that_fails_can_be_had_after_all(
     assert f"  kie-async {' '.join(words)}" in failed.err
     conflict = terminal(*words, "--json")
     assert (conflict.code, len(conflict.value["steps"]), len(conflict.value["files"])) == (8, 1, 2)
+    assert (conflict.err.count("kie-async jobs"), retry in conflict.err) == (1, True)
     ends = [json.loads(line) for line in (tmp_path / "new" / "results.jsonl").read_bytes().splitlines()]
     assert [(end["state"], end["task_id"]) for end in ends] == [
         (state, charge.task_id) for state, charge in zip(["delivered", "failed"], service.ledger, strict=True)

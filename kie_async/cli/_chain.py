@@ -36,13 +36,15 @@ from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._join import say_seam
 from kie_async.cli._options import CallbackOptions, SubmitOptions
 from kie_async.cli._output import Output
-from kie_async.errors import BudgetError, KieError, SubmitUnknownError
+from kie_async.errors import BudgetError, ConflictError, KieError, SubmitUnknownError
 from kie_async.events import Event, Notice
 from kie_async.models import Track
 from kie_async.session import KieSession
 
 _SPEED = 60.0  # of the built-in emulator: a step takes 1 to 3 s
-_UNKNOWN_REMEDY = re.compile(r": it may be paid: .*? jobs resolve [\w-]+")  # of the library; the hint has it whole
+_REMEDY = re.compile(  # of the library; the hints have it whole, with the journal
+    r": (it may be paid|to have it made|when that is mended)\b.*?: kie-async jobs (retry|resolve) [\w-]+"
+)
 _NO_KEY = "none-is-needed"  # to check requests
 
 
@@ -96,8 +98,10 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         except BudgetError as error:
             error.message = re.sub(r"(of|raise) max_credits\b", r"\1 --max-credits", error.message)
             raise
-        except SubmitUnknownError as error:
-            error.message = _UNKNOWN_REMEDY.sub("", error.message)
+        except (ConflictError, SubmitUnknownError) as error:
+            error.message, is_step = _REMEDY.subn("", error.message)
+            if is_step and isinstance(error, ConflictError):  # it failed in an earlier run, and is as it was then
+                error.add_note(output.hints[3])
             raise
     output.value |= chain.to_dict() | {"steps": [_step_value(step) for step in chain.steps]}
     _say_end(output, order, chain, await _finish(output, order, chain))
