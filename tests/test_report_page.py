@@ -305,9 +305,56 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
     page.one("#search").send_keys(" nothing")
     assert page.one("#nothing").is_displayed()
     page.open()
+    height = "return document.querySelector('.job:last-child').offsetHeight"
+    expected = page.run(height)
     page.run("document.querySelector('.job:last-child').scrollIntoView()")
     page.until("!document.querySelector('.job:last-child').classList.contains('waiting')")
+    assert page.run(height) == pytest.approx(expected, abs=30)  # so that nothing jumps, but for a line
     assert page.texts(".job:nth-last-child(-n + 2) .pick b") == ["Song", "Take 1"]
+
+
+CONTRASTS = """
+const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+const over = ([r, g, b, a = 1], under) => [r, g, b].map((value, at) => a * value + (1 - a) * under[at]);
+const light = (color) => color.map((value) => value / 255)
+  .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+const ground = (element) => (element
+  ? over(numbers(getComputedStyle(element).backgroundColor), ground(element.parentElement)) : [255, 255, 255]);
+const contrast = (one, other) => {
+  const [dark, bright] = [light(one), light(other)].sort((a, b) => a - b);
+  return (bright + 0.05) / (dark + 0.05);
+};
+const root = getComputedStyle(document.documentElement);
+const hex = (name) => root.getPropertyValue(`--${name}`).match(/[0-9a-f]{2}/g).map((value) => parseInt(value, 16));
+const texts = [...document.querySelectorAll("body *:not(script, style, noscript *)")]
+  .filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+  .map((element) => [contrast(numbers(getComputedStyle(element).color), ground(element)), element.outerHTML]);
+const marks = ["wave", "new", "edge", "accent"].flatMap((name) => ["card", "paper"].map((under) => [name, under]))
+  .map(([name, under]) => [contrast(hex(name), hex(under)), `${name} on ${under}`]);
+return [...texts.filter(([value]) => value < 4.5), ...marks.filter(([value]) => value < 3)];
+"""
+
+
+def test_all_can_be_read_by_light_and_dark_without_colours_and_on_paper(page: ReportPage) -> None:
+    for selector in ("[data-verdict=keep]", ".loop"):
+        page.one(selector).click()
+    page.all("[data-verdict=drop]")[1].click()
+    marks = "return [...arguments].map(each => getComputedStyle(each, '::before').content)"
+    pressed = page.all(".choice [aria-pressed=true]")
+    assert page.run(marks, *pressed) == ['"✓ " / ""', '"✕ " / ""']  # a screen reader says that they are pressed
+    assert page.one(".drop b").value_of_css_property("text-decoration-line") == "line-through"
+    assert page.run(marks, *page.all(".pick")[:3]) == ["none", '""', "none"]  # the lane that is heard
+    try:
+        for theme, media in (("light", ""), ("dark", ""), ("dark", "print")):
+            features = [{"name": "prefers-color-scheme", "value": theme}]
+            page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+            assert page.run(CONTRASTS) == []
+        assert not page.one(".bar").is_displayed()
+        page.run("dispatchEvent(new Event('beforeprint'))")
+        assert page.all(".waiting") == []
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 
 def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:

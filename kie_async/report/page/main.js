@@ -77,6 +77,7 @@ function sift() {
 const sizes = new ResizeObserver((entries) => {
   for (const { target } of entries) {
     const row = rows.find((each) => each.shell.contains(target));
+    showSpan(row);
     draw(row, row.lanes.find((lane) => lane.wave === target));
   }
 });
@@ -108,8 +109,6 @@ match.addEventListener("change", () => {
   drawAll();
 });
 find("export").addEventListener("click", download);
+addEventListener("beforeprint", () => rows.forEach(build));
 document.addEventListener("keydown", onKey);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  colours = null;
-  drawAll();
-});
+matchMedia("screen and (prefers-color-scheme: dark)").addEventListener("change", drawAll); // and paper is light

@@ -1,6 +1,8 @@
 "use strict";
 // The elements of a row, which are made when it is seen, and what they show.
 
+const SURE = 0.95; // from which on a reading is shown without its confidence
+const LABEL = 68; // pixels that the label of a seam needs
 const BAR = 3; // pixels of a bar of a waveform, with its gap
 
 let current = null; // the row that the keys are for
@@ -11,8 +13,10 @@ function makeShell(row, index) {
   const title = make("h2", { id: `title-${index}`, tabindex: -1 }, make("bdi", {}, job.title));
   if (stepOf(job)) title.append(" ", make("span", {}, stepOf(job)));
   const about = make("p", { class: "facts" }, ...facts(job).map((fact) => make("span", {}, make("bdi", {}, fact))));
-  row.shell = make("article", { class: "job waiting", "aria-labelledby": `title-${index}` }, make("header", {}, title, about));
-  row.shell.style.setProperty("--lanes", row.lanes.length);
+  row.shell = make("article", { class: `job ${isPlayable(row) ? "waiting" : "bare"}`, "aria-labelledby": `title-${index}` }, make("header", {}, title, about));
+  const takes = row.lanes.filter(({ take }) => take).length;
+  row.shell.style.setProperty("--takes", takes);
+  row.shell.style.setProperty("--sources", row.lanes.length - takes);
   row.parts.title = title;
   if (job.error) row.shell.append(make("p", { class: "problem" }, make("bdi", {}, job.error)));
   row.shell.addEventListener("focusin", () => setCurrent(row));
@@ -85,10 +89,9 @@ function makeLane(row, lane, index) {
 function describe(row, lane) {
   const readings = { whole: "whole song", continuation: "continuation", unclear: "unclear" };
   const reading = readings[lane.reading] ?? "";
-  const sure = reading && lane.confidence !== null ? ` · ${Math.round(100 * lane.confidence)}\u00a0%` : "";
+  const sure = reading && lane.confidence !== null && lane.confidence < SURE ? ` · ${Math.round(100 * lane.confidence)}\u00a0%` : "";
   const next = continuedIn(row.job, lane);
   return [
-    lane.song ? "your song" : "",
     next ? `goes on in step ${next.step}` : "",
     lane.take && lane.title !== row.job.title ? lane.title : "",
     lane.seconds ? exact(lane.seconds) : "",
@@ -154,20 +157,23 @@ function decide(lane, verdict) {
 function showLane(row) {
   row.lanes.forEach((lane, index) => {
     lane.pick.setAttribute("aria-pressed", String(index === row.lane));
-    lane.pick.lastChild.replaceChildren(...describe(row, lane).map((line) => make("small", {}, make("bdi", {}, line))));
+    const lines = describe(row, lane).map((line) => make("small", {}, make("bdi", {}, line)));
+    if (lane.song) lines.unshift(make("small", { class: "song" }, "your song"));
+    lane.pick.lastChild.replaceChildren(...lines);
   });
 }
 
-/** Place what stands on the time line, which may change when a length becomes known. */
+/** Place what stands on the time line, which may change when a length becomes known, and with the width of the page. */
 function showSpan(row) {
   const { parts, job } = row;
   const [from, to] = span(row);
   [parts.slider.min, parts.slider.max] = [from, to];
   [parts.from.textContent, parts.to.textContent] = [clock(from), clock(to)];
+  const room = LABEL / (parts.slider.clientWidth || Infinity);
   let labelled = 0; // up to where there are labels
   job.seams.forEach((seam, index) => {
     const at = share(row, seam);
-    const isFree = at > labelled + 0.1 && at < 0.9;
+    const isFree = at > labelled + room && at < 1 - room;
     if (isFree) labelled = at;
     parts.cuts[index].textContent = isFree ? `${job.cut === null ? "" : "cut "}${exact(seam)}` : "";
     parts.cuts[index].style.left = `${100 * at}%`;
@@ -189,12 +195,9 @@ function show(row) {
   row.lanes.forEach((lane) => draw(row, lane));
 }
 
-let colours = null;
+const styles = getComputedStyle(document.documentElement); // it follows the theme
 
-function colour(name) {
-  colours ??= getComputedStyle(document.documentElement);
-  return colours.getPropertyValue(`--${name}`);
-}
+const colour = (name) => styles.getPropertyValue(`--${name}`);
 
 /** Draw a waveform, as loud as it is played: what is played in the accent, what is new darker than what was there. */
 function draw(row, lane) {
