@@ -130,6 +130,7 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
     [
         (["zap"], "zap"),
         (["credits", "--zap"], "--zap"),
+        (["credits", "--output", "x"], "Unknown option: --output"),
         (["credits", "--api-key", "x"], "--api-key"),
         (["upload-extend"], "SONG"),
         (["upload-extend", "no.mp3", "--at", "5"], "there is no file 'no.mp3'"),
