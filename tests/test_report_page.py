@@ -300,6 +300,9 @@ def test_rows_are_made_when_they_are_seen_and_found_by_words(page: ReportPage) -
     page.press("g")  # of the row that is seen, of which no seam is known
     page.until("document.querySelector('#live.shown').textContent === 'It is not known where the new part begins'")
     page.one("#search").clear()
+    page.one("#search").send_keys("STEP 2")
+    assert [each.text for each in page.all(".job:not([hidden]) h2")] == ["Seam step 2 of 2"]
+    page.one("#search").clear()
     page.one("#search").send_keys("river")
     assert [each.text for each in page.all(".job:not([hidden])")] == ["River\nfailed\na known work (code 413)"]
     page.one("#search").send_keys(" nothing")
@@ -357,11 +360,20 @@ def test_all_can_be_read_by_light_and_dark_without_colours_and_on_paper(page: Re
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 
+OVERLAPS = """
+[...document.querySelectorAll('.axis > div')].some(({ children }) => {
+  const boxes = [...children].slice(1).filter((each) => each.textContent).map((each) => each.getBoundingClientRect());
+  return boxes.some((one) => boxes.some((other) => one.left < other.left && one.right + 4 > other.left));
+})
+"""
+
+
 def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
     for width in (320, 390):
         size = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": True}
         page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         assert page.run("return document.documentElement.scrollWidth") == width
+        page.until(f"!({OVERLAPS})")
     page.run("document.querySelectorAll('.job .note')[1].scrollIntoView()")
     assert page.run("return document.elementFromPoint(40, 60).closest('.play') !== null")  # it stays above its takes
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

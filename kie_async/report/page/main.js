@@ -61,26 +61,19 @@ function sift() {
   const wanted = find("filter").value;
   rows.forEach((row) => {
     const own = row.lanes.filter((lane) => lane.take && lane.address).map((lane) => verdictOf(lane.name));
-    const text = [row.job.title, row.job.source, row.job.key, ...own.map((each) => each.note)].join(" ").toLowerCase();
+    const texts = [row.name, row.job.source, row.job.key, ...row.lanes.map((lane) => lane.title), ...own.map((each) => each.note)];
     const fits = {
       all: true,
       open: own.some((each) => !each.verdict),
       failed: Boolean(row.job.error),
     }[wanted] ?? own.some((each) => each.verdict === wanted);
-    row.shell.hidden = !(fits && text.includes(words));
+    row.shell.hidden = !(fits && texts.join(" ").toLowerCase().includes(words));
   });
   const shown = rows.filter((row) => !row.shell.hidden).length;
   find("nothing").hidden = shown > 0;
   say(`${shown} of ${rows.length} shown`);
 }
 
-const sizes = new ResizeObserver((entries) => {
-  for (const { target } of entries) {
-    const row = rows.find((each) => each.shell.contains(target));
-    showSpan(row);
-    draw(row, row.lanes.find((lane) => lane.wave === target));
-  }
-});
 const sight = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;

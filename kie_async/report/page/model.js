@@ -31,21 +31,25 @@ function stepOf({ step, steps }) {
   return steps > 1 ? `step ${step} of ${steps}` : "";
 }
 
-const nameOf = (job) => [job.title, stepOf(job)].filter(Boolean).join(", ");
+function makeRow(job) {
+  const first = Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address));
+  return {
+    job,
+    name: [job.title, stepOf(job)].filter(Boolean).join(", "), // for who does not see where it stands
+    lanes: job.lanes.map((lane) => ({ ...lane, label: laneLabel(job, lane) })),
+    lane: first,
+    take: first, // chosen last, of the takes
+    heard: null, // the lane whose player is the one that plays
+    seam: 0, // which of its seams the keys are for
+    position: 0,
+    size: { width: 0, height: 0 }, // of its waveforms, in pixels; 0 while that is not known
+    isLooped: false,
+    isBuilt: false,
+    parts: {},
+  };
+}
 
-const rows = data.jobs.map((job) => ({
-  job,
-  lanes: job.lanes.map((lane) => ({ ...lane, label: laneLabel(job, lane) })),
-  lane: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)),
-  take: Math.max(0, job.lanes.findIndex((lane) => lane.take && lane.address)), // chosen last, of the takes
-  heard: null, // the lane whose player is the one that plays
-  name: nameOf(job), // for who does not see where it stands
-  seam: 0, // which of its seams the keys are for
-  position: 0,
-  isLooped: false,
-  isBuilt: false,
-  parts: {},
-}));
+const rows = data.jobs.map(makeRow);
 
 const isPlayable = (row) => row.lanes.some((lane) => lane.address);
 

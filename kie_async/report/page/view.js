@@ -24,6 +24,19 @@ function makeShell(row, index) {
   return row.shell;
 }
 
+let size = { width: 0, height: 0 }; // of the waveforms of the last row that was seen: to ask for it takes long
+const waves = new WeakMap(); // the row of a waveform, which stands for all of the row
+
+const sizes = new ResizeObserver((entries) => {
+  for (const { target, contentRect: { width, height } } of entries) {
+    if (!width) continue; // the row is hidden
+    const row = waves.get(target);
+    size = row.size = { width, height };
+    showSpan(row);
+    row.lanes.forEach((lane) => draw(row, lane));
+  }
+});
+
 const ICONS = '<svg viewBox="0 0 16 16" aria-hidden="true"><path class="start" d="M4 2.2v11.6c0 .6.7 1 1.2.7l9-5.8c.5-.3.5-1 0-1.4l-9-5.8C4.7 1.2 4 1.6 4 2.2z"/><path class="pause" d="M3.5 2h3v12h-3zM9.5 2h3v12h-3z"/></svg>';
 
 function build(row) {
@@ -35,7 +48,10 @@ function build(row) {
   if (isPlayable(row)) {
     row.shell.append(makeAxis(row));
     row.position = Math.max(0, beginning(row, row.lanes[row.lane]));
-    row.lanes.forEach((lane) => { if (lane.wave) sizes.observe(lane.wave); });
+    row.size = size;
+    const { wave } = row.lanes.find((lane) => lane.wave);
+    waves.set(wave, row);
+    sizes.observe(wave);
     showLane(row);
     showSpan(row);
     show(row);
@@ -169,7 +185,7 @@ function showSpan(row) {
   const [from, to] = span(row);
   [parts.slider.min, parts.slider.max] = [from, to];
   [parts.from.textContent, parts.to.textContent] = [clock(from), clock(to)];
-  const room = LABEL / (parts.slider.clientWidth || Infinity);
+  const room = LABEL / row.size.width; // none while that is not known
   let labelled = 0; // up to where there are labels
   job.seams.forEach((seam, index) => {
     const at = share(row, seam);
@@ -201,8 +217,8 @@ const colour = (name) => styles.getPropertyValue(`--${name}`);
 
 /** Draw a waveform, as loud as it is played: what is played in the accent, what is new darker than what was there. */
 function draw(row, lane) {
-  const [width, height] = [lane.wave?.clientWidth, lane.wave?.clientHeight];
-  if (!width) return;
+  const { width, height } = row.size;
+  if (!width || !lane.wave) return;
   const [from, to] = span(row);
   const bars = Math.floor(width / BAR);
   const played = row === active && row.lanes[row.lane] === lane ? Math.round(share(row, row.position) * width / BAR) : 0;
