@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 import pytest
+from service import reserved_port
 from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
@@ -185,6 +186,13 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorHandle]:
     """An emulator that is fast, where commands find it."""
     with served(monkeypatch) as handle:
         yield handle
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that nobody listens on; a server of the test's own may."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import attrs
 import pytest
 from postgres import PATIENCE, Server
+from service import reserved_port
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")  # where Debian puts it
 _CONFIGURATION = """
@@ -47,9 +48,7 @@ def pgbouncer(server: Server, settings: str = "") -> Iterator[int]:
     """Run pgbouncer in transaction mode, and give its port. It refuses to be root: it runs as the server does."""
     if PGBOUNCER is None:
         pytest.skip("pgbouncer is not installed")
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
+    with reserved_port() as port, tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
         file.write(_CONFIGURATION.format(socket=server.socket, port=port) + settings)
         file.flush()
         Path(file.name).chmod(0o644)

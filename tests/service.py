@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -66,7 +66,7 @@ async def serving(
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(emulator.serve(**{"timeline": TIMELINE, **options}))
         fields: dict[str, Any] = {"api_key": service.key, "base_url": service.base_url, "observer": emitted.append}
-        port = free_port()
+        port = stack.enter_context(reserved_port())
         if callbacks:
             fields["callback_url"] = f"http://127.0.0.1:{port}/kie"
         session = kie.KieSession(kie.Settings(**{**fields, **(settings or {})}), limiter=limiter, journal=journal)
@@ -81,8 +81,13 @@ def as_journal(stand_in: object) -> Journal:
     return cast("Journal", stand_in)
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of loopback that nobody listens on, and that no other test is given.
+
+    It stays bound, without listening: connections are refused, and a server that sets SO_REUSEADDR may have it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])

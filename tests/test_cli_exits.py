@@ -283,11 +283,9 @@ def test_3_the_service_refused(terminal: Terminal, service: EmulatorHandle) -> N
     )
 
 
-def test_3_nobody_is_there(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_3_nobody_is_there(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setenv("KIE_API_KEY", "a-key")
-    monkeypatch.setenv("KIE_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("KIE_BASE_URL", f"http://127.0.0.1:{free_port}")
     assert check(terminal, 3, "credits", kind="ConnectError", says="", virtual=True)["retryable"] is True
 
 

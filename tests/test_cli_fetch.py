@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import attrs
 import pytest
 from command_line import Answer, Terminal, ended, environment, lines, started
-from service import free_port
 
 import kie_async as kie
 from kie_async.batch import fetch_jobs, tracks_expiry, upload_expiry
@@ -220,9 +219,11 @@ def test_what_another_process_delivers_elsewhere_meanwhile_is_not_said_to_be_her
 
 
 @pytest.mark.anyio
-async def test_a_host_that_is_down_is_no_reason_to_ask_for_new_addresses(tmp_path: Path, clock: object) -> None:
+async def test_a_host_that_is_down_is_no_reason_to_ask_for_new_addresses(
+    tmp_path: Path, clock: object, free_port: int
+) -> None:
     del clock
-    track = kie.Track("t", f"http://127.0.0.1:{free_port()}/t.mp3")
+    track = kie.Track("t", f"http://127.0.0.1:{free_port}/t.mp3")
     found: list[kie.KieError | None] = []
     async with SQLiteJournal(tmp_path / "mine.sqlite") as journal:
         await journal.add([Job(key="one", request=REQUEST)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,12 +22,6 @@ from kie_async.emulator import Fault
 from kie_async.testing import EmulatorHandle
 
 TOKEN = "t" * 43
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def post(url: str, task_id: str, stage: str) -> int:

@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trio
 from aiohttp import web
-from service import REQUEST, as_journal, free_port, serving
+from service import REQUEST, as_journal, serving
 from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
@@ -105,13 +105,13 @@ async def test_a_block_is_entered_and_left_in_different_tasks(tmp_path: Path, or
             await elsewhere(session.__aexit__(None, None, None))
 
 
-async def test_an_emulator_and_a_receiver_are_left_in_another_task() -> None:
+async def test_an_emulator_and_a_receiver_are_left_in_another_task(free_port: int) -> None:
     stack = AsyncExitStack()
     service = await elsewhere(stack.enter_async_context(emulator.serve(timeline=(1.0, 2.0, 3.0))))
-    port = free_port()
-    settings = kie.Settings(api_key=service.key, base_url=service.base_url, callback_url=f"http://127.0.0.1:{port}/kie")
+    url = f"http://127.0.0.1:{free_port}/kie"
+    settings = kie.Settings(api_key=service.key, base_url=service.base_url, callback_url=url)
     session = await elsewhere(stack.enter_async_context(kie.KieSession(settings)))
-    await elsewhere(stack.enter_async_context(kie.callbacks.serve(session, port=port)))
+    await elsewhere(stack.enter_async_context(kie.callbacks.serve(session, port=free_port)))
     assert (await (await session.submit(REQUEST))).tracks
     await elsewhere(service.wait_finished())
     await elsewhere(stack.aclose())

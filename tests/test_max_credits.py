@@ -16,7 +16,7 @@ import anyio.lowlevel
 import attrs
 import pytest
 from command_line import PATIENCE, Terminal, served, short_song
-from service import REQUEST, Service, free_port, serving
+from service import REQUEST, Service, serving
 
 import kie_async as kie
 from kie_async.emulator import Fault
@@ -99,8 +99,8 @@ async def test_nothing_may_be_spent() -> None:
         assert not service.emulator.ledger
 
 
-async def test_a_song_is_not_uploaded_for_nothing(tmp_path: Path) -> None:
-    async with capped(11, upload_base_url=f"http://127.0.0.1:{free_port()}") as service:  # nobody would take it
+async def test_a_song_is_not_uploaded_for_nothing(tmp_path: Path, free_port: int) -> None:
+    async with capped(11, upload_base_url=f"http://127.0.0.1:{free_port}") as service:  # nobody would take it
         with pytest.raises(kie.BudgetError):
             await service.session.upload_extend(short_song(tmp_path / "song.wav"), continue_at=1.0)
 

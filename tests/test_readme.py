@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service import free_port
 
 import kie_async as kie
 from kie_async import emulator
@@ -138,10 +137,9 @@ def example(docstring: str | None) -> str:
 @pytest.mark.parametrize(
     "code", [block("FastAPI") + ASK + FASTAPI, ASK + AIOHTTP + example(kie.callbacks.add_routes.__doc__)]
 )
-def test_callbacks(kie_emulator: EmulatorHandle, folder: Path, code: str) -> None:
-    port = free_port()
-    code = f"{code}\nasyncio.run(main({port}))"
-    done = run(code, folder, KIE_CALLBACK_URL=f"http://127.0.0.1:{port}/kie")
+def test_callbacks(kie_emulator: EmulatorHandle, folder: Path, code: str, free_port: int) -> None:
+    code = f"{code}\nasyncio.run(main({free_port}))"
+    done = run(code, folder, KIE_CALLBACK_URL=f"http://127.0.0.1:{free_port}/kie")
     assert done.stderr == ""
     tracks = json.loads(done.stdout)["tracks"]
     assert [track["audio_url"].endswith(".mp3") for track in tracks] == [True, True]

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 import pytest
-from service import REQUEST, free_port, serving
+from service import REQUEST, serving
 from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
@@ -193,12 +193,11 @@ async def test_a_page_of_a_cdn_is_not_the_end_of_a_session(page: bytes, clock: V
         assert len(service.emulator.ledger) == 1
 
 
-async def test_what_was_never_sent_is_sent_when_the_server_is_there(clock: VirtualTimeLoop) -> None:
-    port = free_port()
-    async with kie.KieSession(kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{port}")) as session:
+async def test_what_was_never_sent_is_sent_when_the_server_is_there(clock: VirtualTimeLoop, free_port: int) -> None:
+    async with kie.KieSession(kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{free_port}")) as session:
         submitting = asyncio.create_task(session.submit(REQUEST))
         await anyio.sleep(30)
-        async with emulator.serve(port=port, key="k") as service:
+        async with emulator.serve(port=free_port, key="k") as service:
             task = await submitting
             assert [charge.task_id for charge in service.ledger] == [task.id]
     assert clock.time() > 0
@@ -279,8 +278,8 @@ async def test_a_permit_that_runs_out_while_the_connection_is_made_is_not_used(
         assert ["its permit ran out" in retried.reason for retried in service.of(Retrying)] == [True]
 
 
-async def test_a_server_that_stays_away_is_a_connect_error() -> None:
-    settings = kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{free_port()}", submit_retry_timeout=20)
+async def test_a_server_that_stays_away_is_a_connect_error(free_port: int) -> None:
+    settings = kie.Settings(api_key="k", base_url=f"http://127.0.0.1:{free_port}", submit_retry_timeout=20)
     async with kie.KieSession(settings) as session:
         with pytest.raises(kie.ConnectError) as caught:
             await session.submit(REQUEST)
