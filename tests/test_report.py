@@ -309,7 +309,7 @@ def test_the_seams_of_a_chain_are_marked_in_its_song(terminal: Terminal, folder:
         ("b", 2, [10.25, 15], ""),
         ("c", 3, [10, 19, 26], ""),
         ("d", 3, [40, 52, 61], ""),
-        ("Extended", 1, [], "its seams are not known: the .kie.json of step 2 is not here"),
+        ("Extended", 3, [], "its seams are not known: the .kie.json of step 2 is not here"),
         ("f", 2, [], "its seams are not known: nothing says where step 2 begins"),
     ]
 
@@ -321,12 +321,21 @@ def test_the_take_that_is_the_song_of_a_chain_is_marked(terminal: Terminal, fold
     chain(folder, "c" * 24, whole)  # its song is a file of its own
     chain(folder, "d" * 24, {1: {"cut": 10}, 2: {"cut": 10, "kind": "continuation"}}, end="")
     chain(folder, "e" * 24, {1: {"cut": 10}}, end="")
+    chain(folder, "a8" * 12, whole, end="")  # of the same song
     line(folder, "a" * 24 + "-3", state="failed")
     line(folder, "9" * 24 + "-1", state="failed")
     jobs = reported(terminal, folder)
     assert [lane["name"] for job in jobs for lane in job["lanes"] if lane.get("song")] == [
+        "a8" * 12 + "-2-2.wav",
         "a" * 24 + "-2-2.wav",
         "b" * 24 + "-2-1.wav",
+    ]
+    assert [(job["key"][-4:], job["step"]) for job in jobs if job["title"] == "a"] == [
+        ("a8-1", 1),
+        ("a8-2", 2),
+        ("aa-1", 1),
+        ("aa-2", 2),
+        ("aa-3", 3),
     ]
     failed = [(job["title"], job["step"], job["steps"]) for job in jobs if job["state"] == "failed"]
     assert failed == [("9" * 24 + "-1", 1, 1), ("a", 3, 3)]  # a step that made nothing is known by its key

@@ -194,7 +194,7 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
 
 def test_the_keys_go_from_seam_to_seam_of_a_finished_song(page: ReportPage) -> None:
     page.press("n", "n", "n", "n")
-    assert page.run("return document.activeElement.textContent") == "Seam finished song"
+    assert page.run("return document.activeElement.textContent") == "Seam finished song of 2 steps"
     assert page.texts(".current .facts span") == ["2 seams: 0:06.50, 0:11.50"]
     assert page.texts(".current .axis .cut") == ["0:06.50", "0:11.50"]
     for keys, seam in (("g", CUT), ("g", CUT + 5), ("g", CUT), ("gl", CUT + 5)):  # round, and the one it is at

@@ -62,9 +62,9 @@ def _chain_to(job: ReportedJob, before: Callable[[ReportedJob], ReportedJob | No
 
 
 def _step(job: ReportedJob, chain: Chain, steps: int) -> ReportedJob:
-    """Number a step; one that has no title takes that of a step before. The last may hold the whole song."""
+    """Number a step; one that has no title takes that of a step before."""
     title = next((each.title for each in reversed(chain) if each.title), job.key[:MAX_TEXT])
-    return attrs.evolve(job, title=title, step=len(chain), steps=steps)
+    return attrs.evolve(job, title=title, step=len(chain), steps=steps, chain=chain[0].key)
 
 
 def _with_song(job: ReportedJob, chain: Chain) -> ReportedJob:
@@ -101,15 +101,16 @@ def _last_step(name: str, steps: Iterable[str]) -> str | None:
 
 def _finished(row: ReportedJob, chain: Chain, title: str) -> ReportedJob:
     """Make the row of a finished song of that of its file."""
-    seams, notice = _seams(chain)
-    return attrs.evolve(row, title=title, step=0, steps=len(chain), seams=seams, notice=notice)
-
-
-def _seams(chain: Chain) -> tuple[tuple[float, ...], str]:
-    """Where the steps of a chain meet in its song, in seconds; if that is not known, why."""
     number = _STEP.fullmatch(chain[-1].key)
-    if number and len(chain) < int(number[2]):
-        return (), f"its seams are not known: the .kie.json of step {int(number[2]) - len(chain)} is not here"
+    steps = int(number[2]) if number else len(chain)
+    seams, notice = _seams(chain, steps)
+    return attrs.evolve(row, title=title, step=0, steps=steps, chain=chain[0].key, seams=seams, notice=notice)
+
+
+def _seams(chain: Chain, steps: int) -> tuple[tuple[float, ...], str]:
+    """Where the steps of a chain meet in its song, in seconds; if that is not known, why."""
+    if len(chain) < steps:
+        return (), f"its seams are not known: the .kie.json of step {steps - len(chain)} is not here"
     seams, begins_at = list[float](), 0.0
     for step, after in zip(chain, (*chain[1:], None), strict=True):
         if step.cut is None:

@@ -39,7 +39,9 @@ class ReportError(KieError):
 
 
 def read_folder(directory: Path) -> list[ReportedJob]:
-    """Read the jobs of a folder, in the order of their titles; files that belong to no job come last. It blocks.
+    """Read the jobs of a folder, by their titles, the steps of a chain together; it blocks.
+
+    Files that belong to no job come last.
 
     Raises:
         ReportError: it is no folder, or holds no results.
@@ -65,7 +67,10 @@ def read_folder(directory: Path) -> list[ReportedJob]:
 
 
 def _sorted(jobs: Iterable[ReportedJob]) -> list[ReportedJob]:
-    return sorted(jobs, key=lambda job: (_natural(job.title.casefold()), job.step, _natural(job.key)))
+    def order(job: ReportedJob) -> tuple[str, str, int, str]:
+        return _natural(job.title.casefold()), _natural(job.chain), job.step, _natural(job.key)
+
+    return sorted(jobs, key=order)
 
 
 def _natural(text: str) -> str:

@@ -53,6 +53,7 @@ class ReportedJob:
         step: which it is of a chain, in which each extends a take of the one before; from 1. The finished song of a
             chain has 0.
         steps: how many steps its chain has.
+        chain: the key of the first step.
         seams: the seconds at which a new part begins: the cut, or, of a finished song, where its steps meet.
         notice: why it has no seams, if that is to be said.
     """
@@ -68,6 +69,7 @@ class ReportedJob:
     audio_id: str = ""
     step: int = 1
     steps: int = 1
+    chain: str = ""
     seams: tuple[float, ...] = ()
     notice: str = ""
     takes: tuple[Take, ...] = ()

@@ -27,7 +27,7 @@ function laneLabel(job, lane) {
 
 /** Which step of a chain a row is, or that it is what the chain has made. */
 function stepOf({ step, steps }) {
-  if (!step) return "finished song";
+  if (!step) return `finished song of ${count(steps, "step")}`;
   return steps > 1 ? `step ${step} of ${steps}` : "";
 }
 
