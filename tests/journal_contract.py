@@ -710,7 +710,7 @@ class JournalContract:
                 waiting = asyncio.ensure_future(collect(listener, [callback]))
                 await asyncio.sleep(0.1)
                 await source.save_callback(callback)
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(4):  # without a notification it reads after five seconds
                     await waiting
 
     async def test_a_slow_listener_misses_nothing(self, journal: Journal, other: Journal) -> None:

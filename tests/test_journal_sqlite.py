@@ -394,7 +394,7 @@ async def test_a_listener_ends_with_the_journal(path: Path) -> None:
         listener = journal.watch_callbacks()
         waiting = asyncio.ensure_future(anext(listener, None))
         await asyncio.sleep(0.05)
-    assert await asyncio.wait_for(waiting, 1) is None
+    assert await asyncio.wait_for(waiting, 30) is None
 
 
 async def test_a_listener_hears_what_came_since_the_journal_was_opened(path: Path) -> None:

@@ -252,7 +252,7 @@ async def test_a_cancelled_worker_leaves_nothing_behind(shop: Shop) -> None:
         with anyio.fail_after(60):
             await asyncio.gather(*left, return_exceptions=True)
         own = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ~ 'procrastinate'"
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while execute(shop.dsn, own)[0][0] > 1:  # this one
                 await anyio.sleep(0.02)
 
