@@ -276,10 +276,20 @@ def test_the_steps_of_a_chain_stand_in_their_order(terminal: Terminal, folder: P
     ]
 
 
-def chain(folder: Path, key: str, steps: dict[int, dict[str, Any]], *, chosen: int = 2, end: str = "joined") -> None:
+def chain(  # noqa: PLR0913  # what there is to choose
+    folder: Path,
+    key: str,
+    steps: dict[int, dict[str, Any]],
+    *,
+    chosen: int = 2,
+    end: str = "joined",
+    audio_id: str = "",
+) -> None:
     """Write the sidecars of a chain whose steps have two takes of 20 and 30 s, and its finished song, without sound."""
     for number, facts in steps.items():
-        source = {"audio_id": f"id-{key}-{number - 1}-{chosen}"} if number > 1 else {"source": f"{key[0]}.mp3"}
+        if number > 1:
+            audio_id = f"id-{key}-{number - 1}-{chosen}"
+        source = {"source": f"{key[0]}.mp3"} if not audio_id else {"audio_id": audio_id}
         for take, seconds in ((1, 20.0), (2, 30.0)):
             stem = f"{key}-{number}-{take}"
             (folder / f"{stem}.wav").touch()
@@ -302,8 +312,13 @@ def test_the_seams_of_a_chain_are_marked_in_its_song(terminal: Terminal, folder:
     chain(folder, "e" * 24, {1: {"cut": 10}, 3: {"cut": 21}})
     chain(folder, "f" * 24, {1: {"cut": 10}, 2: {}})
     tone(folder / f"b-{'b' * 24}-2-12s.wav", 12.0)
-    songs = [job for job in reported(terminal, folder) if job["step"] == 0]
+    chain(folder, "1" * 24, {1: {"cut": 28, **whole}, 2: {"cut": 25, **rest}}, audio_id=f"id-{'a' * 24}-1-2")
+    jobs = reported(terminal, folder)
+    steps = [(job["step"], job["steps"], job["key"][-3:]) for job in jobs if job["title"] == "a" and job["step"]]
+    assert steps == [(1, 3, "a-1"), (2, 3, "1-1"), (2, 3, "a-2"), (3, 3, "1-2"), (3, 3, "a-3")]
+    songs = [job for job in jobs if job["step"] == 0]
     assert [(song["title"], song["steps"], song["seams"], song["notice"]) for song in songs] == [
+        ("a", 2, [25], ""),  # the second step has cut off the seam of the first; those of another chain are not its own
         ("a", 3, [10, 16, 20], ""),
         ("b", 2, [10.25], ""),  # what was trimmed off has no seam
         ("b", 2, [10.25, 15], ""),

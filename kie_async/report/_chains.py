@@ -33,24 +33,24 @@ def tell_chains(
         return by_key.get(f"{step[1]}{int(step[2]) - 1}") if step else makers.get(job.audio_id)
 
     chains = {job.key: _chain_to(job, before) for job in jobs}
-    longest: dict[str, int] = {}
+    steps: dict[str, int] = {}
     for chain in chains.values():
-        longest[chain[0].key] = max(longest.get(chain[0].key, 0), len(chain))
-    steps = {job.key: _step(job, chains[job.key], longest[chains[job.key][0].key]) for job in jobs}
+        steps |= {job.key: max(steps.get(job.key, 0), len(chain)) for job in chain}
+    numbered = {key: _step(chain, steps[key]) for key, chain in chains.items()}
     extended = {job.audio_id for job in jobs}
     finished, rest = list[ReportedJob](), list[ReportedJob]()
     for row in others:
-        key = _last_step(row.key, steps)
+        key = _last_step(row.key, numbered)
         if key is None:
             rest.append(row)
         else:
-            finished.append(_finished(row, chains[key], steps[key].title))
-            extended |= {take.track_id for take in steps[key].takes}  # there is no need to search its takes for it
+            finished.append(_finished(row, chains[key], numbered[key].title))
+            extended |= {take.track_id for take in numbered[key].takes}  # there is no need to search its takes for it
     for key, chain in chains.items():
         takes = chain[-1].takes
         if takes and len(chain) > 1 and extended.isdisjoint(take.track_id for take in takes):
-            steps[key] = _with_song(steps[key], chain)
-    return [*steps.values(), *finished], rest
+            numbered[key] = _with_song(numbered[key], chain)
+    return [*numbered.values(), *finished], rest
 
 
 def _chain_to(job: ReportedJob, before: Callable[[ReportedJob], ReportedJob | None]) -> Chain:
@@ -61,8 +61,9 @@ def _chain_to(job: ReportedJob, before: Callable[[ReportedJob], ReportedJob | No
     return chain
 
 
-def _step(job: ReportedJob, chain: Chain, steps: int) -> ReportedJob:
-    """Number a step; one that has no title takes that of a step before."""
+def _step(chain: Chain, steps: int) -> ReportedJob:
+    """Number the last step of a chain; one that has no title takes that of a step before."""
+    job = chain[-1]
     title = next((each.title for each in reversed(chain) if each.title), job.key[:MAX_TEXT])
     return attrs.evolve(job, title=title, step=len(chain), steps=steps, chain=chain[0].key)
 
@@ -103,7 +104,7 @@ def _finished(row: ReportedJob, chain: Chain, title: str) -> ReportedJob:
     """Make the row of a finished song of that of its file."""
     number = _STEP.fullmatch(chain[-1].key)
     steps = int(number[2]) if number else len(chain)
-    seams, notice = _seams(chain, steps)
+    seams, notice = _seams(chain[-steps:], steps)  # the chain may have begun with a take of another
     return attrs.evolve(row, title=title, step=0, steps=steps, chain=chain[0].key, seams=seams, notice=notice)
 
 
@@ -112,11 +113,12 @@ def _seams(chain: Chain, steps: int) -> tuple[tuple[float, ...], str]:
     if len(chain) < steps:
         return (), f"its seams are not known: the .kie.json of step {steps - len(chain)} is not here"
     seams, begins_at = list[float](), 0.0
-    for step, after in zip(chain, (*chain[1:], None), strict=True):
+    for number, (step, after) in enumerate(zip(chain, (*chain[1:], None), strict=True), 1):
         if step.cut is None:
-            return (), f"its seams are not known: nothing says where step {len(seams) + 1} begins"
+            return (), f"its seams are not known: nothing says where step {number} begins"
         take = next((take for take in step.takes if after is None or take.track_id == after.audio_id), step.takes[0])
         is_whole = _reading(take, step.cut) == "whole"
+        seams = [seam for seam in seams if seam < begins_at + step.cut]  # the others were cut off
         seams.append(round(begins_at + (take.seam if is_whole and take.seam is not None else step.cut), 3))
         begins_at += 0.0 if is_whole else step.cut
     return tuple(seams), ""
