@@ -374,6 +374,9 @@ def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
         page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         assert page.run("return document.documentElement.scrollWidth") == width
         page.until(f"!({OVERLAPS})")
+    loop = "document.querySelector('.loop')"
+    width = page.run(f"return {loop}.offsetWidth")
+    assert page.run(f"{loop}.click(); return {loop}.offsetWidth") == width  # the clock beside it keeps its line
     page.run("document.querySelectorAll('.job .note')[1].scrollIntoView()")
     assert page.run("return document.elementFromPoint(40, 60).closest('.play') !== null")  # it stays above its takes
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
