@@ -126,7 +126,7 @@ async def expecting(journal: Journal, *tokens: str) -> None:
 async def collect(listener: AsyncGenerator[InboundCallback, None], wanted: Iterable[InboundCallback]) -> None:
     """Listen until all that is wanted came; others, and doubles, are allowed."""
     missing = set(wanted)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while missing:
             missing.discard(await anext(listener))
 

@@ -62,7 +62,7 @@ def test_130_ctrl_c_leaves_no_hint_for_a_task_of_the_built_in_emulator() -> None
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_130_a_signal_during_the_post_tells_the_task(service: EmulatorHandle, number: signal.Signals) -> None:
-    service.add_faults(Fault("slow", "submit", seconds=0.5))
+    service.add_faults(Fault("slow", "submit", seconds=0.5), Fault("stuck"))  # it goes on if the signal is late
     with started("extend", "a1", "--model", "V5", env=environment(service)) as process:
         while not service.arrivals:
             assert process.poll() is None

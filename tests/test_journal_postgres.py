@@ -493,7 +493,7 @@ def publish(url: str, many: int, pause: float) -> subprocess.Popen[bytes]:
 async def gather_ids(listener: AsyncGenerator[InboundCallback, None], many: int) -> tuple[set[str], list[float]]:
     ids: set[str] = set()
     delays: list[float] = []
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         while len(ids) < many:
             callback = await anext(listener)
             ids.add(callback.task_id)

@@ -31,6 +31,7 @@ from kie_async.testing import EmulatorHandle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.usefixtures("quick_workers")]
 
+UNREADABLE = Fault("code", on="record_info", code=500)  # no task comes to its end as long as this lasts
 FIELDS: dict[str, Any] = {"model": "V5", "style": "s", "prompt": "p", "continue_at": 1.0}
 BATCH = "b"
 CONNECTIONS = """
@@ -118,7 +119,7 @@ class Shop:
 
     async def reaches(self, state: State, count: int) -> None:
         """Wait until so many jobs stand in a state."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while (await self.states())[state] < count:
                 await anyio.sleep(0.02)
 
@@ -177,9 +178,12 @@ def shop(emulator: EmulatorHandle, database_url: str, tmp_path: Path) -> Shop:
 
 async def test_two_workers_share_the_jobs(shop: Shop) -> None:
     await shop.plan(12)
+    shop.emulator.add_faults(UNREADABLE)
     async with shop.desk() as one, shop.desk() as other, anyio.create_task_group() as group:
         for desk in (one, other):
             group.start_soon(lambda desk=desk: desk.work(until_done=True))  # type: ignore[misc]  # a bound name
+        await shop.reaches(State.SUBMITTED, 2 * one.at_once)
+        shop.emulator.remove_faults(UNREADABLE)
     assert one.seen
     assert other.seen
     assert one.delivered() + other.delivered() >= 12
@@ -228,13 +232,14 @@ async def test_many_workers_make_the_engines_tables_at_once(shop: Shop) -> None:
 
 async def test_what_one_leaves_another_finishes(shop: Shop) -> None:
     await shop.plan(5)
+    shop.emulator.add_faults(UNREADABLE)
     async with shop.desk(at_once=2) as one, anyio.create_task_group() as group:
         group.start_soon(one.work)
         await shop.reaches(State.SUBMITTED, 1)
         group.cancel_scope.cancel()
-    assert {status for _, status, _ in shop.queued()} <= {"succeeded", "todo"}
+    shop.emulator.remove_faults(UNREADABLE)
+    assert {status for _, status, _ in shop.queued()} == {"todo"}
     assert shop.workers() == 0
-    assert (await shop.states())[State.DELIVERED] < 5
     async with shop.desk() as other:
         await other.work(until_done=True)
     await shop.check(5)
@@ -278,10 +283,12 @@ async def test_a_worker_returns_with_its_database(
     monkeypatch.setattr(_engine, "CONNECT_TIMEOUT", 0.3)
     shop = Shop(emulator, frail_url, tmp_path / "out")
     await shop.plan(6)
+    emulator.add_faults(UNREADABLE)
     async with shop.desk(at_once=2) as one, anyio.create_task_group() as group:
         group.start_soon(lambda: one.work(until_done=True))
-        await shop.reaches(State.DELIVERED, 1)
+        await shop.reaches(State.SUBMITTED, 2)
         await anyio.to_thread.run_sync(server.stop)
+        emulator.remove_faults(UNREADABLE)
         await anyio.sleep(1)
         await anyio.to_thread.run_sync(server.start)
     assert "the engine: " in one.notes()
@@ -326,14 +333,13 @@ async def test_a_key_that_a_living_worker_has_is_not_queued_again(shop: Shop) ->
 
 
 async def test_the_engines_own_tools_show_the_queue_as_the_journal_has_it(shop: Shop) -> None:
-    unreadable = Fault("code", on="record_info", code=500)
-    shop.emulator.add_faults(unreadable)
+    shop.emulator.add_faults(UNREADABLE)
     await shop.plan(5)
     app = App(connector=PsycopgConnector(conninfo=shop.dsn))
 
     async def show(counts: dict[str, int]) -> None:
         """Wait until both tools show it: a worker moves rows between two queries."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 [queue] = await app.job_manager.list_queues_async(task="kie_async.run_job")
                 assert queue["name"] == "kie_async"
@@ -348,7 +354,7 @@ async def test_the_engines_own_tools_show_the_queue_as_the_journal_has_it(shop: 
         await shop.reaches(State.SUBMITTED, 2)
         assert await shop.states() == {State.SUBMITTED: 2, State.PLANNED: 3}
         await show({"doing": 2, "todo": 3})
-        shop.emulator.remove_faults(unreadable)
+        shop.emulator.remove_faults(UNREADABLE)
         await shop.reaches(State.DELIVERED, 5)
         await show({"succeeded": 5})
         group.cancel_scope.cancel()
@@ -359,7 +365,7 @@ async def test_a_key_handed_out_twice_is_paid_once(shop: Shop) -> None:
     await shop.plan(2)
     async with shop.desk() as one, anyio.create_task_group() as group:
         group.start_soon(one.work)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not shop.emulator.ledger:
                 await anyio.sleep(0.01)
         for number in range(10):  # what two workers that both think they feed would do, and worse
@@ -693,7 +699,7 @@ async def test_a_worker_says_why_it_takes_no_jobs(shop: Shop, monkeypatch: pytes
     async with shop.desk() as one, anyio.create_task_group() as group:
         group.start_soon(lambda: one.work(control=control))
         await becomes(lambda: shop.listeners() == 1)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while await control.why_not_ready():
                 await anyio.sleep(0.02)
         await anyio.to_thread.run_sync(execute, shop.dsn, "ALTER TABLE procrastinate_workers RENAME TO away")
