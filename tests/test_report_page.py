@@ -377,6 +377,8 @@ def test_it_fits_a_phone_and_says_what_it_is(page: ReportPage) -> None:
     loop = "document.querySelector('.loop')"
     width = page.run(f"return {loop}.offsetWidth")
     assert page.run(f"{loop}.click(); return {loop}.offsetWidth") == width  # the clock beside it keeps its line
+    small = "[...document.querySelectorAll('button')].filter(each => each.offsetHeight && each.offsetHeight < 32)"
+    assert page.run(f"return {small}.map(each => each.textContent)") == []  # a thumb finds them
     page.run("document.querySelectorAll('.job .note')[1].scrollIntoView()")
     assert page.run("return document.elementFromPoint(40, 60).closest('.play') !== null")  # it stays above its takes
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
