@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import wave
@@ -23,7 +24,7 @@ from virtual_time import VirtualTimeLoop
 
 import kie_async as kie
 from kie_async.cli import run
-from kie_async.emulator import Rules
+from kie_async.emulator import Fault, Rules
 from kie_async.testing import EmulatorHandle, serve_in_thread
 
 PATIENCE = 60.0  # seconds for a process
@@ -96,6 +97,19 @@ def started(*words: str, env: dict[str, str], **options: Any) -> Iterator[subpro
         finally:
             watchdog.cancel()
             process.kill()
+
+
+def interrupted(service: EmulatorHandle, *words: str, number: int = signal.SIGINT) -> Answer:
+    """Start a batch, and send it a signal when the first tracks are there; one that is held back lets it not end."""
+    held = Fault("slow", "download", nth=1, seconds=600.0)
+    service.add_faults(held)
+    with started(*words, env=environment(service)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(number)
+        answer = ended(process)
+    service.remove_faults(held)
+    return answer
 
 
 def lines(process: subprocess.Popen[bytes], *, until: bytes) -> str:

@@ -23,6 +23,7 @@ from command_line import (
     ended_on_terminal,
     environment,
     full_terminal,
+    interrupted,
     served,
     short_songs,
     started,
@@ -516,21 +517,12 @@ def test_what_matters_most_decides_how_it_ends(counts: Counts, code: int) -> Non
 # ---------------------------------------------------------------- stopped and taken up, as a user does
 
 
-def stop(service: EmulatorHandle, words: tuple[str, ...], number: signal.Signals) -> Answer:
-    """Start a batch, and send it a signal when the first tracks are there."""
-    with started(*words, env=environment(service)) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        process.send_signal(number)
-        return ended(process)
-
-
 def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
 ) -> None:
     with served(monkeypatch, speed=STEADY) as service:
         batch = ("batch", "--yes", str(short_songs(tmp_path / "my songs", 10)), "--out", str(out))
-        answer = stop(service, (*batch, *MUSIC, "--callbacks", "--report"), signal.SIGINT)
+        answer = interrupted(service, *batch, *MUSIC, "--callbacks", "--report")
         assert answer.code == 130
         assert f"compare the takes: {out / 'report.html'}" in answer.err
         assert data_of(out / "report.html")["jobs"]
@@ -548,7 +540,7 @@ def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
 def test_sigterm_does_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
     with served(monkeypatch, speed=STEADY) as service:
         words = ("batch", "--yes", str(tracks(tmp_path / "jobs.csv", 4)), "--out", str(out), "--callbacks", "--report")
-        answer = stop(service, words, signal.SIGTERM)
+        answer = interrupted(service, *words, number=signal.SIGTERM)
         assert answer.code == 130
         assert data_of(out / "report.html")["jobs"]
         assert "stopped by SIGTERM" in answer.err

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from command_line import Answer, Terminal, ended, environment, lines, served, short_songs, started
+from command_line import Terminal, ended, environment, interrupted, lines, served, short_songs, started
 
 import kie_async as kie
 from kie_async.emulator import Fault
@@ -50,14 +50,6 @@ def first_line(process: subprocess.Popen[bytes]) -> str:
     """The first line on stdout."""
     assert process.stdout is not None
     return process.stdout.readline().decode()
-
-
-def interrupted(service: EmulatorHandle, *words: str) -> Answer:
-    """Start a batch, and type Ctrl-C when the first track is there."""
-    with started(*words, env=environment(service)) as process:
-        assert first_line(process)
-        process.send_signal(signal.SIGINT)
-        return ended(process)
 
 
 def test_ctrl_c_in_the_middle_and_the_line_that_goes_on(
