@@ -222,6 +222,17 @@ def test_continuations_are_joined_to_their_song(
     assert len(continuing.ledger) == 2
 
 
+def test_the_file_of_a_track_tells_what_continues_it(
+    terminal: Terminal, continuing: EmulatorHandle, demo: Path, tmp_path: Path
+) -> None:
+    out = ("--out", str(tmp_path), "--json")
+    track = terminal("upload-extend", str(demo), "--at", "20", *TITLED, *out).value["tracks"][1]
+    value = terminal("extend", track["id"], "--until", "9", "--yes", *TITLED, *out).value
+    assert ([step["holds"] for step in value["steps"]], value["length"]) == (["continuation"], 11.5)
+    assert files.measure(Path(value["joined"])) == pytest.approx(11.5, abs=0.3)
+    assert len(continuing.ledger) == 2  # by their lengths alone, its takes would be whole, and another step needed
+
+
 @pytest.mark.usefixtures("continuing")
 def test_without_the_song_there_is_nothing_to_join_to(terminal: Terminal, tmp_path: Path) -> None:
     words = ("extend", "a1", "--model", "V5", "--duration", "20", "--until", "22", "--out", str(tmp_path), "--yes")

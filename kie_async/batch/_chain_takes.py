@@ -91,11 +91,15 @@ def _read_kind(path: Path) -> ChainPart | Literal["unclear"] | None:
     return kind if kind in (*get_args(ChainPart), "unclear") else None
 
 
-def find_track(directory: Path, audio_id: str) -> Track:
-    """Read how long a track is, and what has made it, from its sidecar in a directory, if it has one; blocks."""
+def find_track(directory: Path, audio_id: str) -> tuple[Track, Path | None]:
+    """Find a track in a directory: how long it is and what has made it, by its sidecar, and its file; blocks."""
     for path in sorted(directory.glob(f"*{SIDECAR}")):
-        facts = (read_sidecar(path) or {}).get("track")
+        sidecar = read_sidecar(path) or {}
+        facts, file = sidecar.get("track"), sidecar.get("file")
         if isinstance(facts, dict) and facts.get("id") == audio_id:
             duration, model_name = as_duration(facts.get("duration")), as_text(facts.get("model_name"))
-            return Track(audio_id, duration=duration, model_name=model_name)
-    return Track(audio_id)
+            name = as_text(file.get("name")) if isinstance(file, dict) else None
+            beside = path.with_name(Path(name or "").name or path.name)
+            is_audio = beside != path and beside.is_file()
+            return Track(audio_id, duration=duration, model_name=model_name), beside if is_audio else None
+    return Track(audio_id), None

@@ -66,7 +66,7 @@ class ChainPlan:
         goal: the length to reach.
         first: the request of its first step.
         fields: the fields of the later requests.
-        source_file: the file that the first step extends; None if that is not a file.
+        source_file: the file of what the first step extends; None if it is not known.
         choose: which take of a step the next one extends.
         max_credits: the most that all steps may cost; None for no cap.
         directory: the folder to which takes are downloaded; None if they are not.
@@ -91,7 +91,8 @@ class ChainPlan:
     @property
     def song(self) -> str:
         """The name for the files."""
-        return self.source_file.stem if self.source_file else self.first.title or "track"
+        own = _file_of(self.first)
+        return own.stem if own else self.first.title or "track"
 
     @property
     def key(self) -> str:

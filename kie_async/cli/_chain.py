@@ -65,14 +65,16 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     if run.no_wait:
         raise UsageError("--until waits for the takes of each step: leave --no-wait out")
     await files.check_writable(run.out)
+    file: Path | None = None
     if isinstance(source, Track):
-        source = await _find_track(output, source, run.out, options.music.model)
+        source, file = await _find_track(output, source, run.out, options.music.model)
     fields = options.music.of_track() if isinstance(source, Track) else options.music.of_upload()
     checks: dict[str, Any] = {"api_key": _NO_KEY, "base_url": "http://127.0.0.1"} if run.emulate else {}
     events: list[Event] = []
     checks |= {"route": options.common.route, "observer": events.append}
     checker = KieSession(make_settings(checks), journal="")
     plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
+    plan = attrs.evolve(plan, source_file=plan.source_file or file)
     with _location(until, run.out, emulate=run.emulate) as location:
         order = ChainOrder(
             plan=plan,
@@ -107,9 +109,9 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     _say_end(output, order, chain, await _finish(output, order, chain))
 
 
-async def _find_track(output: Output, track: Track, out: Path, model: str | None) -> Track:
-    """Add to a track what its sidecar says; say how to tell what is not known of it."""
-    found = await files.on_disk(find_track, out, track.id)
+async def _find_track(output: Output, track: Track, out: Path, model: str | None) -> tuple[Track, Path | None]:
+    """Add to a track what its sidecar says, and find its file; say how to tell what is not known of it."""
+    found, file = await files.on_disk(find_track, out, track.id)
     found = attrs.evolve(found, duration=track.duration or found.duration)
     known = {"--model": model or found.model_name, "--duration": found.duration}
     if missing := " and ".join(option for option, value in known.items() if value is None):
@@ -117,7 +119,7 @@ async def _find_track(output: Output, track: Track, out: Path, model: str | None
             f"no sidecar (NAME.kie.json) in {out} tells the model and the length of track {track.id}: give the --out "
             f"DIR that holds it, or {missing}"
         )
-    return found
+    return found, file
 
 
 def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None) -> None:
