@@ -114,6 +114,34 @@ def test_the_folder_may_have_moved(terminal: Terminal, folder: Path, tmp_path: P
         (tmp_path / "best" / "a.mp3").unlink()
 
 
+def test_takes_that_were_never_judged_are_not_copied(terminal: Terminal, folder: Path, tmp_path: Path) -> None:
+    """Two batches of the same songs give their files the same names; the ids of their tracks tell them apart."""
+    for name in ("a", "b"):
+        sidecar(folder, name, name=f"{name}.mp3")
+    verdicts, out = tmp_path / "verdicts.json", tmp_path / "best"
+    words = ("select", str(folder), "--from", str(verdicts), "--out", str(out))
+
+    def judge(*tracks: object) -> None:
+        files = ("a.mp3", "b.mp3", "é #%.mp3")  # the last has no sidecar
+        takes = [{"file": file, "verdict": "keep", "track": track} for file, track in zip(files, tracks, strict=True)]
+        verdicts.write_text(json.dumps({"format": 1, "takes": [*takes, {"file": "b.mp3", "track": "other"}]}))
+
+    for tracks, said in (
+        (("other", "id-b", "x"), f"{folder} holds other takes than those that were judged: a.mp3; nothing was copied"),
+        (("other", "more", "x"), "that were judged: a.mp3 and 1 more; nothing was copied"),
+    ):
+        judge(*tracks)
+        answer = terminal(*words)
+        assert (answer.code, out.exists()) == (2, False)
+        assert said in answer.err
+        assert "give the folder in whose report the verdicts were given" in answer.err
+    judge("id-a", None, "x")
+    assert (terminal(*words).code, len(list(out.glob("*.mp3")))) == (0, 3)
+    judge("id-a", "other", "x")
+    sidecar(folder, "b", name="b.wav")  # is of another file
+    assert terminal(*words[:-1], str(tmp_path / "new")).code == 0
+
+
 def test_what_is_missing_or_taken_is_named_and_the_rest_copied(
     terminal: Terminal, folder: Path, tmp_path: Path
 ) -> None:

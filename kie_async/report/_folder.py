@@ -178,6 +178,11 @@ def holds_continuation(facts: Facts, name: str) -> bool:
     return reading == "continuation" and _named_file(facts) in {"", name}
 
 
+def track_of(facts: Facts, name: str) -> str:
+    """The id of the track in the file of this name, as a sidecar says it; empty if it does not."""
+    return _text(facts, "track", "id") if _named_file(facts) in {"", name} else ""
+
+
 def _error(line: Facts) -> str:
     """Why a job made nothing, in a sentence."""
     code, charged = _number(line, "error", "code"), _text(line, "error", "charged")

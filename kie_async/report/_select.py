@@ -20,7 +20,7 @@ from kie_async._fsync import give_name, replace_file, sync_directory, written_dr
 from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.events import clean
 from kie_async.files import on_disk
-from kie_async.report._folder import REPORT_NAME, ReportError, holds_continuation
+from kie_async.report._folder import REPORT_NAME, ReportError, holds_continuation, track_of
 
 _NOTES = "notes.txt"
 _FORMAT = 1  # of the file of verdicts
@@ -58,18 +58,20 @@ class Selection:
 
 
 @attrs.frozen
-class _Take:
+class _JudgedTake:
     """A take in the file of verdicts.
 
     Attributes:
         path: its file; of one that is not kept, only the name is of use.
         verdict: ``kept``, ``dropped`` or ``undecided``.
         note: in one line; empty if there is none.
+        track_id: of the service; empty if the file of verdicts does not say it.
     """
 
     path: Path
     verdict: str
     note: str
+    track_id: str
 
 
 async def select_takes(
@@ -90,8 +92,8 @@ async def select_takes(
             that file.
 
     Raises:
-        ReportError: the file of verdicts cannot be used, keeps no take, or names a file outside the folder; nothing
-            was copied.
+        ReportError: the file of verdicts cannot be used, keeps no take, or names a file outside the folder or one that
+            holds another track now; nothing was copied.
         StorageError: the disk refused.
 
     Cancelling finishes the file that is being copied; the same call copies the others later.
@@ -107,7 +109,7 @@ async def select_takes(
     return Selection(directory=found, notes=notes, **{name: tuple(paths) for name, paths in groups.items()})
 
 
-def _find_takes(verdicts: Path, directory: Path | None) -> tuple[Path, list[_Take]]:
+def _find_takes(verdicts: Path, directory: Path | None) -> tuple[Path, list[_JudgedTake]]:
     """The folder of the report, and its takes, of which some are kept."""
     value = _read(verdicts)
     directory = directory or _named_directory(value) or verdicts.parent
@@ -117,10 +119,38 @@ def _find_takes(verdicts: Path, directory: Path | None) -> tuple[Path, list[_Tak
     if not any(take.verdict == "kept" for take in takes):
         where = clean(str(verdicts))
         raise ReportError(f"{where} keeps nothing: mark takes in the report, and download the verdicts again")
+    _check_tracks(takes, directory)
     return directory, takes
 
 
-def _note_lines(takes: Iterable[_Take], copies: Container[str]) -> list[str]:
+def _check_tracks(takes: Iterable[_JudgedTake], directory: Path) -> None:
+    """Refuse files that hold other tracks than those that were judged: two batches of one song give them equal names.
+
+    Where the file of verdicts or the sidecar does not say the track, the name decides.
+
+    Raises:
+        ReportError: there is such a file.
+    """
+    others = [
+        take.path.name
+        for take in takes
+        if take.verdict == "kept" and take.track_id and _track_in(take.path, directory) not in {"", take.track_id}
+    ]
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        raise ReportError(
+            f"{clean(str(directory))} holds other takes than those that were judged: {clean(others[0])}{more}; nothing "
+            "was copied; give the folder in whose report the verdicts were given, or judge the takes in a new report"
+        )
+
+
+def _track_in(path: Path, directory: Path) -> str:
+    """The id of the track in a file, as its sidecar says it; empty if it does not."""
+    facts = _sidecar_of(path, directory)
+    return "" if facts is None else track_of(facts, path.name)
+
+
+def _note_lines(takes: Iterable[_JudgedTake], copies: Container[str]) -> list[str]:
     """The lines of the notes: those on the copies first; the others say what became of the take."""
     lines: dict[str, list[str]] = {word: [] for word in ("", "kept, not copied", "dropped", "undecided")}
     for take in takes:
@@ -138,11 +168,21 @@ def _copy_take(path: Path, out: Path, directory: Path) -> list[tuple[str, Path]]
     files = [(outcome, path if outcome == "missing" else target)]
     if outcome not in _THERE:
         return files
-    sidecar, beside = (file.with_name(f"{file.stem}{SIDECAR}") for file in (path, target))
-    if not _is_in(directory, sidecar) or (facts := read_sidecar(sidecar)) is None:
+    if (facts := _sidecar_of(path, directory)) is None:
         return files
+    sidecar, beside = map(_sidecar_path, (path, target))
     files.append(("sidecars" if _copy(sidecar, beside) in _THERE else "taken", beside))
     return [*files, ("continuations", target)] if holds_continuation(facts, path.name) else files
+
+
+def _sidecar_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}{SIDECAR}")
+
+
+def _sidecar_of(path: Path, directory: Path) -> Mapping[str, Any] | None:
+    """Read the sidecar of a take; None if it has none in the directory, or that cannot be read."""
+    sidecar = _sidecar_path(path)
+    return read_sidecar(sidecar) if _is_in(directory, sidecar) else None
 
 
 def _copy(path: Path, target: Path) -> str:
@@ -192,7 +232,7 @@ def _named_directory(value: Mapping[str, Any]) -> Path | None:
     return path if path.is_absolute() and (path / REPORT_NAME).is_file() else None
 
 
-def _takes(path: Path, value: Mapping[str, Any], directory: Path) -> Iterator[_Take]:
+def _takes(path: Path, value: Mapping[str, Any], directory: Path) -> Iterator[_JudgedTake]:
     """The takes, with the notes on them, each in one line."""
     for number, take in enumerate(value["takes"], 1):
         name = take.get("file") if isinstance(take, dict) else None
@@ -203,7 +243,9 @@ def _takes(path: Path, value: Mapping[str, Any], directory: Path) -> Iterator[_T
         note = note.encode(errors="replace").decode()
         verdict = take.get("verdict")
         word = _WORDS.get(verdict, "undecided") if isinstance(verdict, str) else "undecided"
-        yield _Take(_inside(directory, name) if word == "kept" else Path(name), word, note)
+        track = take.get("track")
+        path_of = _inside(directory, name) if word == "kept" else Path(name)
+        yield _JudgedTake(path_of, word, note, track.strip() if isinstance(track, str) else "")
 
 
 def _inside(directory: Path, name: str) -> Path:
