@@ -164,8 +164,9 @@ def test_what_is_known_of_a_track_is_found_beside_it(
     made_before = terminal("upload-extend", str(demo), "--at", "5", *TITLED, *out).value["tracks"][1]
     answer = terminal("extend", made_before["id"], "--until", "8", *TITLED, *out)  # it lasts 5 + 4 s
     assert (answer.code, answer.value["steps"], answer.value["length"]) == (0, [], 9.0)
-    longer = terminal("extend", made_before["id"], "--until", "12", "--yes", *TITLED, *out)
-    assert (longer.value["steps"][0]["cut"], longer.value["length"]) == (8.5, 12.5)
+    longer = terminal("extend", made_before["id"], "--until", "9.8", "--yes", *TITLED, *out)
+    assert (longer.value["steps"][0]["cut"], longer.value["length"]) == (5.5, 9.5)
+    assert "your song fades out from about 0:06: it is cut before that" in longer.err
     assert [charge.body["model"] for charge in service.ledger] == ["V5", "V5"]
     unknown = terminal("extend", "a1", "--until", "12", "--yes", *TITLED, *out)
     assert (unknown.code, unknown.value["error"]["problems"][0]["option"]) == (2, "--model")
@@ -227,9 +228,9 @@ def test_the_file_of_a_track_tells_what_continues_it(
 ) -> None:
     out = ("--out", str(tmp_path), "--json")
     track = terminal("upload-extend", str(demo), "--at", "20", *TITLED, *out).value["tracks"][1]
-    value = terminal("extend", track["id"], "--until", "9", "--yes", *TITLED, *out).value
-    assert ([step["holds"] for step in value["steps"]], value["length"]) == (["continuation"], 11.5)
-    assert files.measure(Path(value["joined"])) == pytest.approx(11.5, abs=0.3)
+    value = terminal("extend", track["id"], "--until", "8", "--yes", *TITLED, *out).value
+    assert ([step["holds"] for step in value["steps"]], value["length"]) == (["continuation"], 8.5)
+    assert files.measure(Path(value["joined"])) == pytest.approx(8.5, abs=0.3)
     assert len(continuing.ledger) == 2  # by their lengths alone, its takes would be whole, and another step needed
 
 

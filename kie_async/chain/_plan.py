@@ -127,7 +127,12 @@ class ChainPlan:
 
 
 async def plan_chain(
-    source: ChainSource, seconds: float, options: ChainOptions, check: Callable[[Request], None]
+    source: ChainSource,
+    seconds: float,
+    options: ChainOptions,
+    check: Callable[[Request], None],
+    *,
+    file: Path | None = None,
 ) -> ChainPlan:
     """Plan a chain: check and measure all that can be known before anything is spent.
 
@@ -136,6 +141,7 @@ async def plan_chain(
         seconds: the length to be reached.
         options: those of ``KieSession.extend_until``.
         check: raises for a request that would not be paid for.
+        file: of the source, where that is a track and its file is known.
 
     Raises:
         InvalidRequestError, SettingsError: a value breaks a rule.
@@ -160,7 +166,8 @@ async def plan_chain(
     else:
         first = _first_extend(track, given, goal)
     _check_goal(goal, first.model, first.source_duration if given.get("continue_at") is None else None)
-    fades_from = await _fades_from(first, given, goal)
+    file = _file_of(first) or file
+    fades_from = await _fades_from(file, first.source_duration, given, goal)
     if fades_from is not None:
         first = attrs.evolve(first, continue_at=goal.next_cut(first.source_duration or 0.0, fades_from))
     check(first)
@@ -169,7 +176,7 @@ async def plan_chain(
         goal=goal,
         first=first,
         fields=_later_fields(given, first.model),
-        source_file=_file_of(first),
+        source_file=file,
         choose=choose,
         max_credits=cap,
         directory=None if directory is None else Path(directory),
@@ -208,9 +215,8 @@ async def _first_upload(source: str | PathLike[str], given: dict[str, Any], goal
     return attrs.evolve(request, continue_at=cut)
 
 
-async def _fades_from(first: Request, given: dict[str, Any], goal: ChainGoal) -> float | None:
-    """Where the source fades out, if it is a file and that decides where it is cut."""
-    path, length = _file_of(first), first.source_duration
+async def _fades_from(path: Path | None, length: float | None, given: dict[str, Any], goal: ChainGoal) -> float | None:
+    """Where the source fades out, if its file is known and that decides where it is cut."""
     if path is None or length is None or given.get("continue_at") is not None or goal.before_end is not None:
         return None
     return await audio.quiet_from(path, length)

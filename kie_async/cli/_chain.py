@@ -73,8 +73,8 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
     events: list[Event] = []
     checks |= {"route": options.common.route, "observer": events.append}
     checker = KieSession(make_settings(checks), journal="")
-    plan = await plan_chain(source, until.seconds(), _chain_options(fields, until, run.emulate), checker.check_request)
-    plan = attrs.evolve(plan, source_file=plan.source_file or file)
+    chosen = _chain_options(fields, until, run.emulate)
+    plan = await plan_chain(source, until.seconds(), chosen, checker.check_request, file=file)
     with _location(until, run.out, emulate=run.emulate) as location:
         order = ChainOrder(
             plan=plan,
