@@ -197,10 +197,17 @@ def test_continuations_are_joined_to_their_song(
             write.mux(stream.encode(frame))
     new = str(tmp_path / "new")
     words = ("upload-extend", "my song.flac", "--at", "25.3", "--until", "33", "--out", new, "--yes", *TITLED)
+    continuing.add_faults(lost_take := Fault("code", on="download", code=403, nth=4))
+    assert terminal(*words).code == 8
+    continuing.remove_faults(lost_take)
+    capped = terminal(*words[:4], "--until", "40", *words[6:], "--max-credits", "24")
+    # The step on record is longer than its cut: whether it is the whole song, and added nothing, only its sound tells.
+    assert "the song so far is extended until 0:40, by 0 new steps at most\n" in capped.err
+    assert "24 of --max-credits 24 are spent, the next step costs 12" in capped.err
     answer = terminal(*words, "--trim")
     assert answer.code == 0, answer.err
     says = "holds the continuation alone; the song lasts 0:33.80; the take before is cut at 0:02.50, for it fades out"
-    assert f"step 2: take 2 of 2 {says} from about 0:03\n" in answer.err
+    assert f"step 2: take 2 of 2 {says} from about 0:03\n" in capped.err
     assert re.search(r"at 0:25.30 it gets [0-9.]+ LU louder .*: listen there", answer.err)  # after the song's own end
     [trimmed], [joined] = made(answer), [path.name for path in Path(new).glob("*-joined.*")]
     assert (joined[-14:], trimmed[-11:]) == ("-2-joined.flac", "-2-33s.flac")

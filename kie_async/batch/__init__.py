@@ -13,7 +13,7 @@ from kie_async._package import lazy_exports
 from kie_async.batch._batch import enqueue, run_batch, run_shared_batch, work
 from kie_async.batch._chain_takes import RecordedTakes, find_track
 from kie_async.batch._control import WorkerControl, serve_health
-from kie_async.batch._delivery import count_verdicts, write_verdict
+from kie_async.batch._delivery import count_verdicts, read_kind, write_verdict
 from kie_async.batch._edited import count_edited, is_edited, with_known
 from kie_async.batch._fetch import Expiry, fetch_jobs, tracks_expiry, upload_expiry
 from kie_async.batch._manifest import Manifest, ManifestSummary, read_manifest
@@ -57,6 +57,7 @@ __all__ = [
     "give_up",
     "is_edited",
     "list_workers",
+    "read_kind",
     "read_manifest",
     "read_sidecar",
     "resolve_as",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
 
 from kie_async._client.concurrency import emit_failures
 from kie_async._protocol.json_values import as_duration, as_text
 from kie_async.audio import compare
-from kie_async.batch._delivery import Delivery, write_verdict
+from kie_async.batch._delivery import Delivery, read_kind, write_verdict
 from kie_async.batch._reconcile import ENDED_WITHOUT_TRACKS, RecordedTasks, find_job, have_all
 from kie_async.batch._results import SIDECAR, Results, read_sidecar
 from kie_async.chain._rules import ChainPart
@@ -74,7 +73,7 @@ class RecordedTakes:
         part: ChainPart | None = None
         for path in self._last:
             with emit_failures(self._emit, f"what {path.name} holds is told by its length alone"):
-                kind = await on_disk(_read_kind, path)
+                kind = await on_disk(read_kind, path)
                 if kind is None:
                     verdict = await compare(source, path, continue_at=cut)
                     await on_disk(write_verdict, path, verdict)
@@ -82,13 +81,6 @@ class RecordedTakes:
                 if path == take and kind != "unclear":
                     part = kind
         return part
-
-
-def _read_kind(path: Path) -> ChainPart | Literal["unclear"] | None:
-    """Read what a take holds from its sidecar; None if that does not say it; blocks."""
-    verdict = (read_sidecar(path.with_name(f"{path.stem}{SIDECAR}")) or {}).get("verdict")
-    kind: ChainPart | Literal["unclear"] | None = verdict.get("kind") if isinstance(verdict, dict) else None
-    return kind if kind in (*get_args(ChainPart), "unclear") else None
 
 
 def find_track(directory: Path, audio_id: str) -> tuple[Track, Path | None]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import attrs
@@ -23,6 +23,7 @@ from kie_async._client.lifetime import until_done
 from kie_async._fsync import replace_file
 from kie_async._protocol.json_values import as_duration
 from kie_async.audio import Verdict, can_compare, compare
+from kie_async.audio._verdict import Holds
 from kie_async.batch._reconcile import find_job, location_of
 from kie_async.batch._results import SIDECAR, Download, Results, encode_json, read_sidecar, song_file
 from kie_async.errors import ConflictError, KieError, StorageError
@@ -162,7 +163,13 @@ def write_verdict(path: Path, verdict: Verdict, facts: Mapping[str, Any] | None 
     replace_file(sidecar, encode_json(json.dumps(value, ensure_ascii=False, indent=2)))
 
 
+def read_kind(path: Path) -> Holds | None:
+    """Read from its sidecar what a track holds; None if that does not say it; blocks."""
+    verdict = (read_sidecar(path.with_name(f"{path.stem}{SIDECAR}")) or {}).get("verdict")
+    kind: Holds | None = verdict.get("kind") if isinstance(verdict, dict) else None
+    return kind if kind in get_args(Holds) else None
+
+
 def count_verdicts(paths: Iterable[Path]) -> Counter[str]:
     """Count the verdicts on tracks by their kind, as their sidecars have them; it blocks."""
-    found = [read_sidecar(path.with_name(f"{path.stem}{SIDECAR}")) or {} for path in paths]
-    return Counter(facts["verdict"]["kind"] for facts in found if "verdict" in facts)
+    return Counter(filter(None, map(read_kind, paths)))

@@ -24,7 +24,7 @@ _UNCERTAIN_CUT = (
 async def ask(output: Output, order: ChainOrder) -> ChainOrder:
     """Show the plan, and ask before credits are spent; return what was agreed."""
     plan, (jobs, unused) = order.plan, await order.on_record()
-    is_ended, song = await files.on_disk(order.is_ended, jobs)
+    is_ended, lengths = await files.on_disk(order.is_ended, jobs)
     paid = [job for job in jobs if job.state in PAID]
     new = 0 if is_ended else max(plan.goal.max_steps - len(paid), 0)
     if plan.max_credits is not None:
@@ -36,9 +36,8 @@ async def ask(output: Output, order: ChainOrder) -> ChainOrder:
     if is_ended:
         goal = attrs.evolve(plan.goal, max_steps=max(len(jobs), 1))  # whatever their sound is found to hold now
         return attrs.evolve(order, plan=attrs.evolve(plan, goal=goal))
-    output.say(
-        f"{_subject(order, song)} is extended until {clock(plan.goal.seconds)}, by {count_of(new, 'new step')} at most"
-    )
+    until = clock(plan.goal.seconds)
+    output.say(f"{_subject(order, lengths)} is extended until {until}, by {count_of(new, 'new step')} at most")
     if order.is_cut_uncertain and new:
         output.say(f"note: {_UNCERTAIN_CUT}")
     if unused and new:
@@ -59,10 +58,11 @@ async def ask(output: Output, order: ChainOrder) -> ChainOrder:
     return order
 
 
-def _subject(order: ChainOrder, song: SongLength | None) -> str:
+def _subject(order: ChainOrder, lengths: set[SongLength | None]) -> str:
     """What is extended: the source, if no step is on record, or else the song that the steps have made."""
-    source, cut, is_source = order.plan.first, order.plan.first.continue_at, song == order.plan.start
-    length = source.source_duration if is_source or song is None else song.total
+    source, is_source = order.plan.first, lengths == {order.plan.start}
+    known = {source.source_duration} if is_source else {None if song is None else song.total for song in lengths}
+    length, cut = (known.pop() if len(known) == 1 else None), source.continue_at
     subject = ("your song" if is_source else "the song so far") + ("" if length is None else f" ({clock(length)})")
     return subject + (
         f", kept to {clock(cut) if isinstance(cut, float) else cut}," if is_source and order.has_cut else ""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import attrs
 from cyclopts import Group, Parameter
 
+from kie_async import audio
 from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import read_cut_point
-from kie_async.batch import count_verdicts
+from kie_async.batch import read_kind
 from kie_async.chain import ChainPlan
-from kie_async.chain._rules import MAX_STEPS, SongLength, length_after, part_by_length
+from kie_async.chain._rules import MAX_STEPS, ChainPart, SongLength, length_after, part_by_length
 from kie_async.cli._connect import JournalLocation
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JournalOption, NotNegative, Positive, Yes
 from kie_async.cli._position import check_position
 from kie_async.journal import Job, State
+from kie_async.models import Track
+
+_Reading: TypeAlias = tuple[SongLength | None, SongLength | None]  # the song before the last step, and after it
 
 _LENGTH = Group("Length, with --until", sort_key=2)
 
@@ -103,26 +107,38 @@ class ChainOrder:
             jobs = await self.plan.on_record(journal)
             return jobs, (await other.on_record(journal))[max(len(jobs), 1) :]
 
-    def is_ended(self, jobs: list[Job]) -> tuple[bool, SongLength | None]:
-        """Tell whether the steps on record need no other after them, and how long the song is; blocks."""
-        goal, song = self.plan.goal, self.plan.start
-        before: SongLength | None = None
-        end = goal.end_after(before, song, 0)
-        for number, (job, following) in enumerate(zip_longest(jobs, jobs[1:]), start=1):
-            if end is not None or job.state not in {State.SUCCEEDED, State.DELIVERED}:
-                break
-            before, song = song, self._length_after(song, job, following)
-            end = goal.end_after(before, song, number)
-        return end is not None, song
+    def is_ended(self, jobs: list[Job]) -> tuple[bool, set[SongLength | None]]:
+        """Tell whether the steps on record need no other after them, and how long the song may be; blocks.
 
-    def _length_after(self, song: SongLength | None, job: Job, following: Job | None) -> SongLength | None:
-        """The length of the song after a step on record, as its sidecars or its durations tell."""
+        There are several lengths where a take is still to be compared with its source.
+        """
+        goal, source = self.plan.goal, self.plan.source_file
+        readings: set[_Reading] = {(None, self.plan.start)}
+        is_ended = goal.end_after(None, self.plan.start, 0) is not None
+        for number, (job, following) in enumerate(zip_longest(jobs, jobs[1:]), start=1):
+            if is_ended or job.state not in {State.SUCCEEDED, State.DELIVERED}:
+                break
+            track = self._chosen(job, following)
+            cut = as_duration(job.request.continue_at)
+            parts = self._parts(job, track, cut, can_compare=audio.can_compare() and (number > 1 or source is not None))
+            readings = {(song, length_after(song, cut, track.duration, part)) for _, song in readings for part in parts}
+            is_ended = all(goal.end_after(before, song, number) is not None for before, song in readings)
+        return is_ended, {song for _, song in readings}
+
+    def _chosen(self, job: Job, following: Job | None) -> Track:
+        """The take of a step on record that the next one extends."""
         audio_id = None if following is None else following.request.fields().get("audio_id")
         tracks = [track for track in job.tracks if track.id == audio_id] or job.tracks
         longest = max(tracks, key=lambda track: track.duration or 0.0)
-        track = tracks[0] if self.until.choose == "first" else longest
-        cut = as_duration(job.request.continue_at)
-        holds = part_by_length(cut, track.duration)
-        if job.files and count_verdicts(self.out / name for name in job.files)["continuation"] == len(job.files):
-            holds = "continuation"
-        return length_after(song, cut, track.duration, holds)
+        return tracks[0] if self.until.choose == "first" else longest
+
+    def _parts(self, job: Job, track: Track, cut: float | None, *, can_compare: bool) -> set[ChainPart]:
+        """What a take may hold, as its length or its sidecar tells; both if the sound will decide."""
+        by_length = part_by_length(cut, track.duration)
+        if by_length == "continuation" or cut is None:
+            return {by_length}
+        file = dict(zip((each.id for each in job.tracks), job.files, strict=False)).get(track.id)
+        kind = None if file is None else read_kind(self.out / file)
+        if kind is None and can_compare:
+            return {"whole", "continuation"}
+        return {by_length if kind is None or kind == "unclear" else kind}
