@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from virtual_time import VirtualTimeLoop
 
 pytest_plugins = ["command_line", "postgres", "workers"]
 
 # A shell that runs the tests in the background has them, and the commands they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A property is held to no time: a busy machine may stop a process for longer than Hypothesis allows an example.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Hypothesis loads it in the midst of a test; Python 3.11 may then fail to compile it, for a body nested too deeply was
 # read before ("AST constructor recursion depth mismatch").

@@ -322,7 +322,7 @@ HEADERS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     headers=HEADERS,
     body=st.binary(max_size=200) | st.just(BODY),
@@ -340,7 +340,7 @@ async def test_any_request_ends_in_a_status(
         assert await raw.status() in {400, 401, 404, 415}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(min_size=1, max_size=300))
 async def test_any_bytes_end_the_connection(url: str, inbox: Inbox, garbage: bytes) -> None:
     async with connect(url) as raw:

@@ -263,7 +263,7 @@ def test_what_cannot_be_read_is_the_disks_matter(name: str, tmp_path: Path) -> N
         measure(tmp_path / name)
 
 
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     make=st.sampled_from([audio_files.mp3, audio_files.flac, audio_files.m4a, audio_files.ogg, audio_files.wav]),
     seed=st.integers(0, 2**32),

@@ -72,7 +72,7 @@ def _server_of_the_machine(postgres_url: str) -> Iterator[None]:
 
 
 TestMachine = _Machine.TestCase
-TestMachine.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+TestMachine.settings = settings(max_examples=10, stateful_step_count=20)
 
 
 # ---------------------------------------------------------------- opening

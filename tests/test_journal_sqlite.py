@@ -58,7 +58,7 @@ class _Machine(JournalMachine):
 
 
 TestMachine = _Machine.TestCase
-TestMachine.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestMachine.settings = settings(max_examples=15, stateful_step_count=30)
 
 
 async def test_the_first_of_a_million_is_found_by_an_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,7 +264,7 @@ EDITS = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(rows=st.lists(EDITS, min_size=2, max_size=12, unique_by=lambda row: tuple(sorted(row.items()))), data=st.data())
 def test_an_edited_row_is_a_new_job_and_a_moved_column_is_not(
     rows: list[dict[str, str]], data: st.DataObject, tmp_path: Path
@@ -548,7 +548,7 @@ WORDS = st.sampled_from([
 TEXTS = st.lists(WORDS, max_size=40).map("".join).map(str.encode)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(data=st.binary(max_size=200) | TEXTS, name=st.sampled_from(["m.csv", "m.jsonl"]))
 def test_any_bytes_end_in_jobs_or_in_our_error(data: bytes, name: str, tmp_path: Path) -> None:
     asyncio.run(_read(manifest(tmp_path, data, name)))
@@ -561,7 +561,7 @@ ODD = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(rows=st.lists(st.dictionaries(WORDS, ODD, max_size=6), max_size=4))
 def test_any_values_end_in_jobs_or_in_our_error(rows: list[dict[str, object]], tmp_path: Path) -> None:
     asyncio.run(_read(manifest(tmp_path, "\n".join(map(json.dumps, rows)), "m.jsonl")))
