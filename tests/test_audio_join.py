@@ -374,7 +374,7 @@ async def test_a_loop_that_could_be_either_is_unclear(tmp_path: Path) -> None:
         ({"at": float("nan")}, "at", "is nan"),
         ({"at": "soon"}, "at", "is 'soon'"),
         ({"at": "0:15"}, "at", "ends at 0:10; give a position before its end"),
-        ({"at": "-20s"}, "at", "is -10.0"),
+        ({"at": "-20s"}, "at", "lasts 0:10: give a position in the song"),
         ({"at": None}, "at", "is None"),
         ({"out": "longer.ogg"}, "out", "longer.ogg; give a file whose name ends in .wav, .flac or .mp3"),
         ({"out": "longer"}, "out", "longer; give"),

@@ -107,22 +107,27 @@ def test_of_a_cut_that_is_not_where_the_track_leaves_the_song_the_right_one_is_s
     ("given", "says"),
     [
         (("--out", "longer.ogg"), "--out is longer.ogg; give a file whose name ends in .wav, .flac or .mp3"),
+        (("--out", "new.wav/longer.wav"), "new.wav cannot be written: "),
+        (("--at", "-70s"), "--at is '-70s'; {song} lasts 0:08: give a position in the song"),
+        (("--at", "0"), "--at is '0'; give a position in the song"),
         (("--at", "soon"), "--at is 'soon'; give a position in the song"),
         (("--at", "9"), "--at is 0:09, and "),
         (("--as", "whole"), "--as is whole, but "),
     ],
 )
 def test_what_cannot_be_used_is_named_by_its_option(
-    terminal: Terminal, tmp_path: Path, given: tuple[str, str], says: str
+    terminal: Terminal, tmp_path: Path, given: tuple[str, str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     song, new = noise(tmp_path / "song.wav", 8), noise(tmp_path / "new.wav", 2)
     taken = tmp_path / "longer.wav"
     taken.touch()
     options = {"--at": "6", "--out": str(taken if "soon" in given else tmp_path / "free.wav")} | dict([given])
     answer = terminal("join", song, new, *(word for option in options.items() for word in option))
-    assert answer.code == 2
-    assert f"error: {says}" in answer.err
-    assert ("joining" in answer.err) == ("longer.ogg" not in given)
+    assert answer.code == (8 if "written" in says else 2)
+    assert f"error: {says.format(song=song)}" in answer.err
+    assert ("joining" in answer.err) == (not {"9", "whole"}.isdisjoint(given))  # what only the audio shows
+    assert "nothing was sent" not in answer.err
 
 
 # ---------------------------------------------------------------- what a sidecar says

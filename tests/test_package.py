@@ -146,7 +146,7 @@ def test_dir_lists_the_public_names(package: ModuleType) -> None:
 
 def test_without_the_extra_dir_lists_what_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    listed = {"Joined", "SUFFIXES", "Verdict", "can_compare", "compare", "join", "quiet_from", "trim"}
+    listed = {"Joined", "SUFFIXES", "Verdict", "can_compare", "check_join", "compare", "join", "quiet_from", "trim"}
     assert set(dir(kie_async.audio)) == listed
     code = "import sys; sys.modules |= {'av': None, 'numpy': None}; from kie_async.audio import " + ", ".join(listed)
     assert run(code).stderr == ""

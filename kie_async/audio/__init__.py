@@ -7,7 +7,7 @@ from kie_async._package import lazy_exports
 if TYPE_CHECKING:
     from kie_async.audio._decode import AudioReader, open_reader, read_mono, read_samples
     from kie_async.audio._ending import quiet_from
-    from kie_async.audio._join import SUFFIXES, Joined, join
+    from kie_async.audio._join import SUFFIXES, Joined, check_join, join
     from kie_async.audio._levels import LevelProfile, frame_levels
     from kie_async.audio._seam import Seam
     from kie_async.audio._trim import trim
@@ -21,6 +21,7 @@ __all__ = [
     "Seam",
     "Verdict",
     "can_compare",
+    "check_join",
     "compare",
     "frame_levels",
     "join",
@@ -39,7 +40,7 @@ __getattr__ = lazy_exports(
     {
         **dict.fromkeys(("AudioReader", "open_reader", "read_mono", "read_samples"), "_decode"),
         "quiet_from": "_ending",
-        **dict.fromkeys(("SUFFIXES", "Joined", "join"), "_join"),
+        **dict.fromkeys(("SUFFIXES", "Joined", "check_join", "join"), "_join"),
         **dict.fromkeys(("LevelProfile", "frame_levels"), "_levels"),
         "Seam": "_seam",
         "trim": "_trim",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 
+from kie_async._protocol.request_rules import FORMS, read_cut_point
 from kie_async._text import clock
 from kie_async.audio._verdict import Verdict, can_compare, compare
 from kie_async.errors import AudioError, InvalidRequestError, Problem, StorageError, UnclearError, invalid_request
@@ -103,13 +106,49 @@ async def join(
         raise AudioError('audio cannot be joined: pip install "kie_async[audio]"')
     from kie_async.audio._write_joined import Joining  # an extra, and slow to import
 
-    await check_writable(out.parent)
+    cut = await check_join(source, at=at, out=out)
     stop = Event()
     with new_file(out):
-        begun = await on_disk(Joining.begin, source, result, at, out, stop, on_cancel=stop.set)
+        begun = await on_disk(Joining.begin, source, result, cut, out, stop, on_cancel=stop.set)
         verdict = Verdict("continuation") if kind == "continuation" else await _verdict(begun, kind)
         joined = await on_disk(begun.finish, kind or verdict.kind, verdict, on_cancel=stop.set)
     return joined if kind is None else attrs.evolve(joined, confidence=None)
+
+
+async def check_join(source: Path, *, at: float | str, out: Path) -> float:
+    """Check where a song is cut and where the joined file goes, without reading the song; return the cut, in seconds.
+
+    Raises:
+        InvalidRequestError: ``at`` is no position in the song, ``out`` is no name of audio, or is there already.
+        AudioError: the length of the song is needed and cannot be measured.
+        StorageError: the disk refused.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise refused("out", f"is {clean(str(out))}", f"give a file whose name ends in {known}")
+    cut = await on_disk(_seconds, at, source)
+    await check_writable(out.parent, otherwise="nothing was joined")
+    with new_file(out):
+        await on_disk(_check_absent, out)
+    return cut
+
+
+def _check_absent(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(path)
+
+
+def _seconds(at: float | str, source: Path) -> float:
+    """The cut in seconds."""
+    point = read_cut_point(at.strip()) if isinstance(at, str) else None
+    if isinstance(at, str) and point is None:
+        raise refused("at", f"is {clean(at)[:40]!r}", f"give a position in the song: {FORMS}")
+    length = measure(source) if point is not None and point.needs_length else None
+    seconds = at if point is None else point.resolve(length)
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
+        lasts = "" if length is None else f"{clean(str(source))} lasts {clock(length)}: "
+        raise refused("at", f"is {at!r:.60}", f"{lasts}give a position in the song: {FORMS}")
+    return float(seconds)
 
 
 async def _verdict(begun: Joining, kind: Kind | None) -> Verdict:

@@ -59,7 +59,7 @@ async def trim(
         raise refused("fade", f"is {fade!r}", "give a number of seconds from 0 up")
     if not can_compare():
         raise AudioError('audio cannot be trimmed: pip install "kie_async[audio]"')
-    await check_writable(out.parent)
+    await check_writable(out.parent, otherwise="nothing was trimmed")
     with new_file(out):
         await on_disk(_trim, source, out, length, fade_out, tags_of or source)
     return out

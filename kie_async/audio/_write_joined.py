@@ -9,7 +9,6 @@ This module needs the extra ``kie_async[audio]``.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Event
@@ -17,11 +16,10 @@ from threading import Event
 import attrs
 import numpy as np
 
-from kie_async._protocol.request_rules import FORMS, read_cut_point
 from kie_async._text import clock
 from kie_async.audio._decode import AudioReader, Samples, open_reader
 from kie_async.audio._encode import Form, write
-from kie_async.audio._join import SUFFIXES, Joined, Kind, refused
+from kie_async.audio._join import Joined, Kind, refused
 from kie_async.audio._levels import continuation_gain
 from kie_async.audio._loudness import HOP
 from kie_async.audio._seam import Profile, Seam, measure_seam
@@ -29,7 +27,6 @@ from kie_async.audio._splice import FADE, REACH, Excerpt, Splice, at_cut, where_
 from kie_async.audio._verdict import Verdict
 from kie_async.errors import AudioError
 from kie_async.events import clean
-from kie_async.files import measure
 
 _BLOCK = 1.0  # seconds that are handled at once
 _UNSURE, _SURE = 4.0, 0.1  # seconds by which the offset of a whole may be wrong, without a verdict and with one
@@ -135,14 +132,13 @@ class Joining:
     stop: Event
 
     @classmethod
-    def begin(cls, source: Path, result: Path, at: float | str, out: Path, stop: Event) -> Joining:
-        """Check what is asked for, and read the song.
+    def begin(cls, source: Path, result: Path, cut: float, out: Path, stop: Event) -> Joining:
+        """Read the song.
 
         Raises:
-            FileExistsError: ``out`` is there already.
             InvalidRequestError, AudioError, StorageError: something cannot be used.
         """
-        cut, form = _seconds(at, source), _form(source, result, out)
+        form = _form(source, result, out)
         ours = _scan_song(source, form, cut, stop)
         if ours.length < (cut - _ROUNDING) * form.rate:
             problem = f"is {clock(cut)}, and {clean(str(source))} ends at {clock(ours.length / form.rate)}"
@@ -214,26 +210,8 @@ class Joining:
 
 
 def _form(source: Path, result: Path, out: Path) -> Form:
-    suffix = out.suffix.lower()
-    if suffix not in SUFFIXES:
-        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-        raise refused("out", f"is {clean(str(out))}", f"give a file whose name ends in {known}")
-    if os.path.lexists(out):
-        raise FileExistsError(out)
     with open_reader(source) as ours, open_reader(result) as theirs:
-        return Form.fitting(suffix, ours, theirs)
-
-
-def _seconds(at: float | str, source: Path) -> float:
-    """The cut in seconds."""
-    remedy = f"give a position in the song: {FORMS}"
-    point = read_cut_point(at.strip()) if isinstance(at, str) else None
-    if isinstance(at, str) and point is None:
-        raise refused("at", f"is {clean(at)[:40]!r}", remedy)
-    seconds = at if point is None else point.resolve(measure(source) if point.needs_length else None)
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
-        raise refused("at", f"is {seconds!r}", remedy)
-    return float(seconds)
+        return Form.fitting(out.suffix.lower(), ours, theirs)
 
 
 def _scan_song(source: Path, form: Form, cut: float, stop: Event) -> Scan:

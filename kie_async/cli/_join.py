@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from kie_async import audio, files
 from kie_async._protocol.json_values import as_duration, as_text
-from kie_async._protocol.request_rules import compute_cut_point, is_url
+from kie_async._protocol.request_rules import is_url
 from kie_async._text import clock
 from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.cli._exit_codes import UsageError
@@ -63,17 +63,15 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
     Example: kie-async join song.mp3 new/song-5c79be8e.mp3 --out longer.mp3
     """
     await to_thread.run_sync(_check_files, source, result)
-    if out.suffix.lower() not in audio.SUFFIXES:
-        known = f"{', '.join(audio.SUFFIXES[:-1])} or {audio.SUFFIXES[-1]}"
-        raise UsageError(f"--out is {clean(str(out))}; give a file whose name ends in {known}")
-    output.display.doing(f"joining {source.name} and {result.name}")
     facts, sidecar = await files.on_disk(_facts_of, result), clean(f"{result.stem}{SIDECAR}")
-    if kind is None:
-        await _check_facts(facts, source, result, at)
     cut = _cut_in(facts) if at is None else at
     if cut is None:
         raise UsageError(f"--at is missing, and no {sidecar} says where the song was cut: give --at")
     try:
+        cut = await audio.check_join(source, at=cut, out=out)
+        output.display.doing(f"joining {source.name} and {result.name}")
+        if kind is None:
+            await _check_facts(facts, source, result, None if at is None else cut)
         joined = await audio.join(source, result, at=cut, out=out, kind=kind)
     except UnclearError as error:
         remedy = f"listen to it, and say {_CHOICE}"
@@ -113,7 +111,7 @@ def _cut_in(facts: Facts) -> float | None:
     return as_duration(facts.get("continue_at")) if cut is None else cut
 
 
-async def _check_facts(facts: Facts, source: Path, result: Path, at: str | None) -> None:
+async def _check_facts(facts: Facts, source: Path, result: Path, given: float | None) -> None:
     """Compare the song and the cut that are given with those of a sidecar.
 
     Raises:
@@ -128,7 +126,6 @@ async def _check_facts(facts: Facts, source: Path, result: Path, at: str | None)
             f"if you know better, say {_CHOICE}"
         )
     cut = _cut_in(facts)
-    given = None if at is None or not facts else await files.on_disk(_position, at, source)
     made_of, is_source = await files.on_disk(_compare_source, facts, source, result.parent)
     if made_of is not None and is_source is None:
         is_source = await _is_in(source, result, cut if given is None else given)
@@ -142,11 +139,6 @@ async def _check_facts(facts: Facts, source: Path, result: Path, at: str | None)
             f"--at is {clock(given)}, but {says} the song was cut at {clock(cut)}: leave --at out; or, if you know "
             f"better, say {_CHOICE}"
         )
-
-
-def _position(at: str, source: Path) -> float | None:
-    """The second that is meant by ``--at``; None if it means none; blocks."""
-    return as_duration(compute_cut_point(at, files.measure(source)))
 
 
 def _compare_source(facts: Facts, source: Path, directory: Path) -> tuple[str | None, bool | None]:

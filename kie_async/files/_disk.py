@@ -54,8 +54,12 @@ async def on_disk(function: Callable[..., T], *arguments: object, on_cancel: Cal
     return work.result()
 
 
-async def check_writable(directory: Path) -> None:
+async def check_writable(directory: Path, *, otherwise: str = "nothing was sent") -> None:
     """Check that files can be written to a directory, or to the one in which it would be made; leave nothing there.
+
+    Args:
+        directory: need not exist.
+        otherwise: what the error says of the work that was to come.
 
     Raises:
         StorageError: they cannot.
@@ -66,7 +70,7 @@ async def check_writable(directory: Path) -> None:
         where = clean(str(directory))
         raise StorageError(
             f"{where} cannot be written: {error.strerror or error}; give another directory, or access and room; "
-            "nothing was sent"
+            f"{otherwise}"
         ) from None
 
 
