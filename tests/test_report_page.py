@@ -192,22 +192,6 @@ def test_takes_play_at_the_same_position_and_loop_round_the_seam(page: ReportPag
     assert page.run("return document.querySelectorAll('audio[src]').length") == 1  # no other is loaded
 
 
-def test_the_keys_go_from_seam_to_seam_of_a_finished_song(page: ReportPage) -> None:
-    page.press("n", "n", "n", "n")
-    assert page.run("return document.activeElement.textContent") == "Seam finished song of 2 steps"
-    assert page.texts(".current .facts span") == ["2 seams: 0:06.50, 0:11.50"]
-    assert page.texts(".current .axis .cut") == ["0:06.50", "0:11.50"]
-    for keys, seam in (("g", CUT), ("g", CUT + 5), ("g", CUT), ("gl", CUT + 5)):  # round, and the one it is at
-        page.press(*keys)
-        page.until(f"{SOUNDS}[0].currentTime > {seam} - 3.01 && {SOUNDS}[0].currentTime < {seam} - 1")
-    page.run(f"{SOUNDS}[0].currentTime = {CUT} + 5 + 2.9")
-    page.until(f"{SOUNDS}[0].currentTime < {CUT} + 5")
-    page.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)  # nearer to the other
-    page.run(f"{SOUNDS}[0].currentTime = {CUT} + 2.9")
-    page.until(f"{SOUNDS}[0].currentTime < {CUT}")
-    page.press("l", " ")
-
-
 STARTS = """
 window.starts = [];
 const { play } = HTMLMediaElement.prototype;
@@ -216,6 +200,26 @@ HTMLMediaElement.prototype.play = function () {
   return play.call(this);
 };
 """
+
+
+def test_the_keys_go_from_seam_to_seam_of_a_finished_song(page: ReportPage) -> None:
+    page.press("n", "n", "n", "n")
+    assert page.run("return document.activeElement.textContent") == "Seam finished song of 2 steps"
+    assert page.texts(".current .facts span") == ["2 seams: 0:06.50, 0:11.50"]
+    assert page.texts(".current .axis .cut") == ["0:06.50", "0:11.50"]
+    page.run(STARTS)
+    for keys, seam in (("g", CUT), ("g", CUT + 5), ("g", CUT), ("gl", CUT + 5)):  # round, and the one it is at
+        page.press(*keys)
+        page.until(f"starts.at(-1)?.[1] === {seam - 3}")
+    page.run(f"starts.length = 0; {SOUNDS}[0].currentTime = {CUT} + 6")
+    page.until(f"{SOUNDS}[0].currentTime > {CUT} + 6.1")
+    assert page.run("return starts") == []
+    page.run(f"{SOUNDS}[0].currentTime = {CUT} + 7.9")
+    page.until(f"starts.at(-1)?.[1] === {CUT} + 2")
+    page.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)  # nearer to the other
+    page.run(f"{SOUNDS}[0].currentTime = {CUT} + 2.9")
+    page.until(f"starts.at(-1)?.[1] === {CUT} - 3")
+    page.press("l", " ")
 
 
 def test_a_continuation_is_heard_behind_its_source(page: ReportPage) -> None:
