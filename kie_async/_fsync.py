@@ -25,7 +25,10 @@ def replace_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def written_draft(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-    """Write a draft durably beside a file, to be given its name in the block; at the end no draft is left."""
+    """Write a draft durably beside a file, to be given its name in the block; at the end no draft is left.
+
+    Errors name the file, and not the draft.
+    """
     draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with os.fdopen(os.open(draft, _DRAFT_FLAGS, 0o666), "wb") as file:
@@ -33,6 +36,10 @@ def written_draft(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[P
             file.flush()
             os.fsync(file.fileno())
         yield draft
+    except OSError as error:
+        if error.filename == str(draft):  # which nobody knows
+            error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

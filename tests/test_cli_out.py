@@ -37,7 +37,7 @@ def words(request: pytest.FixtureRequest, songs: Path) -> tuple[str, ...]:
     return {
         "extend": ("extend", "a1", *music),
         "upload-extend": ("upload-extend", str(songs / "song.wav"), *music),
-        "batch": ("batch", str(songs), *music, "--yes", "--journal", str(songs.parent / "jobs.sqlite")),
+        "batch": ("batch", str(songs), *music, "--yes"),  # whose journal would be there, too
         "wait": ("wait", TASK),
         "download": ("download", TASK),
     }[request.param]
@@ -50,6 +50,7 @@ def test_it_is_found_before_anything_is_sent(
     assert answer.code == 8
     assert f"{out} cannot be written: " in answer.err
     assert "give another directory" in answer.err
+    assert "go on with the same command" not in answer.err
     assert not service.arrivals
 
 

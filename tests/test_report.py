@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -530,21 +531,38 @@ def test_takes_without_a_source_or_a_cut_are_as_loud_as_the_quietest(
         ("out", 2, "holds no results: give the folder to which a batch has downloaded"),
         ("foreign", 8, "was not written by this command: move it away"),
         ("refused", 8, "the disk refused results.jsonl"),
+        ("cached", 8, "the disk refused .kie-async-peaks.json: "),  # and not a name that nobody knows
     ],
 )
 def test_what_cannot_be_reported(  # noqa: PLR0913, PLR0917  # fixtures
     terminal: Terminal, folder: Path, tmp_path: Path, name: str, code: int, said: str
 ) -> None:
-    for each in ("foreign", "refused"):
+    for each in ("foreign", "refused", "cached"):
         (tmp_path / each).mkdir()
         tone(tmp_path / each / "a.wav")
     (tmp_path / "foreign" / "report.html").write_text("mine")
     (tmp_path / "refused" / "results.jsonl").mkdir()
+    (tmp_path / "cached" / ".kie-async-peaks.json").mkdir()
     answer = terminal("report", str(tmp_path / name), "--json")
     assert answer.code == code
     assert said in answer.err
     assert answer.value["error"]["charged"] == "no"
     assert not list(folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_its_files_are_read(
+    terminal: Terminal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "tmp1234"))
+
+    tone(folder / "a.wav")
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    answer = terminal("report", str(folder))
+    assert answer.code == 8
+    assert f"error: {folder} cannot be written: Permission denied; give another directory" in answer.err
+    assert "no report was written" in answer.err
+    assert "files read" not in answer.err
 
 
 @pytest.mark.anyio

@@ -214,3 +214,8 @@ def test_no_folder(terminal: Terminal, folder: Path) -> None:
     answer = terminal("select", str(folder / "a.mp3"), "--from", str(verdicts), "--out", str(folder / "best"))
     assert answer.code == 2
     assert "is no folder: give the folder of the report" in answer.err
+    out = folder / "a.mp3" / "best"
+    answer = terminal("select", "--from", str(verdicts), "--out", str(out))
+    assert answer.code == 8
+    assert f"error: {out} cannot be written: " in answer.err
+    assert "nothing was copied" in answer.err

@@ -113,8 +113,8 @@ async def _opened(
 ) -> AsyncGenerator[tuple[Recorder, Results]]:
     """Open the journal and the directory of a run."""
     settings = session.settings
+    await check_writable(Path(directory))  # before the journal, which may be in it
     async with session.open_journal(journal) as recorder:
-        await check_writable(Path(directory))
         yield recorder, Results(directory, emulated=settings.on_loopback, machine=settings.machine)
 
 

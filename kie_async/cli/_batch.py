@@ -37,6 +37,7 @@ from kie_async.cli._output import Output, confirm
 from kie_async.cli._report import report_on
 from kie_async.errors import KieError, LostRecordError, StorageError, SubmitUnknownError, WaitTimeoutError
 from kie_async.events import Notice
+from kie_async.files import check_writable
 from kie_async.journal import Job, Journal, is_local
 from kie_async.session import KieSession
 from kie_async.settings import Settings
@@ -77,6 +78,7 @@ async def batch(
         return
     if out is None:
         raise UsageError("--out is missing: give the directory where the files go")
+    await check_writable(out)
     await _check_emulated(order)
     await _ask(output, order)
     reported = _reported(output, out) if options.run.report else nullcontext()

@@ -25,7 +25,7 @@ from kie_async._client.concurrency import map_unordered, unwrap_single_exception
 from kie_async._fsync import replace_file
 from kie_async.errors import ConflictError
 from kie_async.events import clean
-from kie_async.files import Progress, on_disk
+from kie_async.files import Progress, check_writable, on_disk
 from kie_async.report._folder import REPORT_NAME, read_folder, relative_address
 from kie_async.report._gains import RowFile, lane_gains
 from kie_async.report._peaks import NO_OUTLINE, Outline, OutlineCache
@@ -57,6 +57,7 @@ async def write_report(directory: str | PathLike[str], *, progress: Progress | N
     directory = Path(directory)
     jobs = await on_disk(read_folder, directory)
     await on_disk(_check_ours, directory / REPORT_NAME)
+    await check_writable(directory, otherwise="no report was written")
     outlines = await _read_outlines(directory.resolve(), jobs, progress)
     await on_disk(_write, directory, jobs, outlines)
     return directory / REPORT_NAME

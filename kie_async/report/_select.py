@@ -19,7 +19,7 @@ import attrs
 from kie_async._fsync import give_name, replace_file, sync_directory, written_draft
 from kie_async.batch import SIDECAR, read_sidecar
 from kie_async.events import clean
-from kie_async.files import on_disk
+from kie_async.files import check_writable, on_disk
 from kie_async.report._folder import REPORT_NAME, ReportError, holds_continuation, track_of
 
 _NOTES = "notes.txt"
@@ -99,6 +99,7 @@ async def select_takes(
     Cancelling finishes the file that is being copied; the same call copies the others later.
     """
     found, takes = await on_disk(_find_takes, Path(verdicts), None if directory is None else Path(directory))
+    await check_writable(Path(out), otherwise="nothing was copied")
     groups: dict[str, list[Path]] = {name: [] for name in (*_OUTCOMES, "sidecars", "continuations")}
     for path in dict.fromkeys(take.path for take in takes if take.verdict == "kept"):
         for group, file in await on_disk(_copy_take, path, Path(out), found):
