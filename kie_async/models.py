@@ -84,7 +84,8 @@ class ExtendRequest(_Request):
         style: the style of the music.
         title: the title of the new tracks.
         continue_at: where the source is cut and continued: seconds, above 0 and below its length, or text: "45.5",
-            "1:05", or, if the length of the source is known or can be measured, "75%" or "-10s" (before its end).
+            "1:05", "1m05s", or, if the length of the source is known or can be measured, "75%" or "-10s" (before its
+            end).
         instrumental: without voice.
         negative_tags: styles to avoid.
         vocal_gender: "m" or "f"; only a tendency.

@@ -370,7 +370,7 @@ async def test_a_loop_that_could_be_either_is_unclear(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "field", "words"),
     [
-        ({"at": 0}, "at", "is 0; give a position in the song: 45.5 or 1:05"),
+        ({"at": 0}, "at", "is 0; give a position in the song: 45.5, 10s, 1:05 or 1m05s"),
         ({"at": float("nan")}, "at", "is nan"),
         ({"at": "soon"}, "at", "is 'soon'"),
         ({"at": "0:15"}, "at", "ends at 0:10; give a position before its end"),

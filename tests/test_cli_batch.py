@@ -677,7 +677,7 @@ def test_a_narrow_terminal_shows_whole_words(
 def test_what_no_song_has_is_said_once(terminal: Terminal, tmp_path: Path, out: Path) -> None:
     answer = terminal("batch", str(short_songs(tmp_path / "in", 3)), "--out", str(out), "--emulate")
     assert answer.code == 2
-    words = "give 45.5 or 1:05 (seconds), 75% or -10s (before the end)"
+    words = "give 45.5, 10s, 1:05 or 1m05s, 75%, or -10s (before the end)"
     assert answer.err == f"error: --at is missing; an upload needs it: {words}\n"
     rows = "source\n" + "".join(f"in/song {number}.wav\n" for number in range(3))
     (tmp_path / "jobs.csv").write_text(rows)

@@ -140,7 +140,7 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["upload-extend", "http://127.0.0.1:9/a.mp3", "--at", "soon"], "--at is 'soon'"),
         (["extend", "a1", "--model", "V5", "--lyrics", "la"], "--lyrics is for upload-extend"),
         (["extend", "a1"], "--model is missing; give the one that made the track"),
-        (["extend", "a1", "--model", "V5", "--at", "soon"], "--at is 'soon'; give 45.5 or 1:05"),
+        (["extend", "a1", "--model", "V5", "--at", "soon"], "--at is 'soon'; give 45.5, 10s, 1:05"),
         (
             ["extend", "a1", "--model", "V5", "--at", "75%", "--style", "s", "--title", "t", "--instrumental"],
             "the length of the source is not known: give seconds, or --duration",
@@ -167,6 +167,8 @@ def test_1_a_fault_of_the_program(terminal: Terminal, monkeypatch: pytest.Monkey
         (["upload-extend", "a.mp3", "--at", "1.30"], '"1.30" for --at. Is it 1:30 or 1.3 seconds? Write 1:30 or 1.3s.'),
         (["batch", "songs", "--at", "-0.05", "--out", "o"], '"-0.05" for --at. Is it -0:05 or -0.05 seconds? Write'),
         (["extend", "a1", "--until", "4.00", "--out", "o"], "for --until. Is it 4:00 or 4 seconds?"),
+        (["upload-extend", "a.mp3", "--at", "0:65"], "seconds go from 00 to 59. Is 1:05 meant?"),
+        (["extend", "a1", "--until", "1:75", "--out", "o"], "seconds go from 00 to 59. Is 2:15 meant?"),
         (["join", "a.mp3", "b.mp3", "--at", "7.59", "--out", "c.mp3"], "for --at. Is it 7:59 or 7.59 seconds?"),
         (["join", "a.mp3", "b.mp3", "--at", "8.00", "--out", "c.mp3"], "there is no file"),
         (["join", "a.mp3", "b.mp3", "--at", "1.60", "--out", "c.mp3"], "there is no file"),
@@ -205,9 +207,10 @@ def test_2_a_request_that_breaks_rules_names_its_options(terminal: Terminal, ser
 
 
 def test_2_a_moment_beyond_the_song(terminal: Terminal, service: EmulatorHandle, song: Path) -> None:
-    check(terminal, 2, "upload-extend", str(song), "--at", "2", kind="InvalidRequestError", says="--at is 2")
-    check(terminal, 2, "upload-extend", str(song), "--at", "100%", kind="InvalidRequestError", says="--at is 2")
-    check(terminal, 2, "upload-extend", str(song), "--at", "-2", kind="InvalidRequestError", says="--at is 0")
+    lasts = "; the source lasts 0:02: give a"
+    for at, shown in (("2", "0:02"), ("100%", "'100%'"), ("-2", "'-2'")):
+        says = f"--at is {shown}{lasts}"
+        check(terminal, 2, "upload-extend", str(song), "--at", at, kind="InvalidRequestError", says=says)
     assert not service.arrivals
 
 

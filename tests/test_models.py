@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -176,6 +177,22 @@ def test_a_moment_is_written_as_on_the_command_line(text: str, seconds: float) -
     unknown = ExtendRequest("a1", **{**OWN, "continue_at": text})
     assert unknown.continue_at == (text if "%" in text or "-" in text else seconds)
     assert attrs.evolve(unknown, source_duration=120).continue_at == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "said"),
+    [
+        ("-70s", 65.16, "is '-70s'; the source lasts 1:05.16: give a position in it"),
+        ("100%", 65.16, "is '100%'; the source lasts 1:05.16: give a position in it"),
+        ("2:00", 65.16, "is 2:00; the source lasts 1:05.16: give a moment before its end"),
+        ("0s", None, "is '0s'; give a position above 0"),
+    ],
+)
+def test_a_moment_that_is_not_in_the_source_is_shown_as_it_was_given(
+    text: str, length: float | None, said: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"continue_at: {re.escape(said)}$"):
+        ExtendRequest("a1", **{**OWN, "continue_at": text}, source_duration=length)
 
 
 def test_lyrics_take_the_place_of_the_prompt() -> None:

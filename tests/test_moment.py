@@ -24,6 +24,13 @@ from kie_async._protocol.request_rules import CutPoint, read_cut_point
         ("-10", 90.11),
         ("-10s", 90.11),
         ("-1:05", 35.11),
+        ("10 s", 10.0),
+        ("4m", 240.0),
+        ("4 min", 240.0),
+        ("1m30s", 90.0),
+        ("1 min 5.25 s", 65.25),
+        ("1m05", 65.0),
+        ("-1m05s", 35.11),
     ],
 )
 def test_a_moment_is_within_its_song(text: str, seconds: float) -> None:
@@ -57,7 +64,12 @@ def test_any_text_is_a_moment_or_none(text: str) -> None:
         ":5",
         "5.",
         "٣",
-        "10m",
+        "m",
+        "m30s",
+        "1m60s",
+        "1:05m",
+        "10ms",
+        "1h",
         "\x1b[2J",
     ],
 )

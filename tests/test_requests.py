@@ -218,7 +218,9 @@ async def test_a_model_that_nobody_can_tell_must_be_given(track: Any, names: str
 async def test_a_track_is_held_to_its_length() -> None:
     track = kie.Track("a1", model_name="chirp-crow", duration=100.0)
     async with serving() as service:
-        await refused(service.session.extend(track, **{**OWN, "continue_at": 100.0}), service, "lasts 100.00 s")
+        await refused(
+            service.session.extend(track, **{**OWN, "continue_at": 100.0}), service, "lasts 1:40: give a moment"
+        )
 
 
 async def test_the_id_of_a_task_is_not_that_of_a_track() -> None:
@@ -367,10 +369,10 @@ async def test_a_source_of_over_two_minutes(tmp_path: Path) -> None:
     async with serving() as service:
         await service.session.upload_extend(song, continue_at=60)
         (note,) = notices(service)
-        assert 'the page "Upload And Extend Audio (older)" allows 120 s' in note
+        assert 'the page "Upload And Extend Audio (older)" allows 2:00' in note
         strict = attrs.evolve(service.session.settings, strict_limits=True)
         async with kie.KieSession(strict) as session:
-            with pytest.raises(kie.InvalidRequestError, match=r"source: lasts 121.00 s; .* 120 s, and strict_limits"):
+            with pytest.raises(kie.InvalidRequestError, match=r"source: lasts 2:01; .* 2:00, and strict_limits"):
                 await session.upload_extend(song, continue_at=60)
         assert len(service.emulator.arrivals) == 1
 

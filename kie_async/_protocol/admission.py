@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from kie_async._protocol.address_rules import unreachable
 from kie_async._protocol.request_rules import MODELS, MODELS_WITH_PERSONA_MODEL, OLDER, is_blank, is_url, may_be_new
 from kie_async._protocol.wire import BARE_ID, TASK_ID
-from kie_async._text import count_of
+from kie_async._text import clock, count_of
 from kie_async.errors import (
     InvalidRequestError,
     KieError,
@@ -194,7 +194,7 @@ def _find_older_limits(request: Request) -> Iterator[tuple[str, str, str]]:
             yield name, f"has {length} characters", f'the page "{older.page}" allows {limit}'
     duration = request.source_duration
     if request.operation == "upload_extend" and duration is not None and duration > older.upload_seconds:
-        yield "source", f"lasts {duration:.2f} s", f'the page "{older.page}" allows {older.upload_seconds:.0f} s'
+        yield "source", f"lasts {clock(duration)}", f'the page "{older.page}" allows {clock(older.upload_seconds)}'
 
 
 def _find_notices(request: Request, settings: Settings) -> Iterator[Notice]:

@@ -1,10 +1,10 @@
 """The rules of a request, as kie.ai's pages "Extend Music" and "Upload And Extend Audio" give them: pure.
 
 First what the service accepts, as data, each limit with the page that states it; where two pages disagree, the current
-one decides, and ``OLDER`` holds what the other says. Then how a cut point is written: ``45.5``, ``1:05``, ``75%``,
-``-10s``. Last the rules: each takes the fields as they were given, of any type whatever, and yields what is wrong with
-them. A request is refused if the service is known to refuse it, or if it would be paid and cannot have the effect that
-is asked for. What is only pointless is no fault: see ``_protocol.admission``.
+one decides, and ``OLDER`` holds what the other says. Then how a cut point is written: ``45.5``, ``1:05``, ``1m05s``,
+``75%``, ``-10s``. Last the rules: each takes the fields as they were given, of any type whatever, and yields what is
+wrong with them. A request is refused if the service is known to refuse it, or if it would be paid and cannot have the
+effect that is asked for. What is only pointless is no fault: see ``_protocol.admission``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from os import PathLike
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias, TypeGuard
 
+from kie_async._text import clock
 from kie_async.errors import Problem
 from kie_async.settings import split_http
 
@@ -114,11 +115,12 @@ def _is_misspelt(model: str, known: str) -> bool:
 
 # ---------------------------------------------------------------- cut points
 
-FORMS = "45.5 or 1:05 (seconds), 75% or -10s (before the end)"
+FORMS = "45.5, 10s, 1:05 or 1m05s, 75%, or -10s (before the end)"
 
 _SHARE = re.compile(r"(?P<share>[0-9]+(?:\.[0-9]+)?)%")
-_SECONDS = re.compile(r"(?P<end>-?)(?P<seconds>[0-9]+(?:\.[0-9]+)?)s?")
+_SECONDS = re.compile(r"(?P<end>-?)(?P<seconds>[0-9]+(?:\.[0-9]+)?)(?: ?s)?")
 _CLOCK = re.compile(r"(?P<end>-?)(?P<minutes>[0-9]+):(?P<seconds>[0-5]?[0-9](?:\.[0-9]+)?)")
+_UNITS = re.compile(r"(?P<end>-?)(?P<minutes>[0-9]+) ?m(?:in)?(?: ?(?P<seconds>[0-5]?[0-9](?:\.[0-9]+)?)(?: ?s)?)?")
 
 
 class CutPoint(NamedTuple):
@@ -148,8 +150,8 @@ def read_cut_point(text: str) -> CutPoint | None:
         return CutPoint(float(found["share"]), share=True)
     if found := _SECONDS.fullmatch(text):
         return CutPoint(float(found["seconds"]), from_end=bool(found["end"]))
-    if found := _CLOCK.fullmatch(text):
-        return CutPoint(float(found["minutes"]) * 60 + float(found["seconds"]), from_end=bool(found["end"]))
+    if found := _CLOCK.fullmatch(text) or _UNITS.fullmatch(text):
+        return CutPoint(float(found["minutes"]) * 60 + float(found["seconds"] or 0), from_end=bool(found["end"]))
     return None
 
 
@@ -189,10 +191,14 @@ def is_blank(text: object) -> bool:
 
 
 def compute_cut_point(moment: object, duration: object) -> object:
-    """``continue_at`` in seconds, where it is written as text and can be computed; or else as it was given."""
+    """``continue_at`` in seconds, where it is written as text and is in the source; or else as it was given."""
     found = read_cut_point(moment.strip()) if isinstance(moment, str) else None
-    seconds = found.resolve(_seconds(duration)) if found else None
-    return moment if seconds is None else seconds
+    length = _seconds(duration)
+    seconds = found.resolve(length) if found else None
+    if found is None or seconds is None or seconds <= 0:
+        return moment
+    is_behind = found.needs_length and length is not None and seconds >= length
+    return moment if is_behind else seconds
 
 
 def _shown(value: object) -> str:
@@ -302,23 +308,25 @@ def _seconds(value: object) -> float | None:
 def _moments(given: Fields) -> Iterator[Problem]:
     continue_at = given["continue_at"]
     moment, duration = (_seconds(given[name]) for name in ("continue_at", "source_duration"))
+    lasts = "" if duration is None else f"the source lasts {clock(duration)}: "
     if isinstance(continue_at, str):  # otherwise it waits for the length of the source
-        if read_cut_point(continue_at.strip()) is None:
+        if (found := read_cut_point(continue_at.strip())) is None:
             yield Problem("continue_at", f"is {_shown(continue_at)}", f"give {FORMS}")
+        elif found.resolve(duration) is not None:  # it is known, and not in the source
+            remedy = f"{lasts}give a position in it" if lasts else "give a position above 0"
+            yield Problem("continue_at", f"is {_shown(continue_at)}", remedy)
     elif continue_at is not None and moment is None:
-        lasts = "" if duration is None else f"the source lasts {duration:.2f} s: "
         yield Problem("continue_at", f"is {_shown(continue_at)}", f"{lasts}give a number of seconds above 0")
     if given["source_duration"] is not None and duration is None:
         yield Problem("source_duration", f"is {_shown(given['source_duration'])}", "give a number of seconds above 0")
     if duration is None:
         return
     if moment is not None and moment >= duration:
-        remedy = f"the source lasts {duration:.2f} s: give a moment before its end"
-        yield Problem("continue_at", f"is {moment:g} s", remedy)
+        yield Problem("continue_at", f"is {clock(moment)}", f"{lasts}give a moment before its end")
     limits = limits_of(given["model"])
     if "source" in given and limits and duration > limits.upload_seconds:
-        remedy = f"{given['model']} takes at most {limits.upload_seconds:.0f} s: cut it first"
-        yield Problem("source", f"lasts {duration:.2f} s", remedy)
+        remedy = f"{given['model']} takes at most {clock(limits.upload_seconds)}: cut it first"
+        yield Problem("source", f"lasts {clock(duration)}", remedy)
 
 
 def _missing(given: Fields) -> Iterator[Problem]:
