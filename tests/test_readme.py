@@ -143,6 +143,7 @@ def test_callbacks(kie_emulator: EmulatorHandle, folder: Path, code: str, free_p
     assert done.stderr == ""
     tracks = json.loads(done.stdout)["tracks"]
     assert [track["audio_url"].endswith(".mp3") for track in tracks] == [True, True]
+    kie_emulator.wait_finished()
     assert [sent.status for sent in kie_emulator.callbacks] == [200] * 3
 
 
