@@ -257,14 +257,17 @@ def test_a_whole_song_is_joined_only_if_that_is_asked_for(
     first = terminal(*words, "27")
     assert made(first) == takes(first)[1:]
     assert re.search(r"done: the song lasts 0:\S+ \(0:27 was asked; --trim cuts it to that\), 1 step, 12 c", first.err)
-    value = terminal(*words, "27", "--join", "--json").value
+    joined = terminal(*words, "27", "--join", "--json")
+    value = joined.value
+    assert "nothing to extend: the song lasts" in joined.err
     assert files.measure(Path(value["joined"])) == pytest.approx(value["length"], abs=0.3)
     nearly = terminal(*words, str(value["length"] + 0.4), "--trim")
     assert re.search(
-        r"nothing to do: .* already \(\S+ was asked; for less than 0.5 s no step is paid\), 1 step, 12 credits; your "
-        r"song, faded out at its end: \S+s.mp3$", nearly.err, re.MULTILINE
+        r"nothing to extend: .* already \(\S+ was asked; for less than 0.5 s no step is paid\), 1 step, 12 credits; "
+        r"your song, faded out at its end: \S+s.mp3$", nearly.err, re.MULTILINE
     )  # fmt: skip
     assert files.measure(Path(nearly.out.splitlines()[-1])) == pytest.approx(value["length"], abs=0.1)
+    assert "nothing to do: " in terminal(*words, str(value["length"] + 0.4), "--trim").err  # its file is there
     assert len(service.ledger) == 1
 
 

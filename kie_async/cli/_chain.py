@@ -106,7 +106,8 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
                 error.add_note(output.hints[3])
             raise
     output.value |= chain.to_dict() | {"steps": [_step_value(step) for step in chain.steps]}
-    _say_end(output, order, chain, await _finish(output, order, chain))
+    song, is_written = await _finish(output, order, chain)
+    _say_end(output, order, chain, song, is_written=is_written)
 
 
 async def _find_track(output: Output, track: Track, out: Path, model: str | None) -> tuple[Track, Path | None]:
@@ -122,14 +123,14 @@ async def _find_track(output: Output, track: Track, out: Path, model: str | None
     return found, file
 
 
-def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None) -> None:
-    """Say what was made.
+def _say_end(output: Output, order: ChainOrder, chain: Chain, song: Path | None, *, is_written: bool) -> None:
+    """Say what was made; ``is_written``: a file of it is of this run.
 
     Raises:
         KieError: the song is not as long as it was to be.
     """
     if chain.end == "reached":
-        output.say(_reached(order, chain, song))
+        output.say(_reached(order, chain, song, is_written=is_written))
         return
     length, wanted = _length(chain), clock(chain.seconds)
     message = f"the song lasts {length}, and not {wanted}"
@@ -160,12 +161,13 @@ def _length(chain: Chain) -> str:
     return "an unknown time" if chain.length is None else clock(chain.length)
 
 
-def _reached(order: ChainOrder, chain: Chain, song: Path | None) -> str:
+def _reached(order: ChainOrder, chain: Chain, song: Path | None, *, is_written: bool) -> str:
     """How long the song is, beside what was asked for, what it has cost, and where it is."""
     length, wanted = _length(chain), clock(chain.seconds)
     is_short, is_trimmed = (chain.length or 0.0) < chain.seconds, order.until.trim
     is_new = len(chain.steps) > order.delivered
-    line = f"done: the song lasts {length}" if is_new else f"nothing to do: the song lasts {length} already"
+    nothing = "nothing to extend" if is_written else "nothing to do"
+    line = f"done: the song lasts {length}" if is_new else f"{nothing}: the song lasts {length} already"
     if length != wanted and is_short:
         line += f" ({wanted} was asked; for less than {NEARLY} s no step is paid)"
     elif length != wanted and is_new and song is not None and not is_trimmed:
@@ -309,57 +311,56 @@ def parts_of(chain: Chain, source: Path | None) -> list[tuple[Path, float]]:
     return parts
 
 
-async def _finish(output: Output, order: ChainOrder, chain: Chain) -> Path | None:
+async def _finish(output: Output, order: ChainOrder, chain: Chain) -> tuple[Path | None, bool]:
     """Join the parts of the song, if it has several or that is asked for, and trim it, if that is asked for.
 
     Writes the file of the song to stdout; or, if its source is not here, the files that continue that, in their order.
 
     Returns:
-        The file of the song; None if it is not here.
+        The file of the song, None if it is not here; and whether anything was written now.
     """
     plan = order.plan
     parts = parts_of(chain, plan.source_file)
     if not parts:
-        return None
+        return None, False
     song, begins_at = parts[0]
     if begins_at:
         output.say("the takes hold the continuation alone, and the song is not here: join it with 'kie-async join'")
         for path, _ in parts:
             output.print(str(path))
-        return None
+        return None, False
     joins: list[tuple[Path, float, ChainPart]] = [(path, at, "continuation") for path, at in parts[1:]]
     if order.join and plan.source_file is not None and plan.source_file != song:
         joins.insert(0, (song, chain.steps[0].cut or 0.0, "whole"))
         song = plan.source_file
+    is_written = False
     if joins:
-        song = await _join(output, order, song, joins, f"{plan.song}-{plan.key}-{len(chain.steps)}-joined")
-        output.value["joined"] = song
+        target = _target(order.out, f"{plan.song}-{plan.key}-{len(chain.steps)}-joined", song)
+        if is_written := not await files.on_disk(os.path.lexists, target):
+            await _join(output, song, joins, target)
+        output.value["joined"] = song = target
     if order.until.trim and chain.end == "reached":
         name = f"{plan.song}-{plan.key}-{len(chain.steps)}-{plan.goal.seconds:g}s"
         target = _target(order.out, name, song)
         if not await files.on_disk(os.path.lexists, target):
+            is_written = True
             output.display.doing(f"trimming {song.name}")
             await audio.trim(song, target, seconds=plan.goal.seconds, tags_of=plan.source_file)
         output.value["trimmed"] = song = target
     output.value["song"] = song
     output.print(str(song))
-    return song
+    return song, is_written
 
 
-async def _join(
-    output: Output, order: ChainOrder, song: Path, joins: list[tuple[Path, float, ChainPart]], name: str
-) -> Path:
+async def _join(output: Output, song: Path, joins: list[tuple[Path, float, ChainPart]], target: Path) -> None:
     """Join the parts one after the other; only the last file stays."""
-    target = _target(order.out, name, song)
-    if not await files.on_disk(os.path.lexists, target):
-        with TemporaryDirectory(prefix="kie-async-") as folder:
-            for number, (path, at, kind) in enumerate(joins, start=1):
-                output.display.doing(f"joining {path.name}")
-                out = target if number == len(joins) else Path(folder) / f"{number}.flac"  # which keeps all tags
-                joined = await audio.join(song, path, at=at, out=out, kind=kind)
-                say_seam(output, joined)
-                song = joined.path
-    return target
+    with TemporaryDirectory(prefix="kie-async-") as folder:
+        for number, (path, at, kind) in enumerate(joins, start=1):
+            output.display.doing(f"joining {path.name}")
+            out = target if number == len(joins) else Path(folder) / f"{number}.flac"  # which keeps all tags
+            joined = await audio.join(song, path, at=at, out=out, kind=kind)
+            say_seam(output, joined)
+            song = joined.path
 
 
 def _target(out: Path, name: str, song: Path) -> Path:
