@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,23 @@ def test_2_wrong_use(terminal: Terminal, service: EmulatorHandle, words: list[st
     assert "\x1b" not in plain.err
     assert terminal(words[0], "--json", *words[1:]).value["error"]["charged"] == "no"
     assert not service.arrivals
+
+
+def test_2_a_file_whose_name_begins_as_an_option(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, words in (
+        ("-dash.ogg", ("upload-extend", "-dash.ogg", "--at", "1")),
+        ("-v.ogg", ("join", "a.ogg", "-v.ogg", "--out", "c.ogg")),  # with options that exist
+        ("-v 1.json", ("select", "--from", "-v 1.json", "--out", "best")),
+    ):
+        assert "./" not in terminal(*words).err
+        (tmp_path / name).touch()
+        answer = terminal(*words)
+        assert answer.code == 2
+        assert f"error: {name} begins as an option does; if the file of that name is meant, write " in answer.err
+        assert f" write {shlex.quote(f'./{name}')}\n" in answer.err
 
 
 def test_2_a_share_of_an_address_that_cannot_be_measured(terminal: Terminal, service: EmulatorHandle) -> None:

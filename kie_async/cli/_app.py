@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import signal
 from collections.abc import Callable, Coroutine, Sequence
@@ -11,7 +12,7 @@ from io import StringIO
 from itertools import takewhile
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 from rich.console import Console
 
 from kie_async import __version__
@@ -26,6 +27,7 @@ from kie_async.cli._report import report, select
 from kie_async.cli._servers import emulate, listen
 from kie_async.cli._tasks import credits_left, download, extend, status, upload_extend, wait
 from kie_async.cli._worker import worker, workers
+from kie_async.events import clean
 
 _ABOUT = "Extend songs with kie.ai's Suno API, without paying twice or losing what was paid."
 _EPILOGUE = f"""\
@@ -123,7 +125,7 @@ def _parse(words: Sequence[str], output: Output) -> Coroutine[Any, Any, None] | 
     try:
         command, bound, injected = app.parse_args(words, console=console, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        raise UsageError(f"{_problem(error)}\nhelp: {_help_for(error)}") from None
+        raise UsageError(f"{_problem(error, words)}\nhelp: {_help_for(error)}") from None
     if "output" in injected:
         coroutine: Coroutine[Any, Any, None] = command(*bound.args, **bound.kwargs, output=output)
         return coroutine
@@ -133,7 +135,10 @@ def _parse(words: Sequence[str], output: Output) -> Coroutine[Any, Any, None] | 
     return None
 
 
-def _problem(error: CycloptsError) -> str:
+def _problem(error: CycloptsError, words: Sequence[str]) -> str:
+    names = (clean(word) for word in words if word.startswith("-") and os.path.lexists(word))
+    if isinstance(error, (UnknownOptionError, MissingArgumentError)) and (name := next(names, None)):
+        return f"{name} begins as an option does; if the file of that name is meant, write {shlex.quote(f'./{name}')}"
     if isinstance(error, UnknownOptionError):
         option = (error.token.keyword or error.token.value).partition("=")[0]
         if any(option in argument.names and argument.parse for argument in error.argument_collection):  # known
