@@ -184,6 +184,8 @@ def test_a_moment_is_written_as_on_the_command_line(text: str, seconds: float) -
     [
         ("-70s", 65.16, "is '-70s'; the source lasts 1:05.16: give a position in it"),
         ("100%", 65.16, "is '100%'; the source lasts 1:05.16: give a position in it"),
+        ("100%", 65.1602, "is '100%'; the source lasts 1:05.16: give a position in it"),
+        ("65.16", 65.1602, "is 1:05.16; the source lasts 1:05.16: give a moment before its end"),
         ("2:00", 65.16, "is 2:00; the source lasts 1:05.16: give a moment before its end"),
         ("0s", None, "is '0s'; give a position above 0"),
     ],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,23 @@ def test_what_is_missing_or_taken_is_named_and_the_rest_copied(
         (folder / name).unlink()
     none = terminal("select", "--from", str(verdicts), "--out", str(tmp_path / "none"), "--json")
     assert (none.code, none.value["notes"], (tmp_path / "none").exists()) == (8, None, False)
+
+
+def test_a_full_disk_leaves_nothing(
+    terminal: Terminal, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or what is imported meanwhile is cut off for good
+    (folder / "a.mp3").write_bytes(bytes(2000))
+    verdicts = exported(folder / "verdicts.json", ["a.mp3"])
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        answer = terminal("select", "--from", str(verdicts), "--out", str(tmp_path / "best"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (answer.code, answer.err) == (8, "error: the disk refused: File too large; make room or give access\n")
+    assert not list((tmp_path / "best").iterdir())
 
 
 @pytest.mark.parametrize("name", ["../secret.mp3", "{tmp_path}/secret.mp3", "link.mp3", "up/secret.mp3"])

@@ -197,8 +197,13 @@ def compute_cut_point(moment: object, duration: object) -> object:
     seconds = found.resolve(length) if found else None
     if found is None or seconds is None or seconds <= 0:
         return moment
-    is_behind = found.needs_length and length is not None and seconds >= length
+    is_behind = found.needs_length and length is not None and _reaches(seconds, length)
     return moment if is_behind else seconds
+
+
+def _reaches(moment: float, length: float) -> bool:
+    """Tell whether a moment is not before the end of a song; hundredths of a second are sent."""
+    return round(moment, 2) >= round(length, 2)
 
 
 def _shown(value: object) -> str:
@@ -321,7 +326,7 @@ def _moments(given: Fields) -> Iterator[Problem]:
         yield Problem("source_duration", f"is {_shown(given['source_duration'])}", "give a number of seconds above 0")
     if duration is None:
         return
-    if moment is not None and moment >= duration:
+    if moment is not None and _reaches(moment, duration):
         yield Problem("continue_at", f"is {clock(moment)}", f"{lasts}give a moment before its end")
     limits = limits_of(given["model"])
     if "source" in given and limits and duration > limits.upload_seconds:
