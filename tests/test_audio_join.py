@@ -474,16 +474,16 @@ def test_cancelling_stops_the_work_and_leaves_nothing(tmp_path: Path) -> None:
     free = Event()
 
     class BusyExecutor(ThreadPoolExecutor):
-        """Its one thread is busy when the work comes, so that the work is cancelled before it reads."""
+        """Its one thread is busy when the reading comes, so that this is cancelled before it reads."""
 
         def submit(self, function: Any, /, *given: Any, **named: Any) -> Any:  # as its base
-            came.set()
+            if any(isinstance(each, Event) for each in given):  # by which it can be stopped
+                super().submit(free.wait)
+                came.set()
             return super().submit(function, *given, **named)
 
     async def cancel() -> None:
         asyncio.get_running_loop().set_default_executor(executor)
-        executor.submit(free.wait)
-        came.clear()
         work = asyncio.create_task(join(source, result, at=CUT, out=tmp_path / "longer.wav"))
         await came.wait()
         work.cancel()

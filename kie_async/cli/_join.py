@@ -71,7 +71,7 @@ async def join(  # noqa: PLR0913  # keyword-only but for the two files
         cut = await audio.check_join(source, at=cut, out=out)
         output.display.doing(f"joining {source.name} and {result.name}")
         if kind is None:
-            await _check_facts(facts, source, result, None if at is None else cut)
+            await _check_facts(facts, source, result, cut)
         joined = await audio.join(source, result, at=cut, out=out, kind=kind)
     except UnclearError as error:
         remedy = f"listen to it, and say {_CHOICE}"
@@ -111,7 +111,7 @@ def _cut_in(facts: Facts) -> float | None:
     return as_duration(facts.get("continue_at")) if cut is None else cut
 
 
-async def _check_facts(facts: Facts, source: Path, result: Path, given: float | None) -> None:
+async def _check_facts(facts: Facts, source: Path, result: Path, given: float) -> None:
     """Compare the song and the cut that are given with those of a sidecar.
 
     Raises:
@@ -128,13 +128,13 @@ async def _check_facts(facts: Facts, source: Path, result: Path, given: float | 
     cut = _cut_in(facts)
     made_of, is_source = await files.on_disk(_compare_source, facts, source, result.parent)
     if made_of is not None and is_source is None:
-        is_source = await _is_in(source, result, cut if given is None else given)
+        is_source = await _is_in(source, result, given)
     if made_of is not None and not is_source:
         raise UsageError(
             f"SOURCE is {clean(str(source))}, but {says} {clean(result.name)} was made of {clean(made_of)}: give that; "
             f"or, if they are the same song, say {_CHOICE}"
         )
-    if cut is not None and given is not None and abs(given - cut) > _SAME_CUT:
+    if cut is not None and abs(given - cut) > _SAME_CUT:
         raise UsageError(
             f"--at is {clock(given)}, but {says} the song was cut at {clock(cut)}: leave --at out; or, if you know "
             f"better, say {_CHOICE}"
@@ -174,17 +174,15 @@ def _file_of_track(directory: Path, audio_id: str) -> Facts:
     return next((_part(facts, "file") for facts in sidecars if _track_id(facts) == audio_id), {})
 
 
-async def _is_in(source: Path, result: Path, cut: float | None) -> bool:
+async def _is_in(source: Path, result: Path, cut: float) -> bool:
     """Whether a take holds a song up to its cut.
 
     If it does not, it may be the continuation of this song or, in a chain, of a later take: nothing tells them apart.
     """
-    if cut is None:
-        return True  # the join will be refused for that
     try:
         verdict = await audio.compare(source, result, continue_at=cut)
     except AudioError:
-        return True  # and for this
+        return True  # the join will be refused for this
     return verdict.kind == "whole"
 
 
