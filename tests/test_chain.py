@@ -154,11 +154,11 @@ async def test_a_track_without_a_length_ends_it() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"seconds": 481.0}, "seconds: is 481 s; V5 makes songs of at most 480 s"),
+        ({"seconds": 481.0}, "seconds: is 8:01; V5 makes songs of at most 8:00"),
         ({"max_steps": 0}, "max_steps: is 0"),
         ({"before_end": math.nan}, "before_end: is nan; give seconds from 0.01 up"),
         ({"before_end": "soon"}, "before_end: is 'soon'; give seconds from 0.01 up"),
-        ({"before_end": 30.0}, "before_end: is 30 s, and the source lasts 30 s; give less"),
+        ({"before_end": 30.0}, "before_end: is 30 s, and the source lasts 0:30; give less"),
         ({"choose": "best"}, 'choose: is \'best\'; give "longest", "first"'),
         ({"lyrics": "la"}, "lyrics: is given with a track"),
         ({"title": "Longer"}, "style: is missing"),

@@ -374,9 +374,9 @@ def test_that_a_song_is_cut_off_is_said_once_before_it_is_paid(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--until", "x"), "--until: 'x' is no length; write 4:00 or 240"),
+        (("--until", "x"), "--until: 'x' is no length; write 4:00, 4m or 240"),
         (("--until", "75%"), "--until: '75%' is no length"),
-        (("--until", "9:00"), "--until is 540 s; V5 makes songs of at most 480 s"),
+        (("--until", "9m"), "--until is 9:00; V5 makes songs of at most 8:00"),
         (("--until", "9", "--no-wait"), "--until waits for the takes of each step: leave --no-wait out"),
         (("--until", "9"), "it will cost 120 credits at most (12 for each step that it takes): nothing was done; "),
         (("--until", "9", "--max-steps", "1"), "it will cost 12 credits at most: nothing was done; if that is meant, "),

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 
 from kie_async._protocol.request_rules import LONGEST, limits_of
+from kie_async._text import clock
 from kie_async.errors import Problem
 from kie_async.models import Track
 
@@ -47,7 +48,7 @@ class ChainGoal:
         if not (_is_number(self.seconds) and 0 < self.seconds < LONGEST):
             yield Problem("seconds", f"is {self.seconds!r}", "give a number of seconds above 0")
         elif self.seconds > most:
-            yield Problem("seconds", f"is {self.seconds:g} s", f"{model} makes songs of at most {most:g} s")
+            yield Problem("seconds", f"is {clock(self.seconds)}", f"{model} makes songs of at most {clock(most)}")
         if not (_is_number(self.max_steps) and 1 <= self.max_steps < LONGEST and self.max_steps % 1 == 0):
             yield Problem("max_steps", f"is {self.max_steps!r}", "give a number from 1 up")
         if self.before_end is not None and not (
@@ -55,7 +56,7 @@ class ChainGoal:
         ):
             yield Problem("before_end", f"is {self.before_end!r}", f"give seconds from {_MIN_BEFORE_END} up")
         elif self.before_end is not None and length is not None and self.before_end >= length:
-            yield Problem("before_end", f"is {self.before_end:g} s, and the source lasts {length:.12g} s", "give less")
+            yield Problem("before_end", f"is {self.before_end:g} s, and the source lasts {clock(length)}", "give less")
 
     def next_cut(self, duration: float, fades_from: float | None = None) -> float:
         """Return where to cut a track of this length, in seconds: above 0 and below its length.

@@ -54,7 +54,7 @@ class UntilOptions:
         """The length to be reached."""
         length = read_cut_point(self.until.strip()) if self.until is not None else None
         if length is None or length.needs_length:
-            raise UsageError(f"--until: {str(self.until)[:60]!r} is no length; write 4:00 or 240")
+            raise UsageError(f"--until: {str(self.until)[:60]!r} is no length; write 4:00, 4m or 240")
         return length.amount
 
     def check(self) -> None:
