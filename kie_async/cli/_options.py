@@ -92,7 +92,7 @@ class Music:
     """The fields of a request. A field that breaks a rule is refused before anything is spent.
 
     Attributes:
-        at: Where to cut the song and go on: 45.5 (seconds), 1:05, 75%, or -10s (before its end).
+        at: Where to cut the song and go on: 45.5, 1:05, 75%, or -10s (before its end).
         duration: The length of the song in seconds, where it cannot be measured.
         prompt: The lyrics.
         prompt_file: A text file with the lyrics.
