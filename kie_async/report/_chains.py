@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import attrs
 
-from kie_async.report._rows import MAX_TEXT, ReportedJob, Take
+from kie_async.report._rows import MAX_TEXT, Place, ReportedJob, Take
 
 Chain: TypeAlias = Sequence[ReportedJob]  # from the first step on
 
@@ -29,15 +29,17 @@ def tell_chains(
     by_key = {job.key: job for job in jobs}
 
     def before(job: ReportedJob) -> ReportedJob | None:
-        step = None if job.audio_id else _STEP.fullmatch(job.key)  # one that failed has no sidecar to name its source
-        return by_key.get(f"{step[1]}{int(step[2]) - 1}") if step else makers.get(job.audio_id)
+        step = (
+            None if job.source.audio_id else _STEP.fullmatch(job.key)
+        )  # one that failed has no sidecar to name its source
+        return by_key.get(f"{step[1]}{int(step[2]) - 1}") if step else makers.get(job.source.audio_id)
 
     chains = {job.key: _chain_to(job, before) for job in jobs}
     steps: dict[str, int] = {}
     for chain in chains.values():
         steps |= {job.key: max(steps.get(job.key, 0), len(chain)) for job in chain}
     numbered = {key: _step(chain, steps[key]) for key, chain in chains.items()}
-    extended = {job.audio_id for job in jobs}
+    extended = {job.source.audio_id for job in jobs}
     finished, rest = list[ReportedJob](), list[ReportedJob]()
     for row in others:
         key = _last_step(row.key, numbered)
@@ -65,7 +67,7 @@ def _step(chain: Chain, steps: int) -> ReportedJob:
     """Number the last step of a chain; one that has no title takes that of a step before."""
     job = chain[-1]
     title = next((each.title for each in reversed(chain) if each.title), job.key[:MAX_TEXT])
-    return attrs.evolve(job, title=title, step=len(chain), steps=steps, chain=chain[0].key)
+    return attrs.evolve(job, title=title, place=Place(step=len(chain), steps=steps, chain=chain[0].key))
 
 
 def _with_song(job: ReportedJob, chain: Chain) -> ReportedJob:
@@ -77,7 +79,7 @@ def _with_song(job: ReportedJob, chain: Chain) -> ReportedJob:
 
 def _chosen(chain: Chain) -> Take:
     """The take of the last step that was chosen, by the rule that the chain has followed before: longest, or first."""
-    takes_longest = all(_longest(job.takes).track_id == after.audio_id for job, after in pairwise(chain))
+    takes_longest = all(_longest(job.takes).track_id == after.source.audio_id for job, after in pairwise(chain))
     return _longest(chain[-1].takes) if takes_longest else chain[-1].takes[0]
 
 
@@ -105,7 +107,8 @@ def _finished(row: ReportedJob, chain: Chain, title: str) -> ReportedJob:
     number = _STEP.fullmatch(chain[-1].key)
     steps = int(number[2]) if number else len(chain)
     seams, notice = _seams(chain[-steps:], steps)  # the chain may have begun with a take of another
-    return attrs.evolve(row, title=title, step=0, steps=steps, chain=chain[0].key, seams=seams, notice=notice)
+    place = Place(step=0, steps=steps, chain=chain[0].key)
+    return attrs.evolve(row, title=title, place=place, seams=seams, notice=notice)
 
 
 def _seams(chain: Chain, steps: int) -> tuple[tuple[float, ...], str]:
@@ -116,7 +119,9 @@ def _seams(chain: Chain, steps: int) -> tuple[tuple[float, ...], str]:
     for number, (step, after) in enumerate(zip(chain, (*chain[1:], None), strict=True), 1):
         if step.cut is None:
             return (), f"its seams are not known: nothing says where step {number} begins"
-        take = next((take for take in step.takes if after is None or take.track_id == after.audio_id), step.takes[0])
+        take = next(
+            (take for take in step.takes if after is None or take.track_id == after.source.audio_id), step.takes[0]
+        )
         is_whole = _reading(take, step.cut) == "whole"
         seams = [seam for seam in seams if seam < begins_at + step.cut]  # the others were cut off
         seams.append(round(begins_at + (take.seam if is_whole and take.seam is not None else step.cut), 3))

@@ -23,7 +23,7 @@ from kie_async.errors import KieError
 from kie_async.events import clean
 from kie_async.files import AUDIO_KINDS
 from kie_async.report._chains import tell_chains
-from kie_async.report._rows import MAX_TEXT, ReportedJob, Take
+from kie_async.report._rows import MAX_TEXT, ReportedJob, Source, Take
 
 Facts: TypeAlias = Mapping[str, Any]
 
@@ -58,7 +58,8 @@ def read_folder(directory: Path) -> list[ReportedJob]:
     files = {_text(facts, "track", "id"): file for path, facts in sidecars if (file := _audio_file(path, facts))}
     jobs = [_job(directory, key, lines.get(key, {}), group, files) for key, group in groups.items()]
     known = {take.name for job in jobs for take in job.takes}
-    known |= {job.source.name for job in jobs if job.source and job.source.parent == directory.resolve()}
+    sources = [job.source.file for job in jobs if job.source.file is not None]
+    known |= {file.name for file in sources if file.parent == directory.resolve()}
     others = [_lone(path) for path in directory.iterdir() if _is_audio(path) and path.name not in known]
     if not jobs and not others:
         raise ReportError(f"{clean(str(directory))} holds no results: give the folder to which a batch has downloaded")
@@ -68,7 +69,7 @@ def read_folder(directory: Path) -> list[ReportedJob]:
 
 def _sorted(jobs: Iterable[ReportedJob]) -> list[ReportedJob]:
     def order(job: ReportedJob) -> tuple[str, str, int, str]:
-        return _natural(job.title.casefold()), _natural(job.chain), job.step, _natural(job.key)
+        return _natural(job.title.casefold()), _natural(job.place.chain), job.place.step, _natural(job.key)
 
     return sorted(jobs, key=order)
 
@@ -117,12 +118,11 @@ def _job(
     if len({take.number for take in takes}) < len(takes):  # of several tasks
         takes = [attrs.evolve(take, number=number) for number, take in enumerate(takes, 1)]
     first = sidecars[0][1] if sidecars else {}
-    source, source_name = _source(directory, first, files)
+    source = _source(directory, first, files)
     title = _text(line, "title") or _text(first, "request", "title")
-    audio_id = _text(first, "request", "audio_id")
-    if not title and audio_id not in files:
-        called = next((take.title for take in takes), "") if source_name == audio_id else Path(source_name).stem
-        title = called or audio_id
+    if not title and source.audio_id not in files:
+        is_named = source.name != source.audio_id
+        title = (Path(source.name).stem if is_named else next((take.title for take in takes), "")) or source.audio_id
     if len({take.title for take in takes}) < 2:  # noqa: PLR2004  # it tells nothing apart
         takes = [attrs.evolve(take, title="") for take in takes]
     state, cut = _text(line, "state"), _cut(first)
@@ -135,8 +135,6 @@ def _job(
         cut=cut,
         seams=() if cut is None else (cut,),
         source=source,
-        source_name=source_name,
-        audio_id=audio_id,
         takes=tuple(takes),
     )
 
@@ -196,21 +194,22 @@ def _error(line: Facts) -> str:
     return f"{message} ({shown})" if shown else message
 
 
-def _source(directory: Path, facts: Facts, files: Mapping[str, Path]) -> tuple[Path | None, str]:
-    """Find what was extended: a file, which may be a take in this folder; and its name."""
-    take = files.get(_text(facts, "request", "audio_id") or " ")
+def _source(directory: Path, facts: Facts, files: Mapping[str, Path]) -> Source:
+    """Find what was extended: a file, which may be a take in this folder."""
+    audio_id = _text(facts, "request", "audio_id")
+    take = files.get(audio_id or " ")
     if take is not None:
-        return take.resolve(), take.name
+        return Source(file=take.resolve(), name=take.name, audio_id=audio_id)
     given = _text(facts, "source", "path", limit=None) or _text(facts, "request", "source", limit=None)
     size = _number(facts, "source", "size")
     for path in (Path(given), directory / given) if given else ():
         try:
             found = path.resolve(strict=True)
             if found.is_file() and size in {0, None, float(found.stat().st_size)}:
-                return found, found.name
+                return Source(file=found, name=found.name, audio_id=audio_id)
         except (OSError, ValueError, RuntimeError):  # it is not there, or no path at all
             continue
-    return None, Path(given).name[:MAX_TEXT] or _text(facts, "request", "audio_id")
+    return Source(name=Path(given).name[:MAX_TEXT] or audio_id, audio_id=audio_id)
 
 
 # ---------------------------------------------------------------- files

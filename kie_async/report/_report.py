@@ -65,7 +65,7 @@ async def write_report(directory: str | PathLike[str], *, progress: Progress | N
 
 async def _read_outlines(directory: Path, jobs: list[ReportedJob], progress: Progress | None) -> dict[Path, Outline]:
     cache = await on_disk(OutlineCache, directory)
-    paths = {job.source for job in jobs if job.source}
+    paths = {job.source.file for job in jobs if job.source.file}
     paths |= {directory / take.name for job in jobs for take in job.takes if take.is_there}
     outlines: dict[Path, Outline] = {}
 
@@ -132,10 +132,10 @@ def _page_data(directory: Path, jobs: list[ReportedJob], outlines: Mapping[Path,
 def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) -> dict[str, Any]:
     shown: list[dict[str, Any]] = []
     lanes: list[RowFile] = []
-    if job.source is not None:
-        found = outlines.get(job.source, NO_OUTLINE)
+    if (file := job.source.file) is not None:
+        found = outlines.get(file, NO_OUTLINE)
         lanes.append(RowFile(found, is_source=True))
-        shown.append({"take": 0, "title": job.source.name, "start": 0.0} | _sound(directory, job.source, found))
+        shown.append({"take": 0, "title": file.name, "start": 0.0} | _sound(directory, file, found))
     for take in job.takes:
         found = outlines.get(directory / take.name, NO_OUTLINE)
         seconds = found.seconds or take.seconds or 0.0
@@ -159,11 +159,11 @@ def _job(job: ReportedJob, directory: Path, outlines: Mapping[Path, Outline]) ->
         "state": job.state,
         "error": job.error,
         "model": job.model,
-        "step": job.step,
-        "steps": job.steps,
-        "source": job.source_name,
+        "step": job.place.step,
+        "steps": job.place.steps,
+        "source": job.source.name,
         "cut": job.cut,
-        "seams": [seam for seam in job.seams if seam < end or job.step],
+        "seams": [seam for seam in job.seams if seam < end or job.place.step],
         "notice": job.notice,
         "lanes": [lane | {"gain": gain} for lane, gain in zip(shown, lane_gains(lanes, job.cut), strict=True)],
     }

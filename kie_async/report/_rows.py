@@ -39,6 +39,36 @@ class Take:
 
 
 @attrs.frozen(kw_only=True)
+class Source:
+    """What a job has extended.
+
+    Attributes:
+        file: if it is known and still the same.
+        name: as far as it is known.
+        audio_id: of the track, if it was one.
+    """
+
+    file: Path | None = None
+    name: str = ""
+    audio_id: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Which step of a chain a job is, in which each extends a take of the one before.
+
+    Attributes:
+        step: its number, from 1. The finished song of a chain has 0.
+        steps: how many the chain has.
+        chain: the key of the first step.
+    """
+
+    step: int = 1
+    steps: int = 1
+    chain: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class ReportedJob:
     """A row of the report.
 
@@ -47,13 +77,6 @@ class ReportedJob:
         state: as the results say; empty if they do not.
         error: why nothing was made; empty if something was.
         cut: the second of the source at which the new part begins.
-        source: the file that was extended, if it is known and still the same.
-        source_name: what was extended, as far as it is known.
-        audio_id: the track that was extended, if it was one.
-        step: which it is of a chain, in which each extends a take of the one before; from 1. The finished song of a
-            chain has 0.
-        steps: how many steps its chain has.
-        chain: the key of the first step.
         seams: the seconds at which a new part begins: the cut, or, of a finished song, where its steps meet.
         notice: why it has no seams, if that is to be said.
     """
@@ -63,13 +86,9 @@ class ReportedJob:
     state: str = ""
     error: str = ""
     model: str = ""
+    source: Source = Source()
+    place: Place = Place()
     cut: float | None = None
-    source: Path | None = None
-    source_name: str = ""
-    audio_id: str = ""
-    step: int = 1
-    steps: int = 1
-    chain: str = ""
     seams: tuple[float, ...] = ()
     notice: str = ""
     takes: tuple[Take, ...] = ()
