@@ -235,7 +235,9 @@ def test_the_file_of_a_track_tells_what_continues_it(
 ) -> None:
     out = ("--out", str(tmp_path), "--json")
     track = terminal("upload-extend", str(demo), "--at", "20", *TITLED, *out).value["tracks"][1]
-    value = terminal("extend", track["id"], "--until", "8", "--yes", *TITLED, *out).value
+    answer = terminal("extend", track["id"], "--until", "8", "--yes", *TITLED, *out)
+    value = answer.value
+    assert f"{track['id']}.mp3 holds the continuation alone: lengths are counted from its beginning" in answer.err
     assert ([step["holds"] for step in value["steps"]], value["length"]) == (["continuation"], 8.5)
     assert files.measure(Path(value["joined"])) == pytest.approx(8.5, abs=0.3)
     assert len(continuing.ledger) == 2  # by their lengths alone, its takes would be whole, and another step needed
@@ -268,6 +270,8 @@ def test_a_whole_song_is_joined_only_if_that_is_asked_for(
     )  # fmt: skip
     assert files.measure(Path(nearly.out.splitlines()[-1])) == pytest.approx(value["length"], abs=0.1)
     assert "nothing to do: " in terminal(*words, str(value["length"] + 0.4), "--trim").err  # its file is there
+    of_joined = terminal(*words, str(value["length"] + 0.4), "--trim", "--join")
+    assert ("nothing to extend: " in of_joined.err, of_joined.out == nearly.out) == (True, False)
     assert len(service.ledger) == 1
 
 
@@ -298,6 +302,9 @@ def test_a_song_is_cut_before_it_fades_out_and_its_steps_are_found_without_the_e
         without.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name))
         value = terminal(*words, "--yes", "--json").value
     assert [step["cut"] for step in value["steps"]] == [charge.body["continueAt"] for charge in service.ledger[:2]]
+    capped = terminal(*words[:4], "--until", "40", *TITLED, "--max-credits", "36", "--yes")
+    assert "until 0:40, by 0 new steps at most" in capped.err
+    assert "36 of --max-credits 36 are spent, the next step costs 12: not sent" in capped.err
     again = terminal(*words, "--yes", "--json")
     assert (again.value["steps"][0]["cut"], again.value["steps"][0]["fades_from"]) == (19.5, 20.0)
     assert ["uploadUrl" in charge.body for charge in service.ledger] == [True, False, False]
@@ -507,5 +514,7 @@ def test_a_journal_that_is_gone_is_noticed(
         path.unlink()
     answer = terminal(*words)
     assert answer.code == 8
-    assert "kie-async jobs adopt" in answer.err
+    says = "would be paid again. Put the journal back; or go on from a take that is there, by its track.id in its"
+    assert f"{says} .kie.json: kie-async extend ID --until LENGTH --out {tmp_path}/new (task " in answer.err
+    assert "kie-async jobs" not in answer.err
     assert len(service.ledger) == 1

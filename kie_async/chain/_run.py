@@ -28,6 +28,7 @@ from kie_async.errors import (
     BudgetError,
     ConflictError,
     KieError,
+    LostRecordError,
     Problem,
     SubmitUnknownError,
     invalid_request,
@@ -148,6 +149,7 @@ class ChainRun:
     observer: StepObserver = lambda _step: None
     _steps: list[ChainStep] = attrs.field(factory=list, init=False)
     _paid: _MadeStep | None = attrs.field(default=None, init=False)  # the step that is at work, once it is made
+    _price: float = attrs.field(default=0.0, init=False)  # the highest of a task, as far as known
     _song: SongLength | None = attrs.field(init=False)
     _source: Path | None = attrs.field(init=False)
 
@@ -224,6 +226,7 @@ class ChainRun:
         earlier = 0.0 if job is None else job.earlier_credits
         if job is not None and job.state in {State.SUCCEEDED, State.DELIVERED}:
             cost = CREDITS_PER_TASK if job.credits is None else job.credits
+            self._price = max(self._price, cost)
             return _MadeStep(job.task_id or "", job.tracks, as_duration(job.request.continue_at), earlier + cost)
         if job is None or job.state not in PAID:
             self._check_cap(earlier)
@@ -234,7 +237,9 @@ class ChainRun:
         if self.recorder is not None:
             await self.recorder.wait_recorded(task.id)
             await _check_recorded(self.recorder.journal, key, task.id)
-        return _MadeStep(task.id, result.tracks, result.continue_at, earlier + (credits_of(result) or 0.0))
+        cost = credits_of(result) or 0.0
+        self._price = max(self._price, cost)
+        return _MadeStep(task.id, result.tracks, result.continue_at, earlier + cost)
 
     async def _on_record(self, recorder: Recorder, key: str) -> Job | None:
         """The job of a step, resolved if a crash has left it without an answer."""
@@ -248,8 +253,8 @@ class ChainRun:
         raise kind(f"job {key!r} is {job.state}{reason}: {_REMEDIES[job.state].format(key=key)}", job.task_id)
 
     def _check_cap(self, earlier: float) -> None:
-        cap, costs = self.plan.max_credits, [step.credits for step in self._steps]
-        spent, price = sum(costs) + earlier, max(CREDITS_PER_TASK, *costs, 0.0)
+        cap, spent = self.plan.max_credits, sum(step.credits for step in self._steps) + earlier
+        price = max(CREDITS_PER_TASK, self._price)
         if cap is not None and spent + price > cap:
             left = f"{spent:.12g} of max_credits {cap:.12g} are spent, the next step costs {price:.12g}: not sent"
             raise BudgetError(f"{left}; raise max_credits", retryable=False)
@@ -290,7 +295,8 @@ class ChainRun:
         try:
             yield
         except KieError as error:
-            error.message = f"step {len(self._steps) + 1}: {error.message}; {self._so_far()}"
+            so_far = "" if isinstance(error, LostRecordError) else f"; {self._so_far()}"  # what it was is lost
+            error.message = f"step {len(self._steps) + 1}: {error.message}{so_far}"
             if self._paid is not None:
                 error.task_id, error.charged = error.task_id or self._paid.task_id, "yes"
             raise
@@ -309,7 +315,7 @@ class ChainRun:
             there = f"so far the song lasts {lasts} (track {last.track.id})"
         if self.recorder is None:
             return f"{there}; to go on from there, extend {'one of them' if self._paid else 'that track'}"
-        return f"{there}; the same call goes on from there, and pays for none of it again"
+        return f"{there}; the same call pays for none of it again"
 
 
 async def _check_recorded(journal: Journal, key: str, task_id: str) -> None:

@@ -17,7 +17,7 @@ import attrs
 from kie_async import audio, files
 from kie_async._protocol.options import UploadFields
 from kie_async._text import clock, count_of
-from kie_async.batch import RecordedTakes, Results, find_track
+from kie_async.batch import RecordedTakes, Results, find_track, read_kind
 from kie_async.chain import ChainOptions, ChainRun, ChainSource, plan_chain
 from kie_async.chain._rules import NEARLY, Chain, ChainPart, ChainStep
 from kie_async.cli._chain_ask import ask
@@ -31,12 +31,13 @@ from kie_async.cli._connect import (
     connect,
     find_journal,
     make_settings,
+    stopped_by_sigterm,
 )
 from kie_async.cli._exit_codes import TOP_UP, UsageError
 from kie_async.cli._join import say_seam
 from kie_async.cli._options import CallbackOptions, SubmitOptions
 from kie_async.cli._output import Output
-from kie_async.errors import BudgetError, ConflictError, KieError, SubmitUnknownError
+from kie_async.errors import BudgetError, ConflictError, KieError, LostRecordError, SubmitUnknownError
 from kie_async.events import Event, Notice
 from kie_async.models import Track
 from kie_async.session import KieSession
@@ -97,6 +98,9 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
         try:
             async with connect(output, receiver, emulated=emulated, sigterm=True, **opening) as session:
                 chain = await _run(output, order, session)
+        except LostRecordError:
+            output.hints = {}  # the error says all: the journal has no such job
+            raise
         except BudgetError as error:
             error.message = re.sub(r"(of|raise) max_credits\b", r"\1 --max-credits", error.message)
             raise
@@ -106,7 +110,8 @@ async def extend_until(  # noqa: PLR0913  # keyword-only but for what every comm
                 error.add_note(output.hints[3])
             raise
     output.value |= chain.to_dict() | {"steps": [_step_value(step) for step in chain.steps]}
-    song, is_written = await _finish(output, order, chain)
+    with stopped_by_sigterm():
+        song, is_written = await _finish(output, order, chain)
     _say_end(output, order, chain, song, is_written=is_written)
 
 
@@ -119,6 +124,11 @@ async def _find_track(output: Output, track: Track, out: Path, model: str | None
         output.say(
             f"no sidecar (NAME.kie.json) in {out} tells the model and the length of track {track.id}: give the --out "
             f"DIR that holds it, or {missing}"
+        )
+    if file is not None and await files.on_disk(read_kind, file) == "continuation":
+        output.say(
+            f"{file.name} holds the continuation alone: lengths are counted from its beginning, and the song before it "
+            "will not be in the result"
         )
     return found, file
 
@@ -330,18 +340,19 @@ async def _finish(output: Output, order: ChainOrder, chain: Chain) -> tuple[Path
             output.print(str(path))
         return None, False
     joins: list[tuple[Path, float, ChainPart]] = [(path, at, "continuation") for path, at in parts[1:]]
+    name = f"{plan.song}-{plan.key}-{len(chain.steps)}"
+    trimmed = f"{name}-{plan.goal.seconds:g}s"
     if order.join and plan.source_file is not None and plan.source_file != song:
         joins.insert(0, (song, chain.steps[0].cut or 0.0, "whole"))
-        song = plan.source_file
+        song, trimmed = plan.source_file, f"{name}-joined-{plan.goal.seconds:g}s"  # without --join it is another
     is_written = False
     if joins:
-        target = _target(order.out, f"{plan.song}-{plan.key}-{len(chain.steps)}-joined", song)
+        target = _target(order.out, f"{name}-joined", song)
         if is_written := not await files.on_disk(os.path.lexists, target):
             await _join(output, song, joins, target)
         output.value["joined"] = song = target
     if order.until.trim and chain.end == "reached":
-        name = f"{plan.song}-{plan.key}-{len(chain.steps)}-{plan.goal.seconds:g}s"
-        target = _target(order.out, name, song)
+        target = _target(order.out, trimmed, song)
         if not await files.on_disk(os.path.lexists, target):
             is_written = True
             output.display.doing(f"trimming {song.name}")

@@ -82,4 +82,6 @@ async def _say_fade(output: Output, order: ChainOrder) -> None:
 
 
 def _paid(jobs: list[Job]) -> float:
-    return sum(CREDITS_PER_TASK if job.credits is None else job.credits for job in jobs if job.state in PAID)
+    """What jobs have cost, with the attempts that failed."""
+    costs = (CREDITS_PER_TASK if job.credits is None else job.credits for job in jobs if job.state in PAID)
+    return sum(costs) + sum(job.earlier_credits for job in jobs)

@@ -99,13 +99,14 @@ class ChainOrder:
         return "first" if self.until.choose == "longest" else "longest"
 
     async def on_record(self) -> tuple[list[Job], list[Job]]:
-        """The steps that the journal has, and those that it has further on with the other choice."""
+        """The steps that the journal has, and its own ones of the other choice, if they go further."""
         if not self.location.exists:
             return [], []
         other = attrs.evolve(self.plan, choose=self.other_choice)
         async with self.location.journal() as journal:
             jobs = await self.plan.on_record(journal)
-            return jobs, (await other.on_record(journal))[max(len(jobs), 1) :]
+            others = await other.on_record(journal)
+            return jobs, others[1:] if len(others) > len(jobs) else []
 
     def is_ended(self, jobs: list[Job]) -> tuple[bool, set[SongLength | None]]:
         """Tell whether the steps on record need no other after them, and how long the song may be; blocks.

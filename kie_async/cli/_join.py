@@ -235,8 +235,6 @@ def _show(output: Output, joined: audio.Joined) -> dict[str, Any]:
     if joined.kind == "continuation" and joined.confidence is not None:
         holds = "the take holds nothing of the song: taken as its continuation"
     output.say(f"{holds}; it lasts {clock(joined.duration)}, the new part begins at {clock(joined.seam.at)}")
-    if quieter := round(joined.turned_down, 1):
-        output.say(f"all of it is {quieter} dB quieter, so that nothing clips")
     say_seam(output, joined)
     output.print(str(joined.path))
     return joined.to_dict() | {"path": joined.path}
@@ -244,6 +242,8 @@ def _show(output: Output, joined: audio.Joined) -> dict[str, Any]:
 
 def say_seam(output: Output, joined: audio.Joined) -> None:
     """Say by how much the new part was made louder, and what is remarkable where it begins."""
+    if quieter := round(joined.turned_down, 1):
+        output.say(f"all of it is {quieter} dB quieter, so that nothing clips")
     if gain := round(joined.gain, 1):
         louder = "louder" if gain > 0 else "quieter"
         output.say(f"from {clock(joined.seam.at)} on it was made {abs(gain)} dB {louder}, towards the level before")

@@ -76,7 +76,8 @@ async def select(
     output.say(f"{count_of(len(selection.copied), 'take')} copied, {len(selection.present)} there before")
     if number := len(selection.continuations):
         verb, them = ("holds", "it") if number == 1 else ("hold", "each")
-        remedy = f"kie-async join SONG TAKE --out FILE puts {them} behind its song"
+        where = f"{them} behind what it continues (its song, or the take before in a chain)"
+        remedy = f"kie-async join SONG TAKE --out FILE puts {where}"
         output.say(f"{number} of them {verb} the continuation alone: {remedy}")
     if selection.notes:
         output.say(f"the notes are in {selection.notes}")

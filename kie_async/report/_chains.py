@@ -13,7 +13,7 @@ from kie_async.report._rows import MAX_TEXT, Place, ReportedJob, Take
 
 Chain: TypeAlias = Sequence[ReportedJob]  # from the first step on
 
-_FINISHED = re.compile(r"(.+)-(?:joined|[\d.]+s)\.[^.]+")  # the name of the joined or trimmed song of a chain
+_FINISHED = re.compile(r"(.+?)-(?:joined|(?:joined-)?[\d.]+s)\.[^.]+")  # the joined or trimmed song of a chain
 _STEP = re.compile(r"([0-9a-f]{24}-)(\d+)")  # the key of a step
 
 
