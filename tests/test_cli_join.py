@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from command_line import Terminal, served, short_song
 
 from benchmarks._audio_cases import RATE, made_up_song, write_wav
-from kie_async import emulator, files
+from kie_async import audio, emulator, files
 from kie_async.testing import EmulatorHandle
 
 
@@ -312,3 +315,21 @@ def test_a_join_that_cannot_be_is_refused_before_anything_is_sent(
     assert answer.code == 2
     assert says in answer.err
     assert not service.arrivals
+
+
+@pytest.mark.parametrize("until", [(), ("--until", "5", "--yes")])
+@pytest.mark.usefixtures("service")
+def test_sigterm_stops_a_join(
+    until: tuple[str, ...], terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def join(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(audio, "join", join)
+    song = str(short_song(tmp_path / "song.wav"))
+    answer = terminal("upload-extend", song, "--at", "1.9", "--join", "--out", str(tmp_path / "new"), *until)
+    assert answer.code == 130
+    assert "stopped by SIGTERM" in answer.err
+    says = "go on with the same command" if until else "it is made and paid: do not send it again; kie-async join"
+    assert says in answer.err

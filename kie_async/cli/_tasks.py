@@ -21,7 +21,7 @@ from kie_async.batch import song_of
 from kie_async.chain import ChainSource
 from kie_async.cli._chain import extend_until
 from kie_async.cli._chain_order import UNTIL, UntilOptions
-from kie_async.cli._connect import SessionOptions, connect
+from kie_async.cli._connect import SessionOptions, connect, stopped_by_sigterm
 from kie_async.cli._exit_codes import UsageError, option_of
 from kie_async.cli._join import JoinOption, check_join, join_takes
 from kie_async.cli._options import (
@@ -83,7 +83,9 @@ async def upload_extend(
     await say_cut_off(output, request)
     result = await _submit(output, request, options)
     if join and result is not None:
-        await join_takes(output, Path(song), result.continue_at or 0.0, output.value["files"])
+        output.hints = {130: "it is made and paid: do not send it again; kie-async join SONG TAKE --out FILE joins it"}
+        with stopped_by_sigterm():
+            await join_takes(output, Path(song), result.continue_at or 0.0, output.value["files"])
 
 
 async def extend(
