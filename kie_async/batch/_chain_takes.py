@@ -46,13 +46,11 @@ class RecordedTakes:
         """
         job = await self._journal.get(key) or Job(key=key, request=request)
         if (task := await self._recorded.find_lost(self._journal, job)) is not None:
-            error = task.lost_error(self._results.directory, self._journal)
             where = shlex.quote(str(self._results.directory))
-            error.message = (  # what is not planned cannot be adopted
-                f"{error.message.partition('. ')[0]}. Put the journal back; or go on from a take that is there, by its "
-                f"track.id in its {SIDECAR}: kie-async extend ID --until LENGTH --out {where}"
+            raise task.lost_error(  # what is not planned cannot be adopted
+                f"Put the journal back; or go on from a take that is there, by its track.id in its {SIDECAR}: "
+                f"kie-async extend ID --until LENGTH --out {where}"
             )
-            raise error
 
     async def save(self, key: str, tracks: tuple[Track, ...]) -> tuple[Path, ...]:
         """Download them, unless they are here, and return their files."""

@@ -70,16 +70,23 @@ class RecordedTask:
     credits: float | None = None
     error: JobError | None = None
 
-    def lost_error(self, directory: Path, journal: Journal) -> LostRecordError:
+    def lost_error(self, remedy: str) -> LostRecordError:
         """Make the error of a job that must not be submitted, because this task is its."""
         task = f"task {self.task_id}" if self.task_id else "a submission whose outcome is unknown"
         return LostRecordError(
             f"{self.file} names {task} for this job, which the journal does not know: it is not submitted, for that "
-            f"would be paid again. Take it into the journal ({journal.driver}), which pays nothing: "
-            f"kie-async jobs adopt --out {shlex.quote(str(directory))}, with the same --journal if one was given",
+            f"would be paid again. {remedy}",
             self.task_id,
             charged="yes" if self.task_id else "maybe",
         )
+
+
+def adopt_remedy(directory: Path, journal: Journal) -> str:
+    """How a planned job gets the task back that the results in a directory name."""
+    return (
+        f"Take it into the journal ({journal.driver}), which pays nothing: "
+        f"kie-async jobs adopt --out {shlex.quote(str(directory))}, with the same --journal if one was given"
+    )
 
 
 def parse_record(facts: object, file: str, *, emulated: bool) -> RecordedTask | None:

@@ -22,7 +22,7 @@ from kie_async._client.task import Task
 from kie_async._protocol.admission import FailureStreak
 from kie_async.batch._delivery import Delivery
 from kie_async.batch._policy import Action, CreditBudget, ErrorPolicy
-from kie_async.batch._reconcile import RecordedTasks, find_job
+from kie_async.batch._reconcile import RecordedTasks, adopt_remedy, find_job
 from kie_async.batch._results import Results, song_file
 from kie_async.errors import (
     AudioError,
@@ -192,7 +192,7 @@ class Runner:
         """Upload, submit, and wait for the end."""
         self._check_running()
         if (task := await self._recorded.find_lost(self._recorder.journal, job)) is not None:
-            raise task.lost_error(self._results.directory, self._recorder.journal)
+            raise task.lost_error(adopt_remedy(self._results.directory, self._recorder.journal))
         await self._recorder.check_caps(job.batch)
         request = job.request
         if job.machine and is_local(request):

@@ -7,7 +7,7 @@ the new part. A result that is not longer than its cut holds only the new part; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +16,7 @@ import attrs
 from kie_async._protocol.request_rules import LONGEST, limits_of
 from kie_async._text import clock
 from kie_async.errors import Problem
-from kie_async.models import Track
+from kie_async.models import Request, Track
 
 MAX_STEPS = 10
 BEFORE_END = 0.5  # seconds
@@ -128,6 +128,17 @@ def length_after(
         return None
     begins_at = 0.0 if before is None else before.begins_at
     return SongLength(duration, begins_at + (cut or 0.0) if holds == "continuation" else begins_at)
+
+
+def take_on_record(tracks: Sequence[Track], following: Request | None) -> Track | None:
+    """The take of a step that the request of the next step extends; None if that is not made yet."""
+    audio_id = None if following is None else following.fields().get("audio_id")
+    return next((track for track in tracks if track.id == audio_id), None)
+
+
+def take_by_rule(tracks: Sequence[Track], choose: Literal["longest", "first"]) -> Track:
+    """The take of a step that is to be extended."""
+    return tracks[0] if choose == "first" else max(tracks, key=lambda track: track.duration or 0.0)
 
 
 # ---------------------------------------------------------------- the result

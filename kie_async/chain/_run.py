@@ -23,7 +23,16 @@ from kie_async._protocol.request_rules import CREDITS_PER_TASK
 from kie_async._protocol.spending import credits_of
 from kie_async._text import clock
 from kie_async.chain._plan import ChainPlan
-from kie_async.chain._rules import Chain, ChainPart, ChainStep, SongLength, length_after, part_by_length
+from kie_async.chain._rules import (
+    Chain,
+    ChainPart,
+    ChainStep,
+    SongLength,
+    length_after,
+    part_by_length,
+    take_by_rule,
+    take_on_record,
+)
 from kie_async.errors import (
     BudgetError,
     ConflictError,
@@ -265,15 +274,11 @@ class ChainRun:
         """The take that the next step extends: what is on record decides."""
         if self.recorder is not None:
             following = await self.recorder.journal.get(self.plan.step_key(number + 1))
-            audio_id = None if following is None else following.request.fields().get("audio_id")
-            for track in tracks:
-                if track.id == audio_id:
-                    return track
+            if track := take_on_record(tracks, None if following is None else following.request):
+                return track
         choose = self.plan.choose
-        if choose == "first":
-            return tracks[0]
-        if choose == "longest":
-            return max(tracks, key=lambda track: track.duration or 0.0)
+        if not callable(choose):
+            return take_by_rule(tracks, choose)
         chosen = choose(tracks)
         if inspect.isawaitable(chosen):
             chosen = await chosen

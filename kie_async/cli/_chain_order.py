@@ -14,7 +14,15 @@ from kie_async._protocol.json_values import as_duration
 from kie_async._protocol.request_rules import read_cut_point
 from kie_async.batch import read_kind
 from kie_async.chain import ChainPlan
-from kie_async.chain._rules import MAX_STEPS, ChainPart, SongLength, length_after, part_by_length
+from kie_async.chain._rules import (
+    MAX_STEPS,
+    ChainPart,
+    SongLength,
+    length_after,
+    part_by_length,
+    take_by_rule,
+    take_on_record,
+)
 from kie_async.cli._connect import JournalLocation
 from kie_async.cli._exit_codes import UsageError
 from kie_async.cli._options import JournalOption, NotNegative, Positive, Yes
@@ -119,19 +127,13 @@ class ChainOrder:
         for number, (job, following) in enumerate(zip_longest(jobs, jobs[1:]), start=1):
             if is_ended or job.state not in {State.SUCCEEDED, State.DELIVERED}:
                 break
-            track = self._chosen(job, following)
+            extended = take_on_record(job.tracks, None if following is None else following.request)
+            track = extended or take_by_rule(job.tracks, self.until.choose)
             cut = as_duration(job.request.continue_at)
             parts = self._parts(job, track, cut, can_compare=audio.can_compare() and (number > 1 or source is not None))
             readings = {(song, length_after(song, cut, track.duration, part)) for _, song in readings for part in parts}
             is_ended = all(goal.end_after(before, song, number) is not None for before, song in readings)
         return is_ended, {song for _, song in readings}
-
-    def _chosen(self, job: Job, following: Job | None) -> Track:
-        """The take of a step on record that the next one extends."""
-        audio_id = None if following is None else following.request.fields().get("audio_id")
-        tracks = [track for track in job.tracks if track.id == audio_id] or job.tracks
-        longest = max(tracks, key=lambda track: track.duration or 0.0)
-        return tracks[0] if self.until.choose == "first" else longest
 
     def _parts(self, job: Job, track: Track, cut: float | None, *, can_compare: bool) -> set[ChainPart]:
         """What a take may hold, as its length or its sidecar tells; both if the sound will decide."""
